@@ -1,0 +1,60 @@
+# What a newcomer types: `make demo`. What a developer types: `make check`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Scripts that `make bench` runs, one after another.
+BENCHMARKS ?= $(sort $(wildcard benchmarks/*.py))
+SOURCES := microbert_cli tests $(wildcard benchmarks)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lint types architecture real bench clean
+
+help: ## show these lines
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## make .venv and install the exact versions of constraints.txt
+
+# torch comes first: with it in place nothing later asks the registry for another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "mbert needs Python 3.11 or newer: make PYTHON=python3.11 setup" >&2; exit 1; }
+	@echo "installing into $(VENV); the first time takes a few minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	@$(PIP) install -e ".[onnx,dev]" -c constraints.txt
+	@touch $@
+
+demo: setup ## the whole pipeline on the text inside Python: teacher to exported student
+	$(BIN)/mbert run recipes/quickstart.toml -o runs/quickstart
+
+test: setup ## the fast tests, with coverage
+	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu" \
+		--cov=microbert_cli --cov-report=term --cov-fail-under=85
+
+check: setup format lint types architecture test ## all that must be green: format, lint, types, architecture, tests
+
+format: setup
+	$(BIN)/ruff format --check $(SOURCES)
+
+lint: setup
+	$(BIN)/ruff check $(SOURCES)
+
+types: setup
+	$(BIN)/mypy
+
+architecture: setup
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+real: setup ## the tests on real models and data (MBERT_SHARED, default ../shared); takes long
+	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python -m pytest -m real
+
+bench: setup ## the benchmark scripts under benchmarks/
+	@test -n "$(BENCHMARKS)" || echo "no benchmark scripts under benchmarks/"
+	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean: ## remove caches and build products; .venv and runs/ stay
+	rm -rf build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache
+	find microbert_cli tests -name __pycache__ -type d -prune -exec rm -rf {} +
