@@ -1,0 +1,124 @@
+"""Finds losses, methods, students, tasks, augmenters and recipes by FILE NAME, built-in or under `--include DIR`.
+
+Nothing is imported to list or check a name: what a loss needs and which parameters it has is read with `ast`, so a recipe
+is validated before torch is. A name with upper-case letters is a pattern: `bert-LxH.toml` serves `bert-4x312`.
+"""
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from microbert_cli.errors import MbertError, nearest
+
+PACKAGE = Path(__file__).parent
+KINDS = ("losses", "methods", "students", "tasks", "augmenters", "recipes")
+SUFFIXES = {
+    "losses": (".py",),
+    "methods": (".toml",),
+    "students": (".toml", ".py"),
+    "tasks": (".toml",),
+    "augmenters": (".py",),
+    "recipes": (".toml",),
+}
+
+
+class Catalog:
+    """Everything that has a name. A file under an included folder hides the built-in one of the same name."""
+
+    def __init__(self, include: Sequence[str | Path] = ()):
+        self.include = [Path(folder) for folder in include]
+        for folder in self.include:
+            if not folder.is_dir():
+                raise MbertError(
+                    "M202",
+                    "there is no such folder",
+                    where=f"--include {folder}",
+                    allowed=f"A folder with any of {', '.join(KINDS)} in it.",
+                    fix=f"mkdir -p {folder}/losses",
+                )
+
+    def names(self, kind: str) -> list[str]:
+        """All names of a kind, sorted; patterns are listed as such."""
+        return sorted(self._files(kind))
+
+    def path(self, kind: str, name: str, *, where: str) -> Path:
+        """The file behind a name, or behind a path to a file of the right kind; raises M005 with the nearest name."""
+        for error in self.check(kind, name, where):
+            raise error
+        found = self._find(kind, name)
+        assert found is not None
+        return found
+
+    def check(self, kind: str, name: str, where: str) -> Iterable[MbertError]:
+        """The error a wrong name deserves, or nothing."""
+        if self._find(kind, name) is None:
+            yield MbertError(
+                "M005",
+                f'there is no {_singular(kind)} "{name}"',
+                where=where,
+                allowed=f"Known {kind}: {nearest(name, self.names(kind))}",
+                fix=f"See them: mbert list {kind}",
+            )
+
+    def recipe_path(self, recipe: str | Path) -> Path:
+        """A recipe's file: a path as it is, else a catalogued name."""
+        path = Path(recipe)
+        if path.suffix == ".toml" or path.exists():
+            return path
+        return self.path("recipes", str(recipe), where="recipe")
+
+    def numbers(self, kind: str, name: str) -> dict[str, int]:
+        """What a pattern's letters stand for in this name: `bert-4x312` under `bert-LxH` -> {"L": 4, "H": 312}."""
+        for stem in self._files(kind):
+            if match := _pattern(stem).fullmatch(name):
+                return {letter: int(value) for letter, value in match.groupdict().items()}
+        return {}
+
+    def module(self, kind: str, name: str) -> ModuleType:
+        """The imported Python file of a name."""
+        path = self.path(kind, name, where=kind)
+        if path.is_relative_to(PACKAGE):
+            return import_module(f"microbert_cli.{kind}.{path.stem}")
+        spec = importlib.util.spec_from_file_location(f"mbert_included_{kind}_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    def loss_parameters(self, name: str) -> set[str]:
+        """The keyword parameters of a loss: its recipe keys. `normalisation` may be set for one term, too."""
+        tree = ast.parse(self.path("losses", name, where="losses").read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                return {argument.arg for argument in node.args.kwonlyargs}
+        return set()
+
+    def _find(self, kind: str, name: str) -> Path | None:
+        path = Path(name)
+        if path.suffix in SUFFIXES[kind] and path.is_file():
+            return path
+        files = self._files(kind)
+        if name in files:
+            return files[name]
+        return next((file for stem, file in files.items() if _pattern(stem).fullmatch(name)), None)
+
+    def _files(self, kind: str) -> dict[str, Path]:
+        folders = [PACKAGE / kind, *(folder / kind for folder in self.include)]
+        if kind == "recipes" and not folders[0].is_dir():
+            folders[0] = PACKAGE.parent / kind
+        files = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
+        return {file.stem: file for file in files if file.suffix in SUFFIXES[kind] and file.stem != "__init__"}
+
+
+def _pattern(stem: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"([A-Z])", r"(?P<\1>[1-9][0-9]*)", re.escape(stem)))
+
+
+def _singular(kind: str) -> str:
+    return "loss" if kind == "losses" else kind.removesuffix("s")

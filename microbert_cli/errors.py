@@ -1,0 +1,97 @@
+"""Every failure a user can cause, with a stable code, an exit code and four parts.
+
+The hundreds of a code decide the exit code, so a new error needs no second table:
+
+    M0xx recipe invalid (3)     M1xx usage (2)               M2xx input missing (4)
+    M3xx data corrupt (5)       M4xx diverged (6)            M5xx optional dependency (7)
+    M6xx a check failed (1)
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of the `mbert` command."""
+
+    DONE = 0
+    CHECK_FAILED = 1
+    USAGE = 2
+    RECIPE = 3
+    INPUT = 4
+    CORRUPT = 5
+    DIVERGED = 6
+    DEPENDENCY = 7
+    BUG = 70
+    INTERRUPTED = 130
+    TERMINATED = 143
+    BROKEN_PIPE = 141
+
+
+FAMILIES = {
+    "0": Exit.RECIPE,
+    "1": Exit.USAGE,
+    "2": Exit.INPUT,
+    "3": Exit.CORRUPT,
+    "4": Exit.DIVERGED,
+    "5": Exit.DEPENDENCY,
+    "6": Exit.CHECK_FAILED,
+}
+
+
+class MbertError(Exception):
+    """An error that helps.
+
+    what     what was wrong, with the offending value
+    where    where it came from: `file:key`, `file, line 12`, or an option
+    allowed  what is allowed, nearest match first
+    fix      the command or edit that mends it
+    """
+
+    def __init__(self, code: str, what: str, *, where: str, allowed: str, fix: str):
+        super().__init__(what)
+        self.code, self.what, self.where, self.allowed, self.fix = code, what, where, allowed, fix
+
+    @property
+    def exit_code(self) -> Exit:
+        return FAMILIES[self.code[1]]
+
+    def __str__(self) -> str:
+        pad = "\n" + " " * (len(self.code) + 3)
+        return f"[{self.code}] {self.where}: {self.what}{pad}{self.allowed}{pad}{self.fix}"
+
+    def as_dict(self) -> dict[str, str | int]:
+        return {
+            "code": self.code,
+            "exit_code": int(self.exit_code),
+            "what": self.what,
+            "where": self.where,
+            "allowed": self.allowed,
+            "fix": self.fix,
+        }
+
+
+class ManyErrors(MbertError):
+    """All that is wrong with a recipe, said at once; takes the first one's code."""
+
+    def __init__(self, errors: Sequence[MbertError]):
+        first = errors[0]
+        super().__init__(first.code, first.what, where=first.where, allowed=first.allowed, fix=first.fix)
+        self.errors = list(errors)
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)
+
+
+def one_or_many(errors: Sequence[MbertError]) -> MbertError:
+    """The only error itself, or all of them as one."""
+    return errors[0] if len(errors) == 1 else ManyErrors(errors)
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """What is allowed, and the likeliest meant: `a, b, c. Did you mean "b"?`"""
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    hint = f' Did you mean "{close[0]}"?' if close else ""
+    return f"{', '.join(options) or '(none)'}.{hint}"

@@ -1,0 +1,55 @@
+"""Which teacher layer teaches which student layer.
+
+Layer 0 is the embedding output, layers 1..N are Transformer layers. A map g lists g(0), g(1), ..., g(M) with g(0) = 0.
+
+    uniform   g(m) = m * N / M        (N must be a multiple of M; TinyBERT)
+    first     g(m) = m                (the teacher's bottom layers)
+    last      g(m) = m + N - M        (the teacher's top layers)
+    [a, b..]  g(m) = the m-th number  (explicit; one teacher layer per student layer)
+
+Source: TinyBERT section 3 and its ablation table ("uniform", "top", "bottom").
+"""
+
+from collections.abc import Sequence
+
+from microbert_cli.errors import MbertError
+
+NAMES = ("uniform", "first", "last")
+
+
+def layer_map(rule: str | Sequence[int], *, teacher_layers: int, student_layers: int) -> list[int]:
+    """The list g(0)..g(M); raises M010 where the rule does not fit the two depths."""
+    N, M = teacher_layers, student_layers
+    if M > N:
+        raise _misfit(f"a student of {M} layers cannot be mapped onto a teacher of {N}", N, M)
+    if not isinstance(rule, str):
+        return _explicit(list(rule), N, M)
+    if rule == "uniform":
+        if N % M:
+            raise _misfit(f"the uniform map needs a teacher depth that {M} divides, and {N} is not", N, M)
+        return [m * N // M for m in range(M + 1)]
+    if rule == "first":
+        return list(range(M + 1))
+    if rule == "last":
+        return [0] + [m + N - M for m in range(1, M + 1)]
+    raise _misfit(f'there is no layer map "{rule}"', N, M)
+
+
+def _explicit(layers: list[int], N: int, M: int) -> list[int]:
+    if len(layers) != M:
+        raise _misfit(f"layer_map {layers} names {len(layers)} teacher layers for {M} student layers", N, M)
+    if any(not 1 <= layer <= N for layer in layers) or layers != sorted(set(layers)):
+        raise _misfit(f"layer_map {layers} must rise strictly within 1..{N}", N, M)
+    return [0, *layers]
+
+
+def _misfit(what: str, N: int, M: int) -> MbertError:
+    divisors = [str(m) for m in range(1, N + 1) if N % m == 0]
+    return MbertError(
+        "M010",
+        what,
+        where="layer_map",
+        allowed=f"uniform (student depths {', '.join(divisors)} fit {N} teacher layers), first, last, "
+        f"or {M} rising teacher layers such as {list(range(max(1, N - M + 1), N + 1))}.",
+        fix="Choose another student or map: --set layer_map=last",
+    )

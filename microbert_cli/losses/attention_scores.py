@@ -1,0 +1,32 @@
+"""Attention distillation: the student's attention scores approach the teacher's, head by head.
+
+    L = sum over mapped layers m of  mean over heads a and real pairs (q, k) of  (s_maqk - t_g(m)aqk)^2
+
+s, t  scores Q K^T / sqrt(head size) BEFORE softmax and before any mask is added, [B, A, Q, K]; both nets have A heads.
+normalisation = "reference" repeats the released code: the additive mask of -10,000 puts padded keys below -100, every
+score <= -100 becomes 0 on both sides, then one mean over all B x A x Q x K elements - padded queries count in full.
+
+Source: TinyBERT, attention loss on unnormalised scores; the arithmetic of `reference` is the released code's.
+"""
+
+from torch import Tensor
+
+from microbert_cli.reduce import mean_over_pairs
+
+needs = {"scores", "mask"}
+over = "layers"
+
+
+def attention_scores(
+    student_BAQK: Tensor, teacher_BAQK: Tensor, mask_BT: Tensor, *, normalisation: str = "masked"
+) -> Tensor:
+    """One layer's term; see the module's formula."""
+    student_BAQK, teacher_BAQK = student_BAQK.float(), teacher_BAQK.float()
+    if normalisation != "reference":
+        return mean_over_pairs((student_BAQK - teacher_BAQK).square(), mask_BT)
+    return (_as_released(student_BAQK, mask_BT) - _as_released(teacher_BAQK, mask_BT)).square().mean()
+
+
+def _as_released(scores_BAQK: Tensor, mask_BT: Tensor) -> Tensor:
+    unseen = (mask_BT == 0)[:, None, None, :] | (scores_BAQK <= -100.0)
+    return scores_BAQK.masked_fill(unseen, 0.0)

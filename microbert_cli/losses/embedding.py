@@ -1,0 +1,23 @@
+"""Embedding distillation: the student's embedding output, mapped to the teacher's width, approaches the teacher's.
+
+    L = mean over real tokens t of  |W e_t + b - E_t|^2 / D        (dimensionless)
+
+e_t student embedding output [d] (after LayerNorm and dropout), E_t the teacher's [D], W, b the map that the hidden-state
+loss uses too. normalisation = "reference" averages over padding as well.
+
+Source: TinyBERT, embedding-layer loss; the map is shared with the hidden states as in the released code.
+"""
+
+from torch import Tensor
+
+from microbert_cli.reduce import mean_over_tokens
+
+needs = {"hidden", "mask"}
+over = "embedding"
+projects = "hidden"
+
+
+def embedding(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor, *, normalisation: str = "masked") -> Tensor:
+    """The layer-0 term; see the module's formula."""
+    square_BTD = (student_BTD.float() - teacher_BTD.float()).square()
+    return square_BTD.mean() if normalisation == "reference" else mean_over_tokens(square_BTD, mask_BT)

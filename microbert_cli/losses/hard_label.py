@@ -1,0 +1,28 @@
+"""Hard labels: cross-entropy with the gold class, or squared error with the gold score.
+
+    classes   mean over original rows of -log softmax(z)_y
+    score     mean over original rows of (z - y)^2
+
+z student logits [B, C], y gold class or score [B]. Rows that augmentation made are left out: a word was exchanged, the
+label may no longer hold. A batch of augmented rows alone gives 0.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+needs = {"logits", "labels", "augmented"}
+over = "batch"
+
+
+def hard_label(
+    student_BC: Tensor, labels_B: Tensor, augmented_B: Tensor | None = None, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """The batch's term; see the module's formulas."""
+    if student_BC.shape[-1] == 1:
+        loss_B = (student_BC[:, 0].float() - labels_B.float()).square()
+    else:
+        loss_B = F.cross_entropy(student_BC.float(), labels_B, reduction="none", label_smoothing=label_smoothing)
+    if augmented_B is None:
+        return loss_B.mean()
+    original_B = (~augmented_B).to(loss_B.dtype)
+    return (loss_B * original_B).sum() / original_B.sum().clamp(min=1.0)

@@ -1,0 +1,56 @@
+"""Soft targets: the student's class distribution approaches the teacher's at temperature T.
+
+With p = softmax(z_T / T), q = softmax(z_S / T), both [B, C]:
+
+    cross-entropy   - sum_c p_c log q_c                     (TinyBERT)
+    kl              sum_c p_c log(p_c / q_c)                (DistilBERT, FastBERT, MT-DNN, PKD)
+    symmetric-kl    (KL(p||q) + KL(q||p)) / 2               (MoEBERT)
+
+reduction "batch" sums over classes and averages over rows; "elements" divides by B x C. `squared_temperature` multiplies
+by T^2, which keeps the gradient's size when T grows. Under normalisation = "reference" the default reduction is
+"elements": the released TinyBERT averages over classes too, a gradient C times smaller.
+
+Regression (C = 1, no classes): mean (z_S - z_T)^2. normalisation = "reference" repeats the released rule for STS-B, which
+does not ask the teacher: mean (z_S - y)^2 with the gold score y, augmented rows included.
+
+Source: TinyBERT, prediction-layer loss; Hinton et al. 2015 for the temperature.
+"""
+
+from torch import Tensor
+
+needs = {"logits", "labels"}
+over = "batch"
+
+
+def soft_target(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    labels_B: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    divergence: str = "cross-entropy",
+    reduction: str = "auto",
+    squared_temperature: bool = False,
+    normalisation: str = "masked",
+) -> Tensor:
+    """The batch's term; see the module's formulas."""
+    student_BC, teacher_BC = student_BC.float(), teacher_BC.float()
+    if student_BC.shape[-1] == 1:
+        target_B = labels_B if normalisation == "reference" and labels_B is not None else teacher_BC[:, 0]
+        return (student_BC[:, 0] - target_B.to(student_BC.dtype)).square().mean()
+    log_p, log_q = (z.div(temperature).log_softmax(-1) for z in (teacher_BC, student_BC))
+    terms_BC = _divergence(divergence, log_p, log_q)
+    if reduction == "auto":
+        reduction = "elements" if normalisation == "reference" else "batch"
+    mean = terms_BC.mean() if reduction == "elements" else terms_BC.sum(-1).mean()
+    return mean * temperature**2 if squared_temperature else mean
+
+
+def _divergence(name: str, log_p: Tensor, log_q: Tensor) -> Tensor:
+    if name == "cross-entropy":
+        return -log_p.exp() * log_q
+    if name == "kl":
+        return log_p.exp() * (log_p - log_q)
+    if name == "symmetric-kl":
+        return 0.5 * (log_p.exp() - log_q.exp()) * (log_p - log_q)
+    raise ValueError(f'divergence "{name}" is none of cross-entropy, kl, symmetric-kl')

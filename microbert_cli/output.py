@@ -1,0 +1,220 @@
+"""Output directories: worked on beside, renamed when whole, never overwritten.
+
+    OUT            exists only complete, with its manifest
+    OUT.partial    where the stage works; found again, same identity -> resumed
+    OUT.old-N      what --force or a changed recipe moved aside
+    OUT.lock       held while a run works on OUT
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from microbert_cli import manifest
+from microbert_cli.errors import MbertError
+from microbert_cli.tracking import SILENT, Talk
+
+Identity = Mapping[str, Any]
+
+
+@dataclass
+class Work:
+    """A directory being made. `facts` go into the manifest; `done` says that OUT was there already."""
+
+    out: Path
+    path: Path
+    done: bool = False
+    resumed: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def working(
+    out: Path,
+    *,
+    stage: str,
+    identity: Identity,
+    force: bool = False,
+    resume: bool = True,
+    renew: bool = False,
+    talk: Talk = SILENT,
+) -> Iterator[Work]:
+    """Yields a directory to work in, and turns it into OUT when the block ends well.
+
+    force   moves a finished OUT and any begun work aside first
+    resume  goes on with begun work of the same identity
+    renew   moves an OUT of another identity aside, instead of raising M110
+    Raises M110 (OUT made by another recipe), M111 (OUT holds something else), M112 (another run works on it),
+    M220 (disk full; what is done stays in OUT.partial).
+    """
+    out = out.absolute()
+    with _locked(out):
+        if force:
+            _aside(out, talk)
+            _aside(manifest.partial_path(out), talk)
+        elif _is_done(out, identity, renew, talk):
+            yield Work(out, out, done=True)
+            return
+        work = _begin(out, stage, identity, resume, talk)
+        started = manifest.now()
+        try:
+            yield work
+            manifest.write(work.path, stage=stage, identity=identity, started=started, **work.facts)
+            _publish(work)
+        except OSError as error:
+            raise disk_error(error, out) from error
+
+
+def is_up_to_date(out: Path, identity: Identity) -> bool:
+    """Whether OUT is complete and was made from exactly these keys and inputs."""
+    return (out / manifest.FILE).is_file() and manifest.read(out)["identity_hash"] == manifest.digest(identity)
+
+
+def differences(out: Path, identity: Identity) -> list[str]:
+    """Why OUT is not up to date, a line each: `finetune.epochs: 3.0 -> 2.0`."""
+    old = _flat(manifest.read(out)["identity"])
+    new = _flat(json.loads(json.dumps(identity, default=str)))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}" for key in keys]
+
+
+def disk_error(error: OSError, out: Path) -> Exception:
+    """A full disk as an error that helps; any other failure as it is."""
+    import errno
+
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    return MbertError(
+        "M220",
+        f"the disk is full: {error.strerror}",
+        where=str(out),
+        allowed="Nothing was lost: finished work is whole, begun work waits in the .partial directory beside.",
+        fix=f"Make room, then the same command again: {' '.join(manifest.command_line())}",
+    )
+
+
+def _is_done(out: Path, identity: Identity, renew: bool, talk: Talk) -> bool:
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if not (out / manifest.FILE).is_file():
+        raise MbertError(
+            "M111",
+            "this directory is not empty, and no stage of mbert finished it",
+            where=f"-o {out}",
+            allowed="A new or empty directory, or one that the same command made.",
+            fix="Choose another -o, or move this one aside: --force",
+        )
+    if is_up_to_date(out, identity):
+        return True
+    changed = differences(out, identity)
+    if renew:
+        talk.note(f"{out.name}: made anew, because {'; '.join(changed[:3])}")
+        _aside(out, talk)
+        return False
+    raise MbertError(
+        "M110",
+        f"this directory was made from something else ({'; '.join(changed[:6])})",
+        where=f"-o {out}",
+        allowed="A new or empty directory, or one that the same recipe and inputs made.",
+        fix="Choose another -o, or move the old one aside: --force",
+    )
+
+
+def _begin(out: Path, stage: str, identity: Identity, resume: bool, talk: Talk) -> Work:
+    partial = manifest.partial_path(out)
+    begun = {"stage": stage, "identity_hash": manifest.digest(identity), "argv": manifest.command_line()}
+    if partial.is_dir():
+        if resume and _begun(partial) == begun["identity_hash"]:
+            talk.note(f"{out.name}: going on with what was begun in {partial.name}")
+            return Work(out, partial, resumed=True)
+        _aside(partial, talk)
+    try:
+        partial.mkdir(parents=True)
+        manifest.write_text(partial / "begun.json", json.dumps(begun))
+    except OSError as error:
+        raise disk_error(error, out) from error
+    return Work(out, partial)
+
+
+def _begun(partial: Path) -> str | None:
+    try:
+        found: str = json.loads((partial / "begun.json").read_text(encoding="utf-8"))["identity_hash"]
+        return found
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _publish(work: Work) -> None:
+    (work.path / "begun.json").unlink(missing_ok=True)
+    if work.out.is_dir():
+        work.out.rmdir()
+    work.path.rename(work.out)
+    _sync(work.out.parent)
+
+
+def _aside(path: Path, talk: Talk) -> None:
+    if not path.exists():
+        return
+    number = 1
+    while (target := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    path.rename(target)
+    talk.note(f"{path.name}: the old one was moved to {target}")
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = out.with_name(f".{out.name}.lock").open("w")
+    except OSError as error:
+        raise disk_error(error, out) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise MbertError(
+            "M112",
+            "another run is working on this directory",
+            where=f"-o {out}",
+            allowed="One run at a time for one directory.",
+            fix="Wait for it, or choose another -o.",
+        ) from None
+    try:
+        yield
+    finally:
+        Path(lock.name).unlink(missing_ok=True)
+        lock.close()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = "(none)" if value is None else str(value)
+    return text if len(text) <= 24 else text[:12] + "…"
+
+
+def free_bytes(path: Path) -> int:
+    """Free space on the disk that holds `path`, bytes."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

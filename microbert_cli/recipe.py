@@ -1,0 +1,201 @@
+"""What a recipe may say: strict, frozen models. How its layers are merged is `resolve.py`'s matter.
+
+A table that has one main key may be written as that key's value: `corpus = "python-docs"` means `corpus.source`,
+`losses.hidden_states = 1.0` means `losses.hidden_states.weight`. SHORTHAND lists them.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(gt=0)]
+Normalisation = Literal["masked", "reference"]
+LayerMap = Literal["uniform", "first", "last"] | list[int]
+
+SHORTHAND = {"teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size"}
+STAGES = ("pretrain", "finetune", "general-distill", "augment", "task-distill", "evaluate", "export", "report")
+
+
+class Strict(BaseModel):
+    """A table whose keys are all known and whose values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Term(BaseModel):
+    """One loss of a sum: its weight, and the loss's own keyword parameters beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    weight: float = 1.0
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Training(Strict):
+    """How long and how fast anything is trained; `steps`, where given, rules over `epochs`."""
+
+    epochs: Positive = 3.0
+    steps: Count | None = None
+    batch_size: Count = 32
+    learning_rate: Positive = 5e-5
+    optimizer: Literal["adamw", "bertadam"] = "adamw"
+    schedule: Literal["constant", "linear"] = "linear"
+    warmup: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    max_grad_norm: Positive = 1.0
+    accumulate: Count = 1
+    evaluations: Annotated[int, Field(ge=0)] = 4
+    checkpoint_seconds: Positive = 120.0
+
+
+class Phase(Training):
+    """A training phase of a distillation method: which losses with which weights."""
+
+    losses: dict[str, Term] = {}
+    data: Literal["auto", "original", "augmented"] = "auto"
+    learning_rates: list[Positive] = []
+
+
+class Data(Strict):
+    """Where task data lies. `folder` is a GLUE folder; the file keys describe a table of the user's own."""
+
+    folder: str | None = None
+    train_file: str | None = None
+    dev_file: str | None = None
+    test_file: str | None = None
+    text: list[str] | str | None = None
+    label: str | None = None
+    labels: list[str] | None = None
+    kind: Literal["classes", "score"] | None = None
+    max_length: Count | None = None
+    limit: Count | None = None
+
+
+class Teacher(Strict):
+    """The model that is asked. `label_order` names its outputs where the checkpoint does not."""
+
+    model: str | None = None
+    margin: Share = 0.02
+    allow_weak: bool = False
+    label_order: list[str] | None = None
+    dropout: bool = False
+
+
+class Corpus(Strict):
+    """Plain text, and how it is cut into blocks of at most `max_length` tokens."""
+
+    source: str | None = None
+    format: Literal["pairs", "packed"] = "pairs"
+    max_length: Count = 128
+    heldout: Share = 0.02
+    documents: Count | None = None
+    random_next: Share = 0.5
+    short: Share = 0.1
+
+
+class Vocabulary(Strict):
+    """A WordPiece vocabulary trained on the corpus; without a size the base model's is taken."""
+
+    size: Count | None = None
+    lowercase: bool = True
+
+
+class Vectors(Strict):
+    """Word vectors: GloVe text or zip, or the input embeddings of a BERT directory."""
+
+    source: str | None = None
+    limit: Count = 100_000
+
+
+class Pretrain(Training):
+    """Masked-LM training."""
+
+    model: str | None = None
+    masked: Share = 0.15
+    learning_rate: Positive = 1e-4
+    epochs: Positive = 1.0
+
+
+class Finetune(Training):
+    """Training on a task's labels alone."""
+
+    model: str | None = None
+    learning_rate: Positive = 5e-5
+    learning_rates: list[Positive] = []
+    evaluations: Annotated[int, Field(ge=0)] = 4
+    losses: dict[str, Term] = {"hard_label": Term()}
+
+
+class Augment(Strict):
+    """Algorithm 1 of TinyBERT; see `augmentation.py`."""
+
+    masked_lm: str | None = None
+    sources: list[str] = ["masked_lm", "word_vectors"]
+    copies: Count = 20
+    replace_probability: Share = 0.4
+    candidates_per_word: Count = 15
+    query: Literal["with-original", "alone"] = "with-original"
+    candidates: Literal["once", "sequential"] = "once"
+    stop_words: str = "builtin"
+    batch_size: Count = 64
+    format: Literal["parquet", "tsv"] = "parquet"
+
+
+class Evaluate(Strict):
+    """What the evaluator looks at."""
+
+    model: str | None = None
+    splits: list[str] | None = None
+    batch_size: Count = 64
+    precision: Literal["fp32", "int8"] = "fp32"
+
+
+class Export(Strict):
+    """What an export directory holds beside the safetensors model."""
+
+    model: str | None = None
+    onnx: bool = True
+    int8: bool = True
+    tolerance: Positive = 1e-4
+
+
+class Recipe(Strict):
+    """The whole run. Method files are recipes too: they fill `layer_map`, `general` and `phases`."""
+
+    title: str = ""
+    source: str = ""
+    task: str | None = None
+    method: str = "tinybert"
+    student: str | None = None
+    base: str | None = None
+    seed: int = 42
+    seeds: list[int] = []
+    device: str = "auto"
+    stages: list[str] = []
+    init: str = "auto"
+    augmented: str | Literal[False] | None = None
+    normalisation: Normalisation = "masked"
+    layer_map: LayerMap = "uniform"
+    data: Data = Data()
+    teacher: Teacher = Teacher()
+    corpus: Corpus = Corpus()
+    vocabulary: Vocabulary = Vocabulary()
+    vectors: Vectors = Vectors()
+    pretrain: Pretrain = Pretrain()
+    finetune: Finetune = Finetune()
+    general: Phase = Phase()
+    phases: dict[str, Phase] = {}
+    augment: Augment = Augment()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+    variant: dict[str, dict[str, Any]] = {}
+    by_task: dict[str, dict[str, Any]] = {}
+
+    def keys(self, *names: str) -> dict[str, Any]:
+        """The named parts as plain values: what a stage's identity is made of."""
+        whole = self.model_dump(mode="json")
+        return {name: whole[name] for name in names}

@@ -1,0 +1,294 @@
+"""One pure function from all the places a value may come from to one recipe, with the origin of every key.
+
+Priority: built-in default < method < method's values for the task < recipe < `MBERT_SET_<key>` environment < `--set` < flag.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from microbert_cli.catalog import Catalog
+from microbert_cli.errors import MbertError, nearest, one_or_many
+from microbert_cli.recipe import SHORTHAND, STAGES, Recipe, Term
+
+Flat = dict[str, Any]
+ENVIRONMENT = "MBERT_SET_"
+METHOD_KEYS = {"title", "source", "layer_map", "normalisation", "general", "phases", "corpus", "by_task"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place: nested tables, and how an error should call the place."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A valid recipe and, for every dotted key, where its value came from."""
+
+    recipe: Recipe
+    origins: dict[str, str]
+    name: str
+
+
+def resolve(
+    *,
+    catalog: Catalog,
+    recipe: str | Path | None = None,
+    sets: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Resolved:
+    """Merges every source of values and checks the result; raises all errors at once.
+
+    recipe  a TOML file or a catalogued recipe's name;  sets  `key=value` texts;  flags  dotted key -> value of named options.
+    """
+    path = catalog.recipe_path(recipe) if recipe is not None else None
+    own = Layer(str(path), read_toml(path)) if path else Layer("no recipe", {})
+    upper = [own, *_environment_layers(environment), *_set_layers(sets), *_flag_layers(flags or {})]
+    upper = [Layer(layer.origin, normalise(layer.values)) for layer in upper]
+    method = _last(upper, "method") or Recipe.model_fields["method"].default
+    layers = [*_method_layers(catalog, str(method), _last(upper, "task")), *upper]
+    name = path.stem if path else "mbert"
+    return Resolved(*_validate(layers, catalog), name=name)
+
+
+def overlay(resolved: Resolved, values: Mapping[str, Any], origin: str, catalog: Catalog) -> Resolved:
+    """The same recipe with other values for some keys, checked again: what a variant is."""
+    base = Layer("recipe", resolved.recipe.model_dump(mode="json", exclude_unset=True))
+    recipe, origins = _validate([base, Layer(origin, normalise(values))], catalog)
+    merged = {key: resolved.origins.get(key, source) if source == "recipe" else source for key, source in origins.items()}
+    return Resolved(recipe, merged, resolved.name)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as nested tables; raises M001 (not TOML, not UTF-8) or M201 (not there)."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise MbertError(
+            "M201",
+            "there is no such file",
+            where=str(path),
+            allowed="An existing TOML file, or the name of a catalogued recipe.",
+            fix="See them: mbert list recipes",
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MbertError(
+            "M001",
+            f"this is not valid TOML: {error}",
+            where=str(path),
+            allowed='TOML 1.0 in UTF-8: key = "text", key = 1.5, key = [1, 2], [table].',
+            fix=f"Correct the line, then: mbert run {path} --dry-run",
+        ) from None
+
+
+def normalise(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Shorthands written out, so that layers merge key by key."""
+    tables: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in SHORTHAND and not isinstance(value, Mapping):
+            value = {SHORTHAND[key]: value}
+        if isinstance(value, Mapping):
+            value = {
+                inner: _weights(table) if inner == "losses" else table for inner, table in normalise(value).items()
+            }
+        tables[key] = value
+    return tables
+
+
+def _weights(losses: Any) -> Any:
+    if not isinstance(losses, Mapping):
+        return losses
+    return {name: term if isinstance(term, Mapping) else {"weight": term} for name, term in losses.items()}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Flat:
+    """Nested tables as dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: Flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def nest(dotted: str, value: Any) -> dict[str, Any]:
+    """One dotted key as nested tables."""
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """`upper` over `lower`, table by table; lists and values are replaced whole."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def parse_value(text: str) -> Any:
+    """A TOML scalar or list; what is none is taken as text, so `--set task=sst2` needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _set_layers(sets: Sequence[str]) -> list[Layer]:
+    layers = []
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise MbertError(
+                "M101",
+                f'"{text}" is not of the form key=value',
+                where="--set",
+                allowed="A dotted recipe key, an equals sign, a TOML value.",
+                fix="For instance: --set finetune.epochs=2",
+            )
+        layers.append(Layer(f"--set {key.strip()}", nest(key.strip(), parse_value(value.strip()))))
+    return layers
+
+
+def _environment_layers(environment: Mapping[str, str] | None) -> list[Layer]:
+    environment = os.environ if environment is None else environment
+    names = sorted(name for name in environment if name.startswith(ENVIRONMENT))
+    return [
+        Layer(name, nest(name.removeprefix(ENVIRONMENT).lower().replace("__", "."), parse_value(environment[name])))
+        for name in names
+    ]
+
+
+def _flag_layers(flags: Mapping[str, Any]) -> list[Layer]:
+    return [Layer(f"flag for {key}", nest(key, value)) for key, value in flags.items() if value is not None]
+
+
+def _method_layers(catalog: Catalog, method: str, task: Any) -> list[Layer]:
+    path = catalog.path("methods", method, where="method")
+    values = read_toml(path)
+    if unknown := values.keys() - METHOD_KEYS:
+        raise one_or_many([_unknown(key, str(path), METHOD_KEYS) for key in sorted(unknown)])
+    by_task = values.pop("by_task", {})
+    values = {key: value for key, value in values.items() if key not in ("title", "source")}
+    layers = [Layer(f"method {method}", normalise(values))]
+    if isinstance(task, str) and (own := by_task.get(Path(task).stem)):
+        layers.append(Layer(f"method {method}, for {task}", normalise(own)))
+    return layers
+
+
+def _last(layers: Iterable[Layer], key: str) -> Any:
+    values = [layer.values[key] for layer in layers if key in layer.values]
+    return values[-1] if values else None
+
+
+def _validate(layers: Sequence[Layer], catalog: Catalog) -> tuple[Recipe, dict[str, str]]:
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        merged = merge(merged, layer.values)
+        origins |= dict.fromkeys(flatten(layer.values), layer.origin)
+    try:
+        recipe = Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise one_or_many([_explain(dict(e), origins) for e in error.errors()]) from None
+    if errors := [*_check_names(recipe, catalog, origins)]:
+        raise one_or_many(errors)
+    return recipe, origins
+
+
+def _explain(error: Mapping[str, Any], origins: Mapping[str, str]) -> MbertError:
+    parts = [str(part) for part in error["loc"] if part not in ("LayerMap",)]
+    key = ".".join(parts)
+    origin = _origin(key, origins)
+    if error["type"] == "extra_forbidden":
+        return _unknown(key, origin, _siblings(parts))
+    return MbertError(
+        "M003",
+        f"{error['input']!r} does not fit: {error['msg'].lower()}",
+        where=f"{origin}, {key}",
+        allowed="What the key takes is in the reference of recipe keys.",
+        fix="See every value and where it comes from: --explain-config",
+    )
+
+
+def _origin(key: str, origins: Mapping[str, str]) -> str:
+    near = [origin for known, origin in origins.items() if key.startswith(known) or known.startswith(key)]
+    return near[-1] if near else "recipe"
+
+
+def _unknown(key: str, origin: str, options: Iterable[str]) -> MbertError:
+    return MbertError(
+        "M002",
+        f'there is no key "{key}"',
+        where=f"{origin}, {key}",
+        allowed=f"Known here: {nearest(key.split('.')[-1], options)}",
+        fix="See all of them: mbert run RECIPE --explain-config",
+    )
+
+
+def _siblings(parts: Sequence[str]) -> list[str]:
+    model: Any = Recipe
+    for part in parts[:-1]:
+        inner = model.model_fields.get(part)
+        model = _table(inner.annotation) if inner else model
+    return list(model.model_fields)
+
+
+def _table(annotation: Any) -> type[BaseModel]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+    return inner[0] if inner else Recipe
+
+
+def _check_names(recipe: Recipe, catalog: Catalog, origins: Mapping[str, str]) -> Iterable[MbertError]:
+    tables = {"finetune": recipe.finetune.losses, "general": recipe.general.losses}
+    tables |= {f"phases.{name}": phase.losses for name, phase in recipe.phases.items()}
+    for table, losses in tables.items():
+        for name, term in losses.items():
+            yield from _check_loss(f"{table}.losses.{name}", name, term, catalog, origins)
+    for stage in recipe.stages:
+        if stage not in STAGES and stage not in recipe.variant:
+            yield MbertError(
+                "M004",
+                f'there is no stage "{stage}"',
+                where=f"{_origin('stages', origins)}, stages",
+                allowed=f"Stages and this recipe's variants: {nearest(stage, [*STAGES, *recipe.variant])}",
+                fix="Name a stage, or define it: [variant.NAME]",
+            )
+    if recipe.student is not None:
+        yield from catalog.check("students", recipe.student, f"{_origin('student', origins)}, student")
+    if recipe.task is not None and not recipe.data.train_file:
+        yield from catalog.check("tasks", recipe.task, f"{_origin('task', origins)}, task")
+    for name in recipe.augment.sources:
+        yield from catalog.check("augmenters", name, f"{_origin('augment.sources', origins)}, augment.sources")
+
+
+def _check_loss(
+    key: str, name: str, term: Term, catalog: Catalog, origins: Mapping[str, str]
+) -> Iterable[MbertError]:
+    where = f"{_origin(key, origins)}, {key}"
+    if errors := list(catalog.check("losses", name, where)):
+        yield from errors
+        return
+    known = catalog.loss_parameters(name)
+    for parameter in term.parameters.keys() - known:
+        yield MbertError(
+            "M006",
+            f'the loss "{name}" has no parameter "{parameter}"',
+            where=f"{where}.{parameter}",
+            allowed=f"Its parameters: {nearest(parameter, known | {'weight'})}",
+            fix=f"Read what they mean: mbert show losses {name}",
+        )
