@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 # Scripts that `make bench` runs, one after another.
 BENCHMARKS ?= $(sort $(wildcard benchmarks/*.py))
 SOURCES := microbert_cli tests $(wildcard benchmarks)
