@@ -1,0 +1,177 @@
+"""Weights x losses x layer map -> one number and its named parts. Owns what only training needs, such as projections.
+
+    L = sum over terms  w_i * L_i,   L_i = sum over the layers the loss is `over`
+
+A term with weight 0 is not computed, and what nobody reads is not asked of the models. `losses()` yields (parameter group,
+scalar) pairs, so that an adversary with its own optimiser is one more pair to the loop, no special case.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from microbert_cli.capture import Seen, Want, look
+from microbert_cli.catalog import Catalog
+
+Batch = Mapping[str, Tensor]
+Ask = Callable[[Batch, Want], Seen]
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One loss of the catalogue, its weight and its parameters."""
+
+    name: str
+    weight: float
+    function: Callable[..., Tensor]
+    needs: frozenset[str]
+    over: str
+    projects: bool
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def takes(self) -> list[str]:
+        """The names of the function's parameters, shape suffixes and all."""
+        return list(inspect.signature(self.function).parameters)
+
+
+def make_terms(losses: Mapping[str, tuple[float, Mapping[str, Any]]], catalog: Catalog) -> list[LossTerm]:
+    """The catalogue's losses by name, each with (weight, parameters); weight 0 is left out."""
+    return [_term(name, weight, dict(parameters), catalog) for name, (weight, parameters) in losses.items() if weight]
+
+
+def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog) -> LossTerm:
+    module = catalog.module("losses", name)
+    return LossTerm(
+        name=name,
+        weight=weight,
+        function=getattr(module, name),
+        needs=frozenset(module.needs),
+        over=module.over,
+        projects=getattr(module, "projects", "") == "hidden",
+        parameters=parameters,
+    )
+
+
+class Objective(nn.Module):
+    """Everything that turns a batch into losses.
+
+    student          the model in training
+    ask_teacher      shows what the teacher sees in a batch; None where nobody is asked
+    map_layers       g(0)..g(M): the teacher layer of every student layer
+    student_width, teacher_width   of the projected vectors; equal widths are projected too when `always_project`, since the
+                     released code does so
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[LossTerm],
+        student: nn.Module,
+        *,
+        ask_teacher: Ask | None = None,
+        map_layers: Sequence[int] = (0,),
+        student_width: int = 0,
+        teacher_width: int = 0,
+        normalisation: str = "masked",
+        always_project: bool = False,
+    ):
+        super().__init__()
+        self.terms = list(terms)
+        self.normalisation = normalisation
+        self.map_layers = list(map_layers)
+        self._student = [student]
+        self._ask_teacher = ask_teacher
+        self.projection: nn.Linear | None = None
+        if any(term.projects for term in terms) and (student_width != teacher_width or always_project):
+            self.projection = _fit_dense(student_width, teacher_width)
+
+    @property
+    def student(self) -> nn.Module:
+        """The model in training; it is not a submodule, so that training state and model stay apart."""
+        return self._student[0]
+
+    @property
+    def student_want(self) -> Want:
+        return self._want([0, *range(1, len(self.map_layers))])
+
+    @property
+    def teacher_want(self) -> Want:
+        return self._want(self.map_layers)
+
+    def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        """(parameter group, scalar, named parts) of one batch."""
+        teacher = self._ask_teacher(batch, self.teacher_want) if self._ask_teacher else Seen()
+        student = look(self.student, batch, self.student_want)
+        parts = {term.name: self._value(term, student, teacher, batch) for term in self.terms}
+        total = torch.stack([term.weight * parts[term.name] for term in self.terms]).sum()
+        yield "student", total, parts
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The student's scalar alone."""
+        return next(self.losses(batch))[1]
+
+    def _want(self, layers: Sequence[int]) -> Want:
+        over = {term.over for term in self.terms if "hidden" in term.needs}
+        hidden = set(layers[1:]) if "layers" in over else set()
+        hidden |= {layers[0]} if over & {"layers", "embedding"} and self._reads_embedding else set()
+        scores = set(layers[1:]) if any("scores" in term.needs for term in self.terms) else set()
+        return Want(
+            logits=any("logits" in term.needs for term in self.terms),
+            token_logits=any("token_logits" in term.needs for term in self.terms),
+            hidden=frozenset(hidden),
+            scores=frozenset(scores),
+        )
+
+    @property
+    def _reads_embedding(self) -> bool:
+        return any(term.over == "embedding" for term in self.terms)
+
+    def _value(self, term: LossTerm, student: Seen, teacher: Seen, batch: Batch) -> Tensor:
+        keywords = dict(term.parameters)
+        if "normalisation" in term.takes:
+            keywords.setdefault("normalisation", self.normalisation)
+        values = [
+            term.function(**self._positional(term, student, teacher, batch, layer), **keywords)
+            for layer in self._layers(term)
+        ]
+        return torch.stack(values).sum()
+
+    def _layers(self, term: LossTerm) -> Sequence[int]:
+        return range(1, len(self.map_layers)) if term.over == "layers" else [0]
+
+    def _positional(self, term: LossTerm, student: Seen, teacher: Seen, batch: Batch, layer: int) -> dict[str, Any]:
+        student_value, teacher_value = self._pair(term, student, teacher, layer)
+        known = {
+            "student": student_value,
+            "teacher": teacher_value,
+            "mask": batch.get("attention_mask"),
+            "labels": batch.get("labels"),
+            "augmented": batch.get("augmented"),
+            "token_labels": batch.get("token_labels"),
+            "token_logits": student.token_logits,
+        }
+        plain = {name: name.rpartition("_")[0] for name in term.takes}
+        return {name: known[short] for name, short in plain.items() if short in known}
+
+    def _pair(self, term: LossTerm, student: Seen, teacher: Seen, layer: int) -> tuple[Any, Any]:
+        taught_by = self.map_layers[layer] if layer < len(self.map_layers) else 0
+        if "scores" in term.needs:
+            return student.scores[layer], teacher.scores[taught_by]
+        if "hidden" in term.needs:
+            return self._project(student.hidden[layer], term), teacher.hidden[taught_by]
+        return student.logits, teacher.logits
+
+    def _project(self, hidden_BTd: Tensor, term: LossTerm) -> Tensor:
+        return self.projection(hidden_BTd) if term.projects and self.projection is not None else hidden_BTd
+
+
+def _fit_dense(student_width: int, teacher_width: int) -> nn.Linear:
+    """TinyBERT's one biased map from student to teacher width, initialised as BERT's layers are."""
+    linear = nn.Linear(student_width, teacher_width)
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear

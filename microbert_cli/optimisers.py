@@ -1,0 +1,87 @@
+"""Optimiser presets and learning-rate schedules.
+
+    adamw      decoupled weight decay, bias correction, eps 1e-8, gradients clipped to one global norm
+    bertadam   the optimiser of the released BERT and TinyBERT code: no bias correction, eps 1e-6 outside the root, each
+               tensor's gradient clipped on its own
+
+Weight decay leaves biases and LayerNorm alone in both.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight")
+
+
+class BertAdam(torch.optim.Optimizer):
+    """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  p <- p - lr (m / (sqrt v + eps) + decay p)
+
+    No bias correction; g is clipped to norm `max_grad_norm` tensor by tensor before it enters the moments.
+    Source: the optimiser published with BERT's first PyTorch port and used by the released TinyBERT.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 1.0,
+    ):
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        gradient = parameter.grad
+        assert gradient is not None
+        gradient = gradient * (group["max_grad_norm"] / (gradient.norm() + 1e-6)).clamp(max=1.0)
+        beta1, beta2 = group["betas"]
+        state["mean"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+        state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        update = state["mean"] / (state["square"].sqrt() + group["eps"])
+        parameter.add_(update + group["weight_decay"] * parameter, alpha=-group["lr"])
+
+
+def make_optimiser(
+    name: str, modules: Iterable[nn.Module], *, learning_rate: float, weight_decay: float, max_grad_norm: float
+) -> torch.optim.Optimizer:
+    """The preset `name` over every trainable parameter of `modules`."""
+    named = [pair for module in modules for pair in module.named_parameters() if pair[1].requires_grad]
+    groups = [
+        {"params": [p for n, p in named if not n.endswith(NO_DECAY)], "weight_decay": weight_decay},
+        {"params": [p for n, p in named if n.endswith(NO_DECAY)], "weight_decay": 0.0},
+    ]
+    if name == "bertadam":
+        return BertAdam(groups, lr=learning_rate, max_grad_norm=max_grad_norm)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+def clips_globally(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether the loop clips the gradients to one norm; BertAdam clips each tensor itself."""
+    return not isinstance(optimiser, BertAdam)
+
+
+def schedule_factor(schedule: str, step: int, total: int, warmup: float) -> float:
+    """What the learning rate is multiplied by at 0-based `step` of `total`.
+
+    constant  1
+    linear    x / w while x < w, then (1 - x) / (1 - w), with x = step / total and w the warm-up share
+    """
+    if schedule == "constant":
+        return 1.0
+    x = step / total
+    return x / warmup if x < warmup else max((x - 1.0) / (warmup - 1.0), 0.0) if warmup < 1.0 else 1.0

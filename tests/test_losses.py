@@ -1,0 +1,151 @@
+"""Numbers that can be checked by hand."""
+
+from math import log
+
+import pytest
+import torch
+
+from microbert_cli.errors import MbertError
+from microbert_cli.layer_map import layer_map
+from microbert_cli.losses.attention_scores import attention_scores
+from microbert_cli.losses.embedding import embedding
+from microbert_cli.losses.hard_label import hard_label
+from microbert_cli.losses.hidden_states import hidden_states
+from microbert_cli.losses.masked_lm import masked_lm
+from microbert_cli.losses.soft_target import soft_target
+from microbert_cli.optimisers import make_optimiser, schedule_factor
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=torch.float32)
+
+
+TEACHER = tensor([log(3.0), 0.0])
+UNIFORM = tensor([0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("keywords", "expected"),
+    [
+        ({"reduction": "elements"}, 0.34657),
+        ({}, 0.69315),
+        ({"divergence": "kl"}, 0.13081),
+        ({"divergence": "kl", "reduction": "elements"}, 0.06541),
+        ({"divergence": "symmetric-kl"}, 0.13733),
+        ({"normalisation": "reference"}, 0.34657),
+    ],
+)
+def test_reduction_table(keywords, expected):
+    assert soft_target(UNIFORM, TEACHER, **keywords).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_temperature_squared():
+    teacher = 2 * TEACHER
+    keywords = dict(temperature=2.0, divergence="kl")
+    assert soft_target(UNIFORM, teacher, **keywords).item() == pytest.approx(0.13081, abs=1e-5)
+    assert soft_target(UNIFORM, teacher, squared_temperature=True, **keywords).item() == pytest.approx(0.52325, abs=1e-5)
+
+
+def test_tinybert_by_hand():
+    one = torch.ones(1, 1)
+    assert hidden_states(tensor([[1.0, 2.0]]), tensor([[1.0, 0.0]]), one).item() == pytest.approx(2.0)
+    student, teacher = tensor([[[1.0, -10001.0]]]), tensor([[[2.0, -9998.0]]])
+    loss = attention_scores(student[None], teacher[None], torch.ones(1, 2), normalisation="reference")
+    assert loss.item() == pytest.approx(0.5)
+
+
+def test_hard_labels_never_reach_augmented_rows():
+    logits = torch.randn(4, 3, requires_grad=True)
+    labels, augmented = torch.tensor([0, 1, 2, 0]), torch.tensor([False, True, False, True])
+    loss = hard_label(logits, labels, augmented)
+    assert loss.item() == pytest.approx(hard_label(logits[[0, 2]], labels[[0, 2]]).item(), rel=1e-6)
+    loss.backward()
+    assert logits.grad[[1, 3]].abs().max() == 0 and logits.grad[[0, 2]].abs().min() > 0
+    assert hard_label(logits, labels, torch.ones(4, dtype=torch.bool)).item() == 0
+
+
+def test_regression_asks_the_teacher_unless_reference():
+    student, teacher, gold = tensor([1.0], [2.0]), tensor([2.0], [4.0]), tensor(0.0, 2.0)
+    assert soft_target(student, teacher, gold).item() == pytest.approx(2.5)
+    assert soft_target(student, teacher, gold, normalisation="reference").item() == pytest.approx(0.5)
+    assert hard_label(student, gold).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("normalisation", ["masked", "reference"])
+def test_equal_nets_have_no_loss(normalisation):
+    hidden, scores, mask = torch.randn(2, 5, 4), torch.randn(2, 3, 5, 5), torch.ones(2, 5)
+    mask[1, 3:] = 0
+    for loss, value in ((hidden_states, hidden), (embedding, hidden), (attention_scores, scores)):
+        assert loss(value, value, mask, normalisation=normalisation).item() == 0
+    logits = torch.randn(2, 3)
+    assert soft_target(logits, logits, divergence="kl").item() == pytest.approx(0, abs=1e-6)
+
+
+def padded(values, length):
+    """More padding, filled with large noise that must not matter."""
+    wide = torch.full((*values.shape[:-2], length, values.shape[-1]), 37.0)
+    wide[..., : values.shape[-2], :] = values
+    return wide
+
+
+def test_masked_losses_do_not_feel_padding():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 16, 8)
+    scores_s, scores_t = torch.randn(2, 3, 4, 16, 16)
+    mask = torch.ones(3, 16)
+    mask[1, 9:], mask[2, 2:] = 0, 0
+    wide_mask = torch.cat([mask, torch.zeros(3, 16)], 1)
+
+    def wide_scores(scores):
+        return padded(padded(scores, 32).transpose(-1, -2), 32).transpose(-1, -2)
+
+    for loss in (hidden_states, embedding):
+        short, long = loss(student, teacher, mask), loss(padded(student, 32), padded(teacher, 32) + 1, wide_mask)
+        assert long.item() == pytest.approx(short.item(), rel=1e-6)
+    short = attention_scores(scores_s, scores_t, mask)
+    long = attention_scores(wide_scores(scores_s), wide_scores(scores_t) + 1, wide_mask)
+    assert long.item() == pytest.approx(short.item(), rel=1e-6)
+    reference = [hidden_states(s, t, m, normalisation="reference").item() for s, t, m in (
+        (student, teacher, mask), (padded(student, 32), padded(teacher, 32) + 1, wide_mask))]
+    assert abs(reference[0] - reference[1]) > 1e-3
+
+
+def test_masked_lm_is_a_mean_over_positions():
+    logits = tensor([0.0, 0.0, 0.0, 0.0], [log(3.0), 0.0, 0.0, 0.0])
+    assert masked_lm(logits, torch.tensor([2, 0])).item() == pytest.approx((log(4) + log(2)) / 2, abs=1e-5)
+    assert masked_lm(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)).item() == 0
+
+
+def test_layer_maps():
+    assert layer_map("uniform", teacher_layers=12, student_layers=4) == [0, 3, 6, 9, 12]
+    assert [g - 1 for g in layer_map("uniform", teacher_layers=12, student_layers=4)[1:]] == [2, 5, 8, 11]
+    assert layer_map("uniform", teacher_layers=12, student_layers=6) == [0, 2, 4, 6, 8, 10, 12]
+    assert layer_map("first", teacher_layers=12, student_layers=4) == [0, 1, 2, 3, 4]
+    assert layer_map("last", teacher_layers=12, student_layers=4) == [0, 9, 10, 11, 12]
+    assert layer_map([2, 4, 6], teacher_layers=6, student_layers=3) == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("rule", "teacher", "student"),
+    [("uniform", 12, 5), ("uniform", 4, 6), ([2, 4], 6, 3), ([4, 2, 6], 6, 3), ([2, 4, 7], 6, 3), ("middle", 6, 3)],
+)
+def test_layer_maps_that_do_not_fit(rule, teacher, student):
+    with pytest.raises(MbertError) as error:
+        layer_map(rule, teacher_layers=teacher, student_layers=student)
+    assert error.value.code == "M010" and error.value.exit_code == 3
+
+
+@pytest.mark.parametrize(("name", "expected"), [("bertadam", 0.68379), ("adamw", 0.9)])
+def test_one_optimiser_step(name, expected):
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(module.weight)
+    optimiser = make_optimiser(name, [module], learning_rate=0.1, weight_decay=0.0, max_grad_norm=1.0)
+    module.weight.grad = torch.full((1, 1), 0.5)
+    optimiser.step()
+    assert module.weight.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_schedules():
+    assert [schedule_factor("linear", step, 10, 0.2) for step in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert schedule_factor("constant", 0, 10, 0.5) == 1
+    assert schedule_factor("linear", 0, 10, 0.0) == 1
