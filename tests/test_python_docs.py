@@ -1,0 +1,94 @@
+"""The text that ships with every CPython: prose only, the same every time, and nothing held out in a corpus."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from microbert_cli import python_docs
+from microbert_cli.python_docs import SPLITS, paragraphs, passages, words_of
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_there_is_enough_text() -> None:
+    words = sum(len(sentence.split()) for passage in passages() for sentence in passage.sentences)
+    assert len(passages()) > 9_000
+    assert words > 180_000
+
+
+def test_a_tenth_is_dev_and_a_tenth_is_test() -> None:
+    shares = {split: sum(passage.split == split for passage in passages()) / len(passages()) for split in SPLITS}
+    assert shares["dev"] == pytest.approx(0.1, abs=0.02)
+    assert shares["test"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_no_sentence_occurs_twice() -> None:
+    sentences = [words_of(sentence) for passage in passages() for sentence in passage.sentences]
+    assert len(sentences) == len(set(sentences))
+
+
+def test_the_corpus_holds_no_dev_and_no_test_sentence() -> None:
+    corpus = {words_of(sentence) for document in python_docs.documents() for sentence in document}
+    held_out = {words_of(s) for passage in passages() if passage.split != "train" for s in passage.sentences}
+    assert len(held_out) > 1_000
+    assert not corpus & held_out
+    everything = {words_of(sentence) for document in python_docs.documents(exclude_dev=False) for sentence in document}
+    assert everything == corpus | held_out
+
+
+def test_documents_keep_their_sentences_together() -> None:
+    documents = list(python_docs.documents())
+    assert all(documents)
+    assert sum(len(document) > 1 for document in documents) > 1_000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "Return the `size` of a file.\nIt may be zero.\n\n    >>> f.size\n    3",
+            [["Return the size of a file.", "It may be zero."]],
+        ),
+        (
+            "Heading words here\n******************\n\n* one two three four\n* five six seven",
+            [["one two three four", "five six seven"]],
+        ),
+        ("Uses :func:`open` and ``close`` here.", [["Uses open and close here."]]),
+        ("a = b + c; d[e] == 7 != 8", []),
+        ("Too short", []),
+    ],
+)
+def test_prose_is_kept_and_code_is_not(text: str, expected: list[list[str]]) -> None:
+    assert list(paragraphs(text)) == expected
+
+
+def test_the_text_does_not_depend_on_the_process() -> None:
+    code = (
+        "from microbert_cli import python_docs as p; "
+        "print(p.stable_hash(repr(list(p.documents()))), 'torch' in __import__('sys').modules)"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+    assert outputs.pop().split()[1] == "False"
+
+
+def test_nothing_is_imported() -> None:
+    code = (
+        "import sys; from microbert_cli import python_docs as p; before = set(sys.modules); "
+        "list(p.docstrings()); print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert all(name.startswith(("encodings.", "_sysconfigdata")) for name in done.stdout.split())
