@@ -81,9 +81,9 @@ def test_equal_nets_have_no_loss(normalisation):
     assert soft_target(logits, logits, divergence="kl").item() == pytest.approx(0, abs=1e-6)
 
 
-def padded(values, length):
+def padded(values, length, fill=37.0):
     """More padding, filled with large noise that must not matter."""
-    wide = torch.full((*values.shape[:-2], length, values.shape[-1]), 37.0)
+    wide = torch.full((*values.shape[:-2], length, values.shape[-1]), fill)
     wide[..., : values.shape[-2], :] = values
     return wide
 
@@ -96,17 +96,17 @@ def test_masked_losses_do_not_feel_padding():
     mask[1, 9:], mask[2, 2:] = 0, 0
     wide_mask = torch.cat([mask, torch.zeros(3, 16)], 1)
 
-    def wide_scores(scores):
-        return padded(padded(scores, 32).transpose(-1, -2), 32).transpose(-1, -2)
+    def wide_scores(scores, fill):
+        return padded(padded(scores, 32, fill).transpose(-1, -2), 32, fill).transpose(-1, -2)
 
     for loss in (hidden_states, embedding):
-        short, long = loss(student, teacher, mask), loss(padded(student, 32), padded(teacher, 32) + 1, wide_mask)
+        short, long = loss(student, teacher, mask), loss(padded(student, 32), padded(teacher, 32, -5.0), wide_mask)
         assert long.item() == pytest.approx(short.item(), rel=1e-6)
     short = attention_scores(scores_s, scores_t, mask)
-    long = attention_scores(wide_scores(scores_s), wide_scores(scores_t) + 1, wide_mask)
+    long = attention_scores(wide_scores(scores_s, 37.0), wide_scores(scores_t, -5.0), wide_mask)
     assert long.item() == pytest.approx(short.item(), rel=1e-6)
     reference = [hidden_states(s, t, m, normalisation="reference").item() for s, t, m in (
-        (student, teacher, mask), (padded(student, 32), padded(teacher, 32) + 1, wide_mask))]
+        (student, teacher, mask), (padded(student, 32), padded(teacher, 32, -5.0), wide_mask))]
     assert abs(reference[0] - reference[1]) > 1e-3
 
 

@@ -1,0 +1,234 @@
+"""A corpus as token blocks on disk: tokenised once, memory-mapped, shared between runs.
+
+    tokens.bin      every token id of every sentence, in order
+    sentences.npy   where each sentence begins in tokens.bin
+    documents.npy   where each document begins in sentences.npy
+    train.npy, heldout.npy   one block a row: [a, a_end, b, b_end), ranges of tokens.bin; b = b_end where there is no segment B
+
+Blocks are ranges, not copies, so they cost 32 bytes each whatever their length. No block crosses a document, a sentence is cut
+only where a pair is too long. Held-out documents are chosen by a hash of their tokens.
+
+    pairs    segments A and B as BERT's: a chunk of consecutive sentences is split at a random sentence; with probability
+             `random_next` B is replaced by text of another document; a `short` share of chunks has a random smaller target.
+             What is too long loses tokens at random from the front or the back of the longer segment.
+    packed   consecutive sentences up to the maximum length, one segment.
+
+Source: BERT's data preparation as the released TinyBERT uses it, without the masking.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microbert_cli import cache, corpus, manifest
+from microbert_cli.errors import MbertError
+from microbert_cli.tracking import SILENT, Talk
+
+Range = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """How blocks are cut; everything here changes the result, so all of it is part of the cache's key."""
+
+    format: str = "pairs"
+    max_length: int = 128
+    heldout: float = 0.02
+    documents: int | None = None
+    random_next: float = 0.5
+    short: float = 0.1
+    seed: int = 42
+
+
+class Blocks:
+    """Blocks of one part (train or held out), read from disk as they are asked for."""
+
+    def __init__(self, directory: Path, part: str, tokenizer: Any):
+        self.ranges = np.load(directory / f"{part}.npy", mmap_mode="r")
+        self.tokens = np.memmap(directory / "tokens.bin", dtype=_dtype(tokenizer), mode="r")
+        self._cls, self._sep, self._pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each block, special ones included."""
+        a, a_end, b, b_end = np.asarray(self.ranges).T
+        return a_end - a + b_end - b + 2 + (b_end > b)
+
+    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """input_ids, token_type_ids and attention_mask [B, T], padded to the longest of the batch."""
+        rows = [self._row(*self.ranges[i]) for i in indices]
+        length = max(len(ids) for ids, _ in rows)
+        batch = {
+            "input_ids": torch.full((len(rows), length), self._pad),
+            "token_type_ids": torch.zeros(len(rows), length, dtype=torch.long),
+            "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
+        }
+        for row, (ids, first) in enumerate(rows):
+            batch["input_ids"][row, : len(ids)] = torch.from_numpy(ids)
+            batch["token_type_ids"][row, first : len(ids)] = 1
+            batch["attention_mask"][row, : len(ids)] = 1
+        return batch
+
+    def _row(self, a: int, a_end: int, b: int, b_end: int) -> tuple[np.ndarray, int]:
+        parts = [[self._cls], self.tokens[a:a_end], [self._sep]]
+        if b_end > b:
+            parts += [self.tokens[b:b_end], [self._sep]]
+        return np.concatenate(parts).astype(np.int64), int(a_end - a + 2)
+
+
+def make_blocks(
+    source: str, tokenizer: Any, settings: BlockSettings, *, talk: Talk = SILENT, where: str = "corpus.source"
+) -> tuple[Blocks, Blocks]:
+    """Training and held-out blocks of a corpus; taken from the cache where the same were made before."""
+    key = {
+        "corpus": corpus.identify(source),
+        "vocabulary": manifest.digest(tokenizer.get_vocab()),
+        "normalizer": str(getattr(tokenizer, "do_lower_case", "")),
+        **vars(settings),
+    }
+    with cache.entry("blocks", manifest.digest(key)) as (directory, ready):
+        if not ready:
+            _write_tokens(corpus.documents(source, limit=settings.documents, where=where, talk=talk), tokenizer, directory, talk)
+            _write_blocks(directory, settings, _dtype(tokenizer), where)
+    return Blocks(directory, "train", tokenizer), Blocks(directory, "heldout", tokenizer)
+
+
+def _write_tokens(documents: Iterable[list[str]], tokenizer: Any, directory: Path, talk: Talk) -> None:
+    sentence_starts, document_starts, written = [0], [0], 0
+    with (directory / "tokens.bin").open("wb") as file:
+        documents, number = iter(documents), 0
+        while group := list(islice(documents, 512)):
+            number += len(group)
+            flat = [sentence for document in group for sentence in document]
+            ids = tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            encoded = iter(ids)
+            for document in group:
+                for sentence in [ids for ids in (next(encoded) for _ in document) if ids]:
+                    file.write(np.asarray(sentence, dtype=_dtype(tokenizer)).tobytes())
+                    written += len(sentence)
+                    sentence_starts.append(written)
+                if document_starts[-1] < len(sentence_starts) - 1:
+                    document_starts.append(len(sentence_starts) - 1)
+            talk.progress("tokenise", number, 0, tokens=written)
+    np.save(directory / "sentences.npy", np.asarray(sentence_starts))
+    np.save(directory / "documents.npy", np.asarray(document_starts))
+
+
+def _write_blocks(directory: Path, settings: BlockSettings, dtype: type, where: str) -> None:
+    text = _Text(directory, dtype)
+    if len(text.documents) < 3:
+        raise MbertError(
+            "M331",
+            f"the corpus has {len(text.documents) - 1} documents",
+            where=where,
+            allowed="At least two: one is held out, and segments B come from another document. A blank line ends a document.",
+            fix="Put a blank line between documents, or name a larger corpus.",
+        )
+    parts: dict[str, list[Range]] = {"train": [], "heldout": []}
+    numbers = range(len(text.documents) - 1)
+    held = {n for n in numbers if text.is_held_out(n, settings.heldout)} or {len(numbers) - 1}
+    held = held if len(held) < len(numbers) else {len(numbers) - 1}
+    cut = _pairs if settings.format == "pairs" else _packed
+    train = [n for n in numbers if n not in held]
+    for n in numbers:
+        others = train if n not in held else sorted(held)
+        draw = random.Random(f"{settings.seed} {n}")
+        parts["heldout" if n in held else "train"] += cut(text, n, others, settings, draw)
+    for part, ranges in parts.items():
+        np.save(directory / f"{part}.npy", np.asarray(ranges, dtype=np.int64).reshape(-1, 4))
+
+
+class _Text:
+    """Random access to the tokenised corpus."""
+
+    def __init__(self, directory: Path, dtype: type):
+        self.tokens = np.memmap(directory / "tokens.bin", dtype=dtype, mode="r")
+        self.sentences = np.load(directory / "sentences.npy", mmap_mode="r")
+        self.documents = np.load(directory / "documents.npy", mmap_mode="r")
+
+    def bounds(self, document: int) -> list[int]:
+        """Token positions where the document's sentences begin, and its end."""
+        first, last = self.documents[document], self.documents[document + 1]
+        return [int(position) for position in self.sentences[first : last + 1]]
+
+    def is_held_out(self, document: int, share: float) -> bool:
+        bounds = self.bounds(document)
+        value = hashlib.sha256(self.tokens[bounds[0] : bounds[-1]].tobytes()).digest()
+        return int.from_bytes(value[:8]) < share * 2**64
+
+
+def _packed(text: _Text, n: int, others: list[int], settings: BlockSettings, draw: random.Random) -> Iterator[Range]:
+    room = settings.max_length - 2
+    start, end = (bounds := text.bounds(n))[0], bounds[0]
+    for sentence, sentence_end in pairwise(bounds):
+        if sentence_end - start > room and end > start:
+            yield start, end, end, end
+            start = sentence
+        while sentence_end - start > room:
+            yield start, start + room, start + room, start + room
+            start += room
+        end = sentence_end
+    if end > start:
+        yield start, end, end, end
+
+
+def _pairs(text: _Text, n: int, others: list[int], settings: BlockSettings, draw: random.Random) -> Iterator[Range]:
+    room = settings.max_length - 3
+    bounds = text.bounds(n)
+    i = 0
+    while i < len(bounds) - 1:
+        target = draw.randint(2, room) if draw.random() < settings.short else room
+        last = i + 1
+        while last < len(bounds) - 1 and bounds[last] - bounds[i] < target:
+            last += 1
+        split = draw.randint(i + 1, max(i + 1, last - 1))
+        alone = split == last
+        replaced = len(others) > 1 and (alone or draw.random() < settings.random_next)
+        if replaced:
+            b, b_end = _elsewhere(text, n, others, max(1, target - (bounds[split] - bounds[i])), draw)
+            last = split
+        else:
+            b, b_end = bounds[split], bounds[last]
+        yield _fit(bounds[i], bounds[split], b, b_end, room, draw)
+        i = last
+
+
+def _elsewhere(text: _Text, n: int, others: list[int], wanted: int, draw: random.Random) -> tuple[int, int]:
+    """Consecutive sentences of another document, about `wanted` tokens."""
+    other = draw.choice(others)
+    if other == n:
+        other = others[(others.index(other) + 1) % len(others)]
+    bounds = text.bounds(other)
+    first = draw.randrange(len(bounds) - 1)
+    last = first + 1
+    while last < len(bounds) - 1 and bounds[last] - bounds[first] < wanted:
+        last += 1
+    return bounds[first], bounds[last]
+
+
+def _fit(a: int, a_end: int, b: int, b_end: int, room: int, draw: random.Random) -> Range:
+    """Drops tokens of the longer segment, from the front or the back, until the pair fits."""
+    while (a_end - a) + (b_end - b) > room:
+        front = draw.random() < 0.5
+        if a_end - a > b_end - b:
+            a, a_end = (a + 1, a_end) if front else (a, a_end - 1)
+        else:
+            b, b_end = (b + 1, b_end) if front else (b, b_end - 1)
+    return a, a_end, b, b_end
+
+
+def _dtype(tokenizer: Any) -> type:
+    return np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+
+

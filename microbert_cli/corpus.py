@@ -1,0 +1,137 @@
+"""Plain text as a stream of documents, each a list of sentences; never the whole corpus in memory.
+
+Sources: `python-docs` (built in), a text file, the same gzipped, a Parquet file with a text column, a folder of those, or a Hub
+data set as `owner/name:config`. In text files a blank line ends a document. A Parquet row is a document.
+"""
+
+import gzip
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from microbert_cli import manifest, python_docs
+from microbert_cli.errors import MbertError
+from microbert_cli.sources import is_hub_id
+from microbert_cli.tracking import SILENT, Talk
+
+BUILT_IN = "python-docs"
+SUFFIXES = (".txt", ".gz", ".parquet")
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
+
+Document = list[str]
+
+
+def documents(source: str, *, limit: int | None = None, where: str = "corpus.source", talk: Talk = SILENT) -> Iterator[Document]:
+    """The documents of a source in order, at most `limit`; raises M2xx and M3xx as readers do."""
+    found = (document for document in _documents(source, where, talk) if document)
+    return islice(found, limit) if limit else found
+
+
+def identify(source: str) -> str | None:
+    """What the text is, for caches and manifests: hashes of files, or the name."""
+    return python_docs.fingerprint() if source == BUILT_IN else manifest.identify(source)
+
+
+def sentences(paragraph: str) -> list[str]:
+    """A paragraph's sentences: a full stop, question or exclamation mark before a space and a capital or digit ends one."""
+    return [sentence for sentence in SENTENCE_END.split(paragraph.strip()) if sentence]
+
+
+def _documents(source: str, where: str, talk: Talk) -> Iterator[Document]:
+    if source == BUILT_IN:
+        yield from python_docs.documents()
+        return
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+        if not files:
+            raise _nothing(source, where, f"no file in it ends in {', '.join(SUFFIXES)}")
+        for file in files:
+            yield from _file(file, where)
+    elif path.is_file():
+        yield from _file(path, where)
+    elif is_hub_id(source.partition(":")[0]):
+        yield from _hub(source, where, talk)
+    else:
+        raise _nothing(source, where, "there is no such file or folder")
+
+
+def _file(path: Path, where: str) -> Iterator[Document]:
+    if path.suffix == ".parquet":
+        return _parquet(path, where)
+    return _lines(path, where)
+
+
+def _lines(path: Path, where: str) -> Iterator[Document]:
+    document: Document = []
+    for line in _text(path, where):
+        if line.strip():
+            document += sentences(line)
+        else:
+            yield document
+            document = []
+    yield document
+
+
+def _text(path: Path, where: str) -> Iterator[str]:
+    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    try:
+        with opened as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise _damaged(f"{path}, line {number}", where, f"this is not UTF-8: {error.reason}") from None
+    except (EOFError, gzip.BadGzipFile, OSError) as error:
+        raise _damaged(str(path), where, str(error)) from error
+
+
+def _parquet(path: Path, where: str) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+        if "text" not in table.schema_arrow.names:
+            raise _damaged(str(path), where, f"it has no column text, only {', '.join(table.schema_arrow.names)}")
+        for batch in table.iter_batches(columns=["text"], batch_size=256):
+            yield from (_as_document(text) for text in batch.column(0).to_pylist())
+    except pa.ArrowInvalid as error:
+        raise _damaged(str(path), where, str(error)) from error
+
+
+def _hub(source: str, where: str, talk: Talk) -> Iterator[Document]:
+    import datasets
+
+    name, _, config = source.partition(":")
+    talk.note(f"corpus: streaming {source} from the Hub")
+    try:
+        rows: Iterable[dict[str, str]] = datasets.load_dataset(name, config or None, split="train", streaming=True)
+        yield from (_as_document(row["text"]) for row in rows)
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        raise _nothing(source, where, f"the Hub did not give it: {str(error).splitlines()[0][:200]}") from error
+
+
+def _as_document(text: str) -> Document:
+    return [sentence for line in text.splitlines() for sentence in sentences(line)]
+
+
+def _nothing(source: str, where: str, why: str) -> MbertError:
+    return MbertError(
+        "M230",
+        f'"{source}" is no corpus: {why}',
+        where=where,
+        allowed=f"{BUILT_IN}, a file or folder of {', '.join(SUFFIXES)}, or a Hub data set as owner/name:config.",
+        fix="For instance: --corpus corpus.txt.gz",
+    )
+
+
+def _damaged(place: str, where: str, why: str) -> MbertError:
+    return MbertError(
+        "M330",
+        why,
+        where=f"{where} {place}",
+        allowed="UTF-8 text, one sentence or paragraph a line, a blank line between documents; or Parquet with a column text.",
+        fix="Convert it: iconv -f LATIN1 -t UTF-8 FILE > FILE.utf8, or fetch it again.",
+    )

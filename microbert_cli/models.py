@@ -1,0 +1,241 @@
+"""Loads and builds models; refuses silent surprises.
+
+A source is a directory or a Hub id. What transformers would only print - missing or unexpected weights - is an error unless it
+is a head that training will make. Weights come as float32, a configuration is never shared between two models, and no pickle
+is executed: safetensors, or `torch.load(weights_only=True)` inside transformers for foreign `.bin` files.
+"""
+
+import copy
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer
+
+from microbert_cli import checkpoint, sources
+from microbert_cli.capture import show_scores
+from microbert_cli.errors import MbertError
+
+CLASSES = {
+    "classifier": "AutoModelForSequenceClassification",
+    "masked-lm": "AutoModelForMaskedLM",
+    "encoder": "AutoModel",
+}
+HEADS = {
+    "classifier": r"classifier\.|pre_classifier\.|score\.|pooler\.|.*\.pooler\.|head\.",
+    "masked-lm": r"cls\.|lm_head\.|generator_|vocab_|head\.|decoder\.|.*\.pooler\.",
+    "encoder": r"pooler\.",
+}
+IGNORED = r"(.*\.)?(position_ids|fit_dense\..*|cls\..*|lm_head\..*|classifier\..*|pooler\..*|vocab_.*|score\..*|.*\.pooler\..*)"
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+@dataclass
+class Loaded:
+    """A model with its tokenizer. `new` names the weights that were initialised, not loaded."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+    new: list[str]
+    projection: dict[str, torch.Tensor] | None = None
+
+    @property
+    def head_is_new(self) -> bool:
+        return any(re.match(r"classifier|score", name) for name in self.new)
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of the outputs in order, or None where the checkpoint says only LABEL_k."""
+        names = [str(self.model.config.id2label[i]) for i in range(self.model.config.num_labels)]
+        return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+
+
+def load(
+    source: str | Path,
+    kind: str,
+    *,
+    where: str,
+    labels: list[str] | None = None,
+    num_labels: int | None = None,
+    new_head: bool = False,
+) -> Loaded:
+    """A model of `kind` (classifier, masked-lm, encoder) from a directory or Hub id.
+
+    where     the option or key that named it, for errors
+    labels, num_labels, new_head   a fresh head is made for these labels where the checkpoint has none that fits
+    Raises M2xx (not there, unfinished), M302 (damaged), M310 (weights missing), M311 (head does not fit).
+    """
+    path = sources.find(source, where=where)
+    config = read_config(path, where=where)
+    if new_head:
+        _set_labels(config, labels, num_labels)
+    model, info = _from_pretrained(path, kind, config, where)
+    new = _check_weights(info, kind, where, path, new_head)
+    show_scores(model)
+    return Loaded(model, load_tokenizer(path, model, where=where), str(source), new, checkpoint.read_projection(path))
+
+
+def read_config(path: str | Path, *, where: str) -> Any:
+    """The configuration of a checkpoint; released TinyBERT files name no model_type, and are BERT."""
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raw = checkpoint.read_json(Path(path) / "config.json", where=where)
+        if "model_type" in raw or "num_hidden_layers" not in raw:
+            raise sources.unreadable(path, where, error) from error
+        known = {key: value for key, value in raw.items() if key not in ("pre_trained", "training")}
+        return transformers.BertConfig(**known)
+
+
+def load_tokenizer(path: str | Path, model: Any, *, where: str) -> Any:
+    """The tokenizer beside a model, checked against its embedding table.
+
+    transformers builds a tokenizer of nothing but special tokens from a wrong argument or a missing vocabulary, without a word.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, config=model.config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise sources.unreadable(path, where, error) from error
+    size, rows = len(tokenizer), model.config.vocab_size
+    if size > rows or size <= len(tokenizer.all_special_ids):
+        raise MbertError(
+            "M303",
+            f"the tokenizer knows {size} tokens, the model's embedding has {rows} rows",
+            where=f"{where} {path}",
+            allowed="A tokenizer of the model's own vocabulary beside its weights.",
+            fix="Copy tokenizer.json or vocab.txt of the same model into the directory.",
+        )
+    return tokenizer
+
+
+def build(
+    student: dict[str, Any], *, kind: str, tokenizer: Any, seed: int, like: Any = None, labels: list[str] | None = None,
+    num_labels: int | None = None, where: str = "student",
+) -> Any:  # fmt: skip
+    """A new model from a student description (its TOML with numbers filled in), initialised from `seed`.
+
+    like  the teacher's configuration: heads where the description says "teacher", positions and padding
+    """
+    fields = {key: value for key, value in student.items() if key not in ("title", "model_type")}
+    fields["num_attention_heads"] = _heads(fields, like)
+    fields |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    if like is not None and "max_position_embeddings" not in student:
+        fields["max_position_embeddings"] = like.max_position_embeddings
+    config = AutoConfig.for_model(student["model_type"], **fields)
+    _set_labels(config, labels, num_labels)
+    if config.hidden_size % config.num_attention_heads:
+        raise MbertError(
+            "M011",
+            f"{config.num_attention_heads} heads do not divide a width of {config.hidden_size}",
+            where=where,
+            allowed="A width that is a multiple of the number of heads.",
+            fix="Choose another student: mbert list students",
+        )
+    torch.manual_seed(seed)
+    model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32)
+    show_scores(model)
+    return model
+
+
+def same_vocabulary(one: Any, other: Any, *, where: str) -> None:
+    """Raises M312 unless both tokenizers map every text to the same ids: what every token-level loss requires."""
+    if one.get_vocab() != other.get_vocab():
+        raise MbertError(
+            "M312",
+            f"teacher and student have different vocabularies ({len(one)} and {len(other)} tokens)",
+            where=where,
+            allowed="Two models of one vocabulary: hidden states and attention are compared token by token.",
+            fix="Distil from a teacher of the student's vocabulary, or build the student anew: --student bert-4x312",
+        )
+
+
+def check_length(max_length: int, config: Any, *, where: str) -> None:
+    """Raises M012 if texts may become longer than the model has positions."""
+    positions = getattr(config, "max_position_embeddings", max_length)
+    if max_length > positions:
+        raise MbertError(
+            "M012",
+            f"a maximum length of {max_length} tokens is beyond the model's {positions} positions",
+            where=where,
+            allowed=f"1 to {positions} tokens.",
+            fix=f"--set data.max_length={positions}",
+        )
+
+
+def frozen(model: Any) -> Any:
+    """The model as a teacher: eval mode, no gradients."""
+    return model.eval().requires_grad_(False)
+
+
+def _set_labels(config: Any, labels: list[str] | None, num_labels: int | None) -> None:
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: i for i, name in enumerate(labels)}
+    elif num_labels is not None:
+        config.num_labels = num_labels
+    if num_labels == 1:
+        config.problem_type = "regression"
+    elif num_labels is not None:
+        config.problem_type = "single_label_classification"
+
+
+def _from_pretrained(path: str | Path, kind: str, config: Any, where: str) -> tuple[Any, dict[str, Any]]:
+    from safetensors import SafetensorError
+
+    factory = getattr(transformers, CLASSES[kind])
+    try:
+        torch.manual_seed(0)
+        model, info = factory.from_pretrained(
+            path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        return model, info
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+        raise sources.unreadable(path, where, error) from error
+
+
+def _check_weights(info: dict[str, Any], kind: str, where: str, path: Any, new_head: bool) -> list[str]:
+    mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in info["mismatched_keys"])
+    missing = sorted(info["missing_keys"]) + mismatched
+    strange = [name for name in missing if not re.match(HEADS[kind], name)]
+    unexpected = [name for name in sorted(info["unexpected_keys"]) if not re.fullmatch(IGNORED, name)]
+    if strange or unexpected:
+        names = ", ".join((strange or unexpected)[:4])
+        raise MbertError(
+            "M310",
+            f"{len(strange)} weights are missing or of another shape and {len(unexpected)} have no place, such as {names}",
+            where=f"{where} {path}",
+            allowed="Weights that fit the config.json beside them; only a head may be new.",
+            fix="Check that config.json and the weights belong together.",
+        )
+    if [name for name in missing if "pooler" not in name] and not new_head:
+        raise no_head(kind, where, path, missing)
+    return missing
+
+
+def no_head(kind: str, where: str, path: Any, missing: list[str]) -> MbertError:
+    """The error for a model that lacks the head a stage must have."""
+    what = "classification" if kind == "classifier" else "masked-LM"
+    fix = "Fine-tune it first: mbert finetune --model" if kind == "classifier" else "Train one: mbert pretrain --model"
+    return MbertError(
+        "M311",
+        f"this model has no trained {what} head (missing: {', '.join(missing[:3])})",
+        where=f"{where} {path}",
+        allowed=f"A model that was trained with a {what} head.",
+        fix=f"{fix} {path}",
+    )
+
+
+def _heads(fields: dict[str, Any], like: Any) -> int:
+    heads = fields["num_attention_heads"]
+    if heads != "teacher":
+        return int(heads)
+    width: int = fields["hidden_size"]
+    if like is not None and width % like.num_attention_heads == 0:
+        return int(like.num_attention_heads)
+    return next(heads for heads in (12, 8, 6, 4, 3, 2, 1) if width % heads == 0)

@@ -1,0 +1,184 @@
+"""Phases of training on a task: the bridge from a recipe's numbers to the loop, for labels alone and for distillation alike.
+
+Each seed is trained in `seed-N/`; the directory above holds a copy of the one that is best on dev. A phase with several
+learning rates is run with each from the same start, and the best on dev is kept; later seeds take the first one's choice.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from microbert_cli import checkpoint
+from microbert_cli.batching import endless, steps_per_epoch
+from microbert_cli.encoding import Encoded
+from microbert_cli.loop import Plan, Score, Trained, train
+from microbert_cli.objective import Batch, Objective
+from microbert_cli.recipe import Training
+from microbert_cli.tracking import SILENT, Talk
+
+Numbers = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase ready to run: its numbers, its rows, and whether dev scores mean something in it."""
+
+    name: str
+    training: Training
+    rows: Encoded
+    learning_rates: Sequence[float]
+    objective: Callable[[Any], Objective]
+    scored: bool
+    pad_to: int | None = None
+    drop_last: bool = False
+
+
+@dataclass
+class Choices:
+    """Learning rates chosen on dev, by phase."""
+
+    learning_rate: dict[str, float] = field(default_factory=dict)
+
+
+def make_plan(name: str, training: Training, rows: int, *, learning_rate: float | None = None, drop_last: bool = False) -> Plan:
+    """The loop's plan of a recipe's numbers: epochs become steps, evaluations an interval."""
+    per_epoch = steps_per_epoch(rows, training.batch_size, drop_last=drop_last)
+    steps = training.steps or max(1, round(training.epochs * per_epoch / training.accumulate))
+    return Plan(
+        name=name,
+        steps=steps,
+        learning_rate=learning_rate or training.learning_rate,
+        optimizer=training.optimizer,
+        schedule=training.schedule,
+        warmup=training.warmup,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        accumulate=training.accumulate,
+        evaluate_every=max(1, steps // training.evaluations) if training.evaluations else 0,
+        checkpoint_seconds=training.checkpoint_seconds,
+    )
+
+
+def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callable[[int], Iterator[Batch]]:
+    """Batches of task rows from a given position on."""
+
+    def batches(skip: int) -> Iterator[Batch]:
+        size, drop = phase.training.batch_size, phase.drop_last
+        for indices in endless(phase.rows.lengths, batch_size=size, seed=seed, skip=skip, drop_last=drop):
+            batch = phase.rows.batch(indices, pad_id=pad_id, pad_to=phase.pad_to)
+            yield {name: value.to(device) for name, value in batch.items()}
+
+    return batches
+
+
+def run_phases(
+    model: Any,
+    phases: Sequence[Phase],
+    *,
+    directory: Path,
+    seed: int,
+    pad_id: int,
+    device: str,
+    score: Score,
+    primary: str,
+    choices: Choices,
+    projection: Mapping[str, torch.Tensor] | None = None,
+    talk: Talk = SILENT,
+) -> tuple[dict[str, Numbers], dict[str, torch.Tensor] | None]:
+    """Runs the phases one after the other on `model`; returns what each came to, and the trained projection."""
+    results: dict[str, Numbers] = {}
+    for phase in phases:
+        tried = _rates(phase, choices)
+        start = {name: value.clone() for name, value in model.state_dict().items()}
+        outcomes = []
+        for rate in tried:
+            model.load_state_dict(start)
+            label = phase.name if len(tried) == 1 else f"{phase.name}-lr{rate:g}"
+            torch.manual_seed(seed)
+            objective = phase.objective(model).to(device)
+            _take_projection(objective, projection)
+            trained = train(
+                objective,
+                row_batches(phase, seed=seed, pad_id=pad_id, device=device),
+                make_plan(label, phase.training, len(phase.rows), learning_rate=rate, drop_last=phase.drop_last),
+                directory=directory,
+                seed=seed,
+                score=score if phase.scored else None,
+                primary=primary,
+                talk=talk,
+            )
+            outcomes.append((trained, {k: v.clone() for k, v in model.state_dict().items()}, objective))
+        best = max(range(len(tried)), key=lambda i: outcomes[i][0].best.get(primary, 0.0))
+        trained, weights, objective = outcomes[best]
+        model.load_state_dict(weights)
+        choices.learning_rate[phase.name] = tried[best]
+        projection = objective.projection.state_dict() if objective.projection is not None else projection
+        results[phase.name] = _told(trained, tried, [outcome[0] for outcome in outcomes], best, primary)
+    return results, {k: v.detach().cpu() for k, v in projection.items()} if projection else None
+
+
+def over_seeds(
+    seeds: Sequence[int],
+    directory: Path,
+    primary: str,
+    train_one: Callable[[int, Path], Numbers],
+    talk: Talk = SILENT,
+) -> Numbers:
+    """Runs `train_one` for each seed in its own directory, skips those that are done, copies the best one up.
+
+    Returns every seed's scores, and mean and standard deviation of each over the seeds.
+    """
+    scores: dict[int, Numbers] = {}
+    for seed in seeds:
+        place = directory / f"seed-{seed}" if len(seeds) > 1 else directory
+        place.mkdir(exist_ok=True)
+        done = place / "seed.json"
+        if not done.is_file():
+            result = train_one(seed, place)
+            done.write_text(json.dumps(result), encoding="utf-8")
+            shutil.rmtree(place / checkpoint.RESUME / "phases", ignore_errors=True)
+        scores[seed] = json.loads(done.read_text(encoding="utf-8"))
+        talk.note(f"seed {seed}: {primary} {scores[seed]['dev'][primary]:.4f}")
+    best = max(seeds, key=lambda seed: scores[seed]["dev"][primary])
+    if len(seeds) > 1:
+        checkpoint.copy_model(directory / f"seed-{best}", directory)
+    return _summary(scores, best)
+
+
+def _summary(scores: dict[int, Numbers], best: int) -> Numbers:
+    every = [result["dev"] for result in scores.values()]
+    summary: Numbers = {**scores[best], "seed": best}
+    if len(every) > 1:
+        summary["seeds"] = {str(seed): result["dev"] for seed, result in scores.items()}
+        summary["mean"] = {name: mean(dev[name] for dev in every) for name in every[0]}
+        summary["spread"] = {name: stdev(dev[name] for dev in every) for name in every[0]}
+    return summary
+
+
+def _rates(phase: Phase, choices: Choices) -> list[float]:
+    if phase.name in choices.learning_rate:
+        return [choices.learning_rate[phase.name]]
+    return list(phase.learning_rates) or [phase.training.learning_rate]
+
+
+def _take_projection(objective: Objective, projection: Mapping[str, torch.Tensor] | None) -> None:
+    """A projection trained before goes on, where its shape still fits."""
+    if objective.projection is None or projection is None:
+        return
+    if objective.projection.weight.shape == projection["weight"].shape:
+        objective.projection.load_state_dict(dict(projection))
+
+
+def _told(trained: Trained, tried: list[float], outcomes: list[Trained], best: int, primary: str) -> Numbers:
+    told: Numbers = {"steps": trained.steps, "losses": trained.losses, "learning_rate": tried[best]}
+    if trained.best:
+        told |= {"dev": trained.best, "best_step": trained.best_step}
+    if len(tried) > 1:
+        told["tried"] = {f"{rate:g}": outcome.best[primary] for rate, outcome in zip(tried, outcomes, strict=True)}
+    return told

@@ -1,0 +1,61 @@
+"""What every stage does around its own work: what it returns, and the files each output directory has."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from microbert_cli.manifest import write_text
+from microbert_cli.output import Work
+from microbert_cli.resolve import flatten
+
+METRICS = "metrics.json"
+RECIPE = "recipe.resolved.toml"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage made: where, what it measured, and whether there was anything to do."""
+
+    stage: str
+    out: Path
+    metrics: dict[str, Any] = field(default_factory=dict)
+    up_to_date: bool = False
+
+
+def up_to_date(stage: str, out: Path) -> StageResult:
+    """The result of a stage that had been run before."""
+    return StageResult(stage, out, read_metrics(out), up_to_date=True)
+
+
+def read_metrics(directory: Path) -> dict[str, Any]:
+    """An output's metrics.json."""
+    metrics: dict[str, Any] = json.loads((directory / METRICS).read_text(encoding="utf-8"))
+    return metrics
+
+
+def sign(work: Work, *, stage: str, recipe: Mapping[str, Any], metrics: dict[str, Any], **facts: Any) -> StageResult:
+    """Writes metrics.json and recipe.resolved.toml, and hands the manifest its facts."""
+    write_text(work.path / METRICS, json.dumps(metrics, indent=2) + "\n")
+    write_text(work.path / RECIPE, to_toml(recipe))
+    work.facts |= {"recipe": dict(recipe), **facts}
+    return StageResult(stage, work.out, metrics)
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Nested tables as TOML, one dotted key a line; keys without a value are left out."""
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in flatten(values).items() if value not in (None, {})]
+    return "\n".join(lines) + "\n"
+
+
+def _key(dotted: str) -> str:
+    return ".".join(part if part.replace("-", "").replace("_", "").isalnum() else json.dumps(part) for part in dotted.split("."))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,135 @@
+"""The teacher: asked, never trained, and examined before it teaches.
+
+The two commonest failures of distillation are a raw teacher and permuted labels. So a teacher's outputs are matched to the
+task's labels by NAME, and its dev score is measured first: one that is hardly better than the commonest class is refused.
+"""
+
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import torch
+
+from microbert_cli.capture import Seen, Want, look
+from microbert_cli.errors import MbertError
+from microbert_cli.models import Loaded, frozen
+from microbert_cli.objective import Batch
+from microbert_cli.task import Task
+
+FEW = 4
+
+
+class Teacher:
+    """A frozen model whose class columns are in the task's order.
+
+    columns  column c of the task is column columns[c] of the model; None = as they are
+    dropout  keeps dropout active, as the released TinyBERT code does without meaning to
+    """
+
+    def __init__(self, loaded: Loaded, columns: Sequence[int] | None = None, *, dropout: bool = False):
+        self.model = frozen(loaded.model).train(dropout)
+        self.columns = list(columns) if columns and list(columns) != sorted(columns) else None
+
+    def ask(self, batch: Batch, want: Want) -> Seen:
+        """What the teacher shows of a batch, without gradients."""
+        with torch.no_grad():
+            seen = look(self.model, batch, want)
+        if seen.logits is not None and self.columns:
+            seen.logits = seen.logits[:, self.columns]
+        return seen
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """[B, C] in the task's order, dropout off."""
+        training = self.model.training
+        self.model.eval()
+        seen = self.ask(batch, Want(logits=True))
+        self.model.train(training)
+        assert seen.logits is not None
+        return seen.logits.float().cpu().numpy()
+
+
+def match_labels(loaded: Loaded, task: Task, order: list[str] | None, *, where: str) -> list[int] | None:
+    """Which column of the model answers for each label of the task; None where its checkpoint names no labels.
+
+    order  names of the model's columns, given by the user, over those in its configuration
+    Raises M320 where the number of outputs differs, M321 where the names cannot be matched.
+    """
+    outputs = loaded.model.config.num_labels
+    if outputs != task.num_labels:
+        raise _mismatch("M320", f"the teacher has {outputs} outputs, the task {task.num_labels}", task, where)
+    names = order or loaded.label_names
+    if task.is_regression or names is None:
+        return None
+    wanted = [_plain(name) for name in task.label.names or ()]
+    known = [_plain(name) for name in names]
+    if sorted(wanted) != sorted(known):
+        said = ", ".join(names)
+        raise _mismatch("M321", f"the teacher's labels ({said}) cannot be matched to the task's", task, where)
+    return [known.index(name) for name in wanted]
+
+
+def check_order(task: Task, logits: np.ndarray, labels: Sequence[int], *, where: str) -> None:
+    """For a teacher that names no labels: the order as it stands must be the best on dev; raises M322 otherwise."""
+    if task.is_regression or not 2 <= task.num_labels <= FEW:
+        return
+    gold = np.asarray(labels)
+    accuracy = {
+        order: float((logits[:, list(order)].argmax(-1) == gold).mean())
+        for order in permutations(range(task.num_labels))
+    }
+    identity = tuple(range(task.num_labels))
+    best = max(accuracy, key=lambda order: (accuracy[order], order == identity))
+    if best == identity:
+        return
+    names = list(task.label.names or ())
+    told = [names[best.index(column)] for column in identity]
+    raise MbertError(
+        "M322",
+        f"the teacher's outputs seem to be in another order: dev accuracy {accuracy[identity]:.3f} as they stand, "
+        f"{accuracy[best]:.3f} as {', '.join(told)}",
+        where=where,
+        allowed=f"Outputs in the task's order: {', '.join(names)}.",
+        fix=f"Name the order of the teacher's outputs: --set 'teacher.label_order={told}'",
+    )
+
+
+def check_strength(task: Task, teacher: float, majority: float, *, margin: float, where: str) -> None:
+    """Raises M610 for a teacher that is not better than the commonest class by `margin` of the primary metric."""
+    if teacher >= majority + margin:
+        return
+    raise MbertError(
+        "M610",
+        f"the teacher scores {task.primary} {teacher:.3f} on dev, always answering the commonest class {majority:.3f}",
+        where=where,
+        allowed=f"A teacher fine-tuned on {task.name}, better than that by at least {margin}.",
+        fix=f"Fine-tune it: mbert finetune --model MODEL --task {task.name}; or insist: --set teacher.allow_weak=true",
+    )
+
+
+def check_heads(teacher: Any, student: Any, *, where: str) -> None:
+    """Raises M013 if attention cannot be compared head by head."""
+    theirs, ours = teacher.num_attention_heads, student.num_attention_heads
+    if theirs != ours:
+        raise MbertError(
+            "M013",
+            f"the teacher has {theirs} attention heads, the student {ours}",
+            where=where,
+            allowed=f"A student of {theirs} heads: attention scores are matched head by head.",
+            fix="Take such a student, or leave attention out: --set general.losses.attention_scores=0",
+        )
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _mismatch(code: str, what: str, task: Task, where: str) -> MbertError:
+    names = ", ".join(task.label.names or ("one score",))
+    return MbertError(
+        code,
+        what,
+        where=where,
+        allowed=f"The labels of {task.name}: {names}.",
+        fix="Name the teacher's outputs in their order: --set 'teacher.label_order=[\"...\", \"...\"]'",
+    )

@@ -1,0 +1,46 @@
+"""A WordPiece vocabulary trained on a corpus, as a tokenizer that transformers loads."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ALPHABET = 1000
+
+
+def train_vocabulary(
+    documents: Callable[[], Iterable[list[str]]], *, size: int, lowercase: bool, max_length: int
+) -> Any:
+    """A BERT tokenizer of at most `size` pieces; the same text gives the same vocabulary.
+
+    documents  called twice: once for the alphabet, once for the pieces. The trainer numbers the `##x` pieces in the order of a
+               randomly seeded hash table, and breaks ties by number; handing them in beforehand takes chance out of it.
+    """
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertTokenizerFast
+
+    trainer = BertWordPieceTokenizer(lowercase=lowercase, strip_accents=lowercase)
+    alphabet = _alphabet(documents(), trainer.normalizer.normalize_str)
+    trainer.train_from_iterator(
+        _sentences(documents()),
+        vocab_size=size,
+        min_frequency=2,
+        limit_alphabet=ALPHABET,
+        special_tokens=SPECIAL + [f"##{character}" for character in alphabet],
+        show_progress=False,
+    )
+    pieces = sorted(trainer.get_vocab().items(), key=lambda item: item[1])
+    vocabulary = {piece: number for number, (piece, _) in enumerate(pieces)}
+    return BertTokenizerFast(vocab=vocabulary, do_lower_case=lowercase, model_max_length=max_length)
+
+
+def _alphabet(documents: Iterable[list[str]], normalise: Callable[[str], str]) -> list[str]:
+    counts: Counter[str] = Counter()
+    for sentence in _sentences(documents):
+        counts.update(normalise(sentence))
+    kept = [character for character, _ in counts.most_common(ALPHABET) if not character.isspace()]
+    return sorted(kept)
+
+
+def _sentences(documents: Iterable[list[str]]) -> Iterator[str]:
+    return (sentence for document in documents for sentence in document)
