@@ -1,0 +1,65 @@
+"""How big a model is: parameters, floating-point operations for one sequence, bytes on disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+# Encoders of the plain shape: d -> d attention, d -> F -> d feed-forward, a d -> d -> C head on the first token.
+PLAIN = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of weights; one that is shared counts once. total = embedding + the rest."""
+
+    total: int
+    embedding: int
+
+    @property
+    def rest(self) -> int:
+        return self.total - self.embedding
+
+
+def parameters(model: nn.Module) -> Parameters:
+    """The parameters of a model, and how many of them sit in embedding tables (words, positions, segments)."""
+    total = sum(each.numel() for each in model.parameters())
+    tables = {each.weight for each in model.modules() if isinstance(each, nn.Embedding)}
+    return Parameters(total, sum(each.numel() for each in tables))
+
+
+def flops(config: Any, length: int) -> int | None:
+    """Floating-point operations to classify one sequence, from the configuration alone.
+
+        L (8 T d^2 + 4 T^2 d + 4 T d F)  +  2 T e d [e != d]  +  2 d^2 + 2 d C
+
+    Only matrix products count, a multiplication and an addition each as one operation: per layer the four d x d
+    projections, the attention scores and the sum over values, the feed-forward block; then the map from embedding width e
+    to d where the two differ (ELECTRA), and the head on the first token. Bias, LayerNorm, softmax and look-ups are left
+    out. At T = 128 BERT-base has 22.3 G and TinyBERT's 4 x 312 1.2 G (printed in that paper: 22.5 G and 1.2 G).
+
+    L layers, T = length in tokens (padding included), d width, F feed-forward width, C outputs.
+    Returns None for architectures of another shape.
+    """
+    if config.model_type not in PLAIN:
+        return None
+    d, T = config.hidden_size, length
+    F = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
+    e = getattr(config, "embedding_size", d)
+    layer = 8 * T * d * d + 4 * T * T * d + 4 * T * d * F
+    widening = 2 * T * e * d if e != d else 0
+    return int(config.num_hidden_layers * layer + widening + 2 * d * d + 2 * d * config.num_labels)
+
+
+def weights_bytes(path: Path) -> int:
+    """Size on disk in bytes: of the file itself, or of the weights in a model directory (safetensors, else `.bin`).
+
+    Raises FileNotFoundError if there are no weights at `path`.
+    """
+    if path.is_file():
+        return path.stat().st_size
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        if files := sorted(path.glob(pattern)):
+            return sum(file.stat().st_size for file in files)
+    raise FileNotFoundError(f"no weights in {path}")

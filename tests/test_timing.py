@@ -1,0 +1,116 @@
+"""The race: whose turn it is, what counts, what medians come out - with a clock that the test moves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from microbert_cli import timing
+from microbert_cli.timing import Contestant, in_turn, race
+from microbert_cli.tracking import Talk
+
+
+class Clock:
+    """Stands still until a model works."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def rows(count: int) -> dict[str, Any]:
+    return {"input_ids": [[1, 2]] * count}
+
+
+def worker(clock: Clock, seconds: float, diary: list[str], name: str) -> Callable[[Any], None]:
+    """A model that needs `seconds` a row."""
+
+    def answer(batch: dict[str, Any]) -> None:
+        clock.now += seconds * len(batch["input_ids"])
+        diary.append(name)
+
+    return answer
+
+
+def test_everyone_has_a_turn_in_every_round() -> None:
+    diary: list[str] = []
+    calls = {name: (lambda name=name: diary.append(name)) for name in "ABC"}
+    found = in_turn(calls, rounds=2, warmup=1)
+    assert "".join(diary) == "ABCABCABC"
+    assert {name: len(seconds) for name, seconds in found.items()} == {"A": 2, "B": 2, "C": 2}
+
+
+def test_warm_up_does_not_count() -> None:
+    clock = Clock()
+    costs = iter([100.0, 50.0, 1.0, 2.0, 3.0])
+
+    def call() -> None:
+        clock.now += next(costs)
+
+    assert in_turn({"A": call}, rounds=3, warmup=2, clock=clock) == {"A": [1.0, 2.0, 3.0]}
+
+
+def test_race_numbers() -> None:
+    clock, diary = Clock(), []
+    contestants = {
+        name: Contestant(worker(clock, cost, diary, name), single=[rows(1)], batches=[rows(4), rows(3)])
+        for name, cost in {"slow": 0.010, "fast": 0.002}.items()
+    }
+    found = race(contestants, rounds=5, passes=3, warmup=2, clock=clock)
+    slow, fast = found.speeds["slow"], found.speeds["fast"]
+    assert slow.latency_ms == pytest.approx(10) and fast.latency_ms == pytest.approx(2)
+    assert slow.throughput == pytest.approx(100) and fast.throughput == pytest.approx(500)
+    assert fast.throughput_low == pytest.approx(fast.throughput_high)
+    assert (found.rows, found.batch_size, found.rounds, found.passes) == (7, 4, 5, 3)
+    assert diary == ["slow", "slow", "fast", "fast"] * 4 + ["slow", "fast"] * 7
+
+
+def test_p90() -> None:
+    speed = timing._speed([0.001] * 9 + [5.0], [1.0, 2.0, 4.0], rows=8)
+    assert (speed.latency_ms, speed.latency_p90_ms) == (1.0, 1.0)
+    assert (speed.throughput, speed.throughput_low, speed.throughput_high) == (4.0, 2.0, 8.0)
+    assert timing._speed([0.001] * 8 + [5.0] * 2, [1.0], rows=1).latency_p90_ms == 5000.0
+
+
+def test_single_rows_are_gone_through_in_step() -> None:
+    seen: dict[str, list[int]] = {"A": [], "B": []}
+
+    def answer(name: str) -> Callable[[Any], None]:
+        return lambda batch: seen[name].append(batch["input_ids"][0][0])
+
+    single = [{"input_ids": [[number]]} for number in range(3)]
+    contestants = {name: Contestant(answer(name), single, [{"input_ids": [[9]]}]) for name in seen}
+    race(contestants, rounds=5, passes=1, warmup=0)
+    assert seen["A"] == seen["B"] == [9, 9, 0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "other", [Contestant(print, [rows(1)], [rows(5)]), Contestant(print, [rows(1)] * 2, [rows(4)])]
+)
+def test_unequal_work_is_refused(other: Contestant) -> None:
+    with pytest.raises(ValueError, match="same rows"):
+        race({"A": Contestant(print, [rows(1)], [rows(4)]), "B": other})
+
+
+def test_nothing_to_run_is_refused() -> None:
+    with pytest.raises(ValueError):
+        race({})
+    with pytest.raises(ValueError):
+        race({"A": Contestant(print, [], [])})
+
+
+def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class Ear(Talk):
+        def warn(self, text: str) -> None:
+            said.append(text)
+
+    monkeypatch.setattr(timing, "cores", lambda: 2)
+    contestants = {"A": Contestant(lambda batch: None, [rows(1)], [rows(1)])}
+    for load in (0.2, 3.5):
+        monkeypatch.setattr(timing, "load_average", lambda load=load: load)
+        assert race(contestants, rounds=1, passes=1, talk=Ear()).load_before == load
+    assert len(said) == 1 and "load 3.5 on 2 cores" in said[0]
