@@ -11,6 +11,8 @@
 It answers what huggingface_hub, transformers and datasets ask when they load: repository info, trees, path infos,
 files with ranges, and the errors for what is not there, in the Hub's own form. It writes down every request. A child
 of `env()` cannot reach any other host; `outside()` lists those it tried.
+
+PYTEST_DONT_REWRITE: there is no assert here, and a test module imports this file before pytest takes it as a plugin.
 """
 
 import hashlib
