@@ -35,9 +35,9 @@ def flops(config: Any, length: int) -> int | None:
         L (8 T d^2 + 4 T^2 d + 4 T d F)  +  2 T e d [e != d]  +  2 d^2 + 2 d C
 
     Only matrix products count, a multiplication and an addition each as one operation: per layer the four d x d
-    projections, the attention scores and the sum over values, the feed-forward block; then the map from embedding width e
-    to d where the two differ (ELECTRA), and the head on the first token. Bias, LayerNorm, softmax and look-ups are left
-    out. At T = 128 BERT-base has 22.3 G and TinyBERT's 4 x 312 1.2 G (printed in that paper: 22.5 G and 1.2 G).
+    projections, the attention scores and the sum over values, the feed-forward block; then the map from embedding width
+    e to d where the two differ (ELECTRA), and the head on the first token. Bias, LayerNorm, softmax and look-ups are
+    left out. At T = 128 BERT-base has 22.3 G and TinyBERT's 4 x 312 1.2 G (printed in that paper: 22.5 G and 1.2 G).
 
     L layers, T = length in tokens (padding included), d width, F feed-forward width, C outputs.
     Returns None for architectures of another shape.

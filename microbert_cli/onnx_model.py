@@ -95,7 +95,7 @@ class OnnxClassifier:
 
 
 def torch_logits(model: Any) -> Logits:
-    """A function from a batch to a transformers classifier's logits [B, C]: what `OnnxClassifier.logits` is for ONNX."""
+    """A function from a batch to the logits [B, C] of a transformers classifier, as `OnnxClassifier.logits` is one."""
     names = input_names(model)
     model.eval()
 
@@ -154,8 +154,8 @@ def write_onnx(model: Any, path: Path) -> float:
 def quantise(source: Path, target: Path) -> float:
     """Writes the ONNX file `source` as dynamic int8 to `target`; returns the seconds it took.
 
-    Per column, and with 7 of the 8 bits: processors without VNNI add two 8-bit products in 16 bits and clip, so with all 8
-    bits a model would answer differently there. The price, measured on a random 4 x 312 model with logits of +-0.6: a
+    Per column, and with 7 of the 8 bits: processors without VNNI add two 8-bit products in 16 bits and clip, so with
+    all 8 bits a model would answer differently there. The price, on a random 4 x 312 model with logits of +-0.6: a
     largest difference to fp32 of 0.10 instead of 0.07; with one scale per matrix it would be 0.19.
     """
     need("onnx", "onnxruntime")
@@ -210,7 +210,7 @@ def _session(path: Path, threads: int) -> Any:
     # Idle threads would spin, and steal the processor from whatever runs next: with a 4 x 312 model on 2 cores torch's
     # forward pass went from 5 to 15 ms in turn with a spinning session; without spinning neither is slower.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised; it need not be logged as well
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:

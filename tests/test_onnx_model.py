@@ -1,0 +1,383 @@
+"""Export: ONNX says what the model says, on padded batches of many shapes, in every family."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizerFast
+
+from microbert_cli import exporting, onnx_model
+from microbert_cli.errors import MbertError
+from microbert_cli.exporting import export_model, parity_batches
+from microbert_cli.onnx_model import OnnxClassifier, is_export, precisions, quantise, torch_logits, write_onnx
+from microbert_cli.tracking import Talk
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(195))]
+POSITIONS = 72
+# Weights of this spread make every token and every mask matter; with BERT's 0.02 a tiny model answers all alike.
+SPREAD = 0.3
+BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+DISTILBERT = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": {**BERT, "num_labels": 3},
+    "roberta": {**BERT, "num_labels": 2, "type_vocab_size": 1, "pad_token_id": 1},
+    "distilbert": {**DISTILBERT, "num_labels": 1},
+}
+
+
+def tiny(family: str, **changes: Any) -> Any:
+    fields = {"vocab_size": 200, "max_position_embeddings": POSITIONS, "initializer_range": SPREAD, **FAMILIES[family]}
+    config = AutoConfig.for_model(family, **{**fields, **changes})
+    torch.manual_seed(7)
+    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+
+
+def tokenizer() -> Any:
+    return BertTokenizerFast(vocab={word: number for number, word in enumerate(WORDS)}, model_max_length=POSITIONS)
+
+
+def rows(count: int, segments: bool = True) -> list[dict[str, list[int]]]:
+    """Rows of 3 to 40 tokens, as a tokenizer gives them: [CLS] a [SEP] b [SEP], not padded."""
+    random = np.random.default_rng(3)
+    made = []
+    for number in range(count):
+        ids = [2, *random.integers(5, 200, 1 + number * 37 // count).tolist(), 3]
+        row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        made.append(
+            row | ({"token_type_ids": [int(place > len(ids) // 2) for place in range(len(ids))]} if segments else {})
+        )
+    return made
+
+
+def batch(rows: int, length: int, config: Any) -> dict[str, torch.Tensor]:
+    """Random ids; every row but the first has padding, as far as the length allows; two segments if there are two."""
+    source = torch.Generator().manual_seed(rows * 1000 + length)
+    ids = torch.randint(5, 200, (rows, length), generator=source)
+    lengths = torch.tensor([max(1, length - 3 * row) for row in range(rows)])
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    ids[mask == 0] = config.pad_token_id
+    second = (torch.arange(length) > length // 2).long() * mask * (getattr(config, "type_vocab_size", 1) > 1)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": second,
+    }
+
+
+class Notes(Talk):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@dataclass
+class Exported:
+    model: Any
+    path: Path
+
+
+@dataclass
+class Done:
+    path: Path
+    model: Any
+    found: dict[str, Any]
+    talk: Notes
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """A whole export of a BERT with named labels; the score is a stand-in: the mean answer."""
+    path, talk = tmp_path_factory.mktemp("export") / "out", Notes()
+    model = tiny("bert", id2label={0: "no", 1: "maybe", 2: "yes"}, label2id={"no": 0, "maybe": 1, "yes": 2})
+    dev = list(parity_batches(rows(20), 0, longest=POSITIONS))
+
+    def score(logits: onnx_model.Logits) -> Mapping[str, float]:
+        return {"accuracy": float(np.mean([logits(each).argmax(-1).mean() for each in dev]))}
+
+    found = export_model(model, tokenizer(), path, rows(20), score=score, primary="accuracy", talk=talk)
+    return Done(path, model, found, talk)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, done: Done) -> Exported:
+    """One model of each family in ONNX, fp32 and int8."""
+    if request.param == "bert":
+        return Exported(done.model, done.path)
+    path = tmp_path_factory.mktemp(request.param)
+    model = tiny(request.param)
+    model.config.save_pretrained(path)
+    write_onnx(model, path / "model.onnx")
+    quantise(path / "model.onnx", path / "model.int8.onnx")
+    return Exported(model, path)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (3, 17), (8, 64), (32, 21), (2, POSITIONS - 2)])
+def test_fp32_says_what_the_model_says(written: Exported, shape: tuple[int, int]) -> None:
+    inputs = batch(*shape, written.model.config)
+    expected = torch_logits(written.model)(inputs)
+    answered = OnnxClassifier(written.path, precision="fp32").logits(inputs)
+    assert answered.shape == (shape[0], written.model.config.num_labels) and answered.dtype == np.float32
+    assert np.abs(answered - expected).max() <= 1e-4
+
+
+def test_the_mask_matters(written: Exported) -> None:
+    """What the parity above is worth: the same batch without its mask answers differently."""
+    inputs = batch(4, 20, written.model.config)
+    model = OnnxClassifier(written.path)
+    bare = inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
+    assert np.abs(model.logits(inputs) - model.logits(bare)).max() > 0.01
+
+
+def test_int8_is_near_and_smaller(written: Exported) -> None:
+    inputs = batch(16, 33, written.model.config)
+    whole, small = (OnnxClassifier(written.path, precision=name) for name in ("fp32", "int8"))
+    expected = whole.logits(inputs)
+    difference = np.abs(small.logits(inputs) - expected)
+    assert 0 < difference.mean() < 0.3 * expected.std()
+    assert small.path.stat().st_size < 0.6 * whole.path.stat().st_size
+
+
+def test_it_takes_the_inputs_the_model_takes(written: Exported) -> None:
+    names = OnnxClassifier(written.path).input_names
+    assert ("token_type_ids" in names) == (written.model.config.model_type != "distilbert")
+
+
+def test_tensors_arrays_lists_and_missing_segments(written: Exported) -> None:
+    inputs = batch(3, 9, written.model.config)
+    inputs["token_type_ids"].zero_()
+    model = OnnxClassifier(written.path, threads=1)
+    expected = model.logits(inputs)
+    np.testing.assert_array_equal(model.logits({name: each.numpy() for name, each in inputs.items()}), expected)
+    np.testing.assert_array_equal(model.logits({name: each.tolist() for name, each in inputs.items()}), expected)
+    del inputs["token_type_ids"]
+    np.testing.assert_array_equal(model.logits(inputs | {"labels": torch.zeros(3)}), expected)
+
+
+def test_the_graph_names_free_axes_and_no_paths(written: Exported) -> None:
+    import onnx
+
+    graph = onnx.load(written.path / "model.onnx")
+    for each in graph.graph.input:
+        assert [axis.dim_param for axis in each.type.tensor_type.shape.dim] == ["batch", "length"]
+    (logits,) = graph.graph.output
+    first, second = logits.type.tensor_type.shape.dim
+    assert (first.dim_param, second.dim_value) == ("batch", written.model.config.num_labels)
+    for file in onnx_model.FILES.values():
+        content = (written.path / file).read_bytes()
+        assert b".py" not in content and str(Path.home()).encode() not in content
+
+
+def test_the_model_comes_back_as_it_was(
+    done: Done, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From training mode, in another attention; the same weights give the same bytes; and nobody hears of it."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # the test runner's; without any, logging would add one
+    model = tiny("bert").train()
+    assert model.config._attn_implementation == "sdpa"
+    write_onnx(model, tmp_path / "model.onnx")
+    quantise(tmp_path / "model.onnx", tmp_path / "model.int8.onnx")
+    assert model.training and model.config._attn_implementation == "sdpa"
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger().handlers == [] and logging.root.manager.disable == 0
+    before = done.model.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for file in onnx_model.FILES.values():
+        assert (tmp_path / file).read_bytes() == (done.path / file).read_bytes()
+
+
+def test_what_is_an_export(written: Exported, tmp_path: Path) -> None:
+    assert precisions(written.path) == ("fp32", "int8")
+    assert precisions(written.path / "model.int8.onnx") == ("int8",)
+    assert not is_export(written.path / "config.json") and not is_export(tmp_path) and not is_export(tmp_path / "none")
+    assert OnnxClassifier(written.path).precision == "fp32"
+    assert OnnxClassifier(written.path / "model.int8.onnx").precision == "int8"
+    (tmp_path / "model.int8.onnx").write_bytes((written.path / "model.int8.onnx").read_bytes())
+    assert not is_export(tmp_path)  # no config.json
+    written.model.config.save_pretrained(tmp_path)
+    assert OnnxClassifier(tmp_path).precision == "int8"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4", None])
+def test_an_export_that_is_not_there(tmp_path: Path, precision: str | None) -> None:
+    with pytest.raises(MbertError) as caught:
+        OnnxClassifier(tmp_path, precision=precision)
+    assert caught.value.code == "M230" and str(tmp_path) in str(caught.value)
+
+
+def test_a_file_cut_short(written: Exported, tmp_path: Path) -> None:
+    written.model.config.save_pretrained(tmp_path)
+    content = (written.path / "model.onnx").read_bytes()
+    (tmp_path / "model.onnx").write_bytes(content[: len(content) // 2])
+    with pytest.raises(MbertError) as caught:
+        OnnxClassifier(tmp_path)
+    assert caught.value.code == "M330" and caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_without_the_extra(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MbertError) as caught:
+        export_model(tiny("bert"), tokenizer(), tmp_path / "out", rows(4))
+    assert caught.value.code == "M510" and caught.value.exit_code == 7
+    assert package in caught.value.what and 'pip install "microbert-cli[onnx]"' in caught.value.fix
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_architecture_that_decides_by_value(tmp_path: Path) -> None:
+    class EarlyExit(transformers.BertForSequenceClassification):
+        def forward(self, input_ids: torch.Tensor, **rest: Any) -> Any:
+            found = super().forward(input_ids, **rest)
+            if found.logits.max() > 0.5:
+                found.logits = found.logits * 2
+            return found
+
+    torch.manual_seed(0)
+    model = EarlyExit(tiny("bert", num_hidden_layers=1).config)
+    with pytest.raises(MbertError) as caught:
+        write_onnx(model, tmp_path / "model.onnx")
+    assert caught.value.code == "M611" and "EarlyExit" in str(caught.value)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_too_large_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_model, "MOST_BYTES", 10_000)
+    with pytest.raises(MbertError, match="2") as caught:
+        write_onnx(tiny("bert"), tmp_path / "model.onnx")
+    assert caught.value.code == "M611"
+
+
+def test_export_measures_all_forms(done: Done) -> None:
+    files = done.found["files"]
+    assert list(files) == ["safetensors", "fp32", "int8"]
+    assert files["safetensors"]["max_difference"] <= 1e-6 and files["fp32"]["max_difference"] <= 1e-4
+    assert files["fp32"]["agreement"] == 1.0 and 0.5 < files["int8"]["agreement"] <= 1.0
+    assert files["int8"]["max_difference"] > 1e-4
+    for each in files.values():
+        assert each["bytes"] == (done.path / each["file"]).stat().st_size
+        assert set(each["scores"]) == {"accuracy"}
+    assert files["fp32"]["scores"] == files["safetensors"]["scores"]
+    assert done.found["parity"]["shapes"][:3] == [[1, 8], [3, 17], [8, 64]] and done.found["parity"]["rows"] == 44
+    assert len(done.talk.notes) == 3 and "model.int8.onnx" in done.talk.notes[2]
+    json.dumps(done.found)
+
+
+def test_export_directory_holds_all_it_needs(done: Done) -> None:
+    names = {path.name for path in done.path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "model.onnx", "model.int8.onnx"} <= names
+    assert not [name for name in names if name.startswith(".") or name == "resume"]
+    assert is_export(done.path)
+
+
+ALONE = """
+import json, sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "microbert_cli":
+            raise ImportError("blocked")
+sys.meta_path.insert(0, Blocker())
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+inputs = tokenizer(["w1 w2 w3", "w4"], ["w5", "w6 w7 w8 w9"], padding=True, return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs).logits
+try:
+    import microbert_cli
+except ImportError:
+    print(json.dumps({"logits": logits.tolist(), "labels": model.config.id2label, "ids": inputs["input_ids"].tolist(),
+                      "class": type(model).__name__, "attention": model.config._attn_implementation}))
+"""
+
+
+def test_transformers_alone_reads_it(done: Done, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", ALONE, str(done.path)], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    inputs = tokenizer()(["w1 w2 w3", "w4"], ["w5", "w6 w7 w8 w9"], padding=True, return_tensors="pt")
+    assert found["ids"] == inputs["input_ids"].tolist() and found["ids"][0][-1] == 0
+    assert np.abs(np.array(found["logits"]) - torch_logits(done.model)(inputs)).max() <= 1e-6
+    assert found["labels"] == {"0": "no", "1": "maybe", "2": "yes"}
+    assert (found["class"], found["attention"]) == ("BertForSequenceClassification", "sdpa")
+
+
+def test_a_file_that_answers_differently_is_refused(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_another_model(model: Any, path: Path) -> float:
+        path.write_bytes((done.path / "model.onnx").read_bytes())
+        return 0.0
+
+    monkeypatch.setattr(exporting, "write_onnx", of_another_model)
+    model = tiny("bert")
+    model.classifier.bias.data += 0.001
+    with pytest.raises(MbertError) as caught:
+        export_model(model, tokenizer(), tmp_path, rows(4), int8=False)
+    assert caught.value.code == "M610" and "0.001" in caught.value.what and caught.value.exit_code == 1
+
+
+def test_nan_is_refused(tmp_path: Path) -> None:
+    model = tiny("bert")
+    model.classifier.bias.data[0] = float("nan")
+    with pytest.raises(MbertError) as caught:
+        export_model(model, tokenizer(), tmp_path, rows(4), onnx=False)
+    assert caught.value.code == "M610"
+
+
+def test_safetensors_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without ONNX none of its packages is needed."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    found = export_model(tiny("distilbert"), tokenizer(), tmp_path, rows(4, segments=False), onnx=False)
+    assert list(found["files"]) == ["safetensors"] and found["files"]["safetensors"]["agreement"] is None
+    assert not is_export(tmp_path)
+
+
+def test_a_drop_by_int8_is_said() -> None:
+    talk = Notes()
+    for small in (0.89, 0.80):
+        scores = {"fp32": {"scores": {"f1": 0.9}}, "int8": {"scores": {"f1": small}}}
+        exporting._warn_of_drop(scores, "f1", talk)
+    assert len(talk.warnings) == 1 and "0.8000" in talk.warnings[0]
+
+
+@pytest.mark.parametrize("count", [1, 5, 200])
+def test_parity_batches_are_padded_and_of_several_shapes(count: int) -> None:
+    made = list(parity_batches(rows(count), 9, longest=30))
+    assert [tuple(each["input_ids"].shape)[0] for each in made] == [1, 3, 8, 32]
+    assert all(each["input_ids"].shape[1] <= 30 for each in made)
+    for each in made[1:]:
+        assert (each["attention_mask"] == 0).any()
+    for each in made:
+        assert (each["input_ids"][each["attention_mask"] == 0] == 9).all()
+        assert (each["attention_mask"].sum(1) >= 1).all()
+    with pytest.raises(ValueError):
+        list(parity_batches([], 0, longest=30))
+
+
+@pytest.mark.slow
+def test_a_real_shape(tmp_path: Path) -> None:
+    """4 x 312 with the whole vocabulary: under 30 seconds, four times smaller as int8."""
+    shape = {"hidden_size": 312, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1200}
+    model = tiny("bert", **shape, vocab_size=30522, max_position_embeddings=512, initializer_range=0.05)
+    found = export_model(model, tokenizer(), tmp_path, rows(50))["files"]
+    assert found["fp32"]["max_difference"] <= 1e-4 and found["fp32"]["seconds"] < 30
+    assert found["fp32"]["bytes"] > 3.8 * found["int8"]["bytes"]
