@@ -30,6 +30,7 @@ from torch import Tensor
 
 from microbert_cli import cache, corpus, manifest
 from microbert_cli.errors import MbertError
+from microbert_cli.recipe import Recipe
 from microbert_cli.tracking import SILENT, Talk
 
 Range = tuple[int, int, int, int]
@@ -46,6 +47,14 @@ class BlockSettings:
     random_next: float = 0.5
     short: float = 0.1
     seed: int = 42
+
+
+def block_settings(recipe: Recipe) -> BlockSettings:
+    """How the recipe's corpus is cut."""
+    spec = recipe.corpus
+    return BlockSettings(
+        spec.format, spec.max_length, spec.heldout, spec.documents, spec.random_next, spec.short, recipe.seed
+    )
 
 
 class Blocks:

@@ -64,21 +64,22 @@ def load(
     labels: list[str] | None = None,
     num_labels: int | None = None,
     new_head: bool = False,
+    seed: int = 0,
 ) -> Loaded:
     """A model of `kind` (classifier, masked-lm, encoder) from a directory or Hub id.
 
     where     the option or key that named it, for errors
-    labels, num_labels, new_head   a fresh head is made for these labels where the checkpoint has none that fits
+    labels, num_labels, new_head   a fresh head is made for these labels where the checkpoint has none that fits, from `seed`
     Raises M2xx (not there, unfinished), M302 (damaged), M310 (weights missing), M311 (head does not fit).
     """
     path = sources.find(source, where=where)
     config = read_config(path, where=where)
     if new_head:
         _set_labels(config, labels, num_labels)
-    model, info = _from_pretrained(path, kind, config, where)
+    model, info = _from_pretrained(path, kind, config, where, seed)
     new = _check_weights(info, kind, where, path, new_head)
     show_scores(model)
-    return Loaded(model, load_tokenizer(path, model, where=where), str(source), new, checkpoint.read_projection(path))
+    return Loaded(model, load_tokenizer(path, config, where=where), str(source), new, checkpoint.read_projection(path))
 
 
 def read_config(path: str | Path, *, where: str) -> Any:
@@ -93,16 +94,16 @@ def read_config(path: str | Path, *, where: str) -> Any:
         return transformers.BertConfig(**known)
 
 
-def load_tokenizer(path: str | Path, model: Any, *, where: str) -> Any:
+def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
     """The tokenizer beside a model, checked against its embedding table.
 
     transformers builds a tokenizer of nothing but special tokens from a wrong argument or a missing vocabulary, without a word.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, config=model.config)
+        tokenizer = AutoTokenizer.from_pretrained(path, config=config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise sources.unreadable(path, where, error) from error
-    size, rows = len(tokenizer), model.config.vocab_size
+    size, rows = len(tokenizer), config.vocab_size
     if size > rows or size <= len(tokenizer.all_special_ids):
         raise MbertError(
             "M303",
@@ -112,6 +113,13 @@ def load_tokenizer(path: str | Path, model: Any, *, where: str) -> Any:
             fix="Copy tokenizer.json or vocab.txt of the same model into the directory.",
         )
     return tokenizer
+
+
+def load_vocabulary(source: str | Path, *, where: str) -> tuple[Any, Any]:
+    """The tokenizer and configuration of a model, without its weights."""
+    path = sources.find(source, where=where)
+    config = read_config(path, where=where)
+    return load_tokenizer(path, config, where=where), config
 
 
 def build(
@@ -168,6 +176,11 @@ def check_length(max_length: int, config: Any, *, where: str) -> None:
         )
 
 
+def parameters(model: Any) -> int:
+    """All parameters of a model, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def frozen(model: Any) -> Any:
     """The model as a teacher: eval mode, no gradients."""
     return model.eval().requires_grad_(False)
@@ -185,12 +198,12 @@ def _set_labels(config: Any, labels: list[str] | None, num_labels: int | None) -
         config.problem_type = "single_label_classification"
 
 
-def _from_pretrained(path: str | Path, kind: str, config: Any, where: str) -> tuple[Any, dict[str, Any]]:
+def _from_pretrained(path: Path, kind: str, config: Any, where: str, seed: int) -> tuple[Any, dict[str, Any]]:
     from safetensors import SafetensorError
 
     factory = getattr(transformers, CLASSES[kind])
     try:
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model, info = factory.from_pretrained(
             path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )

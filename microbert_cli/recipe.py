@@ -151,7 +151,7 @@ class Evaluate(Strict):
     model: str | None = None
     splits: list[str] | None = None
     batch_size: Count = 64
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Literal["auto", "torch", "fp32", "int8"] = "auto"
 
 
 class Export(Strict):

@@ -1,0 +1,99 @@
+"""`mbert bench`: models side by side, in one interleaved run."""
+
+from typing import Annotated, Any
+
+import typer
+
+from microbert_cli.cli import options
+from microbert_cli.cli.console import show_json, show_table
+from microbert_cli.cli.options import Common, with_common
+from microbert_cli.cli.running import explain, known_task
+
+EPILOG = """Example:
+
+mbert bench runs/sst2/finetune runs/sst2/task-distill runs/sst2/export --task sst2 --dry-run"""
+NUMBERS = {
+    "parameters": ("parameters", ","),
+    "MB": ("bytes", ".1f"),
+    "MFLOPs/row": ("flops", ".1f"),
+    "ms/row": ("latency_ms", ".2f"),
+    "p90": ("latency_p90_ms", ".2f"),
+    "rows/s": ("throughput", ",.0f"),
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("bench", epilog=EPILOG)(bench)
+
+
+@with_common
+def bench(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Directories, export directories, Hub ids.")],
+    task: options.TaskName = None,
+    data: options.DataDir = None,
+    train_file: options.TrainFile = None,
+    dev_file: options.DevFile = None,
+    text: options.TextColumns = None,
+    label: options.LabelColumn = None,
+    rows: Annotated[int, typer.Option(help="Dev rows to answer.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Rows a batch, for throughput.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Single rows each model answers, for latency.")] = 50,
+    passes: Annotated[int, typer.Option(help="Times each model answers all rows.")] = 5,
+    *,
+    common: Common,
+) -> None:
+    """Parameters, size, FLOPs, latency (batch 1) and throughput; an export directory enters as fp32 and as int8."""
+    own = options.own_data(train_file, dev_file, None, text, label)
+    resolved = common.resolve(data__folder=data, **known_task(models[0], task, own))
+    if common.explain:
+        explain(resolved)
+        return
+    if common.dry_run:
+        show_json({"models": models, "rows": rows}) if common.as_json else None
+        return
+    from microbert_cli.racing import race_models
+    from microbert_cli.task_rows import open_task
+
+    talk = common.talk()
+    found_task = open_task(resolved.recipe, common.catalog(), splits=("dev",), talk=talk)
+    try:
+        found = race_models(
+            _entrants(models), found_task, rows=rows, batch_size=batch_size, rounds=rounds, passes=passes, talk=talk
+        )
+    finally:
+        talk.close()
+    if common.as_json:
+        show_json(found)
+        return
+    _show(found)
+
+
+def show_report(metrics: dict[str, Any]) -> None:
+    """The table of the stage `report`."""
+    from microbert_cli.stages.report import COLUMNS, cells
+
+    show_table(f"{metrics['task']}, {metrics['primary']} on dev", list(COLUMNS), [cells(row) for row in metrics["table"]])
+
+
+def _entrants(models: list[str]) -> list[Any]:
+    from pathlib import Path
+
+    from microbert_cli.onnx_model import precisions
+    from microbert_cli.racing import Entrant
+
+    entrants = []
+    for model in models:
+        forms = precisions(Path(model)) if Path(model).is_dir() else ()
+        entrants += [Entrant(f"{model} ({form})", model, form) for form in forms] or [Entrant(model, model)]
+    return entrants
+
+
+def _show(found: dict[str, Any]) -> None:
+    rows = []
+    for name, measured in found["models"].items():
+        values = {**measured, "bytes": (measured["bytes"] or 0) / 1e6, "flops": (measured["flops"] or 0) / 1e6}
+        rows.append([name, *("" if values.get(k) is None else format(values[k], form) for k, form in NUMBERS.values())])
+    conditions = found["conditions"]
+    title = f"{conditions['rows']} rows, {conditions['threads']} threads, load {conditions['load_before']} before"
+    show_table(title, ["model", *NUMBERS], rows)

@@ -1,0 +1,113 @@
+"""stdout is the result, stderr is the talk. The only file that prints."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from microbert_cli.errors import MbertError
+from microbert_cli.tracking import Talk
+
+INTERVAL = 10.0
+
+
+def talk_console() -> Console:
+    """Where messages go: stderr, colours only on a terminal."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class ConsoleTalk(Talk):
+    """Bars on a terminal, `key=value` lines every ten seconds in a log file, nothing but warnings under --quiet."""
+
+    def __init__(self, *, quiet: bool = False):
+        self.console = talk_console()
+        self.quiet = quiet
+        self._bars: Progress | None = None
+        self._tasks: dict[str, Any] = {}
+        self._begun: dict[str, float] = {}
+        self._told: dict[str, float] = {}
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self._stop_bars()
+            self.console.print(escape(text))
+
+    def warn(self, text: str) -> None:
+        self._stop_bars()
+        self.console.print(f"[yellow]warning:[/yellow] {escape(text)}")
+
+    def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
+        if self.quiet:
+            return
+        if self.console.is_terminal:
+            self._show_bar(stage, step, total, numbers)
+        else:
+            self._show_line(stage, step, total, numbers)
+
+    def close(self) -> None:
+        self._stop_bars()
+
+    def _show_bar(self, stage: str, step: int, total: int, numbers: dict[str, float]) -> None:
+        if self._bars is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bars = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console, transient=True)
+            self._bars.start()
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total or None, numbers="")
+        self._bars.update(self._tasks[stage], completed=step, numbers=_said(numbers))
+        if step >= total > 0:
+            self._bars.remove_task(self._tasks.pop(stage))
+
+    def _show_line(self, stage: str, step: int, total: int, numbers: dict[str, float]) -> None:
+        now = time.monotonic()
+        begun = self._begun.setdefault(stage, now)
+        if step >= total > 0:
+            self._begun.pop(stage)
+            if self._told.pop(stage, None) is None:
+                return
+        elif now - self._told.get(stage, begun) < INTERVAL:
+            return
+        self._told[stage] = now
+        left = (now - begun) / max(1, step) * max(0, total - step)
+        eta = f" eta={int(left) // 3600}:{int(left) % 3600 // 60:02d}:{int(left) % 60:02d}" if total else ""
+        self.console.print(escape(f"{stage} step={step}/{total or '?'} {_said(numbers)}{eta}"))
+
+    def _stop_bars(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars, self._tasks = None, {}
+
+
+def _said(numbers: dict[str, float]) -> str:
+    return " ".join(f"{name}={value:.4g}" for name, value in numbers.items())
+
+
+def show_error(error: MbertError) -> None:
+    """The four parts, on stderr."""
+    talk_console().print(escape(str(error)), style="bold", markup=True)
+
+
+def show(text: str) -> None:
+    """One line of result."""
+    print(text, flush=True)
+
+
+def show_json(value: Any) -> None:
+    """A result as one JSON object."""
+    print(json.dumps(value, default=str, ensure_ascii=False), flush=True)
+
+
+def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bool = False) -> None:
+    """A table: a result on stdout, or with `err` talk on stderr."""
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False, stderr=err).print(table)

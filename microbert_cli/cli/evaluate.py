@@ -1,0 +1,100 @@
+"""`mbert evaluate`: the GLUE evaluator, for own tasks too."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from microbert_cli.cli import options
+from microbert_cli.cli.console import show_table
+from microbert_cli.cli.options import Common, with_common
+from microbert_cli.cli.running import known_task, run_stage, show_result
+from microbert_cli.errors import MbertError
+
+EPILOG = """Examples:
+
+mbert evaluate runs/sst2/task-distill --task sst2 --min-score accuracy=0.90 --dry-run
+
+mbert evaluate DIR --task mnli --teacher TEACHER --submission --dry-run"""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("evaluate", epilog=EPILOG)(evaluate)
+
+
+@with_common
+def evaluate(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Directory, export directory or Hub id.")] = None,
+    teacher: options.Teacher = None,
+    task: options.TaskName = None,
+    data: options.DataDir = None,
+    train_file: options.TrainFile = None,
+    dev_file: options.DevFile = None,
+    test_file: options.TestFile = None,
+    text: options.TextColumns = None,
+    label: options.LabelColumn = None,
+    submission: Annotated[bool, typer.Option("--submission", help="Predict the test splits; write files and zip.")] = False,
+    min_score: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Exit 1 below this score.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="A metrics.json; exit 1 if scores fell below it.")] = None,
+    tolerance: Annotated[float, typer.Option(help="How far below the baseline is still fine.")] = 0.0,
+    *,
+    common: Common,
+) -> None:
+    """Official metrics, predictions per example, agreement with a teacher, submission files."""
+    minimum = {name: value for name, value in map(_bound, min_score or [])}
+    before = _read_baseline(baseline)
+    resolved = common.resolve(
+        evaluate__model=model,
+        teacher__model=teacher,
+        data__folder=data,
+        **known_task(model, task, options.own_data(train_file, dev_file, test_file, text, label)),
+    )
+    result = run_stage("evaluate", common, resolved, **({"submit": True} if submission else {}))
+    if result is None:
+        return
+    show_result(result, common)
+    if not (common.as_json or common.quiet):
+        _show_scores(result.metrics)
+    from microbert_cli.stages.evaluate import check
+
+    check(result.metrics, minimum, before, tolerance)
+
+
+def _show_scores(metrics: dict[str, Any]) -> None:
+    rows = []
+    for split, found in metrics["splits"].items():
+        rows += [[split, name, f"{value:.4f}"] for name, value in found["metrics"].items()]
+        rows += [[split, name, f"{value:.4f}"] for name, value in found.get("teacher", {}).items()]
+    show_table("", ["split", "metric", "value"], rows, err=True)
+
+
+def _bound(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        raise MbertError(
+            "M105",
+            f'"{text}" is not of the form name=value',
+            where="--min-score",
+            allowed="A metric of the task, an equals sign, a number.",
+            fix="For instance: --min-score accuracy=0.90",
+        ) from None
+
+
+def _read_baseline(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError) as error:
+        raise MbertError(
+            "M205",
+            f"this baseline cannot be read: {error}",
+            where=f"--baseline {path}",
+            allowed="A metrics.json that `mbert evaluate` wrote.",
+            fix="mbert evaluate OLD_MODEL -o old; then --baseline old/metrics.json",
+        ) from None

@@ -1,0 +1,69 @@
+"""The command `mbert`."""
+
+import os
+import sys
+import traceback
+from importlib import import_module
+
+import typer
+
+from microbert_cli.cli.console import show, show_error, talk_console
+from microbert_cli.errors import Exit, MbertError
+from microbert_cli.version import __version__
+
+COMMANDS = (
+    "run", "pretrain", "finetune", "general_distill", "augment", "task_distill", "evaluate", "predict", "export", "bench",
+    "names", "env",
+)  # fmt: skip
+
+HELP = """Two-stage distillation of BERT-style encoders: a good but slow classifier becomes a small fast one.
+
+Exit codes: 0 done or up to date, 1 a check failed, 2 usage, 3 recipe invalid, 4 input missing or incomplete, 5 data or
+checkpoint corrupt, 6 diverged, 7 optional dependency missing, 70 bug, 130/143 interrupted and resumable, 141 broken pipe.
+"""
+
+app = typer.Typer(
+    name="mbert", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None,
+)  # fmt: skip
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
+    if version:
+        show(f"mbert {__version__}")
+        raise typer.Exit
+
+
+for _name in COMMANDS:
+    import_module(f"microbert_cli.cli.{_name}").register(app)
+
+
+def main() -> None:
+    """Runs the command line and leaves with one of the documented exit codes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except MbertError as error:
+        show_error(error)
+        _trace()
+        sys.exit(int(error.exit_code))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(int(Exit.BROKEN_PIPE))
+    except KeyboardInterrupt:
+        sys.exit(int(Exit.INTERRUPTED))
+    except Exception as error:
+        if (code := getattr(error, "exit_code", None)) is not None:
+            talk_console().print(f"stopped by {error}; the same command goes on from here")
+            sys.exit(int(code))
+        traceback.print_exc()
+        talk_console().print(f"[B070] this is a bug in mbert {__version__}, not your mistake. The report should hold the above and `mbert env`.", markup=False)  # noqa: E501
+        sys.exit(int(Exit.BUG))
+
+
+def _trace() -> None:
+    if "-v" in sys.argv or "--verbose" in sys.argv:
+        traceback.print_exc()

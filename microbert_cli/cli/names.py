@@ -1,0 +1,71 @@
+"""`mbert list`, `mbert show`, `mbert copy`: what has a name."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from microbert_cli.catalog import KINDS, Catalog
+from microbert_cli.cli.console import show, show_json
+from microbert_cli.errors import MbertError, nearest
+
+Kind = Annotated[str, typer.Argument(metavar="KIND", help=", ".join(KINDS))]
+Include = Annotated[list[Path] | None, typer.Option("--include", help="A folder with names of your own.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("list", epilog="Example: mbert list losses")(list_names)
+    app.command("show", epilog="Example: mbert show methods tinybert")(show_name)
+    app.command("copy", epilog="Example: mbert copy recipes quickstart -o mine.toml")(copy_name)
+
+
+def list_names(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=", ".join(KINDS))] = None,
+    include: Include = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Lists losses, methods, students, tasks, augmenters and recipes, or one kind of them."""
+    catalog = Catalog(include or ())
+    found = {one: catalog.names(one) for one in ([_known(kind)] if kind else KINDS)}
+    if as_json:
+        show_json(found)
+    elif kind:
+        show("\n".join(found[kind]))
+    else:
+        show("\n".join(f"{one:<12}{', '.join(names)}" for one, names in found.items()))
+
+
+def show_name(kind: Kind, name: str, include: Include = None) -> None:
+    """Prints the file behind a name."""
+    path = Catalog(include or ()).path(_known(kind), name, where=f"mbert show {kind}")
+    show(path.read_text(encoding="utf-8").rstrip())
+
+
+def copy_name(
+    kind: Kind,
+    name: str,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to; default: its own file name, here.")] = None,
+    include: Include = None,
+) -> None:
+    """Copies the file behind a name, to be edited."""
+    path = Catalog(include or ()).path(_known(kind), name, where=f"mbert copy {kind}")
+    target = out / path.name if out and out.is_dir() else out or Path(path.name)
+    if target.exists():
+        raise MbertError(
+            "M113",
+            "this file exists already",
+            where=f"-o {target}",
+            allowed="A name that is not taken; nothing is overwritten.",
+            fix=f"mbert copy {kind} {name} -o another{path.suffix}",
+        )
+    target.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    show(str(target))
+
+
+def _known(kind: str) -> str:
+    if kind in KINDS:
+        return kind
+    raise MbertError(
+        "M103", f'there is no kind "{kind}"', where="KIND", allowed=f"Kinds: {nearest(kind, KINDS)}", fix="mbert list"
+    )

@@ -1,0 +1,116 @@
+"""Options that several commands share, and what they come to: a resolved recipe, a catalogue, a voice.
+
+`@command("...")` gives a function the common options: its own parameters stay in its signature, the common ones arrive as one
+`Common`. The flags are frozen; everything else is a recipe key, reached with --set.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from microbert_cli.catalog import Catalog
+from microbert_cli.cli.console import ConsoleTalk
+from microbert_cli.errors import MbertError
+from microbert_cli.resolve import Resolved, parse_value, resolve
+
+DEFAULT_RECIPE = Path("mbert.toml")
+
+
+@dataclass
+class Common:
+    """The common options as typed."""
+
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe: TOML file or a name from `mbert list recipes`.")] = None  # fmt: skip  # noqa: E501
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output directory; default runs/<recipe or task>/<stage>.")] = None  # fmt: skip  # noqa: E501
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Sets any recipe key; may be repeated.")] = None  # fmt: skip  # noqa: E501
+    include: Annotated[list[Path] | None, typer.Option("--include", help="A folder with losses/, methods/, tasks/ ... of your own.")] = None  # fmt: skip  # noqa: E501
+    seed: Annotated[int | None, typer.Option(help="Decides everything that is random.")] = None
+    device: Annotated[str | None, typer.Option(envvar="MBERT_DEVICE", help="auto, cpu, cuda, cuda:1 ...")] = None
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with work that was begun.")] = True
+    force: Annotated[bool, typer.Option("--force", help="Move an old output aside and begin anew.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show what would happen; touch nothing.")] = False
+    explain: Annotated[bool, typer.Option("--explain-config", help="Show every value and where it comes from.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks, too.")] = False
+
+    def catalog(self) -> Catalog:
+        """Built-in names and those of --include."""
+        return Catalog(self.include or ())
+
+    def talk(self) -> ConsoleTalk:
+        """The voice on stderr."""
+        return ConsoleTalk(quiet=self.quiet)
+
+    def resolve(self, **flags: Any) -> Resolved:
+        """The recipe with all its layers; `mbert.toml` here is the one if none is named. Flags: `teacher__model="x"`."""
+        recipe = self.recipe or (str(DEFAULT_RECIPE) if DEFAULT_RECIPE.is_file() else None)
+        named = {key.replace("__", "."): value for key, value in flags.items() if value not in (None, [])}
+        named |= {"seed": self.seed, "device": self.device}
+        return resolve(catalog=self.catalog(), recipe=recipe, sets=self.sets or [], flags=named)
+
+
+TaskName = Annotated[str | None, typer.Option("--task", help="A task of the catalogue, or a task TOML.")]
+DataDir = Annotated[str | None, typer.Option("--data", envvar="MBERT_DATA", help="A GLUE folder, or one task's folder.")]
+TrainFile = Annotated[str | None, typer.Option("--train-file", help="Own data: CSV, TSV, JSONL or Parquet.")]
+DevFile = Annotated[str | None, typer.Option("--dev-file", help="Own data to select on.")]
+TestFile = Annotated[str | None, typer.Option("--test-file", help="Own data to test on.")]
+TextColumns = Annotated[list[str] | None, typer.Option("--text", help="Text column; twice for pairs.")]
+LabelColumn = Annotated[str | None, typer.Option("--label", help="Label column.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Several seeds, such as 1,2,3.")]
+Teacher = Annotated[str | None, typer.Option("--teacher", help="The teacher: directory or Hub id.")]
+Student = Annotated[str | None, typer.Option("--student", help="A student of the catalogue, or a checkpoint.")]
+CorpusName = Annotated[str | None, typer.Option("--corpus", help="python-docs, a file, a folder, or a Hub data set.")]
+
+
+def own_data(
+    train_file: str | None, dev_file: str | None, test_file: str | None, text: list[str] | None, label: str | None
+) -> dict[str, Any]:
+    """The flags that describe a table of the user's own, as recipe keys."""
+    return {
+        "data__train_file": train_file,
+        "data__dev_file": dev_file,
+        "data__test_file": test_file,
+        "data__text": text or None,
+        "data__label": label,
+    }
+
+
+def seed_list(text: str | None) -> list[int] | None:
+    """`1,2,3` as numbers; raises M102."""
+    if text is None:
+        return None
+    values = parse_value(f"[{text}]")
+    if isinstance(values, list) and values and all(isinstance(value, int) for value in values):
+        return values
+    raise MbertError(
+        "M102",
+        f'"{text}" is no list of whole numbers',
+        where="--seeds",
+        allowed="Whole numbers with commas between.",
+        fix="For instance: --seeds 1,2,3",
+    )
+
+
+def with_common(function: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the common options: `f(own..., common)` becomes `f(own..., every common option)`."""
+    own = [p for p in inspect.signature(function).parameters.values() if p.name != "common"]
+    common = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in fields(Common)
+    ]
+
+    @functools.wraps(function)
+    def command(**values: Any) -> None:
+        taken = {f.name: values.pop(f.name) for f in fields(Common)}
+        function(**values, common=Common(**taken))
+
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    command.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
+    return command

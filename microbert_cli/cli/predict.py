@@ -1,0 +1,52 @@
+"""`mbert predict`: labels for lines of text, a file, or what comes in on stdin."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from microbert_cli.cli.console import ConsoleTalk, show, show_json
+from microbert_cli.manifest import write_text
+
+EPILOG = """Examples:
+
+echo "a fine film" | mbert predict runs/sst2/task-distill
+
+mbert predict runs/sst2/export --file reviews.jsonl --text review --json"""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("predict", epilog=EPILOG)(predict)
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="Directory, export directory or Hub id.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; none: lines of stdin.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Lines of text, or a table with --text; - is stdin.")] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="Text column of a table; twice for pairs.")] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Each line holds two texts with a tab between.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of stdout.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens; default: what the model was trained with.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows at a time.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with probabilities.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False,
+) -> None:
+    """One label a line, in the order of the texts; a score for regression."""
+    from microbert_cli.stages.predict import as_lines, read_inputs, run
+
+    talk = ConsoleTalk(quiet=quiet)
+    piped = sys.stdin.buffer if not texts and (file is None or str(file) == "-") else None
+    inputs = read_inputs(texts or [], file, piped, columns=text or [], pairs=pairs)
+    answers = run(model, inputs, max_length=max_length, batch_size=batch_size, talk=talk)
+    talk.close()
+    if out is not None:
+        write_text(out, "".join(f"{line}\n" for line in as_lines(answers, as_json=as_json)))
+        show(str(out))
+    elif as_json:
+        for answer in answers:
+            show_json(answer)
+    else:
+        for line in as_lines(answers, as_json=False):
+            show(line)

@@ -1,0 +1,93 @@
+"""How every stage command goes: resolve, show or check if asked, run, print the result."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from microbert_cli.cli.console import show, show_json, show_table
+from microbert_cli.cli.options import Common
+from microbert_cli.resolve import Resolved, flatten
+from microbert_cli.wiring import Step, default_root, step
+
+if TYPE_CHECKING:
+    from microbert_cli.stage import StageResult
+
+
+def run_stage(kind: str, common: Common, resolved: Resolved, **options: Any) -> "StageResult | None":
+    """Runs one stage by itself; None where only a look was asked for."""
+    if common.explain:
+        explain(resolved)
+        return None
+    catalog = common.catalog()
+    root = common.out.parent if common.out else default_root(resolved, explicit=common.recipe is not None)
+    planned = step(kind, resolved, _root_with_inputs(root, resolved, common), catalog, out=common.out or root / kind)
+    if common.dry_run:
+        dry_run([planned], common)
+        return None
+    from microbert_cli.pipeline import run_step
+
+    talk = common.talk()
+    try:
+        return run_step(planned, catalog=catalog, talk=talk, force=common.force, resume=common.resume, **options)
+    finally:
+        talk.close()
+
+
+def _root_with_inputs(root: Path, resolved: Resolved, common: Common) -> Path:
+    """Outputs named with -o have their neighbours as inputs, else the default root's."""
+    default = default_root(resolved, explicit=common.recipe is not None)
+    return root if any(root.glob("*/manifest.json")) else default
+
+
+def show_result(result: "StageResult | None", common: Common) -> None:
+    """The output directory on stdout, or with --json what is in its metrics.json."""
+    if result is None:
+        return
+    if common.as_json:
+        show_json(result.metrics)
+        return
+    if result.up_to_date:
+        common.talk().note(f"{result.stage}: up to date")
+    show(str(result.out))
+
+
+def known_task(model: str | None, task: str | None, own: dict[str, Any]) -> dict[str, Any]:
+    """Flags for the task: as typed, else what the model's own manifest says it was made for."""
+    flags = {"task": task, **own}
+    path = Path(model or "") / "manifest.json"
+    if any(flags.values()) or not model or not path.is_file():
+        return flags
+    made = json.loads(path.read_text(encoding="utf-8")).get("recipe", {})
+    data = {f"data__{key}": value for key, value in made.get("data", {}).items() if key != "folder"}
+    return {**flags, **data, "task": made.get("task")}
+
+
+def explain(resolved: Resolved) -> None:
+    """Every key, its value and its origin."""
+    from microbert_cli.stage import to_toml
+
+    values = flatten(resolved.recipe.model_dump(mode="json"))
+    rows = []
+    for key, value in values.items():
+        text = to_toml({"value": value}).removeprefix("value = ").strip() or "(none)"
+        rows.append([key, text, resolved.origins.get(key, "built-in default")])
+    show_table("", ["key", "value", "from"], rows)
+
+
+def dry_run(steps: list[Step], common: Common) -> None:
+    """What would run, on what, and where it would go; nothing is opened."""
+    told = [
+        {"stage": one.name, "kind": one.kind, "out": str(one.out), "state": _state(one), **one.inputs} for one in steps
+    ]
+    if common.as_json:
+        show_json({"stages": told})
+        return
+    for one in told:
+        inputs = ", ".join(f"{key}={value}" for key, value in one.items() if key not in ("stage", "kind", "out", "state"))
+        show(f"{one['stage']:<16} {one['state']:<9} -> {one['out']}   {inputs}")
+
+
+def _state(one: Step) -> str:
+    if (one.out / "manifest.json").is_file():
+        return "exists"
+    return "begun" if one.out.with_name(one.out.name + ".partial").is_dir() else "new"

@@ -1,0 +1,49 @@
+"""`mbert task-distill`."""
+
+from typing import Annotated
+
+import typer
+
+from microbert_cli.cli import options
+from microbert_cli.cli.options import Common, with_common
+from microbert_cli.cli.running import run_stage, show_result
+
+EPILOG = """Examples:
+
+mbert task-distill --teacher DIR --student runs/sst2/general-distill --task sst2 --seeds 1,2,3 --dry-run"""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("task-distill", epilog=EPILOG)(task_distill)
+
+
+@with_common
+def task_distill(
+    recipe_name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; default: mbert.toml.")] = None,
+    teacher: options.Teacher = None,
+    student: options.Student = None,
+    augmented: Annotated[str | None, typer.Option(help="A directory made by `mbert augment`.")] = None,
+    task: options.TaskName = None,
+    data: options.DataDir = None,
+    train_file: options.TrainFile = None,
+    dev_file: options.DevFile = None,
+    test_file: options.TestFile = None,
+    text: options.TextColumns = None,
+    label: options.LabelColumn = None,
+    seeds: options.Seeds = None,
+    *,
+    common: Common,
+) -> None:
+    """Stage two: distils a fine-tuned teacher into a student, through all phases of the method."""
+    common.recipe = recipe_name or common.recipe
+    resolved = common.resolve(
+        teacher__model=teacher,
+        student=student,
+        augmented=augmented,
+        seeds=options.seed_list(seeds),
+        task=task,
+        data__folder=data,
+        **options.own_data(train_file, dev_file, test_file, text, label),
+    )
+    show_result(run_stage("task-distill", common, resolved), common)

@@ -1,0 +1,31 @@
+"""A recipe as ordered stages: skips what is up to date, and says why it runs the rest."""
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from microbert_cli.catalog import Catalog
+from microbert_cli.stage import StageResult
+from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.wiring import Step
+
+
+def run_step(step: Step, *, catalog: Catalog, talk: Talk = SILENT, **options: Any) -> StageResult:
+    """Runs one stage with its inputs; `options` are force, resume, renew, and what only that stage takes."""
+    stage: Callable[..., StageResult] = import_module(f"microbert_cli.stages.{step.kind.replace('-', '_')}").run
+    return stage(step.resolved.recipe, step.out, catalog=catalog, talk=talk, **step.inputs, **options)
+
+
+def run_steps(
+    steps: list[Step], *, catalog: Catalog, talk: Talk = SILENT, force: bool = False, resume: bool = True
+) -> Iterator[StageResult]:
+    """Runs the stages in order. A stage whose keys or inputs changed is made anew, the old one moved aside."""
+    for step in steps:
+        talk.note(f"{step.name}: {_inputs(step)}")
+        yield run_step(step, catalog=catalog, talk=talk, force=force, resume=resume, renew=True)
+
+
+def _inputs(step: Step) -> str:
+    shown = {key: value for key, value in step.inputs.items() if isinstance(value, str)}
+    return ", ".join(f"{key} {Path(value)}" for key, value in shown.items())

@@ -1,0 +1,101 @@
+"""What a name in a recipe stands for: a directory, a Hub id, or a description in the catalogue; and on which device."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from microbert_cli import manifest, models
+from microbert_cli.catalog import Catalog
+from microbert_cli.errors import MbertError
+from microbert_cli.models import Loaded
+from microbert_cli.task import Task
+
+
+def is_description(name: str, catalog: Catalog) -> bool:
+    """Whether this is a student of the catalogue (or a student TOML), not a checkpoint."""
+    return not Path(name).is_dir() and not list(catalog.check("students", name, ""))
+
+
+def describe(name: str, catalog: Catalog) -> dict[str, Any]:
+    """A student's TOML with its pattern's numbers filled in: `4 * H` becomes 1248 for `bert-4x312`."""
+    fields = tomllib.loads(catalog.path("students", name, where="student").read_text(encoding="utf-8"))
+    numbers = catalog.numbers("students", name)
+    return {key: _fill(value, numbers) for key, value in fields.items()}
+
+
+def identify(name: str | None, catalog: Catalog) -> Any:
+    """What a model or description is, for identities."""
+    if name is not None and is_description(name, catalog):
+        return describe(name, catalog)
+    return manifest.identify(name)
+
+
+def classifier(
+    name: str, catalog: Catalog, *, task: Task, seed: int, tokenizer: str | None, where: str, like: Any = None
+) -> Loaded:
+    """A classifier for the task: a checkpoint (its head kept where the labels fit, else made anew), or a new student.
+
+    The weights that are made anew depend on `seed` alone.
+    """
+    labels = list(task.label.names) if task.label.names else None
+    heads = {"labels": labels, "num_labels": task.num_labels}
+    if not is_description(name, catalog):
+        torch.manual_seed(seed)
+        loaded = models.load(name, "classifier", where=where, new_head=True, seed=seed, **heads)
+        return loaded
+    if tokenizer is None:
+        raise no_vocabulary(name, where)
+    tokens, config = models.load_vocabulary(tokenizer, where="tokenizer")
+    description = describe(name, catalog)
+    model = models.build(description, kind="classifier", tokenizer=tokens, seed=seed, like=like or config, where=where, **heads)
+    return Loaded(model, tokens, name, [])
+
+
+def encoder(name: str, catalog: Catalog, *, seed: int, teacher: Loaded, where: str) -> Loaded:
+    """A bare encoder: a checkpoint to go on from, or a new student with the teacher's vocabulary."""
+    if not is_description(name, catalog):
+        return models.load(name, "encoder", where=where, new_head=True, seed=seed)
+    description, tokens = describe(name, catalog), teacher.tokenizer
+    like = teacher.model.config
+    model = models.build(description, kind="encoder", tokenizer=tokens, seed=seed, like=like, where=where)
+    return Loaded(model, tokens, name, [])
+
+
+def no_vocabulary(name: str, where: str) -> MbertError:
+    """The error for a new model without anything to take its tokens from."""
+    return MbertError(
+        "M021",
+        f'a new "{name}" needs a vocabulary, and no model to take it from is named',
+        where=where,
+        allowed="A model whose tokenizer it shares, or a vocabulary trained on the corpus.",
+        fix="--set base=DIR, --teacher DIR, or for pretrain: --set vocabulary.size=8000",
+    )
+
+
+def device(name: str) -> str:
+    """`auto` is a GPU where there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _fill(value: Any, numbers: dict[str, int]) -> Any:
+    """A number, or a product of numbers and the pattern's letters."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.split("*")]
+    if not all(part.isdigit() or part in numbers for part in parts):
+        return value
+    product = 1
+    for part in parts:
+        product *= numbers[part] if part in numbers else int(part)
+    return product
+
+
+class Answering:
+    """A function from batch to logits as something that answers."""
+
+    def __init__(self, logits: Any):
+        self.logits = logits

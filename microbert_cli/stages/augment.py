@@ -1,0 +1,103 @@
+"""Varies a task's training set; works in shards, so that a stopped run goes on where it was."""
+
+from pathlib import Path
+from typing import Any
+
+from microbert_cli import manifest, models, places
+from microbert_cli.augmentation import Augmentation, AugmentSettings, join
+from microbert_cli.catalog import Catalog
+from microbert_cli.data import load_augmented, write_augmented
+from microbert_cli.output import working
+from microbert_cli.recipe import Recipe
+from microbert_cli.stage import StageResult, sign, up_to_date
+from microbert_cli.task_rows import open_task
+from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.word_table import load_word_table
+
+NAME = "augment"
+KEYS = ("task", "data", "augment", "vectors", "seed")
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    catalog: Catalog,
+    masked_lm: str,
+    vectors: str | None = None,
+    force: bool = False,
+    resume: bool = True,
+    renew: bool = False,
+    talk: Talk = SILENT,
+) -> StageResult:
+    """Writes OUT/train.parquet (or .tsv): every original row, then its variants, labels copied and rows flagged.
+
+    masked_lm  proposes words for single-piece words: a directory or Hub id
+    vectors    word vectors for the others: GloVe text or zip, or a BERT directory for its input embeddings
+    """
+    data = open_task(recipe, catalog, splits=("train",), talk=talk)
+    identity = {
+        "recipe": recipe.keys(*KEYS),
+        "masked_lm": manifest.identify(masked_lm),
+        "vectors": manifest.identify(vectors),
+        "data": data.fingerprints(),
+    }
+    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
+        if work.done:
+            return up_to_date(NAME, out)
+        loaded = models.load(masked_lm, "masked-lm", where="augment.masked_lm")
+        loaded.model.to(places.device(recipe.device)).eval()
+        table = load_word_table(vectors, limit=recipe.vectors.limit, talk=talk) if vectors else None
+        driver = Augmentation(
+            data.rows["train"],
+            tokenizer=loaded.tokenizer,
+            masked_lm_model=loaded.model,
+            vectors=table,
+            settings=_settings(recipe),
+            catalog=catalog,
+            talk=talk,
+        )
+        shards = work.path / "shards"
+        shards.mkdir(exist_ok=True)
+        for number in range(driver.shards()):
+            _shard(driver, number, shards, data.task)
+        rows = join([load_augmented(path, data.task) for path in sorted(shards.iterdir())])
+        write_augmented(rows, work.path / f"train.{recipe.augment.format}", data.task, format=recipe.augment.format)
+        for path in shards.iterdir():
+            path.unlink()
+        shards.rmdir()
+        metrics: dict[str, Any] = {
+            "task": data.task.name,
+            "rows_in": len(data.rows["train"]),
+            "rows_out": len(rows),
+            "stop_words": driver.stop.digest,
+        }
+        inputs = {"masked_lm": identity["masked_lm"], "vectors": identity["vectors"]}
+        return sign(
+            work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=inputs, data=data.facts(), seeds=[recipe.seed]
+        )
+
+
+def _shard(driver: Augmentation, number: int, shards: Path, task: Any) -> None:
+    path = shards / f"{number:06d}.parquet"
+    if path.is_file():
+        return
+    temporary = shards / ".begun"
+    write_augmented(driver.shard(number), temporary, task, format="parquet")
+    temporary.replace(path)
+
+
+def _settings(recipe: Recipe) -> AugmentSettings:
+    spec = recipe.augment
+    return AugmentSettings(
+        copies=spec.copies,
+        replace_probability=spec.replace_probability,
+        candidates_per_word=spec.candidates_per_word,
+        query=spec.query,
+        candidates=spec.candidates,
+        stop_words=spec.stop_words,
+        seed=recipe.seed,
+        batch_size=spec.batch_size,
+        vectors_limit=recipe.vectors.limit,
+        sources=tuple(spec.sources),
+    )

@@ -1,0 +1,197 @@
+"""The GLUE evaluator, for own tasks too: official metrics, predictions per example, agreement with a teacher, submissions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microbert_cli import answering, manifest, metrics, submission
+from microbert_cli.catalog import Catalog
+from microbert_cli.errors import MbertError
+from microbert_cli.output import working
+from microbert_cli.recipe import Recipe
+from microbert_cli.scoring import predictions
+from microbert_cli.stage import StageResult, sign, up_to_date
+from microbert_cli.task import Task
+from microbert_cli.task_rows import TaskRows, find_task, open_task
+from microbert_cli.tracking import SILENT, Talk
+
+NAME = "evaluate"
+KEYS = ("task", "data", "evaluate")
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    catalog: Catalog,
+    model: str,
+    teacher: str | None = None,
+    submit: bool = False,
+    force: bool = False,
+    resume: bool = True,
+    renew: bool = False,
+    talk: Talk = SILENT,
+) -> StageResult:
+    """Scores `model` on the labelled splits; MNLI's matched and mismatched parts are two splits, never mixed.
+
+    model    a classifier directory, Hub id, or an export directory (ONNX, by `evaluate.precision`)
+    teacher  adds agreement (share of equal answers) and KL(teacher || model), batch mean, in nats
+    submit   predicts the unlabelled test splits into OUT/submission, and zips what there is for all of GLUE
+    Writes metrics.json and predictions.parquet. Raises M340 if a split with hidden labels was asked to be scored.
+    """
+    task = find_task(recipe, catalog, talk=talk)
+    labelled = list(recipe.evaluate.splits or default_splits(task))
+    unlabelled = [split for split in (task.submission.files if task.submission else {}) if submit]
+    data = open_task(recipe, catalog, splits=[*labelled, *unlabelled], talk=talk)
+    identity = {
+        "recipe": recipe.keys(*KEYS),
+        "model": manifest.identify(model),
+        "teacher": manifest.identify(teacher),
+        "submission": submit,
+        "data": data.fingerprints(),
+    }
+    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
+        if work.done:
+            return up_to_date(NAME, out)
+        answers = answering.open_model(model, task, precision=recipe.evaluate.precision, where="evaluate.model")
+        taught = answering.open_model(teacher, task, where="teacher.model") if teacher else None
+        found = _Evaluation(data, answers, taught, recipe.evaluate.batch_size)
+        scored = {split: found.scores(split) for split in labelled}
+        if unlabelled:
+            _submit(found, unlabelled, work.path, out, talk)
+        found.write_predictions(work.path / "predictions.parquet")
+        result: dict[str, Any] = {"task": task.name, "primary": task.primary, "model": model, "splits": scored}
+        result["dev"] = scored[labelled[0]]["metrics"]
+        inputs = {"model": identity["model"], "teacher": identity["teacher"]}
+        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=result, inputs=inputs, data=data.facts())
+
+
+def default_splits(task: Task) -> list[str]:
+    """The splits whose labels a task shows: dev and its relatives; for a user's own files those that are there."""
+    if task.files is not None:
+        return [split for split in ("dev", "test") if split == "dev" or task.files.path(split)]
+    found = [split for split in task.splits if split.startswith("dev")]
+    if not found:
+        raise MbertError(
+            "M341",
+            f"{task.name} has no labelled split to score",
+            where=f"task {task.name}",
+            allowed="A task with a dev split. AX is predicted with an MNLI model, for a submission.",
+            fix=f"mbert evaluate MODEL --task {task.name} --submission --set 'evaluate.splits=[]'",
+        )
+    return found
+
+
+def check(result: Mapping[str, Any], minimum: Mapping[str, float], baseline: Mapping[str, Any] | None, tolerance: float) -> None:
+    """Raises M620 where a score is below its minimum, M621 where it fell below a baseline's by more than `tolerance`."""
+    scores = result["dev"]
+    for name, least in minimum.items():
+        if name not in scores:
+            raise _no_metric(name, scores)
+        if scores[name] < least:
+            raise _below("M620", f"{name} is {scores[name]:.4f}, wanted at least {least}", "--min-score")
+    before = (baseline or {}).get("dev", {})
+    for name in scores.keys() & before.keys():
+        if scores[name] < before[name] - tolerance:
+            what = f"{name} fell from {before[name]:.4f} to {scores[name]:.4f}, more than {tolerance}"
+            raise _below("M621", what, "--baseline")
+
+
+class _Evaluation:
+    """Logits of model and teacher, computed once a split."""
+
+    def __init__(self, data: TaskRows, model: Any, teacher: Any, batch_size: int):
+        self.data, self.model, self.teacher, self.batch_size = data, model, teacher, batch_size
+        self.logits: dict[str, np.ndarray] = {}
+
+    def of(self, split: str) -> np.ndarray:
+        if split not in self.logits:
+            self.logits[split] = self._ask(self.model, split)
+        return self.logits[split]
+
+    def scores(self, split: str) -> dict[str, Any]:
+        rows, task = self.data.rows[split], self.data.task
+        from microbert_cli.scoring import score
+
+        found: dict[str, Any] = {"rows": len(rows), "metrics": score(task, self.of(split), rows)}
+        if not task.is_regression:
+            names = list(task.label.names or ())
+            found |= metrics.report(predictions(task, self.of(split)), rows.labels, names)
+        if self.teacher is not None:
+            found["teacher"] = self._compare(split)
+        return found
+
+    def write_predictions(self, path: Path) -> None:
+        """One row an example: split, id, prediction, gold label, and the probability of every class."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        tables = [pa.table(self._columns(split)) for split in self.logits]
+        pq.write_table(pa.concat_tables(tables), path)
+
+    def _columns(self, split: str) -> dict[str, Any]:
+        task, rows, logits = self.data.task, self.data.rows[split], self.of(split)
+        columns: dict[str, Any] = {"split": [split] * len(rows), "id": [str(row) for row in rows.ids]}
+        if task.is_regression:
+            return columns | {"prediction": logits[:, 0].tolist(), "label": _gold(rows, float)}
+        names = list(task.label.names or ())
+        columns["prediction"] = [names[i] for i in logits.argmax(-1)]
+        columns["label"] = _gold(rows, lambda label: names[label])
+        shares = answering.probabilities(logits)
+        return columns | {f"p_{name}": shares[:, i].tolist() for i, name in enumerate(names)}
+
+    def _compare(self, split: str) -> dict[str, float]:
+        task, logits, taught = self.data.task, self.of(split), self._ask(self.teacher, split)
+        from microbert_cli.scoring import score
+
+        told = {f"teacher_{name}": value for name, value in score(task, taught, self.data.rows[split]).items()}
+        if task.is_regression:
+            return told | {"mean_difference": float(np.abs(logits - taught).mean())}
+        p, q = answering.probabilities(taught), answering.probabilities(logits)
+        kl = (p * (np.log(p + 1e-12) - np.log(q + 1e-12))).sum(-1).mean()
+        return told | {"agreement": float((p.argmax(-1) == q.argmax(-1)).mean()), "kl": float(kl)}
+
+    def _ask(self, model: Any, split: str) -> np.ndarray:
+        found: np.ndarray = self.data.logits(split, model.answers, model, batch_size=self.batch_size)
+        return found
+
+
+def _submit(found: _Evaluation, splits: list[str], work: Path, out: Path, talk: Talk) -> None:
+    """This task's files, and the zip of all GLUE tasks: files of neighbouring evaluations, a constant for the rest."""
+    task = found.data.task
+    assert task.submission is not None
+    folder = work / "submission"
+    folder.mkdir(exist_ok=True)
+    for split in splits:
+        path = folder / task.submission.files[split]
+        submission.write_submission(task, split, found.data.rows[split].ids, predictions(task, found.of(split)), path, talk=talk)
+    neighbours = [*out.parent.glob("*/submission/*.tsv"), *out.parent.parent.glob(f"*/{out.name}/submission/*.tsv")]
+    files = {path.name: path for path in [*neighbours, *sorted(folder.glob("*.tsv"))] if out not in path.parents}
+    for name, path in sorted(files.items()):
+        talk.note(f"submission: {name} from {path.parent.parent.name}")
+    for name in submission.assemble_zip(files, work / "submission.zip"):
+        talk.warn(f"submission: {name} was never predicted, it is filled with a constant")
+
+
+def _gold(rows: Any, tell: Any) -> list[Any]:
+    return [None] * len(rows) if rows.labels is None else [tell(label) for label in rows.labels]
+
+
+def _no_metric(name: str, scores: Mapping[str, float]) -> MbertError:
+    from microbert_cli.errors import nearest
+
+    return MbertError(
+        "M104",
+        f'this task has no metric "{name}"',
+        where="--min-score",
+        allowed=f"Its metrics: {nearest(name, scores)}",
+        fix=f"For instance: --min-score {next(iter(scores))}=0.9",
+    )
+
+
+def _below(code: str, what: str, where: str) -> MbertError:
+    return MbertError(
+        code, what, where=where, allowed="A model at least as good as that.", fix="Look at metrics.json and the predictions."
+    )

@@ -1,0 +1,121 @@
+"""Labels for texts: lines, a table's columns, or a stream."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from microbert_cli import answering, scoring
+from microbert_cli.data import Rows
+from microbert_cli.encoding import encode
+from microbert_cli.errors import MbertError
+from microbert_cli.manifest import FILE
+from microbert_cli.readers import read_table
+from microbert_cli.tracking import SILENT, Talk
+
+Texts = list[tuple[str, ...]]
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+def run(
+    model: str, texts: Texts, *, max_length: int | None = None, batch_size: int = 64, talk: Talk = SILENT
+) -> list[dict[str, Any]]:
+    """One record a text: {"label", "score", "probabilities"}, or {"score"} for regression."""
+    answers = answering.open_model(model, None)
+    if not texts:
+        return []
+    length = max_length or _trained_length(Path(model)) or min(answers.model.config.max_position_embeddings, 512)
+    encoded = encode(Rows.unlabelled(texts), answers.tokenizer, length)
+    pad_id = answers.tokenizer.pad_token_id
+    logits = scoring.logits_of(answers.answers, encoded, pad_id=pad_id, batch_size=batch_size, talk=talk, name="predict")
+    if logits.shape[1] == 1:
+        return [{"score": float(row[0])} for row in logits]
+    names = [str(answers.model.config.id2label[i]) for i in range(logits.shape[1])]
+    return [_record(names, shares) for shares in answering.probabilities(logits)]
+
+
+def read_inputs(
+    texts: Sequence[str], file: Path | None, stream: IO[bytes] | None, *, columns: Sequence[str], pairs: bool
+) -> Texts:
+    """Texts as given, lines of a file or a stream, or columns of a table; a pair is two texts with a tab between."""
+    if columns and file is not None:
+        return [tuple(row) for row in read_table(file, columns)]
+    if file is not None and stream is None and str(file).removesuffix(".gz").endswith(TABLES):
+        raise _which_column(file)
+    if stream is not None:
+        lines = _lines(stream.read(), "stdin")
+    else:
+        lines = list(texts) if file is None else _lines(_bytes(file), str(file))
+    return [_pair(line, number) if pairs else (line,) for number, line in enumerate(lines, 1)]
+
+
+def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
+    """Records as text, one a line."""
+    if as_json:
+        return [json.dumps(answer, ensure_ascii=False) for answer in answers]
+    return [str(answer["label"]) if "label" in answer else f"{answer['score']:.4f}" for answer in answers]
+
+
+def _record(names: list[str], shares: Any) -> dict[str, Any]:
+    best = int(shares.argmax())
+    chances = {name: float(share) for name, share in zip(names, shares, strict=True)}
+    return {"label": names[best], "score": float(shares[best]), "probabilities": chances}
+
+
+def _trained_length(model: Path) -> int | None:
+    path = (model.parent if model.is_file() else model) / FILE
+    if not path.is_file():
+        return None
+    identity = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    length: int | None = identity.get("data", {}).get("max_length")
+    return length
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise MbertError(
+            "M206",
+            f"this file cannot be read: {error.strerror}",
+            where=f"--file {file}",
+            allowed="A text file with one text a line, or a table with --text COLUMN.",
+            fix="Check the path.",
+        ) from None
+
+
+def _lines(raw: bytes, name: str) -> list[str]:
+    try:
+        return raw.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise MbertError(
+            "M360",
+            f"this is not UTF-8: byte {error.start}, {error.reason}",
+            where=f"{name}, line {line}",
+            allowed="UTF-8 text, one text a line.",
+            fix="Convert it: iconv -f LATIN1 -t UTF-8",
+        ) from None
+
+
+def _pair(line: str, number: int) -> tuple[str, ...]:
+    first, tab, second = line.partition("\t")
+    if not tab:
+        raise MbertError(
+            "M361",
+            "this line has no tab, so it is no pair",
+            where=f"line {number}",
+            allowed="Two texts with one tab between them.",
+            fix="Leave out --pairs for single texts.",
+        )
+    return first, second
+
+
+def _which_column(file: Path) -> MbertError:
+    return MbertError(
+        "M106",
+        "this is a table, and no column is named",
+        where=f"--file {file}",
+        allowed="--text COLUMN, twice for pairs.",
+        fix=f"mbert predict MODEL --file {file} --text text",
+    )

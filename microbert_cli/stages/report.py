@@ -1,0 +1,96 @@
+"""The table at the end of a run: what each way of making a student came to, beside the teacher and a linear model."""
+
+from pathlib import Path
+from typing import Any
+
+from microbert_cli import baseline, manifest
+from microbert_cli.catalog import Catalog
+from microbert_cli.output import working
+from microbert_cli.racing import Entrant, race_models
+from microbert_cli.recipe import Recipe
+from microbert_cli.stage import StageResult, read_metrics, sign, up_to_date
+from microbert_cli.task_rows import TaskRows, open_task
+from microbert_cli.tracking import SILENT, Talk
+
+NAME = "report"
+KEYS = ("task", "data")
+COLUMNS = ("model", "score", "spread", "seeds", "retention", "parameters", "megabytes", "latency_ms", "rows_per_second")
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    catalog: Catalog,
+    models: dict[str, str],
+    exported: str | None = None,
+    force: bool = False,
+    resume: bool = True,
+    renew: bool = False,
+    talk: Talk = SILENT,
+) -> StageResult:
+    """Gathers dev scores of `models` (name -> directory), measures all of them and `exported` in one interleaved run.
+
+    metrics.json and report.md hold the table: a linear baseline first, then each model with mean and spread over its seeds.
+    """
+    data = open_task(recipe, catalog, splits=("train", "dev"), talk=talk)
+    sources = {**models, **({"exported": exported} if exported else {})}
+    identity = {
+        "recipe": recipe.keys(*KEYS),
+        "models": {name: manifest.identify(path) for name, path in sources.items()},
+        "data": data.fingerprints(),
+    }
+    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
+        if work.done:
+            return up_to_date(NAME, out)
+        rows = [_baseline_row(data)] + _model_rows(data, models, exported, talk)
+        metrics = {"task": data.task.name, "primary": data.task.primary, "table": rows}
+        (work.path / "report.md").write_text(as_markdown(rows), encoding="utf-8")
+        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=identity["models"])
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """The table in Markdown."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *(cells(row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row as text; what was not measured stays empty."""
+    forms = {"score": ".4f", "spread": ".4f", "retention": ".1%", "parameters": ",", "megabytes": ".1f", "latency_ms": ".2f"}
+    forms |= {"rows_per_second": ",.0f"}
+    return ["" if row.get(name) is None else format(row[name], forms.get(name, "")) for name in COLUMNS]
+
+
+def _baseline_row(data: TaskRows) -> dict[str, Any]:
+    scores = baseline.linear_baseline(data.task, data.rows["train"], data.rows["dev"])
+    return {"model": "linear, TF-IDF of word pairs", "score": scores[data.task.primary]}
+
+
+def _model_rows(data: TaskRows, models: dict[str, str], exported: str | None, talk: Talk) -> list[dict[str, Any]]:
+    primary = data.task.primary
+    entrants = [Entrant(name, path, "torch") for name, path in models.items()]
+    entrants += [Entrant(f"export, {form}", exported, form) for form in ("fp32", "int8") if exported]
+    raced = race_models(entrants, data, talk=talk)["models"]
+    measured = {name: read_metrics(Path(path)) for name, path in models.items()}
+    teacher = next((m["teacher"][primary] for m in measured.values() if "teacher" in m), None)
+    rows = [_row(name, result, raced[name], primary, teacher) for name, result in measured.items()]
+    for form in ("fp32", "int8") if exported else ():
+        scores = read_metrics(Path(str(exported)))["files"][form]["scores"]
+        rows.append(_row(f"export, {form}", {"dev": scores}, raced[f"export, {form}"], primary, teacher))
+    return rows
+
+
+def _row(name: str, result: dict[str, Any], speed: dict[str, Any], primary: str, teacher: float | None) -> dict[str, Any]:
+    score = result.get("mean", result["dev"])[primary]
+    return {
+        "model": name,
+        "score": score,
+        "spread": result.get("spread", {}).get(primary),
+        "seeds": len(result["seeds"]) if "seeds" in result else 1,
+        "retention": score / teacher if teacher else None,
+        "parameters": speed.get("parameters"),
+        "megabytes": speed["bytes"] / 1e6 if speed.get("bytes") else None,
+        "latency_ms": speed["latency_ms"],
+        "rows_per_second": speed["throughput"],
+    }

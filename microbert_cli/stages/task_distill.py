@@ -1,0 +1,183 @@
+"""Stage two: the student learns a task from the fine-tuned teacher, through all phases of the method."""
+
+from pathlib import Path
+from typing import Any
+
+from microbert_cli import checkpoint, models, places
+from microbert_cli.catalog import Catalog
+from microbert_cli.encoding import Encoded
+from microbert_cli.layer_map import layer_map
+from microbert_cli.models import Loaded
+from microbert_cli.objective import LossTerm, Objective, make_terms
+from microbert_cli.output import working
+from microbert_cli.phases import Choices, Phase, over_seeds, run_phases
+from microbert_cli.recipe import Phase as PhaseSpec
+from microbert_cli.recipe import Recipe
+from microbert_cli.stage import StageResult, sign, up_to_date
+from microbert_cli.task_rows import TaskRows, open_task
+from microbert_cli.teacher import Teacher, check_heads, check_order, check_strength, match_labels
+from microbert_cli.tracking import SILENT, Talk
+
+NAME = "task-distill"
+KEYS = ("task", "data", "teacher", "phases", "normalisation", "layer_map", "seed", "seeds")
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    catalog: Catalog,
+    teacher: str,
+    student: str,
+    augmented: str | None = None,
+    force: bool = False,
+    resume: bool = True,
+    renew: bool = False,
+    talk: Talk = SILENT,
+) -> StageResult:
+    """Distils the fine-tuned `teacher` into `student`; dev scores beside the teacher's are in metrics.json.
+
+    teacher    a classifier fine-tuned on the task; its dev score is measured before anything else
+    student    the output of general-distill, any encoder, or a student of the catalogue (random weights)
+    augmented  a directory made by `augment`; without it the original training set is used
+    """
+    data = open_task(recipe, catalog, splits=("train", "dev"), augmented=augmented, talk=talk)
+    identity = {
+        "recipe": recipe.keys(*KEYS),
+        "teacher": places.identify(teacher, catalog),
+        "student": places.identify(student, catalog),
+        "data": data.fingerprints(),
+    }
+    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
+        if work.done:
+            return up_to_date(NAME, out)
+        distiller = _Distiller(recipe, catalog, data, teacher, student, talk)
+        taught = distiller.examine_teacher()
+        seeds = recipe.seeds or [recipe.seed]
+        metrics = over_seeds(seeds, work.path, data.task.primary, distiller.train_one, talk)
+        metrics |= {"teacher": taught, "task": data.task.name, "primary": data.task.primary}
+        metrics |= {"majority": data.majority("dev"), "retention": _retention(metrics, taught, data.task.primary)}
+        return sign(
+            work,
+            stage=NAME,
+            recipe=recipe.keys(*KEYS),
+            metrics=metrics,
+            inputs={"teacher": identity["teacher"], "student": identity["student"], "augmented": augmented},
+            data=data.facts(),
+            seeds=seeds,
+        )
+
+
+class _Distiller:
+    """Teacher, task and method at hand; trains one student per seed."""
+
+    def __init__(
+        self, recipe: Recipe, catalog: Catalog, data: TaskRows, teacher: str, student: str, talk: Talk
+    ):
+        self.recipe, self.catalog, self.data, self.talk = recipe, catalog, data, talk
+        self.student, self.teacher_source = student, teacher
+        self.device = places.device(recipe.device)
+        self.taught = models.load(teacher, "classifier", where="teacher.model")
+        columns = match_labels(self.taught, data.task, recipe.teacher.label_order, where=f"teacher.model {teacher}")
+        self.teacher = Teacher(self.taught, columns, dropout=recipe.teacher.dropout)
+        self.teacher.model.to(self.device)
+        self.choices = Choices()
+        self.terms = {name: _terms(spec, catalog) for name, spec in recipe.phases.items()}
+        self.map_layers: list[int] = [0]
+        self._check(self._load(recipe.seed))
+
+    def examine_teacher(self) -> dict[str, float]:
+        """The teacher's dev scores; refuses one that is weak or whose outputs are permuted."""
+        task, where = self.data.task, f"teacher.model {self.teacher_source}"
+        logits = self.data.logits("dev", self.teacher, self.taught)
+        labels = self.data.rows["dev"].labels or []
+        if self.taught.label_names is None and not self.recipe.teacher.label_order:
+            check_order(task, logits, [int(label) for label in labels], where=where)
+        scores = self.data.score("dev", self.teacher, self.taught)
+        majority = self.data.majority("dev")
+        self.talk.note(f"teacher: dev {task.primary} {scores[task.primary]:.4f} (commonest class {majority:.4f})")
+        if not self.recipe.teacher.allow_weak:
+            check_strength(task, scores[task.primary], majority, margin=self.recipe.teacher.margin, where=where)
+        return scores
+
+    def train_one(self, seed: int, place: Path) -> dict[str, Any]:
+        loaded = self._load(seed)
+        model = loaded.model.to(self.device)
+        results, projection = run_phases(
+            model,
+            [self._phase(name, spec, loaded) for name, spec in self.recipe.phases.items()],
+            directory=place,
+            seed=seed,
+            pad_id=loaded.tokenizer.pad_token_id,
+            device=self.device,
+            score=lambda: self.data.score("dev", model, loaded),
+            primary=self.data.task.primary,
+            choices=self.choices,
+            projection=loaded.projection,
+            talk=self.talk,
+        )
+        checkpoint.save_model(model, loaded.tokenizer, place, projection=projection)
+        dev = self.data.score("dev", model, loaded)
+        return {"dev": dev, "phases": results, "parameters": models.parameters(model)}
+
+    def _load(self, seed: int) -> Loaded:
+        return places.classifier(
+            self.student,
+            self.catalog,
+            task=self.data.task,
+            seed=seed,
+            tokenizer=self.teacher_source,
+            where="student",
+            like=self.taught.model.config,
+        )
+
+    def _check(self, loaded: Loaded) -> None:
+        models.same_vocabulary(self.taught.tokenizer, loaded.tokenizer, where=f"student {self.student}")
+        models.check_length(self.data.max_length, loaded.model.config, where="data.max_length")
+        theirs, ours = self.taught.model.config, loaded.model.config
+        terms = [term for phase in self.terms.values() for term in phase]
+        if any("scores" in term.needs for term in terms):
+            check_heads(theirs, ours, where=f"student {self.student}")
+        if any(term.over == "layers" for term in terms):
+            self.map_layers = layer_map(
+                self.recipe.layer_map, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers
+            )
+
+    def _phase(self, name: str, spec: PhaseSpec, loaded: Loaded) -> Phase:
+        terms = self.terms[name]
+        reference = self.recipe.normalisation == "reference"
+        return Phase(
+            name=name,
+            training=spec,
+            rows=self._rows(spec, loaded),
+            learning_rates=spec.learning_rates,
+            objective=lambda model: self._objective(terms, model),
+            scored=any("logits" in term.needs for term in terms),
+            pad_to=self.data.max_length if reference else None,
+            drop_last=reference,
+        )
+
+    def _rows(self, spec: PhaseSpec, loaded: Loaded) -> Encoded:
+        use_augmented = "augmented" in self.data.rows and spec.data != "original"
+        return self.data.encode("augmented" if use_augmented else "train", loaded, where="student")
+
+    def _objective(self, terms: list[LossTerm], model: Any) -> Objective:
+        return Objective(
+            terms,
+            model,
+            ask_teacher=self.teacher.ask,
+            map_layers=self.map_layers,
+            student_width=model.config.hidden_size,
+            teacher_width=self.taught.model.config.hidden_size,
+            normalisation=self.recipe.normalisation,
+        )
+
+
+def _terms(spec: PhaseSpec, catalog: Catalog) -> list[LossTerm]:
+    return make_terms({name: (term.weight, term.parameters) for name, term in spec.losses.items()}, catalog)
+
+
+def _retention(metrics: dict[str, Any], teacher: dict[str, float], primary: str) -> float | None:
+    """Student's score as a share of the teacher's; with several seeds, of their mean."""
+    student = metrics.get("mean", metrics["dev"])[primary]
+    return student / teacher[primary] if teacher[primary] > 0 else None

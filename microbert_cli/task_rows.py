@@ -1,0 +1,113 @@
+"""A recipe's task with its rows at hand: read once, encoded once per tokenizer, scored on request."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from microbert_cli import models, scoring
+from microbert_cli.catalog import Catalog
+from microbert_cli.data import Rows, load_augmented, load_split, own_task
+from microbert_cli.encoding import Encoded, encode
+from microbert_cli.errors import MbertError
+from microbert_cli.models import Loaded
+from microbert_cli.recipe import Recipe
+from microbert_cli.task import Task, load_task
+from microbert_cli.tracking import SILENT, Talk
+
+
+@dataclass
+class TaskRows:
+    """Rows of the splits a stage asked for, and what they encode to."""
+
+    task: Task
+    rows: dict[str, Rows]
+    max_length: int
+    talk: Talk = SILENT
+    _encoded: dict[tuple[str, int], Encoded] = field(default_factory=dict)
+
+    def encode(self, split: str, loaded: Loaded, *, where: str) -> Encoded:
+        """The split's token ids; raises M012 where a text may outgrow the model."""
+        models.check_length(self.max_length, loaded.model.config, where=where)
+        key = (split, id(loaded.tokenizer))
+        if key not in self._encoded:
+            self._encoded[key] = encode(self.rows[split], loaded.tokenizer, self.max_length)
+            if cut := self._encoded[key].truncated:
+                self.talk.note(f"{self.task.name} {split}: {cut} of {len(self.rows[split])} rows cut to {self.max_length} tokens")
+        return self._encoded[key]
+
+    def logits(self, split: str, model: Any, loaded: Loaded, *, batch_size: int = 64) -> Any:
+        """The model's logits [n, C] on a split."""
+        encoded = self.encode(split, loaded, where="model")
+        pad_id = loaded.tokenizer.pad_token_id
+        return scoring.logits_of(model, encoded, pad_id=pad_id, batch_size=batch_size, talk=self.talk)
+
+    def score(self, split: str, model: Any, loaded: Loaded) -> dict[str, float]:
+        """The task's metrics of a model on a split."""
+        return scoring.score(self.task, self.logits(split, model, loaded), self.rows[split])
+
+    def majority(self, split: str) -> float:
+        """The primary metric of always answering the commonest class."""
+        return scoring.majority_score(self.task, list(self.rows[split].labels or []))
+
+    def fingerprints(self) -> dict[str, Any]:
+        """What identifies the data: the text and labels of every split, and the length they are cut to."""
+        return {"max_length": self.max_length, **{split: rows.fingerprint for split, rows in self.rows.items()}}
+
+    def facts(self) -> dict[str, Any]:
+        """Rows and fingerprints for the manifest."""
+        return {
+            split: {"rows": len(rows), "fingerprint": rows.fingerprint, "task": self.task.name}
+            for split, rows in self.rows.items()
+        }
+
+
+def open_task(
+    recipe: Recipe,
+    catalog: Catalog,
+    *,
+    splits: Sequence[str],
+    augmented: str | Path | None = None,
+    talk: Talk = SILENT,
+) -> TaskRows:
+    """Reads the recipe's task: one of the catalogue, a task TOML, or the user's own files named by `data.*` keys.
+
+    augmented  a directory made by `mbert augment`; its rows are the split "augmented"
+    """
+    task = find_task(recipe, catalog, talk=talk)
+    folder = Path(recipe.data.folder) if recipe.data.folder else None
+    rows = {split: load_split(task, split, data_dir=folder, limit=_limit(recipe, split), talk=talk) for split in splits}
+    if augmented is not None:
+        rows["augmented"] = load_augmented(Path(augmented), task)
+    return TaskRows(task, rows, recipe.data.max_length or task.max_length, talk)
+
+
+def find_task(recipe: Recipe, catalog: Catalog, *, talk: Talk = SILENT) -> Task:
+    """The task a recipe names; raises M020 where it names none."""
+    data = recipe.data
+    if data.train_file or data.dev_file or data.test_file:
+        text = (data.text,) if isinstance(data.text, str) else tuple(data.text or ("text",))
+        return own_task(
+            train_file=data.train_file,
+            dev_file=data.dev_file,
+            test_file=data.test_file,
+            text=text,
+            label=data.label or "label",
+            labels=data.labels,
+            kind=data.kind,
+            name=recipe.task,
+            talk=talk,
+        )
+    if recipe.task is None:
+        raise MbertError(
+            "M020",
+            "no task is named",
+            where="task",
+            allowed=f"A task of the catalogue ({', '.join(catalog.names('tasks'))}), a task TOML, or own files.",
+            fix="--task sst2, or --train-file reviews.csv --text text --label stars",
+        )
+    return load_task(catalog.path("tasks", recipe.task, where="task"))
+
+
+def _limit(recipe: Recipe, split: str) -> int | None:
+    return recipe.data.limit if split == "train" else None

@@ -1,0 +1,191 @@
+"""Which directory feeds which stage: explicit keys first, else what an earlier stage of the same run made.
+
+Static: nothing is opened, torch is not imported, so `--dry-run` can tell what would happen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from microbert_cli.catalog import Catalog
+from microbert_cli.errors import MbertError, one_or_many
+from microbert_cli.recipe import Recipe
+from microbert_cli.resolve import Resolved, overlay
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a run: its kind, its recipe, where it writes, and what it reads (keyword arguments of the stage)."""
+
+    name: str
+    kind: str
+    resolved: Resolved
+    out: Path
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+
+def default_root(resolved: Resolved, *, explicit: bool) -> Path:
+    """`runs/<recipe>` for a named recipe, else `runs/<task>`, else `runs/mbert`."""
+    if explicit:
+        return RUNS / resolved.name
+    return RUNS / (Path(resolved.recipe.task).stem if resolved.recipe.task else "mbert")
+
+
+def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
+    """The recipe's stages in order, variants resolved; raises every missing input at once."""
+    made: list[Step] = []
+    errors: list[MbertError] = []
+    for name in resolved.recipe.stages:
+        try:
+            made.append(step(name, resolved, root, catalog, planned=[earlier.name for earlier in made]))
+        except MbertError as error:
+            errors.append(error)
+    if errors:
+        raise one_or_many(errors)
+    return made
+
+
+def step(name: str, resolved: Resolved, root: Path, catalog: Catalog, *, out: Path | None = None, planned: Sequence[str] = ()) -> Step:
+    """One stage with its inputs; `planned` are stages that will have run before it."""
+    kind = name
+    if variant := resolved.recipe.variant.get(name):
+        values = dict(variant)
+        kind = str(values.pop("stage", name))
+        resolved = overlay(resolved, values, f"variant {name}", catalog)
+    made = _Made(root, tuple(planned))
+    return Step(name, kind, resolved, out or root / name, WIRES[kind](resolved.recipe, made, catalog))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Outputs of earlier stages: of this run, and of stages run alone."""
+
+    root: Path
+    planned: tuple[str, ...]
+
+    def of(self, stage: str) -> str | None:
+        """The directory an earlier stage made or will have made."""
+        if stage in self.planned:
+            return str(self.root / stage)
+        places = (self.root / stage, RUNS / "mbert" / stage)
+        return next((str(place) for place in places if (place / "manifest.json").is_file()), None)
+
+    def resolve(self, value: str | None) -> str | None:
+        """A key's value: the name of an earlier stage stands for its output."""
+        if value is None or Path(value).exists():
+            return value
+        return (self.of(value) if "/" not in value else None) or value
+
+
+def _pretrain(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
+    model = made.resolve(recipe.pretrain.model) or recipe.base
+    return {
+        "model": _needed(model, "pretrain.model", "a model to go on from, or a student description", "--model bert-4x128"),
+        "source": _corpus(recipe),
+        "tokenizer": recipe.base if recipe.base != model else None,
+    }
+
+
+def _finetune(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
+    model = made.resolve(recipe.finetune.model) or made.of("pretrain") or recipe.base
+    tokenizer = recipe.base or made.of("pretrain") or made.resolve(recipe.teacher.model)
+    return {
+        "model": _needed(model, "finetune.model", "an encoder: a directory, a Hub id or a student", "--model DIR"),
+        "tokenizer": tokenizer if tokenizer != model else None,
+    }
+
+
+def _general(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
+    teacher = recipe.base or made.of("pretrain")
+    return {
+        "teacher": _needed(teacher, "base", "the pre-trained teacher of stage one", "--teacher google-bert/bert-base-uncased"),
+        "student": _needed(recipe.student, "student", "a student of the catalogue", "--student tinybert-4l-312"),
+        "source": _corpus(recipe),
+    }
+
+
+def _augment(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
+    uses = recipe.augment.sources
+    model = made.resolve(recipe.augment.masked_lm) or made.of("pretrain") or recipe.base
+    masked_lm = _needed(model, "augment.masked_lm", "the masked-LM that proposes words", "--masked-lm DIR")
+    vectors = recipe.vectors.source or (masked_lm if "word_vectors" in uses else None)
+    return {"masked_lm": masked_lm, "vectors": vectors}
+
+
+def _task_distill(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
+    teacher = made.resolve(recipe.teacher.model) or made.of("finetune")
+    return {
+        "teacher": _needed(teacher, "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR"),
+        "student": _student(recipe, made, catalog),
+        "augmented": _augmented(recipe, made),
+    }
+
+
+def _evaluate(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
+    model = made.resolve(recipe.evaluate.model) or made.of("task-distill") or made.of("finetune")
+    return {
+        "model": _needed(model, "evaluate.model", "the model to evaluate", "mbert evaluate DIR"),
+        "teacher": made.resolve(recipe.teacher.model) or made.of("finetune"),
+    }
+
+
+def _export(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
+    model = made.resolve(recipe.export.model) or made.of("task-distill")
+    return {
+        "model": _needed(model, "export.model", "the model to export", "mbert export DIR"),
+        "teacher": made.resolve(recipe.teacher.model) or made.of("finetune"),
+    }
+
+
+def _report(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
+    kinds = {name: recipe.variant.get(name, {}).get("stage", name) for name in made.planned}
+    models = {name: made.of(name) for name, kind in kinds.items() if kind in ("finetune", "task-distill")}
+    return {"models": models, "exported": made.of("export")}
+
+
+WIRES = {
+    "pretrain": _pretrain,
+    "finetune": _finetune,
+    "general-distill": _general,
+    "augment": _augment,
+    "task-distill": _task_distill,
+    "evaluate": _evaluate,
+    "export": _export,
+    "report": _report,
+}
+
+
+def _student(recipe: Recipe, made: _Made, catalog: Catalog) -> str:
+    """`init` random: the description; else the general checkpoint of this run, unless `student` names a checkpoint."""
+    known = recipe.student is not None and not Path(recipe.student).is_dir()
+    described = known and not list(catalog.check("students", str(recipe.student), ""))
+    if recipe.init not in ("auto", "random"):
+        return str(made.resolve(recipe.init))
+    general = made.of("general-distill") if recipe.init == "auto" else None
+    student = general if general and (described or recipe.student is None) else made.resolve(recipe.student)
+    return _needed(student, "student", "a checkpoint, or a student of the catalogue", "--student DIR")
+
+
+def _augmented(recipe: Recipe, made: _Made) -> str | None:
+    if recipe.augmented is False:
+        return None
+    return made.resolve(recipe.augmented) if recipe.augmented else made.of("augment")
+
+
+def _corpus(recipe: Recipe) -> str:
+    return _needed(recipe.corpus.source, "corpus.source", "plain text", "--corpus python-docs, or --corpus text.txt.gz")
+
+
+def _needed(value: str | None, key: str, what: str, fix: str) -> str:
+    if value:
+        return value
+    raise MbertError(
+        "M022",
+        "nothing is named here, and no earlier stage made it",
+        where=key,
+        allowed=f"Wanted: {what}.",
+        fix=f"Say {fix}, or put {key} into mbert.toml.",
+    )
