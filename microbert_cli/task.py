@@ -277,7 +277,9 @@ def _explain(error: Mapping[str, Any], where: str) -> MbertError:
         what, allowed = f'"{key}" is missing', "Every task names its text columns, its label, and a source of rows."
     else:
         what, allowed = str(error["msg"]).removeprefix("Value error, "), "A task as `mbert show tasks rte` shows one."
-    return MbertError("M030", what, where=f"{where}, {key}", allowed=allowed, fix="Start from one: mbert copy tasks rte")
+    return MbertError(
+        "M030", what, where=f"{where}, {key}", allowed=allowed, fix="Start from one: mbert copy tasks rte"
+    )
 
 
 def _keys_beside(parts: list[str]) -> list[str]:
