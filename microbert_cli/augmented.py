@@ -30,7 +30,7 @@ def write_augmented(rows: Rows, path: Path, task: Task, format: Literal["parquet
 
 
 def load_augmented(path: Path, task: Task) -> Rows:
-    """Rows made by `mbert augment`: its output directory, or the file in it. Labels of varied rows stay, but are flagged.
+    """Rows made by `mbert augment`: its output directory, or the file in it. Labels of varied rows stay, flagged.
 
     Raises M255 where a directory holds no such file, M253 for a missing column, M361 for a flag or source that is none.
     """

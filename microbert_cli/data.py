@@ -1,7 +1,7 @@
 """The rows of a task's split, wherever they lie: built in, a user's own files, a GLUE folder, or the Hub.
 
-Task data is looked for in this order: the folder that is named, `MBERT_DATA`, the local cache of Hugging Face data sets, and the
-task's Hub id, which is said aloud and refused under `HF_HUB_OFFLINE`.
+Task data is looked for in this order: the folder that is named, `MBERT_DATA`, the local cache of Hugging Face data sets,
+and the task's Hub id, which is said aloud and refused under `HF_HUB_OFFLINE`.
 """
 
 import os

@@ -1,7 +1,8 @@
 """The metrics of GLUE and of a user's own tasks, each a few lines of arithmetic.
 
-Sources: Wang et al. 2019 (GLUE) for which metric belongs to which task; the definitions are those of scikit-learn and scipy, with
-0 where a metric is undefined: Matthews, Pearson and Spearman of constant answers, F1 of a class that is neither answered nor there.
+Source: Wang et al. 2019 (GLUE) for which metric belongs to which task. The definitions are those of scikit-learn and
+scipy, with 0 where a metric is undefined: Matthews, Pearson and Spearman of constant answers, F1 of a class that is neither
+answered nor there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,7 @@ def confusion(predictions: Any, labels: Any, num_labels: int) -> np.ndarray:
 
 
 def report(predictions: Any, labels: Any, names: Sequence[str]) -> dict[str, Any]:
-    """The confusion matrix (rows: labels, columns: predictions) and precision, recall, F1 and support of every class."""
+    """The confusion matrix (rows: labels, columns: predictions); precision, recall, F1 and support of every class."""
     counts = confusion(predictions, labels, len(names))
     precision, recall, f1 = per_class(counts)
     return {
@@ -88,7 +89,7 @@ def per_class(counts_CC: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def glue_score(scores: Mapping[str, float]) -> float | None:
     """GLUE's one number: the mean over its nine tasks of the task's primary metric; None while one is missing.
 
-    scores  primary metric by task name; "mnli" is the matched half and "mnli_mismatched" the other, and their mean counts once
+    scores  primary metric by task name; "mnli" is the matched half, "mnli_mismatched" the other; their mean counts once
     """
     wanted = {*GLUE, MISMATCHED}
     if not wanted <= scores.keys():

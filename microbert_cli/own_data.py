@@ -1,4 +1,4 @@
-"""A user's own files as a task: what the label is follows from the training file, and every conclusion is said aloud."""
+"""A user's own files as a task: the training file shows what the label is, and every conclusion is said aloud."""
 
 import hashlib
 import re
@@ -33,7 +33,8 @@ def own_task(
 ) -> Task:
     """A task from files and column names alone.
 
-    labels  the classes in the order of the model's outputs;  kind  "score" for regression; both follow from the files if None
+    labels  the classes in the order of the model's outputs; None: the training file shows them
+    kind    "score" for regression, "classes"; None: likewise
     Raises M253 for a column that is not there, M252 for a file, M030 for what makes no task, M358 for a single class.
     """
     named = {"train": train_file, "dev": dev_file, "test": test_file}
@@ -49,7 +50,7 @@ def own_task(
 
 
 def complete(task: Task, talk: Talk = SILENT) -> Task:
-    """The task with what its training file shows about the label: names sorted, whole numbers in their order, or a score.
+    """The task with what its training file shows about the label: sorted names, whole numbers in order, or a score.
 
     Numbers with fractions, or more than 20 different ones, are a score. A task that is complete comes back as it is.
     """

@@ -1,7 +1,7 @@
 """Files of rows, read strictly: CSV, TSV, JSONL and Parquet become named columns that know the line each row came from.
 
-Nothing is guessed and nothing replaced: a byte that is not UTF-8, a quotation mark that is never closed, or a row with too few
-columns is an error that names its line. A byte-order mark is accepted and dropped. `.gz` is unpacked on the way.
+Nothing is guessed and nothing replaced: a byte that is not UTF-8, a quotation mark that is never closed, or a row with too
+few columns is an error that names its line. A byte-order mark is accepted and dropped. `.gz` is unpacked on the way.
 """
 
 import csv
@@ -38,7 +38,7 @@ class Table:
         return f"{self.place}, {self.unit} {self.lines[row]}"
 
     def find(self, column: str | int | Sequence[str]) -> str | None:
-        """The name of a column given by name, by position, or by several names of which one is there; None if none is."""
+        """The name of a column given by name, by position, or by several names, the first that is there; else None."""
         if isinstance(column, int):
             return self.names[column] if column < len(self.names) else None
         wanted = [column] if isinstance(column, str) else column
@@ -74,7 +74,7 @@ def read_table(
     quoting           of CSV and TSV: whether "..." encloses a cell
     header            whether the first row names the columns; without, they are named 0, 1, ...
     skip_broken_rows  how many rows with a wrong number of columns are passed over, with one warning
-    Raises M252 (not there), M253 (columns), M350 (columns of a row), M353 (not UTF-8), M354 (quotes), M355 (JSON), M356.
+    Raises M252 (not there), M350 (width of a row), M353 (not UTF-8), M354 (quotes), M355 (JSON), M356 (damaged), M357.
     """
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix == ".parquet":
@@ -115,7 +115,7 @@ def _decode(data: bytes, path: Path) -> str:
 
 
 def _unquoted(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Every line is a row and every delimiter ends a cell. Only a line feed ends a line: texts hold other separators."""
+    """Every line is a row, every delimiter ends a cell. Only a line feed ends a line: texts hold other separators."""
     lines = text.split("\n")
     while lines and not lines[-1].strip("\r"):
         lines.pop()
@@ -138,7 +138,7 @@ def _quoted(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[s
             "M354",
             f"a quotation mark opens here and is not closed as it should be ({error})",
             where=f"{path}, line {line}",
-            allowed='A cell in quotes ends with a quote before a delimiter or line end; a quote inside it is doubled: "".',
+            allowed='A cell in quotes ends with a quote before a delimiter or line end; one inside it is doubled: "".',
             fix=f"Close or double the quotation mark in line {line}.",
         ) from None
 

@@ -86,7 +86,8 @@ def from_table(
 ) -> Rows:
     """A table as rows of the task.
 
-    columns  logical name -> name or position in the table, where they differ;  row_id  names of the column that names a row
+    columns  logical name -> name or position in the table, where they differ
+    row_id   the column that names a row: the first of these that is there
     The label column may be missing in test splits alone. Raises M253 (no such column), M351 (label), M352 (text), M359.
     """
     real = {name: name for name in (*task.text, task.label.column)} | dict(columns or {})

@@ -1,7 +1,7 @@
 """What a task is, as data: where its rows lie, which columns are text and label, how it is scored and submitted.
 
-A task is one TOML file. `text` and `label.column` are LOGICAL names; `[hub.columns]` and `[folder.columns]` say what a source
-calls them where it calls them otherwise. Splits are train, dev, test, or any further name, such as dev_mismatched.
+A task is one TOML file. `text` and `label.column` are LOGICAL names; `[hub.columns]` and `[folder.columns]` say what a
+source calls them where it calls them otherwise. Splits are train, dev, test, or any further name, such as dev_mismatched.
 """
 
 import tomllib
