@@ -172,9 +172,13 @@ def _equal_rows(contestants: Mapping[str, Contestant]) -> int:
 
 
 def _warn_if_busy(found: Race, talk: Talk) -> None:
-    """Before we start, others alone make the load; it is what our numbers suffer from."""
+    """Before we start, others alone make the load.
+
+    On 2 cores, one of them taken by another process, torch answered with a 3 x 312 model in 4 ms on one thread and in
+    260 to 390 ms on two, which wait for each other by spinning (10 ms under OMP_WAIT_POLICY=PASSIVE).
+    """
     if found.load_before is not None and found.load_before > BUSY * found.cores:
         talk.warn(
             f"the machine was busy when the measurement began (load {found.load_before} on {found.cores} cores): "
-            "compare the models with each other, not with another day's numbers"
+            "torch's times may be many times too long; measure again when it is idle, or with OMP_NUM_THREADS=1"
         )
