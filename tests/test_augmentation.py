@@ -1,0 +1,407 @@
+"""Algorithm 1 as a whole: which words change, which never do, and that nothing but seed and row decides."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+from microbert_cli.augmentation import Augmentation, AugmentSettings, augment, augment_shard, join, seeded
+from microbert_cli.capture import Seen, Want
+from microbert_cli.catalog import Catalog
+from microbert_cli.errors import Exit, MbertError
+from microbert_cli.rows import Rows
+from microbert_cli.tracking import Talk
+from microbert_cli.word_table import WordTable, load_word_table
+from microbert_cli.words import Splitter
+
+SPECIAL = "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
+PROSE = "film plot actor scene story good bad fine great dull long short funny slow".split()
+PLAIN = [*PROSE, *"the a was is and not 7 19 . , ! ?".split()]
+VOCABULARY = [*SPECIAL, *PLAIN, "block", "##bus", "##ter", "master", "##piece"]
+LONG = ("blockbuster", "masterpiece")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
+    return AutoTokenizer.from_pretrained(folder)
+
+
+class StubLM(torch.nn.Module):
+    """Always predicts the same words, best first; remembers what it was asked."""
+
+    def __init__(self, tokenizer: Any, words: Sequence[str]):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(max_position_embeddings=64)
+        self.ids, self.asked = tokenizer.convert_tokens_to_ids(list(words)), []
+        self.tokenizer = tokenizer
+
+    def look(self, batch: Mapping[str, torch.Tensor], want: Want) -> Seen:
+        assert want.token_logits and not self.training
+        real = [
+            row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
+        self.asked += [" ".join(self.tokenizer.convert_ids_to_tokens(row)) for row in real]
+        logits = torch.zeros(len(self.tokenizer))
+        logits[self.ids] = torch.arange(len(self.ids), 0, -1).float()
+        return Seen(token_logits=logits.expand(len(batch["token_positions"]), -1))
+
+
+@pytest.fixture(scope="module")
+def bert() -> Any:
+    """A random BERT whose guesses depend on the sentence."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return BertForMaskedLM(
+        BertConfig(vocab_size=len(VOCABULARY), max_position_embeddings=128, initializer_range=0.6, **sizes)
+    )
+
+
+@pytest.fixture(scope="module")
+def vectors() -> WordTable:
+    random = np.random.default_rng(0)
+    return WordTable([*PROSE, *LONG], random.normal(size=(len(PROSE) + 2, 8)).astype(np.float32))
+
+
+class Heard(Talk):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.steps: list[tuple[str, int, int]] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
+        self.steps.append((stage, step, total))
+
+
+def rows_of(*texts: str | tuple[str, ...], labels: list[int] | None = None) -> Rows:
+    pairs = [(text,) if isinstance(text, str) else text for text in texts]
+    return Rows(pairs, labels, [f"r{i}" for i in range(len(pairs))])
+
+
+def made_up(count: int, *, sides: int = 1) -> Rows:
+    random = Random(1)
+    texts = [
+        tuple(" ".join(random.choices([*PLAIN, *LONG], k=random.randint(0, 14))) for _ in range(sides))
+        for _ in range(count)
+    ]
+    return Rows(texts, list(range(count)), [f"r{i}" for i in range(count)])
+
+
+def by_id(rows: Rows) -> dict[str, tuple[str, ...]]:
+    return dict(zip(rows.ids, rows.texts, strict=True))
+
+
+Make = Callable[..., Rows]
+
+
+@pytest.fixture
+def make(tokenizer: Any, vectors: WordTable) -> Make:
+    """`augment` with a stub model, and settings as keywords."""
+
+    def made(rows: Rows, *, model: Any = None, keep_original: bool = True, **settings: Any) -> Rows:
+        return augment(
+            rows,
+            keep_original=keep_original,
+            tokenizer=tokenizer,
+            masked_lm_model=model or StubLM(tokenizer, ["good", "##ter", "plot"]),
+            vectors=vectors,
+            settings=AugmentSettings(**{"candidates_per_word": 3, **settings}),
+        )
+
+    return made
+
+
+def test_stop_words_digits_and_punctuation_never_change(make: Make) -> None:
+    text = "The film was not 7 , 19 ! and the dull a ?"
+    made = make(rows_of(text), replace_probability=1.0, copies=40)
+    assert made.texts[0] == (text,) and len(made.texts) > 3
+    for (copy,) in made.texts[1:]:
+        words = copy.split()
+        assert words[:1] + words[2:10] + words[11:] == "the was not 7 , 19 ! and the a ?".split()
+        assert {words[1], words[10]} <= {"good", "plot"}, "'##ter' continues a word and is dropped"
+
+
+def test_words_of_several_pieces_use_the_table(make: Make, vectors: WordTable, tokenizer: Any) -> None:
+    model = StubLM(tokenizer, ["good"])
+    near = set(vectors.neighbours(["blockbuster"], 3)[0])
+    made = make(rows_of("blockbuster film"), model=model, replace_probability=1.0, copies=30)
+    copies = [copy.split() for (copy,) in made.texts[1:]]
+    assert {first for first, _ in copies} == near and "blockbuster" not in near
+    assert {text.count("[MASK]") for text in model.asked} == {1}
+    assert all("block ##bus ##ter [MASK]" in text for text in model.asked)
+
+
+def test_the_table_may_serve_alone(tokenizer: Any, vectors: WordTable) -> None:
+    settings = AugmentSettings(sources=("word_vectors",), replace_probability=1.0)
+    made = augment(rows_of("good film unheard"), tokenizer=tokenizer, vectors=vectors, settings=settings)
+    assert len(made.texts) > 3 and all(copy.endswith("unheard") for (copy,) in made.texts[1:])
+
+
+def test_rows_labels_sources_and_ids(make: Make) -> None:
+    rows = rows_of("good film", "the", "bad plot", labels=[1, 0, 1])
+    made = make(rows, copies=5, replace_probability=1.0)
+    assert made.augmented is not None and made.source is not None and made.labels is not None
+    assert [made.texts[i] for i, new in enumerate(made.augmented) if not new] == rows.texts
+    assert made.labels == [rows.labels[i] for i in made.source]  # type: ignore[index]
+    assert made.ids[:2] == ["r0", "r0-a1"] and len(set(made.ids)) == len(made.ids)
+    assert made.source == sorted(made.source) and made.source.count(1) == 1, "a stop word alone has no copies"
+    without = make(rows, copies=5, replace_probability=1.0, keep_original=False)
+    assert by_id(without).items() == {k: v for k, v in by_id(made).items() if "-a" in k}.items()
+    assert without.augmented is not None and all(without.augmented)
+
+
+def test_no_more_rows_than_allowed_and_none_twice(make: Make) -> None:
+    for copies in (1, 4, 30):
+        single = make(made_up(40), copies=copies)
+        assert single.source is not None
+        assert max(map(single.source.count, range(40))) <= copies + 1
+        pairs = make(made_up(40, sides=2), copies=copies)
+        assert pairs.source is not None
+        assert max(map(pairs.source.count, range(40))) <= 2 * (copies + 1)
+        for made in (single, pairs):
+            assert len(set(zip(made.source or [], made.texts, strict=True))) == len(made.texts)
+
+
+def test_each_sentence_of_a_pair_varies_beside_the_original_other(make: Make) -> None:
+    first, second = "The GOOD film was dull .", "A bad plot ?"
+    made = make(rows_of((first, second)), copies=10, replace_probability=0.9)
+    assert made.texts[0] == (first, second)
+    kinds = [(a == first, b == second) for a, b in made.texts[1:]]
+    assert set(kinds) == {(False, True), (True, False)}
+    assert kinds == sorted(kinds), "first the one, then the other"
+
+
+def test_nothing_is_replaced_at_probability_zero(make: Make) -> None:
+    assert make(rows_of("good film", "dull  plot ."), replace_probability=0.0).augmented == [False, False]
+    assert make(rows_of("Good film."), replace_probability=0.0).texts == [("Good film.",), ("good film .",)]
+
+
+def test_the_share_of_replaced_words(make: Make, tokenizer: Any) -> None:
+    text = " ".join(["film"] * 40)
+    made = make(rows_of(text), model=StubLM(tokenizer, ["good"]), candidates_per_word=1, copies=200)
+    changed = [copy.split().count("good") / 40 for (copy,) in made.texts[1:]]
+    assert abs(sum(changed) / len(changed) - 0.4) < 0.02
+
+
+def test_a_plain_reading_of_the_released_code_gives_the_same(
+    make: Make, bert: Any, tokenizer: Any, vectors: WordTable
+) -> None:
+    """Candidates once a sentence; then, copy by copy and word by word, a choice and a throw."""
+    rows, settings = made_up(30), AugmentSettings(copies=6, candidates_per_word=4)
+    stop = set("the a was is and not".split())
+    expected = []
+    for identity, (text,) in zip(rows.ids, rows.texts, strict=True):
+        words, random = text.split(), seeded(f"42\0{identity}\0" + "0")
+        choices = {
+            i: candidates_of(words, words, i, bert, tokenizer, vectors)
+            for i, word in enumerate(words)
+            if word.isalpha() and word not in stop
+        }
+        found = [text]
+        for _ in range(settings.copies):
+            new = list(words)
+            for i, candidates in choices.items():
+                candidate = random.choice(candidates)
+                if random.random() < 0.4:
+                    new[i] = candidate
+            if " ".join(new) not in found:
+                found.append(" ".join(new))
+        expected += found
+    made = make(rows, model=bert, copies=6, candidates_per_word=4)
+    assert [text for (text,) in made.texts] == expected
+
+
+def test_a_plain_reading_of_the_paper_gives_the_same(make: Make, bert: Any, tokenizer: Any, vectors: WordTable) -> None:
+    """Sequential: every copy starts anew, and a mask is filled in the sentence as altered so far."""
+    rows, stop = made_up(20), set("the a was is and not".split())
+    expected = []
+    for identity, (text,) in zip(rows.ids, rows.texts, strict=True):
+        words, found = text.split(), [text]
+        for copy in range(4):
+            new, random = list(words), seeded(f"42\0{identity}\0" + f"0\0{copy}")
+            for i, word in enumerate(words):
+                if word.isalpha() and word not in stop and random.random() < 0.4:
+                    new[i] = random.choice(candidates_of(new, [], i, bert, tokenizer, vectors))
+            if " ".join(new) not in found:
+                found.append(" ".join(new))
+        expected += found
+    settings = {"copies": 4, "candidates_per_word": 4, "candidates": "sequential", "query": "alone"}
+    made = make(rows, model=bert, **settings)
+    assert [text for (text,) in made.texts] == expected
+    assert make(rows, model=bert, **settings | {"candidates": "once"}).texts != made.texts
+
+
+def candidates_of(
+    words: list[str], beside: list[str], i: int, model: Any, tokenizer: Any, vectors: WordTable
+) -> list[str]:
+    """The four candidates at position i, one forward pass each, the head on every position."""
+    if words[i] in LONG:
+        return vectors.neighbours([words[i]], 4)[0]
+    masked = " ".join([*words[:i], "[MASK]", *words[i + 1 :]])
+    encoded = tokenizer(masked, *([" ".join(beside)] if beside else []), return_tensors="pt")
+    with torch.inference_mode():
+        logits = model.eval()(**encoded).logits[0]
+    mask = encoded["input_ids"][0].tolist().index(tokenizer.mask_token_id)
+    best = sorted(logits[mask].topk(4).indices.tolist())
+    tokens = [VOCABULARY[j] for j in best]
+    return [token for token in tokens if token not in SPECIAL and token[:2] != "##"] or [words[i]]
+
+
+def test_the_seed_decides(make: Make) -> None:
+    rows = made_up(10)
+    assert make(rows, seed=3) == make(rows, seed=3)
+    assert make(rows, seed=3).texts != make(rows, seed=4).texts
+
+
+@pytest.mark.parametrize("candidates", ["once", "sequential"])
+@pytest.mark.parametrize("query", ["with-original", "alone"])
+def test_only_seed_and_row_decide(tokenizer: Any, bert: Any, vectors: WordTable, candidates: str, query: str) -> None:
+    """Batches of 1 and 64, shuffled rows, and two shards joined: the same copies of every row."""
+    rows = made_up(24, sides=2)
+
+    def work(rows: Rows, batch_size: int) -> Augmentation:
+        settings = AugmentSettings(copies=4, query=query, candidates=candidates, batch_size=batch_size)
+        return Augmentation(rows, tokenizer=tokenizer, masked_lm_model=bert, vectors=vectors, settings=settings)
+
+    whole = work(rows, 64).shard(0)
+    assert whole == work(rows, 1).shard(0)
+    halves = [augment_shard(work(rows, 16), number, size=15) for number in reversed(range(2))]
+    assert work(rows, 16).shards(15) == 2
+    assert join(halves[::-1]) == whole
+    order = Random(5).sample(range(24), 24)
+    shuffled = Rows([rows.texts[i] for i in order], order, [rows.ids[i] for i in order])
+    assert by_id(work(shuffled, 64).shard(0)) == by_id(whole)
+
+
+def test_sequential_asks_about_the_altered_sentence(make: Make, tokenizer: Any) -> None:
+    settings = {"replace_probability": 1.0, "copies": 1, "query": "alone", "candidates_per_word": 1}
+    once, sequential = StubLM(tokenizer, ["good"]), StubLM(tokenizer, ["good"])
+    made = make(rows_of("film plot scene"), model=once, **settings)
+    assert made == make(rows_of("film plot scene"), model=sequential, candidates="sequential", **settings)
+    assert "[CLS] film plot [MASK] [SEP]" in once.asked
+    assert sequential.asked == [
+        f"[CLS] {text} [SEP]" for text in ("[MASK] plot scene", "good [MASK] scene", "good good [MASK]")
+    ]
+
+
+def test_unlabelled_and_empty_rows(make: Make) -> None:
+    made = make(rows_of("good film", "", " . "))
+    assert made.labels is None and made.texts[-2:] == [("",), (" . ",)]
+    assert make(Rows([], [], [])).texts == []
+
+
+def test_a_cased_tokenizer_keeps_case(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "Bon", "bon", "film", "Été"]))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": false}')
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = StubLM(tokenizer, ["Été"])
+    settings = AugmentSettings(candidates_per_word=1, copies=30)
+    made = augment(rows_of("Bon film"), tokenizer=tokenizer, masked_lm_model=model, settings=settings)
+    assert {text for (text,) in made.texts} == {"Bon film", "Été film", "Bon Été", "Été Été"}
+
+
+def test_few_eligible_words_are_said_aloud(tokenizer: Any, vectors: WordTable) -> None:
+    heard = Heard()
+    common = {"tokenizer": tokenizer, "vectors": vectors, "settings": AugmentSettings(sources=("word_vectors",))}
+    Augmentation(rows_of("the 7 and 19 was not a 7 the film ."), talk=heard, **common)
+    assert len(heard.warnings) == 1 and "only 10%" in heard.warnings[0]
+    quiet = Heard()
+    work = Augmentation(rows_of("the film , a plot ."), talk=quiet, **common)
+    assert not quiet.warnings and work.eligible_share == 0.5
+
+
+def test_words_of_other_scripts_are_varied(tokenizer: Any) -> None:
+    table = WordTable(["фильм", "кино", "गाना", "गाने"], np.eye(4, dtype=np.float32) + 0.1)
+    settings = AugmentSettings(sources=("word_vectors",), replace_probability=1.0)
+    made = augment(rows_of("фильм 7", "गाना"), tokenizer=tokenizer, vectors=table, settings=settings)
+    assert sum(made.augmented or []) >= 3
+    assert all(text.endswith(" 7") for (text,), i in zip(made.texts, made.source or [], strict=True) if i == 0)
+
+
+def test_progress_is_told(tokenizer: Any, vectors: WordTable) -> None:
+    heard = Heard()
+    settings = AugmentSettings(sources=("word_vectors",), copies=1)
+    augment(made_up(600), tokenizer=tokenizer, vectors=vectors, settings=settings, talk=heard)
+    assert heard.steps == [("augment", step, 600) for step in (256, 512, 600)]
+
+
+def test_a_source_without_its_tool_is_left_out_aloud(tokenizer: Any) -> None:
+    heard = Heard()
+    model = StubLM(tokenizer, ["good"])
+    made = augment(rows_of("blockbuster film"), tokenizer=tokenizer, masked_lm_model=model, talk=heard)
+    assert len(made.texts) > 1 and all(text.startswith("blockbuster ") for (text,) in made.texts)
+    assert len(heard.warnings) == 1 and "word_vectors" in heard.warnings[0]
+    with pytest.raises(MbertError) as caught:
+        augment(rows_of("film"), tokenizer=tokenizer)
+    assert caught.value.code == "M244" and caught.value.exit_code == Exit.INPUT
+
+
+def test_a_tokenizer_without_a_mask_is_refused(tokenizer: Any, tmp_path: Path, bert: Any) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    other = AutoTokenizer.from_pretrained(tmp_path)
+    other.mask_token = None
+    with pytest.raises(MbertError) as caught:
+        augment(rows_of("film"), tokenizer=other, masked_lm_model=bert)
+    assert caught.value.code == "M245"
+
+
+def test_one_file_adds_a_way_to_vary(tmp_path: Path, tokenizer: Any, vectors: WordTable) -> None:
+    """An augmenter of words, and one that rewrites whole copies with its own probability."""
+    folder = tmp_path / "augmenters"
+    folder.mkdir()
+    (folder / "shout.py").write_text(
+        "title, needs = 'Shouting', set()\n"
+        "class Augmenter:\n"
+        "    def __init__(self, tools, *, mark='!'):\n"
+        "        self.mark, self.seen = mark, sum(1 for _ in tools.sentences())\n"
+        "    def serves(self, word):\n        return word == 'film'\n"
+        "    def candidates(self, slots):\n        return [[slot.word.upper() + self.mark] for slot in slots]\n"
+    )
+    (folder / "cut.py").write_text(
+        "title, needs = 'The first words', set()\n"
+        "class Augmenter:\n"
+        "    def __init__(self, tools):\n        pass\n"
+        "    def rewrite(self, words, random):\n        return words[: random.randint(1, 2)]\n"
+    )
+    settings = AugmentSettings(
+        sources=("shout", "word_vectors", "cut"), replace_probability=1.0, options={"shout": {"mark": "?"}}
+    )
+    common = {"tokenizer": tokenizer, "vectors": vectors, "settings": settings, "catalog": Catalog([tmp_path])}
+    made = augment(rows_of("film plot story"), **common)
+    copies = [text.split() for (text,) in made.texts[1:]]
+    assert {copy[0] for copy in copies} == {"FILM?"} and {len(copy) for copy in copies} == {1, 2}
+
+
+def test_real_words(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real masked language model and GloVe on 20 rows of SST-2: other words, not other rows."""
+    monkeypatch.setenv("MBERT_CACHE", str(tmp_path))
+    lines = (shared / "data" / "glue" / "SST-2" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:21]
+    rows = rows_of(
+        *(line.split("\t")[0].strip() for line in lines), labels=[int(line.split("\t")[1]) for line in lines]
+    )
+    folder = shared / "models" / "minilm-l6-mlm"
+    parts = {
+        "tokenizer": AutoTokenizer.from_pretrained(folder),
+        "masked_lm_model": BertForMaskedLM.from_pretrained(folder, dtype=torch.float32),
+        "vectors": load_word_table(next((shared / "data" / "vectors").glob("*.txt"))),
+    }
+    made = augment(rows, settings=AugmentSettings(), **parts)
+    assert made == augment(rows, settings=AugmentSettings(batch_size=1), **parts)
+    assert 200 < len(made.texts) <= 20 * 21
+    split = Splitter().split
+    for (text,), i in zip(made.texts, made.source or [], strict=True):
+        assert abs(len(split(text)) - len(split(rows.texts[i][0]))) <= 2, (
+            "a candidate is a word, now and then with a mark in it"
+        )
+    assert len(set(made.texts)) > 0.95 * len(made.texts)
