@@ -28,7 +28,12 @@ def open_augmenters(
     """
     have = {"masked_lm": tools.masked_lm, "vectors": tools.vectors}
     modules = {name: catalog.module("augmenters", name) for name in names}
-    lacking = {name: MISSING[need] for name, m in modules.items() for need in sorted(m.needs) if have[need] is None}
+    lacking = {
+        name: MISSING.get(need, f"there is no tool {need}")
+        for name, module in modules.items()
+        for need in sorted(module.needs)
+        if have.get(need) is None
+    }
     if len(lacking) == len(modules):
         raise _no_source(lacking)
     if any("masked_lm" in modules[name].needs for name in modules.keys() - lacking.keys()):
@@ -64,9 +69,8 @@ def _filler(model: Any) -> Any:
     device = next(model.parameters()).device
 
     def fill(batch: Mapping[str, Any]) -> Any:
-        return look(
-            model, {name: tensor.to(device) for name, tensor in batch.items()}, Want(token_logits=True)
-        ).token_logits
+        there = {name: tensor.to(device) for name, tensor in batch.items()}
+        return look(model, there, Want(token_logits=True)).token_logits
 
     return fill
 

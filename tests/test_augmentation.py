@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from microbert_cli.augmentation import Augmentation, AugmentSettings, augment, augment_shard, join, seeded
 from microbert_cli.capture import Seen, Want
@@ -18,7 +26,7 @@ from microbert_cli.errors import Exit, MbertError
 from microbert_cli.rows import Rows
 from microbert_cli.tracking import Talk
 from microbert_cli.word_table import WordTable, load_word_table
-from microbert_cli.words import Splitter
+from microbert_cli.words import Spelling, Splitter
 
 SPECIAL = "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
 PROSE = "film plot actor scene story good bad fine great dull long short funny slow".split()
@@ -309,6 +317,37 @@ def test_a_cased_tokenizer_keeps_case(tmp_path: Path) -> None:
     settings = AugmentSettings(candidates_per_word=1, copies=30)
     made = augment(rows_of("Bon film"), tokenizer=tokenizer, masked_lm_model=model, settings=settings)
     assert {text for (text,) in made.texts} == {"Bon film", "Été film", "Bon Été", "Été Été"}
+
+
+def test_byte_level_tokenizers_and_their_models(byte_level: Any) -> None:
+    """RoBERTa's kind: marks on pieces that begin a word, one segment, positions counted from behind the padding."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = RobertaConfig(vocab_size=len(byte_level), max_position_embeddings=40, type_vocab_size=1, **sizes)
+    torch.manual_seed(0)
+    settings = AugmentSettings(copies=6, candidates_per_word=200)
+    rows = rows_of("The good film, was dull.", "the film " * 50)
+    made = augment(rows, tokenizer=byte_level, masked_lm_model=RobertaForMaskedLM(config), settings=settings)
+    assert sum(made.augmented or []) > 6
+    whole = {word for word in Spelling(byte_level).words if word}
+    assert {"film", "blockbuster"} <= whole and not {"<s>", "<mask>"} & whole
+    for (text,), new in zip(made.texts, made.augmented or [], strict=True):
+        assert not new or set(text.split()) <= whole | {",", ".", "The"}
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> Any:
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokens = Tokenizer(models.BPE())
+    tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    text = [" the good film was dull and the bad plot was fine", " a blockbuster film"] * 20
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokens.train_from_iterator(text, trainer)
+    tokens.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    names = dict(zip(["bos_token", "pad_token", "eos_token", "unk_token", "mask_token"], special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, model_max_length=512, **names)
 
 
 def test_few_eligible_words_are_said_aloud(tokenizer: Any, vectors: WordTable) -> None:
