@@ -32,7 +32,7 @@ def write_augmented(rows: Rows, path: Path, task: Task, format: Literal["parquet
 def load_augmented(path: Path, task: Task) -> Rows:
     """Rows made by `mbert augment`: its output directory, or the file in it. Labels of varied rows stay, flagged.
 
-    Raises M255 where a directory holds no such file, M253 for a missing column, M361 for a flag or source that is none.
+    Raises M255 where a directory holds no such file, M253 for a missing column, M364 for a flag or source that is none.
     """
     path = Path(path)
     if path.is_dir():
@@ -92,7 +92,7 @@ def _position(table: Table, row: int, value: Any) -> int:
 
 def _malformed(table: Table, row: int, what: str) -> MbertError:
     return MbertError(
-        "M361",
+        "M364",
         what,
         where=table.where(row),
         allowed="source: the position of the original row from 0; augmented: true or false.",

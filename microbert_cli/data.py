@@ -1,7 +1,7 @@
 """The rows of a task's split, wherever they lie: built in, a user's own files, a GLUE folder, or the Hub.
 
-Task data is looked for in this order: the folder that is named, `MBERT_DATA`, the local cache of Hugging Face data sets,
-and the task's Hub id, which is said aloud and refused under `HF_HUB_OFFLINE`.
+Task data is looked for in this order: the folder that is named, `MBERT_DATA`, the local cache of Hugging Face data
+sets, and the task's Hub id, which is said aloud and refused under `HF_HUB_OFFLINE`.
 """
 
 import os
@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from microbert_cli.augmented import load_augmented, write_augmented
 from microbert_cli.errors import MbertError, nearest
@@ -25,9 +27,7 @@ OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 TRUE = {"1", "true", "yes", "on"}
 
 
-def load_split(
-    task: Task, split: str, *, data_dir: Path | None = None, limit: int | None = None, talk: Talk = SILENT
-) -> Rows:
+def load_split(task: Task, split: str, *, data_dir: Path | None = None, limit: int | None = None, talk: Talk = SILENT) -> Rows:
     """The rows of one split: train, dev, test, or a further one the task has, such as dev_mismatched.
 
     data_dir  a GLUE folder, or the task's own folder in it;  limit  at most so many rows, always the same ones
@@ -47,7 +47,9 @@ def load_split(
 def _python_docs(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
     from microbert_cli import python_docs
 
-    return python_docs.task_rows(split)
+    source: Any = python_docs
+    texts, labels = source.task_rows(split)
+    return texts, labels
 
 
 BUILT_IN: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]]]] = {"python-docs": _python_docs}
@@ -132,14 +134,16 @@ def _download(source: HubSource, split: str, looked: list[str], talk: Talk) -> T
 
 
 def hub_table(dataset: Any, source: HubSource, split: str) -> Table:
-    """A `datasets.Dataset` as a table; class labels become their names, hidden ones stay -1."""
+    """A `datasets.Dataset` as a table; class labels become their names, hidden ones stay -1.
+
+    Scores kept in 32 bits become the decimals they stand for, so that 3.8 is the same here and in the folder's file.
+    """
 
     def read(name: str) -> list[Any]:
-        values = list(dataset[name])
-        classes = getattr(dataset.features[name], "names", None)
-        if not classes:
-            return values
-        return [classes[value] if value is not None and value >= 0 else value for value in values]
+        values, kind = list(dataset[name]), dataset.features[name]
+        if classes := getattr(kind, "names", None):
+            return [classes[value] if value is not None and value >= 0 else value for value in values]
+        return [str(np.float32(value)) for value in values] if getattr(kind, "dtype", "") == "float32" else values
 
     place = f"{source.id}, {source.config or 'default'}, {source.splits[split]}"
     return Table(place, tuple(dataset.column_names), range(1, len(dataset) + 1), read, unit="row")

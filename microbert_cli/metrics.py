@@ -1,8 +1,8 @@
 """The metrics of GLUE and of a user's own tasks, each a few lines of arithmetic.
 
 Source: Wang et al. 2019 (GLUE) for which metric belongs to which task. The definitions are those of scikit-learn and
-scipy, with 0 where a metric is undefined: Matthews, Pearson and Spearman of constant answers, F1 of a class that is neither
-answered nor there.
+scipy, with 0 where a metric is undefined: Matthews, Pearson and Spearman of constant answers, F1 of a class that is
+neither answered nor there.
 """
 
 from collections.abc import Mapping, Sequence

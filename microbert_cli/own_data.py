@@ -163,7 +163,7 @@ def _too_few_classes(place: str, present: set[str], what: str) -> MbertError:
 
 def _too_many_classes(place: str, column: str, distinct: int, rows: int) -> MbertError:
     return MbertError(
-        "M360",
+        "M363",
         f'column "{column}" has {distinct} different values in {rows} rows, so it is hardly a label',
         where=place,
         allowed="A column with few different texts or whole numbers, or a numeric score.",

@@ -1,7 +1,7 @@
 """Files of rows, read strictly: CSV, TSV, JSONL and Parquet become named columns that know the line each row came from.
 
-Nothing is guessed and nothing replaced: a byte that is not UTF-8, a quotation mark that is never closed, or a row with too
-few columns is an error that names its line. A byte-order mark is accepted and dropped. `.gz` is unpacked on the way.
+Nothing is guessed and nothing replaced: a byte that is not UTF-8, a quotation mark that is never closed, or a row with
+too few columns is an error that names its line. A byte-order mark is accepted and dropped. `.gz` is unpacked.
 """
 
 import csv
@@ -179,9 +179,7 @@ def _rectangular(path: Path, rows: list[tuple[int, list[str]]], header: bool, al
     if len(broken) > allowed:
         raise _wrong_width(path, *broken[0], names)
     if broken:
-        talk.warn(
-            f"{path}: {len(broken)} rows with a wrong number of columns are left out (the first is line {broken[0][0]})"
-        )
+        talk.warn(f"{path}: {len(broken)} rows with a wrong number of columns are left out (the first is line {broken[0][0]})")
         body = [(line, cells) for line, cells in body if len(cells) == len(names)]
     position = {name: i for i, name in enumerate(names)}
     return Table(str(path), names, [line for line, _ in body], lambda name: [row[position[name]] for _, row in body])
@@ -241,13 +239,9 @@ def _unreadable(path: Path, error: OSError) -> MbertError:
     near = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     return MbertError(
         "M252",
-        "there is no such file"
-        if isinstance(error, FileNotFoundError)
-        else f"it cannot be read: {error.strerror or error}",
+        "there is no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read: {error.strerror or error}",
         where=str(path),
-        allowed=f"In {path.parent} there are: {nearest(path.name, near[:40])}"
-        if near
-        else f"There is no {path.parent}.",
+        allowed=f"In {path.parent} there are: {nearest(path.name, near[:40])}" if near else f"There is no {path.parent}.",
         fix="Check the path; a path in a task's TOML is relative to that TOML.",
     )
 

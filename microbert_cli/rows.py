@@ -113,9 +113,7 @@ def _texts(table: Table, task: Task, real: Mapping[str, ColumnName], talk: Talk)
                     raise _bad_text(f'the text in column "{name}" is empty', table.where(row))
                 empty += 1
             elif not text.isascii() and not _encodes(text):
-                raise _bad_text(
-                    f'the text in column "{name}" holds half a character (a lone surrogate)', table.where(row)
-                )
+                raise _bad_text(f'the text in column "{name}" holds half a character (a lone surrogate)', table.where(row))
     if empty:
         talk.warn(f"{table.place}: {empty} empty texts, as the official files have them")
     return list(zip(*columns, strict=True))
@@ -134,9 +132,7 @@ def read_labels(values: Sequence[Any], task: Task, where: Where) -> Labels | Non
     known = known_labels(task)
     for row, text in enumerate(texts):
         if text not in known:
-            raise _outside(
-                f'the label "{text}" is none of the task\'s', nearest(text, task.label.names or ()), where(row)
-            )
+            raise _outside(f'the label "{text}" is none of the task\'s', nearest(text, task.label.names or ()), where(row))
     return [known[text] for text in texts]
 
 

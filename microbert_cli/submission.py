@@ -1,7 +1,7 @@
 """Files for GLUE's test server: one TSV a task, and the zip that holds all eleven.
 
-What a file is called, how a label is written, how many rows it must have and what stands in for a missing one is data of
-the tasks. Source: https://gluebenchmark.com/faq and the sample submission; STS-B is clipped to its range, with 3 decimals.
+What a file is called, how a label is written, how many rows it must have and what stands in for a missing one is data
+of the tasks. Source: https://gluebenchmark.com/faq. STS-B is clipped to its range and has three decimals.
 """
 
 import math
@@ -49,7 +49,7 @@ def format_predictions(task: Task, predictions: Sequence[Any]) -> list[str]:
 def write_submission(
     task: Task, split: str, ids: Sequence[str], predictions: Sequence[Any], path: Path, *, talk: Talk = SILENT
 ) -> None:
-    """Writes `index<TAB>prediction` and one row a test example; warns where the official file has another number of rows.
+    """Writes `index<TAB>prediction`, then one row a test example; warns if the official file has another number of rows.
 
     ids  the row's index in the official test file;  predictions  class ids or scores
     """
@@ -95,9 +95,7 @@ def _wanted(tasks: Sequence[Task]) -> dict[str, tuple[int, str]]:
     """File name -> official number of rows and filler."""
     found = [(task, _submission(task)) for task in tasks]
     return {
-        name: (submission.rows[split], submission.filler)
-        for _, submission in found
-        for split, name in submission.files.items()
+        name: (submission.rows[split], submission.filler) for _, submission in found for split, name in submission.files.items()
     }
 
 
@@ -136,7 +134,7 @@ def _score(task: Task, value: float) -> str:
 def _submission(task: Task) -> Submission:
     if task.submission is None:
         raise MbertError(
-            "M103",
+            "M104",
             "this task has no server to submit to",
             where=f"task {task.name}",
             allowed=f"The tasks of GLUE: {', '.join(GLUE)}.",

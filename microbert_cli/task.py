@@ -1,7 +1,8 @@
 """What a task is, as data: where its rows lie, which columns are text and label, how it is scored and submitted.
 
 A task is one TOML file. `text` and `label.column` are LOGICAL names; `[hub.columns]` and `[folder.columns]` say what a
-source calls them where it calls them otherwise. Splits are train, dev, test, or any further name, such as dev_mismatched.
+source calls them where it calls them otherwise. Splits are train, dev, test, or any other name, such as
+dev_mismatched.
 """
 
 import tomllib
@@ -277,13 +278,11 @@ def _explain(error: Mapping[str, Any], where: str) -> MbertError:
         what, allowed = f'"{key}" is missing', "Every task names its text columns, its label, and a source of rows."
     else:
         what, allowed = str(error["msg"]).removeprefix("Value error, "), "A task as `mbert show tasks rte` shows one."
-    return MbertError(
-        "M030", what, where=f"{where}, {key}", allowed=allowed, fix="Start from one: mbert copy tasks rte"
-    )
+    return MbertError("M030", what, where=f"{where}, {key}", allowed=allowed, fix="Start from one: mbert copy tasks rte")
 
 
 def _keys_beside(parts: list[str]) -> list[str]:
-    tables: dict[str, type[BaseModel]] = {"hub": HubSource, "folder": FolderSource, "files": FileSource}
-    tables |= {"label": Label, "submission": Submission}
+    tables: dict[str, type[Strict]] = {"hub": HubSource, "folder": FolderSource, "files": FileSource}
+    tables |= dict(label=Label, submission=Submission)
     model = Task if len(parts) == 1 else SplitFile if "splits" in parts else tables.get(parts[0], Task)
     return list(model.model_fields)
