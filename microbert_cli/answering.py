@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from microbert_cli import models, sources
+from microbert_cli import models
 from microbert_cli.onnx_model import OnnxClassifier, is_export
 from microbert_cli.task import Task
 from microbert_cli.teacher import Teacher, match_labels
@@ -45,8 +45,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 def _exported(path: Path, task: Task | None, precision: str, where: str) -> Answers:
     session = OnnxClassifier(path, precision=None if precision == "auto" or path.is_file() else precision)
-    directory = sources.find(session.directory, where=where)
-    tokenizer = models.load_tokenizer(directory, session.config, where=where)
+    tokenizer = models.load_tokenizer(session.directory, session.config, where=where)
     loaded = models.Loaded(session, tokenizer, str(path), [])
     columns = match_labels(loaded, task, None, where=f"{where} {path}") if task else None
     return Answers(_Ordered(session, columns), session, tokenizer, str(path))

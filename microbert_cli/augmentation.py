@@ -140,8 +140,7 @@ class Augmentation:
         sentences = [self._sentence(i, side) for i, side in sides]
         copies = self._once(sentences) if self.settings.candidates == "once" else self._sequential(sentences)
         variants = {
-            place: _distinct(sentence.text, found)
-            for place, sentence, found in zip(sides, sentences, copies, strict=True)
+            place: _distinct(sentence.text, found) for place, sentence, found in zip(sides, sentences, copies, strict=True)
         }
         return _collect(self.rows, indices, variants, keep_original)
 

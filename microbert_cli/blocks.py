@@ -30,7 +30,6 @@ from torch import Tensor
 
 from microbert_cli import cache, corpus, manifest
 from microbert_cli.errors import MbertError
-from microbert_cli.recipe import Recipe
 from microbert_cli.tracking import SILENT, Talk
 
 Range = tuple[int, int, int, int]
@@ -47,14 +46,6 @@ class BlockSettings:
     random_next: float = 0.5
     short: float = 0.1
     seed: int = 42
-
-
-def block_settings(recipe: Recipe) -> BlockSettings:
-    """How the recipe's corpus is cut."""
-    spec = recipe.corpus
-    return BlockSettings(
-        spec.format, spec.max_length, spec.heldout, spec.documents, spec.random_next, spec.short, recipe.seed
-    )
 
 
 class Blocks:
@@ -90,7 +81,7 @@ class Blocks:
         return batch
 
     def _row(self, a: int, a_end: int, b: int, b_end: int) -> tuple[np.ndarray, int]:
-        parts = [[self._cls], self.tokens[a:a_end], [self._sep]]
+        parts: list[Any] = [[self._cls], self.tokens[a:a_end], [self._sep]]
         if b_end > b:
             parts += [self.tokens[b:b_end], [self._sep]]
         return np.concatenate(parts).astype(np.int64), int(a_end - a + 2)
@@ -108,7 +99,9 @@ def make_blocks(
     }
     with cache.entry("blocks", manifest.digest(key)) as (directory, ready):
         if not ready:
-            _write_tokens(corpus.documents(source, limit=settings.documents, where=where, talk=talk), tokenizer, directory, talk)
+            _write_tokens(
+                corpus.documents(source, limit=settings.documents, where=where, talk=talk), tokenizer, directory, talk
+            )
             _write_blocks(directory, settings, _dtype(tokenizer), where)
     return Blocks(directory, "train", tokenizer), Blocks(directory, "heldout", tokenizer)
 
@@ -239,5 +232,3 @@ def _fit(a: int, a_end: int, b: int, b_end: int, room: int, draw: random.Random)
 
 def _dtype(tokenizer: Any) -> type:
     return np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-
-

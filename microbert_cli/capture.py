@@ -46,7 +46,7 @@ class _Recorder:
     scores: dict[int, Tensor] = {}
 
 
-def look(model: nn.Module, batch: Mapping[str, Tensor], want: Want) -> Seen:
+def look(model: Any, batch: Mapping[str, Tensor], want: Want) -> Seen:
     """Runs `model` on `batch` and returns what `want` asks for, and nothing else.
 
     An architecture of our own may say itself what it shows: a method `look(batch, want)` is used where there is one.
@@ -72,7 +72,7 @@ def look(model: nn.Module, batch: Mapping[str, Tensor], want: Want) -> Seen:
     return seen
 
 
-def input_names(model: nn.Module) -> tuple[str, ...]:
+def input_names(model: Any) -> tuple[str, ...]:
     """The tensors of a batch that this model takes; models without segments have no token_type_ids."""
     segments = getattr(getattr(model, "config", None), "type_vocab_size", 0)
     return ("input_ids", "attention_mask", *(["token_type_ids"] if segments else []))
@@ -104,9 +104,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     layer = module.layer_idx + 1
     if layer not in _Recorder.layers:
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
-        )
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
         return context.transpose(1, 2).contiguous(), None
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     _Recorder.scores[layer] = scores

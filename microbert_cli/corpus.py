@@ -5,8 +5,10 @@ data set as `owner/name:config`. In text files a blank line ends a document. A P
 """
 
 import gzip
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +24,9 @@ SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
 Document = list[str]
 
 
-def documents(source: str, *, limit: int | None = None, where: str = "corpus.source", talk: Talk = SILENT) -> Iterator[Document]:
+def documents(
+    source: str, *, limit: int | None = None, where: str = "corpus.source", talk: Talk = SILENT
+) -> Iterator[Document]:
     """The documents of a source in order, at most `limit`; raises M2xx and M3xx as readers do."""
     found = (document for document in _documents(source, where, talk) if document)
     return islice(found, limit) if limit else found
@@ -30,12 +34,20 @@ def documents(source: str, *, limit: int | None = None, where: str = "corpus.sou
 
 def identify(source: str) -> str | None:
     """What the text is, for caches and manifests: hashes of files, or the name."""
-    return python_docs.fingerprint() if source == BUILT_IN else manifest.identify(source)
+    return _built_in_fingerprint() if source == BUILT_IN else manifest.identify(source)
 
 
 def sentences(paragraph: str) -> list[str]:
     """A paragraph's sentences: a full stop, question or exclamation mark before a space and a capital or digit ends one."""
     return [sentence for sentence in SENTENCE_END.split(paragraph.strip()) if sentence]
+
+
+@cache
+def _built_in_fingerprint() -> str:
+    digest = hashlib.sha256()
+    for document in python_docs.documents():
+        digest.update("\n".join([*document, ""]).encode())
+    return digest.hexdigest()
 
 
 def _documents(source: str, where: str, talk: Talk) -> Iterator[Document]:

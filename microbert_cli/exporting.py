@@ -100,9 +100,7 @@ def parity_batches(rows: Sequence[Row], pad: int, *, longest: int) -> Iterator[B
         yield _padded(chosen, min(width or len(chosen[-1]["input_ids"]), longest), pad)
 
 
-def compare(
-    logits: Logits, batches: Sequence[Batch], expected: Sequence[np.ndarray], *, regression: bool
-) -> dict[str, Any]:
+def compare(logits: Logits, batches: Sequence[Batch], expected: Sequence[np.ndarray], *, regression: bool) -> dict[str, Any]:
     """The largest difference of logits, and the share of rows with the same answer (None for regression)."""
     found = [logits(batch) for batch in batches]
     difference = float(np.max([np.abs(one - other).max() for one, other in zip(found, expected, strict=True)]))
@@ -126,11 +124,7 @@ def _padded(rows: Sequence[Row], width: int, pad: int) -> Batch:
 def _positions(tokenizer: Any, model: Any) -> int:
     """The longest input both allow; RoBERTa has fewer places than positions, and only its tokenizer says so."""
     positions: int = getattr(model.config, "max_position_embeddings", 512)
-    shift = (
-        (model.config.pad_token_id or 0) + 1
-        if model.config.model_type in ("roberta", "xlm-roberta", "camembert")
-        else 0
-    )
+    shift = (model.config.pad_token_id or 0) + 1 if model.config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
     return min(positions - shift, tokenizer.model_max_length)
 
 
@@ -157,6 +151,4 @@ def _warn_of_drop(files: Mapping[str, Mapping[str, Any]], primary: str | None, t
     whole, small = files["fp32"]["scores"], files["int8"]["scores"]
     if primary is None or not whole or not small or not whole[primary] - small[primary] > DROP:
         return
-    talk.warn(
-        f"int8 loses {primary}: {small[primary]:.4f}, fp32 has {whole[primary]:.4f}; {FILES['fp32']} is the safer file"
-    )
+    talk.warn(f"int8 loses {primary}: {small[primary]:.4f}, fp32 has {whole[primary]:.4f}; {FILES['fp32']} is the safer file")

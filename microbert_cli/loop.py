@@ -98,9 +98,7 @@ def train(
 class _Run:
     """The state of one phase."""
 
-    def __init__(
-        self, objective: Objective, plan: Plan, directory: Path, score: Score | None, primary: str, talk: Talk
-    ):
+    def __init__(self, objective: Objective, plan: Plan, directory: Path, score: Score | None, primary: str, talk: Talk):
         self.objective, self.plan, self.directory = objective, plan, directory
         self.score, self.primary, self.talk = score, primary, talk
         self.state_directory = directory / checkpoint.RESUME / "phases" / plan.name

@@ -135,8 +135,7 @@ class Objective(nn.Module):
         if "normalisation" in term.takes:
             keywords.setdefault("normalisation", self.normalisation)
         values = [
-            term.function(**self._positional(term, student, teacher, batch, layer), **keywords)
-            for layer in self._layers(term)
+            term.function(**self._positional(term, student, teacher, batch, layer), **keywords) for layer in self._layers(term)
         ]
         return torch.stack(values).sum()
 

@@ -141,9 +141,7 @@ def write_onnx(model: Any, path: Path) -> float:
                 verbose=False,
             )
     except Exception as error:
-        raise _not_exportable(
-            model, str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        ) from error
+        raise _not_exportable(model, str(error).strip().splitlines()[0] if str(error).strip() else repr(error)) from error
     assert program is not None  # None only without dynamo
     graph = program.model_proto
     _forget_where_it_was_made(graph)

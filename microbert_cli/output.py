@@ -1,9 +1,9 @@
 """Output directories: worked on beside, renamed when whole, never overwritten.
 
-    OUT            exists only complete, with its manifest
-    OUT.partial    where the stage works; found again, same identity -> resumed
-    OUT.old-N      what --force or a changed recipe moved aside
-    OUT.lock       held while a run works on OUT
+OUT            exists only complete, with its manifest
+OUT.partial    where the stage works; found again, same identity -> resumed
+OUT.old-N      what --force or a changed recipe moved aside
+OUT.lock       held while a run works on OUT
 """
 
 import fcntl

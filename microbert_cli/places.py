@@ -40,7 +40,7 @@ def classifier(
     The weights that are made anew depend on `seed` alone.
     """
     labels = list(task.label.names) if task.label.names else None
-    heads = {"labels": labels, "num_labels": task.num_labels}
+    heads: dict[str, Any] = {"labels": labels, "num_labels": task.num_labels}
     if not is_description(name, catalog):
         torch.manual_seed(seed)
         loaded = models.load(name, "classifier", where=where, new_head=True, seed=seed, **heads)

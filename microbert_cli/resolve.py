@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
-from microbert_cli.recipe import SHORTHAND, STAGES, Recipe, Term
+from microbert_cli.recipe import SHORTHAND, STAGES, Recipe
 
 Flat = dict[str, Any]
 ENVIRONMENT = "MBERT_SET_"
@@ -97,9 +97,7 @@ def normalise(values: Mapping[str, Any]) -> dict[str, Any]:
         if key in SHORTHAND and not isinstance(value, Mapping):
             value = {SHORTHAND[key]: value}
         if isinstance(value, Mapping):
-            value = {
-                inner: _weights(table) if inner == "losses" else table for inner, table in normalise(value).items()
-            }
+            value = {inner: _weights(table) if inner == "losses" else table for inner, table in normalise(value).items()}
         tables[key] = value
     return tables
 
@@ -199,11 +197,12 @@ def _validate(layers: Sequence[Layer], catalog: Catalog) -> tuple[Recipe, dict[s
     for layer in layers:
         merged = merge(merged, layer.values)
         origins |= dict.fromkeys(flatten(layer.values), layer.origin)
+    errors = [*_check_names(merged, catalog, origins)]
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
-        raise one_or_many([_explain(dict(e), origins) for e in error.errors()]) from None
-    if errors := [*_check_names(recipe, catalog, origins)]:
+        raise one_or_many([*(_explain(dict(e), origins) for e in error.errors()), *errors]) from None
+    if errors:
         raise one_or_many(errors)
     return recipe, origins
 
@@ -253,38 +252,71 @@ def _table(annotation: Any) -> type[BaseModel]:
     return inner[0] if inner else Recipe
 
 
-def _check_names(recipe: Recipe, catalog: Catalog, origins: Mapping[str, str]) -> Iterable[MbertError]:
-    tables = {"finetune": recipe.finetune.losses, "general": recipe.general.losses}
-    tables |= {f"phases.{name}": phase.losses for name, phase in recipe.phases.items()}
-    for table, losses in tables.items():
-        for name, term in losses.items():
-            yield from _check_loss(f"{table}.losses.{name}", name, term, catalog, origins)
-    for stage in recipe.stages:
-        if stage not in STAGES and stage not in recipe.variant:
-            yield MbertError(
-                "M004",
-                f'there is no stage "{stage}"',
-                where=f"{_origin('stages', origins)}, stages",
-                allowed=f"Stages and this recipe's variants: {nearest(stage, [*STAGES, *recipe.variant])}",
-                fix="Name a stage, or define it: [variant.NAME]",
-            )
-    if recipe.student is not None:
-        yield from catalog.check("students", recipe.student, f"{_origin('student', origins)}, student")
-    if recipe.task is not None and not recipe.data.train_file:
-        yield from catalog.check("tasks", recipe.task, f"{_origin('task', origins)}, task")
-    for name in recipe.augment.sources:
-        yield from catalog.check("augmenters", name, f"{_origin('augment.sources', origins)}, augment.sources")
+def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterable[MbertError]:
+    """Names of losses, stages, students, tasks and augmenters; on raw values, so that all errors come at once."""
+    for key, name, parameters in _losses(values):
+        yield from _check_loss(key, name, parameters, catalog, origins)
+    for stage in _texts(values.get("stages")):
+        yield from _check_stage(stage, values, origins)
+    named = [("students", "student", values.get("student")), ("tasks", "task", values.get("task"))]
+    named += [("augmenters", "augment.sources", one) for one in _texts(_table_at(values, "augment").get("sources"))]
+    for kind, key, called in named:
+        free = (kind == "students" and _is_checkpoint(called)) or (kind == "tasks" and _has_own_files(values))
+        if isinstance(called, str) and not free:
+            yield from catalog.check(kind, called, f"{_origin(key, origins)}, {key}")
+
+
+def _losses(values: Mapping[str, Any]) -> Iterable[tuple[str, str, set[str]]]:
+    """(key, loss, parameters) of every term of every phase."""
+    tables = {name: _table_at(values, name) for name in ("finetune", "general")}
+    phases = _table_at(values, "phases")
+    tables |= {f"phases.{name}": _table_at(phases, name) for name in phases}
+    for table, phase in tables.items():
+        for name, term in _table_at(phase, "losses").items():
+            yield f"{table}.losses.{name}", name, set(term) - {"weight"} if isinstance(term, Mapping) else set()
+
+
+def _is_checkpoint(name: Any) -> bool:
+    """A student may be a directory, an output to come, or a Hub id, as well as a name of the catalogue."""
+    return isinstance(name, str) and ("/" in name or Path(name).exists())
+
+
+def _has_own_files(values: Mapping[str, Any]) -> bool:
+    """Where data files are named, `task` only names what they are about."""
+    data = _table_at(values, "data")
+    return any(data.get(key) for key in ("train_file", "dev_file", "test_file"))
+
+
+def _table_at(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = values.get(key, {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def _texts(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _check_stage(stage: str, values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
+    variants = _table_at(values, "variant")
+    if stage not in STAGES and stage not in variants:
+        yield MbertError(
+            "M004",
+            f'there is no stage "{stage}"',
+            where=f"{_origin('stages', origins)}, stages",
+            allowed=f"Stages and this recipe's variants: {nearest(stage, [*STAGES, *variants])}",
+            fix="Name a stage, or define it: [variant.NAME]",
+        )
 
 
 def _check_loss(
-    key: str, name: str, term: Term, catalog: Catalog, origins: Mapping[str, str]
+    key: str, name: str, parameters: set[str], catalog: Catalog, origins: Mapping[str, str]
 ) -> Iterable[MbertError]:
     where = f"{_origin(key, origins)}, {key}"
     if errors := list(catalog.check("losses", name, where)):
         yield from errors
         return
     known = catalog.loss_parameters(name)
-    for parameter in term.parameters.keys() - known:
+    for parameter in sorted(parameters - known):
         yield MbertError(
             "M006",
             f'the loss "{name}" has no parameter "{parameter}"',

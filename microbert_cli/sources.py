@@ -57,8 +57,8 @@ def _from_hub(name: str, where: str) -> Path:
             wanted.append("*.safetensors" if safe else "pytorch_model*.bin")
         except (OfflineModeIsEnabled, ConnectionError):
             wanted += ["*.safetensors", "pytorch_model*.bin"]
-        patterns = {"allow_patterns": wanted, "ignore_patterns": ["onnx/*", "openvino/*", "*/*"]}
-        return _checked(Path(snapshot_download(repository, revision=revision or None, **patterns)), where)
+        found = snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=["*/*"])
+        return _checked(Path(found), where)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise _unreachable(name, where, error) from error
 

@@ -50,7 +50,9 @@ def to_toml(values: Mapping[str, Any]) -> str:
 
 
 def _key(dotted: str) -> str:
-    return ".".join(part if part.replace("-", "").replace("_", "").isalnum() else json.dumps(part) for part in dotted.split("."))
+    return ".".join(
+        part if part.replace("-", "").replace("_", "").isalnum() else json.dumps(part) for part in dotted.split(".")
+    )
 
 
 def _value(value: Any) -> str:

@@ -282,7 +282,12 @@ def _explain(error: Mapping[str, Any], where: str) -> MbertError:
 
 
 def _keys_beside(parts: list[str]) -> list[str]:
-    tables: dict[str, type[Strict]] = {"hub": HubSource, "folder": FolderSource, "files": FileSource}
-    tables |= dict(label=Label, submission=Submission)
+    tables: dict[str, type[Strict]] = {
+        "hub": HubSource,
+        "folder": FolderSource,
+        "files": FileSource,
+        "label": Label,
+        "submission": Submission,
+    }
     model = Task if len(parts) == 1 else SplitFile if "splits" in parts else tables.get(parts[0], Task)
     return list(model.model_fields)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli import models, scoring
+from microbert_cli.answering import Answers
 from microbert_cli.catalog import Catalog
 from microbert_cli.data import Rows, load_augmented, load_split, own_task
 from microbert_cli.encoding import Encoded, encode
@@ -26,17 +27,19 @@ class TaskRows:
     talk: Talk = SILENT
     _encoded: dict[tuple[str, int], Encoded] = field(default_factory=dict)
 
-    def encode(self, split: str, loaded: Loaded, *, where: str) -> Encoded:
+    def encode(self, split: str, loaded: Loaded | Answers, *, where: str) -> Encoded:
         """The split's token ids; raises M012 where a text may outgrow the model."""
         models.check_length(self.max_length, loaded.model.config, where=where)
         key = (split, id(loaded.tokenizer))
         if key not in self._encoded:
             self._encoded[key] = encode(self.rows[split], loaded.tokenizer, self.max_length)
             if cut := self._encoded[key].truncated:
-                self.talk.note(f"{self.task.name} {split}: {cut} of {len(self.rows[split])} rows cut to {self.max_length} tokens")
+                self.talk.note(
+                    f"{self.task.name} {split}: {cut} of {len(self.rows[split])} rows cut to {self.max_length} tokens"
+                )
         return self._encoded[key]
 
-    def logits(self, split: str, model: Any, loaded: Loaded, *, batch_size: int = 64) -> Any:
+    def logits(self, split: str, model: Any, loaded: Loaded | Answers, *, batch_size: int = 64) -> Any:
         """The model's logits [n, C] on a split."""
         encoded = self.encode(split, loaded, where="model")
         pad_id = loaded.tokenizer.pad_token_id

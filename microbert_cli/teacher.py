@@ -75,8 +75,7 @@ def check_order(task: Task, logits: np.ndarray, labels: Sequence[int], *, where:
         return
     gold = np.asarray(labels)
     accuracy = {
-        order: float((logits[:, list(order)].argmax(-1) == gold).mean())
-        for order in permutations(range(task.num_labels))
+        order: float((logits[:, list(order)].argmax(-1) == gold).mean()) for order in permutations(range(task.num_labels))
     }
     identity = tuple(range(task.num_labels))
     best = max(accuracy, key=lambda order: (accuracy[order], order == identity))
@@ -131,5 +130,5 @@ def _mismatch(code: str, what: str, task: Task, where: str) -> MbertError:
         what,
         where=where,
         allowed=f"The labels of {task.name}: {names}.",
-        fix="Name the teacher's outputs in their order: --set 'teacher.label_order=[\"...\", \"...\"]'",
+        fix='Name the teacher\'s outputs in their order: --set \'teacher.label_order=["...", "..."]\'',
     )

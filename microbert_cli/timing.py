@@ -102,9 +102,7 @@ def race(
     load_before = load_average()
     # The first pass also warms allocators and thread pools for the widest batches, so it comes before the short calls.
     whole = in_turn({name: _pass(each) for name, each in contestants.items()}, rounds=passes, warmup=1, clock=clock)
-    short = in_turn(
-        {name: _single(each) for name, each in contestants.items()}, rounds=rounds, warmup=warmup, clock=clock
-    )
+    short = in_turn({name: _single(each) for name, each in contestants.items()}, rounds=rounds, warmup=warmup, clock=clock)
     some = next(iter(contestants.values()))
     found = Race(
         speeds={name: _speed(short[name], whole[name], rows) for name in contestants},
@@ -165,9 +163,7 @@ def _equal_rows(contestants: Mapping[str, Contestant]) -> int:
     counts = {sum(map(_rows_of, each.batches)) for each in contestants.values()}
     singles = {len(each.single) for each in contestants.values()}
     if len(counts) != 1 or len(singles) != 1 or 0 in counts | singles:
-        raise ValueError(
-            f"models must answer the same rows; they have {sorted(counts)} in batches, {sorted(singles)} single"
-        )
+        raise ValueError(f"models must answer the same rows; they have {sorted(counts)} in batches, {sorted(singles)} single")
     return counts.pop()
 
 

@@ -8,9 +8,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ALPHABET = 1000
 
 
-def train_vocabulary(
-    documents: Callable[[], Iterable[list[str]]], *, size: int, lowercase: bool, max_length: int
-) -> Any:
+def train_vocabulary(documents: Callable[[], Iterable[list[str]]], *, size: int, lowercase: bool, max_length: int) -> Any:
     """A BERT tokenizer of at most `size` pieces; the same text gives the same vocabulary.
 
     documents  called twice: once for the alphabet, once for the pieces. The trainer numbers the `##x` pieces in the order of a

@@ -48,7 +48,9 @@ def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
     return made
 
 
-def step(name: str, resolved: Resolved, root: Path, catalog: Catalog, *, out: Path | None = None, planned: Sequence[str] = ()) -> Step:
+def step(
+    name: str, resolved: Resolved, root: Path, catalog: Catalog, *, out: Path | None = None, planned: Sequence[str] = ()
+) -> Step:
     """One stage with its inputs; `planned` are stages that will have run before it."""
     kind = name
     if variant := resolved.recipe.variant.get(name):

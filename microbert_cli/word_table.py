@@ -39,9 +39,7 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 class WordTable:
     """W words and their unit vectors [W, D]; `compose` gives a vector for words the table lacks, or None."""
 
-    def __init__(
-        self, words: Sequence[str], vectors_WD: Matrix, *, compose: Callable[[str], Matrix | None] | None = None
-    ):
+    def __init__(self, words: Sequence[str], vectors_WD: Matrix, *, compose: Callable[[str], Matrix | None] | None = None):
         self.words = list(words)
         self.vectors_WD = _unit(vectors_WD)
         self._compose = compose
@@ -73,9 +71,7 @@ class WordTable:
         for start in range(0, len(known), BLOCK):
             block = known[start : start + BLOCK]
             cosines_QW = np.stack([vectors[word] for word in block]) @ self.vectors_WD.T
-            found |= {
-                word: self._ranked(word, vectors[word], row, count) for word, row in zip(block, cosines_QW, strict=True)
-            }
+            found |= {word: self._ranked(word, vectors[word], row, count) for word, row in zip(block, cosines_QW, strict=True)}
         return [found.get(word, []) for word in words]
 
     def _ranked(self, word: str, vector_D: Matrix, cosines_W: Matrix, count: int) -> list[str]:
@@ -90,9 +86,7 @@ class WordTable:
         return self._index.get(word, self._index.get(word.lower()))
 
 
-def load_word_table(
-    source: str | Path, *, limit: int = LIMIT, talk: Talk = SILENT, where: str = "vectors.source"
-) -> WordTable:
+def load_word_table(source: str | Path, *, limit: int = LIMIT, talk: Talk = SILENT, where: str = "vectors.source") -> WordTable:
     """The word table of a text file, an archive, or a BERT; see the module.
 
     Raises M242 (no such file), M243 (no member of that name), M341 (a line that does not fit, with its number), M342

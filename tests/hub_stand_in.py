@@ -154,9 +154,7 @@ class HubStandIn:
             return _error(401, "RepoNotFound", "Repository not found")
         revision = unquote(match["revision"] or "main")
         commit = repository.resolve(revision)
-        return (
-            _error(404, "RevisionNotFound", f"Invalid rev id: {revision}") if commit is None else (repository, commit)
-        )
+        return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}") if commit is None else (repository, commit)
 
     def _answer_file(self, match: re.Match[str]) -> Answer:
         found = self._find("datasets" if match["kind"] else "models", match)

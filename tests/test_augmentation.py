@@ -55,9 +55,7 @@ class StubLM(torch.nn.Module):
 
     def look(self, batch: Mapping[str, torch.Tensor], want: Want) -> Seen:
         assert want.token_logits and not self.training
-        real = [
-            row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-        ]
+        real = [row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
         self.asked += [" ".join(self.tokenizer.convert_ids_to_tokens(row)) for row in real]
         logits = torch.zeros(len(self.tokenizer))
         logits[self.ids] = torch.arange(len(self.ids), 0, -1).float()
@@ -69,9 +67,7 @@ def bert() -> Any:
     """A random BERT whose guesses depend on the sentence."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    return BertForMaskedLM(
-        BertConfig(vocab_size=len(VOCABULARY), max_position_embeddings=128, initializer_range=0.6, **sizes)
-    )
+    return BertForMaskedLM(BertConfig(vocab_size=len(VOCABULARY), max_position_embeddings=128, initializer_range=0.6, **sizes))
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +96,7 @@ def rows_of(*texts: str | tuple[str, ...], labels: list[int] | None = None) -> R
 def made_up(count: int, *, sides: int = 1) -> Rows:
     random = Random(1)
     texts = [
-        tuple(" ".join(random.choices([*PLAIN, *LONG], k=random.randint(0, 14))) for _ in range(sides))
-        for _ in range(count)
+        tuple(" ".join(random.choices([*PLAIN, *LONG], k=random.randint(0, 14))) for _ in range(sides)) for _ in range(count)
     ]
     return Rows(texts, list(range(count)), [f"r{i}" for i in range(count)])
 
@@ -202,9 +197,7 @@ def test_the_share_of_replaced_words(make: Make, tokenizer: Any) -> None:
     assert abs(sum(changed) / len(changed) - 0.4) < 0.02
 
 
-def test_a_plain_reading_of_the_released_code_gives_the_same(
-    make: Make, bert: Any, tokenizer: Any, vectors: WordTable
-) -> None:
+def test_a_plain_reading_of_the_released_code_gives_the_same(make: Make, bert: Any, tokenizer: Any, vectors: WordTable) -> None:
     """Candidates once a sentence; then, copy by copy and word by word, a choice and a throw."""
     rows, settings = made_up(30), AugmentSettings(copies=6, candidates_per_word=4)
     stop = set("the a was is and not".split())
@@ -250,9 +243,7 @@ def test_a_plain_reading_of_the_paper_gives_the_same(make: Make, bert: Any, toke
     assert make(rows, model=bert, **settings | {"candidates": "once"}).texts != made.texts
 
 
-def candidates_of(
-    words: list[str], beside: list[str], i: int, model: Any, tokenizer: Any, vectors: WordTable
-) -> list[str]:
+def candidates_of(words: list[str], beside: list[str], i: int, model: Any, tokenizer: Any, vectors: WordTable) -> list[str]:
     """The four candidates at position i, one forward pass each, the head on every position."""
     if words[i] in LONG:
         return vectors.neighbours([words[i]], 4)[0]
@@ -341,9 +332,7 @@ def byte_level() -> Any:
     tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     text = [" the good film was dull and the bad plot was fine", " a blockbuster film"] * 20
-    trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokens.train_from_iterator(text, trainer)
     tokens.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     names = dict(zip(["bos_token", "pad_token", "eos_token", "unk_token", "mask_token"], special, strict=True))
@@ -426,9 +415,7 @@ def test_real_words(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """A real masked language model and GloVe on 20 rows of SST-2: other words, not other rows."""
     monkeypatch.setenv("MBERT_CACHE", str(tmp_path))
     lines = (shared / "data" / "glue" / "SST-2" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:21]
-    rows = rows_of(
-        *(line.split("\t")[0].strip() for line in lines), labels=[int(line.split("\t")[1]) for line in lines]
-    )
+    rows = rows_of(*(line.split("\t")[0].strip() for line in lines), labels=[int(line.split("\t")[1]) for line in lines])
     folder = shared / "models" / "minilm-l6-mlm"
     parts = {
         "tokenizer": AutoTokenizer.from_pretrained(folder),

@@ -36,9 +36,7 @@ def test_flops_are_those_that_torch_counts(model_type: str) -> None:
 
 def test_flops_of_published_models() -> None:
     base = AutoConfig.for_model("bert")
-    small = AutoConfig.for_model(
-        "bert", hidden_size=312, num_hidden_layers=4, num_attention_heads=12, intermediate_size=1200
-    )
+    small = AutoConfig.for_model("bert", hidden_size=312, num_hidden_layers=4, num_attention_heads=12, intermediate_size=1200)
     assert flops(base, 128) == pytest.approx(22.5e9, rel=0.01)
     assert round((flops(small, 128) or 0) / 1e9, 1) == 1.2
 

@@ -105,9 +105,7 @@ def test_model_tokenizer_and_data_come_from_the_hub_once(tmp_path: Path, hub: Hu
     assert more["mbert"][2] == ["the", "lovely", "boat"]
     fetched = hub.downloads()
     assert len(fetched) == len(set(fetched))
-    assert {f"{MODEL}/config.json", f"{MODEL}/model.safetensors", f"{DATA}/sst2/train-00000-of-00001.parquet"} <= {
-        *fetched
-    }
+    assert {f"{MODEL}/config.json", f"{MODEL}/model.safetensors", f"{DATA}/sst2/train-00000-of-00001.parquet"} <= {*fetched}
     assert not [file for file in fetched if "/rte/" in file]
 
     hub.requests.clear()
@@ -164,9 +162,7 @@ def test_trees_list_files_and_folders(hub: HubStandIn) -> None:
     assert len(paths(f"{api}/tree/{commit}?recursive=True")) == 5
     below = [("directory", "sst2/train", 0), ("file", "sst2/test.parquet", 0)]
     assert paths(f"{api}/tree/main/sst2") == below
-    assert paths(f"{api}/paths-info/main", method="POST", body=b"paths=README.md&paths=nope") == [
-        ("file", "README.md", 1)
-    ]
+    assert paths(f"{api}/paths-info/main", method="POST", body=b"paths=README.md&paths=nope") == [("file", "README.md", 1)]
     assert json.loads(ask(api)[2])["sha"] == commit == json.loads(ask(f"{api}/revision/main")[2])["sha"]
     assert json.loads(ask(f"{api}/refs")[2])["branches"][0]["targetCommit"] == commit
 

@@ -105,8 +105,10 @@ def test_masked_losses_do_not_feel_padding():
     short = attention_scores(scores_s, scores_t, mask)
     long = attention_scores(wide_scores(scores_s, 37.0), wide_scores(scores_t, -5.0), wide_mask)
     assert long.item() == pytest.approx(short.item(), rel=1e-6)
-    reference = [hidden_states(s, t, m, normalisation="reference").item() for s, t, m in (
-        (student, teacher, mask), (padded(student, 32), padded(teacher, 32, -5.0), wide_mask))]
+    reference = [
+        hidden_states(s, t, m, normalisation="reference").item()
+        for s, t, m in ((student, teacher, mask), (padded(student, 32), padded(teacher, 32, -5.0), wide_mask))
+    ]
     assert abs(reference[0] - reference[1]) > 1e-3
 
 

@@ -71,9 +71,7 @@ def test_the_hub_reads_the_results() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["no", "3e-5", 'quo"te', "a: b # c", "ünïcode 模型", "- dash", "back\\slash", "two\nlines"]
-)
+@pytest.mark.parametrize("name", ["no", "3e-5", 'quo"te', "a: b # c", "ünïcode 模型", "- dash", "back\\slash", "two\nlines"])
 def test_any_name_survives_yaml(name: str) -> None:
     assert matter(model_card(card(name=name)))["model-index"][0]["name"] == name
 

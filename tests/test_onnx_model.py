@@ -52,9 +52,7 @@ def rows(count: int, segments: bool = True) -> list[dict[str, list[int]]]:
     for number in range(count):
         ids = [2, *random.integers(5, 200, 1 + number * 37 // count).tolist(), 3]
         row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
-        made.append(
-            row | ({"token_type_ids": [int(place > len(ids) // 2) for place in range(len(ids))]} if segments else {})
-        )
+        made.append(row | ({"token_type_ids": [int(place > len(ids) // 2) for place in range(len(ids))]} if segments else {}))
     return made
 
 
@@ -320,9 +318,7 @@ def test_transformers_alone_reads_it(done: Done, tmp_path: Path) -> None:
     assert (found["class"], found["attention"]) == ("BertForSequenceClassification", "sdpa")
 
 
-def test_a_file_that_answers_differently_is_refused(
-    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_answers_differently_is_refused(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def of_another_model(model: Any, path: Path) -> float:
         path.write_bytes((done.path / "model.onnx").read_bytes())
         return 0.0

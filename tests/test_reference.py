@@ -48,7 +48,9 @@ def make_objective(reference, terms, *, general=False, normalisation="reference"
     folder, _, _ = reference
     teacher, _ = released_model(folder, "teacher_seqcls")
     student, weights = released_model(
-        folder, "student_pretraining" if general else "student_seqcls", BertModel if general else BertForSequenceClassification
+        folder,
+        "student_pretraining" if general else "student_seqcls",
+        BertModel if general else BertForSequenceClassification,
     )
     objective = Objective(
         make_terms(terms, Catalog()),
@@ -90,8 +92,9 @@ def test_each_layer(reference, stage, loss):
     """One mapped layer at a time: the sum could hide two errors."""
     objective = make_objective(reference, INTERMEDIATE, general=stage == "general")
     batch = batch_of(reference)
-    teacher, student = objective._ask_teacher(batch, objective.teacher_want), look(
-        objective.student, batch, objective.student_want
+    teacher, student = (
+        objective._ask_teacher(batch, objective.teacher_want),
+        look(objective.student, batch, objective.student_want),
     )
     name = {"att": "attention_scores", "rep": "hidden_states"}[loss]
     term = next(term for term in objective.terms if term.name == name)
@@ -161,9 +164,7 @@ def test_gradients(reference, file, terms):
             assert (found[name] - gradient).norm().item() / norm < 1e-4, name
 
 
-@pytest.mark.parametrize(
-    ("name", "schedule"), [("bertadam_none", "constant"), ("bertadam_warmup_linear", "linear")]
-)
+@pytest.mark.parametrize(("name", "schedule"), [("bertadam_none", "constant"), ("bertadam_warmup_linear", "linear")])
 def test_bertadam_trajectory(reference, name, schedule):
     expected = reference[1][name]
     objective = make_objective(reference, INTERMEDIATE)

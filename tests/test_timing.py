@@ -86,9 +86,7 @@ def test_single_rows_are_gone_through_in_step() -> None:
     assert seen["A"] == seen["B"] == [9, 9, 0, 1, 2, 0, 1]
 
 
-@pytest.mark.parametrize(
-    "other", [Contestant(print, [rows(1)], [rows(5)]), Contestant(print, [rows(1)] * 2, [rows(4)])]
-)
+@pytest.mark.parametrize("other", [Contestant(print, [rows(1)], [rows(5)]), Contestant(print, [rows(1)] * 2, [rows(4)])])
 def test_unequal_work_is_refused(other: Contestant) -> None:
     with pytest.raises(ValueError, match="same rows"):
         race({"A": Contestant(print, [rows(1)], [rows(4)]), "B": other})

@@ -28,9 +28,7 @@ def test_the_same_arguments_give_the_same_files(tmp_path: Path, glue: Path) -> N
 
 
 def test_every_row_is_as_wide_as_its_header(glue: Path) -> None:
-    widths = {
-        str(path.relative_to(glue).with_suffix("")): {len(row) for row in cells(path)} for path in glue.rglob("*.tsv")
-    }
+    widths = {str(path.relative_to(glue).with_suffix("")): {len(row) for row in cells(path)} for path in glue.rglob("*.tsv")}
     assert all(len(width) == 1 for width in widths.values())
     shown = ("CoLA/train", "SST-2/test", "MRPC/dev", "STS-B/train", "STS-B/test", "QQP/train", "QQP/test", "QNLI/dev")
     assert [widths[name] for name in shown] == [{4}, {2}, {5}, {10}, {9}, {6}, {3}, {4}]
@@ -66,9 +64,7 @@ def test_english_text_tokenises(tmp_path: Path) -> None:
 def test_heads_and_labels_are_as_asked(tmp_path: Path) -> None:
     from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-    named = AutoModelForSequenceClassification.from_pretrained(
-        tiny_bert(tmp_path / "named", labels=["bad", "good", "so"])
-    )
+    named = AutoModelForSequenceClassification.from_pretrained(tiny_bert(tmp_path / "named", labels=["bad", "good", "so"]))
     assert named.config.id2label == {0: "bad", 1: "good", 2: "so"} and named.classifier.out_features == 3
     score = AutoModelForSequenceClassification.from_pretrained(tiny_bert(tmp_path / "score", num_labels=1))
     assert score.config.problem_type == "regression"

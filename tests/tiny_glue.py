@@ -246,9 +246,7 @@ def tiny_glue_hub(tasks: Sequence[str] = tuple(TASKS), rows: int = 40) -> dict[s
             on_hub = split.replace("dev", "validation")
             files[f"{task}/{on_hub}-00000-of-00001.parquet"] = _parquet(task, split, data)
             blocks += [f"  - split: {on_hub}", f"    path: {task}/{on_hub}-*"]
-    readme = "\n".join(
-        ["---", "license: other", "configs:", *blocks, "---", "", "# Invented rows in the shape of GLUE", ""]
-    )
+    readme = "\n".join(["---", "license: other", "configs:", *blocks, "---", "", "# Invented rows in the shape of GLUE", ""])
     return {"README.md": readme.encode(), **files}
 
 
@@ -266,9 +264,7 @@ def _parquet(task: str, split: str, data: list[Row]) -> bytes:
     kind = {"dtype": "float32", "_type": "Value"} if score else {"names": list(spec.names), "_type": "ClassLabel"}
     features = {name: {"dtype": "string", "_type": "Value"} for name in names}
     features |= {"label": kind, "idx": {"dtype": "int32", "_type": "Value"}}
-    table = pyarrow.table(columns).replace_schema_metadata(
-        {"huggingface": json.dumps({"info": {"features": features}})}
-    )
+    table = pyarrow.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     sink = io.BytesIO()
     parquet.write_table(table, sink)
     return sink.getvalue()

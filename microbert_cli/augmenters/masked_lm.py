@@ -121,9 +121,7 @@ class Augmenter:
             if logits_PV.shape[-1] > count:
                 close = best.values[:, count - 1] - best.values[:, count] < CLEAR
                 for row in close.nonzero()[:, 0].tolist():
-                    tops[row] = (
-                        self._logits([batch[row]])[0].sort(descending=True, stable=True).indices[:count].tolist()
-                    )
+                    tops[row] = self._logits([batch[row]])[0].sort(descending=True, stable=True).indices[:count].tolist()
         return tops
 
     def _logits(self, batch: list[Query]) -> "Tensor":

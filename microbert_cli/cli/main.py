@@ -42,6 +42,8 @@ for _name in COMMANDS:
 def main() -> None:
     """Runs the command line and leaves with one of the documented exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve whatever shares the machine
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
@@ -60,7 +62,10 @@ def main() -> None:
             talk_console().print(f"stopped by {error}; the same command goes on from here")
             sys.exit(int(code))
         traceback.print_exc()
-        talk_console().print(f"[B070] this is a bug in mbert {__version__}, not your mistake. The report should hold the above and `mbert env`.", markup=False)  # noqa: E501
+        talk_console().print(
+            f"[B070] this is a bug in mbert {__version__}, not your mistake. The report should hold the above and `mbert env`.",
+            markup=False,
+        )  # noqa: E501
         sys.exit(int(Exit.BUG))
 
 

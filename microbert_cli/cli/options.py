@@ -101,8 +101,7 @@ def with_common(function: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the common options: `f(own..., common)` becomes `f(own..., every common option)`."""
     own = [p for p in inspect.signature(function).parameters.values() if p.name != "common"]
     common = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-        for f in fields(Common)
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields(Common)
     ]
 
     @functools.wraps(function)

@@ -76,9 +76,7 @@ def explain(resolved: Resolved) -> None:
 
 def dry_run(steps: list[Step], common: Common) -> None:
     """What would run, on what, and where it would go; nothing is opened."""
-    told = [
-        {"stage": one.name, "kind": one.kind, "out": str(one.out), "state": _state(one), **one.inputs} for one in steps
-    ]
+    told = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": _state(one), **one.inputs} for one in steps]
     if common.as_json:
         show_json({"stages": told})
         return

@@ -17,9 +17,7 @@ needs = {"scores", "mask"}
 over = "layers"
 
 
-def attention_scores(
-    student_BAQK: Tensor, teacher_BAQK: Tensor, mask_BT: Tensor, *, normalisation: str = "masked"
-) -> Tensor:
+def attention_scores(student_BAQK: Tensor, teacher_BAQK: Tensor, mask_BT: Tensor, *, normalisation: str = "masked") -> Tensor:
     """One layer's term; see the module's formula."""
     student_BAQK, teacher_BAQK = student_BAQK.float(), teacher_BAQK.float()
     if normalisation != "reference":

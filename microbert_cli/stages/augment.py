@@ -30,7 +30,7 @@ def run(
     renew: bool = False,
     talk: Talk = SILENT,
 ) -> StageResult:
-    """Writes OUT/train.parquet (or .tsv): every original row, then its variants, labels copied and rows flagged.
+    """Writes OUT/augmented.parquet (or .tsv): every original row, then its variants, labels copied and rows flagged.
 
     masked_lm  proposes words for single-piece words: a directory or Hub id
     vectors    word vectors for the others: GloVe text or zip, or a BERT directory for its input embeddings
@@ -62,7 +62,7 @@ def run(
         for number in range(driver.shards()):
             _shard(driver, number, shards, data.task)
         rows = join([load_augmented(path, data.task) for path in sorted(shards.iterdir())])
-        write_augmented(rows, work.path / f"train.{recipe.augment.format}", data.task, format=recipe.augment.format)
+        write_augmented(rows, work.path / f"augmented.{recipe.augment.format}", data.task, format=recipe.augment.format)
         for path in shards.iterdir():
             path.unlink()
         shards.rmdir()
@@ -70,11 +70,17 @@ def run(
             "task": data.task.name,
             "rows_in": len(data.rows["train"]),
             "rows_out": len(rows),
-            "stop_words": driver.stop.digest,
+            "stop_words": driver.stop_words.digest,
         }
         inputs = {"masked_lm": identity["masked_lm"], "vectors": identity["vectors"]}
         return sign(
-            work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=inputs, data=data.facts(), seeds=[recipe.seed]
+            work,
+            stage=NAME,
+            recipe=recipe.keys(*KEYS),
+            metrics=metrics,
+            inputs=inputs,
+            data=data.facts(),
+            seeds=[recipe.seed],
         )
 
 

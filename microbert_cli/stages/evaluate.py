@@ -8,10 +8,10 @@ import numpy as np
 
 from microbert_cli import answering, manifest, metrics, submission
 from microbert_cli.catalog import Catalog
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import MbertError, nearest
 from microbert_cli.output import working
 from microbert_cli.recipe import Recipe
-from microbert_cli.scoring import predictions
+from microbert_cli.scoring import predictions, score
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.task import Task
 from microbert_cli.task_rows import TaskRows, find_task, open_task
@@ -84,7 +84,9 @@ def default_splits(task: Task) -> list[str]:
     return found
 
 
-def check(result: Mapping[str, Any], minimum: Mapping[str, float], baseline: Mapping[str, Any] | None, tolerance: float) -> None:
+def check(
+    result: Mapping[str, Any], minimum: Mapping[str, float], baseline: Mapping[str, Any] | None, tolerance: float
+) -> None:
     """Raises M620 where a score is below its minimum, M621 where it fell below a baseline's by more than `tolerance`."""
     scores = result["dev"]
     for name, least in minimum.items():
@@ -113,8 +115,6 @@ class _Evaluation:
 
     def scores(self, split: str) -> dict[str, Any]:
         rows, task = self.data.rows[split], self.data.task
-        from microbert_cli.scoring import score
-
         found: dict[str, Any] = {"rows": len(rows), "metrics": score(task, self.of(split), rows)}
         if not task.is_regression:
             names = list(task.label.names or ())
@@ -128,8 +128,13 @@ class _Evaluation:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        tables = [pa.table(self._columns(split)) for split in self.logits]
-        pq.write_table(pa.concat_tables(tables), path)
+        columns: dict[str, list[Any]] = {}
+        for split in self.logits:
+            for name, values in self._columns(split).items():
+                columns.setdefault(name, []).extend(values)
+        texts = pa.float64() if self.data.task.is_regression else pa.string()
+        kinds = {"prediction": texts, "label": texts}
+        pq.write_table(pa.table({name: pa.array(v, kinds.get(name)) for name, v in columns.items()}), path)
 
     def _columns(self, split: str) -> dict[str, Any]:
         task, rows, logits = self.data.task, self.data.rows[split], self.of(split)
@@ -144,8 +149,6 @@ class _Evaluation:
 
     def _compare(self, split: str) -> dict[str, float]:
         task, logits, taught = self.data.task, self.of(split), self._ask(self.teacher, split)
-        from microbert_cli.scoring import score
-
         told = {f"teacher_{name}": value for name, value in score(task, taught, self.data.rows[split]).items()}
         if task.is_regression:
             return told | {"mean_difference": float(np.abs(logits - taught).mean())}
@@ -166,11 +169,15 @@ def _submit(found: _Evaluation, splits: list[str], work: Path, out: Path, talk: 
     folder.mkdir(exist_ok=True)
     for split in splits:
         path = folder / task.submission.files[split]
-        submission.write_submission(task, split, found.data.rows[split].ids, predictions(task, found.of(split)), path, talk=talk)
+        submission.write_submission(
+            task, split, found.data.rows[split].ids, predictions(task, found.of(split)), path, talk=talk
+        )
     neighbours = [*out.parent.glob("*/submission/*.tsv"), *out.parent.parent.glob(f"*/{out.name}/submission/*.tsv")]
-    files = {path.name: path for path in [*neighbours, *sorted(folder.glob("*.tsv"))] if out not in path.parents}
-    for name, path in sorted(files.items()):
-        talk.note(f"submission: {name} from {path.parent.parent.name}")
+    own = {path.name: path for path in folder.glob("*.tsv")}
+    others = {path.name: path for path in sorted(neighbours) if work not in path.parents and out not in path.parents}
+    files = {**others, **own}
+    for name in sorted(others.keys() - own.keys()):
+        talk.note(f"submission: {name} comes from {others[name]}")
     for name in submission.assemble_zip(files, work / "submission.zip"):
         talk.warn(f"submission: {name} was never predicted, it is filled with a constant")
 
@@ -180,8 +187,6 @@ def _gold(rows: Any, tell: Any) -> list[Any]:
 
 
 def _no_metric(name: str, scores: Mapping[str, float]) -> MbertError:
-    from microbert_cli.errors import nearest
-
     return MbertError(
         "M104",
         f'this task has no metric "{name}"',
@@ -193,5 +198,9 @@ def _no_metric(name: str, scores: Mapping[str, float]) -> MbertError:
 
 def _below(code: str, what: str, where: str) -> MbertError:
     return MbertError(
-        code, what, where=where, allowed="A model at least as good as that.", fix="Look at metrics.json and the predictions."
+        code,
+        what,
+        where=where,
+        allowed="A model at least as good as that.",
+        fix="Look at metrics.json and the predictions.",
     )

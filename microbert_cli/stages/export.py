@@ -5,7 +5,6 @@ from typing import Any
 
 from microbert_cli import exporting, lineage, manifest, models, places, scoring
 from microbert_cli.catalog import Catalog
-from microbert_cli.encoding import Encoded
 from microbert_cli.model_card import model_card
 from microbert_cli.output import working
 from microbert_cli.racing import Entrant, race_models
@@ -17,6 +16,7 @@ from microbert_cli.tracking import SILENT, Talk
 
 NAME = "export"
 KEYS = ("task", "data", "export")
+PARITY_ROWS = 256
 
 
 def run(
@@ -48,11 +48,12 @@ def run(
             return up_to_date(NAME, out)
         loaded = models.load(model, "classifier", where="export.model")
         match_labels(loaded, data.task, None, where=f"export.model {model}")
+        encoded = data.encode("dev", loaded, where="export.model")
         measured = exporting.export_model(
             loaded.model,
             loaded.tokenizer,
             work.path,
-            token_rows(data.encode("dev", loaded, where="export.model")),
+            [encoded.row(i) for i in range(min(len(encoded), PARITY_ROWS))],
             score=_scorer(data, loaded),
             primary=data.task.primary,
             onnx=recipe.export.onnx,
@@ -67,15 +68,6 @@ def run(
         (work.path / "README.md").write_text(model_card(lineage.card(facts)), encoding="utf-8")
         inputs = {"model": identity["model"], "teacher": identity["teacher"]}
         return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=inputs, data=data.facts())
-
-
-def token_rows(encoded: Encoded) -> list[dict[str, Any]]:
-    """Rows as lists of ids, not padded."""
-    rows = []
-    for i in range(min(len(encoded), 256)):
-        batch = encoded.batch([i])
-        rows.append({name: batch[name][0].tolist() for name in ("input_ids", "token_type_ids") if name in batch})
-    return rows
 
 
 def _scorer(data: TaskRows, loaded: models.Loaded) -> Any:

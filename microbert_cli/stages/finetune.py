@@ -50,17 +50,13 @@ def run(
         metrics = over_seeds(seeds, work.path, data.task.primary, trainer.train_one, talk)
         metrics |= {"task": data.task.name, "primary": data.task.primary, "majority": data.majority("dev")}
         inputs = {"model": identity["model"]}
-        return sign(
-            work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=inputs, data=data.facts(), seeds=seeds
-        )
+        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=inputs, data=data.facts(), seeds=seeds)
 
 
 class _Trainer:
     """One seed after the other, with the learning rate that the first one chose."""
 
-    def __init__(
-        self, recipe: Recipe, catalog: Catalog, data: TaskRows, model: str, tokenizer: str | None, talk: Talk
-    ):
+    def __init__(self, recipe: Recipe, catalog: Catalog, data: TaskRows, model: str, tokenizer: str | None, talk: Talk):
         self.recipe, self.catalog, self.data, self.talk = recipe, catalog, data, talk
         self.model, self.tokenizer = model, tokenizer
         self.choices = Choices()

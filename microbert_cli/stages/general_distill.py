@@ -8,7 +8,7 @@ import torch
 
 from microbert_cli import checkpoint, corpus, models, places
 from microbert_cli.batching import endless, in_order
-from microbert_cli.blocks import Blocks, block_settings, make_blocks
+from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.catalog import Catalog
 from microbert_cli.layer_map import layer_map
 from microbert_cli.loop import train
@@ -58,7 +58,12 @@ def run(
         objective = make_objective(recipe, catalog, Teacher(taught), taught, pupil)
         models.check_length(recipe.corpus.max_length, pupil.model.config, where="corpus.max_length")
         models.check_length(recipe.corpus.max_length, taught.model.config, where="corpus.max_length")
-        blocks, held = make_blocks(source, pupil.tokenizer, block_settings(recipe), talk=talk)
+        blocks, held = make_blocks(
+            source,
+            pupil.tokenizer,
+            BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed),
+            talk=talk,
+        )
         metrics = _train(recipe, objective, blocks, held, work.path, talk)
         projection = objective.projection.state_dict() if objective.projection is not None else None
         checkpoint.save_model(pupil.model, pupil.tokenizer, work.path, projection=projection)
@@ -73,9 +78,7 @@ def run(
         )
 
 
-def make_objective(
-    recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: Loaded, pupil: Loaded
-) -> Objective:
+def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: Loaded, pupil: Loaded) -> Objective:
     """The general stage's losses over the layer map; checks vocabulary, heads and depths before anything is trained."""
     models.same_vocabulary(taught.tokenizer, pupil.tokenizer, where="student")
     terms = make_terms({name: (t.weight, t.parameters) for name, t in recipe.general.losses.items()}, catalog)
@@ -87,9 +90,7 @@ def make_objective(
         terms,
         pupil.model,
         ask_teacher=teacher.ask,
-        map_layers=layer_map(
-            recipe.layer_map, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers
-        ),
+        map_layers=layer_map(recipe.layer_map, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers),
         student_width=ours.hidden_size,
         teacher_width=theirs.hidden_size,
         normalisation=recipe.normalisation,
@@ -102,9 +103,7 @@ def make_objective(
     return objective.to(device)
 
 
-def _train(
-    recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, directory: Path, talk: Talk
-) -> dict[str, Any]:
+def _train(recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, directory: Path, talk: Talk) -> dict[str, Any]:
     spec = recipe.general
     device = places.device(recipe.device)
 

@@ -25,7 +25,7 @@ def run(
     if not texts:
         return []
     length = max_length or _trained_length(Path(model)) or min(answers.model.config.max_position_embeddings, 512)
-    encoded = encode(Rows.unlabelled(texts), answers.tokenizer, length)
+    encoded = encode(Rows(texts), answers.tokenizer, length)
     pad_id = answers.tokenizer.pad_token_id
     logits = scoring.logits_of(answers.answers, encoded, pad_id=pad_id, batch_size=batch_size, talk=talk, name="predict")
     if logits.shape[1] == 1:
@@ -39,7 +39,8 @@ def read_inputs(
 ) -> Texts:
     """Texts as given, lines of a file or a stream, or columns of a table; a pair is two texts with a tab between."""
     if columns and file is not None:
-        return [tuple(row) for row in read_table(file, columns)]
+        table = read_table(file)
+        return list(zip(*([str(value) for value in table.column(name)] for name in columns), strict=True))
     if file is not None and stream is None and str(file).removesuffix(".gz").endswith(TABLES):
         raise _which_column(file)
     if stream is not None:

@@ -9,7 +9,7 @@ import torch
 
 from microbert_cli import checkpoint, corpus, models, places
 from microbert_cli.batching import endless, in_order
-from microbert_cli.blocks import Blocks, block_settings, make_blocks
+from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.capture import Want, look
 from microbert_cli.catalog import Catalog
 from microbert_cli.loop import train
@@ -57,7 +57,12 @@ def run(
             return up_to_date(NAME, out)
         loaded = _model(recipe, catalog, model, tokenizer, source, work.path, talk)
         models.check_length(recipe.corpus.max_length, loaded.model.config, where="corpus.max_length")
-        blocks, held = make_blocks(source, loaded.tokenizer, block_settings(recipe), talk=talk)
+        blocks, held = make_blocks(
+            source,
+            loaded.tokenizer,
+            BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed),
+            talk=talk,
+        )
         metrics = _train(recipe, catalog, loaded, blocks, held, work.path, talk)
         checkpoint.save_model(loaded.model, loaded.tokenizer, work.path)
         return sign(
@@ -71,9 +76,7 @@ def run(
         )
 
 
-def _model(
-    recipe: Recipe, catalog: Catalog, model: str, tokenizer: str | None, source: str, work: Path, talk: Talk
-) -> Loaded:
+def _model(recipe: Recipe, catalog: Catalog, model: str, tokenizer: str | None, source: str, work: Path, talk: Talk) -> Loaded:
     if not places.is_description(model, catalog):
         return models.load(model, "masked-lm", where="pretrain.model", new_head=True, seed=recipe.seed)
     config = None

@@ -57,7 +57,14 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 def cells(row: dict[str, Any]) -> list[str]:
     """A row as text; what was not measured stays empty."""
-    forms = {"score": ".4f", "spread": ".4f", "retention": ".1%", "parameters": ",", "megabytes": ".1f", "latency_ms": ".2f"}
+    forms = {
+        "score": ".4f",
+        "spread": ".4f",
+        "retention": ".1%",
+        "parameters": ",",
+        "megabytes": ".1f",
+        "latency_ms": ".2f",
+    }
     forms |= {"rows_per_second": ",.0f"}
     return ["" if row.get(name) is None else format(row[name], forms.get(name, "")) for name in COLUMNS]
 

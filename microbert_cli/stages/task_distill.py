@@ -71,9 +71,7 @@ def run(
 class _Distiller:
     """Teacher, task and method at hand; trains one student per seed."""
 
-    def __init__(
-        self, recipe: Recipe, catalog: Catalog, data: TaskRows, teacher: str, student: str, talk: Talk
-    ):
+    def __init__(self, recipe: Recipe, catalog: Catalog, data: TaskRows, teacher: str, student: str, talk: Talk):
         self.recipe, self.catalog, self.data, self.talk = recipe, catalog, data, talk
         self.student, self.teacher_source = student, teacher
         self.device = places.device(recipe.device)

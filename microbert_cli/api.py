@@ -1,0 +1,104 @@
+"""The stages as Python functions: keyword arguments in, a `StageResult` out; nothing is printed, errors are `MbertError`.
+
+Every function takes
+    out      the output directory, as -o
+    recipe   a recipe's file or name, as the positional argument of the command
+    **keys   any recipe key, dots written as two underscores: finetune__epochs=1, data__max_length=64
+and returns a StageResult: `.out` (the directory), `.metrics` (what is in metrics.json), `.up_to_date`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from microbert_cli.catalog import Catalog
+from microbert_cli.pipeline import run_step, run_steps
+from microbert_cli.resolve import Resolved, resolve
+from microbert_cli.stage import StageResult
+from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.wiring import step, steps
+
+Place = str | Path
+
+
+def pretrain(*, out: Place, model: Place | None = None, corpus: Place | None = None, **keys: Any) -> StageResult:
+    """Masked-LM training of `model` (a directory, Hub id or student description) on `corpus`."""
+    return _stage("pretrain", out, keys, pretrain__model=model, corpus__source=corpus)
+
+
+def finetune(*, out: Place, model: Place | None = None, task: Place | None = None, **keys: Any) -> StageResult:
+    """Trains `model` on the labels of `task`; the best checkpoint on dev is kept."""
+    return _stage("finetune", out, keys, finetune__model=model, task=task)
+
+
+def general_distill(
+    *, out: Place, teacher: Place | None = None, student: Place | None = None, corpus: Place | None = None, **keys: Any
+) -> StageResult:
+    """Stage one: distils a pre-trained `teacher` into `student` on plain text."""
+    return _stage("general-distill", out, keys, base=teacher, student=student, corpus__source=corpus)
+
+
+def augment(
+    *, out: Place, task: Place | None = None, masked_lm: Place | None = None, vectors: Place | None = None, **keys: Any
+) -> StageResult:
+    """Varies the training set of `task` by masked-LM and word-vector neighbours."""
+    return _stage("augment", out, keys, task=task, augment__masked_lm=masked_lm, vectors__source=vectors)
+
+
+def distill(
+    *,
+    out: Place,
+    teacher: Place | None = None,
+    student: Place | None = None,
+    task: Place | None = None,
+    augmented: Place | None = None,
+    **keys: Any,
+) -> StageResult:
+    """Stage two: distils a fine-tuned `teacher` into `student` on `task`, through all phases of the method."""
+    return _stage("task-distill", out, keys, teacher__model=teacher, student=student, task=task, augmented=augmented)
+
+
+def evaluate(
+    *, out: Place, model: Place | None = None, task: Place | None = None, teacher: Place | None = None,
+    submission: bool = False, **keys: Any,
+) -> StageResult:  # fmt: skip
+    """Official metrics of `model` on `task`; with `teacher`, agreement and KL; with `submission`, GLUE's files and zip."""
+    options = {"submit": True} if submission else {}
+    return _stage("evaluate", out, keys, options, evaluate__model=model, task=task, teacher__model=teacher)
+
+
+def export(*, out: Place, model: Place | None = None, task: Place | None = None, **keys: Any) -> StageResult:
+    """Writes a directory to ship: safetensors, ONNX fp32 and int8, a model card; parity checked on the task's dev rows."""
+    return _stage("export", out, keys, export__model=model, task=task)
+
+
+def predict(model: Place, texts: Sequence[str | tuple[str, ...]], *, max_length: int | None = None) -> list[dict[str, Any]]:
+    """Labels with probabilities (or scores) for texts or pairs of texts."""
+    from microbert_cli.stages.predict import run as stage
+
+    rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    return stage(str(model), rows, max_length=max_length)
+
+
+def run(recipe: Place, *, out: Place, force: bool = False, talk: Talk = SILENT, **keys: Any) -> list[StageResult]:
+    """All stages of a recipe; what is up to date is skipped."""
+    catalog = Catalog()
+    resolved = _resolved(recipe, keys)
+    return list(run_steps(steps(resolved, Path(out), catalog), catalog=catalog, talk=talk, force=force))
+
+
+def _stage(
+    kind: str, out: Place, keys: dict[str, Any], options: dict[str, Any] | None = None, **named: Place | None
+) -> StageResult:
+    controls = {name: keys.pop(name) for name in ("force", "resume", "talk") if name in keys}
+    include = keys.pop("include", ())
+    recipe = keys.pop("recipe", None)
+    flags = {key: str(value) for key, value in named.items() if value is not None}
+    resolved = _resolved(recipe, {**keys, **flags}, include)
+    planned = step(kind, resolved, Path(out).parent, Catalog(include), out=Path(out))
+    return run_step(planned, catalog=Catalog(include), **controls, **(options or {}))
+
+
+def _resolved(recipe: Place | None, keys: dict[str, Any], include: Sequence[Place] = ()) -> Resolved:
+    dotted = {key.replace("__", "."): str(value) if isinstance(value, Path) else value for key, value in keys.items()}
+    return resolve(catalog=Catalog(include), recipe=recipe, flags=dotted)
