@@ -57,10 +57,12 @@ class Encoded:
         import torch
 
         indices = np.asarray(indices, dtype=np.int64)
-        lengths = self.lengths[indices]
+        starts = self.offsets[indices]
+        lengths = self.offsets[indices + 1] - starts
         width = max(int(lengths.max(initial=0)), pad_to or 0)
-        real = np.arange(width)[None, :] < lengths[:, None]
-        places = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in indices])
+        steps = np.arange(width)[None, :]
+        real = steps < lengths[:, None]
+        places = (starts[:, None] + steps)[real]
         found = {"input_ids": _filled(self.ids, places, real, pad_id or 0), "attention_mask": real.astype(np.int64)}
         if self.types is not None:
             found["token_type_ids"] = _filled(self.types, places, real, 0)

@@ -134,7 +134,7 @@ def _score(task: Task, value: float) -> str:
 def _submission(task: Task) -> Submission:
     if task.submission is None:
         raise MbertError(
-            "M104",
+            "M130",
             "this task has no server to submit to",
             where=f"task {task.name}",
             allowed=f"The tasks of GLUE: {', '.join(GLUE)}.",

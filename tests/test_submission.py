@@ -129,4 +129,4 @@ def test_own_tasks_are_not_submitted(tmp_path: Path) -> None:
     own = load_task({"name": "own", "text": ["t"], "label": {"names": ["a", "b"]}, "files": {"train": "x.csv"}})
     with pytest.raises(MbertError) as caught:
         write_submission(own, "test", [], [], tmp_path / "x.tsv")
-    assert caught.value.code == "M104"
+    assert caught.value.code == "M130"
