@@ -8,7 +8,7 @@ from typing import Any
 from microbert_cli import models, scoring
 from microbert_cli.answering import Answers
 from microbert_cli.catalog import Catalog
-from microbert_cli.data import Rows, load_augmented, load_split, own_task
+from microbert_cli.data import Rows, complete, load_augmented, load_split, own_task
 from microbert_cli.encoding import Encoded, encode
 from microbert_cli.errors import MbertError
 from microbert_cli.models import Loaded
@@ -109,7 +109,7 @@ def find_task(recipe: Recipe, catalog: Catalog, *, talk: Talk = SILENT) -> Task:
             allowed=f"A task of the catalogue ({', '.join(catalog.names('tasks'))}), a task TOML, or own files.",
             fix="--task sst2, or --train-file reviews.csv --text text --label stars",
         )
-    return load_task(catalog.path("tasks", recipe.task, where="task"))
+    return complete(load_task(catalog.path("tasks", recipe.task, where="task")), talk)
 
 
 def _limit(recipe: Recipe, split: str) -> int | None:

@@ -45,6 +45,8 @@ def run(
     labelled = list(recipe.evaluate.splits or default_splits(task))
     unlabelled = [split for split in (task.submission.files if task.submission else {}) if submit]
     data = open_task(recipe, catalog, splits=[*labelled, *unlabelled], talk=talk)
+    if recipe.evaluate.splits is None:
+        labelled = [split for split in labelled if data.rows[split].labels is not None]
     identity = {
         "recipe": recipe.keys(*KEYS),
         "model": manifest.identify(model),
