@@ -196,6 +196,28 @@ class Recipe(Strict):
     by_task: dict[str, dict[str, Any]] = {}
 
     def keys(self, *names: str) -> dict[str, Any]:
-        """The named parts as plain values: what a stage's identity is made of."""
+        """The named parts as plain values: what a stage records."""
         whole = self.model_dump(mode="json")
         return {name: whole[name] for name in names}
+
+    def identity(self, *names: str) -> dict[str, Any]:
+        """The named parts without where things lie: data and models enter an identity by their content."""
+        return {name: _without_places(name, value) for name, value in self.keys(*names).items()}
+
+
+PLACES = {
+    "data": ("folder", "train_file", "dev_file", "test_file"),
+    "corpus": ("source",),
+    "vectors": ("source",),
+    "teacher": ("model",),
+    "pretrain": ("model", "checkpoint_seconds"),
+    "finetune": ("model", "checkpoint_seconds"),
+    "general": ("checkpoint_seconds",),
+    "augment": ("masked_lm", "batch_size"),
+    "evaluate": ("model", "batch_size"),
+    "export": ("model",),
+}
+
+
+def _without_places(name: str, value: Any) -> Any:
+    return {key: inner for key, inner in value.items() if key not in PLACES[name]} if name in PLACES else value

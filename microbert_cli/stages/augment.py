@@ -37,7 +37,7 @@ def run(
     """
     data = open_task(recipe, catalog, splits=("train",), talk=talk)
     identity = {
-        "recipe": recipe.keys(*KEYS),
+        "recipe": recipe.identity(*KEYS),
         "masked_lm": manifest.identify(masked_lm),
         "vectors": manifest.identify(vectors),
         "data": data.fingerprints(),

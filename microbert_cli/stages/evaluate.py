@@ -42,13 +42,13 @@ def run(
     Writes metrics.json and predictions.parquet. Raises M340 if a split with hidden labels was asked to be scored.
     """
     task = find_task(recipe, catalog, talk=talk)
-    labelled = list(recipe.evaluate.splits or default_splits(task))
+    labelled = list(default_splits(task, submit) if recipe.evaluate.splits is None else recipe.evaluate.splits)
     unlabelled = [split for split in (task.submission.files if task.submission else {}) if submit]
     data = open_task(recipe, catalog, splits=[*labelled, *unlabelled], talk=talk)
     if recipe.evaluate.splits is None:
         labelled = [split for split in labelled if data.rows[split].labels is not None]
     identity = {
-        "recipe": recipe.keys(*KEYS),
+        "recipe": recipe.identity(*KEYS),
         "model": manifest.identify(model),
         "teacher": manifest.identify(teacher),
         "submission": submit,
@@ -65,17 +65,17 @@ def run(
             _submit(found, unlabelled, work.path, out, talk)
         found.write_predictions(work.path / "predictions.parquet")
         result: dict[str, Any] = {"task": task.name, "primary": task.primary, "model": model, "splits": scored}
-        result["dev"] = scored[labelled[0]]["metrics"]
+        result["dev"] = scored[labelled[0]]["metrics"] if labelled else {}
         inputs = {"model": identity["model"], "teacher": identity["teacher"]}
         return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=result, inputs=inputs, data=data.facts())
 
 
-def default_splits(task: Task) -> list[str]:
+def default_splits(task: Task, submit: bool = False) -> list[str]:
     """The splits whose labels a task shows: dev and its relatives; for a user's own files those that are there."""
     if task.files is not None:
         return [split for split in ("dev", "test") if split == "dev" or task.files.path(split)]
     found = [split for split in task.splits if split.startswith("dev")]
-    if not found:
+    if not found and not submit:
         raise MbertError(
             "M341",
             f"{task.name} has no labelled split to score",

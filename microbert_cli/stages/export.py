@@ -38,7 +38,7 @@ def run(
     """
     data = open_task(recipe, catalog, splits=("dev",), talk=talk)
     identity = {
-        "recipe": recipe.keys(*KEYS),
+        "recipe": recipe.identity(*KEYS),
         "model": manifest.identify(model),
         "teacher": manifest.identify(teacher),
         "data": data.fingerprints(),

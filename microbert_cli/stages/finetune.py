@@ -37,7 +37,7 @@ def run(
     """
     data = open_task(recipe, catalog, splits=("train", "dev"), talk=talk)
     identity = {
-        "recipe": recipe.keys(*KEYS),
+        "recipe": recipe.identity(*KEYS),
         "model": places.identify(model, catalog),
         "tokenizer": places.identify(tokenizer, catalog),
         "data": data.fingerprints(),

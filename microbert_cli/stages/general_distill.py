@@ -45,7 +45,7 @@ def run(
     The output is the bare encoder; the trained map to the teacher's width lies under resume/ for stage two.
     """
     identity = {
-        "recipe": recipe.keys(*KEYS),
+        "recipe": recipe.identity(*KEYS),
         "teacher": places.identify(teacher, catalog),
         "student": places.identify(student, catalog),
         "corpus": corpus.identify(source),

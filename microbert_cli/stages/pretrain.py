@@ -47,7 +47,7 @@ def run(
     tokenizer  whose vocabulary a new model gets; with `vocabulary.size` one is trained on the corpus instead
     """
     identity = {
-        "recipe": recipe.keys(*KEYS),
+        "recipe": recipe.identity(*KEYS),
         "model": places.identify(model, catalog),
         "tokenizer": places.identify(tokenizer, catalog),
         "corpus": corpus.identify(source),

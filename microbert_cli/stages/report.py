@@ -36,7 +36,7 @@ def run(
     data = open_task(recipe, catalog, splits=("train", "dev"), talk=talk)
     sources = {**models, **({"exported": exported} if exported else {})}
     identity = {
-        "recipe": recipe.keys(*KEYS),
+        "recipe": recipe.identity(*KEYS),
         "models": {name: manifest.identify(path) for name, path in sources.items()},
         "data": data.fingerprints(),
     }

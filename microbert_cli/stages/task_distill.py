@@ -43,7 +43,7 @@ def run(
     """
     data = open_task(recipe, catalog, splits=("train", "dev"), augmented=augmented, talk=talk)
     identity = {
-        "recipe": recipe.keys(*KEYS),
+        "recipe": recipe.identity(*KEYS),
         "teacher": places.identify(teacher, catalog),
         "student": places.identify(student, catalog),
         "data": data.fingerprints(),
