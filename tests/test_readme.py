@@ -1,0 +1,80 @@
+"""README's examples run: the Python one whole on tiny models, the commands with --dry-run."""
+
+import re
+import shlex
+import sys
+
+import pytest
+from tiny_models import tiny_bert
+
+REVIEWS = ["arrived late and broken", "a fine film", "good story and great acting", "bad plot", "i like it", "poor thing"]
+
+
+@pytest.fixture
+def readme(repo):
+    return (repo / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with what README's examples name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MBERT_CACHE", str(tmp_path / "cache"))
+    tiny_bert(tmp_path / "bert", kind="masked-lm", layers=4, hidden=12, heads=2)
+    rows = [f"{REVIEWS[i % 6]} number {i},{'low' if i % 6 in (0, 3, 5) else 'high'}" for i in range(60)]
+    (tmp_path / "reviews.csv").write_text("text,stars\n" + "\n".join(rows) + "\n")
+    (tmp_path / "texts.txt").write_text("".join(f"{text.capitalize()}. It was {text}.\n\n" for text in REVIEWS * 3))
+    return tmp_path
+
+
+def test_python_example(readme, workplace, monkeypatch, capsys):
+    example = re.search(r"```python\n(.*?)```", readme, re.DOTALL).group(1)
+    assert len(example.strip().splitlines()) <= 10
+    example = example.replace('"google-bert/bert-base-uncased"', '"bert"').replace("tinybert-4l-312", "bert-2x8")
+    for key, value in {
+        "finetune__steps": 2,
+        "general__steps": 2,
+        "general__batch_size": 4,
+        "corpus__max_length": 32,
+        "phases__intermediate__steps": 2,
+        "phases__prediction__steps": 2,
+        "teacher__allow_weak": "true",
+    }.items():
+        monkeypatch.setenv(f"MBERT_SET_{key.upper()}", str(value))
+    exec(compile(example, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "accuracy" in said and "agreement" in said and "probabilities" in said
+    for name in ("teacher", "general", "student", "report"):
+        assert (workplace / "runs" / "py" / name / "manifest.json").is_file()
+
+
+def commands(readme):
+    joined = re.sub(r"\\\n\s*", "", readme)
+    for block in re.findall(r"```\n(.*?)```", joined, re.DOTALL):
+        for line in block.splitlines():
+            line = line.split("#")[0].strip()
+            if line.startswith("mbert "):
+                yield line
+
+
+def test_commands_are_there(readme):
+    assert len(list(commands(readme))) >= 9
+
+
+def test_every_command_is_understood(readme, workplace, monkeypatch):
+    """With --dry-run each of README's commands is resolved and wired; nothing is touched."""
+    from microbert_cli.cli.main import app
+
+    for earlier in ("finetune", "general-distill", "augment", "task-distill", "export"):
+        for root in ("reviews", "sst2"):
+            place = workplace / "runs" / root / earlier
+            place.mkdir(parents=True)
+            (place / "manifest.json").write_text('{"identity": {}, "identity_hash": "", "result": ""}')
+    before = sorted(workplace.rglob("*"))
+    for line in commands(readme):
+        words = shlex.split(line)[1:]
+        if words[0] in ("predict", "copy", "list", "show"):
+            continue
+        monkeypatch.setattr(sys, "argv", ["mbert", *words, "--dry-run"])
+        app([*words, *([] if "--dry-run" in words else ["--dry-run"])], standalone_mode=False)
+    assert sorted(workplace.rglob("*")) == before
