@@ -10,6 +10,7 @@ The hundreds of a code decide the exit code, so a new error needs no second tabl
 import difflib
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from typing import Any
 
 
 class Exit(IntEnum):
@@ -61,7 +62,7 @@ class MbertError(Exception):
         pad = "\n" + " " * (len(self.code) + 3)
         return f"[{self.code}] {self.where}: {self.what}{pad}{self.allowed}{pad}{self.fix}"
 
-    def as_dict(self) -> dict[str, str | int]:
+    def as_dict(self) -> dict[str, Any]:
         return {
             "code": self.code,
             "exit_code": int(self.exit_code),
@@ -82,6 +83,9 @@ class ManyErrors(MbertError):
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)
+
+    def as_dict(self) -> dict[str, Any]:
+        return super().as_dict() | {"errors": [error.as_dict() for error in self.errors]}
 
 
 def one_or_many(errors: Sequence[MbertError]) -> MbertError:

@@ -1,6 +1,7 @@
 """stdout is the result, stderr is the talk. The only file that prints."""
 
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import Exit, MbertError
 from microbert_cli.tracking import Talk
 
 INTERVAL = 10.0
@@ -93,13 +94,17 @@ def show_error(error: MbertError) -> None:
 
 
 def show(text: str) -> None:
-    """One line of result."""
-    print(text, flush=True)
+    """One line of result. Where nobody reads any more (`| head`) the command ends, as other commands do."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(int(Exit.BROKEN_PIPE))
 
 
 def show_json(value: Any) -> None:
     """A result as one JSON object."""
-    print(json.dumps(value, default=str, ensure_ascii=False), flush=True)
+    show(json.dumps(value, default=str, ensure_ascii=False))
 
 
 def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bool = False) -> None:
@@ -110,4 +115,10 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bo
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     width = None if sys.stdout.isatty() else 200
-    Console(width=width, highlight=False, stderr=err).print(table)
+    console = Console(width=width, highlight=False, stderr=err)
+    if err:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    show("\n".join(line.rstrip() for line in captured.get().rstrip().split("\n")))

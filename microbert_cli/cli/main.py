@@ -4,10 +4,11 @@ import os
 import sys
 import traceback
 from importlib import import_module
+from typing import Any, NoReturn
 
 import typer
 
-from microbert_cli.cli.console import show, show_error, talk_console
+from microbert_cli.cli.console import show, show_error, show_json, talk_console
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.version import __version__
 
@@ -47,17 +48,14 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or int(Exit.DONE))
     except MbertError as error:
-        show_error(error)
-        _trace()
-        sys.exit(int(error.exit_code))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(int(Exit.BROKEN_PIPE))
+        _refuse(error)
     except KeyboardInterrupt:
         sys.exit(int(Exit.INTERRUPTED))
     except Exception as error:
+        if hasattr(error, "format_message"):
+            _refuse_usage(error)
         if (code := getattr(error, "exit_code", None)) is not None:
             talk_console().print(f"stopped by {error}; the same command goes on from here")
             sys.exit(int(code))
@@ -69,6 +67,29 @@ def main() -> None:
         sys.exit(int(Exit.BUG))
 
 
-def _trace() -> None:
+def _refuse(error: MbertError) -> NoReturn:
+    """The four parts on stderr, with --json on stdout too, and the exit code of the error's family."""
+    show_error(error)
+    if "--json" in sys.argv:
+        show_json({"error": error.as_dict()})
     if "-v" in sys.argv or "--verbose" in sys.argv:
         traceback.print_exc()
+    sys.exit(int(error.exit_code))
+
+
+def _refuse_usage(error: Any) -> NoReturn:
+    """What the parser of the command line found, in four parts as well; `mbert` alone shows the help."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "mbert"
+    if len(sys.argv) == 1:
+        error.show()
+        sys.exit(int(Exit.USAGE))
+    _refuse(
+        MbertError(
+            "M100",
+            error.format_message().rstrip("."),
+            where=command,
+            allowed=(context.get_usage() if context else f"Usage: {command} [OPTIONS] COMMAND [ARGS]..."),
+            fix=f"See all options: {command} --help",
+        )
+    )
