@@ -57,7 +57,7 @@ def read(directory: Path) -> dict[str, Any]:
     path = directory / FILE
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        manifest["identity"], manifest["result"]
+        manifest["identity"], manifest["identity_hash"], manifest["result"]
         return manifest
     except FileNotFoundError:
         raise unfinished(directory) from None

@@ -6,12 +6,13 @@ OUT.old-N      what --force or a changed recipe moved aside
 OUT.lock       held while a run works on OUT
 """
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from microbert_cli.errors import MbertError
 from microbert_cli.tracking import SILENT, Talk
 
 Identity = Mapping[str, Any]
+NEARLY_FULL = 2**20  # bytes
+UNTOUCHED = ("begun.json", ".begun.json.tmp")
 
 
 @dataclass
@@ -50,10 +53,12 @@ def working(
     force   moves a finished OUT and any begun work aside first
     resume  goes on with begun work of the same identity
     renew   moves an OUT of another identity aside, instead of raising M110
-    Raises M110 (OUT made by another recipe), M111 (OUT holds something else), M112 (another run works on it),
-    M220 (disk full; what is done stays in OUT.partial).
+    A block that fails before it wrote anything leaves nothing behind, not even OUT.partial.
+    Raises M110 (OUT made by another recipe), M111 (OUT holds something else), M112 (another run works on it), M114 (OUT is
+    a file), M220 (disk full; what is done stays in OUT.partial), M221 (nothing can be written there).
     """
     out = out.absolute()
+    _refuse_file(out)
     with _locked(out):
         if force:
             _aside(out, talk)
@@ -67,8 +72,11 @@ def working(
             yield work
             manifest.write(work.path, stage=stage, identity=identity, started=started, **work.facts)
             _publish(work)
-        except OSError as error:
-            raise disk_error(error, out) from error
+        except BaseException as error:
+            _drop_untouched(work.path)
+            if is_full(error, out):
+                raise disk_full(error, out) from error
+            raise
 
 
 def is_up_to_date(out: Path, identity: Identity) -> bool:
@@ -84,15 +92,41 @@ def differences(out: Path, identity: Identity) -> list[str]:
     return [f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}" for key in keys]
 
 
-def disk_error(error: OSError, out: Path) -> Exception:
-    """A full disk as an error that helps; any other failure as it is."""
-    import errno
+def write_file(path: Path, text: str) -> None:
+    """Writes a result that the user asked for by name, whole or not at all; raises M220, M221."""
+    try:
+        manifest.write_text(path, text)
+    except OSError as error:
+        raise cannot_write(error, path) from error
 
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
+
+def is_full(error: BaseException, out: Path) -> bool:
+    """Whether a failure is that of a full disk. safetensors says so in words alone, torch not even that."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    said = str(error)
+    return f"os error {errno.ENOSPC}" in said or ("inline_container" in said and free_bytes(out) < NEARLY_FULL)
+
+
+def cannot_write(error: OSError, path: Path) -> MbertError:
+    """The error for a place that takes no file: a full disk, or one where nothing can be made."""
+    if is_full(error, path):
+        return disk_full(error, path)
+    return MbertError(
+        "M221",
+        f"nothing can be written here: {error.strerror or error}",
+        where=f"-o {path}",
+        allowed="A place in a folder that is there, or can be made, and may be written to.",
+        fix=f"Choose another -o, or look at the folder: ls -ld {path.parent}",
+    )
+
+
+def disk_full(error: BaseException, out: Path) -> MbertError:
+    """The error for a disk without room."""
+    said = (str(error).strip().splitlines() or [""])[0][:120]
     return MbertError(
         "M220",
-        f"the disk is full: {error.strerror}",
+        f"the disk is full: {said}",
         where=str(out),
         allowed="Nothing was lost: finished work is whole, begun work waits in the .partial directory beside.",
         fix=f"Make room, then the same command again: {' '.join(manifest.command_line())}",
@@ -138,7 +172,8 @@ def _begin(out: Path, stage: str, identity: Identity, resume: bool, talk: Talk) 
         partial.mkdir(parents=True)
         manifest.write_text(partial / "begun.json", json.dumps(begun))
     except OSError as error:
-        raise disk_error(error, out) from error
+        _drop_untouched(partial)
+        raise cannot_write(error, out) from error
     return Work(out, partial)
 
 
@@ -178,11 +213,12 @@ def _sync(directory: Path) -> None:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
+    made = [parent for parent in out.parents if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = out.with_name(f".{out.name}.lock").open("w")
     except OSError as error:
-        raise disk_error(error, out) from error
+        raise cannot_write(error, out) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -199,6 +235,31 @@ def _locked(out: Path) -> Iterator[None]:
     finally:
         Path(lock.name).unlink(missing_ok=True)
         lock.close()
+        _drop_empty(made)
+
+
+def _drop_untouched(partial: Path) -> None:
+    """Removes a begun directory in which nothing was done."""
+    if not any(file.is_file() and file.name not in UNTOUCHED for file in partial.rglob("*")):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _drop_empty(folders: list[Path]) -> None:
+    """Removes folders that this run made and left empty, the innermost first."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _refuse_file(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise MbertError(
+            "M114",
+            "this is a file, and an output is a directory",
+            where=f"-o {out}",
+            allowed="A new or empty directory, or one that the same command made.",
+            fix="Choose another -o.",
+        )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from microbert_cli import checkpoint
 from microbert_cli.batching import endless, steps_per_epoch
 from microbert_cli.encoding import Encoded
 from microbert_cli.loop import Plan, Score, Trained, train
+from microbert_cli.manifest import write_text
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.recipe import Training
 from microbert_cli.tracking import SILENT, Talk
@@ -141,7 +142,7 @@ def over_seeds(
         done = place / "seed.json"
         if not done.is_file():
             result = train_one(seed, place)
-            done.write_text(json.dumps(result), encoding="utf-8")
+            write_text(done, json.dumps(result))
             shutil.rmtree(place / checkpoint.RESUME / "phases", ignore_errors=True)
         scores[seed] = json.loads(done.read_text(encoding="utf-8"))
         talk.note(f"seed {seed}: {primary} {scores[seed]['dev'][primary]:.4f}")

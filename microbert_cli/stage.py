@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microbert_cli.manifest import write_text
+from microbert_cli.errors import MbertError
+from microbert_cli.manifest import command_line, write_text
 from microbert_cli.output import Work
 from microbert_cli.resolve import flatten
 
@@ -30,8 +31,18 @@ def up_to_date(stage: str, out: Path) -> StageResult:
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:
-    """An output's metrics.json."""
-    metrics: dict[str, Any] = json.loads((directory / METRICS).read_text(encoding="utf-8"))
+    """An output's metrics.json; raises M305 where it is damaged or gone."""
+    path = directory / METRICS
+    try:
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MbertError(
+            "M305",
+            f"this file of scores cannot be read: {error}",
+            where=str(path),
+            allowed="The JSON object that the stage wrote.",
+            fix=f"Make the output anew, the old one is moved aside: {' '.join(command_line())} --force",
+        ) from None
     return metrics
 
 

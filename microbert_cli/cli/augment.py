@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 @with_common
 def augment(
-    recipe_name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; default: mbert.toml.")] = None,
+    recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
     task: options.TaskName = None,
     data: options.DataDir = None,
     train_file: options.TrainFile = None,

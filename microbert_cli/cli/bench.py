@@ -29,17 +29,17 @@ def register(app: typer.Typer) -> None:
 
 @with_common
 def bench(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Directories, export directories, Hub ids.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Directories, export directories, Hub ids.")],
     task: options.TaskName = None,
     data: options.DataDir = None,
     train_file: options.TrainFile = None,
     dev_file: options.DevFile = None,
     text: options.TextColumns = None,
     label: options.LabelColumn = None,
-    rows: Annotated[int, typer.Option(help="Dev rows to answer.")] = 256,
-    batch_size: Annotated[int, typer.Option(help="Rows a batch, for throughput.")] = 32,
-    rounds: Annotated[int, typer.Option(help="Single rows each model answers, for latency.")] = 50,
-    passes: Annotated[int, typer.Option(help="Times each model answers all rows.")] = 5,
+    rows: Annotated[int, typer.Option(min=1, help="Dev rows to answer.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch, for throughput.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Single rows each model answers, for latency.")] = 50,
+    passes: Annotated[int, typer.Option(min=1, help="Times each model answers all rows.")] = 5,
     *,
     common: Common,
 ) -> None:
@@ -47,7 +47,7 @@ def bench(
     own = options.own_data(train_file, dev_file, None, text, label)
     resolved = common.resolve(data__folder=data, **known_task(models[0], task, own))
     if common.explain:
-        explain(resolved)
+        explain(resolved, as_json=common.as_json)
         return
     if common.dry_run:
         show_json({"models": models, "rows": rows}) if common.as_json else None

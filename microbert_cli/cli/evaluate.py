@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 @with_common
 def evaluate(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Directory, export directory or Hub id.")] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Directory, export directory or Hub id.")] = None,
     teacher: options.Teacher = None,
     task: options.TaskName = None,
     data: options.DataDir = None,
@@ -89,11 +89,11 @@ def _read_baseline(path: Path | None) -> dict[str, Any] | None:
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError) as error:
+        return {"dev": {name: float(value) for name, value in found["dev"].items()}}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise MbertError(
             "M205",
-            f"this baseline cannot be read: {error}",
+            f"this baseline cannot be read: {type(error).__name__}: {error}",
             where=f"--baseline {path}",
             allowed="A metrics.json that `mbert evaluate` wrote.",
             fix="mbert evaluate OLD_MODEL -o old; then --baseline old/metrics.json",

@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 @with_common
 def export(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A classifier: directory or Hub id.")] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A classifier: directory or Hub id.")] = None,
     teacher: options.Teacher = None,
     task: options.TaskName = None,
     data: options.DataDir = None,

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 @with_common
 def finetune(
-    recipe_name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; default: mbert.toml.")] = None,
+    recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
     model: Annotated[str | None, typer.Option(help="Directory, Hub id, or a student (random weights).")] = None,
     task: options.TaskName = None,
     data: options.DataDir = None,

@@ -8,6 +8,7 @@ import typer
 from microbert_cli.catalog import KINDS, Catalog
 from microbert_cli.cli.console import show, show_json
 from microbert_cli.errors import MbertError, nearest
+from microbert_cli.output import write_file
 
 Kind = Annotated[str, typer.Argument(metavar="KIND", help=", ".join(KINDS))]
 Include = Annotated[list[Path] | None, typer.Option("--include", help="A folder with names of your own.")]
@@ -21,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_names(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=", ".join(KINDS))] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help=", ".join(KINDS))] = None,
     include: Include = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -59,7 +60,7 @@ def copy_name(
             allowed="A name that is not taken; nothing is overwritten.",
             fix=f"mbert copy {kind} {name} -o another{path.suffix}",
         )
-    target.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    write_file(target, path.read_text(encoding="utf-8"))
     show(str(target))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from microbert_cli.cli.console import ConsoleTalk, show, show_json
-from microbert_cli.manifest import write_text
+from microbert_cli.output import write_file
 
 EPILOG = """Examples:
 
@@ -28,8 +28,8 @@ def predict(
     text: Annotated[list[str] | None, typer.Option("--text", help="Text column of a table; twice for pairs.")] = None,
     pairs: Annotated[bool, typer.Option("--pairs", help="Each line holds two texts with a tab between.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of stdout.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens; default: what the model was trained with.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows at a time.")] = 64,
+    max_length: Annotated[int | None, typer.Option(min=4, help="Tokens; default: what the model was trained with.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with probabilities.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False,
 ) -> None:
@@ -42,7 +42,7 @@ def predict(
     answers = run(model, inputs, max_length=max_length, batch_size=batch_size, talk=talk)
     talk.close()
     if out is not None:
-        write_text(out, "".join(f"{line}\n" for line in as_lines(answers, as_json=as_json)))
+        write_file(out, "".join(f"{line}\n" for line in as_lines(answers, as_json=as_json)))
         show(str(out))
     elif as_json:
         for answer in answers:

@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 @with_common
 def pretrain(
-    recipe_name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; default: mbert.toml.")] = None,
+    recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
     model: Annotated[str | None, typer.Option(help="Directory, Hub id, or a student (random weights).")] = None,
     corpus: options.CorpusName = None,
     *,

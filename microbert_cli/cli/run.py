@@ -1,15 +1,18 @@
 """`mbert run`: a recipe's stages, one after the other."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from microbert_cli import run_record
+from microbert_cli.cli.bench import show_report
 from microbert_cli.cli.console import show, show_json
 from microbert_cli.cli.options import Common, DataDir, TaskName, with_common
 from microbert_cli.cli.running import dry_run, explain
 from microbert_cli.errors import MbertError
-from microbert_cli.wiring import RUNS, steps
+from microbert_cli.stage import read_metrics
+from microbert_cli.wiring import RUNS, Step, steps
 
 EPILOG = """Examples:
 
@@ -25,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 @with_common
 def run(
-    recipe_name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; default: mbert.toml.")] = None,
+    recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
     task: TaskName = None,
     data: DataDir = None,
     *,
@@ -35,7 +38,7 @@ def run(
     common.recipe = recipe_name or common.recipe
     resolved = common.resolve(task=task, data__folder=data)
     if common.explain:
-        explain(resolved)
+        explain(resolved, as_json=common.as_json)
         return
     if not resolved.recipe.stages:
         raise MbertError(
@@ -51,10 +54,13 @@ def run(
     if common.dry_run:
         dry_run(planned, common)
         return
+    if not common.force and run_record.is_unchanged(root, planned):
+        _show(common, root, [read_metrics(step.out) for step in planned], planned, unchanged=True)
+        return
     _run(common, planned, root)
 
 
-def _run(common: Common, planned: list, root: Path) -> None:
+def _run(common: Common, planned: list[Step], root: Path) -> None:
     from microbert_cli.pipeline import run_steps
 
     talk = common.talk()
@@ -65,13 +71,15 @@ def _run(common: Common, planned: list, root: Path) -> None:
             talk.note(f"{result.out.name}: {'up to date' if result.up_to_date else 'done'}")
     finally:
         talk.close()
-    if common.as_json:
-        show_json({result.out.name: result.metrics for result in results})
-    elif all(result.up_to_date for result in results):
-        show(f"everything up to date ({len(results)} stages)")
-    else:
-        show(str(root))
-    if not common.as_json and results and "table" in results[-1].metrics:
-        from microbert_cli.cli.bench import show_report
+    run_record.write(root, planned)
+    unchanged = all(result.up_to_date for result in results)
+    _show(common, root, [result.metrics for result in results], planned, unchanged=unchanged)
 
-        show_report(results[-1].metrics)
+
+def _show(common: Common, root: Path, metrics: list[dict[str, Any]], planned: list[Step], *, unchanged: bool) -> None:
+    if common.as_json:
+        show_json({step.name: found for step, found in zip(planned, metrics, strict=True)})
+        return
+    show(f"everything up to date ({len(planned)} stages)" if unchanged else str(root))
+    if "table" in metrics[-1] and not common.quiet:
+        show_report(metrics[-1])

@@ -1,11 +1,12 @@
 """How every stage command goes: resolve, show or check if asked, run, print the result."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from microbert_cli import manifest
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.options import Common
+from microbert_cli.recipe import STAGES
 from microbert_cli.resolve import Resolved, flatten
 from microbert_cli.wiring import Step, default_root, step
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def run_stage(kind: str, common: Common, resolved: Resolved, **options: Any) -> "StageResult | None":
     """Runs one stage by itself; None where only a look was asked for."""
     if common.explain:
-        explain(resolved)
+        explain(resolved, as_json=common.as_json)
         return None
     catalog = common.catalog()
     root = common.out.parent if common.out else default_root(resolved, explicit=common.recipe is not None)
@@ -34,9 +35,10 @@ def run_stage(kind: str, common: Common, resolved: Resolved, **options: Any) -> 
 
 
 def _root_with_inputs(root: Path, resolved: Resolved, common: Common) -> Path:
-    """Outputs named with -o have their neighbours as inputs, else the default root's."""
+    """Outputs named with -o have the stages beside them as inputs, else those of the default root."""
     default = default_root(resolved, explicit=common.recipe is not None)
-    return root if any(root.glob("*/manifest.json")) else default
+    neighbours = [root / stage for stage in STAGES if root / stage != common.out]
+    return root if any((neighbour / "manifest.json").is_file() for neighbour in neighbours) else default
 
 
 def show_result(result: "StageResult | None", common: Common) -> None:
@@ -57,20 +59,24 @@ def known_task(model: str | None, task: str | None, own: dict[str, Any]) -> dict
     path = Path(model or "") / "manifest.json"
     if any(flags.values()) or not model or not path.is_file():
         return flags
-    made = json.loads(path.read_text(encoding="utf-8")).get("recipe", {})
+    made = manifest.read(path.parent).get("recipe", {})
     data = {f"data__{key}": value for key, value in made.get("data", {}).items() if key != "folder"}
     return {**flags, **data, "task": made.get("task")}
 
 
-def explain(resolved: Resolved) -> None:
+def explain(resolved: Resolved, *, as_json: bool = False) -> None:
     """Every key, its value and its origin."""
     from microbert_cli.stage import to_toml
 
     values = flatten(resolved.recipe.model_dump(mode="json"))
+    origins = {key: resolved.origins.get(key, "built-in default") for key in values}
+    if as_json:
+        show_json({key: {"value": value, "from": origins[key]} for key, value in values.items()})
+        return
     rows = []
     for key, value in values.items():
         text = to_toml({"value": value}).removeprefix("value = ").strip() or "(none)"
-        rows.append([key, text, resolved.origins.get(key, "built-in default")])
+        rows.append([key, text, origins[key]])
     show_table("", ["key", "value", "from"], rows)
 
 

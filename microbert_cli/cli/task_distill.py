@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 @with_common
 def task_distill(
-    recipe_name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; default: mbert.toml.")] = None,
+    recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
     teacher: options.Teacher = None,
     student: options.Student = None,
     augmented: Annotated[str | None, typer.Option(help="A directory made by `mbert augment`.")] = None,

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from microbert_cli import answering, scoring
+from microbert_cli import answering, manifest, scoring
 from microbert_cli.data import Rows
 from microbert_cli.encoding import encode
 from microbert_cli.errors import MbertError
-from microbert_cli.manifest import FILE
 from microbert_cli.readers import read_table
 from microbert_cli.tracking import SILENT, Talk
 
@@ -38,7 +37,11 @@ def read_inputs(
     texts: Sequence[str], file: Path | None, stream: IO[bytes] | None, *, columns: Sequence[str], pairs: bool
 ) -> Texts:
     """Texts as given, lines of a file or a stream, or columns of a table; a pair is two texts with a tab between."""
-    if columns and file is not None:
+    if columns and (file is None or stream is not None):
+        raise _no_table()
+    if texts and file is not None:
+        raise _two_inputs(file)
+    if columns:
         table = read_table(file)
         return list(zip(*([str(value) for value in table.column(name)] for name in columns), strict=True))
     if file is not None and stream is None and str(file).removesuffix(".gz").endswith(TABLES):
@@ -64,11 +67,10 @@ def _record(names: list[str], shares: Any) -> dict[str, Any]:
 
 
 def _trained_length(model: Path) -> int | None:
-    path = (model.parent if model.is_file() else model) / FILE
-    if not path.is_file():
+    home = model.parent if model.is_file() else model
+    if not (home / manifest.FILE).is_file():
         return None
-    identity = json.loads(path.read_text(encoding="utf-8"))["identity"]
-    length: int | None = identity.get("data", {}).get("max_length")
+    length: int | None = manifest.read(home)["identity"].get("data", {}).get("max_length")
     return length
 
 
@@ -110,6 +112,26 @@ def _pair(line: str, number: int) -> tuple[str, ...]:
             fix="Leave out --pairs for single texts.",
         )
     return first, second
+
+
+def _no_table() -> MbertError:
+    return MbertError(
+        "M107",
+        "a text column is named, but no table",
+        where="--text",
+        allowed=f"--text goes with --file, and a file that ends in {', '.join(TABLES)}.",
+        fix="Name the table: --file FILE --text COLUMN, or leave out --text for plain lines.",
+    )
+
+
+def _two_inputs(file: Path) -> MbertError:
+    return MbertError(
+        "M108",
+        "texts are given as arguments, and a file as well",
+        where=f"--file {file}",
+        allowed="One of the two.",
+        fix=f"Leave out the texts: mbert predict MODEL --file {file}",
+    )
 
 
 def _which_column(file: Path) -> MbertError:
