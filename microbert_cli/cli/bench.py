@@ -8,6 +8,7 @@ from microbert_cli.cli import options
 from microbert_cli.cli.console import show_json, show_table
 from microbert_cli.cli.options import Common, with_common
 from microbert_cli.cli.running import explain, known_task
+from microbert_cli.report_table import COLUMNS, cells
 
 EPILOG = """Example:
 
@@ -71,8 +72,6 @@ def bench(
 
 def show_report(metrics: dict[str, Any]) -> None:
     """The table of the stage `report`."""
-    from microbert_cli.stages.report import COLUMNS, cells
-
     show_table(f"{metrics['task']}, {metrics['primary']} on dev", list(COLUMNS), [cells(row) for row in metrics["table"]])
 
 

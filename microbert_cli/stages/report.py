@@ -8,13 +8,13 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.output import working
 from microbert_cli.racing import Entrant, race_models
 from microbert_cli.recipe import Recipe
+from microbert_cli.report_table import as_markdown
 from microbert_cli.stage import StageResult, read_metrics, sign, up_to_date
 from microbert_cli.task_rows import TaskRows, open_task
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "report"
 KEYS = ("task", "data")
-COLUMNS = ("model", "score", "spread", "seeds", "retention", "parameters", "megabytes", "latency_ms", "rows_per_second")
 
 
 def run(
@@ -47,26 +47,6 @@ def run(
         metrics = {"task": data.task.name, "primary": data.task.primary, "table": rows}
         (work.path / "report.md").write_text(as_markdown(rows), encoding="utf-8")
         return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=identity["models"])
-
-
-def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """The table in Markdown."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *(cells(row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    """A row as text; what was not measured stays empty."""
-    forms = {
-        "score": ".4f",
-        "spread": ".4f",
-        "retention": ".1%",
-        "parameters": ",",
-        "megabytes": ".1f",
-        "latency_ms": ".2f",
-    }
-    forms |= {"rows_per_second": ",.0f"}
-    return ["" if row.get(name) is None else format(row[name], forms.get(name, "")) for name in COLUMNS]
 
 
 def _baseline_row(data: TaskRows) -> dict[str, Any]:
