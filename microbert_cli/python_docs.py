@@ -21,6 +21,8 @@ SPLITS = ("train", "dev", "test")
 TENTHS = ("dev", "test") + ("train",) * 8
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "ensurepip"}
 FEWEST_WORDS, FEWEST_LETTERS = 3, 0.7
+LABELS = ("whole", "rotated")
+SHORTEST_ROW, LONGEST_ROW = 6, 24  # words
 MARKUP = (
     (re.compile(r":[\w:]+:`([^`]*)`"), r"\1"),  # :func:`open`
     (re.compile(r"``?([^`']+)(?:``?|'')"), r"\1"),
@@ -157,3 +159,30 @@ def documents(*, exclude_dev: bool = True) -> Iterator[list[str]]:
             document.extend(passage.sentences)
     if document:
         yield document
+
+
+def task_rows(split: str) -> tuple[list[str], list[str]]:
+    """Texts and labels of the built-in task: was the sentence cut in two, and the halves exchanged?
+
+    A sentence of 6 to 24 words becomes one row, in lower case and without its last punctuation mark. Half of them, chosen
+    by hash, are written from a random word to the end and then from the beginning: only one pair of neighbours is new, so
+    a model that counts words and word pairs sees next to nothing. Labels are "whole" and "rotated"; rows come in the
+    order of their hashes, so the first n are a fair sample.
+    """
+    rows = [
+        _row(words)
+        for passage in passages()
+        if passage.split == split
+        for sentence in passage.sentences
+        if SHORTEST_ROW <= len(words := sentence.lower().rstrip(".:;,!?").split()) <= LONGEST_ROW
+    ]
+    rows.sort()
+    return [text for _, text, _ in rows], [LABELS[rotated] for _, _, rotated in rows]
+
+
+def _row(words: list[str]) -> tuple[int, str, int]:
+    """The row's place, its text, and 1 where the halves were exchanged; each half keeps two words."""
+    place = stable_hash(f"row: {' '.join(words)}")  # other bits than those that chose the split
+    rotated = place % 2
+    cut = 2 + place // 2 % (len(words) - 3) if rotated else 0
+    return place, " ".join(words[cut:] + words[:cut]), rotated

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from microbert_cli import python_docs
-from microbert_cli.python_docs import SPLITS, paragraphs, passages, words_of
+from microbert_cli.python_docs import LABELS, SPLITS, paragraphs, passages, task_rows, words_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,3 +92,44 @@ def test_nothing_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert all(name.startswith(("encodings.", "_sysconfigdata")) for name in done.stdout.split())
+
+
+def test_every_split_has_rows_of_both_labels() -> None:
+    sizes = {split: len(task_rows(split)[0]) for split in SPLITS}
+    assert sizes["train"] > 8_000
+    assert sizes["dev"] > 1_000
+    assert sizes["test"] > 1_000
+    for split in SPLITS:
+        labels = task_rows(split)[1]
+        assert set(labels) == set(LABELS)
+        assert labels.count("rotated") / len(labels) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_row_is_a_sentence_whole_or_with_its_halves_exchanged() -> None:
+    sentences = {
+        " ".join(sentence.lower().rstrip(".:;,!?").split())
+        for passage in passages()
+        if passage.split == "dev"
+        for sentence in passage.sentences
+    }
+    for text, label in zip(*task_rows("dev"), strict=True):
+        words = text.split()
+        turns = {" ".join(words[cut:] + words[:cut]) for cut in range(2, len(words) - 1)}
+        assert text in sentences if label == "whole" else turns & sentences
+
+
+def test_no_row_is_shared_between_splits() -> None:
+    rows = {split: {" ".join(sorted(words_of(text).split())) for text in task_rows(split)[0]} for split in SPLITS}
+    shared = (rows["train"] & rows["dev"]) | (rows["train"] & rows["test"])
+    assert len(shared) < 0.02 * len(rows["dev"])  # other sentences of the very same words: rare, not a leak
+
+
+@pytest.mark.slow
+def test_word_pairs_alone_do_not_solve_the_task() -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    linear = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=300))
+    linear.fit(*task_rows("train"))
+    assert linear.score(*task_rows("dev")) < 0.62
