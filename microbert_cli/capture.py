@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
+from transformers.modeling_outputs import BaseModelOutput
 
 ATTENTION = "mbert"
 
@@ -40,10 +41,14 @@ class Seen:
 
 
 class _Recorder:
-    """The layers whose scores the running forward pass keeps; one pass runs at a time."""
+    """The layers whose scores the running forward pass keeps; one pass runs at a time.
+
+    Layers are counted as they are passed: DistilBERT's attention does not know its number, ALBERT's is the same in all.
+    """
 
     layers: frozenset[int] = frozenset()
     scores: dict[int, Tensor] = {}
+    passed = 0
 
 
 def look(model: Any, batch: Mapping[str, Tensor], want: Want) -> Seen:
@@ -68,14 +73,15 @@ def look(model: Any, batch: Mapping[str, Tensor], want: Want) -> Seen:
     if want.logits:
         seen.logits = output.logits
     if want.token_logits:
-        seen.token_logits = _vocabulary_head(model)(output.last_hidden_state.flatten(0, 1)[batch["token_positions"]])
+        chosen_Pd = output.last_hidden_state.flatten(0, 1)[batch["token_positions"]]
+        seen.token_logits = _vocabulary_logits(model, chosen_Pd)
     return seen
 
 
 def input_names(model: Any) -> tuple[str, ...]:
-    """The tensors of a batch that this model takes; models without segments have no token_type_ids."""
+    """The tensors of a batch that this model takes; models of one segment (RoBERTa) or none get no token_type_ids."""
     segments = getattr(getattr(model, "config", None), "type_vocab_size", 0)
-    return ("input_ids", "attention_mask", *(["token_type_ids"] if segments else []))
+    return ("input_ids", "attention_mask", *(["token_type_ids"] if segments > 1 else []))
 
 
 def show_scores(model: Any) -> None:
@@ -85,7 +91,7 @@ def show_scores(model: Any) -> None:
 
 @contextmanager
 def _recording(layers: frozenset[int]) -> Iterator[dict[int, Tensor]]:
-    _Recorder.layers, _Recorder.scores = layers, {}
+    _Recorder.layers, _Recorder.scores, _Recorder.passed = layers, {}, 0
     try:
         yield _Recorder.scores
     finally:
@@ -102,7 +108,8 @@ def _attend(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    layer = module.layer_idx + 1
+    _Recorder.passed += 1
+    layer = _Recorder.passed
     if layer not in _Recorder.layers:
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
         return context.transpose(1, 2).contiguous(), None
@@ -113,13 +120,19 @@ def _attend(
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-def _vocabulary_head(model: Any) -> nn.Module:
-    """The masked-LM head as one module that maps [P, d] to [P, V]."""
-    for name in ("cls", "lm_head", "generator_lm_head"):
-        head = getattr(model, name, None)
-        if isinstance(head, nn.Module):
-            return head
-    raise RuntimeError(f"{type(model).__name__} has no masked-LM head that can be applied to chosen positions")
+def _vocabulary_logits(model: Any, chosen_Pd: Tensor) -> Tensor:
+    """The masked-LM head on chosen positions alone, [P, V]: most of a small model's work is this product.
+
+    Heads have no common name or shape (BERT one module, DistilBERT three, ELECTRA two), but each model's forward applies its
+    own to whatever the encoder hands it; so the encoder hands it these vectors.
+    """
+    encoder = model.base_model
+    encoder.forward = lambda *_, **__: BaseModelOutput(last_hidden_state=chosen_Pd[None])
+    try:
+        logits: Tensor = model(input_ids=torch.zeros(1, len(chosen_Pd), dtype=torch.long, device=chosen_Pd.device)).logits[0]
+    finally:
+        del encoder.forward
+    return logits
 
 
 AttentionInterface.register(ATTENTION, _attend)
