@@ -86,7 +86,7 @@ class Sentence:
 class Augmentation:
     """All that is needed to vary the rows of one training set, shard by shard.
 
-    Raises M240, M241, M340 (stop words), M244 (nothing to take candidates from), M245 (no mask token).
+    Raises M240, M241, M344 (stop words), M244 (nothing to take candidates from), M245 (no mask token).
     """
 
     def __init__(

@@ -31,7 +31,8 @@ def load_split(task: Task, split: str, *, data_dir: Path | None = None, limit: i
     """The rows of one split: train, dev, test, or a further one the task has, such as dev_mismatched.
 
     data_dir  a GLUE folder, or the task's own folder in it;  limit  at most so many rows, always the same ones
-    Raises M251 where the task has no such split, M250 where its rows are nowhere, and what readers and rows raise.
+    Raises M251 where the task has no such split, M256 where no file is named for it, M250 where its rows are nowhere, and
+    what readers and rows raise.
     """
     if split not in task.splits:
         raise _no_split(task, split)
@@ -58,7 +59,7 @@ BUILT_IN: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]]]] = 
 def _built_in(task: Task, split: str) -> Rows:
     if task.builtin not in BUILT_IN:
         raise MbertError(
-            "M030",
+            "M032",
             f'there is no built-in source "{task.builtin}"',
             where=f"task {task.name}, builtin",
             allowed=nearest(str(task.builtin), BUILT_IN),

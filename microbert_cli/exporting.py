@@ -47,7 +47,7 @@ def export_model(
     onnx     False leaves ONNX out; int8=False leaves out only int8
     Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores"}}, "parity": {...}},
     names: safetensors, fp32, int8; max_difference of logits and agreement (share of equal answers) against the model.
-    Raises M510 (packages missing; before anything is written), M610 (a file answers differently), M611 (no ONNX for
+    Raises M510 (packages missing; before anything is written), M612 (a file answers differently), M611 (no ONNX for
     this architecture), ValueError (no rows).
     """
     if onnx:
@@ -132,7 +132,7 @@ def _refuse_difference(path: Path, difference: float, tolerance: float) -> None:
     if difference <= tolerance:  # false for NaN too
         return
     raise MbertError(
-        "M610",
+        "M612",
         f"its logits differ from the model's by {difference:.2g}",
         where=str(path),
         allowed=f"At most {tolerance:g} on padded batches of real rows; more means that the file is not the model.",

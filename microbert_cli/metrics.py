@@ -29,7 +29,7 @@ def compute(
 
     names        accuracy, f1 (of class 1), macro_f1, matthews, pearson, spearman; mean = the mean of the others
     predictions  class ids, or scores where num_labels is 1;  labels  the same
-    Raises M340 where labels are hidden, M410 for answers that are no numbers, M030 for a name that is no metric.
+    Raises M260 where labels are hidden, M410 for answers that are no numbers, M033 for a name that is no metric.
     """
     if labels is None:
         raise _hidden()
@@ -51,7 +51,7 @@ def compute(
 
 
 def confusion(predictions: Any, labels: Any, num_labels: int) -> np.ndarray:
-    """Counts [C, C] of rows with the row's label and the column's prediction; hidden labels (-1) raise M340."""
+    """Counts [C, C] of rows with the row's label and the column's prediction; hidden labels (-1) raise M260."""
     given, wanted = np.asarray(predictions).astype(np.int64), np.asarray(labels).astype(np.int64)
     if (wanted < 0).any():
         raise _hidden()
@@ -165,7 +165,7 @@ def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 def _hidden() -> MbertError:
     return MbertError(
-        "M340",
+        "M260",
         "the labels of this split are hidden, so nothing can be scored",
         where="metrics",
         allowed="A split with labels, such as dev.",
@@ -185,7 +185,7 @@ def _not_finite(count: int, of: int) -> MbertError:
 
 def _unknown(name: str) -> MbertError:
     return MbertError(
-        "M030",
+        "M033",
         f'there is no metric "{name}"',
         where="metrics",
         allowed=f"Known: {nearest(name, [*METRICS, 'mean'])}",

@@ -70,7 +70,7 @@ class OnnxClassifier:
     path       an export directory, or one of its ONNX files
     precision  "fp32", "int8", or None: what the path says, else fp32
     threads    for one operation; None = as many as torch uses
-    Raises M510 (no onnxruntime), M230 (no such export or precision), M330 (unreadable file).
+    Raises M510 (no onnxruntime), M231 (no such export or precision), M333 (unreadable file).
     """
 
     def __init__(self, path: Path, *, precision: str | None = None, threads: int | None = None):
@@ -185,7 +185,7 @@ def _chosen(path: Path, precision: str | None) -> str:
     if offered and precision in (None, *offered):
         return precision or offered[0]
     raise MbertError(
-        "M230",
+        "M231",
         f"there is no {precision or 'ONNX'} model" if precision in (None, *FILES) else f'no precision "{precision}"',
         where=str(path),
         allowed=f"An export directory holds config.json and {' or '.join(FILES.values())} (fp32, int8). "
@@ -213,7 +213,7 @@ def _session(path: Path, threads: int) -> Any:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise MbertError(
-            "M330",
+            "M333",
             f"ONNX Runtime cannot read this file: {str(error).splitlines()[0]}",
             where=str(path),
             allowed="It has to be a whole ONNX model; a copy that was cut short is the usual cause.",

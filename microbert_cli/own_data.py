@@ -173,7 +173,7 @@ def _too_many_classes(place: str, column: str, distinct: int, rows: int) -> Mber
 
 def _no_label(table: Table, row: int, column: str) -> MbertError:
     return MbertError(
-        "M351",
+        "M365",
         f'there is no label in column "{column}"',
         where=table.where(row),
         allowed="A label in every row of a training file.",
@@ -183,7 +183,7 @@ def _no_label(table: Table, row: int, column: str) -> MbertError:
 
 def _no_file(task: Task, split: str) -> MbertError:
     return MbertError(
-        "M251",
+        "M256",
         f"no file is named for {split}",
         where=f"task {task.name}",
         allowed="A CSV, TSV, JSONL or Parquet file.",

@@ -49,10 +49,10 @@ def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
 
 
 def score(task: Task, logits: np.ndarray, rows: Rows) -> dict[str, float]:
-    """The task's official metrics; raises M340 where the labels are hidden."""
+    """The task's official metrics; raises M260 where the labels are hidden."""
     if rows.labels is None:
         raise MbertError(
-            "M340",
+            "M260",
             "the labels of this split are hidden, so nothing can be scored",
             where=f"task {task.name}",
             allowed="A split with labels, such as dev. Hidden labels are predicted, for a submission.",

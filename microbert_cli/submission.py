@@ -21,11 +21,11 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def file_name(task: Task, split: str) -> str:
-    """The name of the split's file, such as MNLI-mm.tsv; raises M251 for a split that is not submitted."""
+    """The name of the split's file, such as MNLI-mm.tsv; raises M257 for a split that is not submitted."""
     submission = _submission(task)
     if split not in submission.files:
         raise MbertError(
-            "M251",
+            "M257",
             f'"{split}" is not submitted',
             where=f"task {task.name}, submission",
             allowed=nearest(split, submission.files),
@@ -68,7 +68,8 @@ def assemble_zip(
     """A flat zip of all eleven files; returns the names of those that were missing and are filled with a constant.
 
     files  file name, such as "RTE.tsv", -> the file `write_submission` made;  tasks  GLUE's ten unless given
-    The same files give the same bytes. Raises M252 for a file that is not there, M362 for one of another form.
+    The same files give the same bytes. Raises M258 for a file that cannot be read, M259 for one that GLUE does not know,
+    M362 for one of another form.
     """
     wanted = _wanted(tasks or [load_task(TASKS / f"{name}.toml") for name in GLUE])
     if unknown := [name for name in files if name not in wanted]:
@@ -104,7 +105,7 @@ def _read(path: Path, count: int, talk: Talk) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MbertError(
-            "M252",
+            "M258",
             f"the file of predictions cannot be read: {error}",
             where=str(path),
             allowed="A file that `mbert evaluate --submission` made.",
@@ -145,7 +146,7 @@ def _submission(task: Task) -> Submission:
 
 def _no_such_file(name: str, wanted: list[str]) -> MbertError:
     return MbertError(
-        "M252",
+        "M259",
         f'"{name}" is no file of a GLUE submission',
         where="submission",
         allowed=nearest(name, wanted),

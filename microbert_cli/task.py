@@ -242,7 +242,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MbertError(
             "M201",
-            "there is no such task file",
+            "there is no such file",
             where=str(path),
             allowed="A task's TOML file, or the name of a catalogued task.",
             fix="See them: mbert list tasks",

@@ -91,7 +91,7 @@ def has_substance(word: str) -> bool:
 def stop_words(source: str = "builtin") -> StopWords:
     """The stop words of `source`: "builtin" (English), "nltk" (NLTK's English list), or a file with one word a line.
 
-    Raises M240 (NLTK's list is not installed), M241 (no such file), M340 (the file is not UTF-8).
+    Raises M240 (NLTK's list is not installed), M241 (no such file), M344 (the file is not UTF-8).
     """
     if source == "builtin":
         return StopWords(STOP_WORDS)
@@ -199,7 +199,7 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise MbertError(
-            "M340",
+            "M344",
             f"byte {error.start + 1} of this line is not UTF-8",
             where=f"{path}, line {number}",
             allowed="A UTF-8 file with one word a line.",

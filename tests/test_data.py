@@ -260,7 +260,7 @@ def test_built_in_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(data.BUILT_IN, "python-docs", lambda split: ([("a",), ("b",)], [0, "yes"]))
     assert load_split(task, "dev").labels == [0, 1]
     other = load_task({**task.model_dump(), "builtin": "pyton-docs"})
-    assert "python-docs" in refused("M030", 3, load_split, other, "dev").allowed
+    assert "python-docs" in refused("M032", 3, load_split, other, "dev").allowed
 
 
 # Rows
@@ -398,7 +398,7 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
     [
         (["a"] * 9, "M358", '"a"'),
         ([3] * 9, "M358", '"3"'),
-        (["a", None, "b"], "M351", "no label"),
+        (["a", None, "b"], "M365", "no label"),
         ([f"text {i}" for i in range(99)], "M363", "99 different"),
     ],
 )
@@ -437,15 +437,15 @@ def test_own_test_files_need_no_labels(tmp_path: Path) -> None:
     task = own_task(train, test_file=test, label="stars")
     assert load_split(task, "test").labels is None
     refused("M253", 4, load_split, own_task(train, test, label="stars"), "dev")
-    refused("M251", 4, load_split, own_task(train, label="stars"), "test")
-    refused("M251", 4, load_split, own_task(dev_file=train, label="stars"), "train")
+    refused("M256", 4, load_split, own_task(train, label="stars"), "test")
+    refused("M256", 4, load_split, own_task(dev_file=train, label="stars"), "train")
     assert len(load_split(own_task(dev_file=train, label="stars"), "dev")) == 200
 
 
 def test_files_that_are_not_there_and_formats_that_are_not_read(tmp_path: Path) -> None:
     refused("M252", 4, own_task, tmp_path / "none.csv")
     refused("M030", 3, own_task, tmp_path / "none.xlsx")
-    refused("M251", 4, own_task)
+    refused("M256", 4, own_task)
 
 
 @pytest.mark.parametrize(("count", "dev"), [(9, 3), (60, 20), (200, 50), (400, 50), (1000, 100), (2000, 200)])

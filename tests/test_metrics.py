@@ -78,7 +78,7 @@ def test_the_mean_is_that_of_the_other_two() -> None:
 def test_hidden_labels_are_refused(labels: list[int] | None) -> None:
     with pytest.raises(MbertError) as caught:
         metrics.compute(["accuracy"], [0, 1, 0], labels, 2)
-    assert caught.value.code == "M340"
+    assert caught.value.code == "M260"
 
 
 def test_answers_that_are_no_numbers_are_refused() -> None:

@@ -216,7 +216,7 @@ def test_what_is_an_export(written: Exported, tmp_path: Path) -> None:
 def test_an_export_that_is_not_there(tmp_path: Path, precision: str | None) -> None:
     with pytest.raises(MbertError) as caught:
         OnnxClassifier(tmp_path, precision=precision)
-    assert caught.value.code == "M230" and str(tmp_path) in str(caught.value)
+    assert caught.value.code == "M231" and str(tmp_path) in str(caught.value)
 
 
 def test_a_file_cut_short(written: Exported, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_file_cut_short(written: Exported, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content[: len(content) // 2])
     with pytest.raises(MbertError) as caught:
         OnnxClassifier(tmp_path)
-    assert caught.value.code == "M330" and caught.value.exit_code == 5
+    assert caught.value.code == "M333" and caught.value.exit_code == 5
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
@@ -328,7 +328,7 @@ def test_a_file_that_answers_differently_is_refused(done: Done, tmp_path: Path, 
     model.classifier.bias.data += 0.001
     with pytest.raises(MbertError) as caught:
         export_model(model, tokenizer(), tmp_path, rows(4), int8=False)
-    assert caught.value.code == "M610" and "0.001" in caught.value.what and caught.value.exit_code == 1
+    assert caught.value.code == "M612" and "0.001" in caught.value.what and caught.value.exit_code == 1
 
 
 def test_nan_is_refused(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_nan_is_refused(tmp_path: Path) -> None:
     model.classifier.bias.data[0] = float("nan")
     with pytest.raises(MbertError) as caught:
         export_model(model, tokenizer(), tmp_path, rows(4), onnx=False)
-    assert caught.value.code == "M610"
+    assert caught.value.code == "M612"
 
 
 def test_safetensors_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_mnli_has_a_file_for_each_half() -> None:
     assert (file_name(mnli, "test"), file_name(mnli, "test_mismatched")) == ("MNLI-m.tsv", "MNLI-mm.tsv")
     with pytest.raises(MbertError) as caught:
         file_name(mnli, "dev")
-    assert caught.value.code == "M251"
+    assert caught.value.code == "M257"
 
 
 def test_a_file_of_another_length_is_spoken_of(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_file_of_another_length_is_spoken_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("files", "code"),
-    [({"WNLI.tsv": "there is none"}, "M252"), ({"Wnli.tsv": "x"}, "M252"), ({"WNLI.tsv": "bad"}, "M362")],
+    [({"WNLI.tsv": "there is none"}, "M258"), ({"Wnli.tsv": "x"}, "M259"), ({"WNLI.tsv": "bad"}, "M362")],
 )
 def test_bad_files_leave_no_zip(tmp_path: Path, files: dict[str, str], code: str) -> None:
     (tmp_path / "bad").write_text("0\t1\n")

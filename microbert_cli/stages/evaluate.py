@@ -39,7 +39,7 @@ def run(
     model    a classifier directory, Hub id, or an export directory (ONNX, by `evaluate.precision`)
     teacher  adds agreement (share of equal answers) and KL(teacher || model), batch mean, in nats
     submit   predicts the unlabelled test splits into OUT/submission, and zips what there is for all of GLUE
-    Writes metrics.json and predictions.parquet. Raises M340 if a split with hidden labels was asked to be scored.
+    Writes metrics.json and predictions.parquet. Raises M260 if a split with hidden labels was asked to be scored.
     """
     task = find_task(recipe, catalog, talk=talk)
     labelled = list(default_splits(task, submit) if recipe.evaluate.splits is None else recipe.evaluate.splits)
@@ -77,11 +77,11 @@ def default_splits(task: Task, submit: bool = False) -> list[str]:
     found = [split for split in task.splits if split.startswith("dev")]
     if not found and not submit:
         raise MbertError(
-            "M341",
+            "M261",
             f"{task.name} has no labelled split to score",
             where=f"task {task.name}",
             allowed="A task with a dev split. AX is predicted with an MNLI model, for a submission.",
-            fix=f"mbert evaluate MODEL --task {task.name} --submission --set 'evaluate.splits=[]'",
+            fix=f"mbert evaluate MODEL --task {task.name} --submission",
         )
     return found
 
