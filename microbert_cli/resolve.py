@@ -31,11 +31,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A valid recipe and, for every dotted key, where its value came from."""
+    """A valid recipe; for every dotted key, where its value came from; and the layers above the method's it was made of."""
 
     recipe: Recipe
     origins: dict[str, str]
     name: str
+    layers: tuple[Layer, ...] = ()
 
 
 def resolve(
@@ -53,19 +54,19 @@ def resolve(
     path = catalog.recipe_path(recipe) if recipe is not None else None
     own = Layer(str(path), read_toml(path)) if path else Layer("no recipe", {})
     upper = [own, *_environment_layers(environment), *_set_layers(sets), *_flag_layers(flags or {})]
-    upper = [Layer(layer.origin, normalise(layer.values)) for layer in upper]
-    method = _last(upper, "method") or Recipe.model_fields["method"].default
-    layers = [*_method_layers(catalog, str(method), _last(upper, "task")), *upper]
-    name = path.stem if path else "mbert"
-    return Resolved(*_validate(layers, catalog), name=name)
+    return _resolved(upper, path.stem if path else "mbert", catalog)
 
 
 def overlay(resolved: Resolved, values: Mapping[str, Any], origin: str, catalog: Catalog) -> Resolved:
-    """The same recipe with other values for some keys, checked again: what a variant is."""
-    base = Layer("recipe", resolved.recipe.model_dump(mode="json", exclude_unset=True))
-    recipe, origins = _validate([base, Layer(origin, normalise(values))], catalog)
-    merged = {key: resolved.origins.get(key, source) if source == "recipe" else source for key, source in origins.items()}
-    return Resolved(recipe, merged, resolved.name)
+    """The same recipe with other values for some keys, resolved again: what a variant is. Its method and task count."""
+    return _resolved([*resolved.layers, Layer(origin, values)], resolved.name, catalog)
+
+
+def _resolved(upper: Sequence[Layer], name: str, catalog: Catalog) -> Resolved:
+    upper = [Layer(layer.origin, normalise(layer.values)) for layer in upper]
+    method = _last(upper, "method") or Recipe.model_fields["method"].default
+    layers = [*_method_layers(catalog, str(method), _last(upper, "task")), *upper]
+    return Resolved(*_validate(layers, catalog), name=name, layers=tuple(upper))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -201,14 +202,25 @@ def _validate(layers: Sequence[Layer], catalog: Catalog) -> tuple[Recipe, dict[s
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
-        raise one_or_many([*(_explain(dict(e), origins) for e in error.errors()), *errors]) from None
+        explained = {(e["loc"][: _depth(e["loc"], merged)], e["type"] == "extra_forbidden"): dict(e) for e in error.errors()}
+        raise one_or_many([*(_explain(e, loc, origins) for (loc, _), e in explained.items()), *errors]) from None
     if errors:
         raise one_or_many(errors)
     return recipe, origins
 
 
-def _explain(error: Mapping[str, Any], origins: Mapping[str, str]) -> MbertError:
-    parts = [str(part) for part in error["loc"] if part not in ("LayerMap",)]
+def _depth(loc: Sequence[int | str], values: Any) -> int:
+    """How much of a validator's location names keys and positions; the rest names types of a union."""
+    for depth, part in enumerate(loc):
+        if isinstance(values, Mapping) and part in values or isinstance(values, list) and isinstance(part, int):
+            values = values[part]  # type: ignore[index]
+        else:
+            return depth
+    return len(loc)
+
+
+def _explain(error: Mapping[str, Any], loc: Sequence[int | str], origins: Mapping[str, str]) -> MbertError:
+    parts = [str(part) for part in loc]
     key = ".".join(parts)
     origin = _origin(key, origins)
     if error["type"] == "extra_forbidden":
@@ -223,7 +235,9 @@ def _explain(error: Mapping[str, Any], origins: Mapping[str, str]) -> MbertError
 
 
 def _origin(key: str, origins: Mapping[str, str]) -> str:
-    near = [origin for known, origin in origins.items() if key.startswith(known) or known.startswith(key)]
+    if key in origins:
+        return origins[key]
+    near = [origin for known, origin in origins.items() if key.startswith(f"{known}.") or known.startswith(f"{key}.")]
     return near[-1] if near else "recipe"
 
 
