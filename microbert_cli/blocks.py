@@ -1,12 +1,13 @@
 """A corpus as token blocks on disk: tokenised once, memory-mapped, shared between runs.
 
     tokens.bin      every token id of every sentence, in order
-    sentences.npy   where each sentence begins in tokens.bin
-    documents.npy   where each document begins in sentences.npy
-    train.npy, heldout.npy   one block a row: [a, a_end, b, b_end), ranges of tokens.bin; b = b_end where there is no segment B
+    sentences.bin   where each sentence begins in tokens.bin
+    documents.bin   where each document begins in sentences.bin
+    train.bin, heldout.bin   one block a row: [a, a_end, b, b_end), ranges of tokens.bin; b = b_end where there is no segment B
 
-Blocks are ranges, not copies, so they cost 32 bytes each whatever their length. No block crosses a document, a sentence is cut
-only where a pair is too long. Held-out documents are chosen by a hash of their tokens.
+Blocks are ranges, not copies, so they cost 32 bytes each whatever their length. All files are written piece by piece and read
+memory-mapped: memory does not grow with the corpus, but for 8 bytes a document. No block crosses a document, a sentence is
+cut only where a pair is too long. Held-out documents are chosen by a hash of their tokens.
 
     pairs    segments A and B as BERT's: a chunk of consecutive sentences is split at a random sentence; with probability
              `random_next` B is replaced by text of another document; a `short` share of chunks has a random smaller target.
@@ -17,12 +18,13 @@ Source: BERT's data preparation as the released TinyBERT uses it, without the ma
 """
 
 import hashlib
+import json
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.tracking import SILENT, Talk
 
 Range = tuple[int, int, int, int]
+GROUP = 512  # documents tokenised at once
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Blocks:
     """Blocks of one part (train or held out), read from disk as they are asked for."""
 
     def __init__(self, directory: Path, part: str, tokenizer: Any):
-        self.ranges = np.load(directory / f"{part}.npy", mmap_mode="r")
+        self.ranges = _positions(directory / f"{part}.bin").reshape(-1, 4)
         self.tokens = np.memmap(directory / "tokens.bin", dtype=_dtype(tokenizer), mode="r")
         self._cls, self._sep, self._pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
 
@@ -65,10 +68,10 @@ class Blocks:
         a, a_end, b, b_end = np.asarray(self.ranges).T
         return a_end - a + b_end - b + 2 + (b_end > b)
 
-    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """input_ids, token_type_ids and attention_mask [B, T], padded to the longest of the batch."""
+    def batch(self, indices: np.ndarray, pad_to: int | None = None) -> dict[str, Tensor]:
+        """input_ids, token_type_ids and attention_mask [B, T], padded to the longest of the batch or to `pad_to` tokens."""
         rows = [self._row(*self.ranges[i]) for i in indices]
-        length = max(len(ids) for ids, _ in rows)
+        length = max(pad_to or 0, *(len(ids) for ids, _ in rows))
         batch = {
             "input_ids": torch.full((len(rows), length), self._pad),
             "token_type_ids": torch.zeros(len(rows), length, dtype=torch.long),
@@ -93,8 +96,7 @@ def make_blocks(
     """Training and held-out blocks of a corpus; taken from the cache where the same were made before."""
     key = {
         "corpus": corpus.identify(source),
-        "vocabulary": manifest.digest(tokenizer.get_vocab()),
-        "normalizer": str(getattr(tokenizer, "do_lower_case", "")),
+        "tokenizer": _fingerprint(tokenizer),
         **vars(settings),
     }
     with cache.entry("blocks", manifest.digest(key)) as (directory, ready):
@@ -107,24 +109,32 @@ def make_blocks(
 
 
 def _write_tokens(documents: Iterable[list[str]], tokenizer: Any, directory: Path, talk: Talk) -> None:
-    sentence_starts, document_starts, written = [0], [0], 0
-    with (directory / "tokens.bin").open("wb") as file:
-        documents, number = iter(documents), 0
-        while group := list(islice(documents, 512)):
+    documents, number, tokens, count = iter(documents), 0, 0, 0
+    with (
+        (directory / "tokens.bin").open("wb") as token_file,
+        (directory / "sentences.bin").open("wb") as sentence_file,
+        (directory / "documents.bin").open("wb") as document_file,
+    ):
+        _append(sentence_file, [0])
+        _append(document_file, [0])
+        while group := list(islice(documents, GROUP)):
             number += len(group)
-            flat = [sentence for document in group for sentence in document]
-            ids = tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-            encoded = iter(ids)
-            for document in group:
-                for sentence in [ids for ids in (next(encoded) for _ in document) if ids]:
-                    file.write(np.asarray(sentence, dtype=_dtype(tokenizer)).tobytes())
-                    written += len(sentence)
-                    sentence_starts.append(written)
-                if document_starts[-1] < len(sentence_starts) - 1:
-                    document_starts.append(len(sentence_starts) - 1)
-            talk.progress("tokenise", number, 0, tokens=written)
-    np.save(directory / "sentences.npy", np.asarray(sentence_starts))
-    np.save(directory / "documents.npy", np.asarray(document_starts))
+            for document in _encode(group, tokenizer):
+                if not document:
+                    continue
+                token_file.write(np.concatenate(document).astype(_dtype(tokenizer)).tobytes())
+                _append(sentence_file, tokens + np.cumsum([len(sentence) for sentence in document]))
+                tokens, count = tokens + sum(map(len, document)), count + len(document)
+                _append(document_file, [count])
+            talk.progress("tokenise", number, 0, tokens=tokens)
+
+
+def _encode(documents: list[list[str]], tokenizer: Any) -> Iterator[list[list[int]]]:
+    """The token ids of each document's sentences, empty ones left out."""
+    flat = [sentence for document in documents for sentence in document]
+    encoded = iter(tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"])
+    for document in documents:
+        yield [ids for ids in islice(encoded, len(document)) if ids]
 
 
 def _write_blocks(directory: Path, settings: BlockSettings, dtype: type, where: str) -> None:
@@ -137,18 +147,16 @@ def _write_blocks(directory: Path, settings: BlockSettings, dtype: type, where: 
             allowed="At least two: one is held out, and segments B come from another document. A blank line ends a document.",
             fix="Put a blank line between documents, or name a larger corpus.",
         )
-    parts: dict[str, list[Range]] = {"train": [], "heldout": []}
     numbers = range(len(text.documents) - 1)
-    held = {n for n in numbers if text.is_held_out(n, settings.heldout)} or {len(numbers) - 1}
-    held = held if len(held) < len(numbers) else {len(numbers) - 1}
+    held = np.fromiter((text.is_held_out(n, settings.heldout) for n in numbers), dtype=bool)
+    if held.all() or not held.any():
+        held = np.arange(len(held)) == len(held) - 1
     cut = _pairs if settings.format == "pairs" else _packed
-    train = [n for n in numbers if n not in held]
-    for n in numbers:
-        others = train if n not in held else sorted(held)
-        draw = random.Random(f"{settings.seed} {n}")
-        parts["heldout" if n in held else "train"] += cut(text, n, others, settings, draw)
-    for part, ranges in parts.items():
-        np.save(directory / f"{part}.npy", np.asarray(ranges, dtype=np.int64).reshape(-1, 4))
+    for part, chosen in (("train", np.flatnonzero(~held)), ("heldout", np.flatnonzero(held))):
+        with (directory / f"{part}.bin").open("wb") as file:
+            for place, n in enumerate(chosen.tolist()):
+                draw = random.Random(f"{settings.seed} {n}")
+                _append(file, list(cut(text, place, chosen, settings, draw)))
 
 
 class _Text:
@@ -156,8 +164,8 @@ class _Text:
 
     def __init__(self, directory: Path, dtype: type):
         self.tokens = np.memmap(directory / "tokens.bin", dtype=dtype, mode="r")
-        self.sentences = np.load(directory / "sentences.npy", mmap_mode="r")
-        self.documents = np.load(directory / "documents.npy", mmap_mode="r")
+        self.sentences = _positions(directory / "sentences.bin")
+        self.documents = _positions(directory / "documents.bin")
 
     def bounds(self, document: int) -> list[int]:
         """Token positions where the document's sentences begin, and its end."""
@@ -170,9 +178,10 @@ class _Text:
         return int.from_bytes(value[:8]) < share * 2**64
 
 
-def _packed(text: _Text, n: int, others: list[int], settings: BlockSettings, draw: random.Random) -> Iterator[Range]:
+def _packed(text: _Text, place: int, part: np.ndarray, settings: BlockSettings, draw: random.Random) -> Iterator[Range]:
+    """Blocks of the document `part[place]`."""
     room = settings.max_length - 2
-    start, end = (bounds := text.bounds(n))[0], bounds[0]
+    start, end = (bounds := text.bounds(part[place]))[0], bounds[0]
     for sentence, sentence_end in pairwise(bounds):
         if sentence_end - start > room and end > start:
             yield start, end, end, end
@@ -185,9 +194,10 @@ def _packed(text: _Text, n: int, others: list[int], settings: BlockSettings, dra
         yield start, end, end, end
 
 
-def _pairs(text: _Text, n: int, others: list[int], settings: BlockSettings, draw: random.Random) -> Iterator[Range]:
+def _pairs(text: _Text, place: int, part: np.ndarray, settings: BlockSettings, draw: random.Random) -> Iterator[Range]:
+    """Blocks of the document `part[place]`; segments B from elsewhere come from other documents of the same part."""
     room = settings.max_length - 3
-    bounds = text.bounds(n)
+    bounds = text.bounds(part[place])
     i = 0
     while i < len(bounds) - 1:
         target = draw.randint(2, room) if draw.random() < settings.short else room
@@ -196,9 +206,9 @@ def _pairs(text: _Text, n: int, others: list[int], settings: BlockSettings, draw
             last += 1
         split = draw.randint(i + 1, max(i + 1, last - 1))
         alone = split == last
-        replaced = len(others) > 1 and (alone or draw.random() < settings.random_next)
+        replaced = len(part) > 1 and (alone or draw.random() < settings.random_next)
         if replaced:
-            b, b_end = _elsewhere(text, n, others, max(1, target - (bounds[split] - bounds[i])), draw)
+            b, b_end = _elsewhere(text, place, part, max(1, target - (bounds[split] - bounds[i])), draw)
             last = split
         else:
             b, b_end = bounds[split], bounds[last]
@@ -206,12 +216,12 @@ def _pairs(text: _Text, n: int, others: list[int], settings: BlockSettings, draw
         i = last
 
 
-def _elsewhere(text: _Text, n: int, others: list[int], wanted: int, draw: random.Random) -> tuple[int, int]:
+def _elsewhere(text: _Text, place: int, part: np.ndarray, wanted: int, draw: random.Random) -> tuple[int, int]:
     """Consecutive sentences of another document, about `wanted` tokens."""
-    other = draw.choice(others)
-    if other == n:
-        other = others[(others.index(other) + 1) % len(others)]
-    bounds = text.bounds(other)
+    other = draw.randrange(len(part))
+    if other == place:
+        other = (other + 1) % len(part)
+    bounds = text.bounds(part[other])
     first = draw.randrange(len(bounds) - 1)
     last = first + 1
     while last < len(bounds) - 1 and bounds[last] - bounds[first] < wanted:
@@ -228,6 +238,22 @@ def _fit(a: int, a_end: int, b: int, b_end: int, room: int, draw: random.Random)
         else:
             b, b_end = (b + 1, b_end) if front else (b, b_end - 1)
     return a, a_end, b, b_end
+
+
+def _append(file: IO[bytes], positions: Any) -> None:
+    file.write(np.asarray(positions, dtype=np.int64).tobytes())
+
+
+def _positions(path: Path) -> np.ndarray:
+    return np.memmap(path, dtype=np.int64, mode="r")
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    """What decides how text becomes ids; what the tokenizer was last asked to pad or cut to does not."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return manifest.digest(tokenizer.get_vocab())
+    return manifest.digest({**json.loads(backend.to_str()), "padding": None, "truncation": None})
 
 
 def _dtype(tokenizer: Any) -> type:

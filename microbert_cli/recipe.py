@@ -90,7 +90,7 @@ class Corpus(Strict):
 
     source: str | None = None
     format: Literal["pairs", "packed"] = "pairs"
-    max_length: Count = 128
+    max_length: Annotated[int, Field(ge=8)] = 128
     heldout: Share = 0.02
     documents: Count | None = None
     random_next: Share = 0.5
