@@ -48,7 +48,7 @@ def copy_model(source: Path, target: Path) -> None:
         shutil.copyfile(source / RESUME / PROJECTION, target / RESUME / PROJECTION)
 
 
-OURS = ("manifest.json", "metrics.json", "begun.json")
+OURS = ("manifest.json", "metrics.json", "begun.json", "seed.json")
 
 
 def read_projection(directory: str | Path) -> dict[str, Tensor] | None:
@@ -110,9 +110,11 @@ def load_state(directory: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def drop_state(directory: Path) -> None:
-    """Removes the optimiser's state when a phase is complete; it is larger than the model."""
-    (directory / "state.pt").unlink(missing_ok=True)
+def drop_states(directory: Path) -> None:
+    """Removes what a stopped run would have gone on from, once the model is saved; it is larger than the model."""
+    shutil.rmtree(directory / RESUME / "phases", ignore_errors=True)
+    if (directory / RESUME).is_dir() and not any((directory / RESUME).iterdir()):
+        (directory / RESUME).rmdir()
 
 
 def _sync(path: Path) -> None:

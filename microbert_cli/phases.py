@@ -5,7 +5,6 @@ learning rates is run with each from the same start, and the best on dev is kept
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +44,11 @@ class Choices:
     """Learning rates chosen on dev, by phase."""
 
     learning_rate: dict[str, float] = field(default_factory=dict)
+
+    def take(self, result: Numbers) -> None:
+        """The rates of a seed that is done, so that a resumed run gives the later seeds the same."""
+        for name, phase in result.get("phases", {}).items():
+            self.learning_rate.setdefault(name, phase["learning_rate"])
 
 
 def make_plan(name: str, training: Training, rows: int, *, learning_rate: float | None = None, drop_last: bool = False) -> Plan:
@@ -129,6 +133,7 @@ def over_seeds(
     directory: Path,
     primary: str,
     train_one: Callable[[int, Path], Numbers],
+    choices: Choices,
     talk: Talk = SILENT,
 ) -> Numbers:
     """Runs `train_one` for each seed in its own directory, skips those that are done, copies the best one up.
@@ -143,8 +148,9 @@ def over_seeds(
         if not done.is_file():
             result = train_one(seed, place)
             write_text(done, json.dumps(result))
-            shutil.rmtree(place / checkpoint.RESUME / "phases", ignore_errors=True)
+        checkpoint.drop_states(place)
         scores[seed] = json.loads(done.read_text(encoding="utf-8"))
+        choices.take(scores[seed])
         talk.note(f"seed {seed}: {primary} {scores[seed]['dev'][primary]:.4f}")
     best = max(seeds, key=lambda seed: scores[seed]["dev"][primary])
     if len(seeds) > 1:

@@ -47,7 +47,7 @@ def run(
             return up_to_date(NAME, out)
         seeds = recipe.seeds or [recipe.seed]
         trainer = _Trainer(recipe, catalog, data, model, tokenizer, talk)
-        metrics = over_seeds(seeds, work.path, data.task.primary, trainer.train_one, talk)
+        metrics = over_seeds(seeds, work.path, data.task.primary, trainer.train_one, trainer.choices, talk)
         metrics |= {"task": data.task.name, "primary": data.task.primary, "majority": data.majority("dev")}
         inputs = {"model": identity["model"]}
         return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=inputs, data=data.facts(), seeds=seeds)

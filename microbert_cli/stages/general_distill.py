@@ -67,6 +67,7 @@ def run(
         metrics = _train(recipe, objective, blocks, held, work.path, talk)
         projection = objective.projection.state_dict() if objective.projection is not None else None
         checkpoint.save_model(pupil.model, pupil.tokenizer, work.path, projection=projection)
+        checkpoint.drop_states(work.path)
         return sign(
             work,
             stage=NAME,
@@ -106,12 +107,15 @@ def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: L
 def _train(recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, directory: Path, talk: Talk) -> dict[str, Any]:
     spec = recipe.general
     device = places.device(recipe.device)
+    reference = recipe.normalisation == "reference"
+    pad_to = recipe.corpus.max_length if reference else None
 
     def on_device(part: Blocks, rows: Any) -> Batch:
-        return {name: value.to(device) for name, value in part.batch(rows).items()}
+        return {name: value.to(device) for name, value in part.batch(rows, pad_to).items()}
 
     def batches(skip: int) -> Iterator[Batch]:
-        for rows in endless(blocks.lengths, batch_size=spec.batch_size, seed=recipe.seed, skip=skip):
+        order = endless(blocks.lengths, batch_size=spec.batch_size, seed=recipe.seed, skip=skip, drop_last=reference)
+        for rows in order:
             yield on_device(blocks, rows)
 
     def heldout() -> dict[str, float]:
@@ -119,7 +123,7 @@ def _train(recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, d
         return _losses(objective, [on_device(held, rows) for rows in groups])
 
     before = heldout()
-    plan = make_plan(NAME, spec, len(blocks))
+    plan = make_plan(NAME, spec, len(blocks), drop_last=reference)
     trained = train(
         objective, batches, plan, directory=directory, seed=recipe.seed, score=heldout, primary="minus_loss", talk=talk
     )

@@ -65,6 +65,7 @@ def run(
         )
         metrics = _train(recipe, catalog, loaded, blocks, held, work.path, talk)
         checkpoint.save_model(loaded.model, loaded.tokenizer, work.path)
+        checkpoint.drop_states(work.path)
         return sign(
             work,
             stage=NAME,

@@ -54,7 +54,7 @@ def run(
         distiller = _Distiller(recipe, catalog, data, teacher, student, talk)
         taught = distiller.examine_teacher()
         seeds = recipe.seeds or [recipe.seed]
-        metrics = over_seeds(seeds, work.path, data.task.primary, distiller.train_one, talk)
+        metrics = over_seeds(seeds, work.path, data.task.primary, distiller.train_one, distiller.choices, talk)
         metrics |= {"teacher": taught, "task": data.task.name, "primary": data.task.primary}
         metrics |= {"majority": data.majority("dev"), "retention": _retention(metrics, taught, data.task.primary)}
         return sign(
