@@ -26,10 +26,13 @@ CLASSES = {
 }
 HEADS = {
     "classifier": r"classifier\.|pre_classifier\.|score\.|pooler\.|.*\.pooler\.|head\.",
-    "masked-lm": r"cls\.|lm_head\.|generator_|vocab_|head\.|decoder\.|.*\.pooler\.",
+    "masked-lm": r"cls\.|lm_head\.|generator_|vocab_|predictions\.|head\.|decoder\.|.*\.pooler\.",
     "encoder": r"pooler\.",
 }
-IGNORED = r"(.*\.)?(position_ids|fit_dense\..*|cls\..*|lm_head\..*|classifier\..*|pooler\..*|vocab_.*|score\..*|.*\.pooler\..*)"
+IGNORED = (
+    r"(.*\.)?(position_ids|fit_dense\..*|cls\..*|lm_head\..*|(pre_|sop_)?classifier\..*|pooler\..*|vocab_.*|score\..*)"
+    r"|(generator_|discriminator_)?predictions\..*|generator_lm_head\..*|head\..*|decoder\..*"
+)
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

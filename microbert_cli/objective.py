@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from microbert_cli.capture import Seen, Want, look
 from microbert_cli.catalog import Catalog
+from microbert_cli.errors import MbertError
 
 Batch = Mapping[str, Tensor]
 Ask = Callable[[Batch, Want], Seen]
@@ -80,6 +81,8 @@ class Objective(nn.Module):
         always_project: bool = False,
     ):
         super().__init__()
+        if not terms:
+            raise _nothing_to_learn()
         self.terms = list(terms)
         self.normalisation = normalisation
         self.map_layers = list(map_layers)
@@ -166,6 +169,16 @@ class Objective(nn.Module):
 
     def _project(self, hidden_BTd: Tensor, term: LossTerm) -> Tensor:
         return self.projection(hidden_BTd) if term.projects and self.projection is not None else hidden_BTd
+
+
+def _nothing_to_learn() -> MbertError:
+    return MbertError(
+        "M007",
+        "no loss has a weight above 0, so there is nothing to learn",
+        where="losses",
+        allowed="At least one loss; leave out the phase or the stage instead.",
+        fix="See the weights: --explain-config",
+    )
 
 
 def _fit_dense(student_width: int, teacher_width: int) -> nn.Linear:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli.capture import Seen, Want, look
+from microbert_cli.capture import ATTENTION, Seen, Want, look
 from microbert_cli.errors import MbertError
 from microbert_cli.models import Loaded, frozen
 from microbert_cli.objective import Batch
@@ -107,7 +107,10 @@ def check_strength(task: Task, teacher: float, majority: float, *, margin: float
 
 
 def check_heads(teacher: Any, student: Any, *, where: str) -> None:
-    """Raises M013 if attention cannot be compared head by head."""
+    """Raises M013 if attention cannot be compared head by head, M014 if a model does not show its scores."""
+    for config in (teacher, student):
+        if config._attn_implementation != ATTENTION:
+            raise _hidden_scores(config.model_type, where)
     theirs, ours = teacher.num_attention_heads, student.num_attention_heads
     if theirs != ours:
         raise MbertError(
@@ -117,6 +120,16 @@ def check_heads(teacher: Any, student: Any, *, where: str) -> None:
             allowed=f"A student of {theirs} heads: attention scores are matched head by head.",
             fix="Take such a student, or leave attention out: --set general.losses.attention_scores=0",
         )
+
+
+def _hidden_scores(model_type: str, where: str) -> MbertError:
+    return MbertError(
+        "M014",
+        f'the architecture "{model_type}" computes its attention by itself and shows no scores',
+        where=where,
+        allowed="BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ALBERT, MobileBERT or ModernBERT, where attention is distilled.",
+        fix="Leave attention out: --set general.losses.attention_scores=0 --set phases.intermediate.losses.attention_scores=0",
+    )
 
 
 def _plain(name: str) -> str:
