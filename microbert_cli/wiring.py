@@ -75,6 +75,10 @@ class _Made:
         places = (self.root / stage, RUNS / "mbert" / stage)
         return next((str(place) for place in places if (place / "manifest.json").is_file()), None)
 
+    def planned_of(self, stage: str) -> str | None:
+        """The directory a stage of this run will have made."""
+        return self.of(stage) if stage in self.planned else None
+
     def resolve(self, value: str | None) -> str | None:
         """A key's value: the name of an earlier stage stands for its output."""
         if value is None or Path(value).exists():
@@ -92,7 +96,7 @@ def _pretrain(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
 
 
 def _finetune(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
-    model = made.resolve(recipe.finetune.model) or made.of("pretrain") or recipe.base
+    model = made.resolve(recipe.finetune.model) or _pretrained(recipe, made)
     tokenizer = recipe.base or made.of("pretrain") or made.resolve(recipe.teacher.model)
     return {
         "model": _needed(model, "finetune.model", "an encoder: a directory, a Hub id or a student", "--model DIR"),
@@ -111,7 +115,7 @@ def _general(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
 
 def _augment(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     uses = recipe.augment.sources
-    model = made.resolve(recipe.augment.masked_lm) or made.of("pretrain") or recipe.base
+    model = made.resolve(recipe.augment.masked_lm) or _pretrained(recipe, made)
     masked_lm = _needed(model, "augment.masked_lm", "the masked-LM that proposes words", "--masked-lm DIR")
     vectors = recipe.vectors.source or (masked_lm if "word_vectors" in uses else None)
     return {"masked_lm": masked_lm, "vectors": vectors}
@@ -158,6 +162,11 @@ WIRES = {
     "export": _export,
     "report": _report,
 }
+
+
+def _pretrained(recipe: Recipe, made: _Made) -> str | None:
+    """The masked-LM of this run; else the one the recipe names; else what `pretrain` left from a run before."""
+    return made.planned_of("pretrain") or recipe.base or made.of("pretrain")
 
 
 def _student(recipe: Recipe, made: _Made, catalog: Catalog) -> str:
