@@ -163,6 +163,7 @@ class _Run:
             "best_weights": self.best_weights,
             "optimiser": self.optimiser.state_dict(),
             "random": torch.get_rng_state(),
+            "random_gpu": torch.cuda.get_rng_state_all(),
             "result": vars(self.result),
         }
         checkpoint.save_state(state, self.state_directory)
@@ -176,6 +177,7 @@ class _Run:
         self._load(state["weights"])
         self.optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["random"])
+        torch.cuda.set_rng_state_all(state["random_gpu"])
         self.result = Trained(**state["result"])
         self.talk.note(f"{self.plan.name}: going on after step {self.step} of {self.plan.steps}")
 

@@ -140,7 +140,7 @@ def now() -> str:
 
 
 def _hashes(directory: Path) -> dict[str, str]:
-    files = (path for path in sorted(directory.rglob("*")) if path.is_file() and not path.is_symlink())
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
     relative = {path.relative_to(directory).as_posix(): path for path in files}
     return {name: file_digest(path) for name, path in relative.items() if _is_output(name)}
 

@@ -18,7 +18,7 @@ def mask_batch(batch: dict[str, Tensor], tokenizer: Any, *, share: float, seed: 
     draw_BT = torch.rand(ids_BT.shape, generator=random).masked_fill(special, 2.0)
     chosen_BT = draw_BT < share
     if not chosen_BT.any():
-        chosen_BT = draw_BT == draw_BT.min()
+        chosen_BT = (draw_BT == draw_BT.min()) & ~special
     positions = chosen_BT.flatten().nonzero()[:, 0]
     labels = ids_BT.flatten()[positions]
     how = torch.rand(len(positions), generator=random)

@@ -221,6 +221,8 @@ def _locked(out: Path) -> Iterator[None]:
         raise cannot_write(error, out) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock.fileno()).st_nlink == 0:  # the other run ended between our open and our lock
+            raise BlockingIOError
     except BlockingIOError:
         lock.close()
         raise MbertError(
