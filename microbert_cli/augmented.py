@@ -32,10 +32,10 @@ def write_augmented(rows: Rows, path: Path, task: Task, format: Literal["parquet
 def load_augmented(path: Path, task: Task) -> Rows:
     """Rows made by `mbert augment`: its output directory, or the file in it. Labels of varied rows stay, flagged.
 
-    Raises M255 where a directory holds no such file, M253 for a missing column, M364 for a flag or source that is none.
+    Raises M255 where there is no such file or directory, M253 for a missing column, M364 for a flag or source that is none.
     """
     path = Path(path)
-    if path.is_dir():
+    if not path.is_file():
         path = _file_in(path)
     table = read_table(path)
     rows = from_table(table, task, "train")
@@ -69,7 +69,7 @@ def _file_in(folder: Path) -> Path:
             return folder / f"{STEM}{suffix}"
     raise MbertError(
         "M255",
-        "there is no augmented data in this directory",
+        "there is no augmented data here",
         where=str(folder),
         allowed=f"An output of `mbert augment`: it holds {STEM}.parquet or {STEM}.tsv.",
         fix=f"Make it: mbert augment --task TASK -o {folder}",

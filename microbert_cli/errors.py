@@ -8,7 +8,7 @@ The hundreds of a code decide the exit code, so a new error needs no second tabl
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -48,7 +48,10 @@ class MbertError(Exception):
     where    where it came from: `file:key`, `file, line 12`, or an option
     allowed  what is allowed, nearest match first
     fix      the command or edit that mends it
+    told     what was measured before a check failed
     """
+
+    told: Mapping[str, Any] = {}
 
     def __init__(self, code: str, what: str, *, where: str, allowed: str, fix: str):
         super().__init__(what)

@@ -18,10 +18,10 @@ NAMES = ("uniform", "first", "last")
 
 
 def layer_map(rule: str | Sequence[int], *, teacher_layers: int, student_layers: int) -> list[int]:
-    """The list g(0)..g(M); raises M010 where the rule does not fit the two depths."""
+    """The list g(0)..g(M); raises M010 where the rule does not fit, M015 for too deep a student."""
     N, M = teacher_layers, student_layers
     if M > N:
-        raise _misfit(f"a student of {M} layers cannot be mapped onto a teacher of {N}", N, M)
+        raise _too_deep(N, M)
     if not isinstance(rule, str):
         return _explicit(list(rule), N, M)
     if rule == "uniform":
@@ -41,6 +41,16 @@ def _explicit(layers: list[int], N: int, M: int) -> list[int]:
     if any(not 1 <= layer <= N for layer in layers) or layers != sorted(set(layers)):
         raise _misfit(f"layer_map {layers} must rise strictly within 1..{N}", N, M)
     return [0, *layers]
+
+
+def _too_deep(N: int, M: int) -> MbertError:
+    return MbertError(
+        "M015",
+        f"a student of {M} layers cannot be mapped onto a teacher of {N}",
+        where="layer_map",
+        allowed=f"A student of at most {N} layers.",
+        fix="Choose a shallower student (see mbert list students), or a deeper teacher.",
+    )
 
 
 def _misfit(what: str, N: int, M: int) -> MbertError:

@@ -214,8 +214,15 @@ class _Run:
             f"the loss is {loss} and the gradient norm {norm} at step {self.step + 1}",
             where=f"{self.plan.name}, learning_rate {self.plan.learning_rate}",
             allowed="Finite losses; a smaller learning rate or a longer warm-up usually mends it.",
-            fix=f"--set learning_rate of this phase to {self.plan.learning_rate / 3:.0e}, and run again",
+            fix=f"The same command with: --set {_table(self.plan.name)}.learning_rate={self.plan.learning_rate / 3:.0e}",
         )
+
+
+def _table(phase: str) -> str:
+    """The recipe table whose numbers a phase is trained with."""
+    name = phase.partition("-lr")[0]
+    known = {"pretrain": "pretrain", "finetune": "finetune", "general-distill": "general"}
+    return known.get(name, f"phases.{name}")
 
 
 @contextmanager

@@ -75,10 +75,20 @@ def no_vocabulary(name: str, where: str) -> MbertError:
 
 
 def device(name: str) -> str:
-    """`auto` is a GPU where there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """`auto` is a GPU where there is one; raises M109 for a device that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise MbertError(
+            "M109",
+            f'there is no device "{name}" here: {str(error).splitlines()[0][:160]}',
+            where="--device, MBERT_DEVICE or the key device",
+            allowed=f"auto, cpu{', cuda' if torch.cuda.is_available() else ''}.",
+            fix="Leave it out: auto takes a GPU where there is one.",
+        ) from None
+    return name
 
 
 def _fill(value: Any, numbers: dict[str, int]) -> Any:

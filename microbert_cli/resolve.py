@@ -46,14 +46,16 @@ def resolve(
     sets: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
+    called: Mapping[str, str] | None = None,
 ) -> Resolved:
     """Merges every source of values and checks the result; raises all errors at once.
 
-    recipe  a TOML file or a catalogued recipe's name;  sets  `key=value` texts;  flags  dotted key -> value of named options.
+    recipe  a TOML file or a catalogued recipe's name;  sets  `key=value` texts;  flags  dotted key -> value of named options;
+    called  dotted key -> the option's own name, where that is not `--key`.
     """
     path = catalog.recipe_path(recipe) if recipe is not None else None
     own = Layer(str(path), read_toml(path)) if path else Layer("no recipe", {})
-    upper = [own, *_environment_layers(environment), *_set_layers(sets), *_flag_layers(flags or {})]
+    upper = [own, *_environment_layers(environment), *_set_layers(sets), *_flag_layers(flags or {}, called or {})]
     return _resolved(upper, path.stem if path else "mbert", catalog)
 
 
@@ -170,8 +172,9 @@ def _environment_layers(environment: Mapping[str, str] | None) -> list[Layer]:
     ]
 
 
-def _flag_layers(flags: Mapping[str, Any]) -> list[Layer]:
-    return [Layer(f"flag for {key}", nest(key, value)) for key, value in flags.items() if value is not None]
+def _flag_layers(flags: Mapping[str, Any], called: Mapping[str, str]) -> list[Layer]:
+    given = {key: value for key, value in flags.items() if value is not None}
+    return [Layer(called.get(key, f"--{key.replace('_', '-')}"), nest(key, value)) for key, value in given.items()]
 
 
 def _method_layers(catalog: Catalog, method: str, task: Any) -> list[Layer]:
@@ -227,10 +230,10 @@ def _explain(error: Mapping[str, Any], loc: Sequence[int | str], origins: Mappin
         return _unknown(key, origin, _siblings(parts))
     return MbertError(
         "M003",
-        f"{error['input']!r} does not fit: {error['msg'].lower()}",
+        f"{error['input']!r} does not fit",
         where=f"{origin}, {key}",
-        allowed="What the key takes is in the reference of recipe keys.",
-        fix="See every value and where it comes from: --explain-config",
+        allowed=f"{error['msg']}.",
+        fix="Correct it; every key with its default: mbert run --explain-config",
     )
 
 

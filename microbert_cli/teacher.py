@@ -4,6 +4,7 @@ The two commonest failures of distillation are a raw teacher and permuted labels
 task's labels by NAME, and its dev score is measured first: one that is hardly better than the commonest class is refused.
 """
 
+import json
 from collections.abc import Sequence
 from itertools import permutations
 from typing import Any
@@ -89,7 +90,7 @@ def check_order(task: Task, logits: np.ndarray, labels: Sequence[int], *, where:
         f"{accuracy[best]:.3f} as {', '.join(told)}",
         where=where,
         allowed=f"Outputs in the task's order: {', '.join(names)}.",
-        fix=f"Name the order of the teacher's outputs: --set 'teacher.label_order={told}'",
+        fix=f"Name the order of the teacher's outputs: --set 'teacher.label_order={json.dumps(told)}'",
     )
 
 
@@ -106,8 +107,11 @@ def check_strength(task: Task, teacher: float, majority: float, *, margin: float
     )
 
 
-def check_heads(teacher: Any, student: Any, *, where: str) -> None:
-    """Raises M013 if attention cannot be compared head by head, M014 if a model does not show its scores."""
+def check_heads(teacher: Any, student: Any, *, where: str, key: str) -> None:
+    """Raises M013 if attention cannot be compared head by head, M014 if a model does not show its scores.
+
+    key  the loss's own key in the recipe
+    """
     for config in (teacher, student):
         if config._attn_implementation != ATTENTION:
             raise _hidden_scores(config.model_type, where)
@@ -118,7 +122,7 @@ def check_heads(teacher: Any, student: Any, *, where: str) -> None:
             f"the teacher has {theirs} attention heads, the student {ours}",
             where=where,
             allowed=f"A student of {theirs} heads: attention scores are matched head by head.",
-            fix="Take such a student, or leave attention out: --set general.losses.attention_scores=0",
+            fix=f"Take such a student, or leave attention out: --set {key}=0",
         )
 
 

@@ -9,7 +9,7 @@ import typer
 from microbert_cli.cli import options
 from microbert_cli.cli.console import show_table
 from microbert_cli.cli.options import Common, with_common
-from microbert_cli.cli.running import known_task, run_stage, show_result
+from microbert_cli.cli.running import known_task, run_stage, telling
 from microbert_cli.errors import MbertError
 
 EPILOG = """Examples:
@@ -54,12 +54,12 @@ def evaluate(
     result = run_stage("evaluate", common, resolved, **({"submit": True} if submission else {}))
     if result is None:
         return
-    show_result(result, common)
-    if not (common.as_json or common.quiet):
-        _show_scores(result.metrics)
     from microbert_cli.stages.evaluate import check
 
-    check(result.metrics, minimum, before, tolerance)
+    with telling(result, common):
+        if not (common.as_json or common.quiet):
+            _show_scores(result.metrics)
+        check(result.metrics, minimum, before, tolerance)
 
 
 def _show_scores(metrics: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def _refuse(error: MbertError) -> NoReturn:
     """The four parts on stderr, with --json on stdout too, and the exit code of the error's family."""
     show_error(error)
     if "--json" in sys.argv:
-        show_json({"error": error.as_dict()})
+        show_json({**error.told, "error": error.as_dict()})
     if "-v" in sys.argv or "--verbose" in sys.argv:
         traceback.print_exc()
     sys.exit(int(error.exit_code))

@@ -19,6 +19,12 @@ from microbert_cli.errors import MbertError
 from microbert_cli.resolve import Resolved, parse_value, resolve
 
 DEFAULT_RECIPE = Path("mbert.toml")
+OPTIONS = {
+    "base": "--teacher", "teacher.model": "--teacher", "pretrain.model": "--model", "finetune.model": "--model",
+    "evaluate.model": "MODEL", "export.model": "MODEL", "augment.masked_lm": "--masked-lm", "vectors.source": "--vectors",
+    "corpus.source": "--corpus", "data.folder": "--data", "data.train_file": "--train-file", "data.dev_file": "--dev-file",
+    "data.test_file": "--test-file", "data.text": "--text", "data.label": "--label",
+}  # fmt: skip
 
 
 @dataclass
@@ -52,11 +58,11 @@ class Common:
         recipe = self.recipe or (str(DEFAULT_RECIPE) if DEFAULT_RECIPE.is_file() else None)
         named = {key.replace("__", "."): value for key, value in flags.items() if value not in (None, [])}
         named |= {"seed": self.seed, "device": self.device}
-        return resolve(catalog=self.catalog(), recipe=recipe, sets=self.sets or [], flags=named)
+        return resolve(catalog=self.catalog(), recipe=recipe, sets=self.sets or [], flags=named, called=OPTIONS)
 
 
 TaskName = Annotated[str | None, typer.Option("--task", help="A task of the catalogue, or a task TOML.")]
-DataDir = Annotated[str | None, typer.Option("--data", envvar="MBERT_DATA", help="A GLUE folder, or one task's folder.")]
+DataDir = Annotated[str | None, typer.Option("--data", help="A GLUE folder, or one task's; default: MBERT_DATA.")]
 TrainFile = Annotated[str | None, typer.Option("--train-file", help="Own data: CSV, TSV, JSONL or Parquet.")]
 DevFile = Annotated[str | None, typer.Option("--dev-file", help="Own data to select on.")]
 TestFile = Annotated[str | None, typer.Option("--test-file", help="Own data to test on.")]

@@ -1,11 +1,14 @@
 """How every stage command goes: resolve, show or check if asked, run, print the result."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microbert_cli import manifest
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.options import Common
+from microbert_cli.errors import MbertError
 from microbert_cli.recipe import STAGES
 from microbert_cli.resolve import Resolved, flatten
 from microbert_cli.wiring import Step, default_root, step
@@ -51,6 +54,21 @@ def show_result(result: "StageResult | None", common: Common) -> None:
     if result.up_to_date:
         common.talk().note(f"{result.stage}: up to date")
     show(str(result.out))
+
+
+@contextmanager
+def telling(result: "StageResult", common: Common) -> Iterator[None]:
+    """Tells the result before a check of it; with --json after it, so that one object holds both metrics and error."""
+    if not common.as_json:
+        show_result(result, common)
+        yield
+        return
+    try:
+        yield
+    except MbertError as error:
+        error.told = result.metrics
+        raise
+    show_result(result, common)
 
 
 def known_task(model: str | None, task: str | None, own: dict[str, Any]) -> dict[str, Any]:

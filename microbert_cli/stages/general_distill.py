@@ -85,7 +85,7 @@ def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: L
     terms = make_terms({name: (t.weight, t.parameters) for name, t in recipe.general.losses.items()}, catalog)
     theirs, ours = taught.model.config, pupil.model.config
     if any("scores" in term.needs for term in terms):
-        check_heads(theirs, ours, where="student")
+        check_heads(theirs, ours, where="student", key="general.losses.attention_scores")
     torch.manual_seed(recipe.seed)
     objective = Objective(
         terms,

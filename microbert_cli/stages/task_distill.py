@@ -133,10 +133,10 @@ class _Distiller:
         models.same_vocabulary(self.taught.tokenizer, loaded.tokenizer, where=f"student {self.student}")
         models.check_length(self.data.max_length, loaded.model.config, where="data.max_length")
         theirs, ours = self.taught.model.config, loaded.model.config
-        terms = [term for phase in self.terms.values() for term in phase]
-        if any("scores" in term.needs for term in terms):
-            check_heads(theirs, ours, where=f"student {self.student}")
-        if any(term.over == "layers" for term in terms):
+        terms = {f"phases.{name}.losses.{term.name}": term for name, phase in self.terms.items() for term in phase}
+        for key in (key for key, term in terms.items() if "scores" in term.needs):
+            check_heads(theirs, ours, where=f"student {self.student}", key=key)
+        if any(term.over == "layers" for term in terms.values()):
             self.map_layers = layer_map(
                 self.recipe.layer_map, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers
             )
