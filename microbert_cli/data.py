@@ -48,9 +48,8 @@ def load_split(task: Task, split: str, *, data_dir: Path | None = None, limit: i
 def _python_docs(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
     from microbert_cli import python_docs
 
-    source: Any = python_docs
-    texts, labels = source.task_rows(split)
-    return texts, labels
+    texts, labels = python_docs.task_rows(split)
+    return [(text,) for text in texts], labels
 
 
 BUILT_IN: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]]]] = {"python-docs": _python_docs}
