@@ -1,0 +1,78 @@
+"""Batches: every row once an epoch, little padding, a function of seed and epoch, the same after a resume."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from microbert_cli.batching import POOL, endless, epoch_batches, in_order, steps_per_epoch
+
+LENGTHS = np.random.default_rng(0).integers(4, 120, size=1003)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 1003])
+def test_every_row_once_an_epoch(rows):
+    batches = epoch_batches(LENGTHS[:rows], batch_size=8, seed=1, epoch=0)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(rows))
+    assert len(batches) == steps_per_epoch(rows, 8)
+
+
+@pytest.mark.parametrize("rows", [5, 8, 1003])
+def test_a_partial_batch_can_be_left_out(rows):
+    batches = epoch_batches(LENGTHS[:rows], batch_size=8, seed=1, epoch=0, drop_last=True)
+    assert len(batches) == steps_per_epoch(rows, 8, drop_last=True)
+    assert {len(batch) for batch in batches} == ({8} if rows >= 8 else {rows})  # too few rows are not dropped altogether
+
+
+def padding(batches):
+    """The share of padding among all tokens."""
+    padded = sum(LENGTHS[batch].max() * len(batch) for batch in batches)
+    return 1 - LENGTHS[np.concatenate(batches)].sum() / padded
+
+
+def test_pools_of_like_length_save_padding():
+    order = np.random.default_rng(3).permutation(len(LENGTHS))
+    plain = [order[i : i + 8] for i in range(0, len(order), 8)]
+    assert padding(plain) > 0.4
+    assert padding(epoch_batches(LENGTHS, batch_size=8, seed=3, epoch=0)) < 0.05
+
+
+def test_batches_come_in_random_order_of_length():
+    means = [LENGTHS[batch].mean() for batch in epoch_batches(LENGTHS, batch_size=8, seed=3, epoch=0)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+def test_seed_and_epoch_decide():
+    def told(**which):
+        return [batch.tolist() for batch in epoch_batches(LENGTHS, batch_size=8, **which)]
+
+    assert told(seed=1, epoch=0) == told(seed=1, epoch=0)
+    assert told(seed=1, epoch=0) != told(seed=1, epoch=1)
+    assert told(seed=1, epoch=0) != told(seed=2, epoch=0)
+
+
+def test_the_company_of_a_row_changes():
+    """Rows of equal length meet others in each epoch: pools are drawn anew."""
+    first = {tuple(sorted(batch)) for batch in epoch_batches([5] * 64, batch_size=4, seed=0, epoch=0)}
+    second = {tuple(sorted(batch)) for batch in epoch_batches([5] * 64, batch_size=4, seed=0, epoch=1)}
+    assert len(first & second) < 4
+
+
+@pytest.mark.parametrize("skip", [0, 1, 125, 126, 127, 300])
+def test_skipping_is_the_same_as_running_through(skip):
+    whole = list(islice(endless(LENGTHS, batch_size=8, seed=5), skip + 20))
+    late = list(islice(endless(LENGTHS, batch_size=8, seed=5, skip=skip), 20))
+    assert all(np.array_equal(a, b) for a, b in zip(whole[skip:], late, strict=True))
+
+
+def test_in_order_is_every_row_longest_first():
+    batches = in_order(LENGTHS, batch_size=50)
+    told = LENGTHS[np.concatenate(batches)]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(LENGTHS)))
+    assert (np.diff(told) <= 0).all()
+
+
+def test_pools_hold_whole_batches():
+    """So that leaving out partial batches loses fewer rows than one batch."""
+    batches = epoch_batches(list(range(POOL * 4 + 3)), batch_size=4, seed=0, epoch=0)
+    assert sorted(len(batch) for batch in batches)[:2] == [3, 4]

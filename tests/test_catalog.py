@@ -1,0 +1,131 @@
+"""Names: the golden list of what is built in, folders of one's own, patterns, and hints for what was mistyped."""
+
+import sys
+
+import pytest
+
+from microbert_cli.catalog import KINDS, Catalog
+from microbert_cli.errors import MbertError
+
+BUILT_IN = {
+    "losses": ["attention_scores", "embedding", "hard_label", "hidden_states", "masked_lm", "soft_target"],
+    "methods": ["tinybert", "tinybert-reference"],
+    "students": [
+        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "tinybert-4l-312",
+        "tinybert-6l-768",
+    ],
+    "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
+    "recipes": ["own-data", "quickstart", "sst2-tinybert"],
+    "augmenters": ["masked_lm", "word_vectors"],
+}  # fmt: skip
+CATALOG = Catalog()
+
+
+@pytest.mark.parametrize("kind", BUILT_IN)
+def test_nothing_built_in_disappears_silently(kind):
+    assert CATALOG.names(kind) == BUILT_IN[kind]
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("bert-4x312", {"L": 4, "H": 312}),
+        ("bert-12x768", {"L": 12, "H": 768}),
+        ("bert-4x312x1200", {"L": 4, "H": 312, "F": 1200}),
+        ("tinybert-4l-312", {}),
+    ],
+)
+def test_patterns(name, numbers):
+    assert CATALOG.numbers("students", name) == numbers
+    assert list(CATALOG.check("students", name, "student")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["bert-4x", "bert-0x312", "bert-4x0", "bert-04x312", "bert-4x312x", "xbert-4x312", "bert-ax312", "BERT-4x312"]
+)
+def test_what_fits_no_pattern_is_an_error(name):
+    (error,) = CATALOG.check("students", name, "student")
+    assert (error.code, error.where) == ("M005", "student")
+
+
+def test_the_nearest_name_is_offered():
+    (error,) = CATALOG.check("losses", "soft_targets", "here")
+    assert 'Did you mean "soft_target"?' in error.allowed and '"soft_targets"' in error.what
+    assert error.what.startswith("there is no loss ")
+    (error,) = CATALOG.check("tasks", "zzz", "here")
+    assert "Did you mean" not in error.allowed and "sst2" in error.allowed
+
+
+def test_parameters_of_a_loss_are_read_without_importing_it():
+    assert CATALOG.loss_parameters("soft_target") == {
+        "temperature", "divergence", "reduction", "squared_temperature", "normalisation",
+    }  # fmt: skip
+    assert CATALOG.loss_parameters("hard_label") == {"label_smoothing"}
+    assert CATALOG.loss_parameters("masked_lm") == set()
+
+
+LOSS = '''"""A loss that would fail if it were imported to be listed."""
+
+needs = {"logits"}
+over = "batch"
+imported = True
+
+
+def %s(student_BC, teacher_BC, *, strength=1.0, _private=0):
+    return (student_BC - teacher_BC).abs().mean() * strength
+'''
+
+
+def included(tmp_path, kind, name, text):
+    (tmp_path / kind).mkdir(exist_ok=True)
+    (tmp_path / kind / name).write_text(text, encoding="utf-8")
+    return Catalog([tmp_path])
+
+
+def test_a_file_of_ones_own_is_found(tmp_path):
+    catalog = included(tmp_path, "losses", "absolute.py", LOSS % "absolute")
+    assert catalog.names("losses") == sorted([*BUILT_IN["losses"], "absolute"])
+    assert catalog.loss_parameters("absolute") == {"strength", "_private"}
+    assert "mbert_included_losses_absolute" not in sys.modules
+    assert catalog.module("losses", "absolute").imported
+    assert CATALOG.names("losses") == BUILT_IN["losses"]
+
+
+def test_a_file_of_ones_own_hides_the_built_in_one(tmp_path):
+    catalog = included(tmp_path, "losses", "embedding.py", LOSS % "embedding")
+    assert catalog.path("losses", "embedding", where="x").parent == tmp_path / "losses"
+    assert catalog.module("losses", "embedding").imported
+    assert not hasattr(CATALOG.module("losses", "embedding"), "imported")
+
+
+def test_later_folders_win(tmp_path):
+    for folder, title in (("one", "1"), ("two", "2")):
+        (tmp_path / folder).mkdir()
+        included(tmp_path / folder, "students", "mine.toml", f"title = '{title}'")
+    catalog = Catalog([tmp_path / "one", tmp_path / "two"])
+    assert "2" in catalog.path("students", "mine", where="x").read_text()
+
+
+def test_a_path_to_a_file_serves_as_a_name(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("x = 1")
+    assert CATALOG.path("students", str(path), where="x") == path
+    with pytest.raises(MbertError) as caught:
+        CATALOG.path("students", str(tmp_path / "gone.toml"), where="x")
+    assert caught.value.code == "M005"
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(MbertError) as caught:
+        Catalog([tmp_path / "gone"])
+    assert caught.value.code == "M202"
+
+
+def test_every_built_in_file_is_whole():
+    for kind in KINDS:
+        for name in CATALOG.names(kind):
+            assert CATALOG.path(kind, name, where=kind).is_file()
+    for name in CATALOG.names("losses"):
+        module = CATALOG.module("losses", name)
+        assert module.over in ("layers", "embedding", "batch")
+        assert callable(getattr(module, name))

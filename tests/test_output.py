@@ -1,0 +1,282 @@
+"""Output directories: whole or not there, found again, never overwritten, one run at a time; and their manifests."""
+
+import errno
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from microbert_cli import manifest, output, sources
+from microbert_cli.errors import MbertError
+from microbert_cli.tracking import Talk
+
+IDENTITY = {"recipe": {"seed": 1, "finetune": {"epochs": 3.0}}, "model": "abc"}
+
+
+class Notes(Talk):
+    """What was said."""
+
+    def __init__(self):
+        self.said = []
+
+    def note(self, text):
+        self.said.append(text)
+
+
+def make(out, identity=IDENTITY, text="result", **options):
+    """A stage that writes one file; returns whether it had anything to do."""
+    with output.working(out, stage="test", identity=identity, **options) as work:
+        if not work.done:
+            (work.path / "file.txt").write_text(text)
+        return not work.done
+
+
+def stop(out, name="half.txt", identity=IDENTITY):
+    """A stage that is stopped in the middle."""
+    with pytest.raises(KeyboardInterrupt), output.working(out, stage="test", identity=identity) as work:
+        (work.path / name).write_text("half")
+        raise KeyboardInterrupt
+
+
+def refused(code, out, identity=IDENTITY, **options):
+    with pytest.raises(MbertError) as caught:
+        make(out, identity, **options)
+    assert caught.value.code == code
+    return caught.value
+
+
+def litter(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_new_output_is_whole(tmp_path):
+    assert make(tmp_path / "out")
+    assert litter(tmp_path) == ["out"]
+    assert litter(tmp_path / "out") == ["file.txt", "manifest.json"]
+    found = manifest.read(tmp_path / "out")
+    assert found["status"] == "complete" and found["stage"] == "test" and found["identity"] == IDENTITY
+    assert found["outputs"] == {"file.txt": manifest.file_digest(tmp_path / "out" / "file.txt")}
+    assert {"argv", "versions", "started", "finished", "schema", "result", "git"} <= found.keys()
+
+
+def test_an_empty_directory_is_as_good_as_none(tmp_path):
+    (tmp_path / "out").mkdir()
+    assert make(tmp_path / "out")
+
+
+def test_nothing_is_there_before_the_end(tmp_path):
+    out = tmp_path / "out"
+    with output.working(out, stage="test", identity=IDENTITY) as work:
+        (work.path / "file.txt").write_text("x")
+        assert not out.exists() and work.path == manifest.partial_path(out)
+        assert not (work.path / manifest.FILE).exists()
+
+
+def test_up_to_date(tmp_path):
+    out = tmp_path / "out"
+    make(out)
+    before = manifest.read(out)
+    assert not make(out)
+    assert manifest.read(out) == before
+    assert output.is_up_to_date(out, dict(reversed(IDENTITY.items())))
+
+
+def test_another_recipe_is_refused_with_the_differing_keys(tmp_path):
+    out = tmp_path / "out"
+    make(out)
+    other = {"recipe": {"seed": 2, "finetune": {"epochs": 3.0}}, "model": "abc", "teacher": "t"}
+    error = refused("M110", out, other)
+    assert "recipe.seed: 1 -> 2" in error.what and "teacher: (none) -> t" in error.what and "epochs" not in error.what
+    assert (out / "file.txt").read_text() == "result"
+    assert output.differences(out, other) == ["recipe.seed: 1 -> 2", "teacher: (none) -> t"]
+
+
+def test_renew_moves_the_old_one_aside_and_says_why(tmp_path):
+    out, notes = tmp_path / "out", Notes()
+    make(out)
+    assert make(out, {**IDENTITY, "model": "xyz"}, "second", renew=True, talk=notes)
+    assert (out / "file.txt").read_text() == "second"
+    assert (tmp_path / "out.old-1" / "file.txt").read_text() == "result"
+    assert any("model: abc -> xyz" in text for text in notes.said)
+
+
+def test_force_never_deletes(tmp_path):
+    out = tmp_path / "out"
+    for text in ("one", "two", "three"):
+        assert make(out, text=text, force=True)
+    kept = [(tmp_path / f"out.old-{n}" / "file.txt").read_text() for n in (1, 2)]
+    assert kept == ["one", "two"] and (out / "file.txt").read_text() == "three"
+
+
+def test_what_something_else_made_is_refused_unless_forced(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    refused("M111", out)
+    assert litter(tmp_path) == ["out"]
+    make(out, force=True)
+    assert (tmp_path / "out.old-1" / "thesis.txt").read_text() == "mine"
+
+
+def test_begun_work_is_found_again(tmp_path):
+    out, notes = tmp_path / "out", Notes()
+    stop(out)
+    assert litter(tmp_path) == ["out.partial"]
+    with output.working(out, stage="test", identity=IDENTITY, talk=notes) as work:
+        assert work.resumed and (work.path / "half.txt").read_text() == "half"
+    assert "begun.json" not in litter(out)
+    assert notes.said
+
+
+@pytest.mark.parametrize("options", [{"identity": {"model": "other"}}, {"resume": False}, {"force": True}])
+def test_begun_work_of_another_kind_is_moved_aside(tmp_path, options):
+    out = tmp_path / "out"
+    stop(out)
+    assert make(out, **options)
+    assert litter(out) == ["file.txt", "manifest.json"]
+    assert (tmp_path / "out.partial.old-1" / "half.txt").is_file()
+
+
+def test_work_that_fails_before_it_wrote_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="early"), output.working(tmp_path / "a" / "out", stage="test", identity=IDENTITY):
+        raise ValueError("early")
+    assert litter(tmp_path) == []
+
+
+def test_a_damaged_beginning_is_not_resumed(tmp_path):
+    out = tmp_path / "out"
+    stop(out)
+    (manifest.partial_path(out) / "begun.json").write_text("{")
+    make(out)
+    assert not (out / "half.txt").exists()
+
+
+def hold(out, ready, end):
+    with output.working(Path(out), stage="test", identity=IDENTITY) as work:
+        (work.path / "file.txt").write_text("x")
+        ready.set()
+        end.wait(20)
+
+
+def test_one_run_at_a_time(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, end = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(str(tmp_path / "out"), ready, end))
+    other.start()
+    try:
+        assert ready.wait(20)
+        refused("M112", tmp_path / "out")
+        refused("M112", tmp_path / "out", force=True)
+        assert make(tmp_path / "neighbour")
+    finally:
+        end.set()
+        other.join(20)
+    assert not make(tmp_path / "out")
+    assert litter(tmp_path) == ["neighbour", "out"]
+
+
+@pytest.mark.parametrize("where", ["fsync", "rename"])
+def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch, where):
+    out = tmp_path / "out"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os if where == "fsync" else Path, where, full)
+        with pytest.raises(MbertError) as caught, output.working(out, stage="test", identity=IDENTITY) as work:
+            (work.path / "file.txt").write_text("x")
+    assert caught.value.code == "M220" and not out.exists()
+    make(out)
+    assert (out / manifest.FILE).is_file()
+
+
+def test_a_full_disk_in_the_middle_is_resumed(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(MbertError) as caught, output.working(out, stage="test", identity=IDENTITY) as work:
+        (work.path / "half.txt").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.code == "M220" and int(caught.value.exit_code) == 4
+    with output.working(out, stage="test", identity=IDENTITY) as work:
+        assert work.resumed and (work.path / "half.txt").is_file()
+
+
+def test_another_failure_stays_itself(tmp_path):
+    with pytest.raises(OSError, match="odd"), output.working(tmp_path / "out", stage="test", identity=IDENTITY):
+        raise OSError(errno.EIO, "odd")
+
+
+def test_readers_refuse_what_is_unfinished_and_name_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/mbert", "finetune", "--task", "sst2"])
+    out = tmp_path / "out"
+    stop(out, "config.json")
+    for place in (out, manifest.partial_path(out)):
+        with pytest.raises(MbertError) as caught:
+            sources.find(place, where="--model")
+        assert caught.value.code == "M210"
+        assert caught.value.fix == "Finish it: mbert finetune --task sst2"
+    with pytest.raises(MbertError) as caught:
+        manifest.read(manifest.partial_path(out))
+    assert caught.value.code == "M210"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"identity": 1}'])
+def test_a_damaged_manifest(tmp_path, text):
+    make(tmp_path / "out")
+    (tmp_path / "out" / manifest.FILE).write_text(text)
+    with pytest.raises(MbertError) as caught:
+        manifest.read(tmp_path / "out")
+    assert caught.value.code == "M301"
+    refused("M301", tmp_path / "out")
+
+
+def test_identity_of_an_output_is_its_result_not_its_talk(tmp_path):
+    for name, said in (("a", "x"), ("b", "y")):
+        with output.working(tmp_path / name, stage="test", identity={"from": name}) as work:
+            (work.path / "file.txt").write_text("same")
+            (work.path / "log.jsonl").write_text(said)
+            (work.path / "README.md").write_text(said)
+    make(tmp_path / "c", text="other")
+    a, b, c = (manifest.identify(tmp_path / name) for name in "abc")
+    assert a == b != c
+
+
+def test_identity_of_a_plain_directory_a_file_and_a_name(tmp_path):
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "config.json").write_text("{}")
+    before = manifest.identify(plain)
+    assert before == manifest.identify(plain)
+    (plain / "config.json").write_text("{ }")
+    assert manifest.identify(plain) != before
+    assert manifest.identify(plain / "config.json") == manifest.file_digest(plain / "config.json")
+    assert manifest.identify("google-bert/bert-base-uncased") == "google-bert/bert-base-uncased"
+    assert manifest.identify(None) is None
+
+
+def test_linked_files_count_as_the_hubs_cache_has_them(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"blob-{name}").write_text(name)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").symlink_to(tmp_path / f"blob-{name}")
+    assert manifest.identify(tmp_path / "one") != manifest.identify(tmp_path / "two")
+
+
+def test_text_is_written_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    manifest.write_text(path, "old")
+
+    def broken(_):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(os, "fsync", broken)
+        manifest.write_text(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_digest_ignores_key_order():
+    assert manifest.digest({"a": 1, "b": [1, 2]}) == manifest.digest(json.loads('{"b": [1, 2], "a": 1}'))
+    assert manifest.digest({"a": 1}) != manifest.digest({"a": "1"})

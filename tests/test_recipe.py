@@ -1,0 +1,221 @@
+"""Where a key's value comes from, as a truth table; and everything that is wrong with a recipe, said at once."""
+
+import itertools
+import tomllib
+
+import pytest
+
+from microbert_cli.catalog import Catalog
+from microbert_cli.errors import ManyErrors, MbertError
+from microbert_cli.recipe import Recipe
+from microbert_cli.resolve import flatten, merge, nest, normalise, overlay, parse_value, read_toml, resolve
+from microbert_cli.stage import to_toml
+
+CATALOG = Catalog()
+KEY = "phases.intermediate.epochs"
+# Lowest first: what gives KEY a value, the value, and how its origin is called. cola's own value is the method's 50.
+PLACES = {
+    "method for the task": ("task", 50.0, "method tinybert, for cola"),
+    "recipe": ("recipe", 2.0, "mine.toml"),
+    "environment": ("environment", 3.0, "MBERT_SET_PHASES__INTERMEDIATE__EPOCHS"),
+    "set": ("sets", 4.0, f"--set {KEY}"),
+    "flag": ("flags", 5.0, f"--{KEY}"),
+}
+
+
+def of(*sets, catalog=CATALOG, **more):
+    """A recipe from `--set` texts alone, whatever the environment of the tests."""
+    return resolve(catalog=catalog, sets=sets, environment=more.pop("environment", {}), **more)
+
+
+def errors_of(*sets, **more):
+    with pytest.raises(MbertError) as caught:
+        of(*sets, **more)
+    found = caught.value
+    return found.errors if isinstance(found, ManyErrors) else [found]
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("present", list(itertools.product([False, True], repeat=len(PLACES))))
+def test_every_combination_of_places(present, tmp_path):
+    given = [place for place, there in zip(PLACES, present, strict=True) if there]
+    text = 'task = "cola"\n' if "method for the task" in given else ""
+    text += "[phases.intermediate]\nepochs = 2\n" if "recipe" in given else ""
+    found = resolve(
+        catalog=CATALOG,
+        recipe=write(tmp_path / "mine.toml", text),
+        environment={"MBERT_SET_PHASES__INTERMEDIATE__EPOCHS": "3", "OTHER": "1"} if "environment" in given else {},
+        sets=[f"{KEY}=4"] if "set" in given else [],
+        flags={KEY: 5.0, "student": None} if "flag" in given else {"student": None},
+    )
+    _, value, origin = PLACES[given[-1]] if given else ("", 20.0, "method tinybert")
+    assert found.recipe.phases["intermediate"].epochs == value
+    assert found.origins[KEY].endswith(origin)
+    assert "student" not in found.origins
+
+
+def test_the_built_in_default_lies_below_the_method():
+    assert Recipe().general.batch_size == 32
+    assert of().recipe.general.batch_size == 256
+    assert "seed" not in of().origins
+
+
+def test_the_method_itself_may_come_from_any_place(tmp_path):
+    recipe = write(tmp_path / "r.toml", 'method = "tinybert-reference"\n')
+    assert resolve(catalog=CATALOG, recipe=recipe, environment={}).recipe.normalisation == "reference"
+    assert (
+        resolve(catalog=CATALOG, recipe=recipe, environment={"MBERT_SET_METHOD": "tinybert"}).recipe.normalisation == "masked"
+    )
+    assert (
+        resolve(catalog=CATALOG, recipe=recipe, environment={}, flags={"method": "tinybert"}).recipe.normalisation == "masked"
+    )
+
+
+def test_the_process_environment_is_read_by_default(monkeypatch):
+    monkeypatch.setenv("MBERT_SET_finetune__epochs", "7")
+    assert resolve(catalog=CATALOG).recipe.finetune.epochs == 7.0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-5", 3e-5),
+        ("3", 3),
+        ("true", True),
+        ("sst2", "sst2"),
+        ('"3"', "3"),
+        ("[2, 4]", [2, 4]),
+        ("", ""),
+        ("a b", "a b"),
+        ("1.2.3", "1.2.3"),
+        ("../glue/SST-2", "../glue/SST-2"),
+        ("{ weight = 2.0 }", {"weight": 2.0}),
+    ],
+)
+def test_values_are_toml_or_else_text(text, value):
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)
+
+
+def test_shorthands():
+    short = normalise({"corpus": "python-docs", "teacher": "t", "general": {"losses": {"embedding": 2, "x": {"weight": 3}}}})
+    assert short["corpus"] == {"source": "python-docs"} and short["teacher"] == {"model": "t"}
+    assert short["general"]["losses"] == {"embedding": {"weight": 2}, "x": {"weight": 3}}
+    assert of("vocabulary=4000").recipe.vocabulary.size == 4000
+    assert of("vectors=glove.txt").recipe.vectors.source == "glove.txt"
+    # A shorthand sets one key and leaves its neighbours: the format of the corpus is the method's still.
+    assert of("corpus=a.txt", "corpus.max_length=64").recipe.corpus.format == "pairs"
+    assert of("phases.prediction.losses.soft_target=0.5").recipe.phases["prediction"].losses["soft_target"].weight == 0.5
+
+
+def test_a_term_keeps_its_other_parameters():
+    term = of("phases.prediction.losses.soft_target.temperature=2.5").recipe.phases["prediction"].losses["soft_target"]
+    assert term.weight == 1.0 and term.parameters == {"temperature": 2.5}
+
+
+def test_tables_merge_and_lists_are_replaced():
+    assert merge({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}}
+    assert flatten({"a": {"b": {"c": 1}}, "d": {}}) == {"a.b.c": 1, "d": {}}
+    assert nest("a.b", 1) == {"a": {"b": 1}}
+
+
+def test_all_errors_at_once():
+    found = errors_of(
+        "stages=['nope']",
+        "finetune.epoch=1",
+        "general.losses.atention_scores=1",
+        "phases.prediction.losses.soft_target.temprature=2",
+        "student='bert-4x'",
+        "task='sst'",
+        "augment.sources=['maskedlm']",
+        "corpus.format='pear'",
+        "seed='x'",
+    )
+    assert sorted(error.code for error in found) == sorted(
+        ["M004", "M002", "M005", "M006", "M005", "M005", "M005", "M003", "M003"]
+    )
+    text = str(ManyErrors(found))
+    for hint in ("epochs", "attention_scores", "temperature", "sst2", "masked_lm"):
+        assert f'Did you mean "{hint}"?' in text
+    assert {int(error.exit_code) for error in found} == {3}
+    for error in found:
+        assert error.where.startswith("--set "), error.where
+
+
+def test_an_error_names_its_own_place(tmp_path):
+    recipe = write(tmp_path / "r.toml", "seeds = 3\nseed = 5\n")
+    (error,) = errors_of("seed=4", recipe=recipe)
+    assert error.where == f"{recipe}, seeds"  # not that of `seed`, whose name it begins with
+
+
+@pytest.mark.parametrize(
+    ("text", "key"), [("layer_map=7", "layer_map"), ("augmented=3.5", "augmented"), ("data.text=3", "data.text")]
+)
+def test_a_key_of_several_types_gives_one_error(text, key):
+    (error,) = errors_of(text)
+    assert error.code == "M003" and error.where == f"--set {key}, {key}"
+
+
+def test_bad_places_raise_their_own_errors(tmp_path):
+    assert errors_of("no-equals-sign")[0].code == "M101"
+    assert errors_of(recipe=tmp_path / "gone.toml")[0].code == "M201"
+    assert errors_of(recipe=write(tmp_path / "broken.toml", "a = = 1"))[0].code == "M001"
+    assert errors_of(recipe="no-such-recipe")[0].code == "M005"
+    assert errors_of("method=tinybird")[0].code == "M005"
+    (tmp_path / "latin.toml").write_bytes("title = 'caf\xe9'".encode("latin-1"))
+    assert errors_of(recipe=tmp_path / "latin.toml")[0].code == "M001"
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path):
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfseed = 3\n")
+    assert read_toml(tmp_path / "bom.toml") == {"seed": 3}
+
+
+def test_a_method_of_ones_own(tmp_path):
+    (tmp_path / "methods").mkdir()
+    write(tmp_path / "methods" / "mine.toml", "[phases.only]\nlosses = { soft_target = 1.0 }\nepochs = 2\n")
+    write(tmp_path / "methods" / "wrong.toml", "teacher = 'x'\n")
+    catalog = Catalog([tmp_path])
+    assert list(of("method=mine", catalog=catalog).recipe.phases) == ["only"]
+    (error,) = errors_of("method=wrong", catalog=catalog)
+    assert error.code == "M002" and "wrong.toml" in error.where
+
+
+def test_a_recipe_is_frozen_and_defaults_are_not_shared():
+    recipe = of().recipe
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 1
+    assert of().recipe == recipe
+
+
+def test_a_variant_is_resolved_with_its_own_method_and_task():
+    base = of("seed=3", "variant.v.seed=4", "phases.prediction.epochs=9")
+    assert overlay(base, {"seed": 4}, "variant v", CATALOG).recipe.seed == 4
+    other = overlay(base, {"method": "tinybert-reference", "task": "cola"}, "variant v", CATALOG)
+    assert other.recipe.normalisation == "reference" and other.recipe.phases["intermediate"].epochs == 10.0
+    assert other.recipe.phases["prediction"].epochs == 9.0 and other.recipe.seed == 3
+    assert other.origins["method"] == "variant v"
+    assert other.origins["phases.prediction.epochs"] == "--set phases.prediction.epochs"
+    assert other.origins["normalisation"] == "method tinybert-reference"
+    cola = overlay(base, {"task": "cola"}, "variant v", CATALOG)
+    assert cola.recipe.phases["intermediate"].epochs == 50.0
+    # A variant of a variant keeps both.
+    twice = overlay(cola, {"seed": 8}, "variant w", CATALOG)
+    assert (twice.recipe.task, twice.recipe.seed) == ("cola", 8)
+
+
+def test_a_wrong_variant_is_an_error_with_its_name():
+    with pytest.raises(MbertError) as caught:
+        overlay(of(), {"phases": {"prediction": {"losses": {"soft": 1}}}}, "variant v", CATALOG)
+    assert caught.value.code == "M005" and caught.value.where.startswith("variant v")
+
+
+def test_what_is_written_reads_back():
+    recipe = of("task=cola", "data.text=['a \"b\"', 'c']", "data.folder='caf\u00e9 \\\\ x'", "layer_map=[2, 4]").recipe
+    values = recipe.model_dump(mode="json")
+    again = Recipe.model_validate(tomllib.loads(to_toml(values)))
+    assert again == recipe
