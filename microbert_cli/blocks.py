@@ -138,16 +138,17 @@ def _encode(documents: list[list[str]], tokenizer: Any) -> Iterator[list[list[in
 
 
 def _write_blocks(directory: Path, settings: BlockSettings, dtype: type, where: str) -> None:
-    text = _Text(directory, dtype)
-    if len(text.documents) < 3:
+    count = len(_positions(directory / "documents.bin")) - 1
+    if count < 2:
         raise MbertError(
             "M331",
-            f"the corpus has {len(text.documents) - 1} documents",
+            f"the corpus has too few documents: {count}",
             where=where,
             allowed="At least two: one is held out, and segments B come from another document. A blank line ends a document.",
             fix="Put a blank line between documents, or name a larger corpus.",
         )
-    numbers = range(len(text.documents) - 1)
+    text = _Text(directory, dtype)
+    numbers = range(count)
     held = np.fromiter((text.is_held_out(n, settings.heldout) for n in numbers), dtype=bool)
     if held.all() or not held.any():
         held = np.arange(len(held)) == len(held) - 1

@@ -63,7 +63,7 @@ def _documents(source: str, where: str, talk: Talk) -> Iterator[Document]:
             yield from _file(file, where)
     elif path.is_file():
         yield from _file(path, where)
-    elif is_hub_id(source.partition(":")[0]):
+    elif is_hub_id(source.partition(":")[0]) and path.suffix not in SUFFIXES:
         yield from _hub(source, where, talk)
     else:
         raise _nothing(source, where, "there is no such file or folder")

@@ -175,7 +175,7 @@ def check_length(max_length: int, config: Any, *, where: str) -> None:
             f"a maximum length of {max_length} tokens is beyond the model's {positions} positions",
             where=where,
             allowed=f"1 to {positions} tokens.",
-            fix=f"--set data.max_length={positions}",
+            fix=f"--set {'corpus' if where.startswith('corpus') else 'data'}.max_length={positions}",
         )
 
 

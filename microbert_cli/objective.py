@@ -20,6 +20,8 @@ from microbert_cli.errors import MbertError
 
 Batch = Mapping[str, Tensor]
 Ask = Callable[[Batch, Want], Seen]
+SHOWN = frozenset({"hidden", "scores", "mask"})
+ANSWERED = SHOWN | {"logits", "labels", "augmented"}
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,30 @@ class LossTerm:
         return list(inspect.signature(self.function).parameters)
 
 
-def make_terms(losses: Mapping[str, tuple[float, Mapping[str, Any]]], catalog: Catalog) -> list[LossTerm]:
-    """The catalogue's losses by name, each with (weight, parameters); weight 0 is left out."""
-    return [_term(name, weight, dict(parameters), catalog) for name, (weight, parameters) in losses.items() if weight]
+def make_terms(
+    losses: Mapping[str, tuple[float, Mapping[str, Any]]],
+    catalog: Catalog,
+    *,
+    given: frozenset[str] | None = None,
+    where: str = "losses",
+) -> list[LossTerm]:
+    """The catalogue's losses by name, each with (weight, parameters); weight 0 is left out.
+
+    given  what a stage can show a loss: names of `needs`, and "teacher"; None = everything
+    Raises M008 for a loss that needs more, M009 for a file that is no loss.
+    """
+    terms = [_term(name, weight, dict(parameters), catalog) for name, (weight, parameters) in losses.items() if weight]
+    for term in terms:
+        asks = term.needs | {"teacher" for name in term.takes if name.startswith("teacher")}
+        if given is not None and (missing := sorted(asks - given)):
+            raise _not_given(f"{where}.{term.name}", missing, given)
+    return terms
 
 
 def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog) -> LossTerm:
     module = catalog.module("losses", name)
+    if missing := [one for one in (name, "needs", "over") if not hasattr(module, one)]:
+        raise _no_loss(str(module.__file__), missing[0], name)
     return LossTerm(
         name=name,
         weight=weight,
@@ -169,6 +188,26 @@ class Objective(nn.Module):
 
     def _project(self, hidden_BTd: Tensor, term: LossTerm) -> Tensor:
         return self.projection(hidden_BTd) if term.projects and self.projection is not None else hidden_BTd
+
+
+def _not_given(where: str, missing: list[str], given: frozenset[str]) -> MbertError:
+    return MbertError(
+        "M008",
+        f"this loss needs {', '.join(missing)}, and there is none in this stage",
+        where=where,
+        allowed=f"Losses that need no more than {', '.join(sorted(given))}.",
+        fix=f"Leave it out: --set {where}=0",
+    )
+
+
+def _no_loss(file: str, missing: str, name: str) -> MbertError:
+    return MbertError(
+        "M009",
+        f'this file is no loss: it has no "{missing}"',
+        where=file,
+        allowed=f"A function {name}(...) -> Tensor, needs = {{...}}, and over = one of embedding, layers, batch.",
+        fix="Start from one: mbert copy losses soft_target",
+    )
 
 
 def _nothing_to_learn() -> MbertError:

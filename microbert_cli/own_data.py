@@ -72,16 +72,29 @@ def own_rows(task: Task, split: str, talk: Talk = SILENT) -> Rows:
     if path := task.files.path(split):
         rows = from_table(read_table(path), task, split, talk=talk)
         if split == "train" and task.files.dev is None:
-            rows = rows.take(held_out(rows.texts)[0])
+            rows = rows.take(_halves(rows, path)[0])
             talk.note(f"task {task.name}: no dev file, so a part of {path.name} is held out: {len(rows)} rows remain")
     elif split == "dev" and (path := task.files.train):
         everything = from_table(read_table(path), task, "train", talk=talk)
-        rows = everything.take(held_out(everything.texts)[1])
+        rows = everything.take(_halves(everything, path)[1])
     else:
         raise _no_file(task, split)
     if split == "train":
         _check_classes(rows, task, str(path))
     return rows
+
+
+def _halves(rows: Rows, path: Path) -> tuple[list[int], list[int]]:
+    train, dev = held_out(rows.texts)
+    if not train or not dev:
+        raise MbertError(
+            "M366",
+            f"{len(rows)} rows of {len(set(rows.texts))} different texts are too few to hold some out as dev",
+            where=str(path),
+            allowed="At least three different texts; far more for a score that means something.",
+            fix="Add rows, or name a dev file: --dev-file FILE.",
+        )
+    return train, dev
 
 
 def held_out(texts: Sequence[tuple[str, ...]]) -> tuple[list[int], list[int]]:

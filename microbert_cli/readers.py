@@ -169,7 +169,7 @@ def _next_cell(record: str, position: int, delimiter: str) -> int:
 
 def _rectangular(path: Path, rows: list[tuple[int, list[str]]], header: bool, allowed: int, talk: Talk) -> Table:
     """Every row as wide as the header, or as the first row."""
-    if not rows:
+    if len(rows) <= header:
         raise _empty(path)
     names = tuple(rows[0][1]) if header else tuple(str(i) for i in range(len(rows[0][1])))
     if len(set(names)) < len(names):

@@ -28,10 +28,11 @@ class Step:
 
 
 def default_root(resolved: Resolved, *, explicit: bool) -> Path:
-    """`runs/<recipe>` for a named recipe, else `runs/<task>`, else `runs/mbert`."""
+    """`runs/<recipe>` for a named recipe, else `runs/<task>` or that of the user's own file, else `runs/mbert`."""
     if explicit:
         return RUNS / resolved.name
-    return RUNS / (Path(resolved.recipe.task).stem if resolved.recipe.task else "mbert")
+    named = resolved.recipe.task or resolved.recipe.data.train_file or "mbert"
+    return RUNS / Path(named).name.split(".")[0]
 
 
 def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:

@@ -129,12 +129,18 @@ def test_layer_maps():
 
 @pytest.mark.parametrize(
     ("rule", "teacher", "student"),
-    [("uniform", 12, 5), ("uniform", 4, 6), ([2, 4], 6, 3), ([4, 2, 6], 6, 3), ([2, 4, 7], 6, 3), ("middle", 6, 3)],
+    [("uniform", 12, 5), ([2, 4], 6, 3), ([4, 2, 6], 6, 3), ([2, 4, 7], 6, 3), ("middle", 6, 3)],
 )
 def test_layer_maps_that_do_not_fit(rule, teacher, student):
     with pytest.raises(MbertError) as error:
         layer_map(rule, teacher_layers=teacher, student_layers=student)
     assert error.value.code == "M010" and error.value.exit_code == 3
+
+
+def test_a_student_deeper_than_its_teacher_has_no_layer_map():
+    with pytest.raises(MbertError) as error:
+        layer_map("uniform", teacher_layers=4, student_layers=6)
+    assert error.value.code == "M015" and "at most 4" in error.value.allowed
 
 
 @pytest.mark.parametrize(("name", "expected"), [("bertadam", 0.68379), ("adamw", 0.9)])

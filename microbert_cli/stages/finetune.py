@@ -5,7 +5,7 @@ from typing import Any
 
 from microbert_cli import checkpoint, models, places
 from microbert_cli.catalog import Catalog
-from microbert_cli.objective import Objective, make_terms
+from microbert_cli.objective import ANSWERED, Objective, make_terms
 from microbert_cli.output import working
 from microbert_cli.phases import Choices, Phase, over_seeds, run_phases
 from microbert_cli.recipe import Recipe
@@ -61,7 +61,7 @@ class _Trainer:
         self.model, self.tokenizer = model, tokenizer
         self.choices = Choices()
         terms = {name: (term.weight, term.parameters) for name, term in recipe.finetune.losses.items()}
-        self.terms = make_terms(terms, catalog)
+        self.terms = make_terms(terms, catalog, given=ANSWERED, where="finetune.losses")
 
     def train_one(self, seed: int, place: Path) -> dict[str, Any]:
         loaded = places.classifier(

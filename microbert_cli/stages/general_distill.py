@@ -13,7 +13,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.layer_map import layer_map
 from microbert_cli.loop import train
 from microbert_cli.models import Loaded
-from microbert_cli.objective import Batch, Objective, make_terms
+from microbert_cli.objective import SHOWN, Batch, Objective, make_terms
 from microbert_cli.output import working
 from microbert_cli.phases import make_plan
 from microbert_cli.recipe import Recipe
@@ -82,7 +82,8 @@ def run(
 def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: Loaded, pupil: Loaded) -> Objective:
     """The general stage's losses over the layer map; checks vocabulary, heads and depths before anything is trained."""
     models.same_vocabulary(taught.tokenizer, pupil.tokenizer, where="student")
-    terms = make_terms({name: (t.weight, t.parameters) for name, t in recipe.general.losses.items()}, catalog)
+    losses = {name: (term.weight, term.parameters) for name, term in recipe.general.losses.items()}
+    terms = make_terms(losses, catalog, given=SHOWN | {"teacher"}, where="general.losses")
     theirs, ours = taught.model.config, pupil.model.config
     if any("scores" in term.needs for term in terms):
         check_heads(theirs, ours, where="student", key="general.losses.attention_scores")

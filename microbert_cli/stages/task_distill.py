@@ -8,7 +8,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import Encoded
 from microbert_cli.layer_map import layer_map
 from microbert_cli.models import Loaded
-from microbert_cli.objective import LossTerm, Objective, make_terms
+from microbert_cli.objective import ANSWERED, LossTerm, Objective, make_terms
 from microbert_cli.output import working
 from microbert_cli.phases import Choices, Phase, over_seeds, run_phases
 from microbert_cli.recipe import Phase as PhaseSpec
@@ -80,7 +80,7 @@ class _Distiller:
         self.teacher = Teacher(self.taught, columns, dropout=recipe.teacher.dropout)
         self.teacher.model.to(self.device)
         self.choices = Choices()
-        self.terms = {name: _terms(spec, catalog) for name, spec in recipe.phases.items()}
+        self.terms = {name: _terms(name, spec, catalog) for name, spec in recipe.phases.items()}
         self.map_layers: list[int] = [0]
         self._check(self._load(recipe.seed))
 
@@ -171,8 +171,9 @@ class _Distiller:
         )
 
 
-def _terms(spec: PhaseSpec, catalog: Catalog) -> list[LossTerm]:
-    return make_terms({name: (term.weight, term.parameters) for name, term in spec.losses.items()}, catalog)
+def _terms(phase: str, spec: PhaseSpec, catalog: Catalog) -> list[LossTerm]:
+    losses = {name: (term.weight, term.parameters) for name, term in spec.losses.items()}
+    return make_terms(losses, catalog, given=ANSWERED | {"teacher"}, where=f"phases.{phase}.losses")
 
 
 def _retention(metrics: dict[str, Any], teacher: dict[str, float], primary: str) -> float | None:
