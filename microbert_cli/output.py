@@ -186,10 +186,10 @@ def _begun(partial: Path) -> str | None:
 
 
 def _publish(work: Work) -> None:
-    (work.path / "begun.json").unlink(missing_ok=True)
     if work.out.is_dir():
         work.out.rmdir()
     work.path.rename(work.out)
+    (work.out / "begun.json").unlink(missing_ok=True)  # not before: where the renaming fails, the work must be found again
     _sync(work.out.parent)
 
 

@@ -48,7 +48,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        sys.exit(app(standalone_mode=False) or int(Exit.DONE))
+        sys.exit(app(standalone_mode=False, prog_name="mbert") or int(Exit.DONE))
     except MbertError as error:
         _refuse(error)
     except KeyboardInterrupt:
