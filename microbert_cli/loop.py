@@ -127,7 +127,7 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         self.result.losses = parts
-        log.write(phase=self.plan.name, step=self.step, lr=self._learning_rate(), norm=norm, **parts)
+        log.write(phase=self.plan.name, step=self.step, lr=self.optimiser.param_groups[0]["lr"], norm=norm, **parts)
         self.talk.progress(self.plan.name, self.step, self.plan.steps, loss=parts["loss"])
 
     def maybe_evaluate(self, log: Log) -> None:

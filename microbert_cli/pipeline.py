@@ -1,6 +1,7 @@
 """A recipe as ordered stages: skips what is up to date, and says why it runs the rest."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from microbert_cli.wiring import Step
 def run_step(step: Step, *, catalog: Catalog, talk: Talk = SILENT, **options: Any) -> StageResult:
     """Runs one stage with its inputs; `options` are force, resume, renew, and what only that stage takes."""
     stage: Callable[..., StageResult] = import_module(f"microbert_cli.stages.{step.kind.replace('-', '_')}").run
-    return stage(step.resolved.recipe, step.out, catalog=catalog, talk=talk, **step.inputs, **options)
+    result = stage(step.resolved.recipe, step.out, catalog=catalog, talk=talk, **step.inputs, **options)
+    return replace(result, out=step.out)  # as it was named, whether it was made or found
 
 
 def run_steps(

@@ -66,13 +66,9 @@ def test_the_built_in_default_lies_below_the_method():
 
 def test_the_method_itself_may_come_from_any_place(tmp_path):
     recipe = write(tmp_path / "r.toml", 'method = "tinybert-reference"\n')
-    assert resolve(catalog=CATALOG, recipe=recipe, environment={}).recipe.normalisation == "reference"
-    assert (
-        resolve(catalog=CATALOG, recipe=recipe, environment={"MBERT_SET_METHOD": "tinybert"}).recipe.normalisation == "masked"
-    )
-    assert (
-        resolve(catalog=CATALOG, recipe=recipe, environment={}, flags={"method": "tinybert"}).recipe.normalisation == "masked"
-    )
+    assert of(recipe=recipe).recipe.normalisation == "reference"
+    assert of(recipe=recipe, environment={"MBERT_SET_METHOD": "tinybert"}).recipe.normalisation == "masked"
+    assert of(recipe=recipe, flags={"method": "tinybert"}).recipe.normalisation == "masked"
 
 
 def test_the_process_environment_is_read_by_default(monkeypatch):
@@ -152,11 +148,9 @@ def test_an_error_names_its_own_place(tmp_path):
     assert error.where == f"{recipe}, seeds"  # not that of `seed`, whose name it begins with
 
 
-@pytest.mark.parametrize(
-    ("text", "key"), [("layer_map=7", "layer_map"), ("augmented=3.5", "augmented"), ("data.text=3", "data.text")]
-)
-def test_a_key_of_several_types_gives_one_error(text, key):
-    (error,) = errors_of(text)
+@pytest.mark.parametrize(("key", "value"), [("layer_map", "7"), ("augmented", "3.5"), ("data.text", "3")])
+def test_a_key_of_several_types_gives_one_error(key, value):
+    (error,) = errors_of(f"{key}={value}")
     assert error.code == "M003" and error.where == f"--set {key}, {key}"
 
 
