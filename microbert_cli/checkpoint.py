@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from microbert_cli.errors import MbertError
 RESUME = "resume"
 PROJECTION = "projection.safetensors"
 FIT_DENSE = "fit_dense."
+NOT_TENSORS = ValueError("pytorch_model.bin is damaged, or a pickle of more than tensors, which is never executed")
 
 
 def save_model(model: Any, tokenizer: Any, directory: Path, *, projection: Mapping[str, Tensor] | None = None) -> None:
@@ -69,8 +71,11 @@ def _released_weights(directory: Path) -> dict[str, Tensor]:
         with safe_open(file, "pt") as tensors:
             return {key: tensors.get_tensor(key) for key in tensors.keys() if key.startswith(FIT_DENSE)}  # noqa: SIM118
     if (file := directory / "pytorch_model.bin").is_file():
-        weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-        return weights
+        try:
+            weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+            return weights
+        except (pickle.UnpicklingError, RuntimeError, EOFError):
+            raise sources.unreadable(directory, "weights of", NOT_TENSORS) from None
     return {}
 
 

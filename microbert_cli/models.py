@@ -6,6 +6,7 @@ is executed: safetensors, or `torch.load(weights_only=True)` inside transformers
 """
 
 import copy
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,8 @@ def _from_pretrained(path: Path, kind: str, config: Any, where: str, seed: int) 
             path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
         return model, info
+    except pickle.UnpicklingError:
+        raise sources.unreadable(path, where, checkpoint.NOT_TENSORS) from None
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
         raise sources.unreadable(path, where, error) from error
 
