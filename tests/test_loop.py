@@ -1,0 +1,292 @@
+"""The loop: stopped and resumed is the same as never stopped, bit by bit; and what else a training run promises."""
+
+import json
+import os
+import pickle
+import signal
+from functools import partial
+
+import pytest
+import torch
+from tiny_models import tiny_bert
+
+from microbert_cli import checkpoint, loop, models
+from microbert_cli.batching import endless
+from microbert_cli.catalog import Catalog
+from microbert_cli.errors import MbertError
+from microbert_cli.layer_map import layer_map
+from microbert_cli.loop import Interrupted, Plan, train
+from microbert_cli.objective import Objective, make_terms
+from microbert_cli.teacher import Teacher
+
+CATALOG = Catalog()
+ROWS, LENGTH = 64, 10
+IDS = torch.randint(5, 100, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+LABELS = (IDS[:, 1] % 2).long()
+TERMS = {"hidden_states": (1.0, {}), "attention_scores": (1.0, {}), "soft_target": (1.0, {}), "hard_label": (1.0, {})}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    tiny_bert(folder / "teacher", layers=2, hidden=16, seed=1)
+    for name, dropout in (("student", 0.1), ("calm", 0.0)):
+        tiny_bert(folder / name, layers=1, hidden=8, seed=2, dropout=dropout)
+    return folder
+
+
+def batches(skip, *, size=8, touch=None):
+    for number, rows in enumerate(endless([LENGTH] * ROWS, batch_size=size, seed=7, skip=skip), skip):
+        if touch:
+            touch(number)
+        ids = IDS[rows]
+        yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": LABELS[rows]}
+
+
+def objective_of(places, student="student", terms=TERMS):
+    taught, pupil = (models.load(places / name, "classifier", where=name) for name in ("teacher", student))
+    torch.manual_seed(5)
+    return Objective(
+        make_terms(terms, CATALOG),
+        pupil.model,
+        ask_teacher=Teacher(taught).ask,
+        map_layers=layer_map("uniform", teacher_layers=2, student_layers=1),
+        student_width=8,
+        teacher_width=16,
+    )
+
+
+class Scores:
+    """Dev scores that rise and fall, and that draw random numbers as a careless score would."""
+
+    def __init__(self, *values):
+        self.values, self.calls = values, 0
+
+    def __call__(self):
+        torch.rand(100)
+        self.calls += 1
+        return {"accuracy": self.values[(self.calls - 1) % len(self.values)]}
+
+
+def plan_of(**changed):
+    return Plan(**{"name": "phase", "steps": 12, "learning_rate": 1e-3, "evaluate_every": 4, **changed})
+
+
+def run(places, directory, *, plan=None, score=None, source=batches, student="student", terms=TERMS):
+    directory.mkdir(exist_ok=True)
+    objective = objective_of(places, student, terms)
+    trained = train(objective, source, plan or plan_of(), directory=directory, seed=11, score=score, primary="accuracy")
+    return trained, weights_of(objective)
+
+
+def weights_of(objective):
+    return {**objective.student.state_dict(), **objective.state_dict()}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def stop_at(step, number=signal.SIGTERM):
+    """A source of batches that sends a signal while the batch of a step is fetched."""
+    return partial(batches, touch=lambda n: os.kill(os.getpid(), number) if n == step else None)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "bertadam"])
+@pytest.mark.parametrize("stopped", [0, 5, 7, 11])
+def test_resumed_is_uninterrupted_bit_by_bit(places, tmp_path, stopped, optimizer):
+    plan = plan_of(optimizer=optimizer)
+    whole, expected = run(places, tmp_path / "whole", plan=plan, score=Scores(0.5, 0.7, 0.6))
+    with pytest.raises(Interrupted):
+        run(places, tmp_path / "parts", plan=plan, score=Scores(0.5, 0.7, 0.6), source=stop_at(stopped))
+    done = (stopped + 1) // 4
+    rest = Scores(*[0.5, 0.7, 0.6][done:], 0.0)
+    resumed, found = run(places, tmp_path / "parts", plan=plan, score=rest)
+    assert equal(found, expected)
+    assert resumed == whole
+    assert whole.best == {"accuracy": 0.7} and whole.best_step == 8
+
+
+def test_stopped_twice(places, tmp_path):
+    _, expected = run(places, tmp_path / "whole")
+    for step in (2, 9):
+        with pytest.raises(Interrupted):
+            run(places, tmp_path / "parts", source=stop_at(step))
+    assert equal(run(places, tmp_path / "parts")[1], expected)
+
+
+def test_a_finished_phase_is_not_run_again(places, tmp_path):
+    first, expected = run(places, tmp_path / "a", score=Scores(0.5, 0.7, 0.6))
+
+    def fail(skip):
+        raise AssertionError("nothing is left to be trained")
+        yield
+
+    again, found = run(places, tmp_path / "a", source=lambda skip: iter(fail(skip)), score=fail)
+    assert again == first and equal(found, expected)
+
+
+def test_the_seed_decides(places, tmp_path):
+    one, two = (run(places, tmp_path / name)[1] for name in "ab")
+    assert equal(one, two)
+
+
+def test_dropout_is_at_work(places, tmp_path):
+    """Otherwise the tests above would not see a random state that is not restored."""
+    objective = objective_of(places)
+    batch = next(batches(0))
+    objective.student.train()
+    assert objective(batch).item() != objective(batch).item()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_so(places, tmp_path, number, code):
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as caught:
+        run(places, tmp_path / "a", source=stop_at(3, number))
+    assert int(caught.value.exit_code) == code
+    state = checkpoint.load_state(tmp_path / "a" / "resume" / "phases" / "phase")
+    assert state["step"] == 4  # the step was finished
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_leaves_at_once(places, tmp_path):
+    def twice(number):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(places, tmp_path / "a", source=partial(batches, touch=twice))
+
+
+def test_accumulated_batches_are_one_batch(places, tmp_path):
+    """8 x 1 == 4 x 2 where every row has the same number of tokens and nothing is drawn by chance."""
+    state = {}
+
+    def halves(skip):
+        for batch in batches(skip // 2):
+            for part in (slice(0, 4), slice(4, 8)):
+                yield {name: value[part] for name, value in batch.items()}
+
+    plan = plan_of(steps=6, evaluate_every=0)
+    state["8x1"], whole = run(places, tmp_path / "a", plan=plan, student="calm")
+    plan = plan_of(steps=6, evaluate_every=0, accumulate=2)
+    state["4x2"], parts = run(places, tmp_path / "b", plan=plan, student="calm", source=halves)
+    assert state["4x2"].losses == pytest.approx(state["8x1"].losses, rel=1e-5)
+    for name, value in whole.items():
+        assert torch.allclose(value, parts[name], atol=2e-6), name
+
+
+def test_accumulation_resumes_at_the_right_batch(places, tmp_path):
+    plan = plan_of(steps=6, accumulate=2, evaluate_every=0)
+    _, expected = run(places, tmp_path / "whole", plan=plan)
+    with pytest.raises(Interrupted):
+        run(places, tmp_path / "parts", plan=plan, source=stop_at(5))
+    seen = []
+    _, found = run(places, tmp_path / "parts", plan=plan, source=lambda skip: seen.append(skip) or batches(skip))
+    assert seen == [6] and equal(found, expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_before_it_does_harm(places, tmp_path, bad):
+    def poisoned(skip):
+        for number, batch in enumerate(batches(skip), skip):
+            yield {**batch, "labels": batch["labels"].float() * bad if number == 3 else batch["labels"].float()}
+
+    folder = tmp_path / "models"
+    tiny_bert(folder / "teacher", num_labels=1, hidden=16)
+    tiny_bert(folder / "student", num_labels=1, layers=1, hidden=8)
+    with pytest.raises(MbertError) as caught:
+        run(folder, tmp_path / "a", source=poisoned, terms={"hard_label": (1.0, {})})
+    assert caught.value.code == "M401" and int(caught.value.exit_code) == 6
+    assert "step 4" in caught.value.what
+    assert len((tmp_path / "a" / "log.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_best_weights_are_kept(places, tmp_path):
+    kept = []
+
+    class Watching(Scores):
+        def __call__(self):
+            kept.append({name: value.clone() for name, value in self.objective.student.state_dict().items()})
+            return super().__call__()
+
+    objective, score = objective_of(places), Watching(0.5, 0.7, 0.7)
+    score.objective = objective
+    trained = train(objective, batches, plan_of(), directory=tmp_path, seed=1, score=score, primary="accuracy")
+    assert [entry["step"] for entry in trained.history] == [4, 8, 12]
+    assert trained.best_step == 8  # the first of equals
+    assert equal(objective.student.state_dict(), kept[1]) and not equal(kept[1], kept[2])
+
+
+def test_evaluation_disturbs_nothing(places, tmp_path):
+    never, without = run(places, tmp_path / "a", plan=plan_of(evaluate_every=0))
+    often, expected = run(places, tmp_path / "b", plan=plan_of(evaluate_every=1, keep_best=False), score=Scores(0.1))
+    assert never.losses == often.losses and len(often.history) == 12
+    assert equal(without, expected)
+
+
+def test_the_model_trains_again_after_a_score_in_eval_mode(places, tmp_path):
+    objective = objective_of(places)
+
+    def score():
+        objective.student.eval()
+        return {"accuracy": 0.0}
+
+    modes = []
+    objective.student.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    objective.student.base_model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    train(objective, batches, plan_of(steps=4, evaluate_every=1), directory=tmp_path, seed=1, score=score, primary="accuracy")
+    assert modes and all(modes)
+
+
+def test_learning_rates_follow_the_schedule(places, tmp_path):
+    run(places, tmp_path / "a", plan=plan_of(steps=10, warmup=0.2, learning_rate=1.0e-3))
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([0.0, 0.5e-3, *(1e-3 * (1 - x / 10) / 0.8 for x in range(2, 10))], abs=1e-9)
+
+
+def test_state_is_saved_by_the_clock(places, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(checkpoint, "save_state", lambda state, directory: saved.append(state["step"]))
+    run(places, tmp_path / "a", plan=plan_of(steps=3, checkpoint_seconds=1e-9))
+    assert saved == [1, 2, 3]
+    saved.clear()
+    run(places, tmp_path / "b", plan=plan_of(steps=3))
+    assert saved == [3]
+
+
+def test_a_state_is_written_whole_or_not_at_all(tmp_path):
+    checkpoint.save_state({"step": 1}, tmp_path)
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        checkpoint.save_state({"step": lambda: 1}, tmp_path)
+    assert checkpoint.load_state(tmp_path) == {"step": 1}
+
+
+def test_a_damaged_state_is_an_error_that_helps(tmp_path):
+    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(MbertError) as caught:
+        checkpoint.load_state(tmp_path)
+    assert caught.value.code == "M304" and "--no-resume" in caught.value.fix
+
+
+def test_training_runs_outside_the_main_thread(places, tmp_path):
+    """Where no signal handler can be set; Python users do so."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        trained, _ = pool.submit(run, places, tmp_path / "a", plan=plan_of(steps=2)).result()
+    assert trained.steps == 2
+
+
+def test_only_the_loop_trains():
+    """`backward()` is called in one file of the package."""
+    package = os.path.dirname(loop.__file__)
+    found = {
+        os.path.relpath(os.path.join(folder, file), package)
+        for folder, _, files in os.walk(package)
+        for file in files
+        if file.endswith(".py") and ".backward(" in open(os.path.join(folder, file), encoding="utf-8").read()
+    }
+    assert found == {"loop.py"}
