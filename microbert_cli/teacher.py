@@ -114,7 +114,7 @@ def check_heads(teacher: Any, student: Any, *, where: str, key: str) -> None:
     """
     for config in (teacher, student):
         if config._attn_implementation != ATTENTION:
-            raise _hidden_scores(config.model_type, where)
+            raise _hidden_scores(config.model_type, where, key)
     theirs, ours = teacher.num_attention_heads, student.num_attention_heads
     if theirs != ours:
         raise MbertError(
@@ -126,13 +126,13 @@ def check_heads(teacher: Any, student: Any, *, where: str, key: str) -> None:
         )
 
 
-def _hidden_scores(model_type: str, where: str) -> MbertError:
+def _hidden_scores(model_type: str, where: str, key: str) -> MbertError:
     return MbertError(
         "M014",
         f'the architecture "{model_type}" computes its attention by itself and shows no scores',
         where=where,
         allowed="BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ALBERT, MobileBERT or ModernBERT, where attention is distilled.",
-        fix="Leave attention out: --set general.losses.attention_scores=0 --set phases.intermediate.losses.attention_scores=0",
+        fix=f"Leave attention out: --set {key}=0",
     )
 
 
