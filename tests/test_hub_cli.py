@@ -1,0 +1,70 @@
+"""Model, tokenizer and data set by their Hub ids through the commands: fetched once, found in the cache ever after."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hub_stand_in import HubStandIn
+from tiny_models import tiny_bert, tiny_glue_hub
+
+pytest_plugins = ["hub_stand_in"]  # for the fixture `hub`
+
+# Several commands in one process, each as typed: importing torch takes longer than all of them.
+COMMANDS = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from mbert_command import mbert
+
+result = []
+for words in {commands!r}:
+    done = mbert(*words)
+    result.append([done.code, done.out, done.err])
+print(json.dumps(result))
+"""
+SHORT = ("--set", "finetune.steps=2", "--set", "finetune.batch_size=8")
+TRAIN = ("finetune", "--model", "tiny/teacher", "--task", "sst2", "--json", *SHORT)
+
+
+def child(commands: list[tuple[str, ...]], env: dict[str, str], cwd: Path) -> list[Any]:
+    """Exit code, stdout and stderr of each command."""
+    script = COMMANDS.format(tests=str(Path(__file__).parent), commands=commands)
+    done = subprocess.run([sys.executable, "-c", script], env=env, cwd=cwd, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_hub_ids_work_wherever_a_directory_does(tmp_path: Path, hub: HubStandIn) -> None:
+    hub.add_model("tiny/teacher", tiny_bert(tmp_path / "teacher", kind="masked-lm"))
+    hub.add_dataset("nyu-mll/glue", tiny_glue_hub(["sst2", "rte"], rows=24))
+    hub.add_dataset("tiny/corpus", {"text.txt": "\n".join(f"The baker sold boat {i}." for i in range(40)).encode()})
+    env = hub.env(MBERT_CACHE=str(tmp_path / "cache"))
+    general = ("general-distill", "--teacher", "tiny/teacher", "--student", "bert-1x16", "--set", "general.steps=1")
+
+    online = [
+        (*TRAIN, "-o", "online"),
+        (*general, "--corpus", "tiny/corpus", "-o", "general"),
+        ("evaluate", "online", "--task", "sst2", "-o", "scores", "--json"),
+        ("finetune", "--model", "tiny/nobody", "--task", "sst2", "-o", "nobody"),
+        (*general, "--corpus", "tiny/nothing", "-o", "nothing"),
+    ]
+    trained, distilled, scored, nobody, nothing = child(online, env, tmp_path)
+    assert [trained[0], distilled[0], scored[0]] == [0, 0, 0], [trained[2], distilled[2], scored[2]]
+    assert "nyu-mll/glue sst2: train comes from the Hugging Face Hub" in trained[2], "the network is named aloud"
+    assert "tiny/corpus" in distilled[2]
+    assert nobody[0] == 4 and "[M204]" in nobody[2] and '"tiny/nobody"' in nobody[2]
+    assert nothing[0] == 4 and "[M230]" in nothing[2] and '"tiny/nothing"' in nothing[2]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(("nobody", "nothing"))) == []
+    fetched = hub.downloads()
+    assert "tiny/teacher/model.safetensors" in fetched and "nyu-mll/glue/sst2/train-00000-of-00001.parquet" in fetched
+    assert not [file for file in fetched if "/rte/" in file]
+
+    hub.requests.clear()
+    offline = [(*TRAIN, "-o", "offline"), ("finetune", "--model", "tiny/teacher", "--task", "rte", "-o", "missing")]
+    again, missing = child(offline, env | {"HF_HUB_OFFLINE": "1"}, tmp_path)
+    assert again[0] == 0 and json.loads(again[1]) == json.loads(trained[1])
+    weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("online", "offline")]
+    assert weights[0] == weights[1], "from the cache comes what came from the Hub"
+    assert missing[0] == 4 and "[M250]" in missing[2] and "HF_HUB_OFFLINE" in missing[2]
+    assert hub.requests == [] and hub.outside() == []
