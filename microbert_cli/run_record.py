@@ -6,6 +6,7 @@ hash of each stage's output. It only ever says that nothing changed; whatever el
 
 import hashlib
 import json
+import os
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli import manifest
+from microbert_cli.catalog import Catalog
+from microbert_cli.errors import MbertError
 from microbert_cli.recipe import Recipe
+from microbert_cli.task import load_task
 from microbert_cli.version import __version__
 from microbert_cli.wiring import Step
 
@@ -21,21 +25,46 @@ FILE = "run.json"
 BUILT_IN = "python-docs"
 
 
-def is_unchanged(root: Path, steps: Sequence[Step]) -> bool:
+def claim(root: Path, recipe: str, *, force: bool = False) -> None:
+    """Makes the folder this recipe's; raises M115 where another recipe runs there, unless `force`."""
+    owner = _read(root).get("recipe", recipe)
+    if owner != recipe and not force:
+        raise MbertError(
+            "M115",
+            f'this folder holds the run of the recipe "{owner}"',
+            where=f"-o {root}",
+            allowed="A new or empty folder, or the one that the same recipe used before.",
+            fix=f"Choose another: mbert run {recipe} -o {root}-{recipe}; or move the old stages aside: --force",
+        )
+    if owner != recipe or not (root / FILE).is_file():
+        root.mkdir(parents=True, exist_ok=True)
+        manifest.write_text(root / FILE, json.dumps({"recipe": recipe}) + "\n")
+
+
+def is_unchanged(root: Path, recipe: str, steps: Sequence[Step]) -> bool:
     """Whether every stage of the run is complete and nothing it was made from has changed."""
     try:
-        record = json.loads((root / FILE).read_text(encoding="utf-8"))
-        results = {step.name: manifest.read(step.out)["result"] for step in steps}
-        return bool(record == {"key": _key(root, steps), "results": results})
+        return _read(root) == _record(root, recipe, steps)
     except Exception:
         return False
 
 
-def write(root: Path, steps: Sequence[Step]) -> None:
+def write(root: Path, recipe: str, steps: Sequence[Step]) -> None:
     """Records the run as it stands, all stages complete."""
+    manifest.write_text(root / FILE, json.dumps(_record(root, recipe, steps), indent=2) + "\n")
+
+
+def _read(root: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((root / FILE).read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError):
+        return {}
+
+
+def _record(root: Path, recipe: str, steps: Sequence[Step]) -> dict[str, Any]:
     results = {step.name: manifest.read(step.out)["result"] for step in steps}
-    record = {"key": _key(root, steps), "results": results}
-    manifest.write_text(root / FILE, json.dumps(record, indent=2) + "\n")
+    return {"recipe": recipe, "key": _key(root, steps), "results": results}
 
 
 def _key(root: Path, steps: Sequence[Step]) -> str:
@@ -55,7 +84,12 @@ def _is_outside(value: Any, root: Path) -> bool:
 def _data_places(recipe: Recipe) -> Iterator[str]:
     """Every file or folder the task's rows may come from; a task file of the user's own among them."""
     data = recipe.data
-    yield from (place for place in (data.folder, data.train_file, data.dev_file, data.test_file) if place)
+    yield from (place for place in (data.train_file, data.dev_file, data.test_file) if place)
+    folder = data.folder or os.environ.get("MBERT_DATA")
+    if folder and recipe.task:
+        source = load_task(Catalog().path("tasks", recipe.task, where="task")).folder
+        own = Path(folder) / source.name if source else Path(folder)
+        yield str(own if own.is_dir() else folder)
     if recipe.task and (recipe.task == BUILT_IN or Path(recipe.task).is_file()):
         yield recipe.task
         yield from (str(path) for path in sorted(Path(recipe.task).parent.glob("*.*")) if Path(recipe.task).is_file())

@@ -54,10 +54,12 @@ def run(
     if common.dry_run:
         dry_run(planned, common)
         return
-    if not common.force and run_record.is_unchanged(root, planned):
+    if not common.force and run_record.is_unchanged(root, resolved.name, planned):
         _show(common, root, [read_metrics(step.out) for step in planned], planned, unchanged=True)
         return
+    run_record.claim(root, resolved.name, force=common.force)
     _run(common, planned, root)
+    run_record.write(root, resolved.name, planned)
 
 
 def _run(common: Common, planned: list[Step], root: Path) -> None:
@@ -71,7 +73,6 @@ def _run(common: Common, planned: list[Step], root: Path) -> None:
             talk.note(f"{result.out.name}: {'up to date' if result.up_to_date else 'done'}")
     finally:
         talk.close()
-    run_record.write(root, planned)
     unchanged = all(result.up_to_date for result in results)
     _show(common, root, [result.metrics for result in results], planned, unchanged=unchanged)
 
