@@ -1,0 +1,227 @@
+"""The stages as Python functions: nothing is printed, every function gives a directory and its numbers."""
+
+import inspect
+import math
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from tiny_models import tiny_bert, tiny_glue, tiny_rows
+
+import microbert_cli
+from microbert_cli import api
+from microbert_cli.errors import MbertError
+from microbert_cli.stage import StageResult
+from microbert_cli.tracking import Talk
+
+QUICK = {"batch_size": 8, "steps": 3}
+
+
+def keys(table, **values):
+    return {f"{table}__{name}": value for name, value in (QUICK | values).items()}
+
+
+def sst2(place):
+    return {"task": "sst2", "data__folder": f"{place}/glue", "data__max_length": 24}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MBERT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("api")
+    tiny_bert(folder / "base", kind="masked-lm")
+    tiny_glue(folder / "glue", ["sst2", "stsb"], rows=80)
+    texts = [texts[0] for texts, _ in tiny_rows("sst2", 60)["train"]]
+    (folder / "text.txt").write_text("\n\n".join("\n".join(texts[i : i + 4]) for i in range(0, 60, 4)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(place):
+    return api.finetune(
+        model=place / "base", **sst2(place), out=place / "teacher",
+        **keys("finetune", steps=60, batch_size=16, learning_rate=1e-2),
+    )  # fmt: skip
+
+
+def test_every_function_is_offered_lazily():
+    names = set(microbert_cli.__all__) - {"__version__"}
+    assert names == {name for name, f in vars(api).items() if inspect.isfunction(f) and f.__module__ == api.__name__
+                     and not name.startswith("_")}  # fmt: skip
+    assert all(getattr(microbert_cli, name) is getattr(api, name) for name in names)
+    assert all(getattr(api, name).__doc__ for name in names)
+    with pytest.raises(AttributeError, match="no attribute 'destill'"):
+        microbert_cli.destill  # noqa: B018
+
+
+def test_importing_it_loads_nothing_heavy():
+    code = (
+        "import sys, microbert_cli, microbert_cli.api; print(sorted({'torch', 'transformers', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=os.path.dirname(
+        os.path.dirname(microbert_cli.__file__)))  # fmt: skip
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_teacher(place, teacher, capsys):
+    assert isinstance(teacher, StageResult) and teacher.out == place / "teacher" and not teacher.up_to_date
+    assert teacher.metrics["dev"]["accuracy"] > 0.8
+    assert teacher.metrics["majority"] == 0.5
+    again = api.finetune(
+        model=str(place / "base"), **sst2(str(place)), out=place / "teacher",
+        **keys("finetune", steps=60, batch_size=16, learning_rate=1e-2),
+    )  # fmt: skip
+    assert again.up_to_date and again.metrics == teacher.metrics
+    assert capsys.readouterr().out == ""
+
+
+def test_pretrain_trains_a_vocabulary_and_a_model(place):
+    made = api.pretrain(
+        model="bert-1x16",
+        corpus=place / "text.txt",
+        vocabulary=120,
+        corpus__max_length=24,
+        out=place / "pre",
+        **keys("pretrain"),
+    )
+    assert made.metrics["vocabulary"] <= 120 and made.metrics["steps"] == 3
+    assert 0 < made.metrics["heldout"]["loss"] and made.metrics["heldout"]["perplexity"] == pytest.approx(
+        math.exp(made.metrics["heldout"]["loss"])
+    )
+    assert not (made.out / "resume").exists()
+    gone_on = api.pretrain(
+        model=made.out, corpus=place / "text.txt", corpus__max_length=24, out=place / "pre2", **keys("pretrain")
+    )
+    assert gone_on.metrics["vocabulary"] == made.metrics["vocabulary"]
+
+
+def test_general_and_task_distillation(place, teacher):
+    general = api.general_distill(
+        teacher=place / "base", student="bert-1x8", corpus=place / "text.txt", corpus__max_length=24, out=place / "general",
+        **keys("general"),
+    )  # fmt: skip
+    assert set(general.metrics["heldout"]) == {"loss", "minus_loss", "embedding", "hidden_states", "attention_scores"}
+    assert general.metrics["heldout"]["loss"] < general.metrics["heldout_before"]["loss"]
+    student = api.distill(
+        teacher=teacher.out, student=general.out, **sst2(place),
+        out=place / "student", **keys("phases__intermediate"), **keys("phases__prediction"),
+    )  # fmt: skip
+    assert student.metrics["teacher"] == teacher.metrics["dev"]
+    assert student.metrics["retention"] == pytest.approx(
+        student.metrics["dev"]["accuracy"] / teacher.metrics["dev"]["accuracy"]
+    )
+    assert student.metrics["parameters"] < teacher.metrics["parameters"]
+    scored = api.evaluate(
+        model=student.out,
+        teacher=teacher.out,
+        **sst2(place),
+        out=place / "scores",
+    )
+    assert scored.metrics["dev"] == student.metrics["dev"]
+    told = scored.metrics["splits"]["dev"]["teacher"]
+    assert 0 <= told["agreement"] <= 1 and told["kl"] >= 0
+
+
+def test_general_distillation_with_the_released_arithmetic(place):
+    """Padding counts there: every batch is as long as the corpus allows, and whole."""
+    made = api.general_distill(
+        teacher=place / "base", student="bert-1x8", corpus=place / "text.txt", corpus__max_length=64, out=place / "released",
+        method="tinybert-reference", **keys("general", batch_size=4),
+    )  # fmt: skip
+    plain = api.general_distill(
+        teacher=place / "base", student="bert-1x8", corpus=place / "text.txt", corpus__max_length=64, out=place / "masked",
+        **keys("general", batch_size=4),
+    )  # fmt: skip
+    assert made.metrics["heldout_before"]["embedding"] != pytest.approx(plain.metrics["heldout_before"]["embedding"], rel=1e-3)
+
+
+def test_augmentation(place):
+    made = api.augment(
+        task="sst2", masked_lm=place / "base", data__folder=place / "glue", out=place / "more", augment__copies=1
+    )
+    assert made.metrics["rows_in"] == 80 < made.metrics["rows_out"]
+
+
+def test_prediction(place, teacher):
+    texts = [texts[0] for texts, _ in tiny_rows("sst2")["dev"]]
+    answers = api.predict(teacher.out, texts)
+    assert len(answers) == len(texts)
+    assert answers == api.predict(str(teacher.out), [(text,) for text in texts])
+    alone = api.predict(teacher.out, texts[:1])
+    assert alone[0]["label"] == answers[0]["label"] and alone[0]["label"] in ("negative", "positive")
+
+
+def test_regression(place):
+    made = api.finetune(
+        model=place / "base", task="stsb", data__folder=place / "glue", out=place / "stsb", data__max_length=40,
+        seeds=[1, 2], **keys("finetune"),
+    )  # fmt: skip
+    assert set(made.metrics["seeds"]) == {"1", "2"} and "pearson" in made.metrics["mean"]
+
+
+def test_what_is_missing_is_an_error_that_helps(place):
+    with pytest.raises(MbertError) as caught:
+        api.distill(task="sst2", student="bert-1x8", out=place / "nothing")
+    assert caught.value.code == "M022" and not (place / "nothing").exists()
+    with pytest.raises(MbertError) as caught:
+        api.finetune(model=place / "base", task="sst2", finetune__epoch=1, out=place / "nothing")
+    assert caught.value.code == "M002"
+    assert not [path for path in place.iterdir() if "nothing" in path.name]
+
+
+def test_another_recipe_in_the_same_place(place, teacher):
+    arguments = dict(model=place / "base", task="sst2", data__folder=place / "glue", out=place / "teacher", **keys("finetune"))
+    with pytest.raises(MbertError) as caught:
+        api.finetune(**arguments)
+    assert caught.value.code == "M110" and "finetune.steps: 60 -> 3" in caught.value.what
+
+
+def test_a_talk_hears_everything(place):
+    class Heard(Talk):
+        def __init__(self):
+            self.notes, self.steps = [], []
+
+        def note(self, text):
+            self.notes.append(text)
+
+        def progress(self, stage, step, total, **numbers):
+            self.steps.append((stage, step, total))
+
+    heard = Heard()
+    api.finetune(
+        model=place / "base", **sst2(place), out=place / "heard", talk=heard,
+        **keys("finetune"),
+    )  # fmt: skip
+    assert ("finetune", 3, 3) in heard.steps and any(note.startswith("seed 42: accuracy") for note in heard.notes)
+
+
+def test_files_of_ones_own_through_include(place, teacher, tmp_path):
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "losses" / "mine.py").write_text(
+        'needs = {"logits"}\nover = "batch"\n\n\n'
+        "def mine(student_BC, teacher_BC, *, power=2.0):\n"
+        "    return (student_BC - teacher_BC).abs().pow(power).mean()\n"
+    )
+    made = api.distill(
+        teacher=teacher.out, student="bert-1x8", **sst2(place),
+        out=tmp_path / "mine", include=[tmp_path], phases__prediction__losses={"mine": {"power": 1.0}},
+        **keys("phases__intermediate"), **keys("phases__prediction"),
+    )  # fmt: skip
+    assert "mine" in made.metrics["phases"]["prediction"]["losses"]
+
+
+def test_stages_run_in_a_thread(place):
+    found = []
+    arguments = dict(model=place / "base", **sst2(place), out=place / "threaded")
+    thread = threading.Thread(target=lambda: found.append(api.finetune(**arguments, **keys("finetune"))))
+    thread.start()
+    thread.join(60)
+    assert found and found[0].metrics["phases"]["finetune"]["steps"] == 3
