@@ -29,7 +29,7 @@ def open_model(source: str, task: Task | None, *, precision: str = "auto", where
                torch: its safetensors are loaded. Naming an ONNX file itself chooses it, too.
     """
     path = Path(source)
-    if precision != "torch" and is_export(path):
+    if precision in ("fp32", "int8") or (precision == "auto" and is_export(path)):
         return _exported(path, task, precision, where)
     loaded = models.load(source, "classifier", where=where)
     columns = match_labels(loaded, task, None, where=f"{where} {source}") if task else None

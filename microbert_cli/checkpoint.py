@@ -106,13 +106,26 @@ def load_state(directory: Path) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return state
     except Exception as error:
-        raise MbertError(
-            "M304",
-            "the resume state is damaged",
-            where=str(path),
-            allowed="A state written by the same command.",
-            fix="Begin anew, the old work is moved aside: the same command with --no-resume",
-        ) from error
+        raise _damaged_state(path) from error
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """What a finished seed came to; raises M304 where the file is damaged."""
+    try:
+        scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return scores
+    except ValueError as error:
+        raise _damaged_state(path) from error
+
+
+def _damaged_state(path: Path) -> MbertError:
+    return MbertError(
+        "M304",
+        "the resume state is damaged",
+        where=str(path),
+        allowed="A state written by the same command.",
+        fix="Begin anew, the old work is moved aside: the same command with --no-resume",
+    )
 
 
 def drop_states(directory: Path) -> None:

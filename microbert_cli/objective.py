@@ -66,14 +66,31 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
     module = catalog.module("losses", name)
     if missing := [one for one in (name, "needs", "over") if not hasattr(module, one)]:
         raise _no_loss(str(module.__file__), missing[0], name)
+    function = getattr(module, name)
+    for key, value in parameters.items():
+        _check_kind(function, name, key, value)
     return LossTerm(
         name=name,
         weight=weight,
-        function=getattr(module, name),
+        function=function,
         needs=frozenset(module.needs),
         over=module.over,
         projects=getattr(module, "projects", "") == "hidden",
         parameters=parameters,
+    )
+
+
+def _check_kind(function: Callable[..., Tensor], name: str, key: str, value: Any) -> None:
+    """A parameter that the loss declares as a number must be one."""
+    declared = inspect.signature(function).parameters.get(key)
+    if declared is None or declared.annotation not in (float, int) or (isinstance(value, int | float) and value is not True):
+        return
+    raise MbertError(
+        "M017",
+        f"{value!r} is no number",
+        where=f"losses.{name}.{key}",
+        allowed=f"A number; left out it is {declared.default}.",
+        fix=f"Read what it means: mbert show losses {name}",
     )
 
 

@@ -149,7 +149,7 @@ def over_seeds(
             result = train_one(seed, place)
             write_text(done, json.dumps(result))
         checkpoint.drop_states(place)
-        scores[seed] = json.loads(done.read_text(encoding="utf-8"))
+        scores[seed] = checkpoint.read_scores(done)
         choices.take(scores[seed])
         talk.note(f"seed {seed}: {primary} {scores[seed]['dev'][primary]:.4f}")
     best = max(seeds, key=lambda seed: scores[seed]["dev"][primary])

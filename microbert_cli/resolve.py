@@ -205,7 +205,11 @@ def _validate(layers: Sequence[Layer], catalog: Catalog) -> tuple[Recipe, dict[s
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
-        explained = {(e["loc"][: _depth(e["loc"], merged)], e["type"] == "extra_forbidden"): dict(e) for e in error.errors()}
+        explained: dict[Any, dict[str, Any]] = {}
+        for one in error.errors():
+            place = (one["loc"][: _depth(one["loc"], merged)], one["type"] == "extra_forbidden")
+            before = f"{explained[place]['msg']}. Or: " if place in explained else ""
+            explained[place] = {**one, "msg": before + one["msg"]}
         raise one_or_many([*(_explain(e, loc, origins) for (loc, _), e in explained.items()), *errors]) from None
     if errors:
         raise one_or_many(errors)

@@ -58,7 +58,13 @@ def match_labels(loaded: Loaded, task: Task, order: list[str] | None, *, where: 
     """
     outputs = loaded.model.config.num_labels
     if outputs != task.num_labels:
-        raise _mismatch("M320", f"the teacher has {outputs} outputs, the task {task.num_labels}", task, where)
+        raise _mismatch(
+            "M320",
+            f"the model has {outputs} outputs, the task {task.num_labels}",
+            task,
+            where,
+            fix=f"Fine-tune a model on this task: mbert finetune --model MODEL --task {task.name}",
+        )
     names = order or loaded.label_names
     if task.is_regression or names is None:
         return None
@@ -66,7 +72,14 @@ def match_labels(loaded: Loaded, task: Task, order: list[str] | None, *, where: 
     known = [_plain(name) for name in names]
     if sorted(wanted) != sorted(known):
         said = ", ".join(names)
-        raise _mismatch("M321", f"the teacher's labels ({said}) cannot be matched to the task's", task, where)
+        named = 'Name the outputs in their order: --set \'teacher.label_order=["...", "..."]\''
+        raise _mismatch(
+            "M321",
+            f"the model's labels ({said}) cannot be matched to the task's",
+            task,
+            where,
+            fix=named if where.startswith("teacher") else "Correct id2label and label2id in its config.json.",
+        )
     return [known.index(name) for name in wanted]
 
 
@@ -140,12 +153,12 @@ def _plain(name: str) -> str:
     return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 
-def _mismatch(code: str, what: str, task: Task, where: str) -> MbertError:
+def _mismatch(code: str, what: str, task: Task, where: str, *, fix: str) -> MbertError:
     names = ", ".join(task.label.names or ("one score",))
     return MbertError(
         code,
         what,
         where=where,
         allowed=f"The labels of {task.name}: {names}.",
-        fix='Name the teacher\'s outputs in their order: --set \'teacher.label_order=["...", "..."]\'',
+        fix=fix,
     )

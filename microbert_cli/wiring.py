@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli.catalog import Catalog
-from microbert_cli.errors import MbertError, one_or_many
+from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.recipe import Recipe
 from microbert_cli.resolve import Resolved, overlay
 
@@ -58,6 +58,8 @@ def step(
         values = dict(variant)
         kind = str(values.pop("stage", name))
         resolved = overlay(resolved, values, f"variant {name}", catalog)
+    if kind not in WIRES:
+        raise _no_stage(name, kind)
     made = _Made(root, tuple(planned))
     return Step(name, kind, resolved, out or root / name, WIRES[kind](resolved.recipe, made, catalog))
 
@@ -189,6 +191,16 @@ def _augmented(recipe: Recipe, made: _Made) -> str | None:
 
 def _corpus(recipe: Recipe) -> str:
     return _needed(recipe.corpus.source, "corpus.source", "plain text", "--corpus python-docs, or --corpus text.txt.gz")
+
+
+def _no_stage(variant: str, kind: str) -> MbertError:
+    return MbertError(
+        "M024",
+        f'the variant "{variant}" is of no stage: "{kind}"',
+        where=f"variant.{variant}.stage",
+        allowed=f"Stages: {nearest(kind, WIRES)}",
+        fix=f'Say which stage it varies: variant.{variant}.stage = "finetune"',
+    )
 
 
 def _needed(value: str | None, key: str, what: str, fix: str) -> str:

@@ -95,6 +95,22 @@ WORDS = {
         3, "M006", distil("teacher", "bert-1x16", "--set", "phases.prediction.losses.soft_target.temprature=2"),
         ["temprature", '"temperature"'],
     ),
+    "a parameter that is no number": (
+        3, "M017", distil("teacher", "bert-1x16", "--set", "phases.prediction.losses.soft_target.temperature=hot"),
+        ["hot", "soft_target.temperature"],
+    ),
+    "a layer map that is none": (3, "M003", distil("teacher", "bert-1x16", "--set", "layer_map=middle"), ["middle", "uniform"]),
+    "a layer map of another depth": (
+        3, "M010", distil("teacher", "bert-1x16", "--set", "layer_map=[1, 2]"), ["[1, 2]", "1 student"],
+    ),
+    "a variant of no stage": (
+        3, "M024", ("run", "--set", 'stages=["x"]', "--set", "variant.x.stage=finetun", "--task", "sst2"), ["finetun"],
+    ),
+    "seeds that are the same": (2, "M102", (*FINETUNE, "--seeds", "1,1"), ["1,1"]),
+    "a precision that is not there": (
+        4, "M231", ("evaluate", "teacher", "-o", "out", "--set", "evaluate.precision=int8"), ["int8", "mbert export"],
+    ),
+    "a task with other labels": (5, "M320", ("evaluate", "teacher", "--task", "mnli", "-o", "out"), ["2 outputs", "task 3"]),
     "no loss at all": (3, "M007", (*FINETUNE, "--set", "finetune.losses.hard_label=0"), ["loss"]),
     "a loss the stage cannot feed": (
         3, "M008", (*GENERAL, "--corpus", "text.txt", "--set", "general.losses.hard_label=1"), ["hard_label", "labels"],
@@ -105,7 +121,7 @@ WORDS = {
     "a recipe that is not there": (4, "M201", ("run", "nope.toml"), ["nope.toml"]),
     "a folder of names that is not there": (4, "M202", ("list", "--include", "nope"), ["nope"]),
     "a model that is not there": (4, "M203", ("finetune", "--model", "./bas", "--task", "sst2"), ["bas", '"base"']),
-    "a Hub model while offline": (4, "M204", ("finetune", "--model", "tiny/none", "--task", "sst2"), ["tiny/none", "HF_HUB_OFFLINE"]),
+    "a Hub model while offline": (4, "M204", ("finetune", "--model", "tiny/no", "--task", "sst2"), ["tiny/no", "OFFLINE"]),
     "a folder without a model": (4, "M211", ("finetune", "--model", "glue", "--task", "sst2"), ["glue", "config.json"]),
     "a baseline that is not there": (4, "M205", ("evaluate", "teacher", "--baseline", "nope.json"), ["nope.json"]),
     "a corpus that is not there": (4, "M230", (*GENERAL, "--corpus", "nope.txt"), ["nope.txt", "python-docs"]),
@@ -386,6 +402,22 @@ def test_a_directory_without_its_manifest_is_unfinished(tmp_path: Path) -> None:
     (tmp_path / "begun.partial" / "begun.json").write_text(json.dumps(begun), encoding="utf-8")
     error = refused(4, "M210", *distil(tmp_path / "begun"))
     assert "mbert finetune --task sst2" in error["fix"], "the command that finishes it"
+
+
+def test_damaged_state_of_begun_work(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    words = (*FINETUNE[:-1], out, "--set", "finetune.steps=2")
+    works(*words)
+    identity = json.loads((out / "manifest.json").read_text())["identity_hash"]
+    begun = out.rename(tmp_path / "model.partial")
+    (begun / "begun.json").write_text(json.dumps({"identity_hash": identity, "argv": []}), encoding="utf-8")
+    (begun / "seed.json").write_text("{", encoding="utf-8")
+    assert "--no-resume" in refused(5, "M304", *words)["fix"]
+    (begun / "seed.json").unlink()
+    (begun / "resume/phases/finetune").mkdir(parents=True)
+    (begun / "resume/phases/finetune/state.pt").write_bytes(b"half")
+    assert "state.pt" in refused(5, "M304", *words)["where"]
+    works(*words, "--no-resume")
 
 
 def test_damaged_scores_of_a_finished_output(tmp_path: Path) -> None:

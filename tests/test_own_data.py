@@ -67,7 +67,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(home)
         patch.setenv("MBERT_CACHE", str(home / ".cache"))
         patch.delenv("MBERT_DATA", raising=False)
-        reviews = [f'"{texts[0].strip()}, they say",{["awful", "great"][int(y)]}' for texts, y in tiny_rows("sst2", 80)["train"]]
+        reviews = [
+            f'"{texts[0].strip()}, they say",{["awful", "great"][int(y)]}' for texts, y in tiny_rows("sst2", 80)["train"]
+        ]
         Path("reviews.csv").write_text("\n".join(["review,verdict", *reviews, ""]), encoding="utf-8")
         pairs = [{"one": texts[0], "other": texts[1], "likeness": y} for texts, y in tiny_rows("stsb", 80)["train"]]
         Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from microbert_cli.cli import options
-from microbert_cli.cli.console import show_json, show_table
+from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.options import Common, with_common
 from microbert_cli.cli.running import explain, known_task
 from microbert_cli.report_table import COLUMNS, cells
@@ -51,7 +51,10 @@ def bench(
         explain(resolved, as_json=common.as_json)
         return
     if common.dry_run:
-        show_json({"models": models, "rows": rows}) if common.as_json else None
+        if common.as_json:
+            show_json({"models": models, "rows": rows})
+        else:
+            show("\n".join(f"bench            {model}" for model in models))
         return
     from microbert_cli.racing import race_models
     from microbert_cli.task_rows import open_task

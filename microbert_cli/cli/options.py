@@ -92,13 +92,13 @@ def seed_list(text: str | None) -> list[int] | None:
     if text is None:
         return None
     values = parse_value(f"[{text}]")
-    if isinstance(values, list) and values and all(isinstance(value, int) for value in values):
+    if isinstance(values, list) and values and all(type(value) is int for value in values) and len({*values}) == len(values):
         return values
     raise MbertError(
         "M102",
-        f'"{text}" is no list of whole numbers',
+        f'"{text}" is no list of different whole numbers',
         where="--seeds",
-        allowed="Whole numbers with commas between.",
+        allowed="Whole numbers with commas between, each of them once.",
         fix="For instance: --seeds 1,2,3",
     )
 
