@@ -131,7 +131,8 @@ def write_text(path: Path, text: str) -> None:
 
 def command_line() -> list[str]:
     """The command as typed, with the program's bare name."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    name = Path(sys.argv[0]).name
+    return ["mbert" if name == "__main__.py" else name, *sys.argv[1:]]
 
 
 def now() -> str:

@@ -123,10 +123,10 @@ def cannot_write(error: OSError, path: Path) -> MbertError:
 
 def disk_full(error: BaseException, out: Path) -> MbertError:
     """The error for a disk without room."""
-    said = (str(error).strip().splitlines() or [""])[0][:120]
+    number = error.errno if isinstance(error, OSError) and error.errno else errno.ENOSPC
     return MbertError(
         "M220",
-        f"the disk is full: {said}",
+        f"the disk is full: {os.strerror(number)}",
         where=str(out),
         allowed="Nothing was lost: finished work is whole, begun work waits in the .partial directory beside.",
         fix=f"Make room, then the same command again: {' '.join(manifest.command_line())}",

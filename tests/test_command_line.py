@@ -278,3 +278,39 @@ def test_a_terminated_run_goes_on_where_it_was(home: Path) -> None:
     works(*words, "straight")
     weights = [(home / out / "model.safetensors").read_bytes() for out in ("stopped", "straight")]
     assert weights[0] == weights[1]
+
+
+ALONE = """
+import json, sys
+sys.modules["microbert_cli"] = None  # any import of it fails
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
+batch = AutoTokenizer.from_pretrained(sys.argv[1])(sys.argv[2:], return_tensors="pt", padding=True)
+print(json.dumps({"labels": model.config.id2label, "logits": model(**batch).logits.tolist()}))
+"""
+
+
+def test_a_student_loads_with_transformers_alone(home: Path) -> None:
+    import torch
+
+    from microbert_cli import models
+
+    if not (home / "teacher").exists():
+        works("finetune", "short.toml", "-o", "teacher")
+    words = ("task-distill", "short.toml", "--teacher", "teacher", "--student", "bert-1x16", "-o", "student")
+    works(*words)
+    texts = ["the lovely boat", "the awful kettle of the baker near the harbour"]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(home / "student"), *texts], capture_output=True, text=True, timeout=120, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["labels"] == {"0": "negative", "1": "positive"}
+    loaded = models.load(home / "student", "classifier", where="student")
+    with torch.no_grad():
+        logits = loaded.model.eval()(**loaded.tokenizer(texts, return_tensors="pt", padding=True)).logits
+    assert torch.tensor(found["logits"]) == pytest.approx(logits, abs=1e-6)
+    answers = [json.loads(line) for line in works("predict", "student", *texts, "--json").out.splitlines()]
+    shares = torch.tensor(found["logits"]).softmax(-1)[:, 1].tolist()
+    assert [answer["probabilities"]["positive"] for answer in answers] == pytest.approx(shares, abs=1e-6)
