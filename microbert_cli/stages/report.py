@@ -56,22 +56,23 @@ def _baseline_row(data: TaskRows) -> dict[str, Any]:
 
 def _model_rows(data: TaskRows, models: dict[str, str], exported: str | None, talk: Talk) -> list[dict[str, Any]]:
     primary = data.task.primary
+    files = read_metrics(Path(exported))["files"] if exported else {}
+    forms = [form for form in ("fp32", "int8") if form in files]
     entrants = [Entrant(name, path, "torch") for name, path in models.items()]
-    entrants += [Entrant(f"export, {form}", exported, form) for form in ("fp32", "int8") if exported]
+    entrants += [Entrant(f"export, {form}", str(exported), form) for form in forms]
     raced = race_models(entrants, data, talk=talk)["models"]
     measured = {name: read_metrics(Path(path)) for name, path in models.items()}
     teacher = next((m["teacher"][primary] for m in measured.values() if "teacher" in m), None)
     rows = [_row(name, result, raced[name], primary, teacher) for name, result in measured.items()]
-    for form in ("fp32", "int8") if exported else ():
-        scores = read_metrics(Path(str(exported)))["files"][form]["scores"]
-        rows.append(_row(f"export, {form}", {"dev": scores}, raced[f"export, {form}"], primary, teacher))
+    for form in forms:
+        rows.append(_row(f"export, {form}", {"dev": files[form]["scores"]}, raced[f"export, {form}"], primary, teacher))
     return rows
 
 
 def _row(name: str, result: dict[str, Any], speed: dict[str, Any], primary: str, teacher: float | None) -> dict[str, Any]:
     score = result.get("mean", result["dev"])[primary]
     return {
-        "model": name,
+        "model": "teacher" if name == "finetune" else name,
         "score": score,
         "spread": result.get("spread", {}).get(primary),
         "seeds": len(result["seeds"]) if "seeds" in result else 1,
