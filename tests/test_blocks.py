@@ -205,6 +205,18 @@ def test_pairs_begin_where_sentences_do_unless_cut(source, text, tokenizer):
         assert {a, a_end} <= where.sentences and (b == b_end or {b, b_end} <= where.sentences)
 
 
+def test_no_sentence_is_lost_to_a_replaced_segment(source, text, tokenizer):
+    """What a random segment B stood in for comes again; only what is cut from too long a pair is gone."""
+    where = Ranges(text, tokenizer)
+    seen = np.zeros(len(where.tokens), dtype=bool)
+    for part in make_blocks(source, tokenizer, settings(max_length=128)):
+        for a, a_end, b, b_end in part.ranges.tolist():
+            seen[a:a_end] = True
+            if b_end > b and where.document(b, b_end) == where.document(a, a_end):
+                seen[b:b_end] = True
+    assert seen.mean() > 0.93
+
+
 def continuations(source, tokenizer, **changed):
     """The share of blocks whose segment B goes on where A ends, but for tokens lost where they meet."""
     train, _ = make_blocks(source, tokenizer, settings(max_length=128, short=0.0, **changed))

@@ -264,7 +264,7 @@ def test_a_seed_that_was_done_is_not_trained_again(place, tmp_path, monkeypatch)
         patch.setattr(phases, "train", lambda *given, **named: seen.append(named["seed"]) or real(*given, **named))
         copy.run()
     assert set(seen) == {2}
-    for name in ("model.safetensors", "metrics.json", "seed-2/model.safetensors"):
+    for name in ("model.safetensors", "metrics.json", "seed-2/model.safetensors", "seed-2/seed.json"):
         assert (copy / "alone" / name).read_bytes() == (place / "alone" / name).read_bytes(), name
 
 
