@@ -5,6 +5,7 @@ is validated before torch is. A name with upper-case letters is a pattern: `bert
 """
 
 import ast
+import hashlib
 import importlib.util
 import re
 import sys
@@ -98,6 +99,11 @@ class Catalog:
             if isinstance(node, ast.FunctionDef) and node.name == name:
                 return {argument.arg for argument in node.args.kwonlyargs}
         return set()
+
+    def own_files(self) -> dict[str, str]:
+        """The included files by name with their hashes: a run with a changed loss of one's own is another run."""
+        files = [file for folder in self.include for file in sorted(folder.rglob("*")) if file.suffix in (".py", ".toml")]
+        return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
     def _find(self, kind: str, name: str) -> Path | None:
         path = Path(name)

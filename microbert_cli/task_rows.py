@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import models, scoring
+from microbert_cli import manifest, models, scoring
 from microbert_cli.answering import Answers
 from microbert_cli.catalog import Catalog
 from microbert_cli.data import Rows, complete, load_augmented, load_split, own_task
@@ -54,8 +54,10 @@ class TaskRows:
         return scoring.majority_score(self.task, list(self.rows[split].labels or []))
 
     def fingerprints(self) -> dict[str, Any]:
-        """What identifies the data: the text and labels of every split, and the length they are cut to."""
-        return {"max_length": self.max_length, **{split: rows.fingerprint for split, rows in self.rows.items()}}
+        """What identifies the data: the question and its metrics, every split's texts and labels, the maximum length."""
+        task = self.task.model_dump(mode="json", exclude={"name", "title", "hub", "folder", "files", "submission"})
+        splits = {split: rows.fingerprint for split, rows in self.rows.items()}
+        return {"task": manifest.digest(task), "max_length": self.max_length, **splits}
 
     def facts(self) -> dict[str, Any]:
         """Rows and fingerprints for the manifest."""

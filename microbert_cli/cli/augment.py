@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from microbert_cli.cli import options
-from microbert_cli.cli.options import Common, with_common
+from microbert_cli.cli.options import About, Common, with_options
 from microbert_cli.cli.running import run_stage, show_result
 
 EPILOG = """Examples:
@@ -18,19 +17,13 @@ def register(app: typer.Typer) -> None:
     app.command("augment", epilog=EPILOG)(augment)
 
 
-@with_common
+@with_options
 def augment(
     recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
-    task: options.TaskName = None,
-    data: options.DataDir = None,
-    train_file: options.TrainFile = None,
-    dev_file: options.DevFile = None,
-    test_file: options.TestFile = None,
-    text: options.TextColumns = None,
-    label: options.LabelColumn = None,
     masked_lm: Annotated[str | None, typer.Option("--masked-lm", help="Proposes words: directory or Hub id.")] = None,
     vectors: Annotated[str | None, typer.Option(help="GloVe text or zip, or a BERT directory.")] = None,
     *,
+    about: About,
     common: Common,
 ) -> None:
     """Varies the training set of a task: masked-LM and word-vector neighbours (TinyBERT, Algorithm 1)."""
@@ -38,8 +31,6 @@ def augment(
     resolved = common.resolve(
         augment__masked_lm=masked_lm,
         vectors__source=vectors,
-        task=task,
-        data__folder=data,
-        **options.own_data(train_file, dev_file, test_file, text, label),
+        **about.keys(),
     )
     show_result(run_stage("augment", common, resolved), common)

@@ -4,9 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from microbert_cli.cli import options
 from microbert_cli.cli.console import show, show_json, show_table
-from microbert_cli.cli.options import Common, with_common
+from microbert_cli.cli.options import About, Common, with_options
 from microbert_cli.cli.running import explain, known_task
 from microbert_cli.report_table import COLUMNS, cells
 
@@ -28,25 +27,19 @@ def register(app: typer.Typer) -> None:
     app.command("bench", epilog=EPILOG)(bench)
 
 
-@with_common
+@with_options
 def bench(
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Directories, export directories, Hub ids.")],
-    task: options.TaskName = None,
-    data: options.DataDir = None,
-    train_file: options.TrainFile = None,
-    dev_file: options.DevFile = None,
-    text: options.TextColumns = None,
-    label: options.LabelColumn = None,
     rows: Annotated[int, typer.Option(min=1, help="Dev rows to answer.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch, for throughput.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Single rows each model answers, for latency.")] = 50,
     passes: Annotated[int, typer.Option(min=1, help="Times each model answers all rows.")] = 5,
     *,
+    about: About,
     common: Common,
 ) -> None:
     """Parameters, size, FLOPs, latency (batch 1) and throughput; an export directory enters as fp32 and as int8."""
-    own = options.own_data(train_file, dev_file, None, text, label)
-    resolved = common.resolve(data__folder=data, **known_task(models[0], task, own))
+    resolved = common.resolve(**known_task(models[0], about))
     if common.explain:
         explain(resolved, as_json=common.as_json)
         return

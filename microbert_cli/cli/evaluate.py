@@ -8,7 +8,7 @@ import typer
 
 from microbert_cli.cli import options
 from microbert_cli.cli.console import show_table
-from microbert_cli.cli.options import Common, with_common
+from microbert_cli.cli.options import About, Common, with_options
 from microbert_cli.cli.running import known_task, run_stage, telling
 from microbert_cli.errors import MbertError
 
@@ -24,22 +24,16 @@ def register(app: typer.Typer) -> None:
     app.command("evaluate", epilog=EPILOG)(evaluate)
 
 
-@with_common
+@with_options
 def evaluate(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Directory, export directory or Hub id.")] = None,
     teacher: options.Teacher = None,
-    task: options.TaskName = None,
-    data: options.DataDir = None,
-    train_file: options.TrainFile = None,
-    dev_file: options.DevFile = None,
-    test_file: options.TestFile = None,
-    text: options.TextColumns = None,
-    label: options.LabelColumn = None,
     submission: Annotated[bool, typer.Option("--submission", help="Predict the test splits; write files and zip.")] = False,
     min_score: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Exit 1 below this score.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="A metrics.json; exit 1 if scores fell below it.")] = None,
     tolerance: Annotated[float, typer.Option(help="How far below the baseline is still fine.")] = 0.0,
     *,
+    about: About,
     common: Common,
 ) -> None:
     """Official metrics, predictions per example, agreement with a teacher, submission files."""
@@ -48,8 +42,7 @@ def evaluate(
     resolved = common.resolve(
         evaluate__model=model,
         teacher__model=teacher,
-        data__folder=data,
-        **known_task(model, task, options.own_data(train_file, dev_file, test_file, text, label)),
+        **known_task(model, about),
     )
     result = run_stage("evaluate", common, resolved, **({"submit": True} if submission else {}))
     if result is None:

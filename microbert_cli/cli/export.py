@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from microbert_cli.cli import options
-from microbert_cli.cli.options import Common, with_common
+from microbert_cli.cli.options import About, Common, with_options
 from microbert_cli.cli.running import known_task, run_stage, show_result
 
 EPILOG = """Example:
@@ -18,25 +18,18 @@ def register(app: typer.Typer) -> None:
     app.command("export", epilog=EPILOG)(export)
 
 
-@with_common
+@with_options
 def export(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A classifier: directory or Hub id.")] = None,
     teacher: options.Teacher = None,
-    task: options.TaskName = None,
-    data: options.DataDir = None,
-    train_file: options.TrainFile = None,
-    dev_file: options.DevFile = None,
-    test_file: options.TestFile = None,
-    text: options.TextColumns = None,
-    label: options.LabelColumn = None,
     *,
+    about: About,
     common: Common,
 ) -> None:
     """Safetensors, ONNX fp32 and int8, parity checked on real rows, int8 scored on dev, a model card."""
     resolved = common.resolve(
         export__model=model,
         teacher__model=teacher,
-        data__folder=data,
-        **known_task(model, task, options.own_data(train_file, dev_file, test_file, text, label)),
+        **known_task(model, about),
     )
     show_result(run_stage("export", common, resolved), common)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from microbert_cli.cli import options
-from microbert_cli.cli.options import Common, with_common
+from microbert_cli.cli.options import Common, with_options
 from microbert_cli.cli.running import run_stage, show_result
 
 EPILOG = """Examples:
@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command("general-distill", epilog=EPILOG)(general_distill)
 
 
-@with_common
+@with_options
 def general_distill(
     recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
     teacher: options.Teacher = None,

@@ -63,28 +63,37 @@ class Common:
 
 TaskName = Annotated[str | None, typer.Option("--task", help="A task of the catalogue, or a task TOML.")]
 DataDir = Annotated[str | None, typer.Option("--data", help="A GLUE folder, or one task's; default: MBERT_DATA.")]
-TrainFile = Annotated[str | None, typer.Option("--train-file", help="Own data: CSV, TSV, JSONL or Parquet.")]
-DevFile = Annotated[str | None, typer.Option("--dev-file", help="Own data to select on.")]
-TestFile = Annotated[str | None, typer.Option("--test-file", help="Own data to test on.")]
-TextColumns = Annotated[list[str] | None, typer.Option("--text", help="Text column; twice for pairs.")]
-LabelColumn = Annotated[str | None, typer.Option("--label", help="Label column.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Several seeds, such as 1,2,3.")]
 Teacher = Annotated[str | None, typer.Option("--teacher", help="The teacher: directory or Hub id.")]
 Student = Annotated[str | None, typer.Option("--student", help="A student of the catalogue, or a checkpoint.")]
 CorpusName = Annotated[str | None, typer.Option("--corpus", help="python-docs, a file, a folder, or a Hub data set.")]
 
 
-def own_data(
-    train_file: str | None, dev_file: str | None, test_file: str | None, text: list[str] | None, label: str | None
-) -> dict[str, Any]:
-    """The flags that describe a table of the user's own, as recipe keys."""
-    return {
-        "data__train_file": train_file,
-        "data__dev_file": dev_file,
-        "data__test_file": test_file,
-        "data__text": text or None,
-        "data__label": label,
-    }
+@dataclass
+class About:
+    """What a command is about: a task and its folder, or a table of the user's own."""
+
+    task: TaskName = None
+    data: DataDir = None
+    train_file: Annotated[str | None, typer.Option("--train-file", help="Own data: CSV, TSV, JSONL or Parquet.")] = None
+    dev_file: Annotated[str | None, typer.Option("--dev-file", help="Own data to select on.")] = None
+    test_file: Annotated[str | None, typer.Option("--test-file", help="Own data to test on.")] = None
+    text: Annotated[list[str] | None, typer.Option("--text", help="Text column; twice for pairs.")] = None
+    label: Annotated[str | None, typer.Option("--label", help="Label column.")] = None
+
+    def keys(self) -> dict[str, Any]:
+        """The flags as recipe keys."""
+        return {"task": self.task, "data__folder": self.data, **self.own_data()}
+
+    def own_data(self) -> dict[str, Any]:
+        """Those that describe a table of the user's own."""
+        return {
+            "data__train_file": self.train_file,
+            "data__dev_file": self.dev_file,
+            "data__test_file": self.test_file,
+            "data__text": self.text or None,
+            "data__label": self.label,
+        }
 
 
 def seed_list(text: str | None) -> list[int] | None:
@@ -103,19 +112,26 @@ def seed_list(text: str | None) -> list[int] | None:
     )
 
 
-def with_common(function: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the common options: `f(own..., common)` becomes `f(own..., every common option)`."""
-    own = [p for p in inspect.signature(function).parameters.values() if p.name != "common"]
-    common = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields(Common)
+GROUPS: dict[str, type] = {"about": About, "common": Common}
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Writes out a command's option groups: `f(own..., about, common)` becomes `f(own..., every option of both)`."""
+    parameters = inspect.signature(function).parameters
+    groups = {name: GROUPS[name] for name in parameters if name in GROUPS}
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, p in parameters.items() if name not in groups]
+    written = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for group in groups.values()
+        for f in fields(group)
     ]
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
-        taken = {f.name: values.pop(f.name) for f in fields(Common)}
-        function(**values, common=Common(**taken))
+        for name, group in groups.items():
+            values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
+        function(**values)
 
-    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    command.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
+    command.__signature__ = inspect.Signature([*own, *written])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*own, *written]}
     return command

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from microbert_cli.cli import options
-from microbert_cli.cli.options import Common, with_common
+from microbert_cli.cli.options import Common, with_options
 from microbert_cli.cli.running import run_stage, show_result
 
 EPILOG = """Examples:
@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command("pretrain", epilog=EPILOG)(pretrain)
 
 
-@with_common
+@with_options
 def pretrain(
     recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
     model: Annotated[str | None, typer.Option(help="Directory, Hub id, or a student (random weights).")] = None,

@@ -8,7 +8,7 @@ import typer
 from microbert_cli import run_record
 from microbert_cli.cli.bench import show_report
 from microbert_cli.cli.console import show, show_json
-from microbert_cli.cli.options import Common, DataDir, TaskName, with_common
+from microbert_cli.cli.options import Common, DataDir, TaskName, with_options
 from microbert_cli.cli.running import dry_run, explain
 from microbert_cli.errors import MbertError
 from microbert_cli.stage import read_metrics
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command("run", epilog=EPILOG)(run)
 
 
-@with_common
+@with_options
 def run(
     recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
     task: TaskName = None,
@@ -54,7 +54,7 @@ def run(
     if common.dry_run:
         dry_run(planned, common)
         return
-    if not common.force and run_record.is_unchanged(root, resolved.name, planned):
+    if not (common.force or common.include) and run_record.is_unchanged(root, resolved.name, planned):
         _show(common, root, [read_metrics(step.out) for step in planned], planned, unchanged=True)
         return
     run_record.claim(root, resolved.name, force=common.force)

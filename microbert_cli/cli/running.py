@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from microbert_cli import manifest
 from microbert_cli.cli.console import show, show_json, show_table
-from microbert_cli.cli.options import Common
+from microbert_cli.cli.options import About, Common
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe import STAGES
 from microbert_cli.resolve import Resolved, flatten
@@ -71,11 +71,11 @@ def telling(result: "StageResult", common: Common) -> Iterator[None]:
     show_result(result, common)
 
 
-def known_task(model: str | None, task: str | None, own: dict[str, Any]) -> dict[str, Any]:
+def known_task(model: str | None, about: About) -> dict[str, Any]:
     """Flags for the task: as typed, else what the model's own manifest says it was made for."""
-    flags = {"task": task, **own}
+    flags = about.keys()
     path = Path(model or "") / "manifest.json"
-    if any(flags.values()) or not model or not path.is_file():
+    if about.task or any(about.own_data().values()) or not model or not path.is_file():
         return flags
     made = manifest.read(path.parent).get("recipe", {})
     data = {f"data__{key}": value for key, value in made.get("data", {}).items() if key != "folder"}

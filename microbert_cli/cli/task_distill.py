@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from microbert_cli.cli import options
-from microbert_cli.cli.options import Common, with_common
+from microbert_cli.cli.options import About, Common, with_options
 from microbert_cli.cli.running import run_stage, show_result
 
 EPILOG = """Examples:
@@ -18,21 +18,15 @@ def register(app: typer.Typer) -> None:
     app.command("task-distill", epilog=EPILOG)(task_distill)
 
 
-@with_common
+@with_options
 def task_distill(
     recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
     teacher: options.Teacher = None,
     student: options.Student = None,
     augmented: Annotated[str | None, typer.Option(help="A directory made by `mbert augment`.")] = None,
-    task: options.TaskName = None,
-    data: options.DataDir = None,
-    train_file: options.TrainFile = None,
-    dev_file: options.DevFile = None,
-    test_file: options.TestFile = None,
-    text: options.TextColumns = None,
-    label: options.LabelColumn = None,
     seeds: options.Seeds = None,
     *,
+    about: About,
     common: Common,
 ) -> None:
     """Stage two: distils a fine-tuned teacher into a student, through all phases of the method."""
@@ -42,8 +36,6 @@ def task_distill(
         student=student,
         augmented=augmented,
         seeds=options.seed_list(seeds),
-        task=task,
-        data__folder=data,
-        **options.own_data(train_file, dev_file, test_file, text, label),
+        **about.keys(),
     )
     show_result(run_stage("task-distill", common, resolved), common)

@@ -38,6 +38,7 @@ def run(
     data = open_task(recipe, catalog, splits=("train",), talk=talk)
     identity = {
         "recipe": recipe.identity(*KEYS),
+        "own_files": catalog.own_files(),
         "masked_lm": manifest.identify(masked_lm),
         "vectors": manifest.identify(vectors),
         "data": data.fingerprints(),

@@ -38,6 +38,7 @@ def run(
     data = open_task(recipe, catalog, splits=("train", "dev"), talk=talk)
     identity = {
         "recipe": recipe.identity(*KEYS),
+        "own_files": catalog.own_files(),
         "model": places.identify(model, catalog),
         "tokenizer": places.identify(tokenizer, catalog),
         "data": data.fingerprints(),

@@ -46,6 +46,7 @@ def run(
     """
     identity = {
         "recipe": recipe.identity(*KEYS),
+        "own_files": catalog.own_files(),
         "teacher": places.identify(teacher, catalog),
         "student": places.identify(student, catalog),
         "corpus": corpus.identify(source),

@@ -48,6 +48,7 @@ def run(
     """
     identity = {
         "recipe": recipe.identity(*KEYS),
+        "own_files": catalog.own_files(),
         "model": places.identify(model, catalog),
         "tokenizer": places.identify(tokenizer, catalog),
         "corpus": corpus.identify(source),

@@ -44,6 +44,7 @@ def run(
     data = open_task(recipe, catalog, splits=("train", "dev"), augmented=augmented, talk=talk)
     identity = {
         "recipe": recipe.identity(*KEYS),
+        "own_files": catalog.own_files(),
         "teacher": places.identify(teacher, catalog),
         "student": places.identify(student, catalog),
         "data": data.fingerprints(),
