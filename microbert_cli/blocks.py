@@ -18,7 +18,6 @@ Source: BERT's data preparation as the released TinyBERT uses it, without the ma
 """
 
 import hashlib
-import json
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from microbert_cli import cache, corpus, manifest
+from microbert_cli.encoding import rules_of
 from microbert_cli.errors import MbertError
 from microbert_cli.tracking import SILENT, Talk
 
@@ -96,7 +96,7 @@ def make_blocks(
     """Training and held-out blocks of a corpus; taken from the cache where the same were made before."""
     key = {
         "corpus": corpus.identify(source),
-        "tokenizer": _fingerprint(tokenizer),
+        "tokenizer": rules_of(tokenizer),
         **vars(settings),
     }
     with cache.entry("blocks", manifest.digest(key)) as (directory, ready):
@@ -247,14 +247,6 @@ def _append(file: IO[bytes], positions: Any) -> None:
 
 def _positions(path: Path) -> np.ndarray:
     return np.memmap(path, dtype=np.int64, mode="r")
-
-
-def _fingerprint(tokenizer: Any) -> str:
-    """What decides how text becomes ids; what the tokenizer was last asked to pad or cut to does not."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return manifest.digest(tokenizer.get_vocab())
-    return manifest.digest({**json.loads(backend.to_str()), "padding": None, "truncation": None})
 
 
 def _dtype(tokenizer: Any) -> type:

@@ -1,11 +1,13 @@
 """Rows as token ids, kept flat: one array of ids for all rows, and padded tensors only for the batch at hand."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from microbert_cli import manifest
 from microbert_cli.rows import Rows
 
 if TYPE_CHECKING:
@@ -107,6 +109,14 @@ def encode(rows: Rows, tokenizer: Any, max_length: int) -> Encoded:
         augmented=None if rows.augmented is None else np.asarray(rows.augmented, dtype=bool),
         truncated=truncated,
     )
+
+
+def rules_of(tokenizer: Any) -> str:
+    """What decides how text becomes ids; what the tokenizer was last asked to pad or cut to does not."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return manifest.digest(tokenizer.get_vocab())
+    return manifest.digest({**json.loads(backend.to_str()), "padding": None, "truncation": None})
 
 
 def _labels(rows: Rows) -> np.ndarray | None:

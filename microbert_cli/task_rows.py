@@ -9,7 +9,7 @@ from microbert_cli import manifest, models, scoring
 from microbert_cli.answering import Answers
 from microbert_cli.catalog import Catalog
 from microbert_cli.data import Rows, complete, load_augmented, load_split, own_task
-from microbert_cli.encoding import Encoded, encode
+from microbert_cli.encoding import Encoded, encode, rules_of
 from microbert_cli.errors import MbertError
 from microbert_cli.models import Loaded
 from microbert_cli.recipe import Recipe
@@ -25,12 +25,13 @@ class TaskRows:
     rows: dict[str, Rows]
     max_length: int
     talk: Talk = SILENT
-    _encoded: dict[tuple[str, int], Encoded] = field(default_factory=dict)
+    _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
+    _rules: dict[int, tuple[Any, str]] = field(default_factory=dict)
 
     def encode(self, split: str, loaded: Loaded | Answers, *, where: str) -> Encoded:
         """The split's token ids; raises M012 where a text may outgrow the model."""
         models.check_length(self.max_length, loaded.model.config, where=where)
-        key = (split, id(loaded.tokenizer))
+        key = (split, self._rules_of(loaded.tokenizer))
         if key not in self._encoded:
             self._encoded[key] = encode(self.rows[split], loaded.tokenizer, self.max_length)
             if cut := self._encoded[key].truncated:
@@ -52,6 +53,12 @@ class TaskRows:
     def majority(self, split: str) -> float:
         """The primary metric of always answering the commonest class."""
         return scoring.majority_score(self.task, list(self.rows[split].labels or []))
+
+    def _rules_of(self, tokenizer: Any) -> str:
+        """The tokenizer's rules, worked out once; it is kept, so that its id stays its own."""
+        if id(tokenizer) not in self._rules:
+            self._rules[id(tokenizer)] = (tokenizer, rules_of(tokenizer))
+        return self._rules[id(tokenizer)][1]
 
     def fingerprints(self) -> dict[str, Any]:
         """What identifies the data: the question and its metrics, every split's texts and labels, the maximum length."""

@@ -43,7 +43,7 @@ for _name in COMMANDS:
 def main() -> None:
     """Runs the command line and leaves with one of the documented exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve whatever shares the machine
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that spin long starve whatever shares the machine
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
