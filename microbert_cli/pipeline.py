@@ -15,6 +15,7 @@ from microbert_cli.wiring import Step
 def run_step(step: Step, *, catalog: Catalog, talk: Talk = SILENT, **options: Any) -> StageResult:
     """Runs one stage with its inputs; `options` are force, resume, renew, and what only that stage takes."""
     stage: Callable[..., StageResult] = import_module(f"microbert_cli.stages.{step.kind.replace('-', '_')}").run
+    talk.note(f"{step.name}: {_inputs(step)}")
     result = stage(step.resolved.recipe, step.out, catalog=catalog, talk=talk, **step.inputs, **options)
     return replace(result, out=step.out)  # as it was named, whether it was made or found
 
@@ -24,7 +25,6 @@ def run_steps(
 ) -> Iterator[StageResult]:
     """Runs the stages in order. A stage whose keys or inputs changed is made anew, the old one moved aside."""
     for step in steps:
-        talk.note(f"{step.name}: {_inputs(step)}")
         yield run_step(step, catalog=catalog, talk=talk, force=force, resume=resume, renew=True)
 
 

@@ -44,6 +44,8 @@ def run(
     task = find_task(recipe, catalog, talk=talk)
     labelled = list(default_splits(task, submit) if recipe.evaluate.splits is None else recipe.evaluate.splits)
     unlabelled = [split for split in (task.submission.files if task.submission else {}) if submit]
+    if submit and not unlabelled:
+        talk.warn(f"{task.name} is no task of the GLUE server: there is nothing to submit")
     data = open_task(recipe, catalog, splits=[*labelled, *unlabelled], talk=talk)
     if recipe.evaluate.splits is None:
         labelled = [split for split in labelled if data.rows[split].labels is not None]
