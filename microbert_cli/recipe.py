@@ -14,7 +14,7 @@ Count = Annotated[int, Field(gt=0)]
 Normalisation = Literal["masked", "reference"]
 LayerMap = Literal["uniform", "first", "last"] | list[int]
 
-SHORTHAND = {"teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size"}
+SHORTHAND = {"data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size"}
 STAGES = ("pretrain", "finetune", "general-distill", "augment", "task-distill", "evaluate", "export", "report")
 
 
