@@ -50,7 +50,7 @@ def test_python_example(readme, workplace, monkeypatch, capsys):
 
 def commands(readme):
     joined = re.sub(r"\\\n\s*", "", readme)
-    for block in re.findall(r"```\n(.*?)```", joined, re.DOTALL):
+    for block in re.findall(r"^```\w*\n(.*?)^```", joined, re.DOTALL | re.MULTILINE):
         for line in block.splitlines():
             line = line.split("#")[0].strip()
             if line.startswith("mbert "):
