@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.recipe import SHORTHAND, STAGES, Recipe
+from microbert_cli.toml_files import read_toml
 
 Flat = dict[str, Any]
 ENVIRONMENT = "MBERT_SET_"
@@ -69,28 +70,6 @@ def _resolved(upper: Sequence[Layer], name: str, catalog: Catalog) -> Resolved:
     method = _last(upper, "method") or Recipe.model_fields["method"].default
     layers = [*_method_layers(catalog, str(method), _last(upper, "task")), *upper]
     return Resolved(*_validate(layers, catalog), name=name, layers=tuple(upper))
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as nested tables; raises M001 (not TOML, not UTF-8) or M201 (not there)."""
-    try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise MbertError(
-            "M201",
-            "there is no such file",
-            where=str(path),
-            allowed="An existing TOML file, or the name of a catalogued recipe.",
-            fix="See them: mbert list recipes",
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MbertError(
-            "M001",
-            f"this is not valid TOML: {error}",
-            where=str(path),
-            allowed='TOML 1.0 in UTF-8: key = "text", key = 1.5, key = [1, 2], [table].',
-            fix=f"Correct the line, then: mbert run {path} --dry-run",
-        ) from None
 
 
 def normalise(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +158,7 @@ def _flag_layers(flags: Mapping[str, Any], called: Mapping[str, str]) -> list[La
 
 def _method_layers(catalog: Catalog, method: str, task: Any) -> list[Layer]:
     path = catalog.path("methods", method, where="method")
-    values = read_toml(path)
+    values = read_toml(path, "methods")
     if unknown := values.keys() - METHOD_KEYS:
         raise one_or_many([_unknown(key, str(path), METHOD_KEYS) for key in sorted(unknown)])
     by_task = values.pop("by_task", {})

@@ -5,7 +5,6 @@ source calls them where it calls them otherwise. Splits are train, dev, test, or
 dev_mismatched.
 """
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from microbert_cli.errors import MbertError, nearest, one_or_many
+from microbert_cli.toml_files import read_toml
 
 ColumnName = str | int | tuple[str, ...]
 METRICS = ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "mean")
@@ -226,7 +226,7 @@ def load_task(source: str | Path | Mapping[str, Any], *, folder: Path | None = N
         values, where, folder = dict(source), "task", folder or Path()
     else:
         path = Path(source)
-        values, where, folder = _read(path), str(path), path.parent
+        values, where, folder = read_toml(path, "tasks"), str(path), path.parent
         values = {"name": path.stem, **values}
     if isinstance(values.get("files"), Mapping):
         values["files"] = {k: folder / v if isinstance(v, str) else v for k, v in values["files"].items()}
@@ -234,27 +234,6 @@ def load_task(source: str | Path | Mapping[str, Any], *, folder: Path | None = N
         return Task.model_validate(values)
     except ValidationError as error:
         raise one_or_many([_explain(dict(e), where) for e in error.errors()]) from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise MbertError(
-            "M201",
-            "there is no such file",
-            where=str(path),
-            allowed="A task's TOML file, or the name of a catalogued task.",
-            fix="See them: mbert list tasks",
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MbertError(
-            "M001",
-            f"this is not valid TOML: {error}",
-            where=str(path),
-            allowed='TOML 1.0 in UTF-8: key = "text", key = [1, 2], [table].',
-            fix="See a task that is right: mbert show tasks sst2",
-        ) from None
 
 
 def _split_file(value: Any) -> Any:
