@@ -73,15 +73,19 @@ def _resolved(upper: Sequence[Layer], name: str, catalog: Catalog) -> Resolved:
 
 
 def normalise(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Shorthands written out, so that layers merge key by key."""
-    tables: dict[str, Any] = {}
-    for key, value in values.items():
-        if key in SHORTHAND and not isinstance(value, Mapping):
-            value = {SHORTHAND[key]: value}
-        if isinstance(value, Mapping):
-            value = {inner: _weights(table) if inner == "losses" else table for inner, table in normalise(value).items()}
-        tables[key] = value
-    return tables
+    """Shorthands written out, so that layers merge key by key; those of SHORTHAND at the top alone, weights of losses anywhere."""
+    written = {
+        key: {SHORTHAND[key]: value} if key in SHORTHAND and not isinstance(value, Mapping) else value
+        for key, value in values.items()
+    }
+    return _with_weights(written)
+
+
+def _with_weights(tables: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _weights(value) if key == "losses" else _with_weights(value) if isinstance(value, Mapping) else value
+        for key, value in tables.items()
+    }
 
 
 def _weights(losses: Any) -> Any:

@@ -104,6 +104,9 @@ def test_shorthands():
     assert short["general"]["losses"] == {"embedding": {"weight": 2}, "x": {"weight": 3}}
     assert of("vocabulary=4000").recipe.vocabulary.size == 4000
     assert of("vectors=glove.txt").recipe.vectors.source == "glove.txt"
+    # Names of the top alone: a phase's `data` says which rows it reads.
+    inner = of("data=GLUE", "phases.prediction.data=original").recipe
+    assert inner.data.folder == "GLUE" and inner.phases["prediction"].data == "original"
     # A shorthand sets one key and leaves its neighbours: the format of the corpus is the method's still.
     assert of("corpus=a.txt", "corpus.max_length=64").recipe.corpus.format == "pairs"
     assert of("phases.prediction.losses.soft_target=0.5").recipe.phases["prediction"].losses["soft_target"].weight == 0.5
