@@ -73,7 +73,7 @@ def _resolved(upper: Sequence[Layer], name: str, catalog: Catalog) -> Resolved:
 
 
 def normalise(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Shorthands written out, so that layers merge key by key; those of SHORTHAND at the top alone, weights of losses anywhere."""
+    """Shorthands written out, so that layers merge key by key: SHORTHAND at the top alone, weights of losses anywhere."""
     written = {
         key: {SHORTHAND[key]: value} if key in SHORTHAND and not isinstance(value, Mapping) else value
         for key, value in values.items()
