@@ -36,6 +36,7 @@ def export_model(
     primary: str | None = None,
     onnx: bool = True,
     int8: bool = True,
+    tolerance: float = CLOSE,
     talk: Talk = SILENT,
 ) -> dict[str, Any]:
     """Writes the export directory of a trained classifier and returns all that was measured.
@@ -44,6 +45,7 @@ def export_model(
     rows     real rows as the tokenizer encodes them, not padded: input_ids, and token_type_ids where there are any
     score    the dev scores of a function that gives logits; asked for the model, for fp32 and for int8
     primary  which of the scores decides whether int8 lost too much (a warning; the numbers stand in the result)
+    tolerance  the largest difference of logits that the fp32 file may have
     onnx     False leaves ONNX out; int8=False leaves out only int8
     Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores"}}, "parity": {...}},
     names: safetensors, fp32, int8; max_difference of logits and agreement (share of equal answers) against the model.
@@ -69,13 +71,13 @@ def export_model(
     check("safetensors", torch_logits(read_back(out)), out / "model.safetensors", SAME, None)
     if onnx:
         seconds = write_onnx(model, out / FILES["fp32"])
-        check("fp32", OnnxClassifier(out, precision="fp32").logits, out / FILES["fp32"], CLOSE, seconds)
+        check("fp32", OnnxClassifier(out, precision="fp32").logits, out / FILES["fp32"], tolerance, seconds)
     if onnx and int8:
         seconds = quantise(out / FILES["fp32"], out / FILES["int8"])
         check("int8", OnnxClassifier(out, precision="int8").logits, out / FILES["int8"], None, seconds)
         _warn_of_drop(files, primary, talk)
     shapes = [list(batch["input_ids"].shape) for batch in batches]
-    return {"files": files, "parity": {"shapes": shapes, "tolerance": CLOSE, "rows": sum(count for count, _ in shapes)}}
+    return {"files": files, "parity": {"shapes": shapes, "tolerance": tolerance, "rows": sum(count for count, _ in shapes)}}
 
 
 def read_back(directory: Path) -> Any:

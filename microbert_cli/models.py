@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
-from microbert_cli import checkpoint, sources
+from microbert_cli import checkpoint, counting, sources
 from microbert_cli.capture import show_scores
 from microbert_cli.errors import MbertError
 
@@ -182,7 +182,7 @@ def check_length(max_length: int, config: Any, *, where: str) -> None:
 
 def parameters(model: Any) -> int:
     """All parameters of a model, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return counting.parameters(model).total
 
 
 def frozen(model: Any) -> Any:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from microbert_cli import counting
 from microbert_cli.capture import input_names
 from microbert_cli.errors import MbertError
 
@@ -228,7 +229,7 @@ def _integers(values: Any) -> np.ndarray:
 
 
 def _refuse_too_large(model: Any) -> None:
-    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    size = 4 * counting.parameters(model).total
     if size > MOST_BYTES:
         raise _not_exportable(model, f"its weights take {size / 2**30:.1f} GiB; one ONNX file holds less than 2")
 

@@ -60,5 +60,5 @@ def _sizes(entrant: Entrant, model: Any, length: int) -> dict[str, Any]:
     weights = path / FILES[entrant.precision] if entrant.precision in FILES else path
     sizes: dict[str, Any] = {"bytes": counting.weights_bytes(weights) if weights.exists() else None, "length": length}
     if hasattr(model.model, "parameters"):
-        sizes["parameters"] = sum(parameter.numel() for parameter in model.model.parameters())
+        sizes["parameters"] = counting.parameters(model.model).total
     return sizes | {"flops": counting.flops(model.model.config, length)}

@@ -58,6 +58,7 @@ def run(
             primary=data.task.primary,
             onnx=recipe.export.onnx,
             int8=recipe.export.int8,
+            tolerance=recipe.export.tolerance,
             talk=talk,
         )
         entrants = _entrants(work.path, model, teacher, measured["files"])
