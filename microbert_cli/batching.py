@@ -2,6 +2,9 @@
 
 A pool is `POOL` batches of randomly chosen rows; sorted by length it is cut into batches, and those are shuffled again. Padding
 shrinks from two thirds of all tokens to a few per cent, while every epoch still sees another order.
+
+A batch is `batch_size` rows, or, where `tokens` is given, as many as fit into that many tokens once they are padded: then
+every batch costs about the same, whatever its rows' lengths.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,43 +12,91 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 POOL = 50
+ROW = 64  # tokens of a row in the batches of an evaluation: batch_size rows of that length, or more shorter ones
 
 
 def epoch_batches(
-    lengths: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, epoch: int, drop_last: bool = False
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    drop_last: bool = False,
+    tokens: int | None = None,
 ) -> list[np.ndarray]:
     """The row indices of every batch of one epoch; a pure function of its arguments."""
     lengths = np.asarray(lengths)
     random = np.random.default_rng((seed, epoch))
     order = random.permutation(len(lengths))
+    size = POOL * (_typical(lengths, tokens) if tokens else batch_size)
     batches: list[np.ndarray] = []
-    for start in range(0, len(order), POOL * batch_size):
-        pool = order[start : start + POOL * batch_size]
+    for start in range(0, len(order), size):
+        pool = order[start : start + size]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
-    if drop_last:
+        batches += filled(lengths, pool, tokens) if tokens else cut(pool, batch_size)
+    if drop_last and not tokens:
         batches = [batch for batch in batches if len(batch) == batch_size] or batches
     return [batches[i] for i in random.permutation(len(batches))]
 
 
-def steps_per_epoch(rows: int, batch_size: int, *, drop_last: bool = False) -> int:
-    """Batches in one epoch, at least one."""
+def cut(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """The rows in groups of `batch_size`."""
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def filled(lengths: np.ndarray, order: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """The rows in groups of at most `tokens` tokens, padding included; a row longer than that goes alone."""
+    groups: list[np.ndarray] = []
+    start, widest = 0, 0
+    for end, length in enumerate(lengths[order].tolist()):
+        if end > start and max(widest, length) * (end + 1 - start) > tokens:
+            groups.append(order[start:end])
+            start, widest = end, 0
+        widest = max(widest, length)
+    return [*groups, order[start:]] if len(order) else groups
+
+
+def useful_share(lengths: Sequence[int] | np.ndarray, batches: Sequence[np.ndarray]) -> float:
+    """Real tokens as a share of all that are computed, padding included."""
+    lengths = np.asarray(lengths)
+    padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    return float(sum(int(lengths[batch].sum()) for batch in batches) / max(1, padded))
+
+
+def steps_per_epoch(
+    lengths: Sequence[int] | np.ndarray, batch_size: int, *, drop_last: bool = False, tokens: int | None = None, seed: int = 0
+) -> int:
+    """Batches in one epoch, at least one; with a budget of tokens, in the first one (later ones differ by a few)."""
+    rows = len(lengths)
+    if tokens:
+        return max(1, len(epoch_batches(lengths, batch_size=batch_size, seed=seed, epoch=0, tokens=tokens)))
     return max(1, rows // batch_size if drop_last else -(-rows // batch_size))
 
 
 def endless(
-    lengths: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, skip: int = 0, drop_last: bool = False
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    skip: int = 0,
+    drop_last: bool = False,
+    tokens: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Batches of epoch after epoch; `skip` passes over those a resumed run has seen, without loading them."""
     epoch = 0
     while True:
-        batches = epoch_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch, drop_last=drop_last)
+        batches = epoch_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch, drop_last=drop_last, tokens=tokens)
         yield from batches[skip:]
         skip = max(0, skip - len(batches))
         epoch += 1
 
 
 def in_order(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> list[np.ndarray]:
-    """All rows once, longest first: for evaluation, where order does not matter."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    """All rows once, longest first, in batches of at most `batch_size` x `ROW` tokens: where order does not matter."""
+    lengths = np.asarray(lengths)
+    return filled(lengths, np.argsort(-lengths, kind="stable"), batch_size * ROW)
+
+
+def _typical(lengths: np.ndarray, tokens: int) -> int:
+    """Rows of mean length that fit into `tokens` tokens."""
+    return max(1, int(tokens / max(1.0, float(lengths.mean())))) if len(lengths) else 1

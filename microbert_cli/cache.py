@@ -1,8 +1,9 @@
-"""What may be thrown away: tokenised corpora, word tables. `MBERT_CACHE` names the place; made whole or not at all."""
+"""What may be thrown away: tokenised corpora, word tables, a teacher's answers. `MBERT_CACHE` names the place."""
 
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,23 +16,70 @@ def root() -> Path:
 
 
 @contextmanager
-def entry(kind: str, key: str) -> Iterator[tuple[Path, bool]]:
+def entry(kind: str, key: str, *, resumable: bool = False) -> Iterator[tuple[Path, bool]]:
     """(directory, ready): where `ready` is False the block fills the directory, and it is kept if the block ends well.
 
     Two runs that want the same entry wait for each other; a directory without its `complete` mark is never read.
+    resumable  one that was left half-filled is handed on as it is, since the block knows what of it is good
     """
-    directory = root() / kind / key[:32]
+    directory = place(kind, key)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with directory.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (directory / "complete").is_file():
+            _mark(directory)
             yield directory, True
             return
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir()
+        if not resumable:
+            shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(exist_ok=True)
         try:
             yield directory, False
         except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
+            if not resumable:
+                shutil.rmtree(directory, ignore_errors=True)
             raise
-        (directory / "complete").touch()
+        _mark(directory)
+
+
+def _mark(directory: Path) -> None:
+    """Says that the entry is whole, and when it was last used; by our clock, since the file system's is coarse."""
+    mark = directory / "complete"
+    mark.touch()
+    os.utime(mark, ns=(time.time_ns(), time.time_ns()))
+
+
+def place(kind: str, key: str) -> Path:
+    """Where an entry lies, or would."""
+    return root() / kind / key[:32]
+
+
+def free_bytes() -> int:
+    """Free space on the disk of the cache."""
+    folder = root()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def taken(kind: str, key: str = "") -> int:
+    """Bytes of one entry, or of all of a kind."""
+    folder = place(kind, key) if key else root() / kind
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def make_room(kind: str, room: int, *, keep: str) -> list[Path]:
+    """Removes whole entries of a kind, the least recently used first, until the others take at most `room` bytes.
+
+    `keep` is never removed. Whoever has a removed one open goes on reading it.
+    """
+    marks = [mark for mark in (root() / kind).glob("*/complete") if mark.parent != place(kind, keep)]
+    sizes = {mark: taken(kind, mark.parent.name) for mark in sorted(marks, key=lambda mark: mark.stat().st_mtime_ns)}
+    removed = []
+    for mark in sizes:
+        if sum(size for each, size in sizes.items() if each.parent not in removed) <= room:
+            break
+        mark.unlink()
+        shutil.rmtree(mark.parent, ignore_errors=True)
+        removed.append(mark.parent)
+    return removed

@@ -54,7 +54,8 @@ class Encoded:
     ) -> "dict[str, torch.Tensor]":
         """The rows as tensors padded to the longest, or to `pad_to` tokens if that is more.
 
-        input_ids, attention_mask and token_type_ids [B, T] int64; labels [B] int64 or float32; augmented [B] bool.
+        input_ids, attention_mask and token_type_ids [B, T] int64; rows [B] int64, their numbers; labels [B] int64 or float32;
+        augmented [B] bool.
         """
         import torch
 
@@ -66,6 +67,7 @@ class Encoded:
         real = steps < lengths[:, None]
         places = (starts[:, None] + steps)[real]
         found = {"input_ids": _filled(self.ids, places, real, pad_id or 0), "attention_mask": real.astype(np.int64)}
+        found["rows"] = indices
         if self.types is not None:
             found["token_type_ids"] = _filled(self.types, places, real, 0)
         if self.labels is not None:

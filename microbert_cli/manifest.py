@@ -31,6 +31,15 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def arrays_digest(*arrays: Any) -> str:
+    """sha256 of arrays' bytes, in order."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(memoryview(array).cast("B"))
+        found.update(b"|")
+    return found.hexdigest()
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes."""
     with path.open("rb") as file:
@@ -121,12 +130,16 @@ def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the same file at once
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def command_line() -> list[str]:

@@ -133,6 +133,11 @@ class Objective(nn.Module):
         """The model in training; it is not a submodule, so that training state and model stay apart."""
         return self._student[0]
 
+    def asking(self, ask: Ask) -> "Objective":
+        """The same objective with another way to ask the teacher: through the cache."""
+        self._ask_teacher = ask
+        return self
+
     @property
     def student_want(self) -> Want:
         return self._want([0, *range(1, len(self.map_layers))])

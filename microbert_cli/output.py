@@ -23,7 +23,7 @@ from microbert_cli.tracking import SILENT, Talk
 
 Identity = Mapping[str, Any]
 NEARLY_FULL = 2**20  # bytes
-UNTOUCHED = ("begun.json", ".begun.json.tmp")
+UNTOUCHED = ("begun.json", ".begun.json.")  # how the names of files begin that say nothing about work
 
 
 @dataclass
@@ -242,7 +242,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 def _drop_untouched(partial: Path) -> None:
     """Removes a begun directory in which nothing was done."""
-    if not any(file.is_file() and file.name not in UNTOUCHED for file in partial.rglob("*")):
+    if not any(file.is_file() and not file.name.startswith(UNTOUCHED) for file in partial.rglob("*")):
         shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import torch
 
 from microbert_cli import checkpoint
@@ -51,9 +52,18 @@ class Choices:
             self.learning_rate.setdefault(name, phase["learning_rate"])
 
 
-def make_plan(name: str, training: Training, rows: int, *, learning_rate: float | None = None, drop_last: bool = False) -> Plan:
+def make_plan(
+    name: str,
+    training: Training,
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    learning_rate: float | None = None,
+    drop_last: bool = False,
+    seed: int = 0,
+) -> Plan:
     """The loop's plan of a recipe's numbers: epochs become steps, evaluations an interval."""
-    per_epoch = steps_per_epoch(rows, training.batch_size, drop_last=drop_last)
+    size, tokens = training.batch_size, training.batch_tokens
+    per_epoch = steps_per_epoch(lengths, size, drop_last=drop_last, tokens=tokens, seed=seed)
     steps = training.steps or max(1, round(training.epochs * per_epoch / training.accumulate))
     return Plan(
         name=name,
@@ -70,12 +80,25 @@ def make_plan(name: str, training: Training, rows: int, *, learning_rate: float 
     )
 
 
+def rows_a_batch(training: Training, lengths: Sequence[int] | np.ndarray) -> float:
+    """Rows in a batch, on average where a budget of tokens fills it."""
+    per_epoch = steps_per_epoch(lengths, training.batch_size, tokens=training.batch_tokens)
+    return len(lengths) / per_epoch if training.batch_tokens else training.batch_size
+
+
 def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callable[[int], Iterator[Batch]]:
     """Batches of task rows from a given position on."""
 
     def batches(skip: int) -> Iterator[Batch]:
-        size, drop = phase.training.batch_size, phase.drop_last
-        for indices in endless(phase.rows.lengths, batch_size=size, seed=seed, skip=skip, drop_last=drop):
+        order = endless(
+            phase.rows.lengths,
+            batch_size=phase.training.batch_size,
+            tokens=phase.training.batch_tokens,
+            seed=seed,
+            skip=skip,
+            drop_last=phase.drop_last,
+        )
+        for indices in order:
             batch = phase.rows.batch(indices, pad_id=pad_id, pad_to=phase.pad_to)
             yield {name: value.to(device) for name, value in batch.items()}
 
@@ -111,7 +134,7 @@ def run_phases(
             trained = train(
                 objective,
                 row_batches(phase, seed=seed, pad_id=pad_id, device=device),
-                make_plan(label, phase.training, len(phase.rows), learning_rate=rate, drop_last=phase.drop_last),
+                make_plan(label, phase.training, phase.rows.lengths, learning_rate=rate, drop_last=phase.drop_last, seed=seed),
                 directory=directory,
                 seed=seed,
                 score=score if phase.scored else None,

@@ -36,11 +36,15 @@ class Term(BaseModel):
 
 
 class Training(Strict):
-    """How long and how fast anything is trained; `steps`, where given, rules over `epochs`."""
+    """How long and how fast anything is trained; `steps`, where given, rules over `epochs`.
+
+    A batch is `batch_size` rows, or with `batch_tokens` as many as fit into that many tokens, padding included.
+    """
 
     epochs: Positive = 3.0
     steps: Count | None = None
     batch_size: Count = 32
+    batch_tokens: Count | None = None
     learning_rate: Positive = 5e-5
     optimizer: Literal["adamw", "bertadam"] = "adamw"
     schedule: Literal["constant", "linear"] = "linear"
@@ -83,6 +87,17 @@ class Teacher(Strict):
     allow_weak: bool = False
     label_order: list[str] | None = None
     dropout: bool = False
+
+
+class Cache(Strict):
+    """What of the teacher's answers is kept on disk. `budget` such as "8GB"; without one a quarter of the free disk.
+
+    Logits always are (a few bytes a row); hidden states and attention scores where they fit.
+    """
+
+    teacher: Literal["auto", "off"] = "auto"
+    budget: Annotated[str, Field(pattern=r"(?i)^\s*\d+(\.\d+)?\s*[kmgt]?b?\s*$")] | None = None
+    precision: Literal["fp16", "fp32"] = "fp16"
 
 
 class Corpus(Strict):
@@ -182,6 +197,7 @@ class Recipe(Strict):
     layer_map: LayerMap = "uniform"
     data: Data = Data()
     teacher: Teacher = Teacher()
+    cache: Cache = Cache()
     corpus: Corpus = Corpus()
     vocabulary: Vocabulary = Vocabulary()
     vectors: Vectors = Vectors()

@@ -32,6 +32,14 @@ class Teacher:
         self.model = frozen(loaded.model).train(dropout)
         self.columns = list(columns) if columns and list(columns) != sorted(columns) else None
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def carry(self, batch: Batch) -> Batch:
+        """The batch on the teacher's device."""
+        return {name: value.to(self.device) for name, value in batch.items()}
+
     def ask(self, batch: Batch, want: Want) -> Seen:
         """What the teacher shows of a batch, without gradients."""
         with torch.no_grad():

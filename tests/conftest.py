@@ -41,6 +41,14 @@ def is_loopback(address: Any) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests cache stays out of the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MBERT_CACHE", str(tmp_path_factory.mktemp("mbert-cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
     """Connections that leave this machine fail at once: no test, and nothing it calls, may need the network."""
 

@@ -476,7 +476,7 @@ def on_manifest(original: Callable[..., Any]) -> Callable[..., Any]:
     """`Path.open` of a disk whose last block went to the file before the manifest."""
 
     def opened(self: Path, *args: Any, **keywords: Any) -> Any:
-        return full() if self.name == ".manifest.json.tmp" else original(self, *args, **keywords)
+        return full() if self.name.startswith(".manifest.json.") else original(self, *args, **keywords)
 
     return opened
 

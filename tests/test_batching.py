@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from microbert_cli.batching import POOL, endless, epoch_batches, in_order, steps_per_epoch
+from microbert_cli.batching import POOL, ROW, endless, epoch_batches, in_order, steps_per_epoch, useful_share
 
 LENGTHS = np.random.default_rng(0).integers(4, 120, size=1003)
 
@@ -14,13 +14,13 @@ LENGTHS = np.random.default_rng(0).integers(4, 120, size=1003)
 def test_every_row_once_an_epoch(rows):
     batches = epoch_batches(LENGTHS[:rows], batch_size=8, seed=1, epoch=0)
     assert sorted(np.concatenate(batches).tolist()) == list(range(rows))
-    assert len(batches) == steps_per_epoch(rows, 8)
+    assert len(batches) == steps_per_epoch(LENGTHS[:rows], 8)
 
 
 @pytest.mark.parametrize("rows", [5, 8, 1003])
 def test_a_partial_batch_can_be_left_out(rows):
     batches = epoch_batches(LENGTHS[:rows], batch_size=8, seed=1, epoch=0, drop_last=True)
-    assert len(batches) == steps_per_epoch(rows, 8, drop_last=True)
+    assert len(batches) == steps_per_epoch(LENGTHS[:rows], 8, drop_last=True)
     assert {len(batch) for batch in batches} == ({8} if rows >= 8 else {rows})  # too few rows are not dropped altogether
 
 
@@ -76,3 +76,38 @@ def test_pools_hold_whole_batches():
     """So that leaving out partial batches loses fewer rows than one batch."""
     batches = epoch_batches(list(range(POOL * 4 + 3)), batch_size=4, seed=0, epoch=0)
     assert sorted(len(batch) for batch in batches)[:2] == [3, 4]
+
+
+BUDGET = 512
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_a_budget_of_tokens_fills_batches_and_loses_no_row(epoch):
+    batches = epoch_batches(LENGTHS, batch_size=8, seed=1, epoch=epoch, tokens=BUDGET)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(LENGTHS)))
+    assert max(LENGTHS[batch].max() * len(batch) for batch in batches) <= BUDGET
+    assert useful_share(LENGTHS, batches) > 0.92
+    assert 0.75 * BUDGET < np.mean([LENGTHS[batch].max() * len(batch) for batch in batches])
+
+
+def test_the_first_epoch_of_a_budget_has_the_steps_that_were_planned():
+    planned = steps_per_epoch(LENGTHS, 8, tokens=BUDGET, seed=3)
+    assert planned == len(epoch_batches(LENGTHS, batch_size=8, seed=3, epoch=0, tokens=BUDGET))
+
+
+@pytest.mark.parametrize("skip", [0, 1, 160, 400])
+def test_skipping_with_a_budget_is_the_same_as_running_through(skip):
+    whole = list(islice(endless(LENGTHS, batch_size=8, seed=5, tokens=BUDGET), skip + 20))
+    late = list(islice(endless(LENGTHS, batch_size=8, seed=5, tokens=BUDGET, skip=skip), 20))
+    assert all(np.array_equal(a, b) for a, b in zip(whole[skip:], late, strict=True))
+
+
+def test_a_row_beyond_the_budget_goes_alone():
+    batches = epoch_batches([5, 900, 5], batch_size=8, seed=0, epoch=0, tokens=100)
+    assert [1] in [batch.tolist() for batch in batches]
+
+
+def test_short_rows_are_evaluated_in_larger_batches():
+    short, long = in_order([16] * 1000, batch_size=64), in_order([512] * 100, batch_size=64)
+    assert len(short[0]) == 64 * ROW // 16
+    assert len(long[0]) == 64 * ROW // 512

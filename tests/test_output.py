@@ -280,3 +280,15 @@ def test_text_is_written_whole(tmp_path, monkeypatch):
 def test_digest_ignores_key_order():
     assert manifest.digest({"a": 1, "b": [1, 2]}) == manifest.digest(json.loads('{"b": [1, 2], "a": 1}'))
     assert manifest.digest({"a": 1}) != manifest.digest({"a": "1"})
+
+
+def test_two_runs_may_write_the_same_file_at_once(tmp_path):
+    """Each through a temporary file of its own: neither takes away the other's before it is renamed."""
+    import subprocess
+    import sys
+
+    program = "import sys\nfrom pathlib import Path\nfrom microbert_cli.manifest import write_text\n"
+    program += "for i in range(200): write_text(Path(sys.argv[1]), str(i))"
+    runs = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "run.json")]) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]

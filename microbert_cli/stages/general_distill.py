@@ -116,7 +116,14 @@ def _train(recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, d
         return {name: value.to(device) for name, value in part.batch(rows, pad_to).items()}
 
     def batches(skip: int) -> Iterator[Batch]:
-        order = endless(blocks.lengths, batch_size=spec.batch_size, seed=recipe.seed, skip=skip, drop_last=reference)
+        order = endless(
+            blocks.lengths,
+            batch_size=spec.batch_size,
+            tokens=spec.batch_tokens,
+            seed=recipe.seed,
+            skip=skip,
+            drop_last=reference,
+        )
         for rows in order:
             yield on_device(blocks, rows)
 
@@ -125,7 +132,7 @@ def _train(recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, d
         return _losses(objective, [on_device(held, rows) for rows in groups])
 
     before = heldout()
-    plan = make_plan(NAME, spec, len(blocks), drop_last=reference)
+    plan = make_plan(NAME, spec, blocks.lengths, drop_last=reference, seed=recipe.seed)
     trained = train(
         objective, batches, plan, directory=directory, seed=recipe.seed, score=heldout, primary="minus_loss", talk=talk
     )

@@ -116,7 +116,7 @@ def _train(
         return {name: value.to(device) for name, value in drawn.items()}
 
     def batches(skip: int) -> Iterator[Batch]:
-        order = endless(blocks.lengths, batch_size=spec.batch_size, seed=recipe.seed, skip=skip)
+        order = endless(blocks.lengths, batch_size=spec.batch_size, tokens=spec.batch_tokens, seed=recipe.seed, skip=skip)
         for number, indices in enumerate(order, skip):
             yield masked(blocks.batch(indices), number)
 
@@ -124,7 +124,7 @@ def _train(
         groups = in_order(held.lengths, batch_size=spec.batch_size)
         return masked_lm_scores(model, [masked(held.batch(rows), -1 - i) for i, rows in enumerate(groups)])
 
-    plan = make_plan(NAME, spec, len(blocks))
+    plan = make_plan(NAME, spec, blocks.lengths, seed=recipe.seed)
     trained = train(
         objective, batches, plan, directory=directory, seed=recipe.seed, score=heldout, primary="accuracy", talk=talk
     )

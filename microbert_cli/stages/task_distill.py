@@ -4,22 +4,24 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli import checkpoint, models, places
+from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import Encoded
 from microbert_cli.layer_map import layer_map
 from microbert_cli.models import Loaded
-from microbert_cli.objective import ANSWERED, LossTerm, Objective, make_terms
+from microbert_cli.objective import ANSWERED, Ask, LossTerm, Objective, make_terms
 from microbert_cli.output import working
-from microbert_cli.phases import Choices, Phase, over_seeds, run_phases
+from microbert_cli.phases import Choices, Phase, make_plan, over_seeds, rows_a_batch, run_phases
 from microbert_cli.recipe import Phase as PhaseSpec
 from microbert_cli.recipe import Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.task_rows import TaskRows, open_task
 from microbert_cli.teacher import Teacher, check_heads, check_order, check_strength, match_labels
+from microbert_cli.teacher_cache import CacheSettings, remember
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "task-distill"
-KEYS = ("task", "data", "teacher", "phases", "normalisation", "layer_map", "seed", "seeds")
+KEYS = ("task", "data", "teacher", "phases", "normalisation", "layer_map", "cache", "seed", "seeds")
 
 
 def run(
@@ -52,7 +54,7 @@ def run(
     with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
         if work.done:
             return up_to_date(NAME, out)
-        distiller = _Distiller(recipe, catalog, data, teacher, student, talk)
+        distiller = _Distiller(recipe, catalog, data, teacher, student, identity["teacher"], talk)
         taught = distiller.examine_teacher()
         seeds = recipe.seeds or [recipe.seed]
         metrics = over_seeds(seeds, work.path, data.task.primary, distiller.train_one, distiller.choices, talk)
@@ -72,7 +74,7 @@ def run(
 class _Distiller:
     """Teacher, task and method at hand; trains one student per seed."""
 
-    def __init__(self, recipe: Recipe, catalog: Catalog, data: TaskRows, teacher: str, student: str, talk: Talk):
+    def __init__(self, recipe: Recipe, catalog: Catalog, data: TaskRows, teacher: str, student: str, weights: Any, talk: Talk):
         self.recipe, self.catalog, self.data, self.talk = recipe, catalog, data, talk
         self.student, self.teacher_source = student, teacher
         self.device = places.device(recipe.device)
@@ -80,6 +82,8 @@ class _Distiller:
         columns = match_labels(self.taught, data.task, recipe.teacher.label_order, where=f"teacher.model {teacher}")
         self.teacher = Teacher(self.taught, columns, dropout=recipe.teacher.dropout)
         self.teacher.model.to(self.device)
+        self.asked_by = {"weights": weights, "columns": self.teacher.columns}
+        self.asks: dict[str, Ask] = {}
         self.choices = Choices()
         self.terms = {name: _terms(name, spec, catalog) for name, spec in recipe.phases.items()}
         self.map_layers: list[int] = [0]
@@ -143,14 +147,14 @@ class _Distiller:
             )
 
     def _phase(self, name: str, spec: PhaseSpec, loaded: Loaded) -> Phase:
-        terms = self.terms[name]
+        terms, rows = self.terms[name], self._rows(spec, loaded)
         reference = self.recipe.normalisation == "reference"
         return Phase(
             name=name,
             training=spec,
-            rows=self._rows(spec, loaded),
+            rows=rows,
             learning_rates=spec.learning_rates,
-            objective=lambda model: self._objective(terms, model),
+            objective=lambda model: self._objective(name, spec, rows, model),
             scored=any("logits" in term.needs for term in terms),
             pad_to=self.data.max_length if reference else None,
             drop_last=reference,
@@ -160,15 +164,36 @@ class _Distiller:
         use_augmented = "augmented" in self.data.rows and spec.data != "original"
         return self.data.encode("augmented" if use_augmented else "train", loaded, where="student")
 
-    def _objective(self, terms: list[LossTerm], model: Any) -> Objective:
-        return Objective(
-            terms,
+    def _objective(self, name: str, spec: PhaseSpec, rows: Encoded, model: Any) -> Objective:
+        objective = Objective(
+            self.terms[name],
             model,
             ask_teacher=self.teacher.ask,
             map_layers=self.map_layers,
             student_width=model.config.hidden_size,
             teacher_width=self.taught.model.config.hidden_size,
             normalisation=self.recipe.normalisation,
+        )
+        if name not in self.asks:
+            self.asks[name] = self._remember(spec, rows, objective.teacher_want)
+        return objective.asking(self.asks[name])
+
+    def _remember(self, spec: PhaseSpec, rows: Encoded, want: Want) -> Ask:
+        """The teacher, through the cache. Under `reference` padding counts, and padding is not kept."""
+        if self.recipe.normalisation == "reference" and (want.hidden or want.scores):
+            return self.teacher.ask
+        seeds = max(1, len(self.recipe.seeds))
+        runs = seeds - 1 + max(1, len(spec.learning_rates))
+        plan = make_plan("", spec, rows.lengths)
+        return remember(
+            self.teacher,
+            rows,
+            want,
+            asked_by=self.asked_by,
+            pad_id=self.taught.tokenizer.pad_token_id,
+            settings=CacheSettings(**self.recipe.cache.model_dump()),
+            asks=round(runs * plan.steps * spec.accumulate * rows_a_batch(spec, rows.lengths)),
+            talk=self.talk,
         )
 
 

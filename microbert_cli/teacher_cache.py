@@ -1,0 +1,290 @@
+"""What the teacher said, kept on disk: each distinct row is asked once, however many epochs, seeds and runs want its answer.
+
+An entry is addressed by content: the teacher's weights and the order of its outputs, the rows' token ids (so the tokenizer
+too), what is asked, and the precision. Anything else misses; nothing in an entry is ever compared by name or date. It holds
+
+    logits.bin   [U, C]            float32, always
+    hidden.bin   [N, L, D]         fp16 or fp32: the asked layers of every token
+    scores.bin   [P, L, A]         fp16 or fp32: the asked layers and heads of every query-key pair
+    done.bin     [chunks]          which parts of the others are written; so a stopped pass goes on where it was
+
+U distinct rows (identical rows of augmented data are asked once), N their tokens, P the sum of their squared lengths.
+Hidden states and scores are kept only where the estimate fits the budget; entries least recently used make room.
+
+Rows are asked in an order of their own - sorted by length, filled to a budget of tokens - so what is kept depends neither
+on seeds nor on epochs. It is worth it where rows are asked more often than there are distinct ones; else the teacher is
+asked batch by batch, as without a cache.
+"""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from microbert_cli import cache, manifest
+from microbert_cli.batching import filled
+from microbert_cli.capture import Seen, Want
+from microbert_cli.encoding import Encoded
+from microbert_cli.objective import Ask, Batch
+from microbert_cli.teacher import Teacher
+from microbert_cli.tracking import SILENT, Talk
+
+KIND = "teacher"
+FORMAT = 1
+TOKENS = 4096  # a chunk: what the teacher is asked at once
+FLUSH_SECONDS = 5.0
+SHARE = 0.25  # of the free disk, where no budget is given
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """teacher: "auto" or "off"; budget: such as "8GB", None = a quarter of the free disk; precision: "fp16" or "fp32"."""
+
+    teacher: str = "auto"
+    budget: str | None = None
+    precision: str = "fp16"
+
+
+def in_bytes(size: str) -> int:
+    """ "8GB" -> 8,000,000,000; raises ValueError for what is no size."""
+    found = SIZE.fullmatch(size)
+    if not found:
+        raise ValueError(f'"{size}" is no size such as 8GB or 500MB')
+    return int(float(found[1]) * UNITS[found[2].lower()])
+
+
+def remember(
+    teacher: Teacher,
+    encoded: Encoded,
+    want: Want,
+    *,
+    asked_by: Mapping[str, Any],
+    pad_id: int,
+    settings: CacheSettings = CacheSettings(),
+    asks: int | None = None,
+    talk: Talk = SILENT,
+) -> Ask:
+    """Answers like `teacher.ask` for batches of `encoded`, from the cache where that pays and fits.
+
+    asked_by  what identifies the teacher's weights and the order of its outputs
+    asks      how many rows will be asked for in all; None = often enough
+    """
+    if settings.teacher == "off" or want.token_logits or teacher.model.training:
+        return teacher.ask
+    layout = Layout.of(encoded, want, teacher, settings.precision)
+    if asks is not None and asks <= layout.rows:
+        return teacher.ask
+    key = manifest.digest(
+        {
+            "format": FORMAT,
+            "teacher": dict(asked_by),
+            "rows": _content(encoded),
+            "want": [want.logits, sorted(want.hidden), sorted(want.scores)],
+            "precision": settings.precision,
+            "torch": torch.__version__,
+            "device": teacher.device.type,
+        }
+    )
+    if not _fits(layout, key, settings, talk):
+        return teacher.ask
+    with cache.entry(KIND, key, resumable=True) as (directory, ready):
+        if not ready:
+            Kept(directory, layout, want, pad_id, mode="r+").fill(teacher, encoded, talk)
+    return Kept(directory, layout, want, pad_id).ask
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each row's answers lie: `slot` [n] is the distinct row, `first` [U] a row that has it, `lengths` [U] its tokens."""
+
+    slot: np.ndarray
+    first: np.ndarray
+    lengths: np.ndarray
+    classes: int
+    width: int
+    heads: int
+    hidden: tuple[int, ...]
+    scores: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, encoded: Encoded, want: Want, teacher: Teacher, precision: str) -> "Layout":
+        slot, first = _distinct(encoded)
+        config = teacher.model.config
+        return cls(
+            slot=slot,
+            first=first,
+            lengths=np.asarray(encoded.lengths)[first],
+            classes=config.num_labels if want.logits else 0,
+            width=config.hidden_size,
+            heads=config.num_attention_heads,
+            hidden=tuple(sorted(want.hidden)),
+            scores=tuple(sorted(want.scores)),
+            dtype="float16" if precision == "fp16" else "float32",
+        )
+
+    @property
+    def rows(self) -> int:
+        return len(self.first)
+
+    @property
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of every file that is not empty."""
+        tokens, pairs = int(self.lengths.sum()), int((self.lengths**2).sum())
+        found: dict[str, tuple[tuple[int, ...], str]] = {
+            "logits": ((self.rows, self.classes), "float32"),
+            "hidden": ((tokens, len(self.hidden), self.width), self.dtype),
+            "scores": ((pairs, len(self.scores), self.heads), self.dtype),
+        }
+        return {name: (shape, dtype) for name, (shape, dtype) in found.items() if 0 not in shape}
+
+    @property
+    def bytes(self) -> int:
+        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.shapes.values())
+
+
+class Kept:
+    """One entry: filled once, then asked from memory-mapped files."""
+
+    def __init__(self, directory: Path, layout: Layout, want: Want, pad_id: int, *, mode: Literal["r", "r+"] = "r"):
+        self.layout, self.want, self.pad_id = layout, want, pad_id
+        self.chunks = filled(layout.lengths, np.arange(layout.rows), TOKENS)
+        self.files = {name: _mapped(directory / f"{name}.bin", *shape, mode) for name, shape in layout.shapes.items()}
+        self.done = _mapped(directory / "done.bin", (len(self.chunks),), "uint8", mode)
+        self.token_offsets = np.concatenate([[0], np.cumsum(layout.lengths)])
+        self.pair_offsets = np.concatenate([[0], np.cumsum(layout.lengths**2)])
+
+    def fill(self, teacher: Teacher, encoded: Encoded, talk: Talk) -> None:
+        """Asks the teacher about every chunk that is not done; what is done is never asked again, even after a crash."""
+        written: list[int] = []
+        flushed = time.monotonic()
+        for number in (missing := np.flatnonzero(self.done == 0).tolist()):
+            slots = self.chunks[number]
+            batch = encoded.batch(self.layout.first[slots], pad_id=self.pad_id)
+            with torch.inference_mode():
+                self._write(slots, teacher.ask(teacher.carry(batch), self.want), batch["attention_mask"].numpy() > 0)
+            written.append(number)
+            if time.monotonic() - flushed > FLUSH_SECONDS or number == missing[-1]:
+                self._flush(written)
+                written, flushed = [], time.monotonic()
+            talk.progress("teacher", number + 1, len(self.chunks), rows=len(slots))
+
+    def ask(self, batch: Batch, want: Want) -> Seen:
+        """What the teacher shows of the rows `batch["rows"]`, padded as the batch is."""
+        slots = self.layout.slot[batch["rows"].cpu().numpy()]
+        width, device = batch["input_ids"].shape[1], batch["input_ids"].device
+        seen = Seen()
+        if "logits" in self.files:
+            seen.logits = torch.from_numpy(self.files["logits"][slots]).to(device)
+        if "hidden" in self.files:
+            hidden_BTLD = self._padded("hidden", *self._tokens(slots, width)).to(device)
+            seen.hidden = {layer: hidden_BTLD[:, :, i].float() for i, layer in enumerate(self.layout.hidden)}
+        if "scores" in self.files:
+            scores_BQKLA = self._padded("scores", *self._pairs(slots, width)).to(device)
+            seen.scores = {
+                layer: scores_BQKLA[:, :, :, i].permute(0, 3, 1, 2).float() for i, layer in enumerate(self.layout.scores)
+            }
+        return seen
+
+    def _write(self, slots: np.ndarray, seen: Seen, real_BT: np.ndarray) -> None:
+        if seen.logits is not None:
+            self.files["logits"][slots] = seen.logits.float().cpu().numpy()
+        width = real_BT.shape[1]
+        if self.layout.hidden:
+            stacked = torch.stack([seen.hidden[layer] for layer in self.layout.hidden], dim=2)
+            self._store("hidden", stacked, *self._tokens(slots, width))
+        if self.layout.scores:
+            stacked = torch.stack([seen.scores[layer].permute(0, 2, 3, 1) for layer in self.layout.scores], dim=3)
+            self._store("scores", stacked, *self._pairs(slots, width))
+
+    def _store(self, name: str, values: torch.Tensor, places: np.ndarray, real: np.ndarray) -> None:
+        kind = torch.float16 if self.layout.dtype == "float16" else torch.float32
+        self.files[name][places] = values.to(kind).cpu().numpy()[real]
+
+    def _padded(self, name: str, places: np.ndarray, real: np.ndarray) -> torch.Tensor:
+        file = self.files[name]
+        values = np.zeros((*real.shape, *file.shape[1:]), dtype=file.dtype)
+        values[real] = file[places]
+        return torch.from_numpy(values)
+
+    def _tokens(self, slots: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """(places in the file of the real tokens of these rows, row by row; which of [B, T] they are)."""
+        steps = np.arange(width)
+        real_BT = steps < self.layout.lengths[slots][:, None]
+        return (self.token_offsets[slots][:, None] + steps)[real_BT], real_BT
+
+    def _pairs(self, slots: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same of query-key pairs, [B, Q, K]."""
+        steps, lengths_B11 = np.arange(width), self.layout.lengths[slots][:, None, None]
+        queries_Q1, keys_K = steps[:, None], steps
+        real_BQK = (queries_Q1 < lengths_B11) & (keys_K < lengths_B11)
+        return (self.pair_offsets[slots][:, None, None] + queries_Q1 * lengths_B11 + keys_K)[real_BQK], real_BQK
+
+    def _flush(self, chunks: list[int]) -> None:
+        """First the answers, then the word that they are there."""
+        for file in self.files.values():
+            file.flush()
+        self.done[chunks] = 1
+        self.done.flush()
+
+
+def _distinct(encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
+    """(the distinct row of every row [n], a row that has each distinct one [U]); rows are alike if ids and segments are.
+
+    Distinct rows are numbered from the longest to the shortest, so that rows asked together lie together.
+    """
+    ids, types = encoded.ids.tobytes(), b"" if encoded.types is None else encoded.types.tobytes()
+    width = encoded.ids.itemsize
+    known: dict[bytes, int] = {}
+    slot = np.empty(len(encoded), dtype=np.int64)
+    first: list[int] = []
+    offsets = encoded.offsets.tolist()
+    for row, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        slot[row] = known.setdefault(ids[start * width : end * width] + types[start:end], len(first))
+        if slot[row] == len(first):
+            first.append(row)
+    found = np.asarray(first, dtype=np.int64)
+    order = np.argsort(-np.asarray(encoded.lengths)[found], kind="stable")
+    return np.argsort(order)[slot], found[order]
+
+
+def _content(encoded: Encoded) -> str:
+    types = b"" if encoded.types is None else encoded.types
+    return manifest.arrays_digest(encoded.ids, types, encoded.offsets)
+
+
+def _fits(layout: Layout, key: str, settings: CacheSettings, talk: Talk) -> bool:
+    """Whether the entry may be made; logits alone always may. Says what it will take, or why it is not made."""
+    if not (layout.hidden or layout.scores):
+        return True
+    room = in_bytes(settings.budget) if settings.budget else int(SHARE * (cache.free_bytes() + cache.taken(KIND, key)))
+    told = f"{layout.rows:,} distinct rows of {len(layout.slot):,}, {layout.bytes / 1e9:.2f} GB"
+    if layout.bytes > room:
+        talk.note(f"teacher cache: {told}, is more than the {room / 1e9:.2f} GB of cache.budget; asked anew every time")
+        return False
+    cache.make_room(KIND, room - layout.bytes, keep=key)
+    talk.note(f"teacher cache: {told} in {cache.place(KIND, key)}")
+    return True
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: str, mode: Literal["r", "r+"]) -> np.memmap:
+    """The file as an array, made with all its room taken, so that a full disk is told now and not in the middle of a write."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if mode == "r+" and (not path.is_file() or path.stat().st_size != size):
+        with path.open("wb") as file:
+            _reserve(file.fileno(), size)
+    return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
+
+
+def _reserve(handle: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate") and size:
+        os.posix_fallocate(handle, 0, size)
+    os.ftruncate(handle, size)
