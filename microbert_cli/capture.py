@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import BaseModelOutput
@@ -66,7 +66,8 @@ def look(model: Any, batch: Mapping[str, Tensor], want: Want) -> Seen:
         if want.logits:
             output = model(**inputs, output_hidden_states=bool(want.hidden))
         else:
-            output = model.base_model(**inputs, output_hidden_states=bool(want.hidden))
+            with _only_what_is_read(model.base_model, want):
+                output = model.base_model(**inputs, output_hidden_states=bool(want.hidden))
     if missing := want.scores - scores.keys():
         raise RuntimeError(f"{type(model).__name__} did not show the attention scores of layers {sorted(missing)}")
     seen = Seen(scores=scores, hidden={layer: output.hidden_states[layer] for layer in want.hidden})
@@ -96,6 +97,26 @@ def _recording(layers: frozenset[int]) -> Iterator[dict[int, Tensor]]:
         yield _Recorder.scores
     finally:
         _Recorder.layers, _Recorder.scores = frozenset(), {}
+
+
+@contextmanager
+def _only_what_is_read(encoder: Any, want: Want) -> Iterator[None]:
+    """Leaves out the pooler, and the layers above the deepest one that is asked, for one forward pass without logits."""
+    stack = next((part for name in ("encoder", "transformer") if (part := getattr(encoder, name, None)) is not None), None)
+    layers, pooler = getattr(stack, "layer", None), getattr(encoder, "pooler", None)
+    deepest = max(want.hidden | want.scores, default=0) or 1  # what goes into the first layer is seen as it goes in
+    cuts = isinstance(layers, nn.ModuleList) and not want.token_logits and deepest < len(layers)
+    try:
+        if pooler is not None:
+            encoder.pooler = None
+        if cuts:
+            stack.layer = layers[:deepest]  # type: ignore[union-attr, index]
+        yield
+    finally:
+        if pooler is not None:
+            encoder.pooler = pooler
+        if cuts:
+            stack.layer = layers  # type: ignore[union-attr]
 
 
 def _attend(

@@ -225,3 +225,37 @@ def test_config_json_has_no_trace_of_us(tmp_path):
     assert ATTENTION not in text and "attn_implementation" not in json.loads(text)
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "two")
     assert again.config._attn_implementation != ATTENTION
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("hidden", "scores"), [({0}, set()), ({0, 1}, {1}), (set(), {1}), ({2}, set()), (set(), {2})])
+def test_what_lies_above_the_deepest_layer_asked_does_not_change_it(name, hidden, scores, batch):
+    model = build(name)
+    show_scores(model)
+    whole = look(model, batch, EVERY)
+    some = look(model, batch, Want(hidden=frozenset(hidden), scores=frozenset(scores)))
+    assert some.hidden.keys() == hidden and some.scores.keys() == scores
+    assert all(torch.allclose(some.hidden[layer], whole.hidden[layer], atol=1e-5) for layer in hidden)
+    assert all(torch.allclose(some.scores[layer], whole.scores[layer], atol=1e-5) for layer in scores)
+    assert torch.equal(look(model, batch, EVERY).logits, whole.logits)  # all is in its place again
+
+
+@pytest.mark.parametrize(("deepest", "ran"), [(0, [1]), (1, [1]), (2, [1, 2])])
+def test_layers_and_pooler_that_nobody_reads_do_not_run(deepest, ran, batch):
+    model, seen = build("Bert"), []
+    show_scores(model)
+    for number, layer in enumerate(model.bert.encoder.layer, 1):
+        layer.register_forward_hook(lambda *_, number=number: seen.append(number))
+    model.bert.pooler.register_forward_hook(lambda *_: seen.append("pooler"))
+    look(model, batch, Want(hidden=frozenset({deepest})))
+    assert seen == ran
+    look(model, batch, Want(logits=True))
+    assert seen == [*ran, 1, 2, "pooler"]
+
+
+def test_layers_come_back_after_an_error(batch):
+    model = build("Bert")
+    show_scores(model)
+    with pytest.raises(IndexError):
+        look(model, {**batch, "input_ids": batch["input_ids"] + 1000}, Want(hidden=frozenset({1})))
+    assert len(model.bert.encoder.layer) == 2 and model.bert.pooler is not None
