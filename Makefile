@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 # Scripts that `make bench` runs, one after another.
 BENCHMARKS ?= $(sort $(wildcard benchmarks/*.py))
+# Tests are many small processes and tensors: one worker a core.
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 SOURCES := microbert_cli tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
@@ -31,7 +33,7 @@ demo: setup ## the whole pipeline on the text inside Python: teacher to exported
 	$(BIN)/mbert run recipes/quickstart.toml -o runs/quickstart
 
 test: setup ## the fast tests, with coverage
-	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu" \
+	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu" -n $(WORKERS) --dist loadfile \
 		--cov=microbert_cli --cov-report=term --cov-fail-under=85
 
 check: setup format lint types architecture test ## all that must be green: format, lint, types, architecture, tests

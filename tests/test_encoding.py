@@ -59,7 +59,7 @@ def test_other_special_tokens(other_tokenizer: Any, rows: Rows) -> None:
     encoded = encode(rows, other_tokenizer, 64)
     assert ids(encoded) == other_tokenizer(*map(list, zip(*rows.texts, strict=True)))["input_ids"]
     assert encoded.types is None and set(encoded.row(0)) == {"input_ids"}
-    assert set(encoded.batch([0], pad_id=1)) == {"input_ids", "attention_mask", "labels"}
+    assert set(encoded.batch([0], pad_id=1)) == {"input_ids", "attention_mask", "labels", "rows"}
     assert encode(rows, other_tokenizer, 7).lengths.max() == 7
 
 
