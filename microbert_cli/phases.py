@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from microbert_cli import checkpoint
+from microbert_cli import checkpoint, processes
 from microbert_cli.batching import endless, steps_per_epoch
 from microbert_cli.encoding import Encoded
 from microbert_cli.loop import Plan, Score, Trained, train
@@ -71,12 +71,12 @@ def make_plan(name: str, training: Training, rows: int, *, learning_rate: float 
 
 
 def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callable[[int], Iterator[Batch]]:
-    """Batches of task rows from a given position on."""
+    """Batches of task rows from a given position on; of several processes each gets its rows of them."""
 
     def batches(skip: int) -> Iterator[Batch]:
         size, drop = phase.training.batch_size, phase.drop_last
         for indices in endless(phase.rows.lengths, batch_size=size, seed=seed, skip=skip, drop_last=drop):
-            batch = phase.rows.batch(indices, pad_id=pad_id, pad_to=phase.pad_to)
+            batch = phase.rows.batch(processes.own(indices), pad_id=pad_id, pad_to=phase.pad_to)
             yield {name: value.to(device) for name, value in batch.items()}
 
     return batches
@@ -148,6 +148,7 @@ def over_seeds(
         if not done.is_file():
             result = train_one(seed, place)
             write_text(done, json.dumps(result))
+        processes.wait()  # until the main one has written it
         checkpoint.drop_states(place)
         scores[seed] = checkpoint.read_scores(done)
         choices.take(scores[seed])

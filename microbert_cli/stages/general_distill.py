@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from microbert_cli import checkpoint, corpus, models, places
+from microbert_cli import checkpoint, corpus, models, places, processes
 from microbert_cli.batching import endless, in_order
 from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.catalog import Catalog
@@ -113,7 +113,7 @@ def _train(recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, d
     pad_to = recipe.corpus.max_length if reference else None
 
     def on_device(part: Blocks, rows: Any) -> Batch:
-        return {name: value.to(device) for name, value in part.batch(rows, pad_to).items()}
+        return {name: value.to(device) for name, value in part.batch(processes.own(rows), pad_to).items()}
 
     def batches(skip: int) -> Iterator[Batch]:
         order = endless(blocks.lengths, batch_size=spec.batch_size, seed=recipe.seed, skip=skip, drop_last=reference)
@@ -143,4 +143,5 @@ def _losses(objective: Objective, batches: list[Batch]) -> dict[str, float]:
                 for name, value in {"loss": loss, **parts}.items():
                     sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
     objective.student.train(training)
+    sums = processes.mean(sums)
     return {**sums, "minus_loss": -sums["loss"]}

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from microbert_cli import checkpoint, corpus, models, places
+from microbert_cli import checkpoint, corpus, models, places, processes
 from microbert_cli.batching import endless, in_order
 from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.capture import Want, look
 from microbert_cli.catalog import Catalog
 from microbert_cli.loop import train
-from microbert_cli.masking import mask_batch
+from microbert_cli.masking import mask_batch, own_rows
 from microbert_cli.models import Loaded
 from microbert_cli.objective import Batch, Objective, make_terms
 from microbert_cli.output import working
@@ -113,7 +113,7 @@ def _train(
 
     def masked(batch: Batch, number: int) -> Batch:
         drawn = mask_batch(dict(batch), loaded.tokenizer, share=spec.masked, seed=recipe.seed, number=number)
-        return {name: value.to(device) for name, value in drawn.items()}
+        return {name: value.to(device) for name, value in own_rows(drawn).items()}
 
     def batches(skip: int) -> Iterator[Batch]:
         order = endless(blocks.lengths, batch_size=spec.batch_size, seed=recipe.seed, skip=skip)
@@ -150,5 +150,6 @@ def masked_lm_scores(model: Any, batches: list[Batch]) -> dict[str, float]:
             loss += float(torch.nn.functional.cross_entropy(seen.token_logits, labels, reduction="sum"))
             count += len(labels)
     model.train(training)
-    mean = loss / max(1, count)
-    return {"accuracy": right / max(1, count), "loss": mean, "perplexity": math.exp(min(mean, 50.0))}
+    right, loss, count = processes.mean({"right": right, "loss": loss, "count": count}).values()
+    mean = loss / (count or 1)
+    return {"accuracy": right / (count or 1), "loss": mean, "perplexity": math.exp(min(mean, 50.0))}
