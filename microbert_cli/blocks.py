@@ -71,7 +71,7 @@ class Blocks:
     def batch(self, indices: np.ndarray, pad_to: int | None = None) -> dict[str, Tensor]:
         """input_ids, token_type_ids and attention_mask [B, T], padded to the longest of the batch or to `pad_to` tokens."""
         rows = [self._row(*self.ranges[i]) for i in indices]
-        length = max([pad_to or 1, *(len(ids) for ids, _ in rows)])
+        length = max(pad_to or 0, *(len(ids) for ids, _ in rows))
         batch = {
             "input_ids": torch.full((len(rows), length), self._pad),
             "token_type_ids": torch.zeros(len(rows), length, dtype=torch.long),

@@ -61,7 +61,7 @@ class Encoded:
         indices = np.asarray(indices, dtype=np.int64)
         starts = self.offsets[indices]
         lengths = self.offsets[indices + 1] - starts
-        width = max(int(lengths.max(initial=1)), pad_to or 0)
+        width = max(int(lengths.max(initial=0)), pad_to or 0)
         steps = np.arange(width)[None, :]
         real = steps < lengths[:, None]
         places = (starts[:, None] + steps)[real]

@@ -33,12 +33,16 @@ def mask_batch(batch: dict[str, Tensor], tokenizer: Any, *, share: float, seed: 
 
 
 def own_rows(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This process's rows of a masked batch. Masks are drawn for the whole batch, so they are those of one process."""
+    """This process's rows of a masked batch. Masks are drawn for the whole batch, so they are those of one process.
+
+    Where there are fewer rows than processes, some get the first row and no position of it.
+    """
     rank, world = processes.rank(), processes.world()
     if world == 1:
         return batch
     rows, columns = batch["token_positions"] // (width := batch["input_ids"].shape[1]), batch["token_positions"] % width
     mine = rows % world == rank
-    found = {name: value[rank::world] for name, value in batch.items() if name not in DRAWN}
+    chosen = slice(rank, None, world) if rank < len(batch["input_ids"]) else slice(0, 1)
+    found = {name: value[chosen] for name, value in batch.items() if name not in DRAWN}
     positions = (rows[mine] // world) * width + columns[mine]
     return {**found, "token_positions": positions, "token_labels": batch["token_labels"][mine]}

@@ -142,9 +142,12 @@ class Objective(nn.Module):
         return self._want(self.map_layers)
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        """(parameter group, scalar, named parts) of one batch."""
+        """(parameter group, scalar, named parts) of one batch; nothing of an "idle" one counts (`processes.own_batch`)."""
         teacher = self._ask_teacher(batch, self.teacher_want) if self._ask_teacher else Seen()
         student = look(self.student, batch, self.student_want)
+        if "idle" in batch:
+            batch = {name: value[:0] for name, value in batch.items()}
+            teacher, student = _no_rows(teacher), _no_rows(student)
         parts = {term.name: self._value(term, student, teacher, batch) for term in self.terms}
         total = torch.stack([term.weight * parts[term.name] for term in self.terms]).sum()
         yield "student", total, parts
@@ -205,6 +208,13 @@ class Objective(nn.Module):
 
     def _project(self, hidden_BTd: Tensor, term: LossTerm) -> Tensor:
         return self.projection(hidden_BTd) if term.projects and self.projection is not None else hidden_BTd
+
+
+def _no_rows(seen: Seen) -> Seen:
+    """The same tensors without their rows: every sum over them is 0, and so is its gradient."""
+    hidden, scores = ({layer: value[:0] for layer, value in shown.items()} for shown in (seen.hidden, seen.scores))
+    logits, token_logits = (None if value is None else value[:0] for value in (seen.logits, seen.token_logits))
+    return Seen(logits, token_logits, hidden, scores)
 
 
 def _not_given(where: str, missing: list[str], given: frozenset[str]) -> MbertError:

@@ -76,7 +76,7 @@ def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callabl
     def batches(skip: int) -> Iterator[Batch]:
         size, drop = phase.training.batch_size, phase.drop_last
         for indices in endless(phase.rows.lengths, batch_size=size, seed=seed, skip=skip, drop_last=drop):
-            batch = phase.rows.batch(processes.own(indices), pad_id=pad_id, pad_to=phase.pad_to)
+            batch = processes.own_batch(lambda rows: phase.rows.batch(rows, pad_id=pad_id, pad_to=phase.pad_to), indices)
             yield {name: value.to(device) for name, value in batch.items()}
 
     return batches

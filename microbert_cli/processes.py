@@ -90,9 +90,17 @@ def only_one(command: str) -> None:
         )
 
 
-def own(rows: "np.ndarray") -> "np.ndarray":
-    """This rank's part of a batch's row numbers; none where the batch has fewer rows than there are processes."""
-    return rows[rank() :: world()] if world() > 1 else rows
+def own_batch(make: "Callable[[np.ndarray], dict[str, Tensor]]", rows: "np.ndarray") -> "dict[str, Tensor]":
+    """`make` of this rank's part of a batch's rows.
+
+    A batch of fewer rows than there are processes leaves some without: they get its first row, marked "idle", so that their
+    models have something to run on; the objective counts nothing of it.
+    """
+    if world() == 1 or len(mine := rows[rank() :: world()]):
+        return make(rows if world() == 1 else mine)
+    import torch
+
+    return {**make(rows[:1]), "idle": torch.ones(1)}
 
 
 def seed_of(*parts: object) -> int:

@@ -63,7 +63,7 @@ def main() -> None:
         if hasattr(error, "format_message"):
             _refuse_usage(error)
         if (code := getattr(error, "exit_code", None)) is not None:
-            talk_console().print(f"stopped by {error}; the same command goes on from here")
+            talk_console().print(f"stopped by {error}; the same command goes on from here", markup=False)
             sys.exit(int(code))
         _let_main_speak()
         traceback.print_exc()

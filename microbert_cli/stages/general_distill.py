@@ -113,7 +113,8 @@ def _train(recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, d
     pad_to = recipe.corpus.max_length if reference else None
 
     def on_device(part: Blocks, rows: Any) -> Batch:
-        return {name: value.to(device) for name, value in part.batch(processes.own(rows), pad_to).items()}
+        batch = processes.own_batch(lambda own: part.batch(own, pad_to), rows)
+        return {name: value.to(device) for name, value in batch.items()}
 
     def batches(skip: int) -> Iterator[Batch]:
         order = endless(blocks.lengths, batch_size=spec.batch_size, seed=recipe.seed, skip=skip, drop_last=reference)
