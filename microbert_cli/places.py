@@ -93,6 +93,12 @@ def device(name: str) -> str:
     return name
 
 
+def settle(answers: Any, name: str) -> None:
+    """Puts a model that answers on the device of that name; ONNX Runtime stays where it is."""
+    if isinstance(getattr(answers, "model", None), torch.nn.Module):
+        answers.model.to(device(name))
+
+
 def _fill(value: Any, numbers: dict[str, int]) -> Any:
     """A number, or a product of numbers and the pattern's letters."""
     if not isinstance(value, str):

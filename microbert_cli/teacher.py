@@ -44,7 +44,8 @@ class Teacher:
         """[B, C] in the task's order, dropout off."""
         training = self.model.training
         self.model.eval()
-        seen = self.ask(batch, Want(logits=True))
+        device = next(self.model.parameters()).device
+        seen = self.ask({name: value.to(device) for name, value in batch.items()}, Want(logits=True))
         self.model.train(training)
         assert seen.logits is not None
         return seen.logits.float().cpu().numpy()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from microbert_cli import answering, manifest, metrics, processes, submission
+from microbert_cli import answering, manifest, metrics, places, processes, submission
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.output import working
@@ -61,6 +61,8 @@ def run(
             return up_to_date(NAME, out)
         answers = answering.open_model(model, task, precision=recipe.evaluate.precision, where="evaluate.model")
         taught = answering.open_model(teacher, task, where="teacher.model") if teacher else None
+        for one in (answers, taught):
+            places.settle(one, recipe.device)
         found = _Evaluation(data, answers, taught, recipe.evaluate.batch_size)
         scored = {split: found.scores(split) for split in labelled}
         for split in unlabelled:

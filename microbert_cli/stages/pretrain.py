@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from microbert_cli import checkpoint, corpus, models, places, processes
+from microbert_cli import checkpoint, corpus, models, numerics, places, processes
 from microbert_cli.batching import endless, in_order
 from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.capture import Want, look
@@ -18,13 +18,13 @@ from microbert_cli.models import Loaded
 from microbert_cli.objective import Batch, Objective, make_terms
 from microbert_cli.output import working
 from microbert_cli.phases import make_plan
-from microbert_cli.recipe import Recipe
+from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.tracking import SILENT, Talk
 from microbert_cli.vocabulary import train_vocabulary
 
 NAME = "pretrain"
-KEYS = ("corpus", "vocabulary", "pretrain", "seed")
+KEYS = ("corpus", "vocabulary", "pretrain", "seed", *NUMERICS)
 
 
 def run(
@@ -108,8 +108,9 @@ def _train(
 ) -> dict[str, Any]:
     spec = recipe.pretrain
     device = places.device(recipe.device)
-    model = loaded.model.to(device)
-    objective = Objective(make_terms({"masked_lm": (1.0, {})}, catalog), model)
+    how = numerics.choose(device, **recipe.numerics())
+    model = how.place(loaded.model)
+    objective = Objective(make_terms({"masked_lm": (1.0, {})}, catalog), model, numerics=how)
 
     def masked(batch: Batch, number: int) -> Batch:
         drawn = mask_batch(dict(batch), loaded.tokenizer, share=spec.masked, seed=recipe.seed, number=number)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import checkpoint, models, places
+from microbert_cli import checkpoint, models, numerics, places
 from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import Encoded
 from microbert_cli.layer_map import layer_map
@@ -11,15 +11,15 @@ from microbert_cli.models import Loaded
 from microbert_cli.objective import ANSWERED, LossTerm, Objective, make_terms
 from microbert_cli.output import working
 from microbert_cli.phases import Choices, Phase, over_seeds, run_phases
+from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.recipe import Phase as PhaseSpec
-from microbert_cli.recipe import Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.task_rows import TaskRows, open_task
 from microbert_cli.teacher import Teacher, check_heads, check_order, check_strength, match_labels
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "task-distill"
-KEYS = ("task", "data", "teacher", "phases", "normalisation", "layer_map", "seed", "seeds")
+KEYS = ("task", "data", "teacher", "phases", "normalisation", "layer_map", "seed", "seeds", *NUMERICS)
 
 
 def run(
@@ -76,10 +76,11 @@ class _Distiller:
         self.recipe, self.catalog, self.data, self.talk = recipe, catalog, data, talk
         self.student, self.teacher_source = student, teacher
         self.device = places.device(recipe.device)
+        self.numerics = numerics.choose(self.device, **recipe.numerics())
         self.taught = models.load(teacher, "classifier", where="teacher.model")
         columns = match_labels(self.taught, data.task, recipe.teacher.label_order, where=f"teacher.model {teacher}")
         self.teacher = Teacher(self.taught, columns, dropout=recipe.teacher.dropout)
-        self.teacher.model.to(self.device)
+        self.numerics.place(self.teacher.model)
         self.choices = Choices()
         self.terms = {name: _terms(name, spec, catalog) for name, spec in recipe.phases.items()}
         self.map_layers: list[int] = [0]
@@ -101,7 +102,7 @@ class _Distiller:
 
     def train_one(self, seed: int, place: Path) -> dict[str, Any]:
         loaded = self._load(seed)
-        model = loaded.model.to(self.device)
+        model = self.numerics.place(loaded.model)
         results, projection = run_phases(
             model,
             [self._phase(name, spec, loaded) for name, spec in self.recipe.phases.items()],
@@ -169,6 +170,7 @@ class _Distiller:
             student_width=model.config.hidden_size,
             teacher_width=self.taught.model.config.hidden_size,
             normalisation=self.recipe.normalisation,
+            numerics=self.numerics,
         )
 
 
