@@ -1,4 +1,7 @@
-"""Model directories: plain Hugging Face, written whole; and the resume state beside them, never mixed with the model."""
+"""Model directories: plain Hugging Face, written whole; and the resume state beside them, never mixed with the model.
+
+Of several processes only the main one writes here; all of them may call, and all may read what was written before they met.
+"""
 
 import json
 import os
@@ -12,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from microbert_cli import sources
+from microbert_cli import processes, sources
 from microbert_cli.errors import MbertError
 
 RESUME = "resume"
@@ -23,6 +26,8 @@ NOT_TENSORS = ValueError("pytorch_model.bin is damaged, or a pickle of more than
 
 def save_model(model: Any, tokenizer: Any, directory: Path, *, projection: Mapping[str, Tensor] | None = None) -> None:
     """Writes a directory that transformers alone can load; the projection goes under resume/, since it is training state."""
+    if not processes.is_main():
+        return
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / ".saving"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -41,6 +46,8 @@ def save_model(model: Any, tokenizer: Any, directory: Path, *, projection: Mappi
 
 def copy_model(source: Path, target: Path) -> None:
     """Copies the model files of one directory into another, resume state and logs left behind."""
+    if not processes.is_main():
+        return
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
         if file.is_file() and file.suffix in (".json", ".txt", ".safetensors", ".model") and file.name not in OURS:
@@ -90,6 +97,8 @@ def read_json(path: Path, *, where: str) -> dict[str, Any]:
 
 def save_state(state: Mapping[str, Any], directory: Path) -> None:
     """Writes the whole training state atomically: a crash leaves the one before."""
+    if not processes.is_main():
+        return
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / ".state.tmp"
     torch.save(dict(state), temporary)
@@ -130,6 +139,8 @@ def _damaged_state(path: Path) -> MbertError:
 
 def drop_states(directory: Path) -> None:
     """Removes what a stopped run would have gone on from, once the model is saved; it is larger than the model."""
+    if not processes.is_main():
+        return
     shutil.rmtree(directory / RESUME / "phases", ignore_errors=True)
     if (directory / RESUME).is_dir() and not any((directory / RESUME).iterdir()):
         (directory / RESUME).rmdir()

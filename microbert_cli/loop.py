@@ -3,6 +3,9 @@
 Whatever is trained - a teacher on labels, a masked-LM, a student - comes as an objective that turns a batch into losses and a
 source of batches that is a pure function of (seed, step). So a run that was stopped goes on bit by bit as if it had not been:
 weights, optimiser, random state and the best checkpoint are saved, and the batches seen are passed over.
+
+Several processes run this same loop, each on its rows of every batch (`processes.py`): gradients, losses and the wish to stop
+are agreed on every step, so weights, decisions and the step of a stop are the same in all; the main one writes.
 """
 
 import math
@@ -17,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microbert_cli import checkpoint
+from microbert_cli import checkpoint, processes
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.optimisers import clips_globally, make_optimiser, schedule_factor
@@ -80,17 +83,19 @@ def train(
     directory  holds log.jsonl and the resume state, the finished phase's too: a stage of several phases skips it on resume
     Raises M401 when the loss is no number any more, Interrupted on SIGINT and SIGTERM after the step is saved.
     """
-    run = _Run(objective, plan, directory, score, primary, talk)
+    run = _Run(objective, plan, directory, seed, score, primary, talk)
     torch.manual_seed(seed)
     run.restore()
+    processes.same_everywhere(run.tensors)
     source = batches(run.step * plan.accumulate)
     with Log(directory / "log.jsonl") as log, _signals() as asked:
         while run.step < plan.steps:
             run.one_step([next(source) for _ in range(plan.accumulate)], log)
             run.maybe_evaluate(log)
-            if asked:
+            if processes.any_of(bool(asked)):
                 run.save()
-                raise Interrupted(asked[0])
+                processes.wait()  # whoever leaves first makes the launcher end the others
+                raise Interrupted(asked[0] if asked else signal.SIGTERM)
             run.maybe_save()
     return run.finish()
 
@@ -98,8 +103,10 @@ def train(
 class _Run:
     """The state of one phase."""
 
-    def __init__(self, objective: Objective, plan: Plan, directory: Path, score: Score | None, primary: str, talk: Talk):
-        self.objective, self.plan, self.directory = objective, plan, directory
+    def __init__(
+        self, objective: Objective, plan: Plan, directory: Path, seed: int, score: Score | None, primary: str, talk: Talk
+    ):
+        self.objective, self.plan, self.directory, self.seed = objective, plan, directory, seed
         self.score, self.primary, self.talk = score, primary, talk
         self.state_directory = directory / checkpoint.RESUME / "phases" / plan.name
         self.optimiser = make_optimiser(
@@ -114,12 +121,23 @@ class _Run:
         self.best_weights: dict[str, dict[str, Tensor]] | None = None
         self.saved_at = time.monotonic()
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Everything that training changes or reads of the student and its objective."""
+        return [*self.objective.student.state_dict().values(), *self.objective.state_dict().values()]
+
     def one_step(self, batches: list[Batch], log: Log) -> None:
         self.objective.train()
         self.objective.student.train()
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
-        parts = self._accumulate(batches)
+        self._draw_own_dropout()
+        parts = processes.mean(self._accumulate(batches))
+        processes.average_gradients(self.parameters)
         norm = self._clip()
         if not math.isfinite(parts["loss"]) or not math.isfinite(norm):
             raise self._diverged(parts["loss"], norm)
@@ -185,6 +203,11 @@ class _Run:
         plan = self.plan
         return plan.learning_rate * schedule_factor(plan.schedule, self.step, plan.steps, plan.warmup)
 
+    def _draw_own_dropout(self) -> None:
+        """Each of several processes draws its own, from (seed, phase, step, rank) alone: there is nothing to save."""
+        if processes.world() > 1:
+            torch.manual_seed(processes.seed_of(self.seed, self.plan.name, self.step))
+
     def _accumulate(self, batches: list[Batch]) -> dict[str, float]:
         sums: dict[str, float] = {}
         for batch in batches:
@@ -197,8 +220,7 @@ class _Run:
     def _clip(self) -> float:
         if not clips_globally(self.optimiser):
             return 0.0
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        return float(nn.utils.clip_grad_norm_(parameters, self.plan.max_grad_norm))
+        return float(nn.utils.clip_grad_norm_(self.parameters, self.plan.max_grad_norm))
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         modules: dict[str, nn.Module] = {"student": self.objective.student, "objective": self.objective}

@@ -16,12 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from microbert_cli import processes
 from microbert_cli.errors import MbertError
 from microbert_cli.version import __version__
 
 FILE = "manifest.json"
 SCHEMA = 1
-PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors", "onnxruntime")
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors", "onnxruntime", "accelerate")
 WEIGHTS = (".safetensors", ".bin", ".onnx")
 
 
@@ -121,6 +122,7 @@ def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: 
         "argv": command_line(),
         "git": _git_revision(),
         "versions": _versions(),
+        "processes": processes.world(),
         "finished": now(),
         **facts,
     }
@@ -129,7 +131,9 @@ def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
+    """Writes a file so that it is there whole or not at all; of several processes the main one does."""
+    if not processes.is_main():
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the same file at once
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microbert_cli import processes
+
+DRAWN = ("token_positions", "token_labels")
+
 
 def mask_batch(batch: dict[str, Tensor], tokenizer: Any, *, share: float, seed: int, number: int) -> dict[str, Tensor]:
     """The batch with altered input_ids, plus token_positions [P] (into the flattened [B x T]) and token_labels [P]."""
@@ -26,3 +30,19 @@ def mask_batch(batch: dict[str, Tensor], tokenizer: Any, *, share: float, seed: 
     masked = ids_BT.flatten().clone()
     masked[positions] = torch.where(how < 0.8, tokenizer.mask_token_id, torch.where(how < 0.9, noise, labels))
     return {**batch, "input_ids": masked.view_as(ids_BT), "token_positions": positions, "token_labels": labels}
+
+
+def own_rows(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """This process's rows of a masked batch. Masks are drawn for the whole batch, so they are those of one process.
+
+    Where there are fewer rows than processes, some get the first row and no position of it.
+    """
+    rank, world = processes.rank(), processes.world()
+    if world == 1:
+        return batch
+    rows, columns = batch["token_positions"] // (width := batch["input_ids"].shape[1]), batch["token_positions"] % width
+    mine = rows % world == rank
+    chosen = slice(rank, None, world) if rank < len(batch["input_ids"]) else slice(0, 1)
+    found = {name: value[chosen] for name, value in batch.items() if name not in DRAWN}
+    positions = (rows[mine] // world) * width + columns[mine]
+    return {**found, "token_positions": positions, "token_labels": batch["token_labels"][mine]}

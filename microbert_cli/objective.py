@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from microbert_cli.capture import Seen, Want, look
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
+from microbert_cli.numerics import PLAIN, Numerics
 
 Batch = Mapping[str, Tensor]
 Ask = Callable[[Batch, Want], Seen]
@@ -102,6 +103,7 @@ class Objective(nn.Module):
     map_layers       g(0)..g(M): the teacher layer of every student layer
     student_width, teacher_width   of the projected vectors; equal widths are projected too when `always_project`, since the
                      released code does so
+    numerics         of the forward passes and the projection; losses are computed in float32
     """
 
     def __init__(
@@ -115,12 +117,14 @@ class Objective(nn.Module):
         teacher_width: int = 0,
         normalisation: str = "masked",
         always_project: bool = False,
+        numerics: Numerics = PLAIN,
     ):
         super().__init__()
         if not terms:
             raise _nothing_to_learn()
         self.terms = list(terms)
         self.normalisation = normalisation
+        self.numerics = numerics
         self.map_layers = list(map_layers)
         self._student = [student]
         self._ask_teacher = ask_teacher
@@ -147,9 +151,13 @@ class Objective(nn.Module):
         return self._want(self.map_layers)
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        """(parameter group, scalar, named parts) of one batch."""
-        teacher = self._ask_teacher(batch, self.teacher_want) if self._ask_teacher else Seen()
-        student = look(self.student, batch, self.student_want)
+        """(parameter group, scalar, named parts) of one batch; nothing of an "idle" one counts (`processes.own_batch`)."""
+        with self.numerics.forward():
+            teacher = self._ask_teacher(batch, self.teacher_want) if self._ask_teacher else Seen()
+            student = look(self.student, batch, self.student_want)
+        if "idle" in batch:
+            batch = {name: value[:0] for name, value in batch.items()}
+            teacher, student = _no_rows(teacher), _no_rows(student)
         parts = {term.name: self._value(term, student, teacher, batch) for term in self.terms}
         total = torch.stack([term.weight * parts[term.name] for term in self.terms]).sum()
         yield "student", total, parts
@@ -209,7 +217,18 @@ class Objective(nn.Module):
         return student.logits, teacher.logits
 
     def _project(self, hidden_BTd: Tensor, term: LossTerm) -> Tensor:
-        return self.projection(hidden_BTd) if term.projects and self.projection is not None else hidden_BTd
+        if self.projection is None or not term.projects:
+            return hidden_BTd
+        with self.numerics.forward():
+            projected: Tensor = self.projection(hidden_BTd)
+            return projected
+
+
+def _no_rows(seen: Seen) -> Seen:
+    """The same tensors without their rows: every sum over them is 0, and so is its gradient."""
+    hidden, scores = ({layer: value[:0] for layer, value in shown.items()} for shown in (seen.hidden, seen.scores))
+    logits, token_logits = (None if value is None else value[:0] for value in (seen.logits, seen.token_logits))
+    return Seen(logits, token_logits, hidden, scores)
 
 
 def _not_given(where: str, missing: list[str], given: frozenset[str]) -> MbertError:

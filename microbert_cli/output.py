@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import manifest
+from microbert_cli import manifest, processes
 from microbert_cli.errors import MbertError
 from microbert_cli.tracking import SILENT, Talk
 
@@ -54,24 +54,31 @@ def working(
     resume  goes on with begun work of the same identity
     renew   moves an OUT of another identity aside, instead of raising M110
     A block that fails before it wrote anything leaves nothing behind, not even OUT.partial.
+    Of several processes the main one does all this; the others get the same Work, and go on when OUT is whole.
     Raises M110 (OUT made by another recipe), M111 (OUT holds something else), M112 (another run works on it), M114 (OUT is
     a file), M220 (disk full; what is done stays in OUT.partial), M221 (nothing can be written there).
     """
     out = out.absolute()
+    if not processes.is_main():
+        yield processes.share(Work(out, out))
+        processes.wait()
+        return
     _refuse_file(out)
     with _locked(out):
         if force:
             _aside(out, talk)
             _aside(manifest.partial_path(out), talk)
         elif _is_done(out, identity, renew, talk):
-            yield Work(out, out, done=True)
+            yield processes.share(Work(out, out, done=True))
+            processes.wait()
             return
         work = _begin(out, stage, identity, resume, talk)
         started = manifest.now()
         try:
-            yield work
+            yield processes.share(work)
             manifest.write(work.path, stage=stage, identity=identity, started=started, **work.facts)
             _publish(work)
+            processes.wait()
         except BaseException as error:
             _drop_untouched(work.path)
             if is_full(error, out):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli import checkpoint
+from microbert_cli import checkpoint, processes
 from microbert_cli.batching import endless, steps_per_epoch
 from microbert_cli.encoding import Encoded
 from microbert_cli.loop import Plan, Score, Trained, train
@@ -87,7 +87,7 @@ def rows_a_batch(training: Training, lengths: Sequence[int] | np.ndarray) -> flo
 
 
 def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callable[[int], Iterator[Batch]]:
-    """Batches of task rows from a given position on."""
+    """Batches of task rows from a given position on; of several processes each gets its rows of them."""
 
     def batches(skip: int) -> Iterator[Batch]:
         order = endless(
@@ -99,7 +99,7 @@ def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callabl
             drop_last=phase.drop_last,
         )
         for indices in order:
-            batch = phase.rows.batch(indices, pad_id=pad_id, pad_to=phase.pad_to)
+            batch = processes.own_batch(lambda rows: phase.rows.batch(rows, pad_id=pad_id, pad_to=phase.pad_to), indices)
             yield {name: value.to(device) for name, value in batch.items()}
 
     return batches
@@ -171,6 +171,7 @@ def over_seeds(
         if not done.is_file():
             result = train_one(seed, place)
             write_text(done, json.dumps(result))
+        processes.wait()  # until the main one has written it
         checkpoint.drop_states(place)
         scores[seed] = checkpoint.read_scores(done)
         choices.take(scores[seed])

@@ -6,17 +6,28 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from microbert_cli import processes
 from microbert_cli.catalog import Catalog
 from microbert_cli.stage import StageResult
 from microbert_cli.tracking import SILENT, Talk
 from microbert_cli.wiring import Step
 
+SPLIT = ("pretrain", "finetune", "general-distill", "augment", "task-distill", "evaluate")  # among several processes
+
 
 def run_step(step: Step, *, catalog: Catalog, talk: Talk = SILENT, **options: Any) -> StageResult:
-    """Runs one stage with its inputs; `options` are force, resume, renew, and what only that stage takes."""
+    """Runs one stage with its inputs; `options` are force, resume, renew, and what only that stage takes.
+
+    Of several processes all run it together, or the main one alone where it is a stage that is not split.
+    """
+    processes.start(step.resolved.recipe.device)
     stage: Callable[..., StageResult] = import_module(f"microbert_cli.stages.{step.kind.replace('-', '_')}").run
     talk.note(f"{step.name}: {_inputs(step)}")
-    result = stage(step.resolved.recipe, step.out, catalog=catalog, talk=talk, **step.inputs, **options)
+
+    def run() -> StageResult:
+        return stage(step.resolved.recipe, step.out, catalog=catalog, talk=talk, **step.inputs, **options)
+
+    result = run() if step.kind in SPLIT else processes.on_main(run)
     return replace(result, out=step.out)  # as it was named, whether it was made or found
 
 

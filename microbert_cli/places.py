@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from microbert_cli import manifest, models
+from microbert_cli import manifest, models, processes
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.models import Loaded
@@ -75,9 +75,11 @@ def no_vocabulary(name: str, where: str) -> MbertError:
 
 
 def device(name: str) -> str:
-    """`auto` is a GPU where there is one; raises M109 for a device that is not there."""
+    """`auto` is a GPU where there is one, of several processes each one's own; raises M109 for a device that is not there."""
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{processes.local_rank()}" if processes.world() > 1 else "cuda"
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -89,6 +91,12 @@ def device(name: str) -> str:
             fix="Leave it out: auto takes a GPU where there is one.",
         ) from None
     return name
+
+
+def settle(answers: Any, name: str) -> None:
+    """Puts a model that answers on the device of that name; ONNX Runtime stays where it is."""
+    if isinstance(getattr(answers, "model", None), torch.nn.Module):
+        answers.model.to(device(name))
 
 
 def _fill(value: Any, numbers: dict[str, int]) -> Any:

@@ -15,6 +15,7 @@ Normalisation = Literal["masked", "reference"]
 LayerMap = Literal["uniform", "first", "last"] | list[int]
 
 SHORTHAND = {"data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size"}
+NUMERICS = ("precision", "tf32", "compile")
 STAGES = ("pretrain", "finetune", "general-distill", "augment", "task-distill", "evaluate", "export", "report")
 
 
@@ -179,7 +180,10 @@ class Export(Strict):
 
 
 class Recipe(Strict):
-    """The whole run. Method files are recipes too: they fill `layer_map`, `general` and `phases`."""
+    """The whole run. Method files are recipes too: they fill `layer_map`, `general` and `phases`.
+
+    precision, tf32, compile   how training computes its forward passes; see `numerics.py`
+    """
 
     title: str = ""
     source: str = ""
@@ -190,6 +194,9 @@ class Recipe(Strict):
     seed: int = 42
     seeds: list[int] = []
     device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tf32: bool = False
+    compile: bool = False
     stages: list[str] = []
     init: str = "auto"
     augmented: str | Literal[False] | None = None
@@ -215,6 +222,10 @@ class Recipe(Strict):
         """The named parts as plain values: what a stage records."""
         whole = self.model_dump(mode="json")
         return {name: whole[name] for name in names}
+
+    def numerics(self) -> dict[str, Any]:
+        """What `numerics.choose` takes beside the device."""
+        return self.keys(*NUMERICS)
 
     def identity(self, *names: str) -> dict[str, Any]:
         """The named parts without where things lie: data and models enter an identity by their content."""

@@ -1,6 +1,15 @@
-"""Masked means shared by the losses: padding never enters numerator or denominator."""
+"""Means shared by the losses: padding never enters numerator or denominator, and a count is one over ALL processes.
+
+    mean = sum here / denominator,   denominator = count everywhere / number of processes
+
+The mean of that over the processes is the mean over the whole batch, however its rows were dealt out: a mean of the
+processes' own means would give a token in a sparse share more weight than one in a full share. Every loss takes its
+denominators from here, one of your own too. A process alone divides by its own count.
+"""
 
 from typing import TYPE_CHECKING
+
+from microbert_cli import processes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,7 +21,7 @@ def mean_over_tokens(values_BTD: "Tensor", mask_BT: "Tensor") -> "Tensor":
     values_BTD  any per-token quantity; mask_BT  1 = real token, 0 = padding.
     """
     mask_BT = mask_BT.to(values_BTD.dtype)
-    return (values_BTD.mean(-1) * mask_BT).sum() / mask_BT.sum()
+    return (values_BTD.mean(-1) * mask_BT).sum() / denominator(mask_BT.sum())
 
 
 def mean_over_pairs(values_BAQK: "Tensor", mask_BT: "Tensor") -> "Tensor":
@@ -22,4 +31,28 @@ def mean_over_pairs(values_BAQK: "Tensor", mask_BT: "Tensor") -> "Tensor":
     """
     mask_BT = mask_BT.to(values_BAQK.dtype)
     pairs_BQK = mask_BT[:, :, None] * mask_BT[:, None, :]
-    return (values_BAQK.mean(1) * pairs_BQK).sum() / pairs_BQK.sum()
+    return (values_BAQK.mean(1) * pairs_BQK).sum() / denominator(pairs_BQK.sum())
+
+
+def mean_over_rows(values_B: "Tensor", counted_B: "Tensor | None" = None) -> "Tensor":
+    """sum over rows of values / number of rows; with `counted_B` [B] bool over those rows alone, 0 where there are none."""
+    if counted_B is None:
+        return mean_over_elements(values_B)
+    weights_B = counted_B.to(values_B.dtype)
+    return (values_B * weights_B).sum() / denominator(weights_B.sum(), at_least=1.0)
+
+
+def mean_over_elements(values: "Tensor") -> "Tensor":
+    """sum of all elements / their number, padding included: exact where every process pads to the same width."""
+    return values.sum() / denominator(values.new_tensor(values.numel()))
+
+
+def denominator(count: "Tensor", *, at_least: float = 0.0) -> "Tensor":
+    """What a sum of this process is divided by: max(count over all processes, at_least) / number of processes.
+
+    count  of tokens, pairs, rows, masked positions or elements here, a scalar tensor
+    """
+    count = processes.total(count)
+    if at_least:
+        count = count.clamp(min=at_least)
+    return count / processes.world() if processes.world() > 1 else count

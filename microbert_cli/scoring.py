@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli import metrics
+from microbert_cli import metrics, processes
 from microbert_cli.batching import in_order
 from microbert_cli.capture import Want, look
 from microbert_cli.data import Rows
@@ -18,15 +18,22 @@ from microbert_cli.tracking import SILENT, Talk
 def logits_of(
     model: Any, encoded: Encoded, *, pad_id: int, batch_size: int = 64, talk: Talk = SILENT, name: str = "evaluate"
 ) -> np.ndarray:
-    """Logits [n, C] in the rows' order. `model` is a torch model, or anything with `logits(batch) -> [B, C]`."""
-    answers: list[np.ndarray | None] = [None] * len(encoded)
+    """Logits [n, C] in the rows' order. `model` is a torch model, or anything with `logits(batch) -> [B, C]`.
+
+    Several processes take the batches in turns and tell each other: all have all answers, and the same as one alone gives.
+    """
+    groups = in_order(encoded.lengths, batch_size=batch_size)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
     done = 0
-    for indices in in_order(encoded.lengths, batch_size=batch_size):
-        batch = encoded.batch(indices, pad_id=pad_id)
-        for i, row in zip(indices, _answer(model, batch), strict=True):
-            answers[i] = row
+    for number, indices in enumerate(groups):
+        if number % processes.world() == processes.rank():
+            found.append((indices, _answer(model, encoded.batch(indices, pad_id=pad_id))))
         done += len(indices)
         talk.progress(name, done, len(encoded))
+    answers: list[np.ndarray | None] = [None] * len(encoded)
+    for indices, rows in processes.gather(found):
+        for i, row in zip(indices, rows, strict=True):
+            answers[i] = row
     return np.stack([row for row in answers if row is not None])
 
 

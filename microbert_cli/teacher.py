@@ -52,7 +52,7 @@ class Teacher:
         """[B, C] in the task's order, dropout off."""
         training = self.model.training
         self.model.eval()
-        seen = self.ask(batch, Want(logits=True))
+        seen = self.ask(self.carry(batch), Want(logits=True))
         self.model.train(training)
         assert seen.logits is not None
         return seen.logits.float().cpu().numpy()

@@ -13,13 +13,14 @@ Hidden states and scores are kept only where the estimate fits the budget; entri
 
 Rows are asked in an order of their own - sorted by length, filled to a budget of tokens - so what is kept depends neither
 on seeds nor on epochs. It is worth it where rows are asked more often than there are distinct ones; else the teacher is
-asked batch by batch, as without a cache.
+asked batch by batch, as without a cache. Several processes fill an entry together, each its share of the chunks.
 """
 
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +28,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from microbert_cli import cache, manifest
+from microbert_cli import cache, manifest, processes
 from microbert_cli.batching import filled
 from microbert_cli.capture import Seen, Want
 from microbert_cli.encoding import Encoded
+from microbert_cli.numerics import PLAIN, Numerics
 from microbert_cli.objective import Ask, Batch
 from microbert_cli.teacher import Teacher
 from microbert_cli.tracking import SILENT, Talk
@@ -70,12 +72,14 @@ def remember(
     pad_id: int,
     settings: CacheSettings = CacheSettings(),
     asks: int | None = None,
+    numerics: Numerics = PLAIN,
     talk: Talk = SILENT,
 ) -> Ask:
     """Answers like `teacher.ask` for batches of `encoded`, from the cache where that pays and fits.
 
     asked_by  what identifies the teacher's weights and the order of its outputs
     asks      how many rows will be asked for in all; None = often enough
+    numerics  of the teacher's forward passes
     """
     if settings.teacher == "off" or want.token_logits or teacher.model.training:
         return teacher.ask
@@ -88,17 +92,32 @@ def remember(
             "teacher": dict(asked_by),
             "rows": _content(encoded),
             "want": [want.logits, sorted(want.hidden), sorted(want.scores)],
-            "precision": settings.precision,
+            "precision": [settings.precision, numerics.precision, numerics.compile],
             "torch": torch.__version__,
             "device": teacher.device.type,
         }
     )
-    if not _fits(layout, key, settings, talk):
+    if not processes.on_main(lambda: _fits(layout, key, settings, talk)):
         return teacher.ask
-    with cache.entry(KIND, key, resumable=True) as (directory, ready):
+    with _entry(key) as (directory, ready):
         if not ready:
-            Kept(directory, layout, want, pad_id, mode="r+").fill(teacher, encoded, talk)
+            processes.on_main(lambda: Kept(directory, layout, want, pad_id, mode="r+").flush([]))
+            with torch.inference_mode(), numerics.forward():
+                Kept(directory, layout, want, pad_id, mode="r+").fill(teacher, encoded, talk)
     return Kept(directory, layout, want, pad_id).ask
+
+
+@contextmanager
+def _entry(key: str) -> Iterator[tuple[Path, bool]]:
+    """The cache's entry; of several processes the main one holds it for all, until all are through with filling it."""
+    if processes.is_main():
+        with cache.entry(KIND, key, resumable=True) as (directory, ready):
+            yield directory, processes.share(ready)
+            processes.wait()
+    else:
+        yield cache.place(KIND, key), bool(processes.share(None))
+        processes.wait()
+    processes.wait()  # until it is marked as whole
 
 
 @dataclass(frozen=True)
@@ -163,17 +182,17 @@ class Kept:
         self.pair_offsets = np.concatenate([[0], np.cumsum(layout.lengths**2)])
 
     def fill(self, teacher: Teacher, encoded: Encoded, talk: Talk) -> None:
-        """Asks the teacher about every chunk that is not done; what is done is never asked again, even after a crash."""
+        """Asks the teacher about every chunk of ours that is not done; none is asked twice, even after a crash."""
         written: list[int] = []
         flushed = time.monotonic()
-        for number in (missing := np.flatnonzero(self.done == 0).tolist()):
+        ours = np.arange(processes.rank(), len(self.chunks), processes.world())
+        for number in (missing := ours[self.done[ours] == 0].tolist()):
             slots = self.chunks[number]
             batch = encoded.batch(self.layout.first[slots], pad_id=self.pad_id)
-            with torch.inference_mode():
-                self._write(slots, teacher.ask(teacher.carry(batch), self.want), batch["attention_mask"].numpy() > 0)
+            self._write(slots, teacher.ask(teacher.carry(batch), self.want), batch["attention_mask"].numpy() > 0)
             written.append(number)
             if time.monotonic() - flushed > FLUSH_SECONDS or number == missing[-1]:
-                self._flush(written)
+                self.flush(written)
                 written, flushed = [], time.monotonic()
             talk.progress("teacher", number + 1, len(self.chunks), rows=len(slots))
 
@@ -228,8 +247,8 @@ class Kept:
         real_BQK = (queries_Q1 < lengths_B11) & (keys_K < lengths_B11)
         return (self.pair_offsets[slots][:, None, None] + queries_Q1 * lengths_B11 + keys_K)[real_BQK], real_BQK
 
-    def _flush(self, chunks: list[int]) -> None:
-        """First the answers, then the word that they are there."""
+    def flush(self, chunks: list[int]) -> None:
+        """Writes the answers to disk, and then the word that those of `chunks` are there."""
         for file in self.files.values():
             file.flush()
         self.done[chunks] = 1

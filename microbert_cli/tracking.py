@@ -1,10 +1,13 @@
 """How the library speaks without printing: notes, progress, and `log.jsonl`."""
 
 import json
+import os
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from microbert_cli import processes
 
 
 class Talk:
@@ -24,10 +27,10 @@ SILENT = Talk()
 
 
 class Log:
-    """`log.jsonl`: one JSON object a line, flushed at once, so a killed run keeps what it said."""
+    """`log.jsonl`: one JSON object a line, flushed at once, so a killed run keeps what it said; the main process writes it."""
 
     def __init__(self, path: Path):
-        self._file = path.open("a", encoding="utf-8")
+        self._file = (path if processes.is_main() else Path(os.devnull)).open("a", encoding="utf-8")
         self._start = time.monotonic()
 
     def write(self, **record: Any) -> None:

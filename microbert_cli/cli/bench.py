@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from microbert_cli import processes
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.options import About, Common, with_options
 from microbert_cli.cli.running import explain, known_task
@@ -49,6 +50,7 @@ def bench(
         else:
             show("\n".join(f"bench            {model}" for model in models))
         return
+    processes.only_one("mbert bench")
     from microbert_cli.racing import race_models
     from microbert_cli.task_rows import open_task
 

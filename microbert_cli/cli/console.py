@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from microbert_cli import processes
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.tracking import Talk
 
@@ -18,8 +19,8 @@ INTERVAL = 10.0
 
 
 def talk_console() -> Console:
-    """Where messages go: stderr, colours only on a terminal."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    """Where messages go: stderr, colours only on a terminal; of several processes only the main one's are seen."""
+    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_main())
 
 
 class ConsoleTalk(Talk):
@@ -89,12 +90,14 @@ def _said(numbers: dict[str, float]) -> str:
 
 
 def show_error(error: MbertError) -> None:
-    """The four parts, on stderr."""
-    talk_console().print(escape(str(error)), style="bold", markup=True)
+    """The four parts, on stderr; the main process is heard first, and another one only where that goes on."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(str(error)), style="bold", markup=True)
 
 
 def show(text: str) -> None:
-    """One line of result. Where nobody reads any more (`| head`) the command ends, as other commands do."""
+    """One line of the main process's result. Where nobody reads any more (`| head`) the command ends, as others do."""
+    if not processes.is_main():
+        return
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -115,7 +118,7 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bo
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     width = None if sys.stdout.isatty() else 200
-    console = Console(width=width, highlight=False, stderr=err)
+    console = Console(width=width, highlight=False, stderr=err, quiet=err and not processes.is_main())
     if err:
         console.print(table)
         return

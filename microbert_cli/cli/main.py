@@ -2,12 +2,14 @@
 
 import os
 import sys
+import time
 import traceback
 from importlib import import_module
 from typing import Any, NoReturn
 
 import typer
 
+from microbert_cli import processes
 from microbert_cli.cli.console import show, show_error, show_json, talk_console
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.version import __version__
@@ -22,6 +24,8 @@ HELP = """Two-stage distillation of BERT-style encoders: a good but slow classif
 Exit codes: 0 done or up to date, 1 a check failed, 2 usage, 3 recipe invalid, 4 input missing or incomplete, 5 data or
 checkpoint corrupt, 6 diverged, 7 optional dependency missing, 70 bug, 130/143 interrupted and resumable, 141 broken pipe.
 """
+
+LATER = 5.0  # seconds
 
 app = typer.Typer(
     name="mbert", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -48,7 +52,9 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        sys.exit(app(standalone_mode=False, prog_name="mbert") or int(Exit.DONE))
+        code = app(standalone_mode=False, prog_name="mbert")
+        processes.end()
+        sys.exit(code or int(Exit.DONE))
     except MbertError as error:
         _refuse(error)
     except KeyboardInterrupt:
@@ -57,8 +63,9 @@ def main() -> None:
         if hasattr(error, "format_message"):
             _refuse_usage(error)
         if (code := getattr(error, "exit_code", None)) is not None:
-            talk_console().print(f"stopped by {error}; the same command goes on from here")
+            talk_console().print(f"stopped by {error}; the same command goes on from here", markup=False)
             sys.exit(int(code))
+        _let_main_speak()
         traceback.print_exc()
         talk_console().print(
             f"[B070] this is a bug in mbert {__version__}, not your mistake. The report should hold the above and `mbert env`.",
@@ -67,8 +74,18 @@ def main() -> None:
         sys.exit(int(Exit.BUG))
 
 
+def _let_main_speak() -> None:
+    """What ends all processes the main one says; the launcher ends those that are still here when it has left.
+
+    So whoever is here after a while met something that the main one did not, and says it.
+    """
+    if not processes.is_main():
+        time.sleep(LATER)
+
+
 def _refuse(error: MbertError) -> NoReturn:
     """The four parts on stderr, with --json on stdout too, and the exit code of the error's family."""
+    _let_main_speak()
     show_error(error)
     if "--json" in sys.argv:
         show_json({**error.told, "error": error.as_dict()})

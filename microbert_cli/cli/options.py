@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from microbert_cli import processes
 from microbert_cli.catalog import Catalog
 from microbert_cli.cli.console import ConsoleTalk
 from microbert_cli.errors import MbertError
@@ -51,7 +52,7 @@ class Common:
 
     def talk(self) -> ConsoleTalk:
         """The voice on stderr."""
-        return ConsoleTalk(quiet=self.quiet)
+        return ConsoleTalk(quiet=self.quiet or not processes.is_main())
 
     def resolve(self, **flags: Any) -> Resolved:
         """The recipe with all its layers; `mbert.toml` here is the one if none is named. Flags: `teacher__model="x"`."""

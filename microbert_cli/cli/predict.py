@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from microbert_cli import processes
 from microbert_cli.cli.console import ConsoleTalk, show, show_json
 from microbert_cli.output import write_file
 
@@ -34,6 +35,7 @@ def predict(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False,
 ) -> None:
     """One label a line, in the order of the texts; a score for regression."""
+    processes.only_one("mbert predict")
     from microbert_cli.stages.predict import as_lines, read_inputs, run
 
     talk = ConsoleTalk(quiet=quiet)

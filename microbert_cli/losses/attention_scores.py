@@ -11,7 +11,7 @@ Source: TinyBERT, attention loss on unnormalised scores; the arithmetic of `refe
 
 from torch import Tensor
 
-from microbert_cli.reduce import mean_over_pairs
+from microbert_cli.reduce import mean_over_elements, mean_over_pairs
 
 needs = {"scores", "mask"}
 over = "layers"
@@ -22,7 +22,7 @@ def attention_scores(student_BAQK: Tensor, teacher_BAQK: Tensor, mask_BT: Tensor
     student_BAQK, teacher_BAQK = student_BAQK.float(), teacher_BAQK.float()
     if normalisation != "reference":
         return mean_over_pairs((student_BAQK - teacher_BAQK).square(), mask_BT)
-    return (_as_released(student_BAQK, mask_BT) - _as_released(teacher_BAQK, mask_BT)).square().mean()
+    return mean_over_elements((_as_released(student_BAQK, mask_BT) - _as_released(teacher_BAQK, mask_BT)).square())
 
 
 def _as_released(scores_BAQK: Tensor, mask_BT: Tensor) -> Tensor:

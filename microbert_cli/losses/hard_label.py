@@ -10,6 +10,8 @@ label may no longer hold. A batch of augmented rows alone gives 0.
 import torch.nn.functional as F
 from torch import Tensor
 
+from microbert_cli.reduce import mean_over_rows
+
 needs = {"logits", "labels", "augmented"}
 over = "batch"
 
@@ -22,7 +24,4 @@ def hard_label(
         loss_B = (student_BC[:, 0].float() - labels_B.float()).square()
     else:
         loss_B = F.cross_entropy(student_BC.float(), labels_B, reduction="none", label_smoothing=label_smoothing)
-    if augmented_B is None:
-        return loss_B.mean()
-    original_B = (~augmented_B).to(loss_B.dtype)
-    return (loss_B * original_B).sum() / original_B.sum().clamp(min=1.0)
+    return mean_over_rows(loss_B, None if augmented_B is None else ~augmented_B)

@@ -11,6 +11,8 @@ Source: BERT (Devlin et al. 2019); positions are drawn anew for every batch (dyn
 import torch.nn.functional as F
 from torch import Tensor
 
+from microbert_cli.reduce import denominator
+
 needs = {"token_logits", "token_labels"}
 over = "batch"
 
@@ -18,4 +20,4 @@ over = "batch"
 def masked_lm(token_logits_PV: Tensor, token_labels_P: Tensor) -> Tensor:
     """The batch's term; see the module's formula."""
     total = F.cross_entropy(token_logits_PV.float(), token_labels_P, reduction="sum")
-    return total / max(1, len(token_labels_P))
+    return total / denominator(total.new_tensor(len(token_labels_P)), at_least=1.0)

@@ -18,6 +18,8 @@ Source: TinyBERT, prediction-layer loss; Hinton et al. 2015 for the temperature.
 
 from torch import Tensor
 
+from microbert_cli.reduce import mean_over_elements, mean_over_rows
+
 needs = {"logits", "labels"}
 over = "batch"
 
@@ -37,12 +39,12 @@ def soft_target(
     student_BC, teacher_BC = student_BC.float(), teacher_BC.float()
     if student_BC.shape[-1] == 1:
         target_B = labels_B if normalisation == "reference" and labels_B is not None else teacher_BC[:, 0]
-        return (student_BC[:, 0] - target_B.to(student_BC.dtype)).square().mean()
+        return mean_over_rows((student_BC[:, 0] - target_B.to(student_BC.dtype)).square())
     log_p, log_q = (z.div(temperature).log_softmax(-1) for z in (teacher_BC, student_BC))
     terms_BC = _divergence(divergence, log_p, log_q)
     if reduction == "auto":
         reduction = "elements" if normalisation == "reference" else "batch"
-    mean = terms_BC.mean() if reduction == "elements" else terms_BC.sum(-1).mean()
+    mean = mean_over_elements(terms_BC) if reduction == "elements" else mean_over_rows(terms_BC.sum(-1))
     return mean * temperature**2 if squared_temperature else mean
 
 

@@ -1,9 +1,10 @@
 """Varies a task's training set; works in shards, so that a stopped run goes on where it was."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import manifest, models, places
+from microbert_cli import manifest, models, places, processes
 from microbert_cli.augmentation import Augmentation, AugmentSettings, join
 from microbert_cli.catalog import Catalog
 from microbert_cli.data import load_augmented, write_augmented
@@ -60,17 +61,15 @@ def run(
         )
         shards = work.path / "shards"
         shards.mkdir(exist_ok=True)
-        for number in range(driver.shards()):
+        for number in range(driver.shards())[processes.rank() :: processes.world()]:
             _shard(driver, number, shards, data.task)
-        rows = join([load_augmented(path, data.task) for path in sorted(shards.iterdir())])
-        write_augmented(rows, work.path / f"augmented.{recipe.augment.format}", data.task, format=recipe.augment.format)
-        for path in shards.iterdir():
-            path.unlink()
-        shards.rmdir()
+        processes.wait()
+        target = work.path / f"augmented.{recipe.augment.format}"
+        rows_out = processes.on_main(lambda: _join(shards, target, data.task, recipe.augment.format))
         metrics: dict[str, Any] = {
             "task": data.task.name,
             "rows_in": len(data.rows["train"]),
-            "rows_out": len(rows),
+            "rows_out": rows_out,
             "stop_words": driver.stop_words.digest,
         }
         inputs = {"masked_lm": identity["masked_lm"], "vectors": identity["vectors"]}
@@ -89,9 +88,17 @@ def _shard(driver: Augmentation, number: int, shards: Path, task: Any) -> None:
     path = shards / f"{number:06d}.parquet"
     if path.is_file():
         return
-    temporary = shards / ".begun"
+    temporary = shards / f".begun-{processes.rank()}"
     write_augmented(driver.shard(number), temporary, task, format="parquet")
     temporary.replace(path)
+
+
+def _join(shards: Path, target: Path, task: Any, form: str) -> int:
+    """All shards as one file, whoever made them; returns its rows."""
+    rows = join([load_augmented(path, task) for path in sorted(shards.glob("*.parquet"))])
+    write_augmented(rows, target, task, format=form)
+    shutil.rmtree(shards)
+    return len(rows)
 
 
 def _settings(recipe: Recipe) -> AugmentSettings:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from microbert_cli import answering, manifest, metrics, submission
+from microbert_cli import answering, manifest, metrics, places, processes, submission
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.output import working
@@ -61,11 +61,16 @@ def run(
             return up_to_date(NAME, out)
         answers = answering.open_model(model, task, precision=recipe.evaluate.precision, where="evaluate.model")
         taught = answering.open_model(teacher, task, where="teacher.model") if teacher else None
+        for one in (answers, taught):
+            places.settle(one, recipe.device)
         found = _Evaluation(data, answers, taught, recipe.evaluate.batch_size)
         scored = {split: found.scores(split) for split in labelled}
-        if unlabelled:
+        for split in unlabelled:
+            found.of(split)  # by all processes; what follows is written by one
+        if unlabelled and processes.is_main():
             _submit(found, unlabelled, work.path, out, talk)
-        found.write_predictions(work.path / "predictions.parquet")
+        if processes.is_main():
+            found.write_predictions(work.path / "predictions.parquet")
         result: dict[str, Any] = {"task": task.name, "primary": task.primary, "model": model, "splits": scored}
         result["dev"] = scored[labelled[0]]["metrics"] if labelled else {}
         inputs = {"model": identity["model"], "teacher": identity["teacher"]}

@@ -3,18 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import checkpoint, models, places
+from microbert_cli import checkpoint, models, numerics, places
 from microbert_cli.catalog import Catalog
 from microbert_cli.objective import ANSWERED, Objective, make_terms
 from microbert_cli.output import working
 from microbert_cli.phases import Choices, Phase, over_seeds, run_phases
-from microbert_cli.recipe import Recipe
+from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.task_rows import TaskRows, open_task
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "finetune"
-KEYS = ("task", "data", "finetune", "seed", "seeds")
+KEYS = ("task", "data", "finetune", "seed", "seeds", *NUMERICS)
 
 
 def run(
@@ -70,13 +70,14 @@ class _Trainer:
         )
         rows = self.data.encode("train", loaded, where="finetune.model")
         device = places.device(self.recipe.device)
-        model = loaded.model.to(device)
+        how = numerics.choose(device, **self.recipe.numerics())
+        model = how.place(loaded.model)
         phase = Phase(
             name=NAME,
             training=self.recipe.finetune,
             rows=rows,
             learning_rates=self.recipe.finetune.learning_rates,
-            objective=lambda student: Objective(self.terms, student),
+            objective=lambda student: Objective(self.terms, student, numerics=how),
             scored=True,
         )
         results, _ = run_phases(

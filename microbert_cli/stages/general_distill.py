@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from microbert_cli import checkpoint, corpus, models, places
+from microbert_cli import checkpoint, corpus, models, numerics, places, processes
 from microbert_cli.batching import endless, in_order
 from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.catalog import Catalog
@@ -16,13 +16,13 @@ from microbert_cli.models import Loaded
 from microbert_cli.objective import SHOWN, Batch, Objective, make_terms
 from microbert_cli.output import working
 from microbert_cli.phases import make_plan
-from microbert_cli.recipe import Recipe
+from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.teacher import Teacher, check_heads
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "general-distill"
-KEYS = ("corpus", "general", "normalisation", "layer_map", "seed")
+KEYS = ("corpus", "general", "normalisation", "layer_map", "seed", *NUMERICS)
 
 
 def run(
@@ -88,6 +88,7 @@ def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: L
     theirs, ours = taught.model.config, pupil.model.config
     if any("scores" in term.needs for term in terms):
         check_heads(theirs, ours, where="student", key="general.losses.attention_scores")
+    how = numerics.choose(places.device(recipe.device), **recipe.numerics())
     torch.manual_seed(recipe.seed)
     objective = Objective(
         terms,
@@ -97,13 +98,13 @@ def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: L
         student_width=ours.hidden_size,
         teacher_width=theirs.hidden_size,
         normalisation=recipe.normalisation,
+        numerics=how,
     )
     if objective.projection is not None and pupil.projection is not None:
         objective.projection.load_state_dict(pupil.projection)
-    device = places.device(recipe.device)
-    teacher.model.to(device)
-    pupil.model.to(device)
-    return objective.to(device)
+    for model in (teacher.model, pupil.model):
+        how.place(model)
+    return objective.to(how.device)
 
 
 def _train(recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, directory: Path, talk: Talk) -> dict[str, Any]:
@@ -113,7 +114,8 @@ def _train(recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, d
     pad_to = recipe.corpus.max_length if reference else None
 
     def on_device(part: Blocks, rows: Any) -> Batch:
-        return {name: value.to(device) for name, value in part.batch(rows, pad_to).items()}
+        batch = processes.own_batch(lambda own: part.batch(own, pad_to), rows)
+        return {name: value.to(device) for name, value in batch.items()}
 
     def batches(skip: int) -> Iterator[Batch]:
         order = endless(
@@ -150,4 +152,5 @@ def _losses(objective: Objective, batches: list[Batch]) -> dict[str, float]:
                 for name, value in {"loss": loss, **parts}.items():
                     sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
     objective.student.train(training)
+    sums = processes.mean(sums)
     return {**sums, "minus_loss": -sums["loss"]}

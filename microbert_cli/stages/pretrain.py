@@ -7,24 +7,24 @@ from typing import Any
 
 import torch
 
-from microbert_cli import checkpoint, corpus, models, places
+from microbert_cli import checkpoint, corpus, models, numerics, places, processes
 from microbert_cli.batching import endless, in_order
 from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.capture import Want, look
 from microbert_cli.catalog import Catalog
 from microbert_cli.loop import train
-from microbert_cli.masking import mask_batch
+from microbert_cli.masking import mask_batch, own_rows
 from microbert_cli.models import Loaded
 from microbert_cli.objective import Batch, Objective, make_terms
 from microbert_cli.output import working
 from microbert_cli.phases import make_plan
-from microbert_cli.recipe import Recipe
+from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.tracking import SILENT, Talk
 from microbert_cli.vocabulary import train_vocabulary
 
 NAME = "pretrain"
-KEYS = ("corpus", "vocabulary", "pretrain", "seed")
+KEYS = ("corpus", "vocabulary", "pretrain", "seed", *NUMERICS)
 
 
 def run(
@@ -108,12 +108,13 @@ def _train(
 ) -> dict[str, Any]:
     spec = recipe.pretrain
     device = places.device(recipe.device)
-    model = loaded.model.to(device)
-    objective = Objective(make_terms({"masked_lm": (1.0, {})}, catalog), model)
+    how = numerics.choose(device, **recipe.numerics())
+    model = how.place(loaded.model)
+    objective = Objective(make_terms({"masked_lm": (1.0, {})}, catalog), model, numerics=how)
 
     def masked(batch: Batch, number: int) -> Batch:
         drawn = mask_batch(dict(batch), loaded.tokenizer, share=spec.masked, seed=recipe.seed, number=number)
-        return {name: value.to(device) for name, value in drawn.items()}
+        return {name: value.to(device) for name, value in own_rows(drawn).items()}
 
     def batches(skip: int) -> Iterator[Batch]:
         order = endless(blocks.lengths, batch_size=spec.batch_size, tokens=spec.batch_tokens, seed=recipe.seed, skip=skip)
@@ -150,5 +151,6 @@ def masked_lm_scores(model: Any, batches: list[Batch]) -> dict[str, float]:
             loss += float(torch.nn.functional.cross_entropy(seen.token_logits, labels, reduction="sum"))
             count += len(labels)
     model.train(training)
-    mean = loss / max(1, count)
-    return {"accuracy": right / max(1, count), "loss": mean, "perplexity": math.exp(min(mean, 50.0))}
+    right, loss, count = processes.mean({"right": right, "loss": loss, "count": count}).values()
+    mean = loss / (count or 1)
+    return {"accuracy": right / (count or 1), "loss": mean, "perplexity": math.exp(min(mean, 50.0))}

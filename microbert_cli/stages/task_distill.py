@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import checkpoint, models, places
+from microbert_cli import checkpoint, models, numerics, places, scoring
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import Encoded
@@ -12,8 +12,8 @@ from microbert_cli.models import Loaded
 from microbert_cli.objective import ANSWERED, Ask, LossTerm, Objective, make_terms
 from microbert_cli.output import working
 from microbert_cli.phases import Choices, Phase, make_plan, over_seeds, rows_a_batch, run_phases
+from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.recipe import Phase as PhaseSpec
-from microbert_cli.recipe import Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.task_rows import TaskRows, open_task
 from microbert_cli.teacher import Teacher, check_heads, check_order, check_strength, match_labels
@@ -21,7 +21,7 @@ from microbert_cli.teacher_cache import CacheSettings, remember
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "task-distill"
-KEYS = ("task", "data", "teacher", "phases", "normalisation", "layer_map", "cache", "seed", "seeds")
+KEYS = ("task", "data", "teacher", "phases", "normalisation", "layer_map", "cache", "seed", "seeds", *NUMERICS)
 
 
 def run(
@@ -78,10 +78,11 @@ class _Distiller:
         self.recipe, self.catalog, self.data, self.talk = recipe, catalog, data, talk
         self.student, self.teacher_source = student, teacher
         self.device = places.device(recipe.device)
+        self.numerics = numerics.choose(self.device, **recipe.numerics())
         self.taught = models.load(teacher, "classifier", where="teacher.model")
         columns = match_labels(self.taught, data.task, recipe.teacher.label_order, where=f"teacher.model {teacher}")
         self.teacher = Teacher(self.taught, columns, dropout=recipe.teacher.dropout)
-        self.teacher.model.to(self.device)
+        self.numerics.place(self.teacher.model)
         self.asked_by = {"weights": weights, "columns": self.teacher.columns}
         self.asks: dict[str, Ask] = {}
         self.choices = Choices()
@@ -92,11 +93,11 @@ class _Distiller:
     def examine_teacher(self) -> dict[str, float]:
         """The teacher's dev scores; refuses one that is weak or whose outputs are permuted."""
         task, where = self.data.task, f"teacher.model {self.teacher_source}"
+        rows = self.data.rows["dev"]
         logits = self.data.logits("dev", self.teacher, self.taught)
-        labels = self.data.rows["dev"].labels or []
         if self.taught.label_names is None and not self.recipe.teacher.label_order:
-            check_order(task, logits, [int(label) for label in labels], where=where)
-        scores = self.data.score("dev", self.teacher, self.taught)
+            check_order(task, logits, [int(label) for label in rows.labels or []], where=where)
+        scores = scoring.score(task, logits, rows)
         majority = self.data.majority("dev")
         self.talk.note(f"teacher: dev {task.primary} {scores[task.primary]:.4f} (commonest class {majority:.4f})")
         if not self.recipe.teacher.allow_weak:
@@ -105,7 +106,7 @@ class _Distiller:
 
     def train_one(self, seed: int, place: Path) -> dict[str, Any]:
         loaded = self._load(seed)
-        model = loaded.model.to(self.device)
+        model = self.numerics.place(loaded.model)
         results, projection = run_phases(
             model,
             [self._phase(name, spec, loaded) for name, spec in self.recipe.phases.items()],
@@ -173,6 +174,7 @@ class _Distiller:
             student_width=model.config.hidden_size,
             teacher_width=self.taught.model.config.hidden_size,
             normalisation=self.recipe.normalisation,
+            numerics=self.numerics,
         )
         if name not in self.asks:
             self.asks[name] = self._remember(spec, rows, objective.teacher_want)
@@ -193,6 +195,7 @@ class _Distiller:
             pad_id=self.taught.tokenizer.pad_token_id,
             settings=CacheSettings(**self.recipe.cache.model_dump()),
             asks=round(runs * plan.steps * spec.accumulate * rows_a_batch(spec, rows.lengths)),
+            numerics=self.numerics,
             talk=self.talk,
         )
 

@@ -1,0 +1,111 @@
+"""What `test_processes.py` compares: the same training in this process, or as one of several that torchrun started.
+
+torchrun --nproc-per-node 2 tests/several_processes.py FOLDER     writes FOLDER/2.pt
+compute(FOLDER)                                                   returns the same as one process finds it
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from microbert_cli import models, processes
+from microbert_cli.batching import endless
+from microbert_cli.catalog import Catalog
+from microbert_cli.encoding import Encoded
+from microbert_cli.loop import train
+from microbert_cli.masking import mask_batch, own_rows
+from microbert_cli.numerics import Numerics
+from microbert_cli.objective import Objective, make_terms
+from microbert_cli.phases import Phase, make_plan, row_batches
+from microbert_cli.recipe import Training
+from microbert_cli.scoring import logits_of
+from microbert_cli.teacher import Teacher
+
+LONGEST = 12
+LOSSES = ("embedding", "hidden_states", "attention_scores", "soft_target", "hard_label")
+CASES: dict[str, dict[str, Any]] = {
+    "uneven": {"batch_size": 7, "accumulate": 2},
+    "reference": {"batch_size": 5, "normalisation": "reference"},
+    "one row a batch": {"batch_size": 1},
+    "bfloat16": {"batch_size": 8, "numerics": Numerics("bf16")},
+}
+
+
+def ragged_rows(count: int = 23) -> Encoded:
+    """Rows of 3 to 12 tokens, some of them augmented."""
+    random = np.random.default_rng(3)
+    lengths = random.integers(3, LONGEST + 1, count)
+    ids = random.integers(5, 100, lengths.sum()).astype(np.int32)
+    offsets = np.cumsum([0, *lengths])
+    return Encoded(ids, np.zeros(len(ids), np.int8), offsets, random.integers(0, 2, count), random.random(count) < 0.5)
+
+
+def compute(folder: Path) -> dict[str, Any]:
+    """Losses of every step, weights and dev logits of every case; `folder` holds `teacher` and `student`, without dropout."""
+    found = {name: distil(folder, name, **case) for name, case in CASES.items()}
+    return {**found, "masked-lm": masked_lm(folder)}
+
+
+def distil(
+    folder: Path, name: str, *, normalisation: str = "masked", numerics: Numerics | None = None, **numbers: Any
+) -> dict[str, Any]:
+    """Six steps of all five losses."""
+    taught, pupil = (models.load(folder / one, "classifier", where=one) for one in ("teacher", "student"))
+    torch.manual_seed(5)
+    objective = Objective(
+        make_terms(dict.fromkeys(LOSSES, (1.0, {})), Catalog()),
+        pupil.model,
+        ask_teacher=Teacher(taught).ask,
+        map_layers=[0, 2],
+        student_width=8,
+        teacher_width=16,
+        normalisation=normalisation,
+        numerics=numerics or Numerics(),
+    )
+    rows, spec = ragged_rows(), Training(steps=6, learning_rate=1e-3, **numbers)
+    phase = Phase("phase", spec, rows, [], lambda model: objective, False, LONGEST if normalisation == "reference" else None)
+    source = row_batches(phase, seed=1, pad_id=0, device="cpu")
+    place = folder / f"{name} {processes.world()}"
+    place.mkdir(exist_ok=True)
+    train(objective, source, make_plan("phase", spec, len(rows)), directory=place, seed=1)
+    weights = {**pupil.model.state_dict(), **objective.state_dict()}
+    dev = logits_of(pupil.model, rows, pad_id=0, batch_size=4)
+    return told(place, weights) | {"dev": torch.from_numpy(dev)}
+
+
+def masked_lm(folder: Path) -> dict[str, Any]:
+    """Six steps of masked-LM training, batches of three rows, sometimes fewer masked positions than processes."""
+    loaded = models.load(folder / "masked-lm", "masked-lm", where="masked-lm")
+    rows, spec = ragged_rows(), Training(steps=6, batch_size=3, learning_rate=1e-3)
+
+    def batches(skip: int) -> Any:
+        for number, chosen in enumerate(endless(rows.lengths, batch_size=3, seed=1, skip=skip), skip):
+            batch = {name: value for name, value in rows.batch(chosen).items() if name not in ("labels", "augmented")}
+            yield own_rows(mask_batch(batch, loaded.tokenizer, share=0.15, seed=1, number=number))
+
+    objective = Objective(make_terms({"masked_lm": (1.0, {})}, Catalog()), loaded.model)
+    place = folder / f"masked-lm {processes.world()}"
+    place.mkdir(exist_ok=True)
+    train(objective, batches, make_plan("phase", spec, len(rows)), directory=place, seed=1)
+    return told(place, loaded.model.state_dict())
+
+
+def told(place: Path, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The log's numbers, the weights, and how far the processes' weights lie apart."""
+    processes.wait()
+    log = [json.loads(line) for line in (place / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    total = torch.stack([value.double().sum() for value in weights.values()]).sum().item()
+    totals = processes.gather([total])
+    return {"log": log, "weights": weights, "apart": max(totals) - min(totals)}
+
+
+if __name__ == "__main__":
+    processes.start("cpu")
+    computed = compute(Path(sys.argv[1]))
+    if processes.is_main():
+        torch.save(computed, Path(sys.argv[1]) / f"{processes.world()}.pt")
+    processes.end()
