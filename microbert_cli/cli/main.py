@@ -25,7 +25,7 @@ Exit codes: 0 done or up to date, 1 a check failed, 2 usage, 3 recipe invalid, 4
 checkpoint corrupt, 6 diverged, 7 optional dependency missing, 70 bug, 130/143 interrupted and resumable, 141 broken pipe.
 """
 
-LATER = 5.0  # seconds
+LATER = 20.0  # seconds; on a busy machine it takes a few until one that has left is missed
 
 app = typer.Typer(
     name="mbert", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
