@@ -22,9 +22,11 @@ FLOORS = {
     1: "losses methods students tasks augmenters metrics layer_map reduce experts",
     2: "models capture data readers rows own_data augmented encoding submission corpus python_docs vocabulary batching "
     "teacher_cache objective optimisers checkpoint word_table augmentation onnx_model counting timing model_card exporting "
-    "augmenter_tools teacher sources cache blocks masking scoring answering places baseline",
-    3: "loop phases",
-    4: "stages pipeline api stage task_rows racing lineage wiring run_record report_table",
+    "augmenter_tools teacher sources cache blocks masking scoring answering places baseline "
+    "loads jobs machines corpus_sample augment_sample",
+    3: "loop phases rehearsal calibration",
+    4: "stages pipeline api stage task_rows racing lineage wiring run_record report_table "
+    "foreseen costing phase_costs stage_plans",
     5: "cli __init__ __main__",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -54,7 +54,7 @@ def run(
             tokenizer=loaded.tokenizer,
             masked_lm_model=loaded.model,
             vectors=table,
-            settings=_settings(recipe),
+            settings=settings_of(recipe),
             catalog=catalog,
             talk=talk,
         )
@@ -94,7 +94,8 @@ def _shard(driver: Augmentation, number: int, shards: Path, task: Any) -> None:
     temporary.replace(path)
 
 
-def _settings(recipe: Recipe) -> AugmentSettings:
+def settings_of(recipe: Recipe) -> AugmentSettings:
+    """The numbers of Algorithm 1 as a recipe says them."""
     spec = recipe.augment
     return AugmentSettings(
         copies=spec.copies,
