@@ -11,6 +11,7 @@ from torch import nn
 from microbert_cli import baseline, loads
 from microbert_cli.catalog import Catalog
 from microbert_cli.costing import SMALL, Costs, evaluations
+from microbert_cli.data import load_augmented
 from microbert_cli.foreseen import Foreseen, Known
 from microbert_cli.jobs import Job
 from microbert_cli.layer_map import layer_map
@@ -118,10 +119,8 @@ def augmented_lengths(
     if place is None:
         return None
     if place not in seen.augmented:
-        from microbert_cli.data import load_augmented
-
-        data.rows["augmented"] = load_augmented(Path(place), data.task)
-        return add_lengths(costs, seen, data, "augmented", student)
+        found = TaskRows(data.task, {"augmented": load_augmented(Path(place), data.task)}, data.max_length)
+        return add_lengths(costs, seen, found, "augmented", student)
     count = round(seen.augmented[place])
     _, seconds = seen.lengths(data, "train", student)
     costs.host("encoding augmented", seconds * count / len(original))
