@@ -27,7 +27,7 @@ from microbert_cli.tracking import SILENT, Talk
 
 GRID = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 QUANTILES = (0.05, 0.5, 0.95)
-HEAVY = 1e11  # FLOPs of a rehearsed step at most
+HEAVY = 4e10  # FLOPs of a rehearsed step at most
 Facts = dict[str, Any]
 
 

@@ -28,8 +28,8 @@ from microbert_cli.objective import Batch, Objective, make_terms
 from microbert_cli.scoring import logits_of
 from microbert_cli.teacher import Teacher
 
-BUDGET = 2.0  # seconds of measured steps a job, after the warm-up
-WARM = 2  # rounds
+BUDGET = 1.0  # seconds of measured steps a job, after the warm-up
+WARM = 2  # rounds; one is enough where it takes longer than the budget
 FEWEST, MOST = 3, 30  # rounds that count
 FIRST = 10  # token ids below are special ones
 SPREAD = 10.0  # of a random masked-LM's output: trained ones answer with logits that far apart
@@ -100,7 +100,8 @@ class _Clock:
     def __init__(self, shapes: Sequence[Shape], budget: float):
         self.shapes, self.budget = list(shapes), budget
         self.seconds: dict[Shape, list[float]] = defaultdict(list)
-        self.round, self.place, self.begun, self.counted = 0, 0, 0.0, 0.0
+        self.round, self.place, self.warm = 0, 0, WARM
+        self.begun, self.spent, self.counted = 0.0, 0.0, 0.0
 
     def next(self) -> Shape:
         """The next shape; raises _Enough when the rounds wanted are done."""
@@ -109,6 +110,7 @@ class _Clock:
             self._note(now - self.begun)
         if self.place == len(self.shapes):
             self.place, self.round = 0, self.round + 1
+            self.warm = 1 if self.round == 1 and self.spent > self.budget else self.warm
             if self._done():
                 raise _Enough
         self.place += 1
@@ -116,12 +118,13 @@ class _Clock:
         return self.shapes[self.place - 1]
 
     def _note(self, seconds: float) -> None:
-        if self.round >= WARM:
+        self.spent += seconds
+        if self.round >= self.warm:
             self.seconds[self.shapes[self.place - 1]].append(seconds)
             self.counted += seconds
 
     def _done(self) -> bool:
-        rounds = self.round - WARM
+        rounds = self.round - self.warm
         return rounds >= MOST or (rounds >= FEWEST and self.counted >= self.budget)
 
     def medians(self) -> dict[Shape, float]:
