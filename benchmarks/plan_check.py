@@ -26,6 +26,7 @@ def main() -> None:
     if options.child:
         child(options)
         return
+    options.out = options.out or next(str(path) for n in range(1, 1000) if not (path := Path(f"runs/plan-check-{n}")).exists())
     planned = planning(options)
     runs = [running(options, number) for number in range(1, options.runs + 1)]
     rows = compared(planned, runs, options)
@@ -39,8 +40,8 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("-o", "--out", required=True, help="a folder for plan, runs and their caches")
+    parser.add_argument("recipe", nargs="?", default="recipes/quickstart.toml")
+    parser.add_argument("-o", "--out", help="a folder for plan, runs and their caches; default: the first free runs/plan-check-N")
     parser.add_argument("--stages", help="only these, with commas between; what they need is run before them")
     parser.add_argument("--task")
     parser.add_argument("--data")

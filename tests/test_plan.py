@@ -252,7 +252,7 @@ def test_what_is_rehearsed_stands_for_what_comes():
     shapes = calibration.representative(Job("train", config, 8), load)
     assert {rows for rows, _ in shapes} == {8} and shapes[0][1] < 30 <= shapes[-1][1]
     assert len(calibration.representative(Job("train", config, 8), Load({(8, 32): 5}, 1))) == 2
-    config.num_hidden_layers, config.hidden_size, config.intermediate_size = 12, 768, 3072
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size = 6, 384, 1536
     heavy = Job("train", config, 256)
     shapes = calibration.representative(heavy, Load({(256, 128): 5}, 1))
     assert shapes[-1][0] < 256 and heavy.flops(Load({shapes[-1]: 1})) <= calibration.HEAVY

@@ -36,7 +36,10 @@ def plan(
     *,
     common: Common,
 ) -> None:
-    """Steps, tokens, FLOPs, memory, disk and time of every stage; this machine is calibrated for seconds, once."""
+    """Steps, tokens, FLOPs, memory, disk and time of every stage; this machine is calibrated for seconds, once.
+
+    Times are those of the stages; the start of the program comes on top. Stages that exist are planned as if they did not.
+    """
     common.recipe = recipe_name or common.recipe
     resolved = common.resolve(task=task, data__folder=data)
     if common.explain:
