@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="recipes/quickstart.toml")
-    parser.add_argument("-o", "--out", help="a folder for plan, runs and their caches; default: the first free runs/plan-check-N")
+    parser.add_argument("-o", "--out", help="a folder for plan, runs, caches; default: a new one in runs/")
     parser.add_argument("--stages", help="only these, with commas between; what they need is run before them")
     parser.add_argument("--task")
     parser.add_argument("--data")
