@@ -94,18 +94,32 @@ def make_blocks(
     source: str, tokenizer: Any, settings: BlockSettings, *, talk: Talk = SILENT, where: str = "corpus.source"
 ) -> tuple[Blocks, Blocks]:
     """Training and held-out blocks of a corpus; taken from the cache where the same were made before."""
-    key = {
-        "corpus": corpus.identify(source),
-        "tokenizer": rules_of(tokenizer),
-        **vars(settings),
-    }
-    with cache.entry("blocks", manifest.digest(key)) as (directory, ready):
+    with cache.entry("blocks", _key(source, tokenizer, settings)) as (directory, ready):
         if not ready:
             _write_tokens(
                 corpus.documents(source, limit=settings.documents, where=where, talk=talk), tokenizer, directory, talk
             )
             _write_blocks(directory, settings, _dtype(tokenizer), where)
     return Blocks(directory, "train", tokenizer), Blocks(directory, "heldout", tokenizer)
+
+
+def find_blocks(source: str, tokenizer: Any, settings: BlockSettings) -> tuple[Blocks, Blocks] | None:
+    """Training and held-out blocks if they are in the cache; nothing is made."""
+    directory = cache.find("blocks", _key(source, tokenizer, settings))
+    return (Blocks(directory, "train", tokenizer), Blocks(directory, "heldout", tokenizer)) if directory else None
+
+
+def cut_blocks(
+    documents: Iterable[list[str]], tokenizer: Any, settings: BlockSettings, directory: Path, *, where: str = "corpus.source"
+) -> tuple[Blocks, Blocks]:
+    """Training and held-out blocks of some documents, made in `directory`, past the cache: for a look at a sample."""
+    _write_tokens(documents, tokenizer, directory, SILENT)
+    _write_blocks(directory, settings, _dtype(tokenizer), where)
+    return Blocks(directory, "train", tokenizer), Blocks(directory, "heldout", tokenizer)
+
+
+def _key(source: str, tokenizer: Any, settings: BlockSettings) -> str:
+    return manifest.digest({"corpus": corpus.identify(source), "tokenizer": rules_of(tokenizer), **vars(settings)})
 
 
 def _write_tokens(documents: Iterable[list[str]], tokenizer: Any, directory: Path, talk: Talk) -> None:

@@ -15,6 +15,12 @@ def root() -> Path:
     return Path(os.environ.get("MBERT_CACHE") or default)
 
 
+def find(kind: str, key: str) -> Path | None:
+    """The entry's directory if it is there whole; nothing is made, nothing waited for."""
+    directory = root() / kind / key[:32]
+    return directory if (directory / "complete").is_file() else None
+
+
 @contextmanager
 def entry(kind: str, key: str, *, resumable: bool = False) -> Iterator[tuple[Path, bool]]:
     """(directory, ready): where `ready` is False the block fills the directory, and it is kept if the block ends well.

@@ -1,4 +1,4 @@
-"""Finds losses, methods, students, tasks, augmenters and recipes by FILE NAME, built-in or under `--include DIR`.
+"""Finds losses, methods, students, tasks, augmenters, recipes and machines by FILE NAME, built-in or under `--include DIR`.
 
 Nothing is imported to list or check a name: what a loss needs and which parameters it has is read with `ast`, so a recipe
 is validated before torch is. A name with upper-case letters is a pattern: `bert-LxH.toml` serves `bert-4x312`.
@@ -17,7 +17,7 @@ from types import ModuleType
 from microbert_cli.errors import MbertError, nearest
 
 PACKAGE = Path(__file__).parent
-KINDS = ("losses", "methods", "students", "tasks", "augmenters", "recipes")
+KINDS = ("losses", "methods", "students", "tasks", "augmenters", "recipes", "machines")
 SUFFIXES = {
     "losses": (".py",),
     "methods": (".toml",),
@@ -25,6 +25,7 @@ SUFFIXES = {
     "tasks": (".toml",),
     "augmenters": (".py",),
     "recipes": (".toml",),
+    "machines": (".toml",),
 }
 
 

@@ -42,14 +42,33 @@ def flops(config: Any, length: int) -> int | None:
     L layers, T = length in tokens (padding included), d width, F feed-forward width, C outputs.
     Returns None for architectures of another shape.
     """
+    return batch_flops(config, rows=1, tokens=length, squares=length * length)
+
+
+def batch_flops(
+    config: Any, *, rows: float, tokens: float, squares: float, head: str = "classifier", predicted: float = 0
+) -> int | None:
+    """The same for whole batches: `flops` summed over rows, by the head that is read.
+
+        L (8 S d^2 + 4 Q d + 4 S d F)  +  2 S e d [e != d]  +  head
+        head  classifier: R (2 d^2 + 2 d C);  masked-lm: P (2 d e + 2 e V);  encoder: 0
+
+    R rows; S = sum of their padded lengths; Q = sum of the squares of these; P predicted positions, V vocabulary.
+    Returns None for architectures of another shape.
+    """
     if config.model_type not in PLAIN:
         return None
-    d, T = config.hidden_size, length
+    d, L = config.hidden_size, config.num_hidden_layers
     F = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
     e = getattr(config, "embedding_size", d)
-    layer = 8 * T * d * d + 4 * T * T * d + 4 * T * d * F
-    widening = 2 * T * e * d if e != d else 0
-    return int(config.num_hidden_layers * layer + widening + 2 * d * d + 2 * d * config.num_labels)
+    body = L * (8 * tokens * d * d + 4 * squares * d + 4 * tokens * d * F)
+    widening = 2 * tokens * e * d if e != d else 0
+    heads = {
+        "classifier": rows * (2 * d * d + 2 * d * config.num_labels),
+        "masked-lm": predicted * (2 * d * e + 2 * e * config.vocab_size),
+        "encoder": 0,
+    }
+    return int(body + widening + heads[head])
 
 
 def weights_bytes(path: Path) -> int:

@@ -21,7 +21,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,11 +137,17 @@ class Layout:
     @classmethod
     def of(cls, encoded: Encoded, want: Want, teacher: Teacher, precision: str) -> "Layout":
         slot, first = _distinct(encoded)
-        config = teacher.model.config
+        found = cls.of_lengths(np.asarray(encoded.lengths)[first], want, teacher.model.config, precision)
+        return replace(found, slot=slot, first=first)
+
+    @classmethod
+    def of_lengths(cls, lengths: np.ndarray, want: Want, config: Any, precision: str) -> "Layout":
+        """Of distinct rows."""
+        own = np.arange(len(lengths))
         return cls(
-            slot=slot,
-            first=first,
-            lengths=np.asarray(encoded.lengths)[first],
+            slot=own,
+            first=own,
+            lengths=np.asarray(lengths),
             classes=config.num_labels if want.logits else 0,
             width=config.hidden_size,
             heads=config.num_attention_heads,
@@ -280,11 +286,16 @@ def _content(encoded: Encoded) -> str:
     return manifest.arrays_digest(encoded.ids, types, encoded.offsets)
 
 
+def room_for(settings: CacheSettings, *, taken: int = 0) -> int:
+    """The budget in bytes; `taken` of the disk already belong to the entry in question."""
+    return in_bytes(settings.budget) if settings.budget else int(SHARE * (cache.free_bytes() + taken))
+
+
 def _fits(layout: Layout, key: str, settings: CacheSettings, talk: Talk) -> bool:
     """Whether the entry may be made; logits alone always may. Says what it will take, or why it is not made."""
     if not (layout.hidden or layout.scores):
         return True
-    room = in_bytes(settings.budget) if settings.budget else int(SHARE * (cache.free_bytes() + cache.taken(KIND, key)))
+    room = room_for(settings, taken=cache.taken(KIND, key))
     told = f"{layout.rows:,} distinct rows of {len(layout.slot):,}, {layout.bytes / 1e9:.2f} GB"
     if layout.bytes > room:
         talk.note(f"teacher cache: {told}, is more than the {room / 1e9:.2f} GB of cache.budget; asked anew every time")

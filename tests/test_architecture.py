@@ -24,7 +24,7 @@ FLOORS = {
     "teacher_cache objective optimisers checkpoint word_table augmentation onnx_model counting timing model_card exporting "
     "augmenter_tools teacher sources cache blocks masking scoring answering places baseline numerics",
     3: "loop phases",
-    4: "stages pipeline api stage task_rows racing lineage wiring run_record report_table",
+    4: "stages pipeline api stage task_rows racing lineage wiring run_record report_table planning",
     5: "cli __init__ __main__",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -17,6 +17,7 @@ BUILT_IN = {
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": ["own-data", "quickstart", "sst2-tinybert"],
     "augmenters": ["masked_lm", "word_vectors"],
+    "machines": ["a100", "h100", "h200", "l4"],
 }  # fmt: skip
 CATALOG = Catalog()
 

@@ -97,7 +97,7 @@ def test_explain_config_says_where_every_value_comes_from(monkeypatch: pytest.Mo
 
 def test_names_are_listed_shown_and_copied(tmp_path: Path) -> None:
     everything = works("list", "--json").json
-    assert {"losses", "methods", "students", "tasks", "augmenters", "recipes"} == set(everything)
+    assert {"losses", "methods", "students", "tasks", "augmenters", "recipes", "machines"} == set(everything)
     assert "tinybert" in everything["methods"] and "soft_target" in everything["losses"] and "sst2" in everything["tasks"]
     assert works("list", "tasks").out.split() == everything["tasks"]
     for kind, names in everything.items():

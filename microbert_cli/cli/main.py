@@ -15,8 +15,8 @@ from microbert_cli.errors import Exit, MbertError
 from microbert_cli.version import __version__
 
 COMMANDS = (
-    "run", "pretrain", "finetune", "general_distill", "augment", "task_distill", "evaluate", "predict", "export", "bench",
-    "names", "env",
+    "run", "plan", "pretrain", "finetune", "general_distill", "augment", "task_distill", "evaluate", "predict", "export",
+    "bench", "names", "env",
 )  # fmt: skip
 
 HELP = """Two-stage distillation of BERT-style encoders: a good but slow classifier becomes a small fast one.

@@ -26,7 +26,7 @@ def list_names(
     include: Include = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Lists losses, methods, students, tasks, augmenters and recipes, or one kind of them."""
+    """Lists losses, methods, students, tasks, augmenters, recipes and machines, or one kind of them."""
     catalog = Catalog(include or ())
     found = {one: catalog.names(one) for one in ([_known(kind)] if kind else KINDS)}
     if as_json:

@@ -9,10 +9,9 @@ from microbert_cli import run_record
 from microbert_cli.cli.bench import show_report
 from microbert_cli.cli.console import show, show_json
 from microbert_cli.cli.options import Common, DataDir, TaskName, with_options
-from microbert_cli.cli.running import dry_run, explain
-from microbert_cli.errors import MbertError
+from microbert_cli.cli.running import dry_run, explain, recipe_steps
 from microbert_cli.stage import read_metrics
-from microbert_cli.wiring import RUNS, Step, steps
+from microbert_cli.wiring import Step
 
 EPILOG = """Examples:
 
@@ -40,17 +39,7 @@ def run(
     if common.explain:
         explain(resolved, as_json=common.as_json)
         return
-    if not resolved.recipe.stages:
-        raise MbertError(
-            "M023",
-            "this recipe names no stages",
-            where="stages",
-            allowed='For instance stages = ["finetune", "general-distill", "augment", "task-distill", "evaluate"].',
-            fix="Add the line, or run a single stage: mbert task-distill",
-        )
-    catalog = common.catalog()
-    root = common.out or RUNS / resolved.name
-    planned = steps(resolved, root, catalog)
+    planned, root = recipe_steps(common, resolved)
     if common.dry_run:
         dry_run(planned, common)
         return

@@ -11,7 +11,7 @@ from microbert_cli.cli.options import About, Common
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe import STAGES
 from microbert_cli.resolve import Resolved, flatten
-from microbert_cli.wiring import Step, default_root, step
+from microbert_cli.wiring import RUNS, Step, default_root, step, steps
 
 if TYPE_CHECKING:
     from microbert_cli.stage import StageResult
@@ -35,6 +35,20 @@ def run_stage(kind: str, common: Common, resolved: Resolved, **options: Any) -> 
         return run_step(planned, catalog=catalog, talk=talk, force=common.force, resume=common.resume, **options)
     finally:
         talk.close()
+
+
+def recipe_steps(common: Common, resolved: Resolved) -> tuple[list[Step], Path]:
+    """The recipe's stages, and the folder they write to; raises M023 where it names none."""
+    if not resolved.recipe.stages:
+        raise MbertError(
+            "M023",
+            "this recipe names no stages",
+            where="stages",
+            allowed='For instance stages = ["finetune", "general-distill", "augment", "task-distill", "evaluate"].',
+            fix="Add the line, or run a single stage: mbert task-distill",
+        )
+    root = common.out or RUNS / resolved.name
+    return steps(resolved, root, common.catalog()), root
 
 
 def _root_with_inputs(root: Path, resolved: Resolved, common: Common) -> Path:
@@ -98,9 +112,9 @@ def explain(resolved: Resolved, *, as_json: bool = False) -> None:
     show_table("", ["key", "value", "from"], rows)
 
 
-def dry_run(steps: list[Step], common: Common) -> None:
+def dry_run(planned: list[Step], common: Common) -> None:
     """What would run, on what, and where it would go; nothing is opened."""
-    told = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": _state(one), **one.inputs} for one in steps]
+    told = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": _state(one), **one.inputs} for one in planned]
     if common.as_json:
         show_json({"stages": told})
         return

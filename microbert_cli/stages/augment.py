@@ -55,7 +55,7 @@ def run(
             tokenizer=loaded.tokenizer,
             masked_lm_model=loaded.model,
             vectors=table,
-            settings=_settings(recipe),
+            settings=settings_of(recipe),
             catalog=catalog,
             talk=talk,
         )
@@ -101,7 +101,8 @@ def _join(shards: Path, target: Path, task: Any, form: str) -> int:
     return len(rows)
 
 
-def _settings(recipe: Recipe) -> AugmentSettings:
+def settings_of(recipe: Recipe) -> AugmentSettings:
+    """The numbers of Algorithm 1 as a recipe says them."""
     spec = recipe.augment
     return AugmentSettings(
         copies=spec.copies,

@@ -1,0 +1,140 @@
+"""`mbert plan`: what a recipe will take, before it runs."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from microbert_cli.cli.console import show, show_json, show_table
+from microbert_cli.cli.options import Common, DataDir, TaskName, with_options
+from microbert_cli.cli.running import dry_run, explain, recipe_steps
+
+if TYPE_CHECKING:
+    from microbert_cli.planning.costing import StagePlan
+
+EPILOG = """Examples:
+
+mbert plan quickstart --dry-run
+
+mbert plan sst2-tinybert --data GLUE --on h200:8 --dry-run"""
+COLUMNS = ["stage", "state", "steps", "tokens", "useful", "FLOPs", "memory", "disk", "time"]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("plan", epilog=EPILOG)(plan)
+
+
+@with_options
+def plan(
+    recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
+    task: TaskName = None,
+    data: DataDir = None,
+    on: Annotated[
+        str | None, typer.Option("--on", help="A machine on paper: h200, a100:8 ...; default: this one, calibrated.")
+    ] = None,  # noqa: E501
+    renew: Annotated[bool, typer.Option("--renew", help="Measure this machine anew, whatever is in the cache.")] = False,
+    *,
+    common: Common,
+) -> None:
+    """Steps, tokens, FLOPs, memory, disk and time of every stage; this machine is calibrated for seconds, once.
+
+    Times are those of the stages; the start of the program comes on top. Stages that exist are planned as if they did not.
+    """
+    common.recipe = recipe_name or common.recipe
+    resolved = common.resolve(task=task, data__folder=data)
+    if common.explain:
+        explain(resolved, as_json=common.as_json)
+        return
+    steps, _ = recipe_steps(common, resolved)
+    if common.dry_run:
+        dry_run(steps, common)
+        return
+    from microbert_cli import places
+    from microbert_cli.planning.calibration import Calibration
+    from microbert_cli.planning.costing import PRECISION
+    from microbert_cli.planning.machines import find_machine
+    from microbert_cli.planning.stage_plans import plan_steps
+
+    catalog, talk = common.catalog(), common.talk()
+    machine = find_machine(on, catalog) if on else None
+    try:
+        here = Calibration(device=places.device(resolved.recipe.device), catalog=catalog, renew=renew, talk=talk)
+        plans = plan_steps(steps, catalog=catalog, here=here, machine=machine, talk=talk)
+    finally:
+        talk.close()
+    basis = machine.assumptions(PRECISION) if machine else _here(here)
+    if common.as_json:
+        show_json({"recipe": resolved.name, "on": on or "here", "basis": basis, **_told(plans)})
+        return
+    _show(plans, basis)
+
+
+def _here(here: Any) -> str:
+    facts = here.machine
+    load = "unknown" if here.load is None else here.load
+    return f"this machine: {facts['name']}, {facts['threads']} threads, torch {facts['torch']}, load {load} before"
+
+
+def _told(plans: "list[StagePlan]") -> dict[str, Any]:
+    return {"stages": [one.as_dict() for one in plans], "totals": _totals(plans), "left": _totals(_left(plans))}
+
+
+def _left(plans: "list[StagePlan]") -> "list[StagePlan]":
+    """What is not done yet."""
+    return [one for one in plans if one.state != "done"]
+
+
+def _totals(plans: "list[StagePlan]") -> dict[str, Any]:
+    """Sums over the stages that are known; memory is the largest."""
+    counts = ("steps", "tokens", "useful", "flops")
+    sums: dict[str, Any] = {name: sum(getattr(one, name) or 0 for one in plans) for name in counts}
+    sums |= {"memory": max((one.memory for one in plans), default=0), "disk": sum(one.disk for one in plans)}
+    return sums | {"seconds": sum(one.seconds or 0.0 for one in plans), "unknown": [p.name for p in plans if p.seconds is None]}
+
+
+def _show(plans: "list[StagePlan]", basis: str) -> None:
+    rows = [_row(one.name, one.state, {**one.as_dict(), "flops": one.flops, "seconds": one.seconds}) for one in plans]
+    rows.append(_row("all", "", _totals(plans)))
+    if len(left := _left(plans)) < len(plans):
+        rows.append(_row("left", "", _totals(left)))
+    show_table("", COLUMNS, rows)
+    for one in plans:
+        for note in [*one.notes, *([one.unknown] if one.unknown else [])]:
+            show(f"{one.name}: {note}")
+    show(basis)
+
+
+def _row(name: str, state: str, sums: dict[str, Any]) -> list[str]:
+    if isinstance(sums.get("unknown"), str):
+        return [name, state, *["?"] * 7]
+    tokens = sums["tokens"]
+    return [
+        name,
+        state,
+        f"{sums['steps']:,}" if sums["steps"] else "",
+        _scaled(tokens) if tokens else "",
+        f"{sums['useful'] / tokens:.0%}" if tokens else "",
+        "?" if sums["flops"] is None else _scaled(sums["flops"]) if sums["flops"] else "",
+        f"{_scaled(sums['memory'])}B",
+        f"{_scaled(sums['disk'])}B" if sums["disk"] else "",
+        "?" if sums["seconds"] is None else clock(sums["seconds"]),
+    ]
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person says them: 4.2 s, 1:05 min, 3:20 h, 2.5 days."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+    if seconds < 48 * 3600:
+        return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} h"
+    return f"{seconds / 86400:.1f} days"
+
+
+def _scaled(number: float) -> str:
+    """1,234,567 as 1.23 M."""
+    units = ["", "k", "M", "G", "T", "P", "E"]
+    while number >= 999.5 and len(units) > 1:
+        number, units = number / 1000, units[1:]
+    return f"{number:.3g} {units[0]}".rstrip()

@@ -1,0 +1,201 @@
+"""What a stage will find when its turn comes: models by their configuration, rows and blocks by their lengths.
+
+What exists is looked at; what an earlier stage has yet to make is worked out from that stage's own inputs. Lengths of rows
+are exact; those of blocks are where the corpus is small or was cut before, else a sample's, scaled.
+"""
+
+import copy
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from microbert_cli import cache, corpus, manifest, models, places, sources
+from microbert_cli.blocks import BlockSettings, cut_blocks, find_blocks
+from microbert_cli.catalog import Catalog
+from microbert_cli.encoding import rules_of
+from microbert_cli.planning.calibration import Calibration
+from microbert_cli.planning.corpus_sample import CorpusSample, sample_corpus
+from microbert_cli.recipe import Recipe
+from microbert_cli.task import Task
+from microbert_cli.task_rows import TaskRows, open_task
+from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.vocabulary import train_vocabulary
+
+TOKENS = 2  # bytes of a token id on disk
+BLOCK = 32  # bytes of a block's ranges
+SENTENCE = 8 / 25  # bytes a token for the sentences' positions, at 25 tokens a sentence
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model before its weights are there: configuration, tokenizer, and the directory if it exists."""
+
+    config: Any
+    tokenizer: Any
+    directory: Path | None = None
+
+    def classifying(self, task: Task) -> "Known":
+        """The same with this task's outputs."""
+        config = copy.deepcopy(self.config)
+        config.num_labels = task.num_labels
+        return Known(config, self.tokenizer, self.directory)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Blocks to come: lengths in tokens of those trained on and held out, seconds and bytes that making them costs."""
+
+    lengths: np.ndarray
+    held: np.ndarray
+    seconds: float
+    bytes: int
+    note: str = ""
+
+
+@dataclass
+class Foreseen:
+    """Everything that planning found out so far; `made` are outputs of stages already planned."""
+
+    catalog: Catalog
+    prices: Calibration
+    talk: Talk = SILENT
+    made: dict[str, Known] = field(default_factory=dict)
+    augmented: dict[str, float] = field(default_factory=dict)  # rows, by the directory of a planned stage
+    _tasks: dict[str, tuple[TaskRows, float]] = field(default_factory=dict)
+    _corpora: dict[str, CorpusSample] = field(default_factory=dict)
+    _cut: set[str] = field(default_factory=set)
+    _identified: set[str] = field(default_factory=set)
+
+    def model(self, name: str, *, where: str, tokenizer: str | None = None, like: Any = None) -> Known:
+        """What a name stands for: an output to come, a description (with another model's vocabulary), or a checkpoint."""
+        if name in self.made:
+            return self.made[name]
+        if not places.is_description(name, self.catalog):
+            directory = sources.find(name, where=where)
+            config = models.read_config(directory, where=where)
+            return Known(config, models.load_tokenizer(directory, config, where=where), directory)
+        if tokenizer is None:
+            raise places.no_vocabulary(name, where)
+        source = self.model(tokenizer, where="tokenizer")
+        return self.described(name, source.tokenizer, like=like or source.config, where=where)
+
+    def described(self, name: str, tokenizer: Any, *, like: Any, where: str) -> Known:
+        """A student of the catalogue with this vocabulary; nothing is allocated."""
+        description = places.describe(name, self.catalog)
+        with torch.device("meta"), torch.random.fork_rng():
+            model = models.build(description, kind="encoder", tokenizer=tokenizer, seed=0, like=like, where=where)
+        return Known(model.config, tokenizer)
+
+    def task(self, recipe: Recipe, splits: tuple[str, ...]) -> tuple[TaskRows, float]:
+        """The task's rows, and the seconds that reading them took."""
+        key = manifest.digest([recipe.keys("task", "data"), splits])
+        if key not in self._tasks:
+            begun = time.perf_counter()
+            rows = open_task(recipe, self.catalog, splits=splits, talk=self.talk)
+            self._tasks[key] = rows, time.perf_counter() - begun
+        return self._tasks[key]
+
+    def lengths(self, data: TaskRows, split: str, known: Known) -> tuple[np.ndarray, float]:
+        """Tokens of every row of a split, and the seconds that encoding takes."""
+        asked = models.Loaded(SimpleNamespace(config=known.config), known.tokenizer, "plan", [])
+        models.check_length(data.max_length, known.config, where="data.max_length")
+
+        def measure() -> dict[str, Any]:
+            begun = time.perf_counter()
+            found = data.encode(split, asked, where="plan").lengths
+            return {"lengths": found.tolist(), "seconds": time.perf_counter() - begun}
+
+        key = [data.rows[split].fingerprint, rules_of(known.tokenizer), data.max_length]
+        stored = self.prices.once("rows", key, measure)
+        return np.asarray(stored["lengths"]), stored["seconds"]
+
+    def identify(self, source: str) -> float:
+        """Seconds until the corpus is known by its content; the built-in one is read for it, once a run."""
+        if source in self._identified:
+            return 0.0
+        self._identified.add(source)
+        begun = time.perf_counter()
+        corpus.identify(source)
+        return time.perf_counter() - begun
+
+    def vocabulary(self, recipe: Recipe, source: str) -> tuple[Any, float]:
+        """The tokenizer that `pretrain` would train, from a sample if the corpus is large, and the seconds that takes."""
+        from transformers import AutoTokenizer
+
+        spec = recipe.vocabulary
+        key = [corpus.identify(source), spec.model_dump(), recipe.corpus.documents]
+        with cache.entry("plan-vocabulary", manifest.digest(key)) as (directory, ready):
+            if not ready:
+                self._sample(recipe, source)
+                self._train_vocabulary(recipe, source, directory)
+            seconds = float((directory / "seconds").read_text(encoding="utf-8"))
+            return AutoTokenizer.from_pretrained(directory), seconds
+
+    def blocks(self, recipe: Recipe, source: str, tokenizer: Any) -> Cut:
+        """The corpus's blocks; free where they are in the cache, or an earlier stage of this run will have made them."""
+        settings = BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed)
+        if found := find_blocks(source, tokenizer, settings):
+            return Cut(found[0].lengths, found[1].lengths, 0.0, 0)
+        key = [corpus.identify(source), rules_of(tokenizer), vars(settings)]
+        stored = self.prices.once("blocks", key, lambda: self._measure_blocks(recipe, source, tokenizer, settings))
+        again = manifest.digest(key) in self._cut
+        self._cut.add(manifest.digest(key))
+        scale = stored["scale"]
+        lengths, held = (_scaled(stored[part], scale) for part in ("lengths", "held"))
+        tokens, blocks = int(lengths.sum()), len(lengths) + len(held)
+        size = 0 if again else int(tokens * (TOKENS + SENTENCE) + blocks * BLOCK)
+        note = "" if scale == 1.0 else f"blocks from a sample of the corpus, 1 in {scale:.1f}"
+        return Cut(lengths, held, 0.0 if again else stored["seconds"], size, note)
+
+    def _train_vocabulary(self, recipe: Recipe, source: str, directory: Path) -> None:
+        sample = self._sample(recipe, source)
+        begun = time.perf_counter()
+        tokenizer = train_vocabulary(
+            lambda: sample.documents, size=recipe.vocabulary.size or 0, lowercase=recipe.vocabulary.lowercase, max_length=512
+        )
+        seconds = (time.perf_counter() - begun) * sample.scale + 2 * sample.read_seconds
+        tokenizer.save_pretrained(directory)
+        (directory / "seconds").write_text(str(seconds), encoding="utf-8")
+
+    def _measure_blocks(self, recipe: Recipe, source: str, tokenizer: Any, settings: BlockSettings) -> dict[str, Any]:
+        sample = self._sample(recipe, source)
+        begun = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            found = cut_blocks(sample.documents, tokenizer, settings, Path(folder))
+            seconds = (time.perf_counter() - begun) * sample.scale + sample.read_seconds
+            lengths, held = (part.lengths.tolist() for part in found)
+        return {"lengths": lengths, "held": held, "scale": sample.scale, "seconds": seconds}
+
+    def _sample(self, recipe: Recipe, source: str) -> CorpusSample:
+        key = f"{source} {recipe.corpus.documents}"
+        if key not in self._corpora:
+            self._corpora[key] = sample_corpus(source, limit=recipe.corpus.documents)
+        return self._corpora[key]
+
+
+def _scaled(lengths: list[int], scale: float) -> np.ndarray:
+    """Lengths of the whole from those of a sample: the same ones again and again."""
+    return np.resize(np.asarray(lengths), max(1, round(len(lengths) * scale)))
+
+
+@contextmanager
+def standing_in(known: Known, head: str) -> Iterator[Path]:
+    """The directory of a model; of one that is not there yet, a temporary one with random weights."""
+    from microbert_cli.planning.rehearsal import random_model
+
+    if known.directory is not None:
+        yield known.directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        random_model(known.config, head).save_pretrained(folder)
+        known.tokenizer.save_pretrained(folder)
+        yield Path(folder)

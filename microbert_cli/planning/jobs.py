@@ -1,0 +1,116 @@
+"""One kind of work on a batch - train, judge, ask, answer - by architecture: what it computes, and what it keeps in memory.
+
+Nothing is timed here; `calibration.py` does that on this machine, `machines.py` on paper.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+
+from microbert_cli import counting, manifest
+from microbert_cli.capture import Want
+from microbert_cli.models import CLASSES
+from microbert_cli.planning.loads import Load
+
+PASSES = {"train": 3, "judge": 1, "ask": 1, "answer": 1}  # forward passes' worth of products; backward has two
+NAMELESS = ("_name_or_path", "transformers_version", "id2label", "label2id", "architectures", "dtype", "torch_dtype")
+FLOAT = 4  # bytes
+PROCESS = 700_000_000  # bytes of Python with torch and transformers loaded, measured: 0.62 to 0.75 GB
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work on batches of `rows` rows.
+
+    kind      train: a step of `accumulate` batches, the teacher's answers at hand; judge: the same losses without a
+              gradient; ask: a teacher's pass; answer: the logits of a classifier, as evaluation gets them
+    config    of the model that works; head: classifier, masked-lm or encoder, and whether `logits` are read from it
+    losses    {name: (weight, parameters)}; layers: g(0)..g(M); teacher: the configuration whose answers are compared
+    want      what a teacher that is asked shows
+    predicted share of a batch's tokens that a masked-LM predicts
+    """
+
+    kind: str
+    config: Any
+    rows: int
+    head: str = "classifier"
+    logits: bool = True
+    losses: Mapping[str, tuple[float, Mapping[str, Any]]] = field(default_factory=dict)
+    layers: tuple[int, ...] = (0,)
+    teacher: Any = None
+    want: Want = Want()
+    predicted: float = 0.0
+    normalisation: str = "masked"
+    optimizer: str = "adamw"
+    accumulate: int = 1
+
+    def flops(self, load: Load) -> int | None:
+        """Floating-point operations of matrix products; None for an architecture that is not counted."""
+        forward = counting.batch_flops(
+            self.config,
+            rows=load.rows,
+            tokens=load.tokens,
+            squares=load.squares,
+            head=self.head if self.logits else "encoder",
+            predicted=self.predicted * load.useful,
+        )
+        return None if forward is None else PASSES[self.kind] * forward
+
+    def key(self) -> str:
+        """What decides how long it takes, as a hash: two jobs of one key are one measurement."""
+        shown = [sorted(self.want.hidden), sorted(self.want.scores), self.want.logits, self.want.token_logits]
+        facts = {name: value for name, value in vars(self).items() if name not in ("config", "teacher", "want")}
+        return manifest.digest({**facts, "config": shape(self.config), "teacher": shape(self.teacher), "want": shown})
+
+
+def shape(config: Any) -> dict[str, Any] | None:
+    """A configuration without names: what an architecture is."""
+    return None if config is None else {k: v for k, v in config.to_dict().items() if k not in NAMELESS}
+
+
+def parameters(config: Any, head: str) -> int:
+    """Weights of a model of this configuration; nothing is allocated."""
+    with torch.device("meta"):
+        model = getattr(transformers, CLASSES[head]).from_config(config)
+    return counting.parameters(model).total
+
+
+def activations(job: Job, rows: int, length: int) -> int:
+    """Bytes that the forward pass of a training step keeps for the backward pass; an estimate.
+
+        4 bytes x [ L (S (14 d + 3 F) + A Q s) + P V 3 ]
+
+    Per layer and token: inputs of the projections, q, k, v, context, residuals and LayerNorms (14 d), and the feed-forward
+    block before and behind its activation (3 F). s = 4 matrices of scores where a loss reads them, else 0: SDPA keeps none.
+    S padded tokens, Q = rows x length^2, A heads, P predicted positions, V vocabulary.
+    """
+    config = job.config
+    d, L, A = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+    F = getattr(config, "intermediate_size", 4 * d)
+    kept = 4 if "attention_scores" in job.losses else 0
+    body = L * (rows * length * (14 * d + 3 * F) + kept * A * rows * length**2)
+    words = 3 * job.predicted * rows * length * config.vocab_size if job.head == "masked-lm" else 0
+    return int(FLOAT * (body + words))
+
+
+def shown(job: Job, rows: int, length: int) -> int:
+    """Bytes of one teacher's answer to a batch, and of the widest layer at work."""
+    config, S = job.config, rows * length
+    kept = len(job.want.hidden) * S * config.hidden_size
+    kept += len(job.want.scores) * config.num_attention_heads * rows * length**2
+    if job.want.hidden:  # transformers hands out all of them or none
+        kept += config.num_hidden_layers * S * config.hidden_size
+    return FLOAT * (kept + S * (4 * config.hidden_size + 2 * getattr(config, "intermediate_size", 0)))
+
+
+def training_bytes(job: Job, *, scored: bool, copies: int = 1) -> int:
+    """Weights, gradients and AdamW's two moments; the best weights so far; `copies` of the start of a race of rates."""
+    return FLOAT * parameters(job.config, job.head) * (4 + scored + copies)
+
+
+def state_bytes(job: Job, *, scored: bool) -> int:
+    """A resume state on disk: weights, both moments, and the best weights so far."""
+    return FLOAT * parameters(job.config, job.head) * (3 + scored)

@@ -1,0 +1,173 @@
+"""What stages have in common when they are planned: rows and their lengths, a phase of training, a race of models."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from microbert_cli import baseline
+from microbert_cli.catalog import Catalog
+from microbert_cli.data import load_augmented
+from microbert_cli.layer_map import layer_map
+from microbert_cli.objective import Objective, make_terms
+from microbert_cli.phases import make_plan, rows_a_batch
+from microbert_cli.planning import loads
+from microbert_cli.planning.costing import SMALL, Costs, evaluations
+from microbert_cli.planning.foreseen import Foreseen, Known
+from microbert_cli.planning.jobs import Job
+from microbert_cli.planning.loads import Load
+from microbert_cli.recipe import Phase, Recipe, Term, Training
+from microbert_cli.task_rows import TaskRows
+from microbert_cli.teacher_cache import CacheSettings, Layout, room_for
+from microbert_cli.wiring import Step
+
+DEV_BATCH = 64  # of scoring.logits_of
+RACE = (256, 32, 4, 33)  # racing.race_models: rows, rows a batch, passes and single rounds with their warm-up
+ONNX = {"fp32": (0.77, 0.45), "int8": (0.30, 0.29)}  # of torch's time on batches and on single rows; docs/results.md
+BASELINE_ROWS = 4000
+Losses = dict[str, tuple[float, dict[str, Any]]]
+
+
+def asked_once(costs: Costs, recipe: Recipe, name: str, spec: Phase, ask: Job, lengths: np.ndarray) -> bool:
+    """Whether the teacher's answers come from the cache, which is then filled once; all rows are taken to be distinct."""
+    seeds = max(1, len(recipe.seeds))
+    plan = make_plan(name, spec, lengths)
+    runs = seeds - 1 + max(1, len(spec.learning_rates))
+    asks = round(runs * plan.steps * spec.accumulate * rows_a_batch(spec, lengths))
+    shown = ask.want.hidden | ask.want.scores
+    if recipe.cache.teacher == "off" or recipe.teacher.dropout or asks <= len(lengths):
+        return False
+    if shown and recipe.normalisation == "reference":
+        return False
+    layout = Layout.of_lengths(lengths, ask.want, ask.config, recipe.cache.precision)
+    if shown and layout.bytes > room_for(CacheSettings(**recipe.cache.model_dump())):
+        return False
+    costs.work(f"{name}: teacher, once", ask, loads.at_once(lengths))
+    costs.write(f"{name}: teacher's answers", layout.bytes)
+    costs.plan.disk += layout.bytes
+    return True
+
+
+def add_phase(
+    costs: Costs, name: str, job: Job, spec: Training, lengths: np.ndarray, dev: np.ndarray, seed: int, *,
+    runs: int, scored: bool, ask: Job | None = None, pad_to: int | None = None,
+) -> None:  # fmt: skip
+    """One phase of one seed, `runs` times: with every learning rate that is tried."""
+    drop = pad_to is not None
+    plan = make_plan(name, spec, lengths, drop_last=drop, seed=seed)
+    load = drawn(lengths, spec, plan.steps, seed, drop_last=drop, pad_to=pad_to)
+    asked = (ask, load) if ask is not None else None
+    for _ in range(runs):
+        costs.train(name, job, load, plan, scored=scored, asked=asked)
+        costs.trained(plan.steps, load)
+    if scored:
+        dev_load = loads.answering(dev, batch_size=DEV_BATCH).times(evaluations(plan) * runs)
+        costs.work(f"{name}: dev", answer_job(Known(job.config, None)), dev_load)
+
+
+def drawn(lengths: np.ndarray, spec: Training, steps: int, seed: int, **padding: Any) -> Load:
+    """The batches that a phase of so many steps will draw."""
+    batches, size = steps * spec.accumulate, spec.batch_size
+    return loads.training(lengths, batches=batches, batch_size=size, tokens=spec.batch_tokens, seed=seed, **padding)
+
+
+def distil_jobs(recipe: Recipe, spec: Phase, catalog: Catalog, teacher: Known, student: Known, head: str) -> tuple[Job, Job]:
+    """The student's training on the teacher's answers, and the teacher's answering."""
+    losses = losses_of(spec.losses)
+    terms = make_terms(losses, catalog)
+    theirs, ours = teacher.config.num_hidden_layers, student.config.num_hidden_layers
+    layered = head == "encoder" or any(term.over == "layers" for term in terms)
+    layers = tuple(layer_map(recipe.layer_map, teacher_layers=theirs, student_layers=ours)) if layered else (0,)
+    want = Objective(terms, nn.Identity(), map_layers=layers).teacher_want
+    job = Job("train", student.config, spec.batch_size, head, logits=want.logits, losses=losses, layers=layers,
+              teacher=teacher.config, normalisation=recipe.normalisation, optimizer=spec.optimizer,
+              accumulate=spec.accumulate)  # fmt: skip
+    return job, Job("ask", teacher.config, spec.batch_size, head, logits=want.logits, want=want)
+
+
+def answer_job(known: Known, rows: int = DEV_BATCH) -> Job:
+    """Evaluation of a classifier, by batches of `rows` rows."""
+    return Job("answer", known.config, rows)
+
+
+def losses_of(terms: dict[str, Term]) -> Losses:
+    """Weights and parameters of the losses that count."""
+    return {name: (term.weight, term.parameters) for name, term in terms.items() if term.weight}
+
+
+def runs_of(rates: Sequence[float], number: int) -> int:
+    """The first seed tries every learning rate, the others take its choice."""
+    return max(1, len(rates)) if number == 0 else 1
+
+
+def copies_of(seeds: Sequence[int]) -> int:
+    """Every seed's model stays, and with several the best one's copy."""
+    return len(seeds) + (len(seeds) > 1)
+
+
+def add_rows(costs: Costs, seen: Foreseen, recipe: Recipe, splits: tuple[str, ...]) -> TaskRows:
+    """Reads the task's rows, as the stage will."""
+    data, seconds = seen.task(recipe, splits)
+    costs.host("reading rows", SMALL + seconds)
+    return data
+
+
+def add_lengths(costs: Costs, seen: Foreseen, data: TaskRows, split: str, known: Known) -> np.ndarray:
+    """Encodes a split, as the stage will, for its rows' lengths."""
+    lengths, seconds = seen.lengths(data, split, known)
+    costs.host(f"encoding {split}", seconds)
+    return lengths
+
+
+def add_corpus(costs: Costs, cut: Any) -> None:
+    """Adds making the blocks of a corpus."""
+    costs.host("blocks", cut.seconds)
+    costs.plan.disk += cut.bytes
+    costs.plan.notes += [cut.note] if cut.note else []
+
+
+def augmented_lengths(
+    step: Step, seen: Foreseen, costs: Costs, data: TaskRows, student: Known, original: np.ndarray
+) -> np.ndarray | None:
+    """Lengths of augmented rows: counted where they are there, else those of their originals as often as it takes."""
+    place = step.inputs["augmented"]
+    if place is None:
+        return None
+    if place not in seen.augmented:
+        found = TaskRows(data.task, {"augmented": load_augmented(Path(place), data.task)}, data.max_length)
+        return add_lengths(costs, seen, found, "augmented", student)
+    count = round(seen.augmented[place])
+    _, seconds = seen.lengths(data, "train", student)
+    costs.host("encoding augmented", seconds * count / len(original))
+    return np.resize(original, count)
+
+
+def linear_model(costs: Costs, data: TaskRows) -> float:
+    """Seconds of the linear baseline: of at most BASELINE_ROWS rows, scaled."""
+    train, dev = data.rows["train"], data.rows["dev"]
+
+    def measure() -> dict[str, Any]:
+
+        part = train.limit(BASELINE_ROWS)
+        begun = time.perf_counter()
+        baseline.linear_baseline(data.task, part, dev)
+        return {"seconds": (time.perf_counter() - begun) * len(train) / len(part)}
+
+    return float(costs.once("linear", [train.fingerprint, dev.fingerprint], measure)["seconds"])
+
+
+def add_race(costs: Costs, entrants: list[Known], exported: Known | None, forms: list[str], dev: np.ndarray) -> None:
+    """`racing.race_models`: batches and single rows, every model in turn."""
+    rows, size, passes, rounds = RACE
+    chosen = dev[:: max(1, len(dev) // rows)][:rows]
+    batches = loads.answering(chosen, batch_size=size).times(passes)
+    singles = loads.of_batches(np.array([length]) for length in chosen[:rounds])
+    for known, (whole, single) in [(known, (1.0, 1.0)) for known in entrants] + [
+        (exported, ONNX[form]) for form in forms if exported is not None
+    ]:
+        costs.open("race: models", known, "classifier")
+        costs.work("race: batches", answer_job(known, size), batches.times(whole))
+        costs.work("race: single rows", answer_job(known, 1), singles.times(single))

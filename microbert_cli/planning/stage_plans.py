@@ -1,0 +1,277 @@
+"""What every stage of a recipe will cost, before it runs: each function here mirrors what its stage does.
+
+Steps, rows, padded tokens and FLOPs are counted from the batches that the loop will draw; seconds are those of a calibration
+of this machine, or of a machine on paper.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+from microbert_cli import places
+from microbert_cli.capture import Want
+from microbert_cli.catalog import Catalog
+from microbert_cli.errors import Exit, MbertError
+from microbert_cli.manifest import FILE, partial_path
+from microbert_cli.phases import make_plan
+from microbert_cli.planning import loads
+from microbert_cli.planning.augment_sample import try_augmentation
+from microbert_cli.planning.calibration import Calibration
+from microbert_cli.planning.costing import SMALL, Costs, StagePlan, evaluations
+from microbert_cli.planning.foreseen import Foreseen, Known, standing_in
+from microbert_cli.planning.jobs import Job, shape
+from microbert_cli.planning.loads import Load
+from microbert_cli.planning.machines import Machine
+from microbert_cli.planning.phase_costs import (
+    DEV_BATCH,
+    ONNX,
+    add_corpus,
+    add_lengths,
+    add_phase,
+    add_race,
+    add_rows,
+    answer_job,
+    asked_once,
+    augmented_lengths,
+    copies_of,
+    distil_jobs,
+    drawn,
+    linear_model,
+    losses_of,
+    runs_of,
+)  # fmt: skip
+from microbert_cli.stage import read_metrics
+from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.wiring import Step
+
+PACKED = 0.5  # bytes of Parquet a character of augmented text
+
+
+def plan_steps(
+    steps: Sequence[Step],
+    *,
+    catalog: Catalog,
+    here: Calibration,
+    machine: Machine | None = None,
+    talk: Talk = SILENT,
+) -> list[StagePlan]:
+    """The plan of every stage, in order. A stage whose inputs are not at hand is listed with the reason.
+
+    here     prices of this machine;  machine: one on paper, for everything an accelerator does
+    Raises an input's error if nothing at all can be planned.
+    """
+    seen = Foreseen(catalog, here, talk)
+    plans: list[StagePlan] = []
+    missing: list[MbertError] = []
+    for step in steps:
+        plan = StagePlan(step.name, step.kind, state(step))
+        try:
+            PLANNERS[step.kind](step, seen, Costs(plan, here, machine))
+            plan.parts = [part for part in plan.parts if part.flops or part.seconds is None or part.seconds > 0]
+        except MbertError as error:
+            if error.exit_code != Exit.INPUT:
+                raise
+            missing.append(error)
+            plan.unknown = str(error)
+        plans.append(plan)
+    if missing and len(missing) == len(plans):
+        raise missing[0]
+    return plans
+
+
+def state(step: Step) -> str:
+    """new, begun, done, or changed: done by a recipe that said something else."""
+    if not (step.out / FILE).is_file():
+        return "begun" if partial_path(step.out).is_dir() else "new"
+    try:
+        before = json.loads((step.out / FILE).read_text(encoding="utf-8"))["identity"]["recipe"]
+    except (ValueError, KeyError):
+        return "changed"
+    keys = import_module(f"microbert_cli.stages.{step.kind.replace('-', '_')}").KEYS
+    return "done" if before == json.loads(json.dumps(step.resolved.recipe.identity(*keys))) else "changed"
+
+
+def _pretrain(step: Step, seen: Foreseen, costs: Costs) -> None:
+    recipe, source, name = step.resolved.recipe, step.inputs["source"], step.inputs["model"]
+    costs.host("identity", SMALL + seen.identify(source))
+    if recipe.vocabulary.size and places.is_description(name, seen.catalog):
+        tokenizer, seconds = seen.vocabulary(recipe, source)
+        costs.host("vocabulary", seconds)
+        known = seen.described(name, tokenizer, like=None, where="pretrain.model")
+    else:
+        known = seen.model(name, where="pretrain.model", tokenizer=step.inputs["tokenizer"])
+    cut = seen.blocks(recipe, source, known.tokenizer)
+    add_corpus(costs, cut)
+    costs.open("model", known, "masked-lm")
+    spec = recipe.pretrain
+    plan = make_plan("pretrain", spec, cut.lengths, seed=recipe.seed)
+    load = drawn(cut.lengths, spec, plan.steps, recipe.seed)
+    job = Job("train", known.config, spec.batch_size, "masked-lm", losses={"masked_lm": (1.0, {})}, predicted=spec.masked,
+              optimizer=spec.optimizer, accumulate=spec.accumulate)  # fmt: skip
+    costs.train("masked-LM", job, load, plan, scored=True, asked=None)
+    held = loads.answering(cut.held, batch_size=spec.batch_size)
+    costs.work("held-out text", replace(job, kind="judge"), held.times(evaluations(plan)))
+    costs.trained(plan.steps, load)
+    costs.keep(known, "masked-lm")
+    seen.made[str(step.out)] = Known(known.config, known.tokenizer)
+
+
+def _general(step: Step, seen: Foreseen, costs: Costs) -> None:
+    recipe, source = step.resolved.recipe, step.inputs["source"]
+    costs.host("identity", SMALL + seen.identify(source))
+    teacher = seen.model(step.inputs["teacher"], where="base")
+    name = step.inputs["student"]
+    student = seen.model(name, where="student", tokenizer=step.inputs["teacher"], like=teacher.config)
+    costs.open("teacher", teacher, "encoder")
+    costs.open("student", student, "encoder")
+    cut = seen.blocks(recipe, source, student.tokenizer)
+    add_corpus(costs, cut)
+    spec, reference = recipe.general, recipe.normalisation == "reference"
+    pad = recipe.corpus.max_length if reference else None
+    plan = make_plan("general-distill", spec, cut.lengths, drop_last=reference, seed=recipe.seed)
+    load = drawn(cut.lengths, spec, plan.steps, recipe.seed, drop_last=reference, pad_to=pad)
+    job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "encoder")
+    costs.train("distillation", job, load, plan, scored=True, asked=(ask, load))
+    held = loads.answering(cut.held, batch_size=spec.batch_size).times(1 + evaluations(plan))
+    costs.work("held-out text", replace(job, kind="judge"), held)
+    costs.work("held-out text: teacher", ask, held)
+    costs.trained(plan.steps, load)
+    costs.keep(student, "encoder")
+    seen.made[str(step.out)] = Known(student.config, student.tokenizer)
+
+
+def _finetune(step: Step, seen: Foreseen, costs: Costs) -> None:
+    recipe = step.resolved.recipe
+    data = add_rows(costs, seen, recipe, ("train", "dev"))
+    known = seen.model(step.inputs["model"], where="finetune.model", tokenizer=step.inputs["tokenizer"])
+    known = known.classifying(data.task)
+    lengths, dev = (add_lengths(costs, seen, data, split, known) for split in ("train", "dev"))
+    spec = recipe.finetune
+    losses = losses_of(spec.losses)
+    job = Job("train", known.config, spec.batch_size, losses=losses, optimizer=spec.optimizer, accumulate=spec.accumulate)
+    seeds = recipe.seeds or [recipe.seed]
+    costs.open("model", known, "classifier", times=len(seeds))
+    for number, seed in enumerate(seeds):
+        add_phase(costs, "labels", job, spec, lengths, dev, seed, runs=runs_of(spec.learning_rates, number), scored=True)
+    costs.keep(known, "classifier", copies_of(seeds))
+    seen.made[str(step.out)] = Known(known.config, known.tokenizer)
+
+
+def _task_distill(step: Step, seen: Foreseen, costs: Costs) -> None:
+    recipe = step.resolved.recipe
+    data = add_rows(costs, seen, recipe, ("train", "dev"))
+    source = step.inputs["teacher"]
+    teacher = seen.model(source, where="teacher.model").classifying(data.task)
+    student = seen.model(step.inputs["student"], where="student", tokenizer=source, like=teacher.config).classifying(data.task)
+    original, dev = (add_lengths(costs, seen, data, split, student) for split in ("train", "dev"))
+    augmented = augmented_lengths(step, seen, costs, data, student, original)
+    seeds = recipe.seeds or [recipe.seed]
+    costs.open("teacher", teacher, "classifier")
+    costs.open("student", student, "classifier", times=1 + len(seeds))
+    costs.work("examination of the teacher", answer_job(teacher), loads.answering(dev, batch_size=DEV_BATCH))
+    kept: dict[str, bool] = {}
+    for number, seed in enumerate(seeds):
+        for name, spec in recipe.phases.items():
+            rows = augmented if augmented is not None and spec.data != "original" else original
+            job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "classifier")
+            runs = runs_of(spec.learning_rates, number)
+            if number == 0:
+                kept[name] = asked_once(costs, recipe, name, spec, ask, rows)
+            pad = data.max_length if recipe.normalisation == "reference" else None
+            add_phase(costs, name, job, spec, rows, dev, seed, runs=runs, scored=job.logits, ask=None if kept[name] else ask,
+                      pad_to=pad)  # fmt: skip
+        costs.work("dev", answer_job(student), loads.answering(dev, batch_size=DEV_BATCH))
+    costs.keep(student, "classifier", copies_of(seeds))
+    seen.made[str(step.out)] = Known(student.config, student.tokenizer)
+
+
+def _augment(step: Step, seen: Foreseen, costs: Costs) -> None:
+    from microbert_cli.stages.augment import settings_of
+
+    recipe, vectors = step.resolved.recipe, step.inputs["vectors"]
+    data = add_rows(costs, seen, recipe, ("train",))
+    known = seen.model(step.inputs["masked_lm"], where="augment.masked_lm")
+    rows = data.rows["train"]
+    lengths, _ = seen.lengths(data, "train", known)
+
+    def measure() -> dict[str, Any]:
+        with standing_in(known, "masked-lm") as directory:
+            words = str(directory) if vectors == step.inputs["masked_lm"] else vectors
+            return try_augmentation(rows, lengths, model=str(directory), vectors=words, settings=settings_of(recipe),
+                                    catalog=seen.catalog, device=costs.here.device)  # fmt: skip
+
+    key = [rows.fingerprint, str(known.directory), str(vectors), recipe.keys("augment", "vectors", "seed"), shape(known.config)]
+    found = costs.once("augment", key, measure)
+    load = Load({(rows, length): number for rows, length, number in found["shapes"]}, found["useful"])
+    job = Job("ask", known.config, recipe.augment.batch_size, "masked-lm", want=Want(token_logits=True))
+    job = replace(job, predicted=load.rows / max(1.0, load.useful))
+    costs.host("model and vectors", found["load_seconds"])
+    costs.work("queries", job, load)
+    if costs.machine is None:  # timed together with the work around it, in the batches that are really asked
+        costs.plan.parts[-1] = replace(costs.plan.parts[-1], seconds=found["model_seconds"])
+    costs.host("words and copies", found["other_seconds"])
+    costs.plan.tokens, costs.plan.useful = round(load.tokens), round(load.useful)
+    count = read_metrics(step.out)["rows_out"] if costs.plan.state == "done" else round(found["rows_out"])
+    characters = sum(len(text) for texts in rows.texts for text in texts) / len(rows)
+    costs.plan.disk += round(count * characters * PACKED)
+    costs.plan.notes.append(f"{count:,} rows out" + ("" if costs.plan.state == "done" else f", by {found['rows_tried']} tried"))
+    seen.augmented[str(step.out)] = count
+
+
+def _evaluate(step: Step, seen: Foreseen, costs: Costs) -> None:
+    from microbert_cli.stages.evaluate import default_splits
+    from microbert_cli.task_rows import find_task
+
+    recipe = step.resolved.recipe
+    splits = recipe.evaluate.splits or default_splits(find_task(recipe, seen.catalog))
+    data = add_rows(costs, seen, recipe, tuple(splits))
+    for role in ("model", "teacher"):
+        if not (name := step.inputs.get(role)):
+            continue
+        known = seen.model(name, where=f"evaluate.{role}").classifying(data.task)
+        costs.open(role, known, "classifier")
+        for split in splits:
+            lengths = add_lengths(costs, seen, data, split, known)
+            size = recipe.evaluate.batch_size
+            costs.work(f"{role} on {split}", answer_job(known, size), loads.answering(lengths, batch_size=size))
+
+
+def _export(step: Step, seen: Foreseen, costs: Costs) -> None:
+    recipe = step.resolved.recipe
+    data = add_rows(costs, seen, recipe, ("dev",))
+    known = seen.model(step.inputs["model"], where="export.model").classifying(data.task)
+    dev = add_lengths(costs, seen, data, "dev", known)
+    rows = [{"input_ids": [1] * int(length)} for length in dev[:256]]
+    costs.open("model", known, "classifier")
+    costs.export(known, rows, onnx=recipe.export.onnx, int8=recipe.export.int8)
+    forms = [form for form, made in (("fp32", recipe.export.onnx), ("int8", recipe.export.onnx and recipe.export.int8)) if made]
+    for factor in (1.0, *(ONNX[form][0] for form in forms)):
+        costs.work("dev", answer_job(known), loads.answering(dev, batch_size=DEV_BATCH).times(factor))
+    others = [name for name in (step.inputs["teacher"],) if name]
+    entrants = [known] + [seen.model(name, where="teacher").classifying(data.task) for name in others]
+    add_race(costs, entrants, known if forms else None, forms, dev)
+    seen.made[str(step.out)] = Known(known.config, known.tokenizer)
+
+
+def _report(step: Step, seen: Foreseen, costs: Costs) -> None:
+    recipe = step.resolved.recipe
+    data = add_rows(costs, seen, recipe, ("train", "dev"))
+    costs.host("linear model", linear_model(costs, data))
+    entrants = [seen.model(path, where=name).classifying(data.task) for name, path in step.inputs["models"].items()]
+    exported = seen.model(step.inputs["exported"], where="export") if step.inputs["exported"] else None
+    dev = add_lengths(costs, seen, data, "dev", entrants[0])
+    add_race(costs, entrants, exported and exported.classifying(data.task), list(ONNX), dev)
+
+
+PLANNERS: dict[str, Callable[[Step, Foreseen, Costs], None]] = {
+    "pretrain": _pretrain,
+    "finetune": _finetune,
+    "general-distill": _general,
+    "augment": _augment,
+    "task-distill": _task_distill,
+    "evaluate": _evaluate,
+    "export": _export,
+    "report": _report,
+}
