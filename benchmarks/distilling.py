@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ceiling
@@ -10,7 +11,7 @@ import plain
 import torch
 from meter import TRAINING, Lap, Watch, compared, in_turns
 from ours import INTERMEDIATE, PREDICTION, Pair
-from shapes import Sample, Setup, bucketed, build, by_length, evenly, shuffled, useful_share
+from shapes import Sample, Setup, Shape, bucketed, build, by_length, evenly, shuffled, useful_share
 
 from microbert_cli.batching import epoch_batches
 from microbert_cli.capture import Want
@@ -61,14 +62,19 @@ def prediction_3_epochs(setup: Setup, steps: int, rounds: int) -> Result:
 
 
 def teacher_pass(setup: Setup, steps: int, rounds: int) -> Result:
-    """The teacher's logits for task rows, once: executed FLOPs against the GEMM peak, and useful tokens."""
+    """The teacher's logits for task rows, once: executed FLOPs against the GEMM peak, and useful tokens.
+
+    The speed is that of some rows, evenly drawn, whose batches are less even in length than those of all rows.
+    """
     rows = setup.train.take(sorted(evenly(setup.encoded.lengths, PASS_ROWS * steps)[:, 0]))
     sample = Sample(encode(rows, setup.tokenizer, setup.length), [], setup.pad_id)
     watch, pair, turns = Watch(), Pair(setup), iter(range(10**9))
     watch.sees(pair.teacher.model.base_model)
     found = in_turns({"mbert": lambda: _pass_lap(pair, sample, watch, next(turns))}, rounds=rounds)
-    told = found["contestants"]["mbert"]
-    reached = {"of_gemm_peak": (told["of_gemm_peak"], 0.85), "useful_tokens": (told["useful_tokens"], 0.92)}
+    reached = {
+        "of_gemm_peak": (found["contestants"]["mbert"]["of_gemm_peak"], 0.85),
+        "useful_tokens of the whole": (_whole_pass(setup), 0.92),
+    }
     return found | {
         "ratios": {k: {"ratio": v, "target": t, "reached": v >= t} for k, (v, t) in reached.items()},
         "through": "teacher_cache.remember" if ours.has_cache() else "scoring.logits_of (no teacher_cache here)",
@@ -156,6 +162,15 @@ def _pass_lap(pair: Pair, sample: Sample, watch: Watch, turn: int) -> Lap:
         logits_of(pair.asked, sample.rows, pad_id=sample.pad_id)
     watch.stop(len(sample.rows))
     return watch.lap()
+
+
+def _whole_pass(setup: Setup) -> float:
+    """Useful tokens of a pass over all training rows: batches are the same whatever the teacher, so a dwarf will do."""
+    dwarf = Shape(1, 12, 1, 12)
+    watch, pair = Watch(), Pair(replace(setup, teacher=dwarf, student=dwarf))
+    watch.sees(pair.teacher.model.base_model)
+    lap = _pass_lap(pair, Sample(setup.encoded, [], setup.pad_id), watch, 0)
+    return round(lap.real / lap.tokens, 4)
 
 
 def _epoch_share(setup: Setup) -> Result:

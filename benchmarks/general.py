@@ -25,6 +25,7 @@ from ours import INTERMEDIATE, Pair
 from shapes import Sample, Setup, evenly, real_setup
 
 from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
+from microbert_cli.timing import load_average
 
 NEEDED = 20 * 2**30  # bytes free: the published way, with the teacher under autograd, peaks at 16.8 GiB
 DOCUMENTS = 1_500  # of the corpus, for the rate: blocks of one text are like those of another
@@ -62,10 +63,11 @@ def steady(found: Result) -> Result:
 
 def general_memory(setup: Setup, steps: int, rounds: int) -> Result:
     """mbert's peak memory in general distillation, for a corpus and one four times as long; each with an empty cache."""
-    found: Result = {"contestants": {}}
+    found: Result = {"contestants": {}, "load_before": load_average()}
     for name, documents in (("1x", SHORT), (f"{TIMES}x", SHORT * TIMES)):
         lap = child("mbert", "--steps", str(steps), "--documents", str(documents), "--fresh")
-        found["contestants"][name] = {"rate": lap.rate, **lap.facts}
+        found["contestants"][name] = {"rate": round(lap.rate, 3), **lap.facts}
+    found["load_after"] = load_average()
     short, long = (each["peak_gib"] for each in found["contestants"].values())
     before, after = (each["blocks_gib"] for each in found["contestants"].values())
     ratios = {"peak": long / short, "peak of making blocks": after / before}

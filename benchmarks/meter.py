@@ -151,6 +151,7 @@ def told(laps: list[Lap], peak: float) -> dict[str, Any]:
         "step_seconds": _short(median(steps)),
         "steps": len(steps),
         "samples": samples,
+        "user_cpu_per_sample": _short(sum(lap.cpu for lap in laps) / samples),
         "user_cpu_seconds": round(sum(lap.cpu for lap in laps), 2),
         "user_cpu_per_wall": round(sum(lap.cpu for lap in laps) / seconds, 2),
     }
