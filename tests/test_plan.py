@@ -146,7 +146,7 @@ def test_flops_of_batches_are_those_of_their_rows():
 
 def test_evaluations_are_counted_as_the_loop_makes_them():
     for number, expected in ((0, 1), (1, 1), (2, 3), (4, 7)):
-        assert evaluations(make_plan("x", Training(steps=7, evaluations=number), 100)) == expected
+        assert evaluations(make_plan("x", Training(steps=7, evaluations=number), [5] * 100)) == expected
 
 
 # --- the plan of a recipe -------------------------------------------------------------------------------------------------

@@ -1,0 +1,122 @@
+"""mbert's side of the comparisons: its own parts, driven by its own loop, timed step by step from outside.
+
+A step lasts from the moment the loop asks for a batch to the moment it reports progress: batch building, losses, the guard
+against numbers that are none, clipping, the optimiser and the log are in it. Saving the state, which happens once in two
+minutes and at the end of a phase, is not.
+"""
+
+import importlib.util
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from meter import TRAINING, Lap, Watch
+from shapes import Sample, Setup, build, catalog
+
+from microbert_cli.layer_map import layer_map
+from microbert_cli.loop import Plan, train
+from microbert_cli.models import Loaded
+from microbert_cli.objective import Ask, Batch, Objective, make_terms
+from microbert_cli.teacher import Teacher
+from microbert_cli.tracking import Talk
+
+INTERMEDIATE = {"embedding": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
+PREDICTION = {"soft_target": 1.0}
+WARM = 1  # steps of a lap that are not measured: they make the optimiser's state
+
+
+class NoCache(Exception):
+    """This mbert has no cache of the teacher's answers, so there is nothing to measure."""
+
+
+class Pair:
+    """A teacher and a student of the setup's shapes with random weights."""
+
+    def __init__(self, setup: Setup, *, kind: str = "classifier"):
+        self.setup, self.kind = setup, kind
+        self.teacher = self._loaded(build(setup.teacher, kind, setup.tokenizer, seed=1))
+        self.student = self._loaded(build(setup.student, kind, setup.tokenizer, seed=2))
+        self.map_layers = layer_map("uniform", teacher_layers=setup.teacher.layers, student_layers=setup.student.layers)
+        self.asked = Teacher(self.teacher)
+
+    def watched(self, watch: Watch) -> None:
+        """Counts what the two models execute."""
+        watch.sees(self.teacher.model.base_model)
+        watch.sees(self.student.model.base_model, TRAINING)
+
+    def objective(self, losses: Mapping[str, float], ask: Ask | None = None) -> Objective:
+        """mbert's objective with these losses; without `ask` the teacher is asked directly."""
+        return Objective(
+            make_terms({name: (weight, {}) for name, weight in losses.items()}, catalog()),
+            self.student.model,
+            ask_teacher=ask or self.asked.ask,
+            map_layers=self.map_layers,
+            student_width=self.setup.student.width,
+            teacher_width=self.setup.teacher.width,
+        )
+
+    def _loaded(self, model: Any) -> Loaded:
+        return Loaded(model, self.setup.tokenizer, "random", [])
+
+
+class _Clock(Talk):
+    """Stops the watch at the end of every step."""
+
+    def __init__(self, watch: Watch):
+        self.watch, self.samples = watch, 0
+
+    def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
+        self.watch.stop(self.samples)
+
+
+def training_lap(
+    objective: Objective, batch: Callable[[int], Batch], steps: int, watch: Watch, *, warm: int = WARM, **plan: Any
+) -> Lap:
+    """`steps` measured steps of mbert's loop after `warm` others; `batch` makes the batch of a number."""
+    clock = _Clock(watch)
+
+    def batches(skip: int) -> Iterator[Batch]:
+        for number in itertools.count(skip):
+            if number >= warm:
+                watch.start()
+            made = batch(number - warm)
+            clock.samples = len(made["input_ids"])
+            yield made
+
+    numbers = {"name": "bench", "steps": warm + steps, "learning_rate": 5e-5, **plan}
+    with tempfile.TemporaryDirectory() as place:
+        train(objective, batches, Plan(**numbers), directory=Path(place), seed=0, talk=clock)
+    lap = watch.lap()
+    lap.facts["loss"] = losses_of(objective, batch(0))
+    return lap
+
+
+def losses_of(objective: Objective, batch: Batch) -> float:
+    """The objective's number on a batch, so that a lap that learnt nothing would be seen."""
+    with torch.no_grad():
+        return round(float(objective(batch)), 4)
+
+
+def has_cache() -> bool:
+    """Whether this mbert keeps the teacher's answers."""
+    return importlib.util.find_spec("microbert_cli.teacher_cache") is not None
+
+
+def cached(pair: Pair, sample: Sample, losses: Mapping[str, float], *, turn: int = 0) -> Ask:
+    """Asks the teacher about every row of the sample, through mbert's cache; what is returned answers from it.
+
+    turn  another number is another teacher to the cache, so that it asks again
+    Raises NoCache where mbert has none.
+    """
+    if not has_cache():
+        raise NoCache("microbert_cli.teacher_cache is not there yet")
+    from microbert_cli.teacher_cache import CacheSettings, remember
+
+    settings = CacheSettings(teacher="auto", budget="8GB", precision="fp16")
+    asked_by = {"benchmark": pair.setup.teacher.name, "turn": turn}
+    want = pair.objective(losses).teacher_want
+    answers: Ask = remember(pair.asked, sample.rows, want, asked_by=asked_by, pad_id=sample.pad_id, settings=settings)
+    return answers
