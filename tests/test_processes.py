@@ -18,6 +18,7 @@ from several_processes import CASES, compute
 from tiny_models import tiny_bert, tiny_glue
 
 from microbert_cli import numerics, processes, reduce
+from microbert_cli.errors import MbertError
 from microbert_cli.losses import attention_scores, embedding, hard_label, hidden_states, masked_lm, soft_target
 from microbert_cli.objective import Objective, make_terms
 
@@ -173,6 +174,15 @@ def test_commands_of_one_process(tmp_path, monkeypatch, command):
         refused(2, "M119", command, tmp_path / "model", "some text")
 
 
+def test_one_gpu_for_two_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MbertError) as caught:
+        processes.start("auto")
+    assert caught.value.code == "M118" and "--device cpu" in caught.value.fix
+
+
 # Numbers of several processes beside those of one
 
 
@@ -260,6 +270,25 @@ def test_losses_and_projection_see_bfloat16_forward_passes(folder):
     terms = make_terms({"hard_label": (1.0, {})}, Catalog())
     objective = Objective(terms, student, numerics=numerics.Numerics("bf16"))
     assert objective({**batch, "labels": torch.tensor([0, 1])}).dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_a_compiled_model_shows_the_same(folder, monkeypatch):
+    """With the tracer alone, which is what could lose the scores kept on the way; that needs no C++ compiler."""
+    from microbert_cli import models
+    from microbert_cli.capture import Want, look
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **k: compile_module(self, backend="eager", **k))
+    plain, compiled = (models.load(folder / "teacher", "classifier", where="teacher").model.eval() for _ in range(2))
+    numerics.Numerics(compile=True).place(compiled)
+    for rows, length in ((2, 6), (3, 9)):
+        batch = {"input_ids": torch.randint(5, 50, (rows, length)), "attention_mask": torch.ones(rows, length).long()}
+        want = Want(logits=True, hidden=frozenset({0, 2}), scores=frozenset({1}))
+        expected, seen = look(plain, batch, want), look(compiled, batch, want)
+        torch.testing.assert_close(seen.logits, expected.logits)
+        torch.testing.assert_close(seen.hidden, expected.hidden)
+        torch.testing.assert_close(seen.scores, expected.scores)
 
 
 # Whole commands
