@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli import models, processes
+from microbert_cli import models, processes, teacher_cache
 from microbert_cli.batching import endless
+from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import Encoded
 from microbert_cli.loop import train
 from microbert_cli.masking import mask_batch, own_rows
 from microbert_cli.numerics import Numerics
-from microbert_cli.objective import Objective, make_terms
+from microbert_cli.objective import Ask, Objective, make_terms
 from microbert_cli.phases import Phase, make_plan, row_batches
 from microbert_cli.recipe import Training
 from microbert_cli.scoring import logits_of
 from microbert_cli.teacher import Teacher
+from microbert_cli.teacher_cache import CacheSettings, remember
 
 LONGEST = 12
 LOSSES = ("embedding", "hidden_states", "attention_scores", "soft_target", "hard_label")
@@ -31,6 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     "uneven": {"batch_size": 7, "accumulate": 2},
     "reference": {"batch_size": 5, "normalisation": "reference"},
     "one row a batch": {"batch_size": 1},
+    "from the cache": {"batch_size": 7, "cached": True},
+    "a budget of tokens": {"batch_size": 7, "batch_tokens": 40},
     "bfloat16": {"batch_size": 8, "numerics": Numerics("bf16")},
 }
 
@@ -51,7 +55,13 @@ def compute(folder: Path) -> dict[str, Any]:
 
 
 def distil(
-    folder: Path, name: str, *, normalisation: str = "masked", numerics: Numerics | None = None, **numbers: Any
+    folder: Path,
+    name: str,
+    *,
+    normalisation: str = "masked",
+    numerics: Numerics | None = None,
+    cached: bool = False,
+    **numbers: Any,
 ) -> dict[str, Any]:
     """Six steps of all five losses."""
     taught, pupil = (models.load(folder / one, "classifier", where=one) for one in ("teacher", "student"))
@@ -67,14 +77,23 @@ def distil(
         numerics=numerics or Numerics(),
     )
     rows, spec = ragged_rows(), Training(steps=6, learning_rate=1e-3, **numbers)
+    if cached:
+        objective.asking(from_cache(Teacher(taught), rows, objective.teacher_want))
     phase = Phase("phase", spec, rows, [], lambda model: objective, False, LONGEST if normalisation == "reference" else None)
     source = row_batches(phase, seed=1, pad_id=0, device="cpu")
     place = folder / f"{name} {processes.world()}"
     place.mkdir(exist_ok=True)
-    train(objective, source, make_plan("phase", spec, len(rows)), directory=place, seed=1)
+    train(objective, source, make_plan("phase", spec, rows.lengths), directory=place, seed=1)
     weights = {**pupil.model.state_dict(), **objective.state_dict()}
     dev = logits_of(pupil.model, rows, pad_id=0, batch_size=4)
     return told(place, weights) | {"dev": torch.from_numpy(dev)}
+
+
+def from_cache(teacher: Teacher, rows: Encoded, want: Want) -> Ask:
+    """An entry of its own for every number of processes, which fill it together, a few rows at a time."""
+    teacher_cache.TOKENS = 24
+    key = {"processes": processes.world()}
+    return remember(teacher, rows, want, asked_by=key, pad_id=0, settings=CacheSettings(precision="fp32"))
 
 
 def masked_lm(folder: Path) -> dict[str, Any]:
@@ -90,7 +109,7 @@ def masked_lm(folder: Path) -> dict[str, Any]:
     objective = Objective(make_terms({"masked_lm": (1.0, {})}, Catalog()), loaded.model)
     place = folder / f"masked-lm {processes.world()}"
     place.mkdir(exist_ok=True)
-    train(objective, batches, make_plan("phase", spec, len(rows)), directory=place, seed=1)
+    train(objective, batches, make_plan("phase", spec, rows.lengths), directory=place, seed=1)
     return told(place, loaded.model.state_dict())
 
 
