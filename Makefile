@@ -12,7 +12,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 SOURCES := microbert_cli tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types architecture real bench clean
+.PHONY: help setup demo test check format lint types architecture real bench gpu clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ runs/minilm: $(STAMP)
 
 bench: setup ## mbert against a plain implementation and a waste-free ceiling; a quiet machine and an hour
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+gpu: setup ## the same on a GPU: losses against the CPU's, shares of the card's matrix rate; says so where there is none
+	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
 
 clean: ## remove caches and build products; .venv and runs/ stay
 	rm -rf build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache

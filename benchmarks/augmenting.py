@@ -41,15 +41,15 @@ def alone(setup: Setup, steps: int, rounds: int) -> Result:
 
 def _row(setup: Setup, steps: int, rounds: int, query: str, target: float) -> Result:
     watch, model = Watch(), build(setup.teacher, "masked-lm", setup.tokenizer, seed=3)
-    table, loading = _vectors(setup)
-    groups = _sentences(setup, SENTENCES * steps)
+    table, loading = vectors_of(setup)
+    groups = sentences_of(setup, SENTENCES * steps)
     vectors = (table.words, table.vectors_WD) if table else None
     slow = plain.Augmenter(plain.masked_lm_like(model), Spelling(setup.tokenizer), stop_words(), vectors)
-    watch.sees(slow.model.bert, heads=lambda rows, width: rows * width * _head(model.config))
-    watch.sees(model.base_model, heads=lambda rows, width: rows * _head(model.config))
+    watch.sees(slow.model.bert, heads=lambda rows, width: rows * width * head_flops(model.config))
+    watch.sees(model.base_model, heads=lambda rows, width: rows * head_flops(model.config))
     contestants = {
-        "plain": lambda: _plain_lap(slow, [group[len(group) // 2] for group in groups], watch),
-        "mbert": lambda: _our_lap(setup, model, table, [one for group in groups for one in group], query, watch),
+        "plain": lambda: plain_lap(slow, [group[len(group) // 2] for group in groups], watch),
+        "mbert": lambda: our_lap(setup, model, table, [one for group in groups for one in group], query, watch),
     }
     found = compared(in_turns(contestants, rounds=rounds), {"mbert / plain": target}) | {"vectors": loading}
     if query == "with-original":
@@ -91,7 +91,7 @@ def _tied(slow: plain.Augmenter, slot: Slot, words: set[str]) -> bool:
     return all(abs(float(logits[known.index(word)] - last)) < TIE for word in words)
 
 
-def _plain_lap(slow: plain.Augmenter, sentences: Sequence[str], watch: Watch) -> Lap:
+def plain_lap(slow: plain.Augmenter, sentences: Sequence[str], watch: Watch) -> Lap:
     slow.candidates(slow.spelling.splitter.split(sentences[0]))
     before = slow.forwards
     for number, text in enumerate(sentences):
@@ -103,10 +103,12 @@ def _plain_lap(slow: plain.Augmenter, sentences: Sequence[str], watch: Watch) ->
     return lap
 
 
-def _our_lap(setup: Setup, model: Any, table: WordTable | None, sentences: Sequence[str], query: str, watch: Watch) -> Lap:
+def our_lap(
+    setup: Setup, model: Any, table: WordTable | None, sentences: Sequence[str], query: str, watch: Watch, batch_size: int = 64
+) -> Lap:
     """All sentences at once, with an empty memo; the same driver warms up on the first of them."""
     _driver(setup, model, table, sentences[:1], query).shard(0)
-    driver = _driver(setup, model, table, sentences, query)
+    driver = _driver(setup, model, table, sentences, query, batch_size)
     watch.start()
     made = driver.shard(0, size=len(sentences))
     watch.stop(len(sentences))
@@ -115,13 +117,15 @@ def _our_lap(setup: Setup, model: Any, table: WordTable | None, sentences: Seque
     return lap
 
 
-def _driver(setup: Setup, model: Any, table: WordTable | None, sentences: Sequence[str], query: str) -> Augmentation:
+def _driver(
+    setup: Setup, model: Any, table: WordTable | None, sentences: Sequence[str], query: str, batch_size: int = 64
+) -> Augmentation:
     rows = Rows([(text,) for text in sentences], [0] * len(sentences))
-    settings = AugmentSettings(query=query, candidates="once")
+    settings = AugmentSettings(query=query, candidates="once", batch_size=batch_size)
     return Augmentation(rows, tokenizer=setup.tokenizer, masked_lm_model=model, vectors=table, settings=settings)
 
 
-def _vectors(setup: Setup) -> tuple[WordTable | None, Mapping[str, float]]:
+def vectors_of(setup: Setup) -> tuple[WordTable | None, Mapping[str, float]]:
     """The word vectors, and how long it took to read them: the first time, and from mbert's cache."""
     if setup.vectors is None:
         return None, {}
@@ -133,7 +137,7 @@ def _vectors(setup: Setup) -> tuple[WordTable | None, Mapping[str, float]]:
     return table, {"words": len(table), "first_seconds": seconds[0], "cached_seconds": seconds[1]}
 
 
-def _sentences(setup: Setup, count: int) -> list[list[str]]:
+def sentences_of(setup: Setup, count: int) -> list[list[str]]:
     """Sentences that may be varied, each among neighbours of like cost: words to replace times pieces in a query."""
     spelling, stops = Spelling(setup.tokenizer), stop_words()
     step = max(1, len(setup.train) // POOL)
@@ -150,6 +154,6 @@ def _cost(spelling: Spelling, stops: Any, text: str) -> int:
     return (2 * pieces + 3) * sum(not stops.keeps(word) and len(spelling.pieces(word)) == 1 for word in words)
 
 
-def _head(config: Any) -> float:
+def head_flops(config: Any) -> float:
     """FLOPs of the vocabulary head at one position."""
     return 2.0 * config.hidden_size * (config.hidden_size + config.vocab_size)

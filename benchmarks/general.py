@@ -92,7 +92,7 @@ def child(*arguments: str) -> Lap:
 def lap_of(name: str, setup: Setup, blocks: Blocks, steps: int, *, autograd: bool = False) -> Lap:
     """`steps` steps from the first on, none of them for warming up."""
     watch, pair = Watch(), Pair(setup, kind="encoder")
-    sample = _sample(setup, blocks, steps)
+    sample = sample_of(setup, blocks, steps)
     if name == "mbert":
         pair.watched(watch)
         return ours.training_lap(pair.objective(INTERMEDIATE), sample.batch, steps, watch, warm=0)
@@ -127,7 +127,7 @@ def first_documents(corpus: Path, count: int) -> Iterator[str]:
                 return
 
 
-def _sample(setup: Setup, blocks: Blocks, steps: int) -> Sample:
+def sample_of(setup: Setup, blocks: Blocks, steps: int) -> Sample:
     """Blocks evenly drawn by length: most are full, a tenth is shorter."""
     rows = evenly(blocks.lengths, steps * setup.batch_size)[:, 0].reshape(steps, -1, order="F")
     return Sample(_Sorted(blocks), list(rows))  # type: ignore[arg-type]

@@ -158,8 +158,8 @@ def told(laps: list[Lap], peak: float) -> dict[str, Any]:
     if tokens := sum(lap.tokens for lap in laps):
         gflops = sum(lap.flops for lap in laps) / seconds / 1e9
         found |= {
-            "gflops": round(gflops, 1),
-            "of_gemm_peak": round(gflops / peak, 3),
+            "gflops": float(f"{gflops:.4g}"),
+            "of_gemm_peak": float(f"{gflops / peak:.3g}"),
             "tokens_per_second": round(tokens / seconds),
             "useful_tokens": round(sum(lap.real for lap in laps) / tokens, 4),
         }

@@ -19,6 +19,7 @@ from shapes import Sample, Setup, build, catalog
 from microbert_cli.layer_map import layer_map
 from microbert_cli.loop import Plan, train
 from microbert_cli.models import Loaded
+from microbert_cli.numerics import PLAIN, Numerics
 from microbert_cli.objective import Ask, Batch, Objective, make_terms
 from microbert_cli.teacher import Teacher
 from microbert_cli.tracking import Talk
@@ -35,8 +36,8 @@ class NoCache(Exception):
 class Pair:
     """A teacher and a student of the setup's shapes with random weights."""
 
-    def __init__(self, setup: Setup, *, kind: str = "classifier"):
-        self.setup, self.kind = setup, kind
+    def __init__(self, setup: Setup, *, kind: str = "classifier", numerics: Numerics = PLAIN):
+        self.setup, self.kind, self.numerics = setup, kind, numerics
         self.teacher = self._loaded(build(setup.teacher, kind, setup.tokenizer, seed=1))
         self.student = self._loaded(build(setup.student, kind, setup.tokenizer, seed=2))
         self.map_layers = layer_map("uniform", teacher_layers=setup.teacher.layers, student_layers=setup.student.layers)
@@ -56,10 +57,11 @@ class Pair:
             map_layers=self.map_layers,
             student_width=self.setup.student.width,
             teacher_width=self.setup.teacher.width,
-        )
+            numerics=self.numerics,
+        ).to(self.numerics.device)
 
     def _loaded(self, model: Any) -> Loaded:
-        return Loaded(model, self.setup.tokenizer, "random", [])
+        return Loaded(self.numerics.place(model), self.setup.tokenizer, "random", [])
 
 
 class _Clock(Talk):

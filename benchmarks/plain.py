@@ -120,7 +120,7 @@ class Bert(nn.Module):
         self.fit_dense = nn.Linear(d, taught_width) if taught_width else None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Shown:
-        places = torch.arange(input_ids.shape[1]).unsqueeze(0).expand_as(input_ids)
+        places = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0).expand_as(input_ids)
         x = self.words(input_ids) + self.positions(places) + self.segments(token_type_ids)
         x = self.dropout(self.norm(x))
         bias = (1.0 - attention_mask[:, None, None, :].float()) * HIDE
@@ -238,7 +238,7 @@ def _learn(loss: Tensor, optimiser: BertAdam) -> float:
 @torch.no_grad()
 def answer(model: Bert, batch: Batch) -> np.ndarray:
     """Logits of one batch, dropout off."""
-    return model.eval()(**inputs(batch)).logits.numpy()
+    return model.eval()(**inputs(batch)).logits.cpu().numpy()
 
 
 class Augmenter:
@@ -289,8 +289,9 @@ class Augmenter:
         pieces = [[tokenizer.mask_token_id] if i == position else self.spelling.pieces(word) for i, word in enumerate(words)]
         masked = [tokenizer.cls_token_id, *(piece for word in pieces for piece in word), tokenizer.sep_token_id]
         original = [*(piece for word in words for piece in self.spelling.pieces(word)), tokenizer.sep_token_id]
-        ids = torch.tensor([masked + original])
-        segments = torch.tensor([[0] * len(masked) + [1] * len(original)])
+        device = self.model.bias.device
+        ids = torch.tensor([masked + original], device=device)
+        segments = torch.tensor([[0] * len(masked) + [1] * len(original)], device=device)
         self.forwards += 1
         logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), token_type_ids=segments)
         return logits[0, masked.index(tokenizer.mask_token_id)]

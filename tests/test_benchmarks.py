@@ -6,6 +6,7 @@ import ceiling
 import distilling
 import evaluating
 import general
+import gpu
 import meter
 import numpy as np
 import ours
@@ -209,3 +210,22 @@ def test_the_command_line(monkeypatch, tmp_path, capsys):
     assert speed.main(["--list"]) == 0 and "teacher-pass" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         speed.main(["--only", "nothing"])
+
+
+def test_the_gpu_script_in_miniature_on_the_cpu(setup, monkeypatch):
+    monkeypatch.setattr(general, "DOCUMENTS", 30)
+    sizes = {"tokens": 64, "blocks": 8}
+    found = dict(gpu.measure(setup, "cpu", steps=4, names=list(gpu.ROWS), size=64, **sizes))
+    assert found["agreement"]["reached"]
+    assert sum(name.endswith("fp32") for name in found["agreement"]) == 4
+    for row in ("general", "intermediate", "augment"):
+        assert found[row]["mbert, bf16"]["rate"] > 0 and found[row]["mbert, bf16"]["share"] > 0
+        assert found[row]["mbert bf16 / plain, fp32"] > 0
+    assert found["run"]["extrapolated"] and found["run"]["augmented_rows"] > len(setup.train)
+
+
+def test_without_a_gpu_the_script_says_so(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert gpu.main([]) == 0
+    assert "nothing was measured" in capsys.readouterr().err
