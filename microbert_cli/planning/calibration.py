@@ -2,8 +2,8 @@
 
     seconds(step) = a + b n + c n T        n padded tokens of the batch, T its padded length; a, b, c >= 0
 
-Three lengths of those that will occur are timed, and the line that fits them relatively best is laid through. Batches too
-large to be rehearsed in seconds are rehearsed with fewer rows. A measurement made while others used the machine is kept
+Three lengths of those that will occur are timed, and what fits them relatively best is laid through. Batches too large to be
+rehearsed in seconds are rehearsed with fewer rows. A measurement made while others used the machine is kept
 as such, and made again when the machine is quiet.
 """
 
@@ -11,7 +11,6 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from microbert_cli.tracking import SILENT, Talk
 
 GRID = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 QUANTILES = (0.05, 0.5, 0.95)
-HEAVY = 4e10  # FLOPs of a rehearsed step at most
+HEAVY = 6e10  # FLOPs of a rehearsed step at most
+ALIKE = 1.5  # the longest length rehearsed over the shortest
 Facts = dict[str, Any]
 
 
@@ -81,11 +81,10 @@ class Calibration:
 
     def _fit(self, job: Job, load: Load) -> tuple[float, float, float]:
         shapes = representative(job, load)
-        job = replace(job, rows=shapes[0][0])
         found: dict[Shape, float] = {}
         missing = [shape for shape in shapes if not self._point(job, shape, found)]
         if missing:
-            self.talk.note(f"calibrating: {job.kind} {_told(job)}, {shapes[0][0]} rows of {_lengths(missing)} tokens")
+            self.talk.note(f"calibrating: {job.kind} {_told(job)}, {_shapes(missing)}")
             times = rehearse(job, missing, catalog=self.catalog, device=self.device)
             self.measured += 1
             for shape, seconds in times.items():
@@ -130,19 +129,21 @@ class Calibration:
 def representative(job: Job, load: Load) -> list[Shape]:
     """Shapes to rehearse: the load's number of rows, and lengths at three quantiles of its tokens, on a grid.
 
-    Rows are halved until a step has at most HEAVY FLOPs.
+    Rows are halved until a step has at most HEAVY FLOPs. A step's fixed cost is seen only where sizes differ: so
+    lengths that are much alike get one of half of theirs beside them, and halved rows a batch of half as many.
     """
     lengths = sorted({length for _, length in load.shapes})
     tokens = np.cumsum([sum(r * t * n for (r, t), n in load.shapes.items() if t == length) for length in lengths])
     chosen = {lengths[int(np.searchsorted(tokens, share * tokens[-1]))] for share in QUANTILES}
     top = getattr(job.config, "max_position_embeddings", lengths[-1])
     widths = sorted({min(_on_grid(length), top) for length in chosen})
-    if len(widths) == 1:
+    if widths[-1] < ALIKE * widths[0]:
         widths = [max(2, widths[0] // 2), *widths]
-    rows = min(job.rows, max(rows for rows, _ in load.shapes))
+    rows = whole = min(job.rows, max(rows for rows, _ in load.shapes))
     while rows > 1 and (job.flops(Load({(rows, widths[-1]): job.accumulate})) or 0) > HEAVY:
         rows //= 2
-    return [(rows, width) for width in widths]
+    half = [(rows // 2, widths[-1])] if 1 < rows < whole else []
+    return [(rows, width) for width in widths] + half
 
 
 def fit(points: Mapping[Shape, float], *, per_step: int = 1) -> tuple[float, float, float]:
@@ -168,8 +169,8 @@ def _told(job: Job) -> str:
     return f"{job.config.num_hidden_layers} x {job.config.hidden_size}{taught} {'+'.join(job.losses)}".rstrip()
 
 
-def _lengths(shapes: list[Shape]) -> str:
-    return ", ".join(str(length) for _, length in shapes)
+def _shapes(shapes: list[Shape]) -> str:
+    return "rows x tokens " + ", ".join(f"{rows} x {length}" for rows, length in shapes)
 
 
 def _processor() -> str:

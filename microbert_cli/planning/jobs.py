@@ -60,9 +60,9 @@ class Job:
         return None if forward is None else PASSES[self.kind] * forward
 
     def key(self) -> str:
-        """What decides how long it takes, as a hash: two jobs of one key are one measurement."""
+        """What decides how long a batch of one shape takes, as a hash."""
         shown = [sorted(self.want.hidden), sorted(self.want.scores), self.want.logits, self.want.token_logits]
-        facts = {name: value for name, value in vars(self).items() if name not in ("config", "teacher", "want")}
+        facts = {name: value for name, value in vars(self).items() if name not in ("config", "teacher", "want", "rows")}
         return manifest.digest({**facts, "config": shape(self.config), "teacher": shape(self.teacher), "want": shown})
 
 
