@@ -82,7 +82,9 @@ class Watch:
             if not self.running or mask is None:  # without a mask it is mbert's way to apply a head alone
                 return
             rows, width = mask.shape
-            self._lap.flops += passes * rows * (counting.flops(encoder.config, width) or 0)
+            single = type(encoder.encoder.layer[-1]).__name__ == "_FirstToken" if hasattr(encoder, "encoder") else False
+            sizes = {"rows": rows, "tokens": rows * width, "squares": rows * width**2}
+            self._lap.flops += passes * (counting.batch_flops(encoder.config, **sizes, first_token=single) or 0)
             self._lap.flops += heads(rows, width) if heads else 0.0
             self._lap.tokens += rows * width
             self._lap.real += int(mask.sum())

@@ -18,6 +18,8 @@ from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import BaseModelOutput
 
 ATTENTION = "mbert"
+FIRST_TOKEN_READ = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # whose heads read [CLS] and nothing else
+STACKED = (*FIRST_TOKEN_READ, "distilbert")  # whose layers hand one tensor from each to the next
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def look(model: Any, batch: Mapping[str, Tensor], want: Want) -> Seen:
     inputs = {name: batch[name] for name in input_names(model) if name in batch}
     with _recording(want.scores) as scores:
         if want.logits:
-            output = model(**inputs, output_hidden_states=bool(want.hidden))
+            with _first_token_at_the_top(model, want):
+                output = model(**inputs, output_hidden_states=bool(want.hidden))
         else:
             with _only_what_is_read(model.base_model, want):
                 output = model.base_model(**inputs, output_hidden_states=bool(want.hidden))
@@ -99,24 +102,83 @@ def _recording(layers: frozenset[int]) -> Iterator[dict[int, Tensor]]:
         _Recorder.layers, _Recorder.scores = frozenset(), {}
 
 
+class _FirstToken(nn.Module):
+    """A BERT layer for the first token alone: keys and values of all, the rest of one. What a classifier reads of the last."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_BTd: Tensor, mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+        layer: Any = self.layer
+        own, first_B1d = layer.attention.self, hidden_BTd[:, :1]
+        query, key, value = (
+            part(x).unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2)
+            for part, x in ((own.query, first_B1d), (own.key, hidden_BTd), (own.value, hidden_BTd))
+        )
+        seen = None if mask is None else mask[..., :1, :]
+        dropout = own.dropout.p if own.training else 0.0
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
+        attended_B1d = layer.attention.output(context.transpose(1, 2).flatten(2), first_B1d)
+        top_B1d: Tensor = layer.output(layer.intermediate(attended_B1d), attended_B1d)
+        return top_B1d
+
+
+@contextmanager
+def _first_token_at_the_top(model: Any, want: Want) -> Iterator[None]:
+    """For one forward pass that is asked for logits alone: the top layer computes the token that the head reads."""
+    plain = getattr(model.config, "model_type", None) in FIRST_TOKEN_READ and not getattr(model.config, "is_decoder", False)
+    stack = getattr(model.base_model, "encoder", None)
+    layers = getattr(stack, "layer", None)
+    if not plain or want != Want(logits=True) or not isinstance(layers, nn.ModuleList) or _is_compiled(model):
+        yield
+        return
+    top = layers[-1]
+    layers[-1] = _FirstToken(top)
+    try:
+        yield
+    finally:
+        layers[-1] = top
+
+
+def _is_compiled(model: Any) -> bool:
+    """A compiled encoder would be compiled again for every change of its parts."""
+    return getattr(model.base_model, "_compiled_call_impl", None) is not None
+
+
+class _PassedOver(nn.Module):
+    """A layer that nobody asked for; it stays a child, since transformers looks for its layers once and hooks what it finds."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_BTd: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_BTd
+
+
 @contextmanager
 def _only_what_is_read(encoder: Any, want: Want) -> Iterator[None]:
     """Leaves out the pooler, and the layers above the deepest one that is asked, for one forward pass without logits."""
+    if _is_compiled(encoder):
+        yield
+        return
     stack = next((part for name in ("encoder", "transformer") if (part := getattr(encoder, name, None)) is not None), None)
     layers, pooler = getattr(stack, "layer", None), getattr(encoder, "pooler", None)
     deepest = max(want.hidden | want.scores, default=0) or 1  # what goes into the first layer is seen as it goes in
-    cuts = isinstance(layers, nn.ModuleList) and not want.token_logits and deepest < len(layers)
+    known = getattr(encoder.config, "model_type", None) in STACKED and isinstance(layers, nn.ModuleList)
+    above = {i: layer for i, layer in enumerate(layers) if i >= deepest} if known and not want.token_logits else {}  # type: ignore[arg-type]
     try:
         if pooler is not None:
             encoder.pooler = None
-        if cuts:
-            stack.layer = layers[:deepest]  # type: ignore[union-attr, index]
+        for number, layer in above.items():
+            layers[number] = _PassedOver(layer)  # type: ignore[index]
         yield
     finally:
         if pooler is not None:
             encoder.pooler = pooler
-        if cuts:
-            stack.layer = layers  # type: ignore[union-attr]
+        for number, layer in above.items():
+            layers[number] = layer  # type: ignore[index]
 
 
 def _attend(

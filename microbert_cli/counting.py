@@ -46,12 +46,21 @@ def flops(config: Any, length: int) -> int | None:
 
 
 def batch_flops(
-    config: Any, *, rows: float, tokens: float, squares: float, head: str = "classifier", predicted: float = 0
+    config: Any,
+    *,
+    rows: float,
+    tokens: float,
+    squares: float,
+    head: str = "classifier",
+    predicted: float = 0,
+    first_token: bool = False,
 ) -> int | None:
     """The same for whole batches: `flops` summed over rows, by the head that is read.
 
         L (8 S d^2 + 4 Q d + 4 S d F)  +  2 S e d [e != d]  +  head
         head  classifier: R (2 d^2 + 2 d C);  masked-lm: P (2 d e + 2 e V);  encoder: 0
+
+    first_token  the top layer computes that token alone (capture.py): it takes 4 S d^2 + 4 S d + R (4 d^2 + 4 d F)
 
     R rows; S = sum of their padded lengths; Q = sum of the squares of these; P predicted positions, V vocabulary.
     Returns None for architectures of another shape.
@@ -62,6 +71,8 @@ def batch_flops(
     F = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
     e = getattr(config, "embedding_size", d)
     body = L * (8 * tokens * d * d + 4 * squares * d + 4 * tokens * d * F)
+    if first_token:
+        body -= 4 * tokens * d * d + 4 * (squares - tokens) * d + 4 * tokens * d * F - rows * (4 * d * d + 4 * d * F)
     widening = 2 * tokens * e * d if e != d else 0
     heads = {
         "classifier": rows * (2 * d * d + 2 * d * config.num_labels),

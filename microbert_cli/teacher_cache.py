@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ from microbert_cli.tracking import SILENT, Talk
 
 KIND = "teacher"
 FORMAT = 1
-TOKENS = 4096  # a chunk: what the teacher is asked at once
+TOKENS = {"cpu": 1024, "cuda": 32_768}  # a chunk: what the teacher is asked at once
 FLUSH_SECONDS = 5.0
 SHARE = 0.25  # of the free disk, where no budget is given
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -100,11 +101,17 @@ def remember(
     if not processes.on_main(lambda: _fits(layout, key, settings, talk)):
         return teacher.ask
     with _entry(key) as (directory, ready):
+        kept = partial(Kept, directory, layout, want, pad_id, teacher.device.type)
         if not ready:
-            processes.on_main(lambda: Kept(directory, layout, want, pad_id, mode="r+").flush([]))
+            processes.on_main(lambda: kept(mode="r+").flush([]))
             with torch.inference_mode(), numerics.forward():
-                Kept(directory, layout, want, pad_id, mode="r+").fill(teacher, encoded, talk)
-    return Kept(directory, layout, want, pad_id).ask
+                kept(mode="r+").fill(teacher, encoded, talk)
+    return kept().ask
+
+
+def chunk_tokens(device: str) -> int:
+    """Tokens of a chunk: as many as a device does best at once."""
+    return TOKENS.get(device, TOKENS["cpu"])
 
 
 @contextmanager
@@ -179,9 +186,11 @@ class Layout:
 class Kept:
     """One entry: filled once, then asked from memory-mapped files."""
 
-    def __init__(self, directory: Path, layout: Layout, want: Want, pad_id: int, *, mode: Literal["r", "r+"] = "r"):
+    def __init__(
+        self, directory: Path, layout: Layout, want: Want, pad_id: int, device: str, *, mode: Literal["r", "r+"] = "r"
+    ):
         self.layout, self.want, self.pad_id = layout, want, pad_id
-        self.chunks = filled(layout.lengths, np.arange(layout.rows), TOKENS)
+        self.chunks = filled(layout.lengths, np.arange(layout.rows), chunk_tokens(device))
         self.files = {name: _mapped(directory / f"{name}.bin", *shape, mode) for name, shape in layout.shapes.items()}
         self.done = _mapped(directory / "done.bin", (len(self.chunks),), "uint8", mode)
         self.token_offsets = np.concatenate([[0], np.cumsum(layout.lengths)])

@@ -91,7 +91,7 @@ def distil(
 
 def from_cache(teacher: Teacher, rows: Encoded, want: Want) -> Ask:
     """An entry of its own for every number of processes, which fill it together, a few rows at a time."""
-    teacher_cache.TOKENS = 24
+    teacher_cache.TOKENS["cpu"] = 24
     key = {"processes": processes.world()}
     return remember(teacher, rows, want, asked_by=key, pad_id=0, settings=CacheSettings(precision="fp32"))
 

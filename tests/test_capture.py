@@ -249,7 +249,7 @@ def test_layers_and_pooler_that_nobody_reads_do_not_run(deepest, ran, batch):
     model.bert.pooler.register_forward_hook(lambda *_: seen.append("pooler"))
     look(model, batch, Want(hidden=frozenset({deepest})))
     assert seen == ran
-    look(model, batch, Want(logits=True))
+    look(model, batch, Want(logits=True, hidden=frozenset({2})))
     assert seen == [*ran, 1, 2, "pooler"]
 
 
@@ -259,3 +259,52 @@ def test_layers_come_back_after_an_error(batch):
     with pytest.raises(IndexError):
         look(model, {**batch, "input_ids": batch["input_ids"] + 1000}, Want(hidden=frozenset({1})))
     assert len(model.bert.encoder.layer) == 2 and model.bert.pooler is not None
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_logits_alone_are_the_same_with_less_work_at_the_top(name, batch):
+    """Values and gradients: the top layer of a classifier computes the token that its head reads."""
+    model = build(name)
+    show_scores(model)
+    names = input_names(model)
+    whole = model(**{key: batch[key] for key in names}).logits
+    whole.square().sum().backward()
+    expected = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    some = look(model, batch, Want(logits=True)).logits
+    some.square().sum().backward()
+    assert torch.allclose(some, whole, atol=1e-5)
+    found = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[key], expected[key], atol=1e-4) for key in expected)
+
+
+@pytest.mark.parametrize(("name", "width"), [("Bert", 1), ("Roberta", 1), ("Electra", 1), ("DistilBert", 9)])
+def test_how_many_tokens_the_top_layer_computes(name, width, batch):
+    model, seen = build(name), []
+    show_scores(model)
+    stack = model.base_model.transformer if name == "DistilBert" else model.base_model.encoder
+    last = stack.layer[-1]
+    part = last.ffn if name == "DistilBert" else last.intermediate
+    part.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
+    look(model, batch, Want(logits=True))
+    look(model, batch, EVERY)
+    assert seen == [width, 9]
+    assert stack.layer[-1] is last
+
+
+def test_dropout_is_at_work_in_the_first_token(batch):
+    model = build("Bert").train()
+    show_scores(model)
+    one, other = (look(model, batch, Want(logits=True)).logits for _ in range(2))
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["Bert", "DistilBert", "Electra"])
+def test_a_shallow_first_look_takes_nothing_from_later_ones(name, batch):
+    """transformers decides at the first call which layers it listens to."""
+    model = build(name)
+    show_scores(model)
+    look(model, batch, Want(hidden=frozenset({1})))
+    look(model, batch, Want(logits=True))
+    assert look(model, batch, EVERY).hidden.keys() == {0, 1, 2}

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from microbert_cli.counting import flops, parameters, weights_bytes
+from microbert_cli.counting import batch_flops, flops, parameters, weights_bytes
 
 LENGTH = 19
 SHAPES: dict[str, dict[str, Any]] = {
@@ -73,3 +73,13 @@ def test_weights_bytes(tmp_path: Path) -> None:
     assert weights_bytes(tmp_path / "tokenizer.json") == 100
     with pytest.raises(FileNotFoundError):
         weights_bytes(tmp_path / "nothing")
+
+
+def test_the_first_token_at_the_top_spares_most_of_a_layer():
+    from transformers import BertConfig
+
+    config = BertConfig(num_hidden_layers=4, hidden_size=312, num_attention_heads=12, intermediate_size=1200, num_labels=2)
+    T, d, F = 20, 312, 1200
+    whole, some = (batch_flops(config, rows=3, tokens=3 * T, squares=3 * T * T, first_token=first) for first in (False, True))
+    done = 4 * T * d * d + 4 * d * d + 4 * T * d + 4 * d * F  # keys and values of all; query, output, scores, block of one
+    assert whole - some == 3 * (8 * T * d * d + 4 * T * T * d + 4 * T * d * F - done)

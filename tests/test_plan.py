@@ -127,7 +127,7 @@ def test_long_training_takes_the_epochs_counted_for_the_others(monkeypatch):
 
 
 def test_evaluation_goes_through_all_rows_once():
-    found = loads.answering([50, 90, 70, 20, 20], batch_size=2)  # 128 tokens a batch
+    found = loads.answering([50, 90, 70, 20, 20], batch_size=8)  # 128 tokens a batch
     assert found.shapes == {(1, 90): 1, (1, 70): 1, (2, 50): 1, (1, 20): 1} and found.rows == 5 and found.useful == 250
     assert (found + found).tokens == found.times(2).tokens == 2 * (90 + 70 + 100 + 20)
 
@@ -136,8 +136,10 @@ def test_flops_of_batches_are_those_of_their_rows():
     config = models.read_config("base", where="base")
     load = Load({(3, 10): 2, (5, 7): 1}, 80)
     rows = 6 * counting.flops(config, 10) + 5 * counting.flops(config, 7)
-    assert Job("answer", config, 8).flops(load) == rows
-    assert Job("train", config, 8).flops(load) == 3 * rows
+    logits = counting.batch_flops(config, rows=11, tokens=95, squares=845, first_token=True)
+    assert Job("answer", config, 8).flops(load) == logits < rows
+    assert Job("train", config, 8).flops(load) == 3 * logits
+    assert Job("train", config, 8, layers=(0, 1)).flops(load) == 3 * rows
     d, V = config.hidden_size, config.vocab_size
     body = Job("ask", config, 8, logits=False).flops(load)
     assert Job("ask", config, 8, "masked-lm", predicted=0.25).flops(load) - body == 20 * (2 * d * d + 2 * d * V)

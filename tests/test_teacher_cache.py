@@ -106,7 +106,7 @@ def test_what_differs_misses(loaded, encoded, changed):
 
 
 def test_a_stopped_pass_goes_on_where_it_was(loaded, encoded, monkeypatch):
-    monkeypatch.setattr(teacher_cache, "TOKENS", 8)
+    monkeypatch.setitem(teacher_cache.TOKENS, "cpu", 8)
     monkeypatch.setattr(teacher_cache, "FLUSH_SECONDS", 0.0)
 
     class Dies(Counted):

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from microbert_cli import counting, manifest
-from microbert_cli.capture import Want
+from microbert_cli.capture import FIRST_TOKEN_READ, Want
 from microbert_cli.models import CLASSES
 from microbert_cli.planning.loads import Load
 
@@ -56,8 +56,16 @@ class Job:
             squares=load.squares,
             head=self.head if self.logits else "encoder",
             predicted=self.predicted * load.useful,
+            first_token=self.only_logits,
         )
         return None if forward is None else PASSES[self.kind] * forward
+
+    @property
+    def only_logits(self) -> bool:
+        """Whether nothing but a classifier's logits is read, so that its top layer computes one token a row."""
+        asked = bool(self.want.hidden | self.want.scores)
+        deep = asked if self.kind == "ask" else len(self.layers) > 1 or "embedding" in self.losses
+        return self.head == "classifier" and self.logits and not deep and self.config.model_type in FIRST_TOKEN_READ
 
     def key(self) -> str:
         """What decides how long a batch of one shape takes, as a hash."""

@@ -45,7 +45,7 @@ def asked_once(costs: Costs, recipe: Recipe, name: str, spec: Phase, ask: Job, l
     layout = Layout.of_lengths(lengths, ask.want, ask.config, recipe.cache.precision)
     if shown and layout.bytes > room_for(CacheSettings(**recipe.cache.model_dump())):
         return False
-    costs.work(f"{name}: teacher, once", ask, loads.at_once(lengths))
+    costs.work(f"{name}: teacher, once", ask, loads.at_once(lengths, costs.here.device))
     costs.write(f"{name}: teacher's answers", layout.bytes)
     costs.plan.disk += layout.bytes
     return True
