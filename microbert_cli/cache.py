@@ -62,10 +62,19 @@ def place(kind: str, key: str) -> Path:
 
 def free_bytes() -> int:
     """Free space on the disk of the cache."""
+    return shutil.disk_usage(_existing()).free
+
+
+def is_writable() -> bool:
+    """Whether anything can be kept there: a service without a home folder may have none."""
+    return os.access(_existing(), os.W_OK)
+
+
+def _existing() -> Path:
     folder = root()
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
 
 
 def taken(kind: str, key: str = "") -> int:

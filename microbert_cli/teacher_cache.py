@@ -301,7 +301,16 @@ def room_for(settings: CacheSettings, *, taken: int = 0) -> int:
 
 
 def _fits(layout: Layout, key: str, settings: CacheSettings, talk: Talk) -> bool:
-    """Whether the entry may be made; logits alone always may. Says what it will take, or why it is not made."""
+    """Whether the entry may be made; logits alone may wherever there is room. Says what it will take, or why it is not made."""
+    if not cache.is_writable():
+        talk.note(
+            f"teacher cache: nothing can be written in {cache.root()}, so the teacher is asked anew every time; see MBERT_CACHE"
+        )
+        return False
+    free = cache.free_bytes() + cache.taken(KIND, key)
+    if layout.bytes > free:
+        talk.note(f"teacher cache: {layout.bytes / 1e9:.2f} GB do not fit on the disk of {cache.root()}; asked anew every time")
+        return False
     if not (layout.hidden or layout.scores):
         return True
     room = room_for(settings, taken=cache.taken(KIND, key))

@@ -161,6 +161,16 @@ def test_the_budget_rules_over_hidden_states_and_never_over_logits(loaded, encod
     assert asking(teacher, encoded, Want(logits=True), settings=small) != teacher.ask
 
 
+def test_without_a_place_or_room_the_teacher_is_asked_every_time(loaded, encoded, monkeypatch):
+    teacher, notes = Teacher(loaded), Notes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "is_writable", lambda: False)
+        assert asking(teacher, encoded, talk=notes) == teacher.ask
+    monkeypatch.setattr(cache, "free_bytes", lambda: 100)
+    assert asking(teacher, encoded, settings=CacheSettings(budget="8GB"), talk=notes) == teacher.ask
+    assert "MBERT_CACHE" in notes.said[0] and "do not fit" in notes.said[1]
+
+
 def test_the_least_recently_used_entry_makes_room(loaded, encoded):
     teacher = Counted(loaded)
     asking(teacher, encoded, weights="first")
