@@ -11,9 +11,9 @@ import plain
 import torch
 from meter import TRAINING, Lap, Watch, compared, in_turns
 from ours import INTERMEDIATE, PREDICTION, Pair
-from shapes import Sample, Setup, Shape, bucketed, build, by_length, evenly, shuffled, useful_share
+from shapes import Sample, Setup, Shape, bucketed, build, by_length, evenly, shuffled
 
-from microbert_cli.batching import epoch_batches
+from microbert_cli.batching import epoch_batches, useful_share
 from microbert_cli.capture import Want
 from microbert_cli.encoding import encode
 from microbert_cli.scoring import logits_of
@@ -176,4 +176,4 @@ def _whole_pass(setup: Setup) -> float:
 def _epoch_share(setup: Setup) -> Result:
     """Useful tokens over one whole epoch of the task, not only in the sample."""
     batches = epoch_batches(setup.encoded.lengths, batch_size=setup.batch_size, seed=0, epoch=0)
-    return {"epoch_useful_tokens": round(useful_share(setup.encoded, batches), 4)}
+    return {"epoch_useful_tokens": round(useful_share(setup.encoded.lengths, batches), 4)}

@@ -153,12 +153,6 @@ def bucketed(setup: Setup, steps: int, *, seed: int = 0) -> Sample:
     return Sample(encoded, batches, setup.pad_id)
 
 
-def useful_share(encoded: Encoded, batches: Sequence[np.ndarray]) -> float:
-    """Real tokens as a share of all, padding included."""
-    padded = sum(int(encoded.lengths[rows].max()) * len(rows) for rows in batches)
-    return float(sum(int(encoded.lengths[rows].sum()) for rows in batches) / padded)
-
-
 def shuffled(sample: Sample, *, seed: int = 0) -> Sample:
     """The same rows in batches put together at random, as the plain code does."""
     order = np.random.default_rng(seed).permutation(len(sample.rows))

@@ -91,10 +91,10 @@ def endless(
         epoch += 1
 
 
-def in_order(lengths: Sequence[int] | np.ndarray, *, batch_size: int, row: int = ROW) -> list[np.ndarray]:
-    """All rows once, longest first, in batches of at most `batch_size` x `row` tokens: where order does not matter."""
+def in_order(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> list[np.ndarray]:
+    """All rows once, longest first, in batches of at most `batch_size` x `ROW` tokens: where order does not matter."""
     lengths = np.asarray(lengths)
-    return filled(lengths, np.argsort(-lengths, kind="stable"), batch_size * row)
+    return filled(lengths, np.argsort(-lengths, kind="stable"), batch_size * ROW)
 
 
 def _typical(lengths: np.ndarray, tokens: int) -> int:

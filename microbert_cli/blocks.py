@@ -96,25 +96,33 @@ def make_blocks(
     """Training and held-out blocks of a corpus; taken from the cache where the same were made before."""
     with cache.entry("blocks", _key(source, tokenizer, settings)) as (directory, ready):
         if not ready:
-            _write_tokens(
-                corpus.documents(source, limit=settings.documents, where=where, talk=talk), tokenizer, directory, talk
-            )
-            _write_blocks(directory, settings, _dtype(tokenizer), where)
-    return Blocks(directory, "train", tokenizer), Blocks(directory, "heldout", tokenizer)
+            documents = corpus.documents(source, limit=settings.documents, where=where, talk=talk)
+            cut_blocks(documents, tokenizer, settings, directory, talk=talk, where=where)
+    return _both(directory, tokenizer)
 
 
 def find_blocks(source: str, tokenizer: Any, settings: BlockSettings) -> tuple[Blocks, Blocks] | None:
     """Training and held-out blocks if they are in the cache; nothing is made."""
     directory = cache.find("blocks", _key(source, tokenizer, settings))
-    return (Blocks(directory, "train", tokenizer), Blocks(directory, "heldout", tokenizer)) if directory else None
+    return _both(directory, tokenizer) if directory else None
 
 
 def cut_blocks(
-    documents: Iterable[list[str]], tokenizer: Any, settings: BlockSettings, directory: Path, *, where: str = "corpus.source"
+    documents: Iterable[list[str]],
+    tokenizer: Any,
+    settings: BlockSettings,
+    directory: Path,
+    *,
+    talk: Talk = SILENT,
+    where: str = "corpus.source",
 ) -> tuple[Blocks, Blocks]:
-    """Training and held-out blocks of some documents, made in `directory`, past the cache: for a look at a sample."""
-    _write_tokens(documents, tokenizer, directory, SILENT)
+    """Training and held-out blocks of some documents, made in `directory`; by itself past the cache, for a look at a sample."""
+    _write_tokens(documents, tokenizer, directory, talk)
     _write_blocks(directory, settings, _dtype(tokenizer), where)
+    return _both(directory, tokenizer)
+
+
+def _both(directory: Path, tokenizer: Any) -> tuple[Blocks, Blocks]:
     return Blocks(directory, "train", tokenizer), Blocks(directory, "heldout", tokenizer)
 
 

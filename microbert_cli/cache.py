@@ -17,7 +17,7 @@ def root() -> Path:
 
 def find(kind: str, key: str) -> Path | None:
     """The entry's directory if it is there whole; nothing is made, nothing waited for."""
-    directory = root() / kind / key[:32]
+    directory = place(kind, key)
     return directory if (directory / "complete").is_file() else None
 
 

@@ -20,6 +20,7 @@ from microbert_cli.encoding import Encoded
 from microbert_cli.loop import Plan, Score, Trained, train
 from microbert_cli.manifest import write_text
 from microbert_cli.objective import Batch, Objective
+from microbert_cli.recipe import Phase as PhaseSpec
 from microbert_cli.recipe import Training
 from microbert_cli.tracking import SILENT, Talk
 
@@ -80,10 +81,12 @@ def make_plan(
     )
 
 
-def rows_a_batch(training: Training, lengths: Sequence[int] | np.ndarray) -> float:
-    """Rows in a batch, on average where a budget of tokens fills it."""
-    per_epoch = steps_per_epoch(lengths, training.batch_size, tokens=training.batch_tokens)
-    return len(lengths) / per_epoch if training.batch_tokens else training.batch_size
+def rows_asked(training: PhaseSpec, lengths: Sequence[int] | np.ndarray, seeds: Sequence[int]) -> int:
+    """How many rows a phase goes through with all seeds, of which the first tries every learning rate."""
+    runs = max(1, len(seeds)) - 1 + max(1, len(training.learning_rates))
+    size, tokens = training.batch_size, training.batch_tokens
+    rows = len(lengths) / steps_per_epoch(lengths, size, tokens=tokens) if tokens else size
+    return round(runs * make_plan("", training, lengths).steps * training.accumulate * rows)
 
 
 def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callable[[int], Iterator[Batch]]:

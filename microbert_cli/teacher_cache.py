@@ -19,10 +19,9 @@ asked batch by batch, as without a cache. Several processes fill an entry togeth
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,17 +95,18 @@ def remember(
             "precision": [settings.precision, numerics.precision, numerics.compile],
             "torch": torch.__version__,
             "device": teacher.device.type,
+            "chunk": (tokens := chunk_tokens(teacher.device.type)),
         }
     )
     if not processes.on_main(lambda: _fits(layout, key, settings, talk)):
         return teacher.ask
     with _entry(key) as (directory, ready):
-        kept = partial(Kept, directory, layout, want, pad_id, teacher.device.type)
         if not ready:
-            processes.on_main(lambda: kept(mode="r+").flush([]))
+            chunks = filled(layout.lengths, np.arange(layout.rows), tokens)
+            processes.on_main(lambda: Filling(directory, layout, chunks))
             with torch.inference_mode(), numerics.forward():
-                kept(mode="r+").fill(teacher, encoded, talk)
-    return kept().ask
+                Filling(directory, layout, chunks).fill(teacher, encoded, want, pad_id, talk)
+    return Kept(directory, layout).ask
 
 
 def chunk_tokens(device: str) -> int:
@@ -184,32 +184,15 @@ class Layout:
 
 
 class Kept:
-    """One entry: filled once, then asked from memory-mapped files."""
+    """One entry, asked from memory-mapped files."""
 
-    def __init__(
-        self, directory: Path, layout: Layout, want: Want, pad_id: int, device: str, *, mode: Literal["r", "r+"] = "r"
-    ):
-        self.layout, self.want, self.pad_id = layout, want, pad_id
-        self.chunks = filled(layout.lengths, np.arange(layout.rows), chunk_tokens(device))
-        self.files = {name: _mapped(directory / f"{name}.bin", *shape, mode) for name, shape in layout.shapes.items()}
-        self.done = _mapped(directory / "done.bin", (len(self.chunks),), "uint8", mode)
+    mode: Literal["r", "r+"] = "r"
+
+    def __init__(self, directory: Path, layout: Layout):
+        self.layout = layout
+        self.files = {name: _mapped(directory / f"{name}.bin", *shape, self.mode) for name, shape in layout.shapes.items()}
         self.token_offsets = np.concatenate([[0], np.cumsum(layout.lengths)])
         self.pair_offsets = np.concatenate([[0], np.cumsum(layout.lengths**2)])
-
-    def fill(self, teacher: Teacher, encoded: Encoded, talk: Talk) -> None:
-        """Asks the teacher about every chunk of ours that is not done; none is asked twice, even after a crash."""
-        written: list[int] = []
-        flushed = time.monotonic()
-        ours = np.arange(processes.rank(), len(self.chunks), processes.world())
-        for number in (missing := ours[self.done[ours] == 0].tolist()):
-            slots = self.chunks[number]
-            batch = encoded.batch(self.layout.first[slots], pad_id=self.pad_id)
-            self._write(slots, teacher.ask(teacher.carry(batch), self.want), batch["attention_mask"].numpy() > 0)
-            written.append(number)
-            if time.monotonic() - flushed > FLUSH_SECONDS or number == missing[-1]:
-                self.flush(written)
-                written, flushed = [], time.monotonic()
-            talk.progress("teacher", number + 1, len(self.chunks), rows=len(slots))
 
     def ask(self, batch: Batch, want: Want) -> Seen:
         """What the teacher shows of the rows `batch["rows"]`, padded as the batch is."""
@@ -227,21 +210,6 @@ class Kept:
                 layer: scores_BQKLA[:, :, :, i].permute(0, 3, 1, 2).float() for i, layer in enumerate(self.layout.scores)
             }
         return seen
-
-    def _write(self, slots: np.ndarray, seen: Seen, real_BT: np.ndarray) -> None:
-        if seen.logits is not None:
-            self.files["logits"][slots] = seen.logits.float().cpu().numpy()
-        width = real_BT.shape[1]
-        if self.layout.hidden:
-            stacked = torch.stack([seen.hidden[layer] for layer in self.layout.hidden], dim=2)
-            self._store("hidden", stacked, *self._tokens(slots, width))
-        if self.layout.scores:
-            stacked = torch.stack([seen.scores[layer].permute(0, 2, 3, 1) for layer in self.layout.scores], dim=3)
-            self._store("scores", stacked, *self._pairs(slots, width))
-
-    def _store(self, name: str, values: torch.Tensor, places: np.ndarray, real: np.ndarray) -> None:
-        kind = torch.float16 if self.layout.dtype == "float16" else torch.float32
-        self.files[name][places] = values.to(kind).cpu().numpy()[real]
 
     def _padded(self, name: str, places: np.ndarray, real: np.ndarray) -> torch.Tensor:
         file = self.files[name]
@@ -262,7 +230,48 @@ class Kept:
         real_BQK = (queries_Q1 < lengths_B11) & (keys_K < lengths_B11)
         return (self.pair_offsets[slots][:, None, None] + queries_Q1 * lengths_B11 + keys_K)[real_BQK], real_BQK
 
-    def flush(self, chunks: list[int]) -> None:
+
+class Filling(Kept):
+    """One entry being made: the same files, and which of the `chunks` of distinct rows are done."""
+
+    mode = "r+"
+
+    def __init__(self, directory: Path, layout: Layout, chunks: Sequence[np.ndarray]):
+        super().__init__(directory, layout)
+        self.chunks = chunks
+        self.done = _mapped(directory / "done.bin", (len(chunks),), "uint8", self.mode)
+
+    def fill(self, teacher: Teacher, encoded: Encoded, want: Want, pad_id: int, talk: Talk) -> None:
+        """Asks the teacher about every chunk of ours that is not done; none is asked twice, even after a crash."""
+        written: list[int] = []
+        flushed = time.monotonic()
+        ours = np.arange(processes.rank(), len(self.chunks), processes.world())
+        for number in (missing := ours[self.done[ours] == 0].tolist()):
+            slots = self.chunks[number]
+            batch = encoded.batch(self.layout.first[slots], pad_id=pad_id)
+            self._write(slots, teacher.ask(teacher.carry(batch), want), batch["attention_mask"].numpy() > 0)
+            written.append(number)
+            if time.monotonic() - flushed > FLUSH_SECONDS or number == missing[-1]:
+                self._flush(written)
+                written, flushed = [], time.monotonic()
+            talk.progress("teacher", number + 1, len(self.chunks), rows=len(slots))
+
+    def _write(self, slots: np.ndarray, seen: Seen, real_BT: np.ndarray) -> None:
+        if seen.logits is not None:
+            self.files["logits"][slots] = seen.logits.float().cpu().numpy()
+        width = real_BT.shape[1]
+        if self.layout.hidden:
+            stacked = torch.stack([seen.hidden[layer] for layer in self.layout.hidden], dim=2)
+            self._store("hidden", stacked, *self._tokens(slots, width))
+        if self.layout.scores:
+            stacked = torch.stack([seen.scores[layer].permute(0, 2, 3, 1) for layer in self.layout.scores], dim=3)
+            self._store("scores", stacked, *self._pairs(slots, width))
+
+    def _store(self, name: str, values: torch.Tensor, places: np.ndarray, real: np.ndarray) -> None:
+        kind = torch.float16 if self.layout.dtype == "float16" else torch.float32
+        self.files[name][places] = values.to(kind).cpu().numpy()[real]
+
+    def _flush(self, chunks: list[int]) -> None:
         """Writes the answers to disk, and then the word that those of `chunks` are there."""
         for file in self.files.values():
             file.flush()

@@ -13,7 +13,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.data import load_augmented
 from microbert_cli.layer_map import layer_map
 from microbert_cli.objective import Objective, make_terms
-from microbert_cli.phases import make_plan, rows_a_batch
+from microbert_cli.phases import make_plan, rows_asked
 from microbert_cli.planning import loads
 from microbert_cli.planning.costing import SMALL, Costs, evaluations
 from microbert_cli.planning.foreseen import Foreseen, Known
@@ -33,10 +33,7 @@ Losses = dict[str, tuple[float, dict[str, Any]]]
 
 def asked_once(costs: Costs, recipe: Recipe, name: str, spec: Phase, ask: Job, lengths: np.ndarray) -> bool:
     """Whether the teacher's answers come from the cache, which is then filled once; all rows are taken to be distinct."""
-    seeds = max(1, len(recipe.seeds))
-    plan = make_plan(name, spec, lengths)
-    runs = seeds - 1 + max(1, len(spec.learning_rates))
-    asks = round(runs * plan.steps * spec.accumulate * rows_a_batch(spec, lengths))
+    asks = rows_asked(spec, lengths, recipe.seeds)
     shown = ask.want.hidden | ask.want.scores
     if recipe.cache.teacher == "off" or recipe.teacher.dropout or asks <= len(lengths):
         return False

@@ -11,7 +11,7 @@ from microbert_cli.layer_map import layer_map
 from microbert_cli.models import Loaded
 from microbert_cli.objective import ANSWERED, Ask, LossTerm, Objective, make_terms
 from microbert_cli.output import working
-from microbert_cli.phases import Choices, Phase, make_plan, over_seeds, rows_a_batch, run_phases
+from microbert_cli.phases import Choices, Phase, over_seeds, rows_asked, run_phases
 from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.recipe import Phase as PhaseSpec
 from microbert_cli.stage import StageResult, sign, up_to_date
@@ -184,9 +184,6 @@ class _Distiller:
         """The teacher, through the cache. Under `reference` padding counts, and padding is not kept."""
         if self.recipe.normalisation == "reference" and (want.hidden or want.scores):
             return self.teacher.ask
-        seeds = max(1, len(self.recipe.seeds))
-        runs = seeds - 1 + max(1, len(spec.learning_rates))
-        plan = make_plan("", spec, rows.lengths)
         return remember(
             self.teacher,
             rows,
@@ -194,7 +191,7 @@ class _Distiller:
             asked_by=self.asked_by,
             pad_id=self.taught.tokenizer.pad_token_id,
             settings=CacheSettings(**self.recipe.cache.model_dump()),
-            asks=round(runs * plan.steps * spec.accumulate * rows_a_batch(spec, rows.lengths)),
+            asks=rows_asked(spec, rows.lengths, self.recipe.seeds),
             numerics=self.numerics,
             talk=self.talk,
         )
