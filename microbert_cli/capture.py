@@ -133,12 +133,21 @@ def _first_token_at_the_top(model: Any, want: Want) -> Iterator[None]:
     if not plain or want != Want(logits=True) or not isinstance(layers, nn.ModuleList) or _is_compiled(model):
         yield
         return
-    top = layers[-1]
-    layers[-1] = _FirstToken(top)
+    with _standing_in(layers, {len(layers) - 1: _FirstToken(layers[-1])}):
+        yield
+
+
+@contextmanager
+def _standing_in(layers: nn.ModuleList, others: Mapping[int, nn.Module]) -> Iterator[None]:
+    """For one forward pass: other modules in the places of some layers."""
+    own = {place: layers[place] for place in others}
     try:
+        for place, other in others.items():
+            layers[place] = other
         yield
     finally:
-        layers[-1] = top
+        for place, layer in own.items():
+            layers[place] = layer
 
 
 def _is_compiled(model: Any) -> bool:
@@ -166,19 +175,17 @@ def _only_what_is_read(encoder: Any, want: Want) -> Iterator[None]:
     stack = next((part for name in ("encoder", "transformer") if (part := getattr(encoder, name, None)) is not None), None)
     layers, pooler = getattr(stack, "layer", None), getattr(encoder, "pooler", None)
     deepest = max(want.hidden | want.scores, default=0) or 1  # what goes into the first layer is seen as it goes in
-    known = getattr(encoder.config, "model_type", None) in STACKED and isinstance(layers, nn.ModuleList)
-    above = {i: layer for i, layer in enumerate(layers) if i >= deepest} if known and not want.token_logits else {}  # type: ignore[arg-type]
+    if not isinstance(layers, nn.ModuleList) or encoder.config.model_type not in STACKED or want.token_logits:
+        layers = nn.ModuleList()
+    above = {place: _PassedOver(layers[place]) for place in range(deepest, len(layers))}
     try:
         if pooler is not None:
             encoder.pooler = None
-        for number, layer in above.items():
-            layers[number] = _PassedOver(layer)  # type: ignore[index]
-        yield
+        with _standing_in(layers, above):
+            yield
     finally:
         if pooler is not None:
             encoder.pooler = pooler
-        for number, layer in above.items():
-            layers[number] = layer  # type: ignore[index]
 
 
 def _attend(

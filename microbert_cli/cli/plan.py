@@ -6,7 +6,7 @@ import typer
 
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.options import Common, DataDir, TaskName, with_options
-from microbert_cli.cli.running import dry_run, explain, recipe_steps
+from microbert_cli.cli.running import recipe_steps
 
 if TYPE_CHECKING:
     from microbert_cli.planning.costing import StagePlan
@@ -42,13 +42,9 @@ def plan(
     """
     common.recipe = recipe_name or common.recipe
     resolved = common.resolve(task=task, data__folder=data)
-    if common.explain:
-        explain(resolved, as_json=common.as_json)
+    if (found := recipe_steps(common, resolved)) is None:
         return
-    steps, _ = recipe_steps(common, resolved)
-    if common.dry_run:
-        dry_run(steps, common)
-        return
+    steps, _ = found
     from microbert_cli import places
     from microbert_cli.planning.calibration import Calibration
     from microbert_cli.planning.costing import PRECISION

@@ -9,7 +9,7 @@ from microbert_cli import run_record
 from microbert_cli.cli.bench import show_report
 from microbert_cli.cli.console import show, show_json
 from microbert_cli.cli.options import Common, DataDir, TaskName, with_options
-from microbert_cli.cli.running import dry_run, explain, recipe_steps
+from microbert_cli.cli.running import recipe_steps
 from microbert_cli.stage import read_metrics
 from microbert_cli.wiring import Step
 
@@ -36,13 +36,9 @@ def run(
     """Runs all stages of a recipe; skips what is up to date and says why it runs the rest."""
     common.recipe = recipe_name or common.recipe
     resolved = common.resolve(task=task, data__folder=data)
-    if common.explain:
-        explain(resolved, as_json=common.as_json)
+    if (found := recipe_steps(common, resolved)) is None:
         return
-    planned, root = recipe_steps(common, resolved)
-    if common.dry_run:
-        dry_run(planned, common)
-        return
+    planned, root = found
     if not (common.force or common.include) and run_record.is_unchanged(root, resolved.name, planned):
         _show(common, root, [read_metrics(step.out) for step in planned], planned, unchanged=True)
         return

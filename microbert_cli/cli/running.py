@@ -37,8 +37,11 @@ def run_stage(kind: str, common: Common, resolved: Resolved, **options: Any) -> 
         talk.close()
 
 
-def recipe_steps(common: Common, resolved: Resolved) -> tuple[list[Step], Path]:
-    """The recipe's stages, and the folder they write to; raises M023 where it names none."""
+def recipe_steps(common: Common, resolved: Resolved) -> tuple[list[Step], Path] | None:
+    """The recipe's stages and the folder they write to; None where only a look was asked for. Raises M023 where it has none."""
+    if common.explain:
+        explain(resolved, as_json=common.as_json)
+        return None
     if not resolved.recipe.stages:
         raise MbertError(
             "M023",
@@ -48,7 +51,11 @@ def recipe_steps(common: Common, resolved: Resolved) -> tuple[list[Step], Path]:
             fix="Add the line, or run a single stage: mbert task-distill",
         )
     root = common.out or RUNS / resolved.name
-    return steps(resolved, root, common.catalog()), root
+    planned = steps(resolved, root, common.catalog())
+    if common.dry_run:
+        dry_run(planned, common)
+        return None
+    return planned, root
 
 
 def _root_with_inputs(root: Path, resolved: Resolved, common: Common) -> Path:
