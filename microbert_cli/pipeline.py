@@ -20,6 +20,7 @@ def run_step(step: Step, *, catalog: Catalog, talk: Talk = SILENT, **options: An
 
     Of several processes all run it together, or the main one alone where it is a stage that is not split.
     """
+    processes.keep_memory()
     processes.start(step.resolved.recipe.device)
     stage: Callable[..., StageResult] = import_module(f"microbert_cli.stages.{step.kind.replace('-', '_')}").run
     talk.note(f"{step.name}: {_inputs(step)}")

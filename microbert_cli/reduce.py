@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def squared_error(student: "Tensor", teacher: "Tensor") -> "Tensor":
+    """(student - teacher)^2 of every element, in float32; one pass each way over what may be the largest tensors of a step."""
+    from torch.nn.functional import mse_loss
+
+    return mse_loss(student.float(), teacher.float(), reduction="none")
+
+
 def mean_over_tokens(values_BTD: "Tensor", mask_BT: "Tensor") -> "Tensor":
     """sum over real tokens of mean_D(values) / number of real tokens.
 

@@ -5,7 +5,7 @@ task's labels by NAME, and its dev score is measured first: one that is hardly b
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -19,6 +19,7 @@ from microbert_cli.objective import Batch
 from microbert_cli.task import Task
 
 FEW = 4
+TOKENS = {"cpu": 1024, "cuda": 32_768}  # more at once is slower there: what a layer makes no longer stays in the cache
 
 
 class Teacher:
@@ -41,12 +42,21 @@ class Teacher:
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def ask(self, batch: Batch, want: Want) -> Seen:
-        """What the teacher shows of a batch, without gradients."""
+        """What the teacher shows of a batch, without gradients; a large batch goes through it piece by piece."""
         with torch.no_grad():
-            seen = look(self.model, batch, want)
+            seen = _joined([look(self.model, piece, want) for piece in self._pieces(batch, want)])
         if seen.logits is not None and self.columns:
             seen.logits = seen.logits[:, self.columns]
         return seen
+
+    def _pieces(self, batch: Batch, want: Want) -> Iterator[Batch]:
+        rows, width = batch["input_ids"].shape
+        step = max(1, tokens_at_once(self.device.type) // width)
+        if rows <= step or self.model.training or want.token_logits:
+            yield batch
+            return
+        for first in range(0, rows, step):
+            yield {name: value[first : first + step] for name, value in batch.items() if len(value) == rows}
 
     def logits(self, batch: Batch) -> np.ndarray:
         """[B, C] in the task's order, dropout off."""
@@ -56,6 +66,23 @@ class Teacher:
         self.model.train(training)
         assert seen.logits is not None
         return seen.logits.float().cpu().numpy()
+
+
+def tokens_at_once(device: str) -> int:
+    """As many tokens, padding included, as a device does best in one forward pass of a teacher."""
+    return TOKENS.get(device, TOKENS["cpu"])
+
+
+def _joined(pieces: list[Seen]) -> Seen:
+    """What was shown of a batch's pieces, as of the whole."""
+    if len(pieces) == 1:
+        return pieces[0]
+    first = pieces[0]
+    return Seen(
+        logits=None if first.logits is None else torch.cat([one.logits for one in pieces if one.logits is not None]),
+        hidden={layer: torch.cat([one.hidden[layer] for one in pieces]) for layer in first.hidden},
+        scores={layer: torch.cat([one.scores[layer] for one in pieces]) for layer in first.scores},
+    )
 
 
 def match_labels(loaded: Loaded, task: Task, order: list[str] | None, *, where: str) -> list[int] | None:

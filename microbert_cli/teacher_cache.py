@@ -34,12 +34,11 @@ from microbert_cli.capture import Seen, Want
 from microbert_cli.encoding import Encoded
 from microbert_cli.numerics import PLAIN, Numerics
 from microbert_cli.objective import Ask, Batch
-from microbert_cli.teacher import Teacher
+from microbert_cli.teacher import Teacher, tokens_at_once
 from microbert_cli.tracking import SILENT, Talk
 
 KIND = "teacher"
 FORMAT = 1
-TOKENS = {"cpu": 1024, "cuda": 32_768}  # a chunk: what the teacher is asked at once
 FLUSH_SECONDS = 5.0
 SHARE = 0.25  # of the free disk, where no budget is given
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -95,7 +94,7 @@ def remember(
             "precision": [settings.precision, numerics.precision, numerics.compile],
             "torch": torch.__version__,
             "device": teacher.device.type,
-            "chunk": (tokens := chunk_tokens(teacher.device.type)),
+            "chunk": (tokens := tokens_at_once(teacher.device.type)),
         }
     )
     if not processes.on_main(lambda: _fits(layout, key, settings, talk)):
@@ -107,11 +106,6 @@ def remember(
             with torch.inference_mode(), numerics.forward():
                 Filling(directory, layout, chunks).fill(teacher, encoded, want, pad_id, talk)
     return Kept(directory, layout).ask
-
-
-def chunk_tokens(device: str) -> int:
-    """Tokens of a chunk: as many as a device does best at once."""
-    return TOKENS.get(device, TOKENS["cpu"])
 
 
 @contextmanager

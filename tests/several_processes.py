@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli import models, processes, teacher_cache
+from microbert_cli import models, processes
 from microbert_cli.batching import endless
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
@@ -24,7 +24,7 @@ from microbert_cli.objective import Ask, Objective, make_terms
 from microbert_cli.phases import Phase, make_plan, row_batches
 from microbert_cli.recipe import Training
 from microbert_cli.scoring import logits_of
-from microbert_cli.teacher import Teacher
+from microbert_cli.teacher import TOKENS, Teacher
 from microbert_cli.teacher_cache import CacheSettings, remember
 
 LONGEST = 12
@@ -91,7 +91,7 @@ def distil(
 
 def from_cache(teacher: Teacher, rows: Encoded, want: Want) -> Ask:
     """An entry of its own for every number of processes, which fill it together, a few rows at a time."""
-    teacher_cache.TOKENS["cpu"] = 24
+    TOKENS["cpu"] = 24
     key = {"processes": processes.world()}
     return remember(teacher, rows, want, asked_by=key, pad_id=0, settings=CacheSettings(precision="fp32"))
 

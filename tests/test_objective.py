@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import tiny_bert
 
-from microbert_cli import models
+from microbert_cli import models, teacher
 from microbert_cli.capture import Want, look
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
@@ -213,3 +213,16 @@ def test_permuted_columns_of_the_teacher_are_put_in_order(places, batch):
     loaded = load(places, "teacher")
     plain, permuted = Teacher(loaded).logits(batch), Teacher(loaded, [2, 0, 1]).logits(batch)
     assert (permuted == plain[:, [2, 0, 1]]).all()
+
+
+def test_a_large_batch_goes_through_the_teacher_in_pieces(places, batch, monkeypatch):
+    asked = Teacher(load(places, "teacher"))
+    want = Want(logits=True, hidden=frozenset({0, 2}), scores=frozenset({4}))
+    whole = asked.ask(batch, want)
+    rows, width = batch["input_ids"].shape
+    monkeypatch.setitem(teacher.TOKENS, "cpu", 2 * width)
+    seen = []
+    asked.model.register_forward_pre_hook(lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True)
+    pieces = asked.ask({**batch, "token_positions": batch["input_ids"].new_zeros(rows + 1)}, want)
+    assert seen == [2] * (rows // 2) + [1] * (rows % 2)
+    torch.testing.assert_close([pieces.logits, pieces.hidden, pieces.scores], [whole.logits, whole.hidden, whole.scores])

@@ -9,7 +9,7 @@ from microbert_cli import api, cache, models, teacher_cache
 from microbert_cli.capture import Want
 from microbert_cli.encoding import encode
 from microbert_cli.rows import Rows
-from microbert_cli.teacher import Teacher
+from microbert_cli.teacher import TOKENS, Teacher
 from microbert_cli.teacher_cache import CacheSettings, in_bytes, remember
 from microbert_cli.tracking import Talk
 
@@ -106,7 +106,7 @@ def test_what_differs_misses(loaded, encoded, changed):
 
 
 def test_a_stopped_pass_goes_on_where_it_was(loaded, encoded, monkeypatch):
-    monkeypatch.setitem(teacher_cache.TOKENS, "cpu", 8)
+    monkeypatch.setitem(TOKENS, "cpu", 8)
     monkeypatch.setattr(teacher_cache, "FLUSH_SECONDS", 0.0)
 
     class Dies(Counted):

@@ -11,7 +11,7 @@ Source: TinyBERT, attention loss on unnormalised scores; the arithmetic of `refe
 
 from torch import Tensor
 
-from microbert_cli.reduce import mean_over_elements, mean_over_pairs
+from microbert_cli.reduce import mean_over_elements, mean_over_pairs, squared_error
 
 needs = {"scores", "mask"}
 over = "layers"
@@ -19,10 +19,9 @@ over = "layers"
 
 def attention_scores(student_BAQK: Tensor, teacher_BAQK: Tensor, mask_BT: Tensor, *, normalisation: str = "masked") -> Tensor:
     """One layer's term; see the module's formula."""
-    student_BAQK, teacher_BAQK = student_BAQK.float(), teacher_BAQK.float()
     if normalisation != "reference":
-        return mean_over_pairs((student_BAQK - teacher_BAQK).square(), mask_BT)
-    return mean_over_elements((_as_released(student_BAQK, mask_BT) - _as_released(teacher_BAQK, mask_BT)).square())
+        return mean_over_pairs(squared_error(student_BAQK, teacher_BAQK), mask_BT)
+    return mean_over_elements(squared_error(_as_released(student_BAQK, mask_BT), _as_released(teacher_BAQK, mask_BT)))
 
 
 def _as_released(scores_BAQK: Tensor, mask_BT: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Source: TinyBERT, embedding-layer loss; the map is shared with the hidden states
 
 from torch import Tensor
 
-from microbert_cli.reduce import mean_over_elements, mean_over_tokens
+from microbert_cli.reduce import mean_over_elements, mean_over_tokens, squared_error
 
 needs = {"hidden", "mask"}
 over = "embedding"
@@ -19,5 +19,5 @@ projects = "hidden"
 
 def embedding(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor, *, normalisation: str = "masked") -> Tensor:
     """The layer-0 term; see the module's formula."""
-    square_BTD = (student_BTD.float() - teacher_BTD.float()).square()
+    square_BTD = squared_error(student_BTD, teacher_BTD)
     return mean_over_elements(square_BTD) if normalisation == "reference" else mean_over_tokens(square_BTD, mask_BT)

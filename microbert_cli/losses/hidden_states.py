@@ -12,7 +12,7 @@ notation suggests one without bias.
 
 from torch import Tensor
 
-from microbert_cli.reduce import mean_over_elements, mean_over_tokens
+from microbert_cli.reduce import mean_over_elements, mean_over_tokens, squared_error
 
 needs = {"hidden", "mask"}
 over = "layers"
@@ -21,5 +21,5 @@ projects = "hidden"
 
 def hidden_states(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor, *, normalisation: str = "masked") -> Tensor:
     """One layer's term; see the module's formula."""
-    square_BTD = (student_BTD.float() - teacher_BTD.float()).square()
+    square_BTD = squared_error(student_BTD, teacher_BTD)
     return mean_over_elements(square_BTD) if normalisation == "reference" else mean_over_tokens(square_BTD, mask_BT)

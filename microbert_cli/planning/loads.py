@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from microbert_cli.batching import epoch_batches, filled, in_order
-from microbert_cli.teacher_cache import chunk_tokens
+from microbert_cli.teacher import tokens_at_once
 
 Shape = tuple[int, int]
 EXACT = 3_000_000  # rows drawn batch by batch; of what a longer training sees, whole epochs are taken to be alike
@@ -88,7 +88,7 @@ def answering(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> Load:
 def at_once(lengths: Sequence[int] | np.ndarray, device: str) -> Load:
     """All rows once, as the teacher's cache is filled."""
     lengths = np.sort(np.asarray(lengths))[::-1]
-    return of_batches(lengths[rows] for rows in filled(lengths, np.arange(len(lengths)), chunk_tokens(device)))
+    return of_batches(lengths[rows] for rows in filled(lengths, np.arange(len(lengths)), tokens_at_once(device)))
 
 
 def of_batches(batches: Iterable[np.ndarray], pad_to: int | None = None) -> Load:
