@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
+from microbert_cli.shown import shortened, shown
+
 
 class Exit(IntEnum):
     """Exit codes of the `mbert` command."""
@@ -49,13 +51,16 @@ class MbertError(Exception):
     allowed  what is allowed, nearest match first
     fix      the command or edit that mends it
     told     what was measured before a check failed
+
+    The parts quote what users and files say, so they are made harmless here, once for terminal, JSON and Python.
     """
 
     told: Mapping[str, Any] = {}
 
     def __init__(self, code: str, what: str, *, where: str, allowed: str, fix: str):
-        super().__init__(what)
-        self.code, self.what, self.where, self.allowed, self.fix = code, what, where, allowed, fix
+        self.code = code
+        self.what, self.where, self.allowed, self.fix = (shown(shortened(part)) for part in (what, where, allowed, fix))
+        super().__init__(self.what)
 
     @property
     def exit_code(self) -> Exit:

@@ -18,6 +18,7 @@ from typing import Any
 
 from microbert_cli import processes
 from microbert_cli.errors import MbertError
+from microbert_cli.shown import without_secrets
 from microbert_cli.version import __version__
 
 FILE = "manifest.json"
@@ -126,7 +127,7 @@ def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: 
         "finished": now(),
         **facts,
     }
-    write_text(directory / FILE, json.dumps(manifest, indent=2, default=str) + "\n")
+    write_text(directory / FILE, without_secrets(json.dumps(manifest, indent=2, default=str)) + "\n")
     return manifest
 
 
@@ -147,9 +148,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def command_line() -> list[str]:
-    """The command as typed, with the program's bare name."""
+    """The command as typed, with the program's bare name, and without secrets."""
     name = Path(sys.argv[0]).name
-    return ["mbert" if name == "__main__.py" else name, *sys.argv[1:]]
+    return ["mbert" if name == "__main__.py" else name, *map(without_secrets, sys.argv[1:])]
 
 
 def now() -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from microbert_cli import processes
 from microbert_cli.errors import Exit, MbertError
+from microbert_cli.shown import harmless, shown
 from microbert_cli.tracking import Talk
 
 INTERVAL = 10.0
@@ -37,11 +39,11 @@ class ConsoleTalk(Talk):
     def note(self, text: str) -> None:
         if not self.quiet:
             self._stop_bars()
-            self.console.print(escape(text))
+            self.console.print(escape(shown(text)))
 
     def warn(self, text: str) -> None:
         self._stop_bars()
-        self.console.print(f"[yellow]warning:[/yellow] {escape(text)}")
+        self.console.print(f"[yellow]warning:[/yellow] {escape(shown(text))}")
 
     def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
         if self.quiet:
@@ -94,10 +96,19 @@ def show_error(error: MbertError) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(escape(str(error)), style="bold", markup=True)
 
 
+def show_traceback() -> None:
+    """Where the error at hand was raised, on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(shown(traceback.format_exc().rstrip()), markup=False)
+
+
 def show(text: str) -> None:
-    """One line of the main process's result. Where nobody reads any more (`| head`) the command ends, as others do."""
+    """One line of the main process's result. Where nobody reads any more (`| head`) the command ends, as others do.
+
+    A terminal gets no control characters; a file or pipe gets every byte, and what is no character written out.
+    """
     if not processes.is_main():
         return
+    text = harmless(text) if sys.stdout.isatty() else text.encode(errors="backslashreplace").decode()
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -116,7 +127,7 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bo
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(harmless(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, highlight=False, stderr=err, quiet=err and not processes.is_main())
     if err:

@@ -9,6 +9,7 @@ import typer
 
 from microbert_cli.cli.console import show, show_json
 from microbert_cli.manifest import PACKAGES
+from microbert_cli.shown import without_secrets
 from microbert_cli.version import __version__
 
 SETTINGS = ("MBERT_DATA", "MBERT_CACHE", "MBERT_DEVICE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "OMP_NUM_THREADS")
@@ -24,7 +25,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="One JSON object on
     facts = {"mbert": __version__, "python": platform.python_version(), "system": platform.platform()}
     facts |= {"cores": str(os.cpu_count())}
     facts |= {name: _version(name) for name in PACKAGES}
-    facts |= {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    facts |= {name: without_secrets(os.environ[name]) for name in SETTINGS if name in os.environ}
     if as_json:
         show_json(facts)
     else:

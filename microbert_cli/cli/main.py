@@ -3,14 +3,13 @@
 import os
 import sys
 import time
-import traceback
 from importlib import import_module
 from typing import Any, NoReturn
 
 import typer
 
 from microbert_cli import processes
-from microbert_cli.cli.console import show, show_error, show_json, talk_console
+from microbert_cli.cli.console import show, show_error, show_json, show_traceback, talk_console
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.version import __version__
 
@@ -66,7 +65,7 @@ def main() -> None:
             talk_console().print(f"stopped by {error}; the same command goes on from here", markup=False)
             sys.exit(int(code))
         _let_main_speak()
-        traceback.print_exc()
+        show_traceback()
         talk_console().print(
             f"[B070] this is a bug in mbert {__version__}, not your mistake. The report should hold the above and `mbert env`.",
             markup=False,
@@ -90,7 +89,7 @@ def _refuse(error: MbertError) -> NoReturn:
     if "--json" in sys.argv:
         show_json({**error.told, "error": error.as_dict()})
     if "-v" in sys.argv or "--verbose" in sys.argv:
-        traceback.print_exc()
+        show_traceback()
     sys.exit(int(error.exit_code))
 
 
