@@ -91,7 +91,7 @@ def read_json(path: Path, *, where: str) -> dict[str, Any]:
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return value
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise sources.unreadable(path.parent, where, error) from error
 
 

@@ -84,7 +84,9 @@ def read_back(directory: Path) -> Any:
     """The classifier as transformers alone reads it from `directory`, with no help of this package."""
     from transformers import AutoModelForSequenceClassification
 
-    return AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+    return AutoModelForSequenceClassification.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
 
 
 def parity_batches(rows: Sequence[Row], pad: int, *, longest: int) -> Iterator[Batch]:

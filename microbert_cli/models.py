@@ -1,8 +1,9 @@
 """Loads and builds models; refuses silent surprises.
 
 A source is a directory or a Hub id. What transformers would only print - missing or unexpected weights - is an error unless it
-is a head that training will make. Weights come as float32, a configuration is never shared between two models, and no pickle
-is executed: safetensors, or `torch.load(weights_only=True)` inside transformers for foreign `.bin` files.
+is a head that training will make. Weights come as float32, a configuration is never shared between two models. Nothing that a
+directory brings is executed: weights are safetensors, or `.bin` read by `torch.load(weights_only=True)` inside transformers;
+code beside a model or named by it is neither run nor asked about, nor handed on to what is made of the model.
 """
 
 import copy
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from microbert_cli import checkpoint, counting, sources
@@ -34,6 +36,8 @@ IGNORED = (
     r"(.*\.)?(position_ids|fit_dense\..*|cls\..*|lm_head\..*|(pre_|sop_)?classifier\..*|pooler\..*|vocab_.*|score\..*)"
     r"|(generator_|discriminator_)?predictions\..*|generator_lm_head\..*|head\..*|decoder\..*"
 )
+
+NO_CODE = {"trust_remote_code": False}  # left out, transformers asks on stdin, where `mbert predict` is given texts
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -83,19 +87,46 @@ def load(
     model, info = _from_pretrained(path, kind, config, where, seed)
     new = _check_weights(info, kind, where, path, new_head)
     show_scores(model)
-    return Loaded(model, load_tokenizer(path, config, where=where), str(source), new, checkpoint.read_projection(path))
+    return Loaded(model, load_tokenizer(path, config, where=where), str(source), new, _projection(path, where))
 
 
 def read_config(path: str | Path, *, where: str) -> Any:
     """The configuration of a checkpoint; released TinyBERT files name no model_type, and are BERT."""
     try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+        return _without_code(AutoConfig.from_pretrained(path, **NO_CODE))
+    except Exception as error:  # a foreign file fails in more ways than can be listed
         raw = checkpoint.read_json(Path(path) / "config.json", where=where)
+        if "auto_map" in raw:
+            raise _brings_code(path, where) from error
         if "model_type" in raw or "num_hidden_layers" not in raw:
             raise sources.unreadable(path, where, error) from error
         known = {key: value for key, value in raw.items() if key not in ("pre_trained", "training")}
-        return transformers.BertConfig(**known)
+        return _without_code(transformers.BertConfig(**known))
+
+
+def _projection(path: Path, where: str) -> dict[str, torch.Tensor] | None:
+    try:
+        return checkpoint.read_projection(path)
+    except SafetensorError as error:
+        raise sources.unreadable(path, where, error) from error
+
+
+def _without_code(config: Any) -> Any:
+    """The configuration without what names code: files to run, and attention kernels to fetch from the Hub."""
+    for name in ("auto_map", "custom_pipelines"):
+        config.__dict__.pop(name, None)
+    config._attn_implementation = None
+    return config
+
+
+def _brings_code(path: str | Path, where: str) -> MbertError:
+    return MbertError(
+        "M374",
+        "this model is code of its own, and code from a model's directory is never run",
+        where=f"{where} {path}",
+        allowed="A model of an architecture that transformers itself has, such as BERT, RoBERTa, DistilBERT, ELECTRA.",
+        fix="Choose another model, or convert this one to such an architecture.",
+    )
 
 
 def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
@@ -104,9 +135,12 @@ def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
     transformers builds a tokenizer of nothing but special tokens from a wrong argument or a missing vocabulary, without a word.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, config=config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, config=config, **NO_CODE)
+    except Exception as error:  # as above; the Rust below raises bare exceptions
         raise sources.unreadable(path, where, error) from error
+    # Both would be written beside what is made of the model: templates under names of their own, and a call for code.
+    tokenizer.chat_template, tokenizer._auto_map = None, None
+    tokenizer.init_kwargs.pop("auto_map", None)
     size, rows = len(tokenizer), config.vocab_size
     if size > rows or size <= len(tokenizer.all_special_ids):
         raise MbertError(
@@ -139,7 +173,7 @@ def build(
     fields |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if like is not None and "max_position_embeddings" not in student:
         fields["max_position_embeddings"] = like.max_position_embeddings
-    config = AutoConfig.for_model(student["model_type"], **fields)
+    config = _without_code(AutoConfig.for_model(student["model_type"], **fields))
     _set_labels(config, labels, num_labels)
     if config.hidden_size % config.num_attention_heads:
         raise MbertError(
@@ -150,7 +184,7 @@ def build(
             fix="Choose another student: mbert list students",
         )
     torch.manual_seed(seed)
-    model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32)
+    model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
     show_scores(model)
     return model
 
@@ -203,18 +237,16 @@ def _set_labels(config: Any, labels: list[str] | None, num_labels: int | None) -
 
 
 def _from_pretrained(path: Path, kind: str, config: Any, where: str, seed: int) -> tuple[Any, dict[str, Any]]:
-    from safetensors import SafetensorError
-
     factory = getattr(transformers, CLASSES[kind])
     try:
         torch.manual_seed(seed)
         model, info = factory.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **NO_CODE
         )
         return model, info
     except pickle.UnpicklingError:
         raise sources.unreadable(path, where, checkpoint.NOT_TENSORS) from None
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+    except Exception as error:  # as above
         raise sources.unreadable(path, where, error) from error
 
 

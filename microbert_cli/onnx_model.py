@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from microbert_cli import counting
 from microbert_cli.capture import input_names
 from microbert_cli.errors import MbertError
+from microbert_cli.models import read_config
 
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 MOST_BYTES = 2**31 - 2**25  # one ONNX file is one protocol buffer, and those end at 2 GiB
@@ -196,9 +197,7 @@ def _chosen(path: Path, precision: str | None) -> str:
 
 
 def _config(directory: Path) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(directory, local_files_only=True)
+    return read_config(directory, where="model")
 
 
 def _session(path: Path, threads: int) -> Any:

@@ -137,7 +137,7 @@ class Foreseen:
                 self._sample(recipe, source)
                 self._train_vocabulary(recipe, source, directory)
             seconds = float((directory / "seconds").read_text(encoding="utf-8"))
-            return AutoTokenizer.from_pretrained(directory), seconds
+            return AutoTokenizer.from_pretrained(directory, trust_remote_code=False), seconds
 
     def blocks(self, recipe: Recipe, source: str, tokenizer: Any) -> Cut:
         """The corpus's blocks; free where they are in the cache, or an earlier stage of this run will have made them."""
