@@ -2,6 +2,8 @@
 
 Nothing is imported to list or check a name: what a loss needs and which parameters it has is read with `ast`, so a recipe
 is validated before torch is. A name with upper-case letters is a pattern: `bert-LxH.toml` serves `bert-4x312`.
+A TOML file may also be named by its path, code never: it comes from this package or from `--include`, which only the command
+line has, so that no recipe can run code.
 """
 
 import ast
@@ -49,7 +51,7 @@ class Catalog:
         return sorted(self._files(kind))
 
     def path(self, kind: str, name: str, *, where: str) -> Path:
-        """The file behind a name, or behind a path to a file of the right kind; raises M005 with the nearest name."""
+        """The file behind a name, or behind a path to a TOML file; raises M005 with the nearest name, M040 for code."""
         for error in self.check(kind, name, where):
             raise error
         found = self._find(kind, name)
@@ -58,7 +60,15 @@ class Catalog:
 
     def check(self, kind: str, name: str, where: str) -> Iterable[MbertError]:
         """The error a wrong name deserves, or nothing."""
-        if self._find(kind, name) is None:
+        if Path(name).suffix == ".py" and ".py" in SUFFIXES[kind]:
+            yield MbertError(
+                "M040",
+                f'"{name}" is a file of code, and code is not named by its path',
+                where=where,
+                allowed=f"Known {kind}: {nearest(Path(name).stem, self.names(kind))}",
+                fix=f"If you trust it: put it into DIR/{kind}/, name it {Path(name).stem}, and type --include DIR.",
+            )
+        elif self._find(kind, name) is None:
             yield MbertError(
                 "M005",
                 f'there is no {_singular(kind)} "{name}"',
@@ -108,7 +118,7 @@ class Catalog:
 
     def _find(self, kind: str, name: str) -> Path | None:
         path = Path(name)
-        if path.suffix in SUFFIXES[kind] and path.is_file():
+        if path.suffix == ".toml" and ".toml" in SUFFIXES[kind] and path.is_file():
             return path
         files = self._files(kind)
         if name in files:

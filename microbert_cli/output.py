@@ -169,6 +169,8 @@ def _is_done(out: Path, identity: Identity, renew: bool, talk: Talk) -> bool:
 
 def _begin(out: Path, stage: str, identity: Identity, resume: bool, talk: Talk) -> Work:
     partial = manifest.partial_path(out)
+    if resume or out.is_symlink():
+        _refuse_links(out, partial)
     begun = {"stage": stage, "identity_hash": manifest.digest(identity), "argv": manifest.command_line()}
     if partial.is_dir():
         if resume and _begun(partial) == begun["identity_hash"]:
@@ -182,6 +184,22 @@ def _begin(out: Path, stage: str, identity: Identity, resume: bool, talk: Talk) 
         _drop_untouched(partial)
         raise cannot_write(error, out) from error
     return Work(out, partial)
+
+
+def _refuse_links(out: Path, partial: Path) -> None:
+    """Begun work may come from elsewhere; through a link in it, what is written would leave the directory."""
+    if link := next((path for path in (out, partial, *partial.rglob("*")) if path.is_symlink()), None):
+        raise MbertError(
+            "M370",
+            "this is a link, and what is written here must not leave the directory",
+            where=str(link),
+            allowed="Begun work as mbert left it: files and folders, no links.",
+            fix="Look where it leads; to move it aside and begin anew: the same command with --force",
+        )
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _begun(partial: Path) -> str | None:
@@ -201,7 +219,7 @@ def _publish(work: Work) -> None:
 
 
 def _aside(path: Path, talk: Talk) -> None:
-    if not path.exists():
+    if not (path.exists() or path.is_symlink()):
         return
     number = 1
     while (target := path.with_name(f"{path.name}.old-{number}")).exists():
@@ -223,7 +241,7 @@ def _locked(out: Path) -> Iterator[None]:
     made = [parent for parent in out.parents if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        lock = out.with_name(f".{out.name}.lock").open("w")
+        lock = open(out.with_name(f".{out.name}.lock"), "w", opener=_not_through_a_link)
     except OSError as error:
         raise cannot_write(error, out) from error
     try:

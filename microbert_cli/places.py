@@ -1,6 +1,5 @@
 """What a name in a recipe stands for: a directory, a Hub id, or a description in the catalogue; and on which device."""
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.models import Loaded
 from microbert_cli.task import Task
+from microbert_cli.toml_files import read_toml
 
 
 def is_description(name: str, catalog: Catalog) -> bool:
@@ -20,7 +20,7 @@ def is_description(name: str, catalog: Catalog) -> bool:
 
 def describe(name: str, catalog: Catalog) -> dict[str, Any]:
     """A student's TOML with its pattern's numbers filled in: `4 * H` becomes 1248 for `bert-4x312`."""
-    fields = tomllib.loads(catalog.path("students", name, where="student").read_text(encoding="utf-8"))
+    fields = read_toml(catalog.path("students", name, where="student"), "students")
     numbers = catalog.numbers("students", name)
     return {key: _fill(value, numbers) for key, value in fields.items()}
 

@@ -4,6 +4,7 @@ A table that has one main key may be written as that key's value: `corpus = "pyt
 `losses.hidden_states = 1.0` means `losses.hidden_states.weight`. SHORTHAND lists them.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +16,7 @@ Normalisation = Literal["masked", "reference"]
 LayerMap = Literal["uniform", "first", "last"] | list[int]
 
 SHORTHAND = {"data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size"}
+FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases
 NUMERICS = ("precision", "tf32", "compile")
 STAGES = ("pretrain", "finetune", "general-distill", "augment", "task-distill", "evaluate", "export", "report")
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
-from microbert_cli.recipe import SHORTHAND, STAGES, Recipe
+from microbert_cli.recipe import FOLDER_NAME, SHORTHAND, STAGES, Recipe
 from microbert_cli.toml_files import read_toml
 
 Flat = dict[str, Any]
@@ -260,6 +260,8 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     """Names of losses, stages, students, tasks and augmenters; on raw values, so that all errors come at once."""
     for key, name, parameters in _losses(values):
         yield from _check_loss(key, name, parameters, catalog, origins)
+    for key in ("variant", "phases"):
+        yield from (_no_folder(key, name, origins) for name in _table_at(values, key) if not FOLDER_NAME.fullmatch(name))
     for stage in _texts(values.get("stages")):
         yield from _check_stage(stage, values, origins)
     named = [("students", "student", values.get("student")), ("tasks", "task", values.get("task"))]
@@ -310,6 +312,16 @@ def _check_stage(stage: str, values: Mapping[str, Any], origins: Mapping[str, st
             allowed=f"Stages and this recipe's variants: {nearest(stage, [*STAGES, *variants])}",
             fix="Name a stage, or define it: [variant.NAME]",
         )
+
+
+def _no_folder(key: str, name: str, origins: Mapping[str, str]) -> MbertError:
+    return MbertError(
+        "M041",
+        f'"{name}" cannot be a name here: a folder of the output is called so',
+        where=f"{_origin(f'{key}.{name}', origins)}, {key}",
+        allowed="Up to 100 letters, digits, spaces and _ - + . of which the first is a letter, digit or _.",
+        fix=f"Rename the table: [{key}.NAME]",
+    )
 
 
 def _check_loss(

@@ -5,6 +5,7 @@ source calls them where it calls them otherwise. Splits are train, dev, test, or
 dev_mismatched.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -139,6 +140,13 @@ class Submission(Strict):
             rest = {key: value for key, value in values.items() if key != "file"}
             return {**rest, "files": {"test": values["file"]}}
         return values
+
+    @field_validator("files")
+    @classmethod
+    def _plain_names(cls, files: dict[str, str]) -> dict[str, str]:
+        if wrong := [name for name in files.values() if not re.fullmatch(r"\w[\w.-]*", name)]:
+            raise ValueError(f'"{wrong[0]}" is no plain file name such as RTE.tsv')
+        return files
 
 
 class Task(Strict):

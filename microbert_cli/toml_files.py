@@ -19,7 +19,7 @@ def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
             allowed=f"An existing TOML file, or a name of the catalogue's {kind}.",
             fix=f"See them: mbert list {kind}",
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # too many digits or brackets are none of tomllib's own errors
         raise MbertError(
             "M001",
             f"this is not valid TOML: {error}",

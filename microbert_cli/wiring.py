@@ -30,9 +30,9 @@ class Step:
 def default_root(resolved: Resolved, *, explicit: bool) -> Path:
     """`runs/<recipe>` for a named recipe, else `runs/<task>` or that of the user's own file, else `runs/mbert`."""
     if explicit:
-        return RUNS / resolved.name
+        return RUNS / (resolved.name.strip(".") or "mbert")
     named = resolved.recipe.task or resolved.recipe.data.train_file or "mbert"
-    return RUNS / Path(named).name.split(".")[0]
+    return RUNS / (Path(named).name.split(".")[0] or "mbert")
 
 
 def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
