@@ -4,9 +4,9 @@ Sources: `python-docs` (built in), a text file, the same gzipped, a Parquet file
 data set as `owner/name:config`. In text files a blank line ends a document. A Parquet row is a document.
 """
 
-import gzip
 import hashlib
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import islice
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from microbert_cli import manifest, python_docs
 from microbert_cli.errors import MbertError
+from microbert_cli.packed import lines, open_gzip
 from microbert_cli.sources import is_hub_id
 from microbert_cli.tracking import SILENT, Talk
 
@@ -87,15 +88,15 @@ def _lines(path: Path, where: str) -> Iterator[Document]:
 
 
 def _text(path: Path, where: str) -> Iterator[str]:
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    opened = open_gzip(path) if path.suffix == ".gz" else path.open("rb")
     try:
         with opened as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(lines(file, str(path)), 1):
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise _damaged(f"{path}, line {number}", where, f"this is not UTF-8: {error.reason}") from None
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+    except (EOFError, zlib.error, OSError) as error:
         raise _damaged(str(path), where, str(error)) from error
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli.errors import MbertError, nearest
+from microbert_cli.packed import open_gzip
 from microbert_cli.tracking import SILENT, Talk
 
 LARGEST_CELL = 2**31 - 1
@@ -74,7 +75,7 @@ def read_table(
     quoting           of CSV and TSV: whether "..." encloses a cell
     header            whether the first row names the columns; without, they are named 0, 1, ...
     skip_broken_rows  how many rows with a wrong number of columns are passed over, with one warning
-    Raises M252 (not there), M350 (width of a row), M353 (not UTF-8), M354 (quotes), M355 (JSON), M356 (damaged), M357.
+    Raises M252 (not there), M350 (width of a row), M353 (not UTF-8), M354 (quotes), M355 (JSON), M356 (damaged), M357, M371.
     """
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix == ".parquet":
@@ -90,7 +91,7 @@ def read_table(
 def _bytes(path: Path) -> bytes:
     try:
         if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
+            with open_gzip(path) as file:
                 return file.read()
         return path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -205,6 +206,8 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
         found = json.loads(line)
     except json.JSONDecodeError as error:
         raise _not_json(path, number, f"this is not JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # too many digits, too many brackets
+        raise _not_json(path, number, f"this is not JSON that can be read: {error}") from None
     if not isinstance(found, dict):
         raise _not_json(path, number, "this is JSON, but no object")
     return found

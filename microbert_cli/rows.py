@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from microbert_cli.errors import MbertError, nearest
+from microbert_cli.packed import TEXT, check_text
 from microbert_cli.readers import Table
 from microbert_cli.task import ColumnName, Task
 from microbert_cli.tracking import SILENT, Talk
@@ -88,7 +89,7 @@ def from_table(
 
     columns  logical name -> name or position in the table, where they differ
     row_id   the column that names a row: the first of these that is there
-    The label column may be missing in test splits alone. Raises M253 (no such column), M351 (label), M352 (text), M359.
+    The label column may be missing in test splits alone. Raises M253 (no such column), M351 (label), M352 (text), M359, M373.
     """
     real = {name: name for name in (*task.text, task.label.column)} | dict(columns or {})
     texts = _texts(table, task, real, talk)
@@ -108,6 +109,8 @@ def _texts(table: Table, task: Task, real: Mapping[str, ColumnName], talk: Talk)
         for row, text in enumerate(column):
             if not isinstance(text, str):
                 raise _bad_text(f'the text in column "{name}" is {_kind(text)}', table.where(row))
+            if len(text) > TEXT:
+                check_text(text, table.where(row))
             if not text or text.isspace():
                 if not task.allow_empty:
                     raise _bad_text(f'the text in column "{name}" is empty', table.where(row))

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from microbert_cli import cache
+from microbert_cli import cache, packed
 from microbert_cli.errors import MbertError
 from microbert_cli.manifest import digest, file_digest
 from microbert_cli.tracking import SILENT, Talk
@@ -190,8 +190,8 @@ def _cached(path: Path, member: str | None, limit: int, talk: Talk, where: str) 
 def _opened(path: Path, member: str | None, talk: Talk, where: str) -> Iterator[Iterator[bytes]]:
     try:
         with _stream(path, member, talk, where) as stream:
-            yield iter(stream)
-    except (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            yield packed.lines(stream, str(path))
+    except (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:  # the last: a password
         raise MbertError(
             "M343",
             f"this archive is damaged: {error}",
@@ -203,10 +203,11 @@ def _opened(path: Path, member: str | None, talk: Talk, where: str) -> Iterator[
 
 def _stream(path: Path, member: str | None, talk: Talk, where: str) -> IO[bytes]:
     if path.suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]
+        return packed.open_gzip(path)
     if path.suffix != ".zip":
         return path.open("rb")
     archive = zipfile.ZipFile(path)
+    packed.check_zip(archive, path)
     sizes = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
     chosen = member or max(sizes, key=lambda name: sizes[name], default="")
     if chosen not in sizes:

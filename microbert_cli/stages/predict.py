@@ -1,7 +1,7 @@
 """Labels for texts: lines, a table's columns, or a stream."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -9,6 +9,7 @@ from microbert_cli import answering, manifest, scoring
 from microbert_cli.data import Rows
 from microbert_cli.encoding import encode
 from microbert_cli.errors import MbertError
+from microbert_cli.packed import check_text
 from microbert_cli.readers import read_table
 from microbert_cli.tracking import SILENT, Talk
 
@@ -43,14 +44,16 @@ def read_inputs(
         raise _two_inputs(file)
     if columns:
         table = read_table(file)
-        return list(zip(*([str(value) for value in table.column(name)] for name in columns), strict=True))
+        rows = [tuple(map(str, row)) for row in zip(*map(table.column, columns), strict=True)]
+        return _not_too_long(rows, table.where)
     if file is not None and stream is None and str(file).removesuffix(".gz").endswith(TABLES):
         raise _which_column(file)
     if stream is not None:
-        lines = _lines(stream.read(), "stdin")
+        place, lines = "stdin", _lines(stream.read(), "stdin")
     else:
-        lines = list(texts) if file is None else _lines(_bytes(file), str(file))
-    return [_pair(line, number) if pairs else (line,) for number, line in enumerate(lines, 1)]
+        place, lines = str(file or "TEXTS"), list(texts) if file is None else _lines(_bytes(file), str(file))
+    rows = [_pair(line, number) if pairs else (line,) for number, line in enumerate(lines, 1)]
+    return _not_too_long(rows, lambda row: f"{place}, line {row + 1}")
 
 
 def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
@@ -99,6 +102,13 @@ def _lines(raw: bytes, name: str) -> list[str]:
             allowed="UTF-8 text, one text a line.",
             fix="Convert it: iconv -f LATIN1 -t UTF-8",
         ) from None
+
+
+def _not_too_long(rows: Texts, where: Callable[[int], str]) -> Texts:
+    for number, row in enumerate(rows):
+        for text in row:
+            check_text(text, where(number))
+    return rows
 
 
 def _pair(line: str, number: int) -> tuple[str, ...]:
