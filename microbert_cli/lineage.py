@@ -85,7 +85,7 @@ def _lineage(made: dict[str, Any], teacher: str | None) -> list[str]:
     recipe = made.get("recipe", {})
     if phases := recipe.get("phases"):
         steps += [f"phase {name}: {', '.join(phase['losses'])}" for name, phase in phases.items()]
-    return [f"teacher: `{teacher}`", *steps] if teacher else steps
+    return [f"teacher: {teacher}", *steps] if teacher else steps
 
 
 def _sizes(facts: Facts) -> dict[str, tuple[str, str | None]]:

@@ -1,11 +1,18 @@
-"""The model card: what a reader of README.md, and the Hub, want to know of a model; from plain values to text."""
+"""The model card: what a reader of README.md, and the Hub, want to know of a model; from plain values to text.
+
+The values come from task files, manifests and directory names of others: none is taken as Markdown, HTML or YAML.
+"""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from microbert_cli.shown import shown
+
 DIGITS = 4
+MARKS = re.compile(r"[\\`*\[\]|]")
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,8 @@ def model_card(card: Card) -> str:
         _section("Size", _sizes(card)),
         _section("Where it comes from", _lineage(card)),
         _section("Use", _use(card)),
-        _section("Made by", f"```\n{card.command}\n```" + (f"\n\nmbert {card.version}" if card.version else "")),
-        _section("Limits", "\n".join(f"- {limit}" for limit in card.limits)),
+        _section("Made by", fenced(card.command) + (f"\n\nmbert {card.version}" if card.version else "")),
+        _section("Limits", "\n".join(f"- {plain(limit)}" for limit in card.limits)),
     ]
     return front_matter(card) + "\n" + "\n\n".join(section for section in sections if section) + "\n"
 
@@ -134,13 +141,26 @@ def _yaml(value: Any, indent: int = 0) -> list[str]:
 
 
 def _scalar(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """YAML has more line ends and forbidden characters than JSON; they are written out."""
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in json.dumps(value, ensure_ascii=False))
+
+
+def plain(text: str) -> str:
+    """A text that means nothing in Markdown or HTML, on one line."""
+    text = " ".join(shown(text).split())
+    return MARKS.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A block of code that ends where it should, whatever is in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{shown(text)}\n{fence}"
 
 
 def _opening(card: Card) -> str:
-    answers = f"Answers: {', '.join(card.labels)}." if card.labels else "Answers with a number."
+    answers = f"Answers: {', '.join(map(plain, card.labels))}." if card.labels else "Answers with a number."
     length = f" Reads up to {card.max_length} tokens." if card.max_length else ""
-    return f"# {card.name}\n\nA small text classifier for {card.task_title}. {answers}{length}"
+    return f"# {plain(card.name)}\n\nA small text classifier for {plain(card.task_title)}. {answers}{length}"
 
 
 def _section(title: str, body: str) -> str:
@@ -152,7 +172,7 @@ def _scores(card: Card) -> str:
         return ""
     rows = [
         [
-            f"{score.task}, {score.split}" + (f" ({score.rows} rows)" if score.rows else ""),
+            plain(f"{score.task}, {score.split}") + (f" ({score.rows} rows)" if score.rows else ""),
             score.metric,
             f"{score.value:.4f}",
             "" if score.teacher is None else f"{score.teacher:.4f}",
@@ -196,12 +216,12 @@ def _files(card: Card) -> str:
 
 
 def _sizes(card: Card) -> str:
-    rows = [[what, ours, teacher or ""] for what, (ours, teacher) in card.sizes.items()]
+    rows = [[plain(what), plain(ours), plain(teacher or "")] for what, (ours, teacher) in card.sizes.items()]
     return _table(["", "this model", "teacher"], rows) if rows else ""
 
 
 def _lineage(card: Card) -> str:
-    steps = "\n".join(f"{number}. {step}" for number, step in enumerate(card.lineage, 1))
+    steps = "\n".join(f"{number}. {plain(step)}" for number, step in enumerate(card.lineage, 1))
     if not card.layer_map:
         return steps
     pairs = ", ".join(f"{student} <- {teacher}" for student, teacher in sorted(card.layer_map.items()))
@@ -209,18 +229,19 @@ def _lineage(card: Card) -> str:
 
 
 def _use(card: Card) -> str:
-    return f"""```python
-from transformers import pipeline
-
-classify = pipeline("text-classification", model="{card.name}")  # or the path of this directory
-```"""
+    lines = (
+        "from transformers import pipeline",
+        "",
+        f'classify = pipeline("text-classification", model={_scalar(card.name)})  # or the path of this directory',
+    )
+    return fenced("\n".join(lines), "python")
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table without the columns that are empty in every row."""
     kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
     lines = [[heads[place] for place in kept], ["---"] * len(kept)]
-    lines += [[row[place].replace("|", "\\|") for place in kept] for row in rows]
+    lines += [[row[place] for place in kept] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
