@@ -90,6 +90,8 @@ def read_json(path: Path, *, where: str) -> dict[str, Any]:
     """A JSON object from a file; raises M302 where it is none."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"{path.name} is JSON, but no object")
         return value
     except (OSError, ValueError, RecursionError) as error:
         raise sources.unreadable(path.parent, where, error) from error

@@ -35,7 +35,7 @@ def card(facts: Facts) -> Card:
         task_title=task.title or task.name,
         labels=task.label.names,
         scores=_scores(facts),
-        command=" ".join(made.get("argv", [])) or f"mbert export {facts.model}",
+        command=" ".join(map(str, made.get("argv", ()))) or f"mbert export {facts.model}",
         base_models=[facts.teacher] if facts.teacher and is_hub_id(facts.teacher) else [],
         datasets=[task.hub.id] if task.hub else [],
         lineage=_lineage(made, facts.teacher),
@@ -49,8 +49,7 @@ def card(facts: Facts) -> Card:
 
 
 def _manifest(directory: Path) -> dict[str, Any]:
-    path = directory / manifest.FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return manifest.read(directory) if (directory / manifest.FILE).is_file() else {}
 
 
 def _scores(facts: Facts) -> list[Score]:
@@ -81,10 +80,10 @@ def _teacher_scores(facts: Facts) -> dict[str, float]:
 
 
 def _lineage(made: dict[str, Any], teacher: str | None) -> list[str]:
-    steps = [f"made by the stage {made['stage']}, {made.get('finished', '')[:10]}"] if made else []
-    recipe = made.get("recipe", {})
-    if phases := recipe.get("phases"):
-        steps += [f"phase {name}: {', '.join(phase['losses'])}" for name, phase in phases.items()]
+    steps = [f"made by the stage {made.get('stage')}, {str(made.get('finished'))[:10]}"] if made else []
+    if isinstance(phases := made.get("recipe", {}).get("phases"), dict):
+        known = {name: phase.get("losses") or () for name, phase in phases.items() if isinstance(phase, dict)}
+        steps += [f"phase {name}: {', '.join(map(str, losses))}" for name, losses in known.items()]
     return [f"teacher: {teacher}", *steps] if teacher else steps
 
 

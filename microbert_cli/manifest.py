@@ -68,11 +68,15 @@ def read(directory: Path) -> dict[str, Any]:
     path = directory / FILE
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        manifest["identity"], manifest["identity_hash"], manifest["result"]
+        manifest["identity_hash"], manifest["result"]
+        tables = [manifest["identity"], manifest.get("recipe", {})]
+        tables += [table.get("data", {}) for table in tables]
+        if not all(isinstance(table, dict) for table in tables) or not isinstance(manifest.get("argv", []), list):
+            raise TypeError
         return manifest
     except FileNotFoundError:
         raise unfinished(directory) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MbertError(
             "M301",
             "this manifest is damaged",
@@ -105,7 +109,7 @@ def finishing_command(partial: Path) -> str:
     try:
         argv = json.loads((partial / "begun.json").read_text(encoding="utf-8"))["argv"]
         return " ".join(argv)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "run the stage that writes this directory again"
 
 

@@ -101,7 +101,10 @@ def read_config(path: str | Path, *, where: str) -> Any:
         if "model_type" in raw or "num_hidden_layers" not in raw:
             raise sources.unreadable(path, where, error) from error
         known = {key: value for key, value in raw.items() if key not in ("pre_trained", "training")}
-        return _without_code(transformers.BertConfig(**known))
+        try:
+            return _without_code(transformers.BertConfig(**known))
+        except Exception as wrong:
+            raise sources.unreadable(path, where, wrong) from error
 
 
 def _projection(path: Path, where: str) -> dict[str, torch.Tensor] | None:
@@ -169,11 +172,14 @@ def build(
     like  the teacher's configuration: heads where the description says "teacher", positions and padding
     """
     fields = {key: value for key, value in student.items() if key not in ("title", "model_type")}
-    fields["num_attention_heads"] = _heads(fields, like)
     fields |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if like is not None and "max_position_embeddings" not in student:
         fields["max_position_embeddings"] = like.max_position_embeddings
-    config = _without_code(AutoConfig.for_model(student["model_type"], **fields))
+    try:
+        fields["num_attention_heads"] = _heads(fields, like)
+        config = _without_code(AutoConfig.for_model(student["model_type"], **fields))
+    except Exception as error:  # as of a foreign configuration
+        raise _no_student(where, error) from error
     _set_labels(config, labels, num_labels)
     if config.hidden_size % config.num_attention_heads:
         raise MbertError(
@@ -187,6 +193,16 @@ def build(
     model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
     show_scores(model)
     return model
+
+
+def _no_student(where: str, error: Exception) -> MbertError:
+    return MbertError(
+        "M042",
+        f"this description makes no model: {type(error).__name__}: {str(error)[:200]}",
+        where=where,
+        allowed="The keys of a configuration of transformers: model_type, num_hidden_layers, num_attention_heads ...",
+        fix="Start from one: mbert copy students tinybert-4l-312",
+    )
 
 
 def same_vocabulary(one: Any, other: Any, *, where: str) -> None:

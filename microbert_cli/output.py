@@ -56,7 +56,8 @@ def working(
     A block that fails before it wrote anything leaves nothing behind, not even OUT.partial.
     Of several processes the main one does all this; the others get the same Work, and go on when OUT is whole.
     Raises M110 (OUT made by another recipe), M111 (OUT holds something else), M112 (another run works on it), M114 (OUT is
-    a file), M220 (disk full; what is done stays in OUT.partial), M221 (nothing can be written there).
+    a file), M120 (the root), M370 (a link, or begun work with links), M220 (disk full; what is done stays in OUT.partial), M221
+    (nothing can be written there).
     """
     out = out.absolute()
     if not processes.is_main():
@@ -279,6 +280,14 @@ def _drop_empty(folders: list[Path]) -> None:
 
 
 def _refuse_file(out: Path) -> None:
+    if not out.name:
+        raise MbertError(
+            "M120",
+            "the root of the file system is no place for an output",
+            where=f"-o {out}",
+            allowed="A new or empty directory, or one that the same command made.",
+            fix="Choose another -o.",
+        )
     if out.exists() and not out.is_dir():
         raise MbertError(
             "M114",

@@ -213,9 +213,37 @@ def test_a_broken_configuration_is_no_bug_of_ours(workshop: Path) -> None:
     Path("short/resume").mkdir()
     Path("short/resume/projection.safetensors").write_bytes(b"half")
     refused(5, "M302", "predict", "short", "a text")
-    copy(workshop / "teacher", Path("deep"))
-    Path("deep/config.json").write_text("[" * 100_000, encoding="utf-8")
-    refused(5, "M302", "predict", "deep", "a text")
+    for number, text in enumerate(("[" * 100_000, "3", '{"num_hidden_layers": "x"}')):
+        copy(workshop / "teacher", Path(f"deep-{number}"))
+        Path(f"deep-{number}/config.json").write_text(text, encoding="utf-8")
+        refused(5, "M302", "predict", f"deep-{number}", "a text")
+    for text in ("hidden_size = 16", 'model_type = "evil"\nnum_attention_heads = 2', 'model_type = "bert"'):
+        Path("evil.toml").write_text(text + "\n", encoding="utf-8")
+        refused(3, "M042", *FINETUNE, "--model", "evil.toml", "--set", f"base={workshop / 'base'}")
+        shutil.rmtree("out", ignore_errors=True)
+
+
+MANIFESTS = (
+    "[" * 100_000,
+    "[]",
+    '{"identity": 1, "identity_hash": "x", "result": "y"}',
+    '{"identity": {"data": []}, "identity_hash": "x", "result": "y"}',
+    '{"identity": {}, "identity_hash": "x", "result": "y", "recipe": {"data": 3}}',
+    '{"identity": {}, "identity_hash": "x", "result": "y", "argv": 5}',
+)
+
+
+def test_a_foreign_manifest_is_data(workshop: Path) -> None:
+    copy(workshop / "teacher", Path("evil"))
+    for text in MANIFESTS:
+        Path("evil/manifest.json").write_text(text, encoding="utf-8")
+        refused(5, "M301", "predict", "evil", "a text")
+        refused(5, "M301", "evaluate", "evil", "-o", "out")
+    made: dict[str, Any] = {"identity": {}, "identity_hash": "x", "result": "y", "argv": [5]}
+    made["recipe"] = {"phases": {"a": 1, "b": {"losses": [2]}}}
+    Path("evil/manifest.json").write_text(json.dumps(made), encoding="utf-8")
+    works("export", "evil", "--task", "sst2", "-o", "out", "--set", "export.onnx=false")
+    refused(2, "M120", "export", "evil", "--task", "sst2", "-o", "/")
 
 
 def test_scripts_of_data_sets_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
