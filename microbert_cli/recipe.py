@@ -39,7 +39,8 @@ class Term(BaseModel):
 class Training(Strict):
     """How long and how fast anything is trained; `steps`, where given, rules over `epochs`.
 
-    A batch is `batch_size` rows, or with `batch_tokens` as many as fit into that many tokens, padding included.
+    A batch is `batch_size` rows, or with `batch_tokens` as many as fit into that many tokens, padding included. The state is
+    saved every `checkpoint_seconds`, and every `checkpoint_steps` where these are given.
     """
 
     epochs: Positive = 3.0
@@ -55,6 +56,7 @@ class Training(Strict):
     accumulate: Count = 1
     evaluations: Annotated[int, Field(ge=0)] = 4
     checkpoint_seconds: Positive = 120.0
+    checkpoint_steps: Count | None = None
 
 
 class Phase(Training):
@@ -232,14 +234,15 @@ class Recipe(Strict):
         return {name: _without_places(name, value) for name, value in self.keys(*names).items()}
 
 
+CADENCE = ("checkpoint_seconds", "checkpoint_steps")
 PLACES = {
     "data": ("folder", "train_file", "dev_file", "test_file"),
     "corpus": ("source",),
     "vectors": ("source",),
     "teacher": ("model",),
-    "pretrain": ("model", "checkpoint_seconds"),
-    "finetune": ("model", "checkpoint_seconds"),
-    "general": ("checkpoint_seconds",),
+    "pretrain": ("model", *CADENCE),
+    "finetune": ("model", *CADENCE),
+    "general": CADENCE,
     "augment": ("masked_lm", "batch_size"),
     "evaluate": ("model", "batch_size"),
     "export": ("model",),
@@ -247,4 +250,6 @@ PLACES = {
 
 
 def _without_places(name: str, value: Any) -> Any:
+    if name == "phases":
+        return {phase: {key: inner for key, inner in numbers.items() if key not in CADENCE} for phase, numbers in value.items()}
     return {key: inner for key, inner in value.items() if key not in PLACES[name]} if name in PLACES else value

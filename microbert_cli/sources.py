@@ -14,7 +14,8 @@ TRACES = ("begun.json", "log.jsonl", "recipe.resolved.toml")
 def find(source: str | Path, *, where: str) -> Path:
     """The directory of a model: as named, or the local copy of a Hub id.
 
-    Raises M203 (no such directory), M204 (the Hub did not give it), M210 (unfinished), M211 (no model in it).
+    Raises M203 (no such directory), M204 (the Hub did not give it), M210 (unfinished), M211 (no model in it), M301 and M306
+    (damaged since a stage made it).
     """
     path = Path(source)
     if path.is_dir():
@@ -66,6 +67,8 @@ def _from_hub(name: str, where: str) -> Path:
 def _checked(path: Path, where: str) -> Path:
     if not (path / manifest.FILE).is_file() and any((path / name).exists() for name in TRACES):
         raise manifest.unfinished(path)
+    if (path / manifest.FILE).is_file():
+        manifest.checked(path)
     if not (path / "config.json").is_file():
         raise MbertError(
             "M211",

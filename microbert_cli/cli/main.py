@@ -5,18 +5,19 @@ import sys
 import time
 import traceback
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
-from microbert_cli import processes
+from microbert_cli import output, processes, stopping
 from microbert_cli.cli.console import show, show_error, show_json, talk_console
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.version import __version__
 
 COMMANDS = (
     "run", "plan", "pretrain", "finetune", "general_distill", "augment", "task_distill", "evaluate", "predict", "export",
-    "bench", "names", "env",
+    "bench", "verify", "names", "env",
 )  # fmt: skip
 
 HELP = """Two-stage distillation of BERT-style encoders: a good but slow classifier becomes a small fast one.
@@ -51,27 +52,37 @@ def main() -> None:
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    stopping.terminate_cleanly()
     try:
         code = app(standalone_mode=False, prog_name="mbert")
         processes.end()
         sys.exit(code or int(Exit.DONE))
     except MbertError as error:
         _refuse(error)
-    except KeyboardInterrupt:
-        sys.exit(int(Exit.INTERRUPTED))
+    except OSError as error:
+        if error.errno not in output.REFUSED:
+            _report_bug()
+        _refuse(output.refused(error.errno, str(Path(error.filename or ".").absolute())))
+    except KeyboardInterrupt as stop:
+        talk_console().print(f"stopped by {str(stop) or 'SIGINT'}; the same command goes on from here", markup=False)
+        sys.exit(int(getattr(stop, "exit_code", Exit.INTERRUPTED)))
     except Exception as error:
         if hasattr(error, "format_message"):
             _refuse_usage(error)
         if (code := getattr(error, "exit_code", None)) is not None:
             talk_console().print(f"stopped by {error}; the same command goes on from here", markup=False)
             sys.exit(int(code))
-        _let_main_speak()
-        traceback.print_exc()
-        talk_console().print(
-            f"[B070] this is a bug in mbert {__version__}, not your mistake. The report should hold the above and `mbert env`.",
-            markup=False,
-        )  # noqa: E501
-        sys.exit(int(Exit.BUG))
+        _report_bug()
+
+
+def _report_bug() -> NoReturn:
+    _let_main_speak()
+    traceback.print_exc()
+    talk_console().print(
+        f"[B070] this is a bug in mbert {__version__}, not your mistake. The report should hold the above and `mbert env`.",
+        markup=False,
+    )
+    sys.exit(int(Exit.BUG))
 
 
 def _let_main_speak() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import exporting, manifest, models
+from microbert_cli import durable, exporting, models
 from microbert_cli.loop import Plan
 from microbert_cli.planning.calibration import Calibration
 from microbert_cli.planning.foreseen import Known, standing_in
@@ -168,5 +168,5 @@ def _disk() -> dict[str, float]:
             file.write(os.urandom(1_000_000) * (PROBE // 1_000_000))
             file.flush()
             os.fsync(file.fileno())
-        manifest.file_digest(path)
+        durable.file_digest(path)
         return {"seconds_per_byte": (time.perf_counter() - begun) / PROBE}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import checkpoint, models, numerics, places, scoring
+from microbert_cli import checkpoint, manifest, models, numerics, places, scoring
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import Encoded
@@ -65,7 +65,8 @@ def run(
             stage=NAME,
             recipe=recipe.keys(*KEYS),
             metrics=metrics,
-            inputs={"teacher": identity["teacher"], "student": identity["student"], "augmented": augmented},
+            inputs={"teacher": identity["teacher"], "student": identity["student"], "augmented": manifest.identify(augmented)},
+            sources={"teacher": teacher, "student": student, "augmented": augmented},
             data=data.facts(),
             seeds=seeds,
         )
