@@ -39,7 +39,7 @@ def examine(directory: Path) -> list[Examined]:
     seen: set[Path] = set()
     if (directory / manifest.FILE).is_file():
         return list(_with_ancestors(directory, "itself", None, seen))
-    stages = sorted(path.parent for path in directory.glob(f"*/{manifest.FILE}"))
+    stages = sorted(path.parent for path in directory.glob(f"*/{manifest.FILE}") if ".old-" not in path.parent.name)
     if not stages:
         raise manifest.unfinished(directory)
     return [one for stage in stages for one in _with_ancestors(stage, "itself", None, seen)]

@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM: a training step is finished and saved first, all else stops where it is; both can be gone on from."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,16 +14,19 @@ class Interrupted(Exception):
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
-        self.exit_code = Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
+        self.exit_code = _code(number)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM outside the training loop: as Ctrl-C, with an exit code of its own."""
+class Halted(BaseException):
+    """The same outside the training loop; what is open is closed on the way out, and nothing takes it for an error."""
 
-    exit_code = Exit.TERMINATED
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = _code(number)
 
-    def __str__(self) -> str:
-        return signal.SIGTERM.name
+
+def _code(number: int) -> Exit:
+    return Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
 
 
 class StoppedAtOnce(Exception):
@@ -39,7 +42,7 @@ class Stop:
 
     def receive(self, number: int, _: Any) -> None:
         if self.number:
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            raise Halted(number)
         self.number = number
         if self._may_raise:
             raise StoppedAtOnce
@@ -58,22 +61,30 @@ class Stop:
 def signals() -> Iterator[Stop]:
     """Collects SIGINT and SIGTERM while the block runs."""
     stop = Stop()
-    try:
-        before = {number: signal.signal(number, stop.receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us handles signals
+    with _handled(stop.receive):
         yield stop
+
+
+@contextmanager
+def halting() -> Iterator[None]:
+    """While the block runs, both signals raise Halted wherever the program is."""
+
+    def halt(number: int, _: Any) -> None:
+        raise Halted(number)
+
+    with _handled(halt):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    try:
+        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield
         return
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def terminate_cleanly() -> None:
-    """From here on SIGTERM raises Terminated wherever the program is, so that whatever is open is closed."""
-
-    def raising(number: int, _: Any) -> None:
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, raising)
+        for number, former in before.items():
+            signal.signal(number, former)

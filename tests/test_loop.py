@@ -18,6 +18,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.layer_map import layer_map
 from microbert_cli.loop import Interrupted, Plan, train
 from microbert_cli.objective import Objective, make_terms
+from microbert_cli.stopping import Halted
 from microbert_cli.teacher import Teacher
 from microbert_cli.tracking import Talk
 
@@ -158,7 +159,7 @@ def test_a_second_signal_leaves_at_once(places, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Halted):
         run(places, tmp_path / "a", source=partial(batches, touch=twice))
 
 

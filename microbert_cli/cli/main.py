@@ -52,10 +52,10 @@ def main() -> None:
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    stopping.terminate_cleanly()
     try:
-        code = app(standalone_mode=False, prog_name="mbert")
-        processes.end()
+        with stopping.halting():
+            code = app(standalone_mode=False, prog_name="mbert")
+            processes.end()
         sys.exit(code or int(Exit.DONE))
     except MbertError as error:
         _refuse(error)
@@ -63,9 +63,9 @@ def main() -> None:
         if error.errno not in output.REFUSED:
             _report_bug()
         _refuse(output.refused(error.errno, str(Path(error.filename or ".").absolute())))
-    except KeyboardInterrupt as stop:
-        talk_console().print(f"stopped by {str(stop) or 'SIGINT'}; the same command goes on from here", markup=False)
-        sys.exit(int(getattr(stop, "exit_code", Exit.INTERRUPTED)))
+    except (stopping.Halted, stopping.Interrupted) as stop:
+        talk_console().print(f"stopped by {stop}; the same command goes on from here", markup=False)
+        sys.exit(int(stop.exit_code))
     except Exception as error:
         if hasattr(error, "format_message"):
             _refuse_usage(error)
