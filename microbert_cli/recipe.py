@@ -83,13 +83,17 @@ class Data(Strict):
 
 
 class Teacher(Strict):
-    """The model that is asked. `label_order` names its outputs where the checkpoint does not."""
+    """The model that is asked. `label_order` names its outputs where the checkpoint does not.
+
+    `precision` int8: where a phase reads logits alone, and on a CPU, they come from an int8 copy, faster and a little off.
+    """
 
     model: str | None = None
     margin: Share = 0.02
     allow_weak: bool = False
     label_order: list[str] | None = None
     dropout: bool = False
+    precision: Literal["fp32", "int8"] = "fp32"
 
 
 class Cache(Strict):

@@ -185,17 +185,29 @@ class _Distiller:
         """The teacher, through the cache. Under `reference` padding counts, and padding is not kept."""
         if self.recipe.normalisation == "reference" and (want.hidden or want.scores):
             return self.teacher.ask
+        teacher = self._in_int8(want) or self.teacher
         return remember(
-            self.teacher,
+            teacher,
             rows,
             want,
-            asked_by=self.asked_by,
+            asked_by={**self.asked_by, "teacher": type(teacher).__name__},
             pad_id=self.taught.tokenizer.pad_token_id,
             settings=CacheSettings(**self.recipe.cache.model_dump()),
             asks=rows_asked(spec, rows.lengths, self.recipe.seeds),
             numerics=self.numerics,
             talk=self.talk,
         )
+
+    def _in_int8(self, want: Want) -> Teacher | None:
+        """The teacher's int8 copy where the recipe asks for one and it has what is wanted; says aloud where it has not."""
+        if self.recipe.teacher.precision != "int8":
+            return None
+        from microbert_cli.int8_teacher import LOGITS, Int8Teacher
+
+        if want == LOGITS and self.teacher.device.type == "cpu" and not self.recipe.teacher.dropout:
+            return Int8Teacher(self.teacher, weights=self.asked_by, talk=self.talk)
+        self.talk.note("teacher: asked in float32 here: int8 gives logits alone, on a CPU, without dropout")
+        return None
 
 
 def _terms(phase: str, spec: PhaseSpec, catalog: Catalog) -> list[LossTerm]:
