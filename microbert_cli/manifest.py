@@ -127,7 +127,7 @@ def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: 
         "identity": dict(identity),
         "identity_hash": digest(identity),
         "outputs": outputs,
-        "result": digest({name: value for name, value in outputs.items() if _is_result(name)}),
+        "result": digest({name: value for name, value in outputs.items() if is_result(name)}),
         "argv": command_line(),
         "git": _git_revision(),
         "versions": _versions(),
@@ -161,8 +161,8 @@ def _is_output(name: str) -> bool:
     return name not in (FILE, "begun.json") and not name.startswith(".")
 
 
-def _is_result(name: str) -> bool:
-    """Logs and cards tell of a run; what the next stage reads is the result."""
+def is_result(name: str) -> bool:
+    """Whether a file is what the next stage reads; logs and cards tell of a run."""
     return not name.endswith((".jsonl", ".md", "recipe.resolved.toml"))
 
 
