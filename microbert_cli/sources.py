@@ -61,7 +61,7 @@ def _from_hub(name: str, where: str) -> Path:
         found = snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=["*/*"])
         return _checked(Path(found), where)
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise _unreachable(name, where, error) from error
+        raise unreachable(name, where, error) from error
 
 
 def _checked(path: Path, where: str) -> Path:
@@ -91,7 +91,8 @@ def _not_there(path: Path, where: str) -> MbertError:
     )
 
 
-def _unreachable(name: str, where: str, error: BaseException) -> MbertError:
+def unreachable(name: str, where: str, error: BaseException) -> MbertError:
+    """The error for a model that neither the Hub nor its local cache gave."""
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     return MbertError(
         "M204",

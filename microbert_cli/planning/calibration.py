@@ -42,8 +42,10 @@ class Calibration:
     """Prices of jobs on this machine, measured once.
 
     renew  measures anew what is in the cache
-    `measured` says how many jobs had to be rehearsed.
+    `measured` says how many jobs had to be rehearsed; `counts_only` that nothing may be tried for the sake of its time.
     """
+
+    counts_only = False
 
     def __init__(self, *, device: str, catalog: Catalog, renew: bool = False, talk: Talk = SILENT):
         self.device, self.catalog, self.renew, self.talk = device, catalog, renew, talk

@@ -54,7 +54,7 @@ def run(
     with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
         if work.done:
             return up_to_date(NAME, out)
-        distiller = _Distiller(recipe, catalog, data, teacher, student, identity["teacher"], talk)
+        distiller = Distiller(recipe, catalog, data, teacher, student, identity["teacher"], talk)
         taught = distiller.examine_teacher()
         seeds = recipe.seeds or [recipe.seed]
         metrics = over_seeds(seeds, work.path, data.task.primary, distiller.train_one, distiller.choices, talk)
@@ -72,7 +72,7 @@ def run(
         )
 
 
-class _Distiller:
+class Distiller:
     """Teacher, task and method at hand; trains one student per seed."""
 
     def __init__(self, recipe: Recipe, catalog: Catalog, data: TaskRows, teacher: str, student: str, weights: Any, talk: Talk):
@@ -89,7 +89,7 @@ class _Distiller:
         self.choices = Choices()
         self.terms = {name: _terms(name, spec, catalog) for name, spec in recipe.phases.items()}
         self.map_layers: list[int] = [0]
-        self._check(self._load(recipe.seed))
+        self._check(self.load(recipe.seed))
 
     def examine_teacher(self) -> dict[str, float]:
         """The teacher's dev scores; refuses one that is weak or whose outputs are permuted."""
@@ -106,11 +106,11 @@ class _Distiller:
         return scores
 
     def train_one(self, seed: int, place: Path) -> dict[str, Any]:
-        loaded = self._load(seed)
+        loaded = self.load(seed)
         model = self.numerics.place(loaded.model)
         results, projection = run_phases(
             model,
-            [self._phase(name, spec, loaded) for name, spec in self.recipe.phases.items()],
+            self.phases(loaded),
             directory=place,
             seed=seed,
             pad_id=loaded.tokenizer.pad_token_id,
@@ -125,7 +125,8 @@ class _Distiller:
         dev = self.data.score("dev", model, loaded)
         return {"dev": dev, "phases": results, "parameters": models.parameters(model)}
 
-    def _load(self, seed: int) -> Loaded:
+    def load(self, seed: int) -> Loaded:
+        """A student at its start."""
         return places.classifier(
             self.student,
             self.catalog,
@@ -135,6 +136,10 @@ class _Distiller:
             where="student",
             like=self.taught.model.config,
         )
+
+    def phases(self, loaded: Loaded) -> list[Phase]:
+        """The recipe's phases, ready to run with this student."""
+        return [self._phase(name, spec, loaded) for name, spec in self.recipe.phases.items()]
 
     def _check(self, loaded: Loaded) -> None:
         models.same_vocabulary(self.taught.tokenizer, loaded.tokenizer, where=f"student {self.student}")
