@@ -16,7 +16,7 @@ from microbert_cli.errors import Exit, MbertError
 from microbert_cli.version import __version__
 
 COMMANDS = (
-    "run", "plan", "pretrain", "finetune", "general_distill", "augment", "task_distill", "evaluate", "predict", "export",
+    "run", "plan", "doctor", "pretrain", "finetune", "general_distill", "augment", "task_distill", "evaluate", "predict", "export",
     "bench", "verify", "names", "env",
 )  # fmt: skip
 
