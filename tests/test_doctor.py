@@ -1,6 +1,7 @@
 """Checks before the run: each passes where it should and fails where it should, and none leaves anything behind."""
 
 import functools
+import io
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tiny_models import WORDS, tiny_bert, tiny_glue
 
 from microbert_cli import checkpoint
 from microbert_cli.catalog import Catalog
+from microbert_cli.cli.console import show_marked
 from microbert_cli.errors import MbertError
 from microbert_cli.preflight import data_checks, machine_checks, model_checks
 from microbert_cli.preflight.case import Case
@@ -129,8 +131,8 @@ def test_inputs_are_here_or_will_be():
         ("base", "runs/gone", "M203"),
         ("base", "tiny/nowhere", "M204"),
         ("corpus.source", "gone.txt", "M230"),
-        ("corpus.source", "tiny/nowhere", "M639"),
-        ("vectors.source", "gone.zip", "M636"),
+        ("corpus.source", "tiny/nowhere", "M637"),
+        ("vectors.source", "gone.zip", "M242"),
         ("data.folder", "gone", "M250"),
     ],
 )
@@ -176,7 +178,7 @@ def test_tokenizers_of_one_vocabulary_and_other_rules(home):
     settings = json.loads((cased / "tokenizer_config.json").read_text(encoding="utf-8"))
     (cased / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}), encoding="utf-8")
     found = look(model_checks.tokenizers, "student=cased", 'stages=["general-distill"]')["general-distill"]
-    assert found.state == "fail" and found.error.code == "M637" and "the baker" in found.what
+    assert found.state == "fail" and found.error.code == "M635" and "the baker" in found.what
 
 
 def test_labels(tmp_path):
@@ -187,7 +189,7 @@ def test_labels(tmp_path):
     many = [f"{text} {i}" for text in GOOD for i in range(20)]
     assert "20 times" in look(data_checks.labels, recipe=own(tmp_path, labelled(many, BAD[:9]), DEV))[""].what
     missing = look(data_checks.labels, "data.limit=1")[""]
-    assert missing.state == "fail" and missing.error.code == "M634"
+    assert missing.state == "fail" and missing.error.code == "M358"
 
 
 def test_scores(tmp_path):
@@ -204,13 +206,13 @@ def test_duplicates(tmp_path):
     some = look(data_checks.duplicates, recipe=own(tmp_path, rows, [(rows[0][0].upper(), "high"), *DEV]))[""]
     assert some.state == "warn" and "1 of 3 dev rows" in some.what, "case makes no difference"
     most = look(data_checks.duplicates, recipe=own(tmp_path, rows, [*rows[:5], *DEV]))[""]
-    assert most.state == "fail" and most.error.code == "M635"
+    assert most.state == "fail" and most.error.code == "M634"
 
 
 def test_truncation():
     assert look(data_checks.truncation)["finetune"].state == "pass"
     short = look(data_checks.truncation, "data.max_length=6")["finetune"]
-    assert short.state == "warn" and "40 of 40" in short.what
+    assert short.state == "warn" and "40 of 40" in short.what and short.what.endswith("data.max_length=12")
     long = look(data_checks.truncation, "data.max_length=500")["finetune"]
     assert long.state == "fail" and long.error.code == "M012"
 
@@ -266,7 +268,7 @@ def test_a_step_that_is_no_number_fails(broken, monkeypatch):
 
     monkeypatch.setattr(hard_label, "hard_label", bad)
     found = look(first_step, 'stages=["finetune"]', "finetune.optimizer=bertadam")["finetune"]
-    assert found.state == "fail" and found.error.code == {"loss": "M401", "gradient": "M638"}[broken]
+    assert found.state == "fail" and found.error.code == {"loss": "M401", "gradient": "M636"}[broken]
 
 
 def test_a_checkpoint_comes_back(home, monkeypatch):
@@ -383,6 +385,22 @@ def test_a_cross_is_an_exit_code(home, tmp_path):
     assert told.json["checks"][1]["findings"][0]["error"]["code"] == "M109"
 
 
+def test_marks_are_coloured_where_there_are_colours(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    show = functools.partial(show_marked, " 1 ", "✗", " [a] cross", "red")
+    for encoding, colour, expected in (
+        ("utf-8", True, "✗\x1b"),
+        ("utf-8", False, " 1 ✗ [a] cross"),
+        ("ascii", False, " 1 x [a]"),
+    ):
+        if not colour:
+            monkeypatch.delenv("FORCE_COLOR", raising=False)
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdout", stream)
+        show()
+        assert expected in stream.buffer.getvalue().decode()
+
+
 def test_json_of_a_healthy_recipe():
     told = works("doctor", "small.toml", "--json").json
     assert told["passed"] is True and told["recipe"] == "small" and "error" not in told
@@ -402,3 +420,19 @@ def test_what_is_made_is_taken_as_it_is(home):
     assert look(first_step, *sets, root="runs/made")["task-distill"].state == "pass"
     changed = look(model_checks.inputs, *sets, "finetune.steps=3", root="runs/made")["runs/made/finetune"]
     assert changed.what == "later: made by finetune"
+
+
+def test_a_run_that_is_done_is_healthy(home):
+    short = {"finetune": 2, "general": 2, "phases.intermediate": 2, "phases.prediction": 2}
+    sets = [f"{phase}.steps={steps}" for phase, steps in short.items()] + ["augment.copies=1", "teacher.allow_weak=true"]
+    words = ("small.toml", "-o", "runs/done", *(word for text in sets for word in ("--set", text)))
+    works("run", *words)
+    before = sorted(home.rglob("*"))
+    told = works("doctor", *words, "--json").json
+    found = {check["name"]: check for check in told["checks"]}
+    assert {check["state"] for check in found.values()} == {"pass"} and sorted(home.rglob("*")) == before
+    inputs = {finding["about"]: finding["what"] for finding in found["inputs"]["findings"]}
+    assert inputs["runs/done/finetune"] == "here" and inputs["runs/done/augment"].endswith(" rows")
+    assert found["disk"]["findings"][0]["what"] == "everything is made already"
+    anew = works("doctor", *words, "--json", "--set", "augment.copies=2").json["checks"][9]["findings"]
+    assert [finding["state"] for finding in anew] == ["pass"] and "3 stages" in anew[0]["what"]

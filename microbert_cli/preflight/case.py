@@ -91,7 +91,7 @@ class Case:
         return data.encode("train", asked, where="data.max_length")
 
     def find_corpus(self, step: Step) -> str:
-        """How a stage gets its text; raises Later where the Hub streams it, and M639 where it may not."""
+        """How a stage gets its text; raises Later where the Hub streams it, and M637 where it may not."""
         source = step.inputs["source"]
         return self._once(("corpus", source), lambda: self._find_corpus(step, source))
 
@@ -175,19 +175,26 @@ class Case:
         if not _on_hub(source):
             next(iter(corpus.documents(source)), None)
             return "built in" if source == corpus.BUILT_IN else "here"
-        settings = _settings(step)
-        asks_itself = step.kind == "pretrain" and step.resolved.recipe.vocabulary.size
-        if not asks_itself and find_blocks(source, self.output(step).tokenizer, settings):
+        if self._has_blocks(step, source):
             return "its blocks are in the cache"
         if not self.offline:
             raise Later(f"{source} is streamed from the Hub")
         raise MbertError(
-            "M639",
+            "M637",
             f"{source} is streamed from the Hub, and its blocks are not in the cache",
             where="corpus.source",
             allowed="A file or folder of text, or a Hub data set while the Hub may be asked.",
             fix="HF_HUB_OFFLINE is set: unset it, or name a file: --corpus texts.txt.gz",
         )
+
+    def _has_blocks(self, step: Step, source: str) -> bool:
+        """Whether a corpus was cut before, so that its text is not needed; a vocabulary would be trained on the text itself."""
+        if step.kind == "pretrain" and step.resolved.recipe.vocabulary.size:
+            return False
+        try:
+            return find_blocks(source, self.output(step).tokenizer, _settings(step)) is not None
+        except (MbertError, Later):
+            return False
 
 
 def inputs_of(step: Step) -> dict[str, str]:

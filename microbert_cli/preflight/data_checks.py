@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from microbert_cli.encoding import rules_of
 from microbert_cli.errors import MbertError
+from microbert_cli.own_data import too_few_classes
 from microbert_cli.preflight.case import LABELLED, Case
 from microbert_cli.preflight.findings import Finding, attempt, doubtful, passed
-from microbert_cli.task import Task
 from microbert_cli.wiring import Step
 
 FEW = 8  # rows of a class that nobody learns from
@@ -35,7 +35,9 @@ def _labels(case: Case, step: Step) -> Finding:
     names = task.label.names or ()
     counts = {name: Counter(found)[number] for number, name in enumerate(names)}
     if missing := [name for name, count in counts.items() if not count]:
-        raise _missing(missing, counts, task)
+        present = {name for name, count in counts.items() if count}
+        what = f"no row to train on has the label {' or '.join(missing)}"
+        raise too_few_classes(f"task {task.name}, train", present, what)
     told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     rarest, commonest = min(counts.values()), max(counts.values())
     if rarest < FEW:
@@ -43,16 +45,6 @@ def _labels(case: Case, step: Step) -> Finding:
     if commonest > EXTREME * rarest:
         return doubtful(f"one class is more than {EXTREME:g} times as common as another: {told}")
     return passed(told)
-
-
-def _missing(missing: list[str], counts: dict[str, int], task: Task) -> MbertError:
-    return MbertError(
-        "M634",
-        f"no row to train on has the label {' or '.join(missing)}",
-        where=f"task {task.name}, train",
-        allowed="Rows of every class; there are: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()) + ".",
-        fix="Add rows of that class, or leave fewer rows out: --set data.limit=10000",
-    )
 
 
 def duplicates(case: Case) -> Iterator[Finding]:
@@ -72,7 +64,7 @@ def _duplicates(case: Case, step: Step) -> Finding:
     told = f"{both:,} of {len(dev):,} dev rows are in train ({share:.1%}); {again:,} of {len(train):,} train rows are repeated"
     if share > MOST:
         raise MbertError(
-            "M635",
+            "M634",
             f"most of dev is in train: {told}",
             where=f"task {data.task.name}",
             allowed="Dev rows that training does not see: by dev the best checkpoint is chosen and reported.",
@@ -107,4 +99,7 @@ def _truncation(case: Case, step: Step, looked: set[tuple[int, str]]) -> Finding
     looked.add(key)
     share = encoded.truncated / max(1, len(encoded))
     told = f"{encoded.truncated:,} of {len(encoded):,} training rows are cut to {data.max_length} tokens ({share:.1%})"
-    return passed(told) if share <= CUT else doubtful(f"{told}; for more: --set data.max_length={2 * data.max_length}")
+    positions = getattr(case.output(step).config, "max_position_embeddings", 2 * data.max_length)
+    longer = min(2 * data.max_length, positions)
+    more = f"; for more: --set data.max_length={longer}" if longer > data.max_length else ""
+    return passed(told) if share <= CUT else doubtful(told + more)

@@ -22,7 +22,6 @@ from microbert_cli.loop import Plan, train
 from microbert_cli.masking import mask_batch
 from microbert_cli.objective import ANSWERED, Batch, Objective, make_terms
 from microbert_cli.planning.phase_costs import losses_of
-from microbert_cli.planning.rehearsal import random_model
 from microbert_cli.preflight.case import Case
 from microbert_cli.preflight.findings import Finding, attempt, passed
 from microbert_cli.recipe import Recipe, Training
@@ -74,7 +73,7 @@ def _first_step(case: Case, step: Step) -> Finding:
 
 
 def take_step(trial: Trial) -> float:
-    """The loss of one step. Raises M401 where loss or gradients are no numbers, M638 where weights are none after it."""
+    """The loss of one step. Raises M401 where loss or gradients are no numbers, M636 where weights are none after it."""
     spec, heard = trial.training, _Heard()
 
     def batches(skip: int) -> Iterator[Batch]:
@@ -93,7 +92,7 @@ def take_step(trial: Trial) -> float:
     weights = [*trial.objective.student.named_parameters(), *trial.objective.named_parameters()]
     if broken := [name for name, weight in weights if not torch.isfinite(weight).all()]:
         raise MbertError(
-            "M638",
+            "M636",
             f"after one step {len(broken)} tensors hold what is no number, {broken[0]} for one; the loss was {heard.loss:.4g}",
             where=trial.name,
             allowed="Weights that stay finite.",
@@ -109,8 +108,8 @@ def _pretrain(case: Case, step: Step) -> Iterator[Trial]:
     how = _numerics(recipe)
     with case.standing(name, "masked-lm", where="pretrain.model") as source:
         if places.is_description(name, case.catalog):
-            torch.manual_seed(recipe.seed)
-            model = random_model(known.config, "masked-lm")
+            described = places.describe(name, case.catalog)
+            model = models.build(described, kind="masked-lm", tokenizer=known.tokenizer, seed=recipe.seed, like=known.config)
         else:
             model = models.load(source, "masked-lm", where="pretrain.model", new_head=True, seed=recipe.seed).model
         with case.blocks(step) as blocks:

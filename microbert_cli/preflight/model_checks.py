@@ -1,9 +1,10 @@
 """Checks of what the stages read: is it here, and do teacher and student cut texts alike."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from microbert_cli import models, places
+from microbert_cli import manifest, models, places
 from microbert_cli.data import load_augmented
 from microbert_cli.errors import MbertError
 from microbert_cli.preflight.case import TAUGHT, Case, inputs_of
@@ -11,7 +12,7 @@ from microbert_cli.preflight.findings import Finding, Later, attempt, passed
 from microbert_cli.stages.evaluate import default_splits
 from microbert_cli.task_rows import find_task
 from microbert_cli.wiring import Step
-from microbert_cli.word_table import SUFFIXES
+from microbert_cli.word_table import SUFFIXES, load_word_table
 
 SPLITS = {
     "finetune": ("train", "dev"), "task-distill": ("train", "dev"), "augment": ("train",), "export": ("dev",),
@@ -32,13 +33,20 @@ def inputs(case: Case) -> Iterator[Finding]:
             if name not in told:
                 yield attempt(name, _input, case, step, role, name)
             told.add(name)
+    known: dict[str, set[str]] = {}
     for step in case.steps:
         if step.kind in SPLITS:
-            about = f"rows of {step.resolved.recipe.task or step.resolved.recipe.data.train_file}"
-            found = attempt(about, _rows, case, step)
-            if str(found) not in told:
-                yield found
-            told.add(str(found))
+            data = step.resolved.recipe.keys("task", "data")
+            about = f"rows of {data['task'] or data['data']['train_file']}"
+            yield from _new_rows(attempt(about, _rows, case, step), known.setdefault(manifest.digest(data), set()))
+
+
+def _new_rows(found: Finding, known: set[str]) -> Iterator[Finding]:
+    """What no stage before said of the same data, split by split."""
+    told = [part for part in found.what.split("; ") if part not in known]
+    known.update(told)
+    if told:
+        yield replace(found, what="; ".join(told))
 
 
 def _input(case: Case, step: Step, role: str, name: str) -> Finding:
@@ -57,16 +65,11 @@ def _input(case: Case, step: Step, role: str, name: str) -> Finding:
 
 
 def _vectors(name: str) -> Finding:
-    file = name.partition(".zip/")[0] + ".zip" if ".zip/" in name else name
-    if Path(file).is_file():
-        return passed("here")
-    raise MbertError(
-        "M636",
-        f"there is no file {file}",
-        where="vectors.source",
-        allowed="GloVe text (.txt, .gz, .zip), a BERT directory, or a Hub id.",
-        fix="Name one: --vectors glove.6B.300d.txt; or leave the key out: the masked-LM's input embeddings serve.",
-    )
+    """A file, or a member of an archive; raises M242."""
+    archive, inside, _ = name.partition(".zip/")
+    if not Path(archive + ".zip" if inside else name).is_file():
+        load_word_table(name)
+    return passed("here")
 
 
 def _rows(case: Case, step: Step) -> Finding:
@@ -75,7 +78,7 @@ def _rows(case: Case, step: Step) -> Finding:
     if not splits:
         splits = tuple(recipe.evaluate.splits or default_splits(find_task(recipe, case.catalog)))
     data = case.rows(step, splits)
-    return passed(", ".join(f"{split} {len(data.rows[split]):,}" for split in splits))
+    return passed("; ".join(f"{split} {len(data.rows[split]):,}" for split in splits))
 
 
 def tokenizers(case: Case) -> Iterator[Finding]:
@@ -113,7 +116,7 @@ def _texts(case: Case, step: Step) -> list[str]:
 
 def _cut_otherwise(text: str, theirs: list[str], ours: list[str], where: str) -> MbertError:
     return MbertError(
-        "M637",
+        "M635",
         f'teacher and student cut texts differently: "{text[:60]}" is {" ".join(theirs[:12])} and {" ".join(ours[:12])}',
         where=where,
         allowed="Two models whose tokenizers have the same vocabulary and the same rules, such as lower case.",
