@@ -247,6 +247,16 @@ def test_the_first_step_with_models_that_are_there():
     assert found.state == "fail" and found.error.code == "M013" and "three-heads" in found.error.where
 
 
+def test_a_damaged_model_is_a_cross_and_the_others_are_tried_all_the_same(home):
+    damaged = tiny_bert("damaged", kind="encoder", layers=1)
+    (damaged / "model.safetensors").write_bytes((damaged / "model.safetensors").read_bytes()[:100])
+    found = look(first_step, "student=damaged")
+    assert {about: finding.state for about, finding in found.items()} == {
+        "finetune": "pass", "general-distill": "fail", "task-distill": "fail",
+    }  # fmt: skip
+    assert found["general-distill"].error.code == found["task-distill"].error.code == "M302"
+
+
 def test_heads_are_compared_before_the_teacher_is_made():
     """The name in the error is the recipe's, not that of random weights in a temporary folder."""
     sets = ('stages=["finetune", "task-distill"]', "student=three-heads", "init=three-heads")
