@@ -375,13 +375,16 @@ def test_the_network_is_forbidden_for_a_while(monkeypatch):
 # --- the command ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_healthy_recipe_leaves_no_trace(home, tmp_path):
+def test_a_healthy_recipe_leaves_no_trace(home, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     before = sorted(home.rglob("*"))
     done = works("doctor", "small.toml")
     lines = [line for line in done.out.splitlines() if not line.startswith(" " * 4)]
     assert {line.split()[1] for line in lines} <= {"✓", "·"} and "\x1b" not in done.out
     assert {int(line.split()[0]) for line in lines} == set(range(1, 11))
     assert sorted(home.rglob("*")) == before and not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_cross_is_an_exit_code(home, tmp_path):
