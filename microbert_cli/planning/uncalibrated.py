@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import corpus, manifest
+from microbert_cli import corpus, durable
 from microbert_cli.planning.calibration import Calibration, Facts
 from microbert_cli.planning.costing import Costs
 from microbert_cli.planning.foreseen import Foreseen
@@ -31,7 +31,7 @@ class Uncalibrated(Calibration):
         """Counts, kept in memory."""
         if name not in COUNTED:
             return NOTHING
-        digest = manifest.digest({"name": name, "key": key})
+        digest = durable.digest({"name": name, "key": key})
         if digest not in self._known:
             self._known[digest] = measure()
         return self._known[digest]
@@ -47,7 +47,7 @@ class Unkept(Foreseen):
         """The tokenizer that `pretrain` would train, and no seconds."""
         from transformers import AutoTokenizer
 
-        key = manifest.digest([corpus.identify(source), recipe.vocabulary.model_dump(), recipe.corpus.documents])
+        key = durable.digest([corpus.identify(source), recipe.vocabulary.model_dump(), recipe.corpus.documents])
         if key not in self._trained:
             with tempfile.TemporaryDirectory() as folder:
                 self._train_vocabulary(recipe, source, Path(folder))

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from microbert_cli import corpus, manifest, models, places, sources
+from microbert_cli import corpus, durable, models, places, sources
 from microbert_cli.blocks import Blocks, BlockSettings, cut_blocks, find_blocks
 from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import Encoded
@@ -70,7 +70,7 @@ class Case:
     def rows(self, step: Step, splits: tuple[str, ...]) -> TaskRows:
         """A stage's rows; raises Later where the Hub will give them."""
         recipe = step.resolved.recipe
-        return self._once(("rows", manifest.digest(recipe.keys("task", "data")), splits), lambda: self._rows(step, splits))
+        return self._once(("rows", durable.digest(recipe.keys("task", "data")), splits), lambda: self._rows(step, splits))
 
     def data(self, step: Step) -> TaskRows:
         """The rows that a stage trains on and selects by."""
@@ -80,7 +80,7 @@ class Case:
         """A stage for every set of rows that is trained on, by the names of all stages that have the same."""
         found: dict[str, list[Step]] = {}
         for step in self.steps_of(LABELLED):
-            found.setdefault(manifest.digest(step.resolved.recipe.keys("task", "data")), []).append(step)
+            found.setdefault(durable.digest(step.resolved.recipe.keys("task", "data")), []).append(step)
         alone = len(found) == 1
         return {"" if alone else ", ".join(step.name for step in steps): steps[0] for steps in found.values()}
 

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from microbert_cli import cache, checkpoint, places
 from microbert_cli.errors import MbertError
-from microbert_cli.output import cannot_write, disk_full, free_bytes, is_full
+from microbert_cli.output import disk_error, free_bytes, refused
 from microbert_cli.planning.costing import StagePlan
 from microbert_cli.planning.stage_plans import PLANNERS
 from microbert_cli.planning.uncalibrated import Counted
@@ -97,11 +97,9 @@ def _saving(root: Path) -> Finding:
         with tempfile.TemporaryDirectory(prefix=".mbert-doctor-", dir=place) as folder:
             checkpoint.save_state(state, Path(folder))
             found = checkpoint.load_state(Path(folder))
-    except OSError as error:
-        raise cannot_write(error, root) from error
-    except RuntimeError as error:  # torch's own way to say that a file could not be written
-        if is_full(error, root):
-            raise disk_full(error, root) from error
+    except (OSError, RuntimeError) as error:  # torch has its own way to say that a file could not be written
+        if number := disk_error(error, root):
+            raise refused(number, str(root)) from error
         raise
     if is_same(found, state):
         return passed(f"a checkpoint written in {place} comes back bit by bit")

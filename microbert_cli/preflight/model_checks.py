@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from microbert_cli import manifest, models, places
+from microbert_cli import durable, models, places
 from microbert_cli.data import load_augmented
 from microbert_cli.errors import MbertError
 from microbert_cli.preflight.case import TAUGHT, Case, inputs_of
@@ -38,7 +38,7 @@ def inputs(case: Case) -> Iterator[Finding]:
         if step.kind in SPLITS:
             data = step.resolved.recipe.keys("task", "data")
             about = f"rows of {data['task'] or data['data']['train_file']}"
-            yield from _new_rows(attempt(about, _rows, case, step), known.setdefault(manifest.digest(data), set()))
+            yield from _new_rows(attempt(about, _rows, case, step), known.setdefault(durable.digest(data), set()))
 
 
 def _new_rows(found: Finding, known: set[str]) -> Iterator[Finding]:
