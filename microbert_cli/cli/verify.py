@@ -35,7 +35,7 @@ def verify(
         error = _not_as_made(wrong, len(found))
         error.told = told
     if not as_json:
-        show_table("", ["state", "directory", "what", "found"], [[o.state, o.place, o.role, ", ".join(o.notes)] for o in found])
+        show_table("", ["directory", "state", "what", "found"], [[o.place, o.state, o.role, ", ".join(o.notes)] for o in found])
     if wrong:
         raise error
     if as_json:
