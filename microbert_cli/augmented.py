@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any, Literal
 
+from microbert_cli import manifest
 from microbert_cli.errors import MbertError
 from microbert_cli.readers import Table, read_table
 from microbert_cli.rows import Rows, from_table, label_text, plain
@@ -32,7 +33,8 @@ def write_augmented(rows: Rows, path: Path, task: Task, format: Literal["parquet
 def load_augmented(path: Path, task: Task) -> Rows:
     """Rows made by `mbert augment`: its output directory, or the file in it. Labels of varied rows stay, flagged.
 
-    Raises M255 where there is no such file or directory, M253 for a missing column, M364 for a flag or source that is none.
+    Raises M255 where there is no such file or directory, M306 where it is not what was made, M253 for a missing column, M364
+    for a flag or source that is none.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,6 +66,8 @@ def _write_parquet(path: Path, names: tuple[str, ...], columns: list[Any]) -> No
 
 
 def _file_in(folder: Path) -> Path:
+    if (folder / manifest.FILE).is_file():
+        manifest.checked(folder)
     for suffix in (".parquet", ".tsv"):
         if (folder / f"{STEM}{suffix}").is_file():
             return folder / f"{STEM}{suffix}"

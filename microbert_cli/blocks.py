@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microbert_cli import cache, corpus, manifest
+from microbert_cli import cache, corpus, durable
 from microbert_cli.encoding import rules_of
 from microbert_cli.errors import MbertError
 from microbert_cli.tracking import SILENT, Talk
@@ -94,7 +94,7 @@ def make_blocks(
     source: str, tokenizer: Any, settings: BlockSettings, *, talk: Talk = SILENT, where: str = "corpus.source"
 ) -> tuple[Blocks, Blocks]:
     """Training and held-out blocks of a corpus; taken from the cache where the same were made before."""
-    with cache.entry("blocks", _key(source, tokenizer, settings)) as (directory, ready):
+    with cache.entry("blocks", _key(source, tokenizer, settings), talk=talk) as (directory, ready):
         if not ready:
             documents = corpus.documents(source, limit=settings.documents, where=where, talk=talk)
             cut_blocks(documents, tokenizer, settings, directory, talk=talk, where=where)
@@ -127,7 +127,7 @@ def _both(directory: Path, tokenizer: Any) -> tuple[Blocks, Blocks]:
 
 
 def _key(source: str, tokenizer: Any, settings: BlockSettings) -> str:
-    return manifest.digest({"corpus": corpus.identify(source), "tokenizer": rules_of(tokenizer), **vars(settings)})
+    return durable.digest({"corpus": corpus.identify(source), "tokenizer": rules_of(tokenizer), **vars(settings)})
 
 
 def _write_tokens(documents: Iterable[list[str]], tokenizer: Any, directory: Path, talk: Talk) -> None:

@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from microbert_cli import durable
+from microbert_cli.tracking import SILENT, Talk
+
+MARK = "complete"
+
 
 def root() -> Path:
     """`MBERT_CACHE`, else `mbert` in the user's cache folder."""
@@ -16,26 +21,31 @@ def root() -> Path:
 
 
 def find(kind: str, key: str) -> Path | None:
-    """The entry's directory if it is there whole; nothing is made, nothing waited for."""
+    """The entry's directory if it is there, whole and undamaged; nothing is made, nothing waited for."""
     directory = place(kind, key)
-    return directory if (directory / "complete").is_file() else None
+    return directory if (directory / MARK).is_file() and not _damage(directory) else None
 
 
 @contextmanager
-def entry(kind: str, key: str, *, resumable: bool = False) -> Iterator[tuple[Path, bool]]:
+def entry(kind: str, key: str, *, resumable: bool = False, talk: Talk = SILENT) -> Iterator[tuple[Path, bool]]:
     """(directory, ready): where `ready` is False the block fills the directory, and it is kept if the block ends well.
 
-    Two runs that want the same entry wait for each other; a directory without its `complete` mark is never read.
+    Two runs that want the same entry wait for each other; a directory without its mark is never read, and one whose files are
+    no longer what the mark says is made anew.
     resumable  one that was left half-filled is handed on as it is, since the block knows what of it is good
     """
     directory = place(kind, key)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with directory.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (directory / "complete").is_file():
-            _mark(directory)
-            yield directory, True
-            return
+        if (directory / MARK).is_file():
+            if not (damage := _damage(directory)):
+                _touch(directory)
+                yield directory, True
+                return
+            talk.warn(f"{directory}: {damage[0]}; this entry of the cache is made anew")
+            (directory / MARK).unlink()
+            shutil.rmtree(directory, ignore_errors=True)
         if not resumable:
             shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(exist_ok=True)
@@ -49,10 +59,25 @@ def entry(kind: str, key: str, *, resumable: bool = False) -> Iterator[tuple[Pat
 
 
 def _mark(directory: Path) -> None:
-    """Says that the entry is whole, and when it was last used; by our clock, since the file system's is coarse."""
-    mark = directory / "complete"
-    mark.touch()
-    os.utime(mark, ns=(time.time_ns(), time.time_ns()))
+    """Says that the entry is whole, and what its files are; they are on the disk before the word is."""
+    names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    for name in names:
+        durable.sync(directory / name)
+    durable.write_text(directory / MARK, durable.seal({"files": durable.file_digests(directory, names)}))
+    _touch(directory)
+
+
+def _damage(directory: Path) -> list[str]:
+    """What of a complete entry is no longer as it was made."""
+    try:
+        return durable.damaged(directory, durable.unseal((directory / MARK).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError):
+        return [f"{MARK} is damaged"]
+
+
+def _touch(directory: Path) -> None:
+    """When the entry was last used; by our clock, since the file system's is coarse."""
+    os.utime(directory / MARK, ns=(time.time_ns(), time.time_ns()))
 
 
 def place(kind: str, key: str) -> Path:
@@ -88,7 +113,7 @@ def make_room(kind: str, room: int, *, keep: str) -> list[Path]:
 
     `keep` is never removed. Whoever has a removed one open goes on reading it.
     """
-    marks = [mark for mark in (root() / kind).glob("*/complete") if mark.parent != place(kind, keep)]
+    marks = [mark for mark in (root() / kind).glob(f"*/{MARK}") if mark.parent != place(kind, keep)]
     sizes = {mark: taken(kind, mark.parent.name) for mark in sorted(marks, key=lambda mark: mark.stat().st_mtime_ns)}
     removed = []
     for mark in sizes:

@@ -4,10 +4,9 @@ Of several processes only the main one writes here; all of them may call, and al
 """
 
 import json
-import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from microbert_cli import processes, sources
-from microbert_cli.errors import MbertError
+from microbert_cli import durable, manifest, processes, sources
+from microbert_cli.tracking import SILENT, Talk
 
 RESUME = "resume"
+SCORES = "seed.json"
+CHECKSUM = 32  # digits
 PROJECTION = "projection.safetensors"
 FIT_DENSE = "fit_dense."
 NOT_TENSORS = ValueError("pytorch_model.bin is damaged, or a pickle of more than tensors, which is never executed")
@@ -39,7 +40,7 @@ def save_model(model: Any, tokenizer: Any, directory: Path, *, projection: Mappi
     for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
         target = directory / file.relative_to(temporary)
         target.parent.mkdir(exist_ok=True)
-        _sync(file)
+        durable.sync(file)
         file.replace(target)
     shutil.rmtree(temporary)
 
@@ -57,7 +58,7 @@ def copy_model(source: Path, target: Path) -> None:
         shutil.copyfile(source / RESUME / PROJECTION, target / RESUME / PROJECTION)
 
 
-OURS = ("manifest.json", "metrics.json", "begun.json", "seed.json")
+OURS = ("manifest.json", "metrics.json", "begun.json", SCORES)
 
 
 def read_projection(directory: str | Path) -> dict[str, Tensor] | None:
@@ -97,46 +98,67 @@ def read_json(path: Path, *, where: str) -> dict[str, Any]:
         raise sources.unreadable(path.parent, where, error) from error
 
 
-def save_state(state: Mapping[str, Any], directory: Path) -> None:
-    """Writes the whole training state atomically: a crash leaves the one before."""
+def save_state(state: Mapping[str, Any], directory: Path, *, keep: int = 2) -> None:
+    """Writes the whole training state under a name that holds step and checksum; the last `keep` of a phase stay."""
     if not processes.is_main():
         return
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / ".state.tmp"
     torch.save(dict(state), temporary)
-    _sync(temporary)
-    temporary.replace(directory / "state.pt")
+    durable.sync(temporary)
+    named = directory / f"step-{state['step']:08d}-{durable.file_digest(temporary)[:CHECKSUM]}.pt"
+    temporary.replace(named)
+    durable.sync(directory)
+    for old in [path for path in _states(directory) if path != named][max(0, keep - 1) :]:
+        old.unlink()
 
 
-def load_state(directory: Path) -> dict[str, Any] | None:
-    """The last training state, or None; raises M304 where it is damaged."""
-    path = directory / "state.pt"
-    if not path.is_file():
+def load_state(directory: Path, talk: Talk = SILENT) -> dict[str, Any] | None:
+    """The last training state that is what was written, or None. A damaged one is named, moved aside and passed over."""
+    path = processes.on_main(lambda: _last_whole(directory, talk))
+    state: dict[str, Any] | None = torch.load(path, map_location="cpu", weights_only=True) if path else None
+    return state
+
+
+def _last_whole(directory: Path, talk: Talk) -> Path | None:
+    for path in _states(directory):
+        if durable.file_digest(path).startswith(path.stem.rpartition("-")[2]):
+            return path
+        talk.warn(f"{path} is damaged and was moved aside; an earlier state, or the beginning of the phase, serves")
+        path.replace(path.with_suffix(".damaged"))
+    return None
+
+
+def _states(directory: Path) -> list[Path]:
+    """The latest first."""
+    return sorted(directory.glob("step-*.pt"), key=lambda path: path.name, reverse=True)
+
+
+def save_batches(batches: Sequence[Mapping[str, Tensor]], path: Path) -> Path:
+    """The tensors of some batches as a file to look at: `0.input_ids` and so on."""
+    if processes.is_main():
+        tensors = {f"{i}.{name}": value.cpu().contiguous() for i, batch in enumerate(batches) for name, value in batch.items()}
+        with durable.writing(path) as temporary:
+            save_file(tensors, temporary)
+    return path
+
+
+def read_scores(place: Path) -> dict[str, Any] | None:
+    """What a finished seed came to, or None where there is no word of it, or its files are no longer what they were."""
+    try:
+        told = durable.unseal((place / SCORES).read_text(encoding="utf-8"))
+        scores: dict[str, Any] = told["scores"]
+        return None if durable.damaged(place, told["files"]) else scores
+    except (OSError, ValueError, KeyError):
         return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
-    except Exception as error:
-        raise _damaged_state(path) from error
 
 
-def read_scores(path: Path) -> dict[str, Any]:
-    """What a finished seed came to; raises M304 where the file is damaged."""
-    try:
-        scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return scores
-    except ValueError as error:
-        raise _damaged_state(path) from error
-
-
-def _damaged_state(path: Path) -> MbertError:
-    return MbertError(
-        "M304",
-        "the resume state is damaged",
-        where=str(path),
-        allowed="A state written by the same command.",
-        fix="Begin anew, the old work is moved aside: the same command with --no-resume",
-    )
+def write_scores(place: Path, scores: Mapping[str, Any]) -> None:
+    """Says that a seed is done, what it came to, and what its files are."""
+    if not processes.is_main():
+        return
+    model = {name: found for name, found in manifest.outputs_of(place).items() if name.endswith((".safetensors", ".json"))}
+    durable.write_text(place / SCORES, durable.seal({"scores": scores, "files": model}))
 
 
 def drop_states(directory: Path) -> None:
@@ -146,8 +168,3 @@ def drop_states(directory: Path) -> None:
     shutil.rmtree(directory / RESUME / "phases", ignore_errors=True)
     if (directory / RESUME).is_dir() and not any((directory / RESUME).iterdir()):
         (directory / RESUME).rmdir()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

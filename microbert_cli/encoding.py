@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microbert_cli import manifest
+from microbert_cli import durable
 from microbert_cli.rows import Rows
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ def rules_of(tokenizer: Any) -> str:
     """What decides how text becomes ids; what the tokenizer was last asked to pad or cut to does not."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return manifest.digest(tokenizer.get_vocab())
-    return manifest.digest({**json.loads(backend.to_str()), "padding": None, "truncation": None})
+        return durable.digest(tokenizer.get_vocab())
+    return durable.digest({**json.loads(backend.to_str()), "padding": None, "truncation": None})
 
 
 def _labels(rows: Rows) -> np.ndarray | None:

@@ -12,29 +12,22 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from microbert_cli import checkpoint, processes
-from microbert_cli.errors import Exit, MbertError
+from microbert_cli import checkpoint, memory, processes
+from microbert_cli.errors import MbertError
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.optimisers import clips_globally, make_optimiser, schedule_factor
+from microbert_cli.stopping import Interrupted, Stop, StoppedAtOnce, signals
 from microbert_cli.tracking import SILENT, Log, Talk
 
 Score = Callable[[], dict[str, float]]
-
-
-class Interrupted(Exception):
-    """The user or the system asked to stop; the step was finished and the state saved."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
+Random = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,18 +45,23 @@ class Plan:
     accumulate: int = 1
     evaluate_every: int = 0
     checkpoint_seconds: float = 120.0
+    checkpoint_steps: int = 0
     keep_best: bool = True
 
 
 @dataclass
 class Trained:
-    """What a phase came to: the last numbers, the score of the kept weights, and every evaluation."""
+    """What a phase came to: the last numbers, the score of the kept weights, and every evaluation.
+
+    halved_after  the step after which batches were taken in halves, because memory ran out
+    """
 
     steps: int
     losses: dict[str, float]
     best: dict[str, float] = field(default_factory=dict)
     best_step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    halved_after: int | None = None
 
 
 def train(
@@ -81,22 +79,22 @@ def train(
 
     batches    from the number of batches to skip to the rest of them
     directory  holds log.jsonl and the resume state, the finished phase's too: a stage of several phases skips it on resume
-    Raises M401 when the loss is no number any more, Interrupted on SIGINT and SIGTERM after the step is saved.
+    Where memory runs out, batches are taken in halves from then on; a second time is M222. Raises M401 when the loss is no
+    number any more (the last good state and the batch are kept), Interrupted on SIGINT and SIGTERM after the step is saved.
     """
     run = _Run(objective, plan, directory, seed, score, primary, talk)
     torch.manual_seed(seed)
     run.restore()
     processes.same_everywhere(run.tensors)
     source = batches(run.step * plan.accumulate)
-    with Log(directory / "log.jsonl") as log, _signals() as asked:
+    with Log(directory / "log.jsonl") as log, signals() as stop:
+        run.evaluate_if_due(log, stop)
         while run.step < plan.steps:
             run.one_step([next(source) for _ in range(plan.accumulate)], log)
-            run.maybe_evaluate(log)
-            if processes.any_of(bool(asked)):
-                run.save()
-                processes.wait()  # whoever leaves first makes the launcher end the others
-                raise Interrupted(asked[0] if asked else signal.SIGTERM)
+            if processes.any_of(bool(stop.number)):
+                run.leave(stop)
             run.maybe_save()
+            run.evaluate_if_due(log, stop)
     return run.finish()
 
 
@@ -136,11 +134,14 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         self._draw_own_dropout()
-        parts = processes.mean(self._accumulate(batches))
+        before = _random_state()
+        parts = self._fitting(batches) or self._in_halves(batches, before)
+        parts = processes.mean(parts)
         processes.average_gradients(self.parameters)
         norm = self._clip()
         if not math.isfinite(parts["loss"]) or not math.isfinite(norm):
-            raise self._diverged(parts["loss"], norm)
+            self._back_to(before)
+            raise self._diverged(parts["loss"], norm, batches)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
@@ -148,14 +149,20 @@ class _Run:
         log.write(phase=self.plan.name, step=self.step, lr=self.optimiser.param_groups[0]["lr"], norm=norm, **parts)
         self.talk.progress(self.plan.name, self.step, self.plan.steps, loss=parts["loss"])
 
-    def maybe_evaluate(self, log: Log) -> None:
-        every = self.plan.evaluate_every
-        due = self.step == self.plan.steps or (every and self.step % every == 0)
-        if self.score is None or not due:
+    def evaluate_if_due(self, log: Log, stop: Stop) -> None:
+        """Scores at the steps planned for it, once each: a resumed run may have been stopped just before."""
+        every, known = self.plan.evaluate_every, self.result.history
+        due = self.step == self.plan.steps or (every and self.step and self.step % every == 0)
+        if self.score is None or not due or (known and known[-1]["step"] == self.step):
             return
-        random = torch.get_rng_state()
-        scores = self.score()
-        torch.set_rng_state(random)
+        random = _random_state()
+        try:
+            with stop.at_once():
+                scores = self.score()
+        except StoppedAtOnce:
+            _set_random_state(random)
+            self.leave(stop)
+        _set_random_state(random)
         log.write(phase=self.plan.name, step=self.step, dev=scores)
         self.result.history.append({"step": self.step, **scores})
         better = not self.result.best or scores[self.primary] > self.result.best[self.primary]
@@ -163,39 +170,45 @@ class _Run:
             self.result.best, self.result.best_step = scores, self.step
             self.best_weights = self._weights()
 
+    def leave(self, stop: Stop) -> NoReturn:
+        """Saves and stops, as was asked for."""
+        self.save()
+        processes.wait()  # whoever leaves first makes the launcher end the others
+        raise Interrupted(stop.number or int(signal.SIGTERM))
+
     def finish(self) -> Trained:
         if self.best_weights is not None and self.plan.keep_best:
             self._load(self.best_weights)
         self.result.steps = self.step
-        self.save()
+        self.save(keep=1)
         return self.result
 
     def maybe_save(self) -> None:
-        if time.monotonic() - self.saved_at >= self.plan.checkpoint_seconds and self.step < self.plan.steps:
+        every = self.plan.checkpoint_steps
+        due = time.monotonic() - self.saved_at >= self.plan.checkpoint_seconds or (every and self.step % every == 0)
+        if due and self.step < self.plan.steps:
             self.save()
 
-    def save(self) -> None:
+    def save(self, *, keep: int = 2) -> None:
         state = {
             "step": self.step,
             "weights": self._weights(),
             "best_weights": self.best_weights,
             "optimiser": self.optimiser.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_gpu": torch.cuda.get_rng_state_all(),
+            "random": _random_state(),
             "result": vars(self.result),
         }
-        checkpoint.save_state(state, self.state_directory)
+        checkpoint.save_state(state, self.state_directory, keep=keep)
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        state = checkpoint.load_state(self.state_directory)
+        state = checkpoint.load_state(self.state_directory, self.talk)
         if state is None:
             return
         self.step, self.best_weights = state["step"], state["best_weights"]
         self._load(state["weights"])
         self.optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["random"])
-        torch.cuda.set_rng_state_all(state["random_gpu"])
+        _set_random_state(state["random"])
         self.result = Trained(**state["result"])
         self.talk.note(f"{self.plan.name}: going on after step {self.step} of {self.plan.steps}")
 
@@ -208,7 +221,39 @@ class _Run:
         if processes.world() > 1:
             torch.manual_seed(processes.seed_of(self.seed, self.plan.name, self.step))
 
+    def _fitting(self, batches: list[Batch]) -> dict[str, float] | None:
+        """Gradients and losses of a step, or None where memory ran out for the first time."""
+        try:
+            return self._accumulate(batches)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_exhausted(error):
+                raise
+            alone = processes.world() == 1 and self.result.halved_after is None
+            if alone and all(len(batch["input_ids"]) > 1 for batch in batches):
+                return None
+            smaller = f"--set {_table(self.plan.name)}.batch_size={max(1, len(batches[0]['input_ids']) // 2)}"
+            raise memory.exhausted(error, where=self.plan.name, fix=f"Smaller batches: {smaller}") from error
+
+    def _in_halves(self, batches: list[Batch], before: Random) -> dict[str, float]:
+        """The step again with its batches in halves, and so from here on; saved first, so that a resume does the same."""
+        self._back_to(before)
+        self.result.halved_after = self.step
+        self.save()
+        self.talk.warn(
+            f"{self.plan.name}: memory ran out at step {self.step + 1}; from here on each batch is taken in two halves"
+        )
+        parts = self._fitting(batches)
+        assert parts is not None
+        return parts
+
+    def _back_to(self, before: Random) -> None:
+        """As it was before this step's forward passes."""
+        self.optimiser.zero_grad(set_to_none=True)
+        _set_random_state(before)
+
     def _accumulate(self, batches: list[Batch]) -> dict[str, float]:
+        if self.result.halved_after is not None:
+            batches = [half for batch in batches for half in memory.halves(batch)]
         sums: dict[str, float] = {}
         for batch in batches:
             for _, loss, parts in self.objective.losses(batch):
@@ -230,13 +275,16 @@ class _Run:
         self.objective.student.load_state_dict(weights["student"])
         self.objective.load_state_dict(weights["objective"])
 
-    def _diverged(self, loss: float, norm: float) -> MbertError:
+    def _diverged(self, loss: float, norm: float, batches: list[Batch]) -> MbertError:
+        self.save()
+        smaller = f"--set {_table(self.plan.name)}.learning_rate={self.plan.learning_rate / 3:.0e}"
+        kept = checkpoint.save_batches(batches, self.directory / f"diverged-{self.plan.name}-{self.step + 1}.safetensors")
         return MbertError(
             "M401",
-            f"the loss is {loss} and the gradient norm {norm} at step {self.step + 1}",
+            f"the loss is {loss} and the gradient norm {norm} at step {self.step + 1}; its batch is in {kept}",
             where=f"{self.plan.name}, learning_rate {self.plan.learning_rate}",
             allowed="Finite losses; a smaller learning rate or a longer warm-up usually mends it.",
-            fix=f"The same command with: --set {_table(self.plan.name)}.learning_rate={self.plan.learning_rate / 3:.0e}",
+            fix=f"The same command with --no-resume and {smaller}",
         )
 
 
@@ -247,23 +295,10 @@ def _table(phase: str) -> str:
     return known.get(name, f"phases.{name}")
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM; the second one leaves at once."""
-    asked: list[int] = []
+def _random_state() -> Random:
+    return {"cpu": torch.get_rng_state(), "gpu": torch.cuda.get_rng_state_all()}
 
-    def receive(number: int, _: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
 
-    try:
-        before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us handles signals
-        yield asked
-        return
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _set_random_state(state: Random) -> None:
+    torch.set_rng_state(state["cpu"])
+    torch.cuda.set_rng_state_all(state["gpu"])

@@ -6,7 +6,6 @@ Times, machines and paths are recorded beside it and never compared.
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -17,20 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli import processes
+from microbert_cli.durable import SEAL, damaged, digest, file_digest, file_digests, seal, sync, unseal, write_text
 from microbert_cli.errors import MbertError
 from microbert_cli.shown import without_secrets
 from microbert_cli.version import __version__
 
 FILE = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors", "onnxruntime", "accelerate")
-WEIGHTS = (".safetensors", ".bin", ".onnx")
-
-
-def digest(value: Any) -> str:
-    """sha256 of a JSON-able value, independent of key order."""
-    text = json.dumps(value, sort_keys=True, default=str, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def arrays_digest(*arrays: Any) -> str:
@@ -42,24 +35,18 @@ def arrays_digest(*arrays: Any) -> str:
     return found.hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def identify(source: str | Path | None) -> str | None:
     """A stable name for an input's content.
 
-    A directory made by mbert: its manifest's hash of outputs; any other directory: the hash of its files' hashes; a file: its
-    hash; anything else (a Hub id, a built-in name): the text itself.
+    A directory made by mbert: its manifest's hash of outputs, which are compared first; any other directory: the hash of its
+    files' hashes; a file: its hash; anything else (a Hub id, a built-in name): the text itself.
+    Raises M301, M306 where a directory made by mbert is no longer what was made.
     """
     if source is None:
         return None
     path = Path(source)
     if path.is_dir():
-        made = read(path) if (path / FILE).is_file() else None
-        return made["result"] if made else digest(_hashes(path))
+        return str(checked(path)["result"]) if (path / FILE).is_file() else digest(outputs_of(path))
     return file_digest(path) if path.is_file() else str(source)
 
 
@@ -67,23 +54,43 @@ def read(directory: Path) -> dict[str, Any]:
     """A directory's manifest; raises M210 where there is none, M301 where it is damaged."""
     path = directory / FILE
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest = _unsealed(path.read_text(encoding="utf-8"))
         manifest["identity_hash"], manifest["result"]
-        tables = [manifest["identity"], manifest.get("recipe", {})]
-        tables += [table.get("data", {}) for table in tables]
+        tables = [manifest["identity"], manifest.get("recipe", {}), manifest["outputs"]]
+        tables += [table.get("data", {}) for table in tables[:2]]
         if not all(isinstance(table, dict) for table in tables) or not isinstance(manifest.get("argv", []), list):
-            raise TypeError
+            raise TypeError("it lacks tables")
         return manifest
     except FileNotFoundError:
         raise unfinished(directory) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MbertError(
             "M301",
-            "this manifest is damaged",
+            f"this manifest is damaged: {error}",
             where=str(path),
-            allowed="A JSON object as mbert writes it, with identity and result.",
+            allowed="A JSON object as mbert writes it, with identity, outputs, result and its checksum.",
             fix=f"Move the directory aside and make it again: mv {directory} {directory}.damaged",
         ) from None
+
+
+def checked(directory: Path) -> dict[str, Any]:
+    """A directory's manifest, once its outputs are seen to be what was made; raises M210, M301, and M306 naming the files."""
+    manifest = read(directory)
+    if found := damaged(directory, manifest["outputs"]):
+        raise MbertError(
+            "M306",
+            f"this output is no longer what was made: {', '.join(found[:4])}",
+            where=str(directory),
+            allowed="The files that its manifest.json lists, as they were written.",
+            fix=f"Make it again, the old one is moved aside: {' '.join(manifest.get('argv', ['mbert ...']))} --force",
+        )
+    return manifest
+
+
+def _unsealed(text: str) -> dict[str, Any]:
+    """Manifests of schema 1 had no checksum."""
+    plain: dict[str, Any] = json.loads(text)
+    return plain if isinstance(plain, dict) and plain.get("schema") == 1 and SEAL not in plain else unseal(text)
 
 
 def unfinished(directory: Path) -> MbertError:
@@ -114,8 +121,10 @@ def finishing_command(partial: Path) -> str:
 
 
 def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
-    """Writes manifest.json atomically, after everything else."""
-    outputs = _hashes(directory)
+    """Writes manifest.json atomically, after everything else is on the disk."""
+    outputs = outputs_of(directory)
+    for place in [*outputs, *{str(Path(name).parent) for name in outputs}]:
+        sync(directory / place)
     manifest = {
         "schema": SCHEMA,
         "stage": stage,
@@ -123,7 +132,7 @@ def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: 
         "identity": dict(identity),
         "identity_hash": digest(identity),
         "outputs": outputs,
-        "result": digest({name: value for name, value in outputs.items() if _is_result(name)}),
+        "result": digest({name: value for name, value in outputs.items() if is_result(name)}),
         "argv": command_line(),
         "git": _git_revision(),
         "versions": _versions(),
@@ -131,24 +140,8 @@ def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: 
         "finished": now(),
         **facts,
     }
-    write_text(directory / FILE, without_secrets(json.dumps(manifest, indent=2, default=str)) + "\n")
+    write_text(directory / FILE, seal(json.loads(without_secrets(json.dumps(manifest, default=str)))))
     return manifest
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all; of several processes the main one does."""
-    if not processes.is_main():
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the same file at once
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def command_line() -> list[str]:
@@ -162,18 +155,19 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _hashes(directory: Path) -> dict[str, str]:
+def outputs_of(directory: Path) -> dict[str, str]:
+    """Hashes of the files of a directory, notes and traces of work left out."""
     files = (path for path in sorted(directory.rglob("*")) if path.is_file())
-    relative = {path.relative_to(directory).as_posix(): path for path in files}
-    return {name: file_digest(path) for name, path in relative.items() if _is_output(name)}
+    names = (path.relative_to(directory).as_posix() for path in files)
+    return file_digests(directory, filter(_is_output, names))
 
 
 def _is_output(name: str) -> bool:
     return name not in (FILE, "begun.json") and not name.startswith(".")
 
 
-def _is_result(name: str) -> bool:
-    """Logs and cards tell of a run; what the next stage reads is the result."""
+def is_result(name: str) -> bool:
+    """Whether a file is what the next stage reads; logs and cards tell of a run."""
     return not name.endswith((".jsonl", ".md", "recipe.resolved.toml"))
 
 

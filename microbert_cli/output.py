@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import manifest, processes
+from microbert_cli import durable, manifest, processes
 from microbert_cli.errors import MbertError
 from microbert_cli.tracking import SILENT, Talk
 
 Identity = Mapping[str, Any]
 NEARLY_FULL = 2**20  # bytes
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENXIO)
 UNTOUCHED = ("begun.json", ".begun.json.")  # how the names of files begin that say nothing about work
 
 
@@ -51,13 +53,13 @@ def working(
     """Yields a directory to work in, and turns it into OUT when the block ends well.
 
     force   moves a finished OUT and any begun work aside first
-    resume  goes on with begun work of the same identity
-    renew   moves an OUT of another identity aside, instead of raising M110
+    resume  goes on with begun work of the same identity; without it that is moved aside
+    renew   moves an OUT, or begun work, of another identity aside, instead of raising M110 or M117; a damaged OUT too
     A block that fails before it wrote anything leaves nothing behind, not even OUT.partial.
     Of several processes the main one does all this; the others get the same Work, and go on when OUT is whole.
-    Raises M110 (OUT made by another recipe), M111 (OUT holds something else), M112 (another run works on it), M114 (OUT is
-    a file), M120 (the root), M370 (a link, or begun work with links), M220 (disk full; what is done stays in OUT.partial), M221
-    (nothing can be written there).
+    Raises M110 (OUT made by another recipe), M117 (work begun by another recipe), M306 (OUT is not what was made), M111 (OUT
+    holds something else), M112 (another run works on it), M114 (OUT is a file), M120 (the root), M370 (a link, or begun work
+    with links), M220 (disk full; what is done stays in OUT.partial), M221 (nothing can be written there).
     """
     out = out.absolute()
     if not processes.is_main():
@@ -73,7 +75,7 @@ def working(
             yield processes.share(Work(out, out, done=True))
             processes.wait()
             return
-        work = _begin(out, stage, identity, resume, talk)
+        work = _begin(out, stage, identity, resume, renew, talk)
         started = manifest.now()
         try:
             yield processes.share(work)
@@ -82,20 +84,23 @@ def working(
             processes.wait()
         except BaseException as error:
             _drop_untouched(work.path)
-            if is_full(error, out):
-                raise disk_full(error, out) from error
+            if number := disk_error(error, out):
+                raise refused(number, str(getattr(error, "filename", None) or f"-o {out}")) from error
             raise
 
 
 def is_up_to_date(out: Path, identity: Identity) -> bool:
-    """Whether OUT is complete and was made from exactly these keys and inputs."""
-    return (out / manifest.FILE).is_file() and manifest.read(out)["identity_hash"] == manifest.digest(identity)
+    """Whether OUT was completed from exactly these keys and inputs."""
+    return (out / manifest.FILE).is_file() and manifest.read(out)["identity_hash"] == durable.digest(identity)
 
 
 def differences(out: Path, identity: Identity) -> list[str]:
     """Why OUT is not up to date, a line each: `finetune.epochs: 3.0 -> 2.0`."""
-    old = _flat(manifest.read(out)["identity"])
-    new = _flat(json.loads(json.dumps(identity, default=str)))
+    return _changed(manifest.read(out)["identity"], identity)
+
+
+def _changed(before: Identity, identity: Identity) -> list[str]:
+    old, new = _flat(before), _flat(json.loads(json.dumps(identity, default=str)))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return [f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}" for key in keys]
 
@@ -103,41 +108,47 @@ def differences(out: Path, identity: Identity) -> list[str]:
 def write_file(path: Path, text: str) -> None:
     """Writes a result that the user asked for by name, whole or not at all; raises M220, M221."""
     try:
-        manifest.write_text(path, text)
+        durable.write_text(path, text)
     except OSError as error:
         raise cannot_write(error, path) from error
 
 
-def is_full(error: BaseException, out: Path) -> bool:
-    """Whether a failure is that of a full disk. safetensors says so in words alone, torch not even that."""
+def disk_error(error: BaseException, out: Path) -> int | None:
+    """The number of what a disk refused (ENOSPC, EIO ...), None where it was something else.
+
+    safetensors says the number in words alone, torch not even that.
+    """
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return error.errno if error.errno in REFUSED else None
     said = str(error)
-    return f"os error {errno.ENOSPC}" in said or ("inline_container" in said and free_bytes(out) < NEARLY_FULL)
+    if found := re.search(r"os error (\d+)", said):
+        return int(found[1])
+    if "PytorchStreamWriter" in said or "inline_container" in said:
+        return errno.ENOSPC if free_bytes(out) < NEARLY_FULL else errno.EIO
+    return None
 
 
 def cannot_write(error: OSError, path: Path) -> MbertError:
-    """The error for a place that takes no file: a full disk, or one where nothing can be made."""
-    if is_full(error, path):
-        return disk_full(error, path)
+    """The error for a place that takes no file, whatever the reason."""
+    return refused(error.errno or errno.EIO, f"-o {path}")
+
+
+def refused(number: int, where: str) -> MbertError:
+    """The error for a disk that is full, failing, or not ours to write to."""
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return MbertError(
+            "M220",
+            f"the disk is full: {os.strerror(number)}",
+            where=where,
+            allowed="Nothing was lost: finished work is whole, begun work waits in the .partial directory beside.",
+            fix=f"Make room, then the same command again: {' '.join(manifest.command_line())}",
+        )
     return MbertError(
         "M221",
-        f"nothing can be written here: {error.strerror or error}",
-        where=f"-o {path}",
-        allowed="A place in a folder that is there, or can be made, and may be written to.",
-        fix=f"Choose another -o, or look at the folder: ls -ld {path.parent}",
-    )
-
-
-def disk_full(error: BaseException, out: Path) -> MbertError:
-    """The error for a disk without room."""
-    number = error.errno if isinstance(error, OSError) and error.errno else errno.ENOSPC
-    return MbertError(
-        "M220",
-        f"the disk is full: {os.strerror(number)}",
-        where=str(out),
-        allowed="Nothing was lost: finished work is whole, begun work waits in the .partial directory beside.",
-        fix=f"Make room, then the same command again: {' '.join(manifest.command_line())}",
+        f"nothing can be written here: {os.strerror(number)}",
+        where=where,
+        allowed="A place in a folder that is there, or can be made, and may be written to; finished work is not touched.",
+        fix=f"Choose another -o, or look at the folder: ls -ld {Path(where.removeprefix('-o ')).parent}",
     )
 
 
@@ -152,13 +163,14 @@ def _is_done(out: Path, identity: Identity, renew: bool, talk: Talk) -> bool:
             allowed="A new or empty directory, or one that the same command made.",
             fix="Choose another -o, or move this one aside: --force",
         )
-    if is_up_to_date(out, identity):
-        return True
-    changed = differences(out, identity)
-    if renew:
-        talk.note(f"{out.name}: made anew, because {'; '.join(changed[:3])}")
+    if renew and (reasons := _reasons(out, identity)):
+        talk.note(f"{out.name}: made anew, because {'; '.join(reasons[:3])}")
         _aside(out, talk)
         return False
+    if is_up_to_date(out, identity):
+        manifest.checked(out)
+        return True
+    changed = differences(out, identity)
     raise MbertError(
         "M110",
         f"this directory was made from something else ({'; '.join(changed[:6])})",
@@ -168,19 +180,32 @@ def _is_done(out: Path, identity: Identity, renew: bool, talk: Talk) -> bool:
     )
 
 
-def _begin(out: Path, stage: str, identity: Identity, resume: bool, talk: Talk) -> Work:
+def _reasons(out: Path, identity: Identity) -> list[str]:
+    """Why a finished OUT has to be made anew: what it was made from, or what became of it since."""
+    try:
+        return differences(out, identity) or durable.damaged(out, manifest.read(out)["outputs"])
+    except MbertError as error:
+        return [error.what]
+
+
+def _begin(out: Path, stage: str, identity: Identity, resume: bool, renew: bool, talk: Talk) -> Work:
     partial = manifest.partial_path(out)
     if resume or out.is_symlink():
         _refuse_links(out, partial)
-    begun = {"stage": stage, "identity_hash": manifest.digest(identity), "argv": manifest.command_line()}
-    if partial.is_dir():
-        if resume and _begun(partial) == begun["identity_hash"]:
+    begun = {"stage": stage, "identity": identity, "argv": manifest.command_line()}
+    if partial.is_dir() and not _drop_untouched(partial):
+        before = _begun(partial)
+        changed = ["what it was begun with cannot be read"] if before is None else _changed(before, identity)
+        if resume and not changed:
             talk.note(f"{out.name}: going on with what was begun in {partial.name}")
             return Work(out, partial, resumed=True)
+        if resume and not renew and before is not None:
+            raise _other_work(partial, changed)
+        talk.note(f"{partial.name}: begun anew, {'; '.join(changed[:3]) or 'as asked'}")
         _aside(partial, talk)
     try:
         partial.mkdir(parents=True)
-        manifest.write_text(partial / "begun.json", json.dumps(begun))
+        durable.write_text(partial / "begun.json", durable.seal(begun))
     except OSError as error:
         _drop_untouched(partial)
         raise cannot_write(error, out) from error
@@ -203,12 +228,22 @@ def _not_through_a_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def _begun(partial: Path) -> str | None:
+def _begun(partial: Path) -> Identity | None:
     try:
-        found: str = json.loads((partial / "begun.json").read_text(encoding="utf-8"))["identity_hash"]
+        found: Identity = durable.unseal((partial / "begun.json").read_text(encoding="utf-8"))["identity"]
         return found
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _other_work(partial: Path, changed: list[str]) -> MbertError:
+    return MbertError(
+        "M117",
+        f"work was begun here from something else ({'; '.join(changed[:6])})",
+        where=str(partial),
+        allowed="The recipe and the inputs that it was begun with go on where it stopped.",
+        fix="Change them back, or begin anew, the old work is moved aside: the same command with --no-resume",
+    )
 
 
 def _publish(work: Work) -> None:
@@ -216,7 +251,7 @@ def _publish(work: Work) -> None:
         work.out.rmdir()
     work.path.rename(work.out)
     (work.out / "begun.json").unlink(missing_ok=True)  # not before: where the renaming fails, the work must be found again
-    _sync(work.out.parent)
+    durable.sync(work.out.parent)
 
 
 def _aside(path: Path, talk: Talk) -> None:
@@ -227,14 +262,6 @@ def _aside(path: Path, talk: Talk) -> None:
         number += 1
     path.rename(target)
     talk.note(f"{path.name}: the old one was moved to {target}")
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager
@@ -266,10 +293,12 @@ def _locked(out: Path) -> Iterator[None]:
         _drop_empty(made)
 
 
-def _drop_untouched(partial: Path) -> None:
-    """Removes a begun directory in which nothing was done."""
-    if not any(file.is_file() and not file.name.startswith(UNTOUCHED) for file in partial.rglob("*")):
+def _drop_untouched(partial: Path) -> bool:
+    """Removes a begun directory in which nothing was done, and says whether it did."""
+    untouched = not any(file.is_file() and not file.name.startswith(UNTOUCHED) for file in partial.rglob("*"))
+    if untouched:
         shutil.rmtree(partial, ignore_errors=True)
+    return untouched
 
 
 def _drop_empty(folders: list[Path]) -> None:

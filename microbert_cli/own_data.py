@@ -139,7 +139,7 @@ def _infer(table: Table, task: Task) -> tuple[Literal["classes", "score"], tuple
     if task.label.kind is None and _is_score(distinct):
         return "score", ()
     if len(distinct) < 2:
-        raise _too_few_classes(table.place, distinct, f'all {len(values)} rows have the label "{values[0]}"')
+        raise too_few_classes(table.place, distinct, f'all {len(values)} rows have the label "{values[0]}"')
     if len(distinct) > MOST_NUMBERED_CLASSES and 2 * len(distinct) > len(values):
         raise _too_many_classes(table.place, task.label.column, len(distinct), len(values))
     return "classes", tuple(sorted(distinct, key=_order(distinct)))
@@ -161,10 +161,11 @@ def _check_classes(rows: Rows, task: Task, place: str) -> None:
     names = task.label.names or ()
     present = {names[int(label)] for label in rows.labels}
     if missing := [name for name in names if name not in present]:
-        raise _too_few_classes(place, present, f"no row to train on has the label {' or '.join(missing)}")
+        raise too_few_classes(place, present, f"no row to train on has the label {' or '.join(missing)}")
 
 
-def _too_few_classes(place: str, present: set[str], what: str) -> MbertError:
+def too_few_classes(place: str, present: set[str], what: str) -> MbertError:
+    """The error for training rows that lack a class."""
     return MbertError(
         "M358",
         what,

@@ -4,7 +4,6 @@ Each seed is trained in `seed-N/`; the directory above holds a copy of the one t
 learning rates is run with each from the same start, and the best on dev is kept; later seeds take the first one's choice.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ from microbert_cli import checkpoint, processes
 from microbert_cli.batching import endless, steps_per_epoch
 from microbert_cli.encoding import Encoded
 from microbert_cli.loop import Plan, Score, Trained, train
-from microbert_cli.manifest import write_text
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.recipe import Phase as PhaseSpec
 from microbert_cli.recipe import Training
@@ -78,6 +76,7 @@ def make_plan(
         accumulate=training.accumulate,
         evaluate_every=max(1, steps // training.evaluations) if training.evaluations else 0,
         checkpoint_seconds=training.checkpoint_seconds,
+        checkpoint_steps=training.checkpoint_steps or 0,
     )
 
 
@@ -170,13 +169,12 @@ def over_seeds(
     for seed in seeds:
         place = directory / f"seed-{seed}" if len(seeds) > 1 else directory
         place.mkdir(exist_ok=True)
-        done = place / "seed.json"
-        if not done.is_file():
-            result = train_one(seed, place)
-            write_text(done, json.dumps(result))
-        processes.wait()  # until the main one has written it
+        if (found := checkpoint.read_scores(place)) is None:
+            found = train_one(seed, place)
+            checkpoint.write_scores(place, found)
+            processes.wait()  # until the main one has written them
         checkpoint.drop_states(place)
-        scores[seed] = checkpoint.read_scores(done)
+        scores[seed] = found
         choices.take(scores[seed])
         talk.note(f"seed {seed}: {primary} {scores[seed]['dev'][primary]:.4f}")
     best = max(seeds, key=lambda seed: scores[seed]["dev"][primary])
@@ -211,6 +209,8 @@ def _take_projection(objective: Objective, projection: Mapping[str, torch.Tensor
 
 def _told(trained: Trained, tried: list[float], outcomes: list[Trained], best: int, primary: str) -> Numbers:
     told: Numbers = {"steps": trained.steps, "losses": trained.losses, "learning_rate": tried[best]}
+    if trained.halved_after is not None:
+        told["halved_after"] = trained.halved_after
     if trained.best:
         told |= {"dev": trained.best, "best_step": trained.best_step}
     if len(tried) > 1:

@@ -41,7 +41,8 @@ class Term(BaseModel):
 class Training(Strict):
     """How long and how fast anything is trained; `steps`, where given, rules over `epochs`.
 
-    A batch is `batch_size` rows, or with `batch_tokens` as many as fit into that many tokens, padding included.
+    A batch is `batch_size` rows, or with `batch_tokens` as many as fit into that many tokens, padding included. The state is
+    saved every `checkpoint_seconds`, and every `checkpoint_steps` where these are given.
     """
 
     epochs: Positive = 3.0
@@ -57,6 +58,7 @@ class Training(Strict):
     accumulate: Count = 1
     evaluations: Annotated[int, Field(ge=0)] = 4
     checkpoint_seconds: Positive = 120.0
+    checkpoint_steps: Count | None = None
 
 
 class Phase(Training):
@@ -83,13 +85,17 @@ class Data(Strict):
 
 
 class Teacher(Strict):
-    """The model that is asked. `label_order` names its outputs where the checkpoint does not."""
+    """The model that is asked. `label_order` names its outputs where the checkpoint does not.
+
+    `precision` int8: where a phase reads logits alone, and on a CPU, they come from an int8 copy, faster and a little off.
+    """
 
     model: str | None = None
     margin: Share = 0.02
     allow_weak: bool = False
     label_order: list[str] | None = None
     dropout: bool = False
+    precision: Literal["fp32", "int8"] = "fp32"
 
 
 class Cache(Strict):
@@ -234,14 +240,15 @@ class Recipe(Strict):
         return {name: _without_places(name, value) for name, value in self.keys(*names).items()}
 
 
+CADENCE = ("checkpoint_seconds", "checkpoint_steps")
 PLACES = {
     "data": ("folder", "train_file", "dev_file", "test_file"),
     "corpus": ("source",),
     "vectors": ("source",),
     "teacher": ("model",),
-    "pretrain": ("model", "checkpoint_seconds"),
-    "finetune": ("model", "checkpoint_seconds"),
-    "general": ("checkpoint_seconds",),
+    "pretrain": ("model", *CADENCE),
+    "finetune": ("model", *CADENCE),
+    "general": CADENCE,
     "augment": ("masked_lm", "batch_size"),
     "evaluate": ("model", "batch_size"),
     "export": ("model",),
@@ -249,4 +256,6 @@ PLACES = {
 
 
 def _without_places(name: str, value: Any) -> Any:
+    if name == "phases":
+        return {phase: {key: inner for key, inner in numbers.items() if key not in CADENCE} for phase, numbers in value.items()}
     return {key: inner for key, inner in value.items() if key not in PLACES[name]} if name in PLACES else value

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import manifest
+from microbert_cli import durable, manifest
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe import Recipe
@@ -38,7 +38,7 @@ def claim(root: Path, recipe: str, *, force: bool = False) -> None:
         )
     if owner != recipe or not (root / FILE).is_file():
         root.mkdir(parents=True, exist_ok=True)
-        manifest.write_text(root / FILE, json.dumps({"recipe": recipe}) + "\n")
+        durable.write_text(root / FILE, json.dumps({"recipe": recipe}) + "\n")
 
 
 def is_unchanged(root: Path, recipe: str, steps: Sequence[Step]) -> bool:
@@ -51,7 +51,7 @@ def is_unchanged(root: Path, recipe: str, steps: Sequence[Step]) -> bool:
 
 def write(root: Path, recipe: str, steps: Sequence[Step]) -> None:
     """Records the run as it stands, all stages complete."""
-    manifest.write_text(root / FILE, json.dumps(_record(root, recipe, steps), indent=2) + "\n")
+    durable.write_text(root / FILE, json.dumps(_record(root, recipe, steps), indent=2) + "\n")
 
 
 def _read(root: Path) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _read(root: Path) -> dict[str, Any]:
 
 
 def _record(root: Path, recipe: str, steps: Sequence[Step]) -> dict[str, Any]:
-    results = {step.name: manifest.read(step.out)["result"] for step in steps}
+    results = {step.name: manifest.checked(step.out)["result"] for step in steps}
     return {"recipe": recipe, "key": _key(root, steps), "results": results}
 
 
@@ -72,9 +72,9 @@ def _key(root: Path, steps: Sequence[Step]) -> str:
     for step in steps:
         recipe = step.resolved.recipe
         outside = {name: _content(value) for name, value in step.inputs.items() if _is_outside(value, root)}
-        parts.append(manifest.digest([step.name, step.kind, recipe.identity(*Recipe.model_fields), outside]))
+        parts.append(durable.digest([step.name, step.kind, recipe.identity(*Recipe.model_fields), outside]))
         parts += [str(_content(place)) for place in _data_places(recipe)]
-    return manifest.digest(parts)
+    return durable.digest(parts)
 
 
 def _is_outside(value: Any, root: Path) -> bool:

@@ -14,7 +14,8 @@ TRACES = ("begun.json", "log.jsonl", "recipe.resolved.toml")
 def find(source: str | Path, *, where: str) -> Path:
     """The directory of a model: as named, or the local copy of a Hub id.
 
-    Raises M203 (no such directory), M204 (the Hub did not give it), M210 (unfinished), M211 (no model in it).
+    Raises M203 (no such directory), M204 (the Hub did not give it), M210 (unfinished), M211 (no model in it), M301 and M306
+    (damaged since a stage made it).
     """
     path = Path(source)
     if path.is_dir():
@@ -60,12 +61,14 @@ def _from_hub(name: str, where: str) -> Path:
         found = snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=["*/*"])
         return _checked(Path(found), where)
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise _unreachable(name, where, error) from error
+        raise unreachable(name, where, error) from error
 
 
 def _checked(path: Path, where: str) -> Path:
     if not (path / manifest.FILE).is_file() and any((path / name).exists() for name in TRACES):
         raise manifest.unfinished(path)
+    if (path / manifest.FILE).is_file():
+        manifest.checked(path)
     if not (path / "config.json").is_file():
         raise MbertError(
             "M211",
@@ -88,7 +91,8 @@ def _not_there(path: Path, where: str) -> MbertError:
     )
 
 
-def _unreachable(name: str, where: str, error: BaseException) -> MbertError:
+def unreachable(name: str, where: str, error: BaseException) -> MbertError:
+    """The error for a model that neither the Hub nor its local cache gave."""
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     return MbertError(
         "M204",

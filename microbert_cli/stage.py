@@ -1,13 +1,15 @@
 """What every stage does around its own work: what it returns, and the files each output directory has."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from microbert_cli.durable import write_text
 from microbert_cli.errors import MbertError
-from microbert_cli.manifest import command_line, write_text
+from microbert_cli.manifest import command_line
 from microbert_cli.output import Work
 from microbert_cli.resolve import flatten
 
@@ -46,11 +48,24 @@ def read_metrics(directory: Path) -> dict[str, Any]:
     return metrics
 
 
-def sign(work: Work, *, stage: str, recipe: Mapping[str, Any], metrics: dict[str, Any], **facts: Any) -> StageResult:
-    """Writes metrics.json and recipe.resolved.toml, and hands the manifest its facts."""
+def sign(
+    work: Work,
+    *,
+    stage: str,
+    recipe: Mapping[str, Any],
+    metrics: dict[str, Any],
+    sources: Mapping[str, str | None] | None = None,
+    **facts: Any,
+) -> StageResult:
+    """Writes metrics.json and recipe.resolved.toml, and hands the manifest its facts.
+
+    sources  what it was made from: files and directories are recorded as seen from OUT, so that a whole tree may be moved
+    """
     write_text(work.path / METRICS, json.dumps(metrics, indent=2) + "\n")
     write_text(work.path / RECIPE, to_toml(recipe))
-    work.facts |= {"recipe": dict(recipe), **facts}
+    there = {name: Path(source) for name, source in (sources or {}).items() if source and Path(source).exists()}
+    paths = {name: os.path.relpath(source.absolute(), work.out) for name, source in there.items()}
+    work.facts |= {"recipe": dict(recipe), "sources": paths, **facts}
     return StageResult(stage, work.out, metrics)
 
 

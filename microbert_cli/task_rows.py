@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import manifest, models, scoring
+from microbert_cli import durable, models, scoring
 from microbert_cli.answering import Answers
 from microbert_cli.catalog import Catalog
 from microbert_cli.data import Rows, complete, load_augmented, load_split, own_task
@@ -64,7 +64,7 @@ class TaskRows:
         """What identifies the data: the question and its metrics, every split's texts and labels, the maximum length."""
         task = self.task.model_dump(mode="json", exclude={"name", "title", "hub", "folder", "files", "submission"})
         splits = {split: rows.fingerprint for split, rows in self.rows.items()}
-        return {"task": manifest.digest(task), "max_length": self.max_length, **splits}
+        return {"task": durable.digest(task), "max_length": self.max_length, **splits}
 
     def facts(self) -> dict[str, Any]:
         """Rows and fingerprints for the manifest."""

@@ -6,7 +6,7 @@ too), what is asked, and the precision. Anything else misses; nothing in an entr
     logits.bin   [U, C]            float32, always
     hidden.bin   [N, L, D]         fp16 or fp32: the asked layers of every token
     scores.bin   [P, L, A]         fp16 or fp32: the asked layers and heads of every query-key pair
-    done.bin     [chunks]          which parts of the others are written; so a stopped pass goes on where it was
+    done.bin     [chunks]          checksums of the parts that are written, 0 = not yet; so a stopped pass goes on where it was
 
 U distinct rows (identical rows of augmented data are asked once), N their tokens, P the sum of their squared lengths.
 Hidden states and scores are kept only where the estimate fits the budget; entries least recently used make room.
@@ -16,9 +16,9 @@ on seeds nor on epochs. It is worth it where rows are asked more often than ther
 asked batch by batch, as without a cache. Several processes fill an entry together, each its share of the chunks.
 """
 
-import os
 import re
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from microbert_cli import cache, manifest, processes
+from microbert_cli import cache, durable, manifest, processes
 from microbert_cli.batching import filled
 from microbert_cli.capture import Seen, Want
 from microbert_cli.encoding import Encoded
@@ -38,7 +38,7 @@ from microbert_cli.teacher import Teacher, tokens_at_once
 from microbert_cli.tracking import SILENT, Talk
 
 KIND = "teacher"
-FORMAT = 1
+FORMAT = 2
 FLUSH_SECONDS = 5.0
 SHARE = 0.25  # of the free disk, where no budget is given
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -85,7 +85,7 @@ def remember(
     layout = Layout.of(encoded, want, teacher, settings.precision)
     if asks is not None and asks <= layout.rows:
         return teacher.ask
-    key = manifest.digest(
+    key = durable.digest(
         {
             "format": FORMAT,
             "teacher": dict(asked_by),
@@ -99,7 +99,7 @@ def remember(
     )
     if not processes.on_main(lambda: _fits(layout, key, settings, talk)):
         return teacher.ask
-    with _entry(key) as (directory, ready):
+    with _entry(key, talk) as (directory, ready):
         if not ready:
             chunks = filled(layout.lengths, np.arange(layout.rows), tokens)
             processes.on_main(lambda: Filling(directory, layout, chunks))
@@ -109,10 +109,10 @@ def remember(
 
 
 @contextmanager
-def _entry(key: str) -> Iterator[tuple[Path, bool]]:
+def _entry(key: str, talk: Talk) -> Iterator[tuple[Path, bool]]:
     """The cache's entry; of several processes the main one holds it for all, until all are through with filling it."""
     if processes.is_main():
-        with cache.entry(KIND, key, resumable=True) as (directory, ready):
+        with cache.entry(KIND, key, resumable=True, talk=talk) as (directory, ready):
             yield directory, processes.share(ready)
             processes.wait()
     else:
@@ -184,7 +184,9 @@ class Kept:
 
     def __init__(self, directory: Path, layout: Layout):
         self.layout = layout
-        self.files = {name: _mapped(directory / f"{name}.bin", *shape, self.mode) for name, shape in layout.shapes.items()}
+        self.files = {
+            name: durable.mapped(directory / f"{name}.bin", *shape, self.mode) for name, shape in layout.shapes.items()
+        }
         self.token_offsets = np.concatenate([[0], np.cumsum(layout.lengths)])
         self.pair_offsets = np.concatenate([[0], np.cumsum(layout.lengths**2)])
 
@@ -233,14 +235,15 @@ class Filling(Kept):
     def __init__(self, directory: Path, layout: Layout, chunks: Sequence[np.ndarray]):
         super().__init__(directory, layout)
         self.chunks = chunks
-        self.done = _mapped(directory / "done.bin", (len(chunks),), "uint8", self.mode)
+        self.done = durable.mapped(directory / "done.bin", (len(chunks),), "uint32", self.mode)
 
     def fill(self, teacher: Teacher, encoded: Encoded, want: Want, pad_id: int, talk: Talk) -> None:
         """Asks the teacher about every chunk of ours that is not done; none is asked twice, even after a crash."""
         written: list[int] = []
         flushed = time.monotonic()
         ours = np.arange(processes.rank(), len(self.chunks), processes.world())
-        for number in (missing := ours[self.done[ours] == 0].tolist()):
+        missing = [number for number in ours.tolist() if not self.done[number] or self.done[number] != self._checksum(number)]
+        for number in missing:
             slots = self.chunks[number]
             batch = encoded.batch(self.layout.first[slots], pad_id=pad_id)
             self._write(slots, teacher.ask(teacher.carry(batch), want), batch["attention_mask"].numpy() > 0)
@@ -265,11 +268,23 @@ class Filling(Kept):
         kind = torch.float16 if self.layout.dtype == "float16" else torch.float32
         self.files[name][places] = values.to(kind).cpu().numpy()[real]
 
+    def _checksum(self, number: int) -> int:
+        """Of all that is kept of a chunk, never 0."""
+        slots = self.chunks[number]
+        width = int(self.layout.lengths[slots].max())
+        laid_out = {"hidden": self._tokens, "scores": self._pairs}
+        found = 0
+        for name, file in self.files.items():
+            places = laid_out[name](slots, width)[0] if name in laid_out else slots
+            found = zlib.crc32(file[places].tobytes(), found)
+        return found or 1
+
     def _flush(self, chunks: list[int]) -> None:
         """Writes the answers to disk, and then the word that those of `chunks` are there."""
         for file in self.files.values():
             file.flush()
-        self.done[chunks] = 1
+        for number in chunks:
+            self.done[number] = self._checksum(number)
         self.done.flush()
 
 
@@ -324,18 +339,3 @@ def _fits(layout: Layout, key: str, settings: CacheSettings, talk: Talk) -> bool
     cache.make_room(KIND, room - layout.bytes, keep=key)
     talk.note(f"teacher cache: {told} in {cache.place(KIND, key)}")
     return True
-
-
-def _mapped(path: Path, shape: tuple[int, ...], dtype: str, mode: Literal["r", "r+"]) -> np.memmap:
-    """The file as an array, made with all its room taken, so that a full disk is told now and not in the middle of a write."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if mode == "r+" and (not path.is_file() or path.stat().st_size != size):
-        with path.open("wb") as file:
-            _reserve(file.fileno(), size)
-    return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
-
-
-def _reserve(handle: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate") and size:
-        os.posix_fallocate(handle, 0, size)
-    os.ftruncate(handle, size)

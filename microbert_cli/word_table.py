@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microbert_cli import cache, packed
+from microbert_cli.durable import digest, file_digest
 from microbert_cli.errors import MbertError
-from microbert_cli.manifest import digest, file_digest
 from microbert_cli.tracking import SILENT, Talk
 from microbert_cli.words import Spelling, is_letters
 
@@ -176,7 +176,7 @@ def _archive_and_member(path: Path) -> tuple[Path, str | None]:
 
 def _cached(path: Path, member: str | None, limit: int, talk: Talk, where: str) -> WordTable:
     key = digest({"file": file_digest(path), "member": member, "limit": limit, "format": FORMAT})
-    with cache.entry("word-vectors", key) as (folder, ready):
+    with cache.entry("word-vectors", key, talk=talk) as (folder, ready):
         if not ready:
             with _opened(path, member, talk, where) as lines:
                 words, vectors_WD = read_vectors(lines, limit=limit, name=str(path))

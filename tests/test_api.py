@@ -225,3 +225,19 @@ def test_stages_run_in_a_thread(place):
     thread.start()
     thread.join(60)
     assert found and found[0].metrics["phases"]["finetune"]["steps"] == 3
+
+
+def test_a_phase_that_reads_logits_alone_may_ask_in_int8(place, teacher):
+    pytest.importorskip("onnxscript")
+    heard = []
+
+    class Heard(Talk):
+        def note(self, text):
+            heard.append(text)
+
+    made = api.distill(
+        teacher=teacher.out, student="bert-1x8", **sst2(place), teacher__precision="int8", talk=Heard(),
+        out=place / "int8", **keys("phases__intermediate"), **keys("phases__prediction"),
+    )  # fmt: skip
+    assert made.metrics["phases"]["prediction"]["steps"] == 3
+    assert any("int8 copy" in text for text in heard) and any("float32 here" in text for text in heard)

@@ -16,6 +16,8 @@ import pytest
 from mbert_command import Done, mbert, refused, works
 from tiny_models import tiny_bert, tiny_glue, tiny_rows
 
+from microbert_cli import durable
+
 TRAIN = ("--set", "finetune.learning_rate=1e-2", "--set", "finetune.epochs=12", "--set", "finetune.batch_size=8")
 SHORT = ("--set", "phases.intermediate.steps=2", "--set", "phases.prediction.steps=2", "--set", "phases.prediction.warmup=0")
 CSV = "text,stars\n" + "".join(
@@ -381,6 +383,11 @@ def test_a_truncated_model_is_named(tmp_path: Path) -> None:
 def test_damaged_json_beside_a_model(file: str, code: str, tmp_path: Path) -> None:
     shutil.copytree("teacher", tmp_path / "model")
     (tmp_path / "model" / file).write_text('{"half": ', encoding="utf-8")
+    if file != "manifest.json":
+        assert f"{file} is damaged" in refused(5, "M306", *distil(tmp_path / "model"))["what"]
+        (tmp_path / "model" / "manifest.json").unlink()
+        (tmp_path / "model" / "recipe.resolved.toml").unlink()
+        (tmp_path / "model" / "log.jsonl").unlink()
     error = refused(5, code, *distil(tmp_path / "model"))
     assert str(tmp_path / "model") in error["where"]
 
@@ -408,24 +415,23 @@ def test_damaged_state_of_begun_work(tmp_path: Path) -> None:
     out = tmp_path / "model"
     words = (*FINETUNE[:-1], out, "--set", "finetune.steps=2")
     works(*words)
-    identity = json.loads((out / "manifest.json").read_text())["identity_hash"]
+    whole = (out / "model.safetensors").read_bytes()
+    identity = json.loads((out / "manifest.json").read_text())["identity"]
     begun = out.rename(tmp_path / "model.partial")
-    (begun / "begun.json").write_text(json.dumps({"identity_hash": identity, "argv": []}), encoding="utf-8")
+    (begun / "begun.json").write_text(durable.seal({"identity": identity, "argv": []}), encoding="utf-8")
     (begun / "seed.json").write_text("{", encoding="utf-8")
-    assert "--no-resume" in refused(5, "M304", *words)["fix"]
-    (begun / "seed.json").unlink()
     (begun / "resume/phases/finetune").mkdir(parents=True)
-    (begun / "resume/phases/finetune/state.pt").write_bytes(b"half")
-    assert "state.pt" in refused(5, "M304", *words)["where"]
-    works(*words, "--no-resume")
+    (begun / "resume/phases/finetune/step-00000002-00112233.pt").write_bytes(b"half")
+    assert "step-00000002-00112233.pt is damaged" in works(*words).err
+    assert (out / "model.safetensors").read_bytes() == whole
 
 
 def test_damaged_scores_of_a_finished_output(tmp_path: Path) -> None:
     words = ("evaluate", "teacher", "-o", tmp_path / "scores")
     works(*words)
     (tmp_path / "scores" / "metrics.json").write_text("{", encoding="utf-8")
-    error = refused(5, "M305", *words)
-    assert "metrics.json" in error["where"] and "--force" in error["fix"]
+    error = refused(5, "M306", *words)
+    assert "metrics.json is damaged" in error["what"] and "--force" in error["fix"]
     works(*words, "--force")
     assert (tmp_path / "scores.old-1").is_dir()
 
@@ -482,7 +488,7 @@ def on_manifest(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 FAULTS = {
-    "at the first file": lambda patch: patch.setattr("microbert_cli.manifest.write_text", full),
+    "at the first file": lambda patch: patch.setattr("microbert_cli.durable.write_text", full),
     "at the weights": lambda patch: patch.setattr("transformers.modeling_utils.safe_save_file", full_safetensors),
     "at the training state": lambda patch: patch.setattr("torch.save", full),
     "at the manifest": lambda patch: patch.setattr(Path, "open", on_manifest(Path.open)),

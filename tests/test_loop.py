@@ -8,16 +8,19 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import tiny_bert
 
-from microbert_cli import checkpoint, loop, models
+from microbert_cli import checkpoint, loop, memory, models
 from microbert_cli.batching import endless
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.layer_map import layer_map
 from microbert_cli.loop import Interrupted, Plan, train
 from microbert_cli.objective import Objective, make_terms
+from microbert_cli.stopping import Halted
 from microbert_cli.teacher import Teacher
+from microbert_cli.tracking import Talk
 
 CATALOG = Catalog()
 ROWS, LENGTH = 64, 10
@@ -99,7 +102,7 @@ def test_resumed_is_uninterrupted_bit_by_bit(places, tmp_path, stopped, optimize
     whole, expected = run(places, tmp_path / "whole", plan=plan, score=Scores(0.5, 0.7, 0.6))
     with pytest.raises(Interrupted):
         run(places, tmp_path / "parts", plan=plan, score=Scores(0.5, 0.7, 0.6), source=stop_at(stopped))
-    done = (stopped + 1) // 4
+    done = stopped // 4  # a stop comes before the score of its step, which the resumed run makes up for
     rest = Scores(*[0.5, 0.7, 0.6][done:], 0.0)
     resumed, found = run(places, tmp_path / "parts", plan=plan, score=rest)
     assert equal(found, expected)
@@ -156,7 +159,7 @@ def test_a_second_signal_leaves_at_once(places, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Halted):
         run(places, tmp_path / "a", source=partial(batches, touch=twice))
 
 
@@ -249,7 +252,7 @@ def test_learning_rates_follow_the_schedule(places, tmp_path):
 
 def test_state_is_saved_by_the_clock(places, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(checkpoint, "save_state", lambda state, directory: saved.append(state["step"]))
+    monkeypatch.setattr(checkpoint, "save_state", lambda state, directory, keep=2: saved.append(state["step"]))
     run(places, tmp_path / "a", plan=plan_of(steps=3, checkpoint_seconds=1e-9))
     assert saved == [1, 2, 3]
     saved.clear()
@@ -264,11 +267,109 @@ def test_a_state_is_written_whole_or_not_at_all(tmp_path):
     assert checkpoint.load_state(tmp_path) == {"step": 1}
 
 
-def test_a_damaged_state_is_an_error_that_helps(tmp_path):
-    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 nothing")
+def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save_state({"step": step, "weights": torch.arange(500.0)}, tmp_path)
+    kept = sorted(tmp_path.glob("step-*.pt"))
+    assert [path.name[:13] for path in kept] == ["step-00000002", "step-00000003"]
+    heard = Heard()
+    for path, left in ((kept[1], 2), (kept[0], None)):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        state = checkpoint.load_state(tmp_path, heard)
+        assert (state and state["step"]) == left
+        assert path.with_suffix(".damaged").is_file() and str(path) in heard.said[-1]
+
+
+class Heard(Talk):
+    def __init__(self):
+        self.said = []
+
+    def warn(self, text):
+        self.said.append(text)
+
+
+def test_a_run_whose_last_state_is_damaged_ends_as_an_uninterrupted_one(places, tmp_path):
+    _, expected = run(places, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(places, tmp_path / "parts", plan=plan_of(checkpoint_steps=3), source=stop_at(7))
+    last = max((tmp_path / "parts").rglob("step-*.pt"))
+    last.write_bytes(last.read_bytes()[:-100])
+    assert equal(run(places, tmp_path / "parts")[1], expected)
+
+
+class Scarce:
+    """An allocator that fails for more rows than `most` from the batch of a step on, as often as told."""
+
+    def __init__(self, objective, most, times=10**9):
+        self.losses, self.most, self.times, self.rows = objective.losses, most, times, []
+
+    def __call__(self, batch):
+        rows = len(batch["input_ids"])
+        if rows > self.most and len(self.rows) >= 3 and self.times:
+            self.times -= 1
+            torch.rand(7)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes")
+        self.rows.append(rows)
+        return self.losses(batch)
+
+
+def scarce_run(places, directory, most, plan=None, source=batches):
+    directory.mkdir(exist_ok=True)
+    objective, heard = objective_of(places, "student", TERMS), Heard()
+    objective.losses = scarce = Scarce(objective, most)
+    trained = train(objective, source, plan or plan_of(), directory=directory, seed=11, talk=heard)
+    return trained, weights_of(objective), scarce.rows, heard.said
+
+
+def test_where_memory_runs_out_batches_are_halved_and_a_resume_does_the_same(places, tmp_path):
+    rows = len(next(batches(0))["input_ids"])
+    trained, expected, seen, said = scarce_run(places, tmp_path / "whole", most=rows - 1)
+    assert trained.halved_after == 3 and "memory ran out at step 4" in said[0]
+    assert seen == [rows] * 3 + [(rows + 1) // 2, rows // 2] * 9
+    with pytest.raises(Interrupted):
+        scarce_run(places, tmp_path / "parts", most=rows - 1, source=stop_at(6))
+    resumed, found, seen, _ = scarce_run(places, tmp_path / "parts", most=rows)
+    assert equal(found, expected) and resumed.halved_after == 3 and max(seen) < rows
+
+
+def test_memory_that_runs_out_again_is_an_error_that_helps(places, tmp_path):
     with pytest.raises(MbertError) as caught:
-        checkpoint.load_state(tmp_path)
-    assert caught.value.code == "M304" and "--no-resume" in caught.value.fix
+        scarce_run(places, tmp_path / "a", most=1)
+    assert caught.value.code == "M222" and "batch_size" in caught.value.fix
+
+
+def test_halves_share_out_masked_positions():
+    batch = {
+        "input_ids": torch.arange(12).view(3, 4),
+        "token_positions": torch.tensor([1, 6, 7, 9]),
+        "token_labels": torch.tensor([10, 60, 70, 90]),
+    }
+    first, second = memory.halves(batch)
+    assert first["input_ids"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]] and second["input_ids"].tolist() == [[8, 9, 10, 11]]
+    assert first["token_positions"].tolist() == [1, 6, 7] and first["token_labels"].tolist() == [10, 60, 70]
+    assert second["token_positions"].tolist() == [1] and second["token_labels"].tolist() == [90]
+    assert len(memory.halves({"input_ids": torch.zeros(1, 4)})) == 1
+
+
+def test_a_batch_that_diverges_is_kept_and_so_is_the_last_good_state(places, tmp_path):
+    tmp_path.joinpath("a").mkdir()
+    objective = objective_of(places, "student", TERMS)
+    good, count = objective.losses, iter(range(100))
+
+    def losses(batch):
+        for group, loss, parts in good(batch):
+            yield group, loss * (float("nan") if next(count) == 5 else 1.0), parts
+
+    objective.losses = losses
+    with pytest.raises(MbertError) as caught:
+        train(objective, batches, plan_of(), directory=tmp_path / "a", seed=11)
+    assert caught.value.code == "M401"
+    kept = load_file(tmp_path / "a" / "diverged-phase-6.safetensors")
+    assert torch.equal(kept["0.input_ids"], next(batches(5))["input_ids"])
+    _, expected = run(places, tmp_path / "whole")
+    assert equal(run(places, tmp_path / "a")[1], expected), "gone on from before the step"
 
 
 def test_training_runs_outside_the_main_thread(places, tmp_path):

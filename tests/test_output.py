@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from microbert_cli import manifest, output, sources
+from microbert_cli import durable, manifest, output, sources
 from microbert_cli.errors import MbertError
 from microbert_cli.tracking import Talk
 
@@ -57,7 +57,7 @@ def test_a_new_output_is_whole(tmp_path):
     assert litter(tmp_path / "out") == ["file.txt", "manifest.json"]
     found = manifest.read(tmp_path / "out")
     assert found["status"] == "complete" and found["stage"] == "test" and found["identity"] == IDENTITY
-    assert found["outputs"] == {"file.txt": manifest.file_digest(tmp_path / "out" / "file.txt")}
+    assert found["outputs"] == {"file.txt": durable.file_digest(tmp_path / "out" / "file.txt")}
     assert {"argv", "versions", "started", "finished", "schema", "result", "git"} <= found.keys()
 
 
@@ -130,7 +130,16 @@ def test_begun_work_is_found_again(tmp_path):
     assert notes.said
 
 
-@pytest.mark.parametrize("options", [{"identity": {"model": "other"}}, {"resume": False}, {"force": True}])
+def test_begun_work_of_another_kind_is_refused(tmp_path):
+    stop(tmp_path / "out")
+    with pytest.raises(MbertError, match="recipe.finetune.epochs: 3.0 -> 5.0") as caught:
+        make(tmp_path / "out", identity={**IDENTITY, "recipe": {**IDENTITY["recipe"], "finetune": {"epochs": 5.0}}})
+    assert caught.value.code == "M117" and (tmp_path / "out.partial" / "half.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    "options", [{"identity": {"model": "other"}, "renew": True}, {"resume": False}, {"force": True}], ids=str
+)
 def test_begun_work_of_another_kind_is_moved_aside(tmp_path, options):
     out = tmp_path / "out"
     stop(out)
@@ -205,7 +214,25 @@ def test_a_full_disk_in_the_middle_is_resumed(tmp_path):
 
 def test_another_failure_stays_itself(tmp_path):
     with pytest.raises(OSError, match="odd"), output.working(tmp_path / "out", stage="test", identity=IDENTITY):
-        raise OSError(errno.EIO, "odd")
+        raise OSError(errno.ECHILD, "odd")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.EIO, "odd"), "M221"),
+        (OSError(errno.EACCES, "odd"), "M221"),
+        (OSError(errno.ENOSPC, "odd"), "M220"),
+        (ValueError("Error while serializing: I/O error: Input/output error (os error 5)"), "M221"),
+        (ValueError("Error while serializing: I/O error: No space left on device (os error 28)"), "M220"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"), "M221"),
+    ],
+    ids=str,
+)
+def test_what_a_disk_refuses_is_an_error_that_helps(tmp_path, error, code):
+    with pytest.raises(MbertError) as caught, output.working(tmp_path / "out", stage="test", identity=IDENTITY):
+        raise error
+    assert caught.value.code == code
 
 
 def test_readers_refuse_what_is_unfinished_and_name_the_command(tmp_path, monkeypatch):
@@ -251,7 +278,7 @@ def test_identity_of_a_plain_directory_a_file_and_a_name(tmp_path):
     assert before == manifest.identify(plain)
     (plain / "config.json").write_text("{ }")
     assert manifest.identify(plain) != before
-    assert manifest.identify(plain / "config.json") == manifest.file_digest(plain / "config.json")
+    assert manifest.identify(plain / "config.json") == durable.file_digest(plain / "config.json")
     assert manifest.identify("google-bert/bert-base-uncased") == "google-bert/bert-base-uncased"
     assert manifest.identify(None) is None
 
@@ -266,20 +293,20 @@ def test_linked_files_count_as_the_hubs_cache_has_them(tmp_path):
 
 def test_text_is_written_whole(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    manifest.write_text(path, "old")
+    durable.write_text(path, "old")
 
     def broken(_):
         raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(os, "fsync", broken)
-        manifest.write_text(path, "new")
+        durable.write_text(path, "new")
     assert path.read_text() == "old"
 
 
 def test_digest_ignores_key_order():
-    assert manifest.digest({"a": 1, "b": [1, 2]}) == manifest.digest(json.loads('{"b": [1, 2], "a": 1}'))
-    assert manifest.digest({"a": 1}) != manifest.digest({"a": "1"})
+    assert durable.digest({"a": 1, "b": [1, 2]}) == durable.digest(json.loads('{"b": [1, 2], "a": 1}'))
+    assert durable.digest({"a": 1}) != durable.digest({"a": "1"})
 
 
 def test_two_runs_may_write_the_same_file_at_once(tmp_path):
@@ -287,7 +314,7 @@ def test_two_runs_may_write_the_same_file_at_once(tmp_path):
     import subprocess
     import sys
 
-    program = "import sys\nfrom pathlib import Path\nfrom microbert_cli.manifest import write_text\n"
+    program = "import sys\nfrom pathlib import Path\nfrom microbert_cli.durable import write_text\n"
     program += "for i in range(200): write_text(Path(sys.argv[1]), str(i))"
     runs = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "run.json")]) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]

@@ -196,7 +196,7 @@ def test_variants_and_wires(place):
 
 
 def test_later_seeds_take_the_first_ones_learning_rate(place):
-    one, two = (json.loads((place / "alone" / f"seed-{seed}" / "seed.json").read_text()) for seed in (1, 2))
+    one, two = (json.loads((place / "alone" / f"seed-{seed}" / "seed.json").read_text())["scores"] for seed in (1, 2))
     assert "tried" in one["phases"]["prediction"] and "tried" not in two["phases"]["prediction"]
     assert one["phases"]["prediction"]["learning_rate"] == two["phases"]["prediction"]["learning_rate"]
 

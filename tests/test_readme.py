@@ -69,7 +69,9 @@ def test_every_command_is_understood(readme, workplace, monkeypatch):
         for root in ("reviews", "sst2"):
             place = workplace / "runs" / root / earlier
             place.mkdir(parents=True)
-            (place / "manifest.json").write_text('{"identity": {}, "identity_hash": "", "result": ""}')
+            (place / "manifest.json").write_text(
+                '{"schema": 1, "identity": {}, "identity_hash": "", "result": "", "outputs": {}}'
+            )
     before = sorted(workplace.rglob("*"))
     for line in commands(readme):
         words = shlex.split(line)[1:]

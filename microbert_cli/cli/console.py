@@ -18,6 +18,7 @@ from microbert_cli.shown import harmless, shown
 from microbert_cli.tracking import Talk
 
 INTERVAL = 10.0
+SIGNS = str.maketrans({"✓": "+", "✗": "x", "·": "-"})
 
 
 def talk_console() -> Console:
@@ -114,6 +115,19 @@ def show(text: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(int(Exit.BROKEN_PIPE))
+
+
+def show_marked(before: str, mark: str, after: str, style: str) -> None:
+    """A part of the result with a sign in it, coloured on a terminal; where the stream has no such sign, an ASCII one."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        mark.encode(encoding)
+    except UnicodeEncodeError:
+        mark = mark.translate(SIGNS)
+    console = Console(highlight=False, soft_wrap=True)
+    with console.capture() as captured:
+        console.print(f"{escape(before)}[{style}]{escape(mark)}[/]{escape(after)}")
+    show(captured.get().rstrip("\n").encode(encoding, "replace").decode(encoding))
 
 
 def show_json(value: Any) -> None:

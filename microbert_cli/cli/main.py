@@ -4,18 +4,19 @@ import os
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
-from microbert_cli import processes
+from microbert_cli import output, processes, stopping
 from microbert_cli.cli.console import show, show_error, show_json, show_traceback, talk_console
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.version import __version__
 
 COMMANDS = (
-    "run", "plan", "pretrain", "finetune", "general_distill", "augment", "task_distill", "evaluate", "predict", "export",
-    "bench", "names", "env",
+    "run", "plan", "doctor", "pretrain", "finetune", "general_distill", "augment", "task_distill", "evaluate", "predict",
+    "export", "bench", "verify", "names", "env",
 )  # fmt: skip
 
 HELP = """Two-stage distillation of BERT-style encoders: a good but slow classifier becomes a small fast one.
@@ -51,26 +52,36 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        code = app(standalone_mode=False, prog_name="mbert")
-        processes.end()
+        with stopping.halting():
+            code = app(standalone_mode=False, prog_name="mbert")
+            processes.end()
         sys.exit(code or int(Exit.DONE))
     except MbertError as error:
         _refuse(error)
-    except KeyboardInterrupt:
-        sys.exit(int(Exit.INTERRUPTED))
+    except OSError as error:
+        if error.errno not in output.REFUSED:
+            _report_bug()
+        _refuse(output.refused(error.errno, str(Path(error.filename or ".").absolute())))
+    except (stopping.Halted, stopping.Interrupted) as stop:
+        talk_console().print(f"stopped by {stop}; the same command goes on from here", markup=False)
+        sys.exit(int(stop.exit_code))
     except Exception as error:
         if hasattr(error, "format_message"):
             _refuse_usage(error)
         if (code := getattr(error, "exit_code", None)) is not None:
             talk_console().print(f"stopped by {error}; the same command goes on from here", markup=False)
             sys.exit(int(code))
-        _let_main_speak()
-        show_traceback()
-        talk_console().print(
-            f"[B070] this is a bug in mbert {__version__}, not your mistake. The report should hold the above and `mbert env`.",
-            markup=False,
-        )  # noqa: E501
-        sys.exit(int(Exit.BUG))
+        _report_bug()
+
+
+def _report_bug() -> NoReturn:
+    _let_main_speak()
+    show_traceback()
+    talk_console().print(
+        f"[B070] this is a bug in mbert {__version__}, not your mistake. The report should hold the above and `mbert env`.",
+        markup=False,
+    )
+    sys.exit(int(Exit.BUG))
 
 
 def _let_main_speak() -> None:

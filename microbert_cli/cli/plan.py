@@ -85,6 +85,7 @@ def _totals(plans: "list[StagePlan]") -> dict[str, Any]:
     counts = ("steps", "tokens", "useful", "flops")
     sums: dict[str, Any] = {name: sum(getattr(one, name) or 0 for one in plans) for name in counts}
     sums |= {"memory": max((one.memory for one in plans), default=0), "disk": sum(one.disk for one in plans)}
+    sums["scratch"] = max((one.scratch for one in plans), default=0)
     return sums | {"seconds": sum(one.seconds or 0.0 for one in plans), "unknown": [p.name for p in plans if p.seconds is None]}
 
 
@@ -94,6 +95,8 @@ def _show(plans: "list[StagePlan]", basis: str) -> None:
     if len(left := _left(plans)) < len(plans):
         rows.append(_row("left", "", _totals(left)))
     show_table("", COLUMNS, rows)
+    if scratch := _totals(plans)["scratch"]:
+        show(f"while it runs, resume states take up to {_scaled(scratch)}B more")
     for one in plans:
         for note in [*one.notes, *([one.unknown] if one.unknown else [])]:
             show(f"{one.name}: {note}")

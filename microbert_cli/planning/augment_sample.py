@@ -68,6 +68,12 @@ def try_augmentation(
     }
 
 
+def untried(rows: int, copies: int) -> dict[str, Any]:
+    """The same facts where nothing may be tried: no work, and the most rows there can be."""
+    seconds = {"load_seconds": 0.0, "model_seconds": 0.0, "other_seconds": 0.0}
+    return {**seconds, "shapes": [], "useful": 0, "rows_out": rows * (1 + copies), "rows_tried": 0}
+
+
 class _Trial:
     """The driver with a model and a word table that are watched."""
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli import cache, manifest, timing
+from microbert_cli import cache, durable, timing
 from microbert_cli.catalog import Catalog
 from microbert_cli.planning.jobs import Job
 from microbert_cli.planning.loads import Load, Shape
@@ -42,14 +42,16 @@ class Calibration:
     """Prices of jobs on this machine, measured once.
 
     renew  measures anew what is in the cache
-    `measured` says how many jobs had to be rehearsed.
+    `measured` says how many jobs had to be rehearsed; `counts_only` that nothing may be tried for the sake of its time.
     """
+
+    counts_only = False
 
     def __init__(self, *, device: str, catalog: Catalog, renew: bool = False, talk: Talk = SILENT):
         self.device, self.catalog, self.renew, self.talk = device, catalog, renew, talk
         self.machine = this_machine(device)
         self.load = timing.load_average()  # before our own work adds to it
-        self.folder = cache.root() / "calibration" / manifest.digest(self.machine)[:16]
+        self.folder = cache.root() / "calibration" / durable.digest(self.machine)[:16]
         self.measured = 0
         self._known: dict[str, Facts] = {}
         self._warn_if_busy()
@@ -69,7 +71,7 @@ class Calibration:
 
     def once(self, name: str, key: Any, measure: Callable[[], Facts]) -> Facts:
         """What `measure` finds, kept under this name and key."""
-        digest = manifest.digest({"name": name, "key": key})
+        digest = durable.digest({"name": name, "key": key})
         if digest not in self._known:
             stored = self._read(name, digest)
             if stored is None:
@@ -93,7 +95,7 @@ class Calibration:
         return fit(found, per_step=job.accumulate)
 
     def _point(self, job: Job, shape: Shape, found: dict[Shape, float]) -> bool:
-        digest = manifest.digest({"name": "step", "key": [job.key(), shape]})
+        digest = durable.digest({"name": "step", "key": [job.key(), shape]})
         stored = self._known.get(digest) or self._read("step", digest)
         if stored is not None:
             self._known[digest] = stored
@@ -115,8 +117,8 @@ class Calibration:
 
     def _write(self, name: str, digest: str, facts: Facts) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        manifest.write_text(self.folder / "machine.json", json.dumps(self.machine))
-        manifest.write_text(self._path(name, digest), json.dumps(facts))
+        durable.write_text(self.folder / "machine.json", json.dumps(self.machine))
+        durable.write_text(self._path(name, digest), json.dumps(facts))
 
     def _warn_if_busy(self) -> None:
         if self.busy:

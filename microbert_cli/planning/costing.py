@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import exporting, manifest, models
+from microbert_cli import durable, exporting, models
 from microbert_cli.loop import Plan
 from microbert_cli.planning.calibration import Calibration
 from microbert_cli.planning.foreseen import Known, standing_in
@@ -37,6 +37,7 @@ class StagePlan:
     """What a stage will take. `tokens` are those trained on, padding included, of which `useful` are not padding.
 
     memory   bytes at the peak, an estimate;  disk: bytes that stay, caches included
+    states   bytes of a resume state of each phase; gone when the stage is done
     unknown  why nothing can be said
     """
 
@@ -48,6 +49,7 @@ class StagePlan:
     useful: int = 0
     memory: int = PROCESS
     disk: int = 0
+    states: dict[str, int] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unknown: str = ""
@@ -59,6 +61,11 @@ class StagePlan:
         return None if self.unknown or None in found else sum(seconds or 0.0 for seconds in found)
 
     @property
+    def scratch(self) -> int:
+        """Bytes of resume states at the most: of finished phases the last, of the running one two and a third being written."""
+        return sum(self.states.values()) + 2 * max(self.states.values(), default=0)
+
+    @property
     def flops(self) -> int | None:
         """Of all parts that compute; None if one is not counted."""
         found = [part.flops for part in self.parts]
@@ -67,7 +74,7 @@ class StagePlan:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the fields, the sums, and every part."""
         plain = {name: getattr(self, name) for name in ("name", "kind", "state", "steps", "tokens", "useful")}
-        sums = {name: getattr(self, name) for name in ("flops", "memory", "disk", "seconds")}
+        sums = {name: getattr(self, name) for name in ("flops", "memory", "disk", "scratch", "seconds")}
         told = {"unknown": self.unknown} if self.unknown else {}
         return {**plain, **sums, "parts": [vars(part) for part in self.parts], "notes": self.notes, **told}
 
@@ -139,7 +146,9 @@ class Costs:
         if asked is not None:
             spent += self.work(f"{what}: teacher", *asked) or 0.0
         state = state_bytes(job, scored=scored)
-        self.write(f"{what}: states", state * (1 + int(spent / plan.checkpoint_seconds)))
+        self.plan.states[what] = state
+        saves = 1 + int(spent / plan.checkpoint_seconds) + (plan.steps // plan.checkpoint_steps if plan.checkpoint_steps else 0)
+        self.write(f"{what}: states", state * saves)
         rows, length = load.widest
         teacher = FLOAT * parameters(asked[0].config, asked[0].head) + shown(asked[0], rows, length) if asked else 0
         need = PROCESS + training_bytes(job, scored=scored) + activations(job, rows, length) + teacher
@@ -168,5 +177,5 @@ def _disk() -> dict[str, float]:
             file.write(os.urandom(1_000_000) * (PROBE // 1_000_000))
             file.flush()
             os.fsync(file.fileno())
-        manifest.file_digest(path)
+        durable.file_digest(path)
         return {"seconds_per_byte": (time.perf_counter() - begun) / PROBE}

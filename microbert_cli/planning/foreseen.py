@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli import cache, corpus, manifest, models, places, sources
+from microbert_cli import cache, corpus, durable, models, places, sources
 from microbert_cli.blocks import BlockSettings, cut_blocks, find_blocks
 from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import rules_of
@@ -96,7 +96,7 @@ class Foreseen:
 
     def task(self, recipe: Recipe, splits: tuple[str, ...]) -> tuple[TaskRows, float]:
         """The task's rows, and the seconds that reading them took."""
-        key = manifest.digest([recipe.keys("task", "data"), splits])
+        key = durable.digest([recipe.keys("task", "data"), splits])
         if key not in self._tasks:
             begun = time.perf_counter()
             rows = open_task(recipe, self.catalog, splits=splits, talk=self.talk)
@@ -132,7 +132,7 @@ class Foreseen:
 
         spec = recipe.vocabulary
         key = [corpus.identify(source), spec.model_dump(), recipe.corpus.documents]
-        with cache.entry("plan-vocabulary", manifest.digest(key)) as (directory, ready):
+        with cache.entry("plan-vocabulary", durable.digest(key)) as (directory, ready):
             if not ready:
                 self._sample(recipe, source)
                 self._train_vocabulary(recipe, source, directory)
@@ -146,8 +146,8 @@ class Foreseen:
             return Cut(found[0].lengths, found[1].lengths, 0.0, 0)
         key = [corpus.identify(source), rules_of(tokenizer), vars(settings)]
         stored = self.prices.once("blocks", key, lambda: self._measure_blocks(recipe, source, tokenizer, settings))
-        again = manifest.digest(key) in self._cut
-        self._cut.add(manifest.digest(key))
+        again = durable.digest(key) in self._cut
+        self._cut.add(durable.digest(key))
         scale = stored["scale"]
         lengths, held = (_scaled(stored[part], scale) for part in ("lengths", "held"))
         tokens, blocks = int(lengths.sum()), len(lengths) + len(held)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from microbert_cli import counting, manifest
+from microbert_cli import counting, durable
 from microbert_cli.capture import FIRST_TOKEN_READ, Want
 from microbert_cli.models import CLASSES
 from microbert_cli.planning.loads import Load
@@ -71,7 +71,7 @@ class Job:
         """What decides how long a batch of one shape takes, as a hash."""
         shown = [sorted(self.want.hidden), sorted(self.want.scores), self.want.logits, self.want.token_logits]
         facts = {name: value for name, value in vars(self).items() if name not in ("config", "teacher", "want", "rows")}
-        return manifest.digest({**facts, "config": shape(self.config), "teacher": shape(self.teacher), "want": shown})
+        return durable.digest({**facts, "config": shape(self.config), "teacher": shape(self.teacher), "want": shown})
 
 
 def shape(config: Any) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from microbert_cli.errors import Exit, MbertError
 from microbert_cli.manifest import FILE, partial_path
 from microbert_cli.phases import make_plan
 from microbert_cli.planning import loads
-from microbert_cli.planning.augment_sample import try_augmentation
+from microbert_cli.planning.augment_sample import try_augmentation, untried
 from microbert_cli.planning.calibration import Calibration
 from microbert_cli.planning.costing import SMALL, Costs, StagePlan, evaluations
 from microbert_cli.planning.foreseen import Foreseen, Known, standing_in
@@ -203,7 +203,7 @@ def _augment(step: Step, seen: Foreseen, costs: Costs) -> None:
                                     catalog=seen.catalog, device=costs.here.device)  # fmt: skip
 
     key = [rows.fingerprint, str(known.directory), str(vectors), recipe.keys("augment", "vectors", "seed"), shape(known.config)]
-    found = costs.once("augment", key, measure)
+    found = untried(len(rows), recipe.augment.copies) if costs.here.counts_only else costs.once("augment", key, measure)
     load = Load({(rows, length): number for rows, length, number in found["shapes"]}, found["useful"])
     job = Job("ask", known.config, recipe.augment.batch_size, "masked-lm", want=Want(token_logits=True))
     job = replace(job, predicted=load.rows / max(1.0, load.useful))

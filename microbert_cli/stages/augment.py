@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import manifest, models, places, processes
+from microbert_cli import durable, manifest, models, places, processes
 from microbert_cli.augmentation import Augmentation, AugmentSettings, join
 from microbert_cli.catalog import Catalog
 from microbert_cli.data import load_augmented, write_augmented
@@ -17,6 +17,7 @@ from microbert_cli.word_table import load_word_table
 
 NAME = "augment"
 KEYS = ("task", "data", "augment", "vectors", "seed")
+CHECKSUM = 32  # digits
 
 
 def run(
@@ -79,24 +80,30 @@ def run(
             recipe=recipe.keys(*KEYS),
             metrics=metrics,
             inputs=inputs,
+            sources={"masked_lm": masked_lm, "vectors": vectors},
             data=data.facts(),
             seeds=[recipe.seed],
         )
 
 
 def _shard(driver: Augmentation, number: int, shards: Path, task: Any) -> None:
-    path = shards / f"{number:06d}.parquet"
-    if path.is_file():
-        return
-    temporary = shards / f".begun-{processes.rank()}"
-    write_augmented(driver.shard(number), temporary, task, format="parquet")
-    temporary.replace(path)
+    """Makes a shard, unless it is there and is what its name says."""
+    for path in shards.glob(f"{number:06d}-*.parquet"):
+        if path.stem.endswith(durable.file_digest(path)[:CHECKSUM]):
+            return
+        driver.talk.warn(f"{path} is damaged and is made anew")
+        path.unlink()
+    begun = shards / f".begun-{processes.rank()}"
+    write_augmented(driver.shard(number), begun, task, format="parquet")
+    durable.sync(begun)
+    begun.replace(shards / f"{number:06d}-{durable.file_digest(begun)[:CHECKSUM]}.parquet")
 
 
 def _join(shards: Path, target: Path, task: Any, form: str) -> int:
     """All shards as one file, whoever made them; returns its rows."""
     rows = join([load_augmented(path, task) for path in sorted(shards.glob("*.parquet"))])
-    write_augmented(rows, target, task, format=form)
+    with durable.writing(target) as begun:
+        write_augmented(rows, begun, task, format=form)
     shutil.rmtree(shards)
     return len(rows)
 

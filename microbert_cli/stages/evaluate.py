@@ -73,8 +73,11 @@ def run(
             found.write_predictions(work.path / "predictions.parquet")
         result: dict[str, Any] = {"task": task.name, "primary": task.primary, "model": model, "splits": scored}
         result["dev"] = scored[labelled[0]]["metrics"] if labelled else {}
-        inputs = {"model": identity["model"], "teacher": identity["teacher"]}
-        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=result, inputs=inputs, data=data.facts())
+        made_from = {
+            "inputs": {"model": identity["model"], "teacher": identity["teacher"]},
+            "sources": {"model": model, "teacher": teacher},
+        }
+        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=result, data=data.facts(), **made_from)
 
 
 def default_splits(task: Task, submit: bool = False) -> list[str]:

@@ -67,8 +67,11 @@ def run(
         metrics |= {"dev": measured["files"]["safetensors"]["scores"], "speed": speeds, "model": model}
         facts = lineage.Facts(recipe, data, loaded, Path(model), teacher, metrics)
         (work.path / "README.md").write_text(model_card(lineage.card(facts)), encoding="utf-8")
-        inputs = {"model": identity["model"], "teacher": identity["teacher"]}
-        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=inputs, data=data.facts())
+        made_from = {
+            "inputs": {"model": identity["model"], "teacher": identity["teacher"]},
+            "sources": {"model": model, "teacher": teacher},
+        }
+        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, data=data.facts(), **made_from)
 
 
 def _scorer(data: TaskRows, loaded: models.Loaded) -> Any:

@@ -50,8 +50,16 @@ def run(
         trainer = _Trainer(recipe, catalog, data, model, tokenizer, talk)
         metrics = over_seeds(seeds, work.path, data.task.primary, trainer.train_one, trainer.choices, talk)
         metrics |= {"task": data.task.name, "primary": data.task.primary, "majority": data.majority("dev")}
-        inputs = {"model": identity["model"]}
-        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=inputs, data=data.facts(), seeds=seeds)
+        return sign(
+            work,
+            stage=NAME,
+            recipe=recipe.keys(*KEYS),
+            metrics=metrics,
+            inputs={"model": identity["model"]},
+            sources={"model": model},
+            data=data.facts(),
+            seeds=seeds,
+        )
 
 
 class _Trainer:

@@ -75,6 +75,7 @@ def run(
             recipe=recipe.keys(*KEYS),
             metrics=metrics | {"parameters": models.parameters(pupil.model)},
             inputs={"teacher": identity["teacher"], "student": identity["student"], "corpus": identity["corpus"]},
+            sources={"teacher": teacher, "student": student, "corpus": source},
             data={"corpus": source, "blocks": len(blocks), "heldout_blocks": len(held)},
             seeds=[recipe.seed],
         )

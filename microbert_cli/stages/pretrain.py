@@ -73,6 +73,7 @@ def run(
             recipe=recipe.keys(*KEYS),
             metrics=metrics,
             inputs={"model": identity["model"], "corpus": identity["corpus"]},
+            sources={"model": model, "corpus": source},
             data={"corpus": source, "blocks": len(blocks), "heldout_blocks": len(held)},
             seeds=[recipe.seed],
         )

@@ -46,7 +46,7 @@ def run(
         rows = [_baseline_row(data)] + _model_rows(data, models, exported, talk)
         metrics = {"task": data.task.name, "primary": data.task.primary, "table": rows}
         (work.path / "report.md").write_text(as_markdown(rows), encoding="utf-8")
-        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=identity["models"])
+        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=identity["models"], sources=sources)
 
 
 def _baseline_row(data: TaskRows) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import checkpoint, models, numerics, places, scoring
+from microbert_cli import checkpoint, manifest, models, numerics, places, scoring
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import Encoded
@@ -54,7 +54,7 @@ def run(
     with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
         if work.done:
             return up_to_date(NAME, out)
-        distiller = _Distiller(recipe, catalog, data, teacher, student, identity["teacher"], talk)
+        distiller = Distiller(recipe, catalog, data, teacher, student, identity["teacher"], talk)
         taught = distiller.examine_teacher()
         seeds = recipe.seeds or [recipe.seed]
         metrics = over_seeds(seeds, work.path, data.task.primary, distiller.train_one, distiller.choices, talk)
@@ -65,13 +65,14 @@ def run(
             stage=NAME,
             recipe=recipe.keys(*KEYS),
             metrics=metrics,
-            inputs={"teacher": identity["teacher"], "student": identity["student"], "augmented": augmented},
+            inputs={"teacher": identity["teacher"], "student": identity["student"], "augmented": manifest.identify(augmented)},
+            sources={"teacher": teacher, "student": student, "augmented": augmented},
             data=data.facts(),
             seeds=seeds,
         )
 
 
-class _Distiller:
+class Distiller:
     """Teacher, task and method at hand; trains one student per seed."""
 
     def __init__(self, recipe: Recipe, catalog: Catalog, data: TaskRows, teacher: str, student: str, weights: Any, talk: Talk):
@@ -88,7 +89,7 @@ class _Distiller:
         self.choices = Choices()
         self.terms = {name: _terms(name, spec, catalog) for name, spec in recipe.phases.items()}
         self.map_layers: list[int] = [0]
-        self._check(self._load(recipe.seed))
+        self._check(self.load(recipe.seed))
 
     def examine_teacher(self) -> dict[str, float]:
         """The teacher's dev scores; refuses one that is weak or whose outputs are permuted."""
@@ -105,11 +106,11 @@ class _Distiller:
         return scores
 
     def train_one(self, seed: int, place: Path) -> dict[str, Any]:
-        loaded = self._load(seed)
+        loaded = self.load(seed)
         model = self.numerics.place(loaded.model)
         results, projection = run_phases(
             model,
-            [self._phase(name, spec, loaded) for name, spec in self.recipe.phases.items()],
+            self.phases(loaded),
             directory=place,
             seed=seed,
             pad_id=loaded.tokenizer.pad_token_id,
@@ -124,7 +125,8 @@ class _Distiller:
         dev = self.data.score("dev", model, loaded)
         return {"dev": dev, "phases": results, "parameters": models.parameters(model)}
 
-    def _load(self, seed: int) -> Loaded:
+    def load(self, seed: int) -> Loaded:
+        """A student at its start."""
         return places.classifier(
             self.student,
             self.catalog,
@@ -134,6 +136,10 @@ class _Distiller:
             where="student",
             like=self.taught.model.config,
         )
+
+    def phases(self, loaded: Loaded) -> list[Phase]:
+        """The recipe's phases, ready to run with this student."""
+        return [self._phase(name, spec, loaded) for name, spec in self.recipe.phases.items()]
 
     def _check(self, loaded: Loaded) -> None:
         models.same_vocabulary(self.taught.tokenizer, loaded.tokenizer, where=f"student {self.student}")
@@ -184,17 +190,29 @@ class _Distiller:
         """The teacher, through the cache. Under `reference` padding counts, and padding is not kept."""
         if self.recipe.normalisation == "reference" and (want.hidden or want.scores):
             return self.teacher.ask
+        teacher = self._in_int8(want) or self.teacher
         return remember(
-            self.teacher,
+            teacher,
             rows,
             want,
-            asked_by=self.asked_by,
+            asked_by={**self.asked_by, "teacher": type(teacher).__name__},
             pad_id=self.taught.tokenizer.pad_token_id,
             settings=CacheSettings(**self.recipe.cache.model_dump()),
             asks=rows_asked(spec, rows.lengths, self.recipe.seeds),
             numerics=self.numerics,
             talk=self.talk,
         )
+
+    def _in_int8(self, want: Want) -> Teacher | None:
+        """The teacher's int8 copy where the recipe asks for one and it has what is wanted; says aloud where it has not."""
+        if self.recipe.teacher.precision != "int8":
+            return None
+        from microbert_cli.int8_teacher import LOGITS, Int8Teacher
+
+        if want == LOGITS and self.teacher.device.type == "cpu" and not self.recipe.teacher.dropout:
+            return Int8Teacher(self.teacher, weights=self.asked_by, talk=self.talk)
+        self.talk.note("teacher: asked in float32 here: int8 gives logits alone, on a CPU, without dropout")
+        return None
 
 
 def _terms(phase: str, spec: PhaseSpec, catalog: Catalog) -> list[LossTerm]:

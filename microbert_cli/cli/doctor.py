@@ -1,0 +1,88 @@
+"""`mbert doctor`: small checks of a recipe, executed before it runs."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from microbert_cli.cli.console import show_json, show_marked
+from microbert_cli.cli.options import Common, DataDir, TaskName, with_options
+from microbert_cli.cli.running import recipe_steps
+from microbert_cli.errors import MbertError
+from microbert_cli.preflight.network import is_offline, without_network
+
+if TYPE_CHECKING:
+    from microbert_cli.preflight.findings import Finding, Result
+
+EPILOG = """Examples:
+
+mbert doctor quickstart --dry-run
+
+mbert doctor sst2-tinybert --data GLUE --dry-run"""
+MARKS = {"pass": ("✓", "green"), "fail": ("✗", "bold red"), "warn": ("!", "yellow"), "later": ("·", "dim")}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("doctor", epilog=EPILOG)(doctor)
+
+
+@with_options
+def doctor(
+    recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
+    task: TaskName = None,
+    data: DataDir = None,
+    *,
+    common: Common,
+) -> None:
+    """Makes small checks of a recipe before it runs: packages, device, inputs, labels, one step of training, disk and more.
+
+    A tick passes, a cross fails (exit code 1), ! is for you to judge, a dot is not there yet. Nothing is left behind, and the
+    network is not asked.
+    """
+    common.recipe = recipe_name or common.recipe
+    resolved = common.resolve(task=task, data__folder=data)
+    if (found := recipe_steps(common, resolved)) is None:
+        return
+    steps, root = found
+    offline, results = is_offline(), []
+    with without_network():
+        from microbert_cli.preflight.checks import examine
+
+        for result in examine(steps, root, catalog=common.catalog(), offline=offline):
+            results.append(result)
+            if not common.as_json:
+                _show(result)
+    told = {"recipe": resolved.name, "checks": [result.as_dict() for result in results]}
+    told["passed"] = not (crosses := [result for result in results if result.state == "fail"])
+    if crosses:
+        raise _failed(crosses, told)
+    if common.as_json:
+        show_json(told)
+
+
+def _show(result: "Result") -> None:
+    for finding in result.findings:
+        mark, style = MARKS[finding.state]
+        about = f"{finding.about}: " if finding.about else ""
+        lines = [f" {result.name:<11} {about}{finding.what}", *_reasons(finding)]
+        show_marked(f"{result.number:>2} ", mark, "\n".join(lines), style)
+
+
+def _reasons(finding: "Finding") -> list[str]:
+    """An error's other parts, below its line."""
+    if (error := finding.error) is None:
+        return []
+    parts = (f"[{error.code}] {error.where}", error.allowed, error.fix)
+    return [f"{'':<17}{line}" for part in parts for line in part.splitlines()]
+
+
+def _failed(crosses: "list[Result]", told: dict[str, Any]) -> MbertError:
+    error = MbertError(
+        "M630",
+        f"{len(crosses)} of {len(told['checks'])} checks failed: {', '.join(result.name for result in crosses)}",
+        where=f"recipe {told['recipe']}",
+        allowed="A recipe without a cross.",
+        fix="Mend what stands below each cross, then the same command again.",
+    )
+    error.told = told
+    return error

@@ -1,0 +1,64 @@
+"""`mbert verify`: whether a directory still is what was made, and what it was made from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from microbert_cli import ancestry
+from microbert_cli.cli.console import show, show_json, show_table
+from microbert_cli.errors import MbertError
+
+EPILOG = """Examples:
+
+mbert verify runs/quickstart/task-distill
+
+mbert verify runs/quickstart --json"""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("verify", epilog=EPILOG)(verify)
+
+
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output of a stage, or the folder of a whole run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Checks a directory and everything that it was made from against the hashes in their manifests; exit 5 if one differs."""
+    if not directory.is_dir():
+        raise _no_directory(directory)
+    found = ancestry.examine(directory)
+    told = {"directories": [one.as_dict() for one in found]}
+    wrong = [one for one in found if one.is_wrong]
+    if wrong:
+        error = _not_as_made(wrong, len(found))
+        error.told = told
+    if not as_json:
+        show_table("", ["directory", "state", "what", "found"], [[o.place, o.state, o.role, ", ".join(o.notes)] for o in found])
+    if wrong:
+        raise error
+    if as_json:
+        show_json(told)
+    else:
+        show(f"{len(found)} examined, nothing wrong")
+
+
+def _not_as_made(wrong: list[ancestry.Examined], count: int) -> MbertError:
+    return MbertError(
+        "M307",
+        f"{len(wrong)} of {count} are not what they were: {', '.join(f'{one.place} is {one.state}' for one in wrong[:3])}",
+        where=wrong[0].place,
+        allowed="Directories and files as they were when a stage made or read them.",
+        fix="Fetch the right ones from where they were copied, or run the recipe again: what is damaged is made anew.",
+    )
+
+
+def _no_directory(directory: Path) -> MbertError:
+    return MbertError(
+        "M207",
+        "there is no such directory",
+        where=str(directory),
+        allowed="An output of a stage, such as runs/quickstart/task-distill, or the folder of a whole run.",
+        fix="Look what is there: ls runs",
+    )

@@ -1,0 +1,66 @@
+"""A plan without prices: everything is counted as planning counts it, nothing is timed, and nothing is kept in the cache."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from microbert_cli import corpus, durable
+from microbert_cli.planning.calibration import Calibration, Facts
+from microbert_cli.planning.costing import Costs
+from microbert_cli.planning.foreseen import Foreseen
+from microbert_cli.planning.jobs import Job
+from microbert_cli.planning.loads import Load
+from microbert_cli.recipe import Recipe
+
+COUNTED = ("rows", "blocks")  # what is measured for its counts; all else for its seconds alone
+NOTHING: Facts = {"seconds": 0.0, "seconds_per_byte": 0.0}
+
+
+class Uncalibrated(Calibration):
+    """Stands where prices are asked for: everything takes no time."""
+
+    counts_only = True
+
+    def seconds(self, job: Job, load: Load) -> float:
+        """None at all."""
+        return 0.0
+
+    def once(self, name: str, key: Any, measure: Callable[[], Facts]) -> Facts:
+        """Counts, kept in memory."""
+        if name not in COUNTED:
+            return NOTHING
+        digest = durable.digest({"name": name, "key": key})
+        if digest not in self._known:
+            self._known[digest] = measure()
+        return self._known[digest]
+
+
+@dataclass
+class Unkept(Foreseen):
+    """What stages will find, without a trace in the cache."""
+
+    _trained: dict[str, Any] = field(default_factory=dict)
+
+    def vocabulary(self, recipe: Recipe, source: str) -> tuple[Any, float]:
+        """The tokenizer that `pretrain` would train, and no seconds."""
+        from transformers import AutoTokenizer
+
+        key = durable.digest([corpus.identify(source), recipe.vocabulary.model_dump(), recipe.corpus.documents])
+        if key not in self._trained:
+            with tempfile.TemporaryDirectory() as folder:
+                self._train_vocabulary(recipe, source, Path(folder))
+                self._trained[key] = AutoTokenizer.from_pretrained(folder)
+        return self._trained[key], 0.0
+
+
+class Counted(Costs):
+    """Costs that also remember how many bytes of resume states a stage writes, which are gone when it ends."""
+
+    states = 0.0
+
+    def write(self, what: str, size: float) -> None:
+        """Notes the size of a state."""
+        if what.endswith(": states"):
+            self.states += size

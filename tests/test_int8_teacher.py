@@ -1,0 +1,70 @@
+"""The int8 copy of a teacher: near it, written once, and asked for logits alone."""
+
+import pytest
+import torch
+from tiny_models import tiny_bert
+
+from microbert_cli import cache, models
+from microbert_cli.capture import Want
+from microbert_cli.encoding import encode
+from microbert_cli.int8_teacher import LOGITS, Int8Teacher
+from microbert_cli.rows import Rows
+from microbert_cli.teacher import Teacher
+from microbert_cli.teacher_cache import CacheSettings, remember
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+TEXTS = ["a good film", "bad", "the plot of this film is not bad at all but long", "good"]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    path = tiny_bert(tmp_path_factory.mktemp("teacher"), layers=2, num_labels=3, labels=["x", "y", "z"], seed=1)
+    return models.load(path, "classifier", where="teacher")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MBERT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def int8(loaded):
+    return Int8Teacher(Teacher(loaded, [2, 0, 1]), weights={"weights": "w"})
+
+
+@pytest.fixture
+def rows(loaded):
+    return encode(Rows([(text,) for text in TEXTS]), loaded.tokenizer, 32)
+
+
+def test_logits_are_near_and_in_the_tasks_order(loaded, int8, rows):
+    batch = rows.batch(range(4))
+    near, exact = int8.ask(batch, LOGITS).logits, Teacher(loaded, [2, 0, 1]).ask(batch, LOGITS).logits
+    assert 0 < (near - exact).abs().max() < 0.2 * exact.abs().max() + 0.02
+
+
+def test_more_than_logits_is_exact(loaded, int8, rows):
+    batch, want = rows.batch(range(4)), Want(logits=True, hidden=frozenset({1}))
+    near, exact = int8.ask(batch, want), Teacher(loaded, [2, 0, 1]).ask(batch, want)
+    assert torch.equal(near.logits, exact.logits) and torch.equal(near.hidden[1], exact.hidden[1])
+
+
+def test_the_copy_is_written_once(loaded, int8, monkeypatch):
+    monkeypatch.setattr("microbert_cli.onnx_model.write_onnx", lambda *_: pytest.fail("written again"))
+    Int8Teacher(Teacher(loaded), weights={"weights": "w"})
+    (entry,) = (cache.root() / "int8").glob("*/complete")
+    assert sorted(path.name for path in entry.parent.iterdir()) == ["complete", "config.json", "model.int8.onnx"]
+
+
+def test_its_answers_are_kept_apart_from_the_exact_ones(loaded, int8, rows):
+    def kept(teacher, kind):
+        asked_by = {"weights": "w", "teacher": kind}
+        ask = remember(teacher, rows, LOGITS, asked_by=asked_by, pad_id=0, settings=CacheSettings())
+        return ask(rows.batch(range(4)), LOGITS).logits
+
+    near, exact = kept(int8, "Int8Teacher"), kept(Teacher(loaded, [2, 0, 1]), "Teacher")
+    assert not torch.equal(near, exact)
+    assert torch.equal(near, kept(int8, "Int8Teacher"))

@@ -1,0 +1,158 @@
+"""Stopped anywhere and gone on is the same as never stopped, bit by bit: every stage, and every method of the catalogue.
+
+A first run notes every step it tells of. Then the same is run again and stopped at the first, a middle and the last step of
+everything that has steps (phases, seeds, learning rates, the teacher's pass, shards), going on after every stop. A method that
+is added to the catalogue is tested here without another line.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_bert, tiny_glue, tiny_rows
+
+from microbert_cli import api, manifest
+from microbert_cli.augmentation import Augmentation
+from microbert_cli.catalog import Catalog
+from microbert_cli.stage import StageResult
+from microbert_cli.stopping import Halted, Interrupted
+from microbert_cli.tracking import Talk
+
+Event = tuple[str, int]
+Make = Callable[[Path, Talk], StageResult]
+METHODS = Catalog().names("methods")
+
+
+class Noting(Talk):
+    """Remembers every step told of."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
+        self.events.append((stage, step))
+
+
+class Stopping(Talk):
+    """Asks to stop at one event: by a signal in training, which finishes the step, else there and then."""
+
+    def __init__(self, event: Event):
+        self.event = event
+
+    def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
+        if (stage, step) != self.event:
+            return
+        self.event = ("", 0)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # no training loop is listening
+            raise Halted(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def points(events: list[Event]) -> Iterator[Event]:
+    """The first, a middle and the last step of every run of steps."""
+    for _, told in groupby(events, key=lambda event: event[0]):
+        steps = list(told)
+        yield from sorted({steps[0], steps[len(steps) // 2], steps[-1]}, key=steps.index)
+
+
+def files(directory: Path) -> dict[str, str]:
+    """The hashes of what the next stage would read."""
+    return {name: found for name, found in manifest.read(directory)["outputs"].items() if manifest.is_result(name)}
+
+
+def stopped_everywhere(make: Make, folder: Path, *, fresh_cache: pytest.MonkeyPatch) -> int:
+    """Compares a run that was stopped at all points with one that was not; returns how often it was stopped."""
+    folder.mkdir()
+    fresh_cache.setenv("MBERT_CACHE", str(folder / "cache-whole"))
+    whole = make(folder / "whole", noting := Noting())
+    fresh_cache.setenv("MBERT_CACHE", str(folder / "cache-parts"))
+    stops = list(points(noting.events))
+    assert stops, "nothing was told of, so nothing could be stopped"
+    for event in stops:
+        with pytest.raises((Interrupted, Halted)):
+            make(folder / "parts", Stopping(event))
+        assert not (folder / "parts").exists()
+    parts = make(folder / "parts", noting)
+    assert files(parts.out) == files(whole.out)
+    return len(stops)
+
+
+def table(name: str, **values: object) -> dict[str, object]:
+    return {f"{name}__{key}": value for key, value in {"batch_size": 8, "steps": 4, **values}.items()}
+
+
+TASK = {"task": "sst2", "data__max_length": 24, "data__folder": "glue"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Models, data and the outputs that later stages read."""
+    folder = tmp_path_factory.mktemp("resume")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MBERT_CACHE", str(folder / "cache"))
+        tiny_bert("base", kind="masked-lm")
+        tiny_glue("glue", ["sst2"], rows=48)
+        texts = [texts[0] for texts, _ in tiny_rows("sst2", 60)["train"]]
+        Path("text.txt").write_text("\n\n".join("\n".join(texts[i : i + 4]) for i in range(0, 60, 4)), encoding="utf-8")
+        api.finetune(model="base", out="teacher", **TASK, **table("finetune", steps=60, learning_rate=1e-2))
+        api.augment(masked_lm="base", out="augmented", **TASK, augment__copies=1)
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+STAGES: dict[str, Make] = {
+    "pretrain": lambda out, talk: api.pretrain(
+        out=out, talk=talk, model="base", corpus="text.txt", corpus__max_length=24, **table("pretrain")
+    ),
+    "finetune": lambda out, talk: api.finetune(
+        out=out, talk=talk, model="base", seeds=[1, 2], **TASK, **table("finetune", evaluations=2, accumulate=2)
+    ),
+    "augment": lambda out, talk: api.augment(out=out, talk=talk, masked_lm="base", **TASK, augment__copies=2),
+    "evaluate": lambda out, talk: api.evaluate(out=out, talk=talk, model="teacher", **TASK, evaluate__batch_size=8),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if stage == "augment":
+        monkeypatch.setattr(Augmentation.shards, "__defaults__", (8,))
+        monkeypatch.setattr(Augmentation.shard, "__kwdefaults__", {"size": 8, "keep_original": True})
+    stops = stopped_everywhere(STAGES[stage], tmp_path / stage, fresh_cache=monkeypatch)
+    assert stops >= 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stage_one_of_every_method(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(out: Path, talk: Talk) -> StageResult:
+        return api.general_distill(
+            out=out, talk=talk, method=method, teacher="base", student="bert-2x8", corpus="text.txt", corpus__max_length=24,
+            **table("general", steps=5, evaluations=2),
+        )  # fmt: skip
+
+    stopped_everywhere(make, tmp_path / method, fresh_cache=monkeypatch)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stage_two_of_every_method(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All phases, two seeds, a grid of learning rates where there is one, dropout, the cache of the teacher's answers."""
+    from microbert_cli.resolve import resolve
+
+    phases = resolve(catalog=Catalog(), flags={"method": method}).recipe.phases
+    shorter = {key: value for name in phases for key, value in table(f"phases__{name}", evaluations=2).items()}
+
+    def make(out: Path, talk: Talk) -> StageResult:
+        return api.distill(
+            out=out, talk=talk, method=method, teacher="teacher", student="bert-2x8", augmented="augmented", seeds=[1, 2],
+            teacher__allow_weak=True, **TASK, **shorter,
+        )  # fmt: skip
+
+    stops = stopped_everywhere(make, tmp_path / method, fresh_cache=monkeypatch)
+    assert stops >= 2 * 3 * len(phases)
