@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from microbert_cli import durable, manifest, processes, sources
+from microbert_cli.errors import MbertError
 from microbert_cli.tracking import SILENT, Talk
 
 RESUME = "resume"
@@ -104,7 +105,8 @@ def save_state(state: Mapping[str, Any], directory: Path, *, keep: int = 2) -> N
         return
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / ".state.tmp"
-    torch.save(dict(state), temporary)
+    with temporary.open("wb") as file:  # torch's own file says of a full disk neither that it is full nor that it is a disk
+        torch.save(dict(state), file)
     durable.sync(temporary)
     named = directory / f"step-{state['step']:08d}-{durable.file_digest(temporary)[:CHECKSUM]}.pt"
     temporary.replace(named)
@@ -114,10 +116,22 @@ def save_state(state: Mapping[str, Any], directory: Path, *, keep: int = 2) -> N
 
 
 def load_state(directory: Path, talk: Talk = SILENT) -> dict[str, Any] | None:
-    """The last training state that is what was written, or None. A damaged one is named, moved aside and passed over."""
+    """The last training state that is what was written, or None. A damaged one is named, moved aside and passed over.
+
+    Raises M304 for one that mbert did not write: more than tensors and plain values is never unpickled.
+    """
     path = processes.on_main(lambda: _last_whole(directory, talk))
-    state: dict[str, Any] | None = torch.load(path, map_location="cpu", weights_only=True) if path else None
-    return state
+    try:
+        state: dict[str, Any] | None = torch.load(path, map_location="cpu", weights_only=True) if path else None
+        return state
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise MbertError(
+            "M304",
+            "this is no resume state of mbert's",
+            where=str(path),
+            allowed="A state written by the same command: tensors and plain values.",
+            fix="Begin anew, the old work is moved aside: the same command with --no-resume",
+        ) from error
 
 
 def _last_whole(directory: Path, talk: Talk) -> Path | None:
@@ -157,7 +171,8 @@ def write_scores(place: Path, scores: Mapping[str, Any]) -> None:
     """Says that a seed is done, what it came to, and what its files are."""
     if not processes.is_main():
         return
-    model = {name: found for name, found in manifest.outputs_of(place).items() if name.endswith((".safetensors", ".json"))}
+    told = manifest.outputs_of(place).items()
+    model = {name: found for name, found in told if name.endswith((".safetensors", ".json")) and name != SCORES}
     durable.write_text(place / SCORES, durable.seal({"scores": scores, "files": model}))
 
 

@@ -33,6 +33,12 @@ def writing(path: Path) -> Iterator[Path]:
         raise
 
 
+def sweep(directory: Path) -> None:
+    """Removes what writers that were killed left half-written, in a directory that nobody else writes to."""
+    for path in directory.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all; of several processes the main one does."""
     if not processes.is_main():

@@ -163,7 +163,7 @@ def outputs_of(directory: Path) -> dict[str, str]:
 
 
 def _is_output(name: str) -> bool:
-    return name not in (FILE, "begun.json") and not name.startswith(".")
+    return name not in (FILE, "begun.json") and not any(part.startswith(".") for part in name.split("/"))
 
 
 def is_result(name: str) -> bool:

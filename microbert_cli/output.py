@@ -123,7 +123,7 @@ def disk_error(error: BaseException, out: Path) -> int | None:
     said = str(error)
     if found := re.search(r"os error (\d+)", said):
         return int(found[1])
-    if "PytorchStreamWriter" in said or "inline_container" in said:
+    if any(words in said for words in ("PytorchStreamWriter", "inline_container", "iostream error")):
         return errno.ENOSPC if free_bytes(out) < NEARLY_FULL else errno.EIO
     return None
 
@@ -169,6 +169,7 @@ def _is_done(out: Path, identity: Identity, renew: bool, talk: Talk) -> bool:
         return False
     if is_up_to_date(out, identity):
         manifest.checked(out)
+        (out / "begun.json").unlink(missing_ok=True)  # a run that was killed at its very end may have left it
         return True
     changed = differences(out, identity)
     raise MbertError(
@@ -198,6 +199,7 @@ def _begin(out: Path, stage: str, identity: Identity, resume: bool, renew: bool,
         changed = ["what it was begun with cannot be read"] if before is None else _changed(before, identity)
         if resume and not changed:
             talk.note(f"{out.name}: going on with what was begun in {partial.name}")
+            durable.sweep(partial)
             return Work(out, partial, resumed=True)
         if resume and not renew and before is not None:
             raise _other_work(partial, changed)

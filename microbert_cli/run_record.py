@@ -5,7 +5,6 @@ hash of each stage's output. It only ever says that nothing changed; whatever el
 """
 
 import hashlib
-import json
 import os
 import sys
 import sysconfig
@@ -38,7 +37,9 @@ def claim(root: Path, recipe: str, *, force: bool = False) -> None:
         )
     if owner != recipe or not (root / FILE).is_file():
         root.mkdir(parents=True, exist_ok=True)
-        durable.write_text(root / FILE, json.dumps({"recipe": recipe}) + "\n")
+        for left in root.glob(f".{FILE}.*.tmp"):
+            left.unlink(missing_ok=True)
+        durable.write_text(root / FILE, durable.seal({"recipe": recipe}))
 
 
 def is_unchanged(root: Path, recipe: str, steps: Sequence[Step]) -> bool:
@@ -51,13 +52,12 @@ def is_unchanged(root: Path, recipe: str, steps: Sequence[Step]) -> bool:
 
 def write(root: Path, recipe: str, steps: Sequence[Step]) -> None:
     """Records the run as it stands, all stages complete."""
-    durable.write_text(root / FILE, json.dumps(_record(root, recipe, steps), indent=2) + "\n")
+    durable.write_text(root / FILE, durable.seal(_record(root, recipe, steps)))
 
 
 def _read(root: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((root / FILE).read_text(encoding="utf-8"))
-        return found
+        return durable.unseal((root / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

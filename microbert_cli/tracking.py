@@ -30,6 +30,8 @@ class Log:
     """`log.jsonl`: one JSON object a line, flushed at once, so a killed run keeps what it said; the main process writes it."""
 
     def __init__(self, path: Path):
+        if processes.is_main():
+            _end_with_a_whole_line(path)
         self._file = (path if processes.is_main() else Path(os.devnull)).open("a", encoding="utf-8")
         self._start = time.monotonic()
 
@@ -43,3 +45,12 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
+
+
+def _end_with_a_whole_line(path: Path) -> None:
+    """Cuts off the half line that a killed run may have left."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)

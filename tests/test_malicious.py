@@ -25,7 +25,7 @@ from markdown_it import MarkdownIt
 from mbert_command import mbert, refused, works
 from tiny_models import tiny_bert, tiny_glue
 
-from microbert_cli import models, output, packed
+from microbert_cli import durable, models, output, packed
 from microbert_cli.catalog import Catalog
 from microbert_cli.cli import console
 from microbert_cli.errors import MbertError
@@ -239,7 +239,7 @@ def test_a_foreign_manifest_is_data(workshop: Path) -> None:
         Path("evil/manifest.json").write_text(text, encoding="utf-8")
         refused(5, "M301", "predict", "evil", "a text")
         refused(5, "M301", "evaluate", "evil", "-o", "out")
-    made: dict[str, Any] = {"identity": {}, "identity_hash": "x", "result": "y", "argv": [5]}
+    made: dict[str, Any] = {"schema": 1, "identity": {}, "identity_hash": "x", "result": "y", "outputs": {}, "argv": [5]}
     made["recipe"] = {"phases": {"a": 1, "b": {"losses": [2]}}}
     Path("evil/manifest.json").write_text(json.dumps(made), encoding="utf-8")
     works("export", "evil", "--task", "sst2", "-o", "out", "--set", "export.onnx=false")
@@ -403,12 +403,13 @@ def test_an_output_that_is_a_link_is_refused_before_the_work(tmp_path: Path, wor
 def test_a_state_that_is_a_pickle_is_refused(workshop: Path) -> None:
     words = (*FINETUNE, "--model", workshop / "base")
     works(*words)
-    identity = json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))["identity_hash"]
+    identity = json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))["identity"]
     begun = Path("out").rename("out.partial")
-    (begun / "begun.json").write_text(json.dumps({"identity_hash": identity, "argv": []}), encoding="utf-8")
+    (begun / "begun.json").write_text(durable.seal({"identity": identity, "argv": []}), encoding="utf-8")
     (begun / "seed.json").unlink()
     (begun / "resume/phases/finetune").mkdir(parents=True)
-    torch.save({"step": Evil()}, begun / "resume/phases/finetune/state.pt")
+    torch.save({"step": Evil()}, state := begun / "resume/phases/finetune/state.pt")
+    state.rename(state.with_name(f"step-00000001-{durable.file_digest(state)[:32]}.pt"))
     refused(5, "M304", *words)
 
 
@@ -595,7 +596,8 @@ def test_the_card_of_a_foreign_model_and_task(workshop: Path) -> None:
     works("finetune", "--model", workshop / "base", "--task", "evil.toml", "-o", "out", *QUICK)
     made = json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))
     made["argv"] = ["mbert", f"```\n{SCRIPT}\n```", TOKEN]
-    Path("out/manifest.json").write_text(json.dumps(made), encoding="utf-8")
+    del made["checksum"]
+    Path("out/manifest.json").write_text(durable.seal(made), encoding="utf-8")
     works("export", "out", "--task", "evil.toml", "-o", "runs/export", "--set", "export.onnx=false")
     text = Path("runs/export/README.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)

@@ -1,13 +1,12 @@
 """A run that did not change says so without torch; a changed input, key or output is noticed."""
 
-import json
 import os
 import subprocess
 import sys
 
 import pytest
 
-from microbert_cli import manifest, run_record
+from microbert_cli import durable, manifest, run_record
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.resolve import resolve
@@ -71,7 +70,7 @@ def test_another_recipe_in_the_folder(run):
         run_record.claim(root, "other")
     assert error.value.code == "M115" and "mine" in str(error.value)
     run_record.claim(root, "other", force=True)
-    assert json.loads((root / "run.json").read_text()) == {"recipe": "other"}
+    assert durable.unseal((root / "run.json").read_text()) == {"recipe": "other"}
 
 
 def test_no_torch_is_loaded(run, repo):
