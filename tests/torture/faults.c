@@ -159,11 +159,16 @@ ssize_t writev(int handle, const struct iovec *parts, int count) {
     DONE(what, (ssize_t)syscall(SYS_writev, handle, parts, count));
 }
 
+/* Callers ask for more than there is. */
 static ssize_t copy(int to, int from, off_t *offset, size_t size) {
+    struct stat file;
+    if (armed && fstat(from, &file) == 0) {
+        off_t at = offset ? *offset : 0;
+        if (file.st_size > at && (off_t)size > file.st_size - at) size = (size_t)(file.st_size - at);
+    }
     int what = on_handle('w', to, (long)size);
     if (FAILED(what)) FAIL_NOW;
-    struct stat file;
-    if ((what == MIDDLE || what == HALF_FAIL) && fstat(from, &file) == 0) size = (size_t)file.st_size / 2;
+    if (what == MIDDLE || what == HALF_FAIL) size /= 2;
     ssize_t result = syscall(SYS_sendfile, to, from, offset, size);
     if (what == MIDDLE || what == AFTER) die();
     return result;

@@ -35,12 +35,14 @@ class Report:
     numbers: dict[str, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, ended: str, where: str = "", failures: Iterable[str] = ()) -> None:
+    def add(self, ended: str, where: str = "") -> None:
         with self._lock:
             self.ended[ended] += 1
-            if where:
-                self.where[where] += 1
-            self.failures += failures
+            self.where[where] += 1
+
+    def fail(self, told: str) -> None:
+        with self._lock:
+            self.failures.append(told)
 
     def largest(self, name: str, value: float) -> None:
         with self._lock:
@@ -51,9 +53,7 @@ class Report:
         return sum(self.ended.values())
 
     def __str__(self) -> str:
-        lines = [f"{self.title}: {self.total} in all: {tally(self.ended)}"]
-        if self.where:
-            lines.append(f"    {tally(self.where)}")
+        lines = [f"{self.title}: {self.total} in all: {tally(self.ended)}", f"    {tally(self.where)}"]
         lines += [f"    {name}: {value:.3f}" for name, value in self.numbers.items()]
         return "\n".join([*lines, f"    failures: {len(self.failures)}", *(f"      {text}" for text in self.failures)])
 
@@ -123,11 +123,11 @@ def kills_in_time(bench: Bench, number: int, signal_number: int, seed: int | Non
 
 
 def kills_in_calls(bench: Bench, number: int) -> list[Kill]:
-    """Inside writes, fsyncs and renames, a third each, spread over the run; before, in the middle and after in turn."""
+    """Inside writes, fsyncs and renames, a third each, spread over stages and files; before, in the middle and after in turn."""
     kills = []
     for place, kind in enumerate("wfr"):
         own = number // 3 + (place < number % 3)
-        chosen = spread(_index(bench, lambda told, kind=kind: told.call.kind == kind), own)
+        chosen = spread(calls_to_fail(bench, 0, kind), own)
         modes = KILLS if kind == "w" else ("before", "after")
         kills += [Kill(bench.calls[i].stage, bench.fault_at(i, modes[n % len(modes)])) for n, i in enumerate(chosen)]
     return kills
@@ -159,7 +159,7 @@ def killed(bench: Bench, crew: Crew, kills: Sequence[Kill], *, inside: Sequence[
             report.largest("logs with torn lines", report.numbers.get("logs with torn lines", 0) + bool(torn_lines(place)))
         wrong += _finish(bench, server, place)
         if wrong:
-            report.add("folders spoiled", failures=[f"{'; then '.join(told)} -> {'; '.join(wrong[:4])}"])
+            report.fail(f"{'; then '.join(told)} -> {'; '.join(wrong[:4])}")
 
     crew.do(trial, chains)
     return report
@@ -189,7 +189,7 @@ def terminated(bench: Bench, crew: Crew, kills: Sequence[Kill]) -> Report:
             wrong.append(f"left with {verdict(ended)}: {last_words(ended)}")
         wrong += _finish(bench, server, place)
         if wrong:
-            report.add("folders spoiled", failures=[f"{kill.stage}: {kill.fault} -> {'; '.join(wrong[:4])}"])
+            report.fail(f"{kill.stage}: {kill.fault} -> {'; '.join(wrong[:4])}")
 
     crew.do(trial, kills)
     report.numbers["longest step with its save, s"] = longest_step(bench)
@@ -250,7 +250,7 @@ def failing(bench: Bench, crew: Crew, indices: Sequence[int], modes: Sequence[st
         wrong += _finish(bench, server, place)
         report.add(how, f"{errno.errorcode[value]} in {NAMES[told.call.kind]}")
         if wrong:
-            report.failures.append(f"{told.stage}: {fault} -> {'; '.join(wrong[:4])}")
+            report.fail(f"{told.stage}: {fault} -> {'; '.join(wrong[:4])}")
 
     crew.do(trial, list(enumerate(indices)))
     return report
@@ -277,10 +277,10 @@ def unsynced(bench: Bench) -> list[str]:
                 del last[name]
         elif call.kind in "wf":
             last[call.path] = call.kind
-    asked = (
-        text for text in found if text.startswith("run/") and not text.split(" ")[0].endswith((".jsonl", ".md", "begun.json"))
-    )
-    return sorted({re.sub(r"\.\d+\.tmp", ".*.tmp", text) for text in asked})
+    loose = (".jsonl", ".md", "begun.json")
+    found = [text for text in found if text.startswith("run/") and not text.split(" ")[0].endswith(loose)]
+    # safetensors renames by system calls of its own, which no library comes between.
+    return sorted({text for text in found if "/.tmp" not in text})
 
 
 # Files that rot
@@ -294,16 +294,16 @@ class Scene:
     files: dict[str, list[str]]
 
 
-def scenes(bench: Bench, server: Server) -> list[Scene]:
-    """The run stopped after every stage that a later one reads, and in the middle of every stage that saves its state."""
+def scenes(bench: Bench, server: Server, shares: Sequence[float] = (0.3, 0.8), stages: Sequence[str] = TRAINED) -> list[Scene]:
+    """The run stopped after every stage that a later one reads, and in the middle of stages that save their state."""
     made = []
     for number, stage in enumerate(STAGES[1:6], 1):
         made.append(bench.place(f"scene-after-{STAGES[number - 1]}", stage))
-    for stage in TRAINED:
+    for stage in stages:
         saved = _index(
             bench, lambda told, s=stage: told.stage == s and told.call.kind == "r" and bool(STATE.search(told.call.path))
         )
-        for share in (0.3, 0.8):
+        for share in shares:
             made.append(_stopped_at(bench, server, f"scene-in-{stage}-{share}", saved[int(share * len(saved))]))
     shards = _index(bench, lambda told: told.call.kind == "r" and "augment.partial/shards/" in told.call.path)
     if shards:
@@ -420,7 +420,7 @@ def damaged(bench: Bench, crew: Crew, chosen: Sequence[Damage]) -> Report:
         kind = "cut" if damage.bits == 0 else "flip"
         report.add(how, f"{damage.category} {kind}: {how}")
         if found:
-            report.failures.append(f"{damage.scene.place.name}: {done} -> {how}: {'; '.join(found[:3])}")
+            report.fail(f"{damage.scene.place.name}: {done} -> {how}: {'; '.join(found[:3])}")
 
     crew.do(trial, chosen)
     return report

@@ -1,6 +1,6 @@
 """The long proofs: `make torture`, an hour or less on two cores. Their counts are printed, for docs/reliability.md.
 
-MBERT_TORTURE_KILLS, _TERMS, _FAULTS, _FLIPS, _CUTS and _STEPS change the numbers of trials.
+MBERT_TORTURE_KILLS, _TERMS, _FAULTS (of each group of kinds), _FLIPS, _CUTS and _STEPS change the numbers of trials.
 """
 
 import os
@@ -8,6 +8,7 @@ import signal
 
 import pytest
 from proofs import calls_to_fail, damaged, damages, failing, killed, kills_in_calls, kills_in_time, scenes, terminated
+from small_run import spread
 from test_torture_quick import assert_flat
 
 pytestmark = pytest.mark.torture
@@ -54,7 +55,8 @@ def test_terms(bench, crew, tell):
 @pytest.mark.parametrize("kinds", ["wfr", "ct"])
 def test_faults(bench, crew, tell, kinds):
     """Every kind of call of every stage; and beyond what writes: new files and changes of size."""
-    indices = calls_to_fail(bench, number("FAULTS", 150) if kinds == "wfr" else 0, kinds)
+    indices = calls_to_fail(bench, 150 if kinds == "wfr" else 0, kinds)
+    indices = spread(indices, number("FAULTS", len(indices)))
     report = failing(bench, crew, indices, modes=("fail", "fail", "fail", "half, then fail") if kinds == "wfr" else ("fail",))
     report.title += f" ({len(indices)} of the {sum(told.call.kind in kinds for told in bench.calls)} of kinds {kinds} in a run)"
     tell(report)
