@@ -123,7 +123,7 @@ def kills_in_time(bench: Bench, number: int, signal_number: int, seed: int | Non
 
 
 def kills_in_calls(bench: Bench, number: int) -> list[Kill]:
-    """Inside writes, fsyncs and renames, a third each, spread over stages and files; before, in the middle and after in turn."""
+    """Inside writes, fsyncs and renames, a third each, spread over files; before, in the middle and after in turn."""
     kills = []
     for place, kind in enumerate("wfr"):
         own = number // 3 + (place < number % 3)
