@@ -83,7 +83,7 @@ COMMAND = ["run", "../inputs/small.toml", "-o", "run", "--set", "device=cpu"]
 MEASURED = {"speed", "seconds", "conditions", "latency_ms", "latency_p90_ms", "rows_per_second"}
 TELLS = (".jsonl", ".md")  # logs and cards hold times
 RANDOM = re.compile(r"\.\d+\.tmp$|\.tmp\w{6}$")  # names of files on their way: ours, and those of safetensors
-STATE = re.compile(r"state[^/]*\.pt$")
+STATE = re.compile(r"/phases/[^/]+/(state|step)[^/]*\.pt$")
 FOUR_PARTS = re.compile(r"^\[M\d\d\d\] .+: .+\n {7}\S.*\n {7}\S.*", re.MULTILINE)
 
 
