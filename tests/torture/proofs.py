@@ -21,7 +21,16 @@ from fork_server import KILLS, Ended, Fault, Server
 from small_run import STAGES, STATE, TRAINED, Bench, Told, last_words, spread, tally, torn_lines, verdict
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES)
-CATEGORIES = ("weights", "resume state", "teacher cache", "blocks cache", "Parquet", "manifest.json", "recipe.resolved.toml")
+CATEGORIES = (
+    "weights",
+    "resume state",
+    "teacher cache",
+    "blocks cache",
+    "Parquet",
+    "manifest.json",
+    "recipe.resolved.toml",
+    "other files",
+)
 
 
 @dataclass
@@ -294,21 +303,28 @@ class Scene:
     files: dict[str, list[str]]
 
 
-def scenes(bench: Bench, server: Server, shares: Sequence[float] = (0.3, 0.8), stages: Sequence[str] = TRAINED) -> list[Scene]:
-    """The run stopped after every stage that a later one reads, and in the middle of stages that save their state."""
-    made = []
-    for number, stage in enumerate(STAGES[1:6], 1):
-        made.append(bench.place(f"scene-after-{STAGES[number - 1]}", stage))
-    for stage in stages:
-        saved = _index(
-            bench, lambda told, s=stage: told.stage == s and told.call.kind == "r" and bool(STATE.search(told.call.path))
-        )
+def scenes(
+    bench: Bench,
+    server: Server,
+    *,
+    after: Sequence[str] = STAGES[:5],
+    within: Sequence[str] = STAGES[:5],
+    shares: Sequence[float] = (0.3, 0.8),
+) -> list[Scene]:
+    """The run stopped after stages that a later one reads, and in the middle of stages that save what they have."""
+    made = [bench.place(f"scene-after-{stage}", STAGES[STAGES.index(stage) + 1]) for stage in after]
+    for stage in within:
+        saved = [i for i in _index(bench, _is_saved) if bench.calls[i].stage == stage]
         for share in shares:
             made.append(_stopped_at(bench, server, f"scene-in-{stage}-{share}", saved[int(share * len(saved))]))
-    shards = _index(bench, lambda told: told.call.kind == "r" and "augment.partial/shards/" in told.call.path)
-    if shards:
-        made.append(_stopped_at(bench, server, "scene-in-augment", shards[len(shards) // 2]))
+    filled = _index(bench, lambda told: told.call.kind == "f" and told.call.path.endswith("done.bin"))
+    made.append(_stopped_at(bench, server, "scene-in-teacher-cache", filled[0]))
     return [Scene(place, _readable(place)) for place in made]
+
+
+def _is_saved(told: Told) -> bool:
+    """Whether a state of training, or a shard, took its name here."""
+    return _is_state(told) or (told.call.kind == "r" and "augment.partial/shards/" in told.call.path)
 
 
 def _stopped_at(bench: Bench, server: Server, name: str, index: int) -> Path:
@@ -341,6 +357,8 @@ READERS = {
 def _still_read(name: str, place: Path) -> bool:
     """Whether a stage that is not done yet reads this file."""
     first, second, *_ = name.split("/")
+    if name == "run/run.json":
+        return True
     readers = {"blocks": ("pretrain", "general-distill"), "teacher": ("task-distill",)} if first == "cache" else READERS
     if first == "run" and second.endswith(".partial"):
         return True
@@ -349,15 +367,17 @@ def _still_read(name: str, place: Path) -> bool:
 
 def _category(name: str) -> str | None:
     parts = name.split("/")
+    if name.endswith((".jsonl", ".md", ".lock")):
+        return None
     if parts[0] == "cache":
         return {"teacher": "teacher cache", "blocks": "blocks cache"}.get(parts[1]) if len(parts) > 3 else None
-    if parts[-1] in ("manifest.json", "recipe.resolved.toml"):
+    if parts[-1] in ("manifest.json", "recipe.resolved.toml", "other files"):
         return parts[-1]
     if STATE.search(name):
         return "resume state"
     if name.endswith(".safetensors"):
         return None if "/seed-" in name and ".partial/" not in name else "weights"  # the best seed's were copied up
-    return "Parquet" if name.endswith(".parquet") else None
+    return "Parquet" if name.endswith(".parquet") else "other files"
 
 
 @dataclass(frozen=True)
