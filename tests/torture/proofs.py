@@ -63,7 +63,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.title}: {self.total} in all: {tally(self.ended)}", f"    {tally(self.where)}"]
-        lines += [f"    {name}: {value:.3f}" for name, value in self.numbers.items()]
+        lines += [f"    {name}: {value:.4g}" for name, value in self.numbers.items()]
         return "\n".join([*lines, f"    failures: {len(self.failures)}", *(f"      {text}" for text in self.failures)])
 
 
@@ -96,10 +96,13 @@ def _begin(bench: Bench, stage: str) -> Path:
     return bench.place(f"trial-{next(NUMBERS)}", stage)
 
 
-def _finish(bench: Bench, server: Server, place: Path) -> list[str]:
-    """The same command, undisturbed, to the end; what is wrong then. A folder without faults is removed."""
+def _finish(bench: Bench, server: Server, place: Path, report: Report) -> list[str]:
+    """The same command, undisturbed, to the end; what is wrong then."""
     ended = bench.run(place, server=server)
     found = bench.problems(place) if ended.code == 0 else [f"the next run ended with {verdict(ended)}: {last_words(ended)}"]
+    report.numbers["lines of logs that are torn"] = report.numbers.get("lines of logs that are torn", 0) + len(
+        torn_lines(place)
+    )
     shutil.rmtree(place)
     return found
 
@@ -165,8 +168,7 @@ def killed(bench: Bench, crew: Crew, kills: Sequence[Kill], *, inside: Sequence[
                 report.add("not killed", kill.stage)
                 wrong.append(f"ended with {verdict(ended)} before the kill: {last_words(ended)}")
             wrong += bench.lies(place)
-            report.largest("logs with torn lines", report.numbers.get("logs with torn lines", 0) + bool(torn_lines(place)))
-        wrong += _finish(bench, server, place)
+        wrong += _finish(bench, server, place, report)
         if wrong:
             report.fail(f"{'; then '.join(told)} -> {'; '.join(wrong[:4])}")
 
@@ -196,7 +198,7 @@ def terminated(bench: Bench, crew: Crew, kills: Sequence[Kill]) -> Report:
         else:
             report.add(verdict(ended), kill.stage)
             wrong.append(f"left with {verdict(ended)}: {last_words(ended)}")
-        wrong += _finish(bench, server, place)
+        wrong += _finish(bench, server, place, report)
         if wrong:
             report.fail(f"{kill.stage}: {kill.fault} -> {'; '.join(wrong[:4])}")
 
@@ -256,7 +258,7 @@ def failing(bench: Bench, crew: Crew, indices: Sequence[int], modes: Sequence[st
         if how.startswith(("traceback", "signal", "exit")):
             wrong.append(f"ended with {how} {last_words(ended)}")
         wrong += bench.earlier_spoiled(place) + bench.lies(place)
-        wrong += _finish(bench, server, place)
+        wrong += _finish(bench, server, place, report)
         report.add(how, f"{errno.errorcode[value]} in {NAMES[told.call.kind]}")
         if wrong:
             report.fail(f"{told.stage}: {fault} -> {'; '.join(wrong[:4])}")
