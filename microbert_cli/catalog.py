@@ -7,6 +7,7 @@ is validated before torch is. A name with upper-case letters is a pattern: `bert
 import ast
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -70,7 +71,7 @@ class Catalog:
     def recipe_path(self, recipe: str | Path) -> Path:
         """A recipe's file: a path as it is, else a catalogued name."""
         path = Path(recipe)
-        if path.suffix == ".toml" or path.exists():
+        if path.suffix == ".toml" or os.path.exists(path):
             return path
         return self.path("recipes", str(recipe), where="recipe")
 
@@ -108,7 +109,7 @@ class Catalog:
 
     def _find(self, kind: str, name: str) -> Path | None:
         path = Path(name)
-        if path.suffix in SUFFIXES[kind] and path.is_file():
+        if path.suffix in SUFFIXES[kind] and os.path.isfile(path):
             return path
         files = self._files(kind)
         if name in files:
@@ -124,7 +125,7 @@ class Catalog:
 
 
 def _pattern(stem: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"([A-Z])", r"(?P<\1>[1-9][0-9]*)", re.escape(stem)))
+    return re.compile(re.sub(r"([A-Z])", r"(?P<\1>[1-9][0-9]{0,8})", re.escape(stem)))
 
 
 def _singular(kind: str) -> str:

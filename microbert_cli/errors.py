@@ -55,7 +55,8 @@ class MbertError(Exception):
 
     def __init__(self, code: str, what: str, *, where: str, allowed: str, fix: str):
         super().__init__(what)
-        self.code, self.what, self.where, self.allowed, self.fix = code, what, where, allowed, fix
+        self.code = code
+        self.what, self.where, self.allowed, self.fix = map(_printable, (what, where, allowed, fix))
 
     @property
     def exit_code(self) -> Exit:
@@ -89,6 +90,11 @@ class ManyErrors(MbertError):
 
     def as_dict(self) -> dict[str, Any]:
         return super().as_dict() | {"errors": [error.as_dict() for error in self.errors]}
+
+
+def _printable(text: str) -> str:
+    """Half characters, which no terminal and no JSON takes, as escapes: names of files and damaged data hold them."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def one_or_many(errors: Sequence[MbertError]) -> MbertError:

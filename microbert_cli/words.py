@@ -83,6 +83,15 @@ def is_letters(word: str) -> bool:
     return word[:1].isalpha() and all(c.isalpha() or unicodedata.category(c)[0] == "M" for c in word)
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text holds no half character (a lone surrogate), which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def has_substance(word: str) -> bool:
     """Whether this is more than punctuation."""
     return any(c.isalnum() for c in word)
