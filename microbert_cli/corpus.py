@@ -7,6 +7,7 @@ data set as `owner/name:config`. In text files a blank line ends a document. A P
 import gzip
 import hashlib
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import islice
@@ -95,7 +96,7 @@ def _text(path: Path, where: str) -> Iterator[str]:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise _damaged(f"{path}, line {number}", where, f"this is not UTF-8: {error.reason}") from None
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+    except (EOFError, zlib.error, OSError) as error:
         raise _damaged(str(path), where, str(error)) from error
 
 
@@ -108,9 +109,12 @@ def _parquet(path: Path, where: str) -> Iterator[Document]:
         if "text" not in table.schema_arrow.names:
             raise _damaged(str(path), where, f"it has no column text, only {', '.join(table.schema_arrow.names)}")
         for batch in table.iter_batches(columns=["text"], batch_size=256):
-            yield from (_as_document(text) for text in batch.column(0).to_pylist())
-    except pa.ArrowInvalid as error:
-        raise _damaged(str(path), where, str(error)) from error
+            for text in batch.column(0).to_pylist():
+                if not isinstance(text, str):
+                    raise _damaged(str(path), where, f"a row of its column text is no text but {type(text).__name__}")
+                yield _as_document(text)
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        raise _damaged(str(path), where, str(error) or type(error).__name__) from error
 
 
 def _hub(source: str, where: str, talk: Talk) -> Iterator[Document]:
