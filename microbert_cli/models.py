@@ -170,13 +170,14 @@ def same_vocabulary(one: Any, other: Any, *, where: str) -> None:
 def check_length(max_length: int, config: Any, *, where: str) -> None:
     """Raises M012 if texts may become longer than the model has positions."""
     positions = getattr(config, "max_position_embeddings", max_length)
+    option = f"--set {'corpus' if where.startswith('corpus') else 'data'}.max_length="
     if max_length > positions:
         raise MbertError(
             "M012",
             f"a maximum length of {max_length} tokens is beyond the model's {positions} positions",
             where=where,
             allowed=f"1 to {positions} tokens.",
-            fix=f"--set {'corpus' if where.startswith('corpus') else 'data'}.max_length={positions}",
+            fix=f"{'--max-length ' if where == '--max-length' else option}{positions}",
         )
 
 
