@@ -89,9 +89,8 @@ def _released_weights(directory: Path) -> dict[str, Tensor]:
 def read_json(path: Path, *, where: str) -> dict[str, Any]:
     """A JSON object from a file; raises M302 where it is none."""
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return value
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise sources.unreadable(path.parent, where, error) from error
 
 
@@ -121,9 +120,8 @@ def load_state(directory: Path) -> dict[str, Any] | None:
 def read_scores(path: Path) -> dict[str, Any]:
     """What a finished seed came to; raises M304 where the file is damaged."""
     try:
-        scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return scores
-    except ValueError as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
         raise _damaged_state(path) from error
 
 

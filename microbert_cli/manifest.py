@@ -67,11 +67,12 @@ def read(directory: Path) -> dict[str, Any]:
     path = directory / FILE
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        manifest["identity"], manifest["identity_hash"], manifest["result"]
-        return manifest
+        if _is_whole(manifest):
+            return manifest
+        raise TypeError
     except FileNotFoundError:
         raise unfinished(directory) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MbertError(
             "M301",
             "this manifest is damaged",
@@ -79,6 +80,14 @@ def read(directory: Path) -> dict[str, Any]:
             allowed="A JSON object as mbert writes it, with identity and result.",
             fix=f"Move the directory aside and make it again: mv {directory} {directory}.damaged",
         ) from None
+
+
+def _is_whole(manifest: Any) -> bool:
+    """Whether what others read of it has the shape that `write` gives it."""
+    parts = (manifest["identity"], manifest.get("recipe", {}))
+    return all(isinstance(part.get("data", {}), dict) for part in parts) and isinstance(
+        manifest["identity_hash"] + manifest["result"], str
+    )
 
 
 def unfinished(directory: Path) -> MbertError:
@@ -104,7 +113,7 @@ def finishing_command(partial: Path) -> str:
     try:
         argv = json.loads((partial / "begun.json").read_text(encoding="utf-8"))["argv"]
         return " ".join(argv)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "run the stage that writes this directory again"
 
 

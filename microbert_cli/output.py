@@ -188,7 +188,7 @@ def _begun(partial: Path) -> str | None:
     try:
         found: str = json.loads((partial / "begun.json").read_text(encoding="utf-8"))["identity_hash"]
         return found
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

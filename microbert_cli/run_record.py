@@ -57,8 +57,8 @@ def write(root: Path, recipe: str, steps: Sequence[Step]) -> None:
 def _read(root: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads((root / FILE).read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError):
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
