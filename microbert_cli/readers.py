@@ -183,6 +183,8 @@ def _rectangular(path: Path, rows: list[tuple[int, list[str]]], header: bool, al
     if broken:
         talk.warn(f"{path}: {len(broken)} rows with a wrong number of columns are left out (the first is line {broken[0][0]})")
         body = [(line, cells) for line, cells in body if len(cells) == len(names)]
+    if not body:
+        raise _empty(path)
     position = {name: i for i, name in enumerate(names)}
     return Table(str(path), names, [line for line, _ in body], lambda name: [row[position[name]] for _, row in body])
 
