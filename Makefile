@@ -12,7 +12,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 SOURCES := microbert_cli tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types architecture real bench gpu clean
+.PHONY: help setup demo test torture check format lint types architecture real bench gpu clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -33,8 +33,11 @@ demo: setup ## the whole pipeline on the text inside Python: teacher to exported
 	$(BIN)/mbert run recipes/quickstart.toml -o runs/quickstart
 
 test: setup ## the fast tests, with coverage
-	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu" -n $(WORKERS) --dist loadfile \
+	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu and not torture" -n $(WORKERS) --dist loadfile \
 		--cov=microbert_cli --cov-report=term --cov-fail-under=85
+
+torture: setup ## long proofs of reliability, such as 100,000 strange inputs; tens of minutes
+	$(BIN)/python -m pytest -q -m torture
 
 check: setup format lint types architecture test ## all that must be green: format, lint, types, architecture, tests
 
