@@ -107,7 +107,7 @@ def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, config=config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise sources.unreadable(path, where, error) from error
-    size, rows = len(tokenizer), config.vocab_size
+    size, rows = _rows_needed(tokenizer), config.vocab_size
     if size > rows or size <= len(tokenizer.all_special_ids):
         raise MbertError(
             "M303",
@@ -117,6 +117,11 @@ def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
             fix="Copy tokenizer.json or vocab.txt of the same model into the directory.",
         )
     return tokenizer
+
+
+def _rows_needed(tokenizer: Any) -> int:
+    """One more than the highest id: a vocabulary that has a piece twice knows fewer tokens than that."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def load_vocabulary(source: str | Path, *, where: str) -> tuple[Any, Any]:
@@ -136,7 +141,7 @@ def build(
     """
     fields = {key: value for key, value in student.items() if key not in ("title", "model_type")}
     fields["num_attention_heads"] = _heads(fields, like)
-    fields |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    fields |= {"vocab_size": _rows_needed(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if like is not None and "max_position_embeddings" not in student:
         fields["max_position_embeddings"] = like.max_position_embeddings
     config = AutoConfig.for_model(student["model_type"], **fields)
