@@ -265,9 +265,9 @@ def _step(number: int, chain: Chain, answer: list[str] | None, waiting: dict[int
 
 
 def _distinct(text: str, copies: Sequence[Words]) -> list[str]:
-    """The copies as text, each once, and none that is the sentence itself."""
+    """The copies as text, each once, and none that is the sentence itself, or nothing at all."""
     seen = {" ".join(text.split()): None} | {" ".join(words): None for words in copies}
-    return list(seen)[1:]
+    return [copy for copy in list(seen)[1:] if copy.strip()]
 
 
 def _collect(rows: Rows, indices: range, variants: Mapping[tuple[int, int], list[str]], keep_original: bool) -> Rows:

@@ -1,6 +1,7 @@
 """Augmented data on disk: the text columns, label, source, augmented and id, as Parquet or as quoted TSV."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from microbert_cli.task import Task
 
 STEM = "augmented"
 OWN = ("source", "augmented", "id")
+POSITION = re.compile(r"\d{1,18}")
 YES_NO = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -48,7 +50,8 @@ def load_augmented(path: Path, task: Task) -> Rows:
 
 def _write_tsv(path: Path, names: tuple[str, ...], columns: list[Any]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        # all quoted: a lone carriage return inside a text would end its row
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(names)
         writer.writerows([_cell(value) for value in row] for row in zip(*columns, strict=True))
 
@@ -89,7 +92,7 @@ def _flag(table: Table, row: int, value: Any) -> bool:
 
 def _position(table: Table, row: int, value: Any) -> int:
     text = plain(value)
-    if not text.isdecimal():
+    if not POSITION.fullmatch(text):
         raise _malformed(table, row, f'"{value}" in column "source" is no position of a row')
     return int(text)
 

@@ -9,6 +9,7 @@ line has, so that no recipe can run code.
 import ast
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -80,7 +81,7 @@ class Catalog:
     def recipe_path(self, recipe: str | Path) -> Path:
         """A recipe's file: a path as it is, else a catalogued name."""
         path = Path(recipe)
-        if path.suffix == ".toml" or path.exists():
+        if path.suffix == ".toml" or os.path.exists(path):
             return path
         return self.path("recipes", str(recipe), where="recipe")
 
@@ -118,7 +119,7 @@ class Catalog:
 
     def _find(self, kind: str, name: str) -> Path | None:
         path = Path(name)
-        if path.suffix == ".toml" and ".toml" in SUFFIXES[kind] and path.is_file():
+        if path.suffix == ".toml" and ".toml" in SUFFIXES[kind] and os.path.isfile(path):
             return path
         files = self._files(kind)
         if name in files:
@@ -134,7 +135,7 @@ class Catalog:
 
 
 def _pattern(stem: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"([A-Z])", r"(?P<\1>[1-9][0-9]*)", re.escape(stem)))
+    return re.compile(re.sub(r"([A-Z])", r"(?P<\1>[1-9][0-9]{0,8})", re.escape(stem)))
 
 
 def _singular(kind: str) -> str:

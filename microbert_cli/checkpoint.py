@@ -163,7 +163,7 @@ def read_scores(place: Path) -> dict[str, Any] | None:
         told = durable.unseal((place / SCORES).read_text(encoding="utf-8"))
         scores: dict[str, Any] = told["scores"]
         return None if durable.damaged(place, told["files"]) else scores
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -109,9 +109,12 @@ def _parquet(path: Path, where: str) -> Iterator[Document]:
         if "text" not in table.schema_arrow.names:
             raise _damaged(str(path), where, f"it has no column text, only {', '.join(table.schema_arrow.names)}")
         for batch in table.iter_batches(columns=["text"], batch_size=256):
-            yield from (_as_document(text) for text in batch.column(0).to_pylist())
-    except pa.ArrowInvalid as error:
-        raise _damaged(str(path), where, str(error)) from error
+            for text in batch.column(0).to_pylist():
+                if not isinstance(text, str):
+                    raise _damaged(str(path), where, f"a row of its column text is no text but {type(text).__name__}")
+                yield _as_document(text)
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        raise _damaged(str(path), where, str(error) or type(error).__name__) from error
 
 
 def _hub(source: str, where: str, talk: Talk) -> Iterator[Document]:

@@ -87,7 +87,7 @@ def _find(source: FolderSource, split: str, folder: Path, looked: list[str]) -> 
     for place in (folder / source.name, folder):
         for name in source.splits[split].files:
             looked.append(str(place / name))
-            if (place / name).is_file():
+            if os.path.isfile(place / name):  # False, not an error, where a name is longer than a name can be
                 return place / name
     return None
 

@@ -98,7 +98,10 @@ def seal(values: Mapping[str, Any]) -> str:
 
 def unseal(text: str) -> dict[str, Any]:
     """What `seal` was given; raises ValueError where a bit of it has changed."""
-    values: dict[str, Any] = json.loads(text)
+    try:
+        values: dict[str, Any] = json.loads(text)
+    except RecursionError:
+        raise ValueError("lists lie in lists without end") from None
     if not isinstance(values, dict) or values.pop(SEAL, None) != digest(values):
         raise ValueError("its checksum does not match")
     return values

@@ -1,6 +1,5 @@
 """What a model card can truthfully say, gathered from manifests and measurements."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from microbert_cli.model_card import Card, File, Score, megabytes
 from microbert_cli.models import Loaded
 from microbert_cli.recipe import Recipe
 from microbert_cli.sources import is_hub_id
+from microbert_cli.stage import METRICS, read_metrics
 from microbert_cli.task_rows import TaskRows
 from microbert_cli.version import __version__
 
@@ -73,8 +73,7 @@ def _scores(facts: Facts) -> list[Score]:
 
 def _teacher_scores(facts: Facts) -> dict[str, float]:
     """The teacher's dev scores as the student's distillation measured them, if it was this teacher."""
-    path = facts.model / "metrics.json"
-    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    measured = read_metrics(facts.model) if (facts.model / METRICS).is_file() else {}
     scores: dict[str, float] = measured.get("teacher", {})
     return scores
 

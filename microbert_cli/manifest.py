@@ -55,12 +55,9 @@ def read(directory: Path) -> dict[str, Any]:
     path = directory / FILE
     try:
         manifest = _unsealed(path.read_text(encoding="utf-8"))
-        manifest["identity_hash"], manifest["result"]
-        tables = [manifest["identity"], manifest.get("recipe", {}), manifest["outputs"]]
-        tables += [table.get("data", {}) for table in tables[:2]]
-        if not all(isinstance(table, dict) for table in tables) or not isinstance(manifest.get("argv", []), list):
-            raise TypeError("it lacks tables")
-        return manifest
+        if _is_whole(manifest):
+            return manifest
+        raise TypeError("it lacks tables")
     except FileNotFoundError:
         raise unfinished(directory) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -93,6 +90,18 @@ def _unsealed(text: str) -> dict[str, Any]:
     return plain if isinstance(plain, dict) and plain.get("schema") == 1 and SEAL not in plain else unseal(text)
 
 
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether what others read of it has the shape that `write` gives it."""
+    tables = [manifest["identity"], manifest.get("recipe", {}), manifest["outputs"]]
+    tables += [table.get("data", {}) for table in tables[:2]]
+    texts = [manifest["identity_hash"], manifest["result"]]
+    return (
+        all(isinstance(table, dict) for table in tables)
+        and all(isinstance(text, str) for text in texts)
+        and isinstance(manifest.get("argv", []), list)
+    )
+
+
 def unfinished(directory: Path) -> MbertError:
     """The error for a directory that a stage did not finish."""
     partial = partial_path(directory)
@@ -116,7 +125,7 @@ def finishing_command(partial: Path) -> str:
     try:
         argv = json.loads((partial / "begun.json").read_text(encoding="utf-8"))["argv"]
         return " ".join(argv)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "run the stage that writes this directory again"
 
 

@@ -144,7 +144,7 @@ def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
     # Both would be written beside what is made of the model: templates under names of their own, and a call for code.
     tokenizer.chat_template, tokenizer._auto_map = None, None
     tokenizer.init_kwargs.pop("auto_map", None)
-    size, rows = len(tokenizer), config.vocab_size
+    size, rows = _rows_needed(tokenizer), config.vocab_size
     if size > rows or size <= len(tokenizer.all_special_ids):
         raise MbertError(
             "M303",
@@ -154,6 +154,11 @@ def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
             fix="Copy tokenizer.json or vocab.txt of the same model into the directory.",
         )
     return tokenizer
+
+
+def _rows_needed(tokenizer: Any) -> int:
+    """One more than the highest id: a vocabulary that has a piece twice knows fewer tokens than that."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def load_vocabulary(source: str | Path, *, where: str) -> tuple[Any, Any]:
@@ -172,7 +177,7 @@ def build(
     like  the teacher's configuration: heads where the description says "teacher", positions and padding
     """
     fields = {key: value for key, value in student.items() if key not in ("title", "model_type")}
-    fields |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    fields |= {"vocab_size": _rows_needed(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if like is not None and "max_position_embeddings" not in student:
         fields["max_position_embeddings"] = like.max_position_embeddings
     try:
@@ -220,13 +225,14 @@ def same_vocabulary(one: Any, other: Any, *, where: str) -> None:
 def check_length(max_length: int, config: Any, *, where: str) -> None:
     """Raises M012 if texts may become longer than the model has positions."""
     positions = getattr(config, "max_position_embeddings", max_length)
+    option = f"--set {'corpus' if where.startswith('corpus') else 'data'}.max_length="
     if max_length > positions:
         raise MbertError(
             "M012",
             f"a maximum length of {max_length} tokens is beyond the model's {positions} positions",
             where=where,
             allowed=f"1 to {positions} tokens.",
-            fix=f"--set {'corpus' if where.startswith('corpus') else 'data'}.max_length={positions}",
+            fix=f"{'--max-length ' if where == '--max-length' else option}{positions}",
         )
 
 

@@ -234,7 +234,7 @@ def _begun(partial: Path) -> Identity | None:
     try:
         found: Identity = durable.unseal((partial / "begun.json").read_text(encoding="utf-8"))["identity"]
         return found
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

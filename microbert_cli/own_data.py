@@ -12,9 +12,10 @@ from microbert_cli.readers import Table, read_table
 from microbert_cli.rows import Rows, from_table, plain
 from microbert_cli.task import Label, Task, load_task
 from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.words import is_whole
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-WHOLE = re.compile(r"[+-]?\d+")
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+WHOLE = re.compile(r"[+-]?\d{1,18}")
 MOST_NUMBERED_CLASSES = 20
 HELD_OUT, FEWEST_HELD_OUT, LARGEST_SHARE = 0.1, 50, 1 / 3
 
@@ -135,6 +136,9 @@ def _infer(table: Table, task: Task) -> tuple[Literal["classes", "score"], tuple
     values = [plain(value) for value in table.column(task.label.column)]
     if "" in values:
         raise _no_label(table, values.index(""), task.label.column)
+    for row, value in enumerate(values):
+        if not value.isprintable() and len(value.splitlines()) > 1 or not is_whole(value):
+            raise _no_line(table, row, value)
     distinct = set(values)
     if task.label.kind is None and _is_score(distinct):
         return "score", ()
@@ -192,6 +196,16 @@ def _no_label(table: Table, row: int, column: str) -> MbertError:
         where=table.where(row),
         allowed="A label in every row of a training file.",
         fix="Label the row or delete it.",
+    )
+
+
+def _no_line(table: Table, row: int, value: str) -> MbertError:
+    return MbertError(
+        "M380",
+        f"the label {value[:80]!r} is no line of text",
+        where=table.where(row),
+        allowed="Labels of one line each, in whole characters.",
+        fix="Correct the row, or name the label's column: --label COLUMN.",
     )
 
 

@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from microbert_cli.packed import open_gzip
 from microbert_cli.tracking import SILENT, Talk
 
 LARGEST_CELL = 2**31 - 1
+CELL_END = {delimiter: re.compile(f"[{delimiter}\n\r]") for delimiter in ",\t"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Table:
     def find(self, column: str | int | Sequence[str]) -> str | None:
         """The name of a column given by name, by position, or by several names, the first that is there; else None."""
         if isinstance(column, int):
-            return self.names[column] if column < len(self.names) else None
+            return self.names[column] if 0 <= column < len(self.names) else None
         wanted = [column] if isinstance(column, str) else column
         return next((name for name in wanted if name in self.names), None)
 
@@ -96,7 +98,7 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _damaged(path, f"it cannot be unpacked: {error}") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
 
 
@@ -164,8 +166,8 @@ def _quote_opened_at(text: str, delimiter: str, start: int) -> int:
 
 
 def _next_cell(record: str, position: int, delimiter: str) -> int:
-    ends = [record.find(mark, position) for mark in (delimiter, "\n", "\r")]
-    return min((end for end in ends if end >= 0), default=len(record)) + 1
+    end = CELL_END[delimiter].search(record, position)
+    return end.end() if end else len(record) + 1
 
 
 def _rectangular(path: Path, rows: list[tuple[int, list[str]]], header: bool, allowed: int, talk: Talk) -> Table:
@@ -182,6 +184,8 @@ def _rectangular(path: Path, rows: list[tuple[int, list[str]]], header: bool, al
     if broken:
         talk.warn(f"{path}: {len(broken)} rows with a wrong number of columns are left out (the first is line {broken[0][0]})")
         body = [(line, cells) for line, cells in body if len(cells) == len(names)]
+    if not body:
+        raise _empty(path)
     position = {name: i for i, name in enumerate(names)}
     return Table(str(path), names, [line for line, _ in body], lambda name: [row[position[name]] for _, row in body])
 
@@ -221,28 +225,40 @@ def _parquet(path: Path) -> Table:
         file = pq.ParquetFile(path)
         count = file.metadata.num_rows
         names = tuple(file.schema_arrow.names)
-    except (pa.ArrowInvalid, pa.ArrowException) as error:
-        raise _damaged(path, f"it is no whole Parquet file: {str(error).splitlines()[0]}") from None
-    except OSError as error:
+    except FileNotFoundError as error:
         raise _unreadable(path, error) from None
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        raise _damaged(path, f"it is no whole Parquet file: {_first_line(error)}") from None
     if not count:
         raise _empty(path)
+    if len(set(names)) < len(names):
+        raise _damaged(path, "two columns have the same name")
 
     def read(name: str) -> list[Any]:
         try:
             values: list[Any] = file.read(columns=[name]).column(name).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, f'column "{name}" cannot be read: {str(error).splitlines()[0]}') from None
+        except (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError) as error:
+            raise _damaged(path, f'column "{name}" cannot be read: {_first_line(error)}') from None
+        if len(values) != count:
+            raise _damaged(path, f'column "{name}" has {len(values)} values, not {count}')
         return values
 
     return Table(str(path), names, range(1, count + 1), read, unit="row")
 
 
-def _unreadable(path: Path, error: OSError) -> MbertError:
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _said(error: OSError | ValueError) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> MbertError:
     near = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     return MbertError(
         "M252",
-        "there is no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read: {error.strerror or error}",
+        "there is no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read: {_said(error)}",
         where=str(path),
         allowed=f"In {path.parent} there are: {nearest(path.name, near[:40])}" if near else f"There is no {path.parent}.",
         fix="Check the path; a path in a task's TOML is relative to that TOML.",

@@ -7,11 +7,12 @@ A table that has one main key may be written as that key's value: `corpus = "pyt
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
 Normalisation = Literal["masked", "reference"]
 LayerMap = Literal["uniform", "first", "last"] | list[int]
 
@@ -21,16 +22,28 @@ NUMERICS = ("precision", "tf32", "compile")
 STAGES = ("pretrain", "finetune", "general-distill", "augment", "task-distill", "evaluate", "export", "report")
 
 
+LONGEST_NAME, LONGEST_PATH = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME
+
+
+def _possible(place: str) -> str:
+    if len(place.encode()) > LONGEST_PATH or max(len(name.encode()) for name in place.split("/")) > LONGEST_NAME:
+        raise ValueError(f"a name of a file has at most {LONGEST_NAME} bytes, a path {LONGEST_PATH}")
+    return place
+
+
+Place = Annotated[str, AfterValidator(_possible)]  # what is looked for among files, and perhaps elsewhere
+
+
 class Strict(BaseModel):
     """A table whose keys are all known and whose values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Term(BaseModel):
     """One loss of a sum: its weight, and the loss's own keyword parameters beside it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     weight: float = 1.0
 
     @property
@@ -72,10 +85,10 @@ class Phase(Training):
 class Data(Strict):
     """Where task data lies. `folder` is a GLUE folder; the file keys describe a table of the user's own."""
 
-    folder: str | None = None
-    train_file: str | None = None
-    dev_file: str | None = None
-    test_file: str | None = None
+    folder: Place | None = None
+    train_file: Place | None = None
+    dev_file: Place | None = None
+    test_file: Place | None = None
     text: list[str] | str | None = None
     label: str | None = None
     labels: list[str] | None = None
@@ -90,7 +103,7 @@ class Teacher(Strict):
     `precision` int8: where a phase reads logits alone, and on a CPU, they come from an int8 copy, faster and a little off.
     """
 
-    model: str | None = None
+    model: Place | None = None
     margin: Share = 0.02
     allow_weak: bool = False
     label_order: list[str] | None = None
@@ -112,7 +125,7 @@ class Cache(Strict):
 class Corpus(Strict):
     """Plain text, and how it is cut into blocks of at most `max_length` tokens."""
 
-    source: str | None = None
+    source: Place | None = None
     format: Literal["pairs", "packed"] = "pairs"
     max_length: Annotated[int, Field(ge=8)] = 128
     heldout: Share = 0.02
@@ -131,14 +144,14 @@ class Vocabulary(Strict):
 class Vectors(Strict):
     """Word vectors: GloVe text or zip, or the input embeddings of a BERT directory."""
 
-    source: str | None = None
+    source: Place | None = None
     limit: Count = 100_000
 
 
 class Pretrain(Training):
     """Masked-LM training."""
 
-    model: str | None = None
+    model: Place | None = None
     masked: Share = 0.15
     learning_rate: Positive = 1e-4
     epochs: Positive = 1.0
@@ -147,7 +160,7 @@ class Pretrain(Training):
 class Finetune(Training):
     """Training on a task's labels alone."""
 
-    model: str | None = None
+    model: Place | None = None
     learning_rate: Positive = 5e-5
     learning_rates: list[Positive] = []
     evaluations: Annotated[int, Field(ge=0)] = 4
@@ -157,14 +170,14 @@ class Finetune(Training):
 class Augment(Strict):
     """Algorithm 1 of TinyBERT; see `augmentation.py`."""
 
-    masked_lm: str | None = None
+    masked_lm: Place | None = None
     sources: list[str] = ["masked_lm", "word_vectors"]
     copies: Count = 20
     replace_probability: Share = 0.4
     candidates_per_word: Count = 15
     query: Literal["with-original", "alone"] = "with-original"
     candidates: Literal["once", "sequential"] = "once"
-    stop_words: str = "builtin"
+    stop_words: Place = "builtin"
     batch_size: Count = 64
     format: Literal["parquet", "tsv"] = "parquet"
 
@@ -172,7 +185,7 @@ class Augment(Strict):
 class Evaluate(Strict):
     """What the evaluator looks at."""
 
-    model: str | None = None
+    model: Place | None = None
     splits: list[str] | None = None
     batch_size: Count = 64
     precision: Literal["auto", "torch", "fp32", "int8"] = "auto"
@@ -181,7 +194,7 @@ class Evaluate(Strict):
 class Export(Strict):
     """What an export directory holds beside the safetensors model."""
 
-    model: str | None = None
+    model: Place | None = None
     onnx: bool = True
     int8: bool = True
     tolerance: Positive = 1e-4
@@ -195,19 +208,19 @@ class Recipe(Strict):
 
     title: str = ""
     source: str = ""
-    task: str | None = None
+    task: Place | None = None
     method: str = "tinybert"
-    student: str | None = None
-    base: str | None = None
-    seed: int = 42
-    seeds: list[int] = []
+    student: Place | None = None
+    base: Place | None = None
+    seed: Seed = 42
+    seeds: list[Seed] = []
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     tf32: bool = False
     compile: bool = False
     stages: list[str] = []
-    init: str = "auto"
-    augmented: str | Literal[False] | None = None
+    init: Place = "auto"
+    augmented: Place | Literal[False] | None = None
     normalisation: Normalisation = "masked"
     layer_map: LayerMap = "uniform"
     data: Data = Data()

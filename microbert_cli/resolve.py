@@ -4,7 +4,6 @@ Priority: built-in default < method < method's values for the task < recipe < `M
 """
 
 import os
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.recipe import FOLDER_NAME, SHORTHAND, STAGES, Recipe
-from microbert_cli.toml_files import read_toml
+from microbert_cli.toml_files import parse_value, read_toml, refuse_unsound
 
 Flat = dict[str, Any]
 ENVIRONMENT = "MBERT_SET_"
@@ -57,6 +56,8 @@ def resolve(
     path = catalog.recipe_path(recipe) if recipe is not None else None
     own = Layer(str(path), read_toml(path)) if path else Layer("no recipe", {})
     upper = [own, *_environment_layers(environment), *_set_layers(sets), *_flag_layers(flags or {}, called or {})]
+    for layer in upper:
+        refuse_unsound(layer.values, layer.origin)
     return _resolved(upper, path.stem if path else "mbert", catalog)
 
 
@@ -122,14 +123,6 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_value(text: str) -> Any:
-    """A TOML scalar or list; what is none is taken as text, so `--set task=sst2` needs no quotes."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
 def _set_layers(sets: Sequence[str]) -> list[Layer]:
     layers = []
     for text in sets:
@@ -166,11 +159,23 @@ def _method_layers(catalog: Catalog, method: str, task: Any) -> list[Layer]:
     if unknown := values.keys() - METHOD_KEYS:
         raise one_or_many([_unknown(key, str(path), METHOD_KEYS) for key in sorted(unknown)])
     by_task = values.pop("by_task", {})
+    if not isinstance(by_task, Mapping) or not all(isinstance(own, Mapping) for own in by_task.values()):
+        raise _no_tables(path)
     values = {key: value for key, value in values.items() if key not in ("title", "source")}
     layers = [Layer(f"method {method}", normalise(values))]
     if isinstance(task, str) and (own := by_task.get(Path(task).stem)):
         layers.append(Layer(f"method {method}, for {task}", normalise(own)))
     return layers
+
+
+def _no_tables(path: Path) -> MbertError:
+    return MbertError(
+        "M053",
+        "this is no table of tables",
+        where=f"{path}, by_task",
+        allowed="Values for single tasks: [by_task.cola]",
+        fix="See how it looks: mbert show methods tinybert",
+    )
 
 
 def _last(layers: Iterable[Layer], key: str) -> Any:
@@ -284,7 +289,7 @@ def _losses(values: Mapping[str, Any]) -> Iterable[tuple[str, str, set[str]]]:
 
 def _is_checkpoint(name: Any) -> bool:
     """A student may be a directory, an output to come, or a Hub id, as well as a name of the catalogue."""
-    return isinstance(name, str) and ("/" in name or Path(name).exists())
+    return isinstance(name, str) and ("/" in name or os.path.exists(name))
 
 
 def _has_own_files(values: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from microbert_cli.packed import TEXT, check_text
 from microbert_cli.readers import Table
 from microbert_cli.task import ColumnName, Task
 from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.words import is_whole
 
 Labels = list[int] | list[float]
 Where = Callable[[int], str]
@@ -115,7 +116,7 @@ def _texts(table: Table, task: Task, real: Mapping[str, ColumnName], talk: Talk)
                 if not task.allow_empty:
                     raise _bad_text(f'the text in column "{name}" is empty', table.where(row))
                 empty += 1
-            elif not text.isascii() and not _encodes(text):
+            elif not text.isascii() and not is_whole(text):
                 raise _bad_text(f'the text in column "{name}" holds half a character (a lone surrogate)', table.where(row))
     if empty:
         talk.warn(f"{table.place}: {empty} empty texts, as the official files have them")
@@ -179,14 +180,6 @@ def _score(text: str, task: Task, where: Where, row: int) -> float:
 def label_text(task: Task, label: int | float) -> str | float:
     """A label as it is written to files: a class's name, or the score."""
     return float(label) if task.is_regression else cast(tuple[str, ...], task.label.names)[int(label)]
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _kind(value: Any) -> str:

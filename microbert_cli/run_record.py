@@ -58,7 +58,7 @@ def write(root: Path, recipe: str, steps: Sequence[Step]) -> None:
 def _read(root: Path) -> dict[str, Any]:
     try:
         return durable.unseal((root / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

@@ -2,19 +2,21 @@
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from microbert_cli import durable, manifest
 from microbert_cli.durable import write_text
 from microbert_cli.errors import MbertError
 from microbert_cli.manifest import command_line
 from microbert_cli.output import Work
-from microbert_cli.resolve import flatten
 
 METRICS = "metrics.json"
 RECIPE = "recipe.resolved.toml"
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ def read_metrics(directory: Path) -> dict[str, Any]:
     path = directory / METRICS
     try:
         metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(metrics, dict) or _was_changed(directory):
+            raise ValueError("it is not what the stage wrote")
+    except (OSError, ValueError, RecursionError) as error:
         raise MbertError(
             "M305",
             f"this file of scores cannot be read: {error}",
@@ -46,6 +50,11 @@ def read_metrics(directory: Path) -> dict[str, Any]:
             fix=f"Make the output anew, the old one is moved aside: {' '.join(command_line())} --force",
         ) from None
     return metrics
+
+
+def _was_changed(directory: Path) -> bool:
+    written = manifest.read(directory)["outputs"].get(METRICS) if (directory / manifest.FILE).is_file() else None
+    return written is not None and durable.file_digest(directory / METRICS) != written
 
 
 def sign(
@@ -71,14 +80,20 @@ def sign(
 
 def to_toml(values: Mapping[str, Any]) -> str:
     """Nested tables as TOML, one dotted key a line; keys without a value are left out."""
-    lines = [f"{_key(key)} = {_value(value)}" for key, value in flatten(values).items() if value not in (None, {})]
+    lines = [f"{key} = {_value(value)}" for key, value in _leaves(values) if value not in (None, {})]
     return "\n".join(lines) + "\n"
 
 
-def _key(dotted: str) -> str:
-    return ".".join(
-        part if part.replace("-", "").replace("_", "").isalnum() else json.dumps(part) for part in dotted.split(".")
-    )
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{_key(key)}.")
+        else:
+            yield prefix + _key(key), value
+
+
+def _key(key: str) -> str:
+    return key if BARE_KEY.fullmatch(key) else _value(key)
 
 
 def _value(value: Any) -> str:
@@ -86,4 +101,4 @@ def _value(value: Any) -> str:
         return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # the one character TOML escapes and JSON does not

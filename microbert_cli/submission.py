@@ -102,7 +102,7 @@ def _wanted(tasks: Sequence[Task]) -> dict[str, tuple[int, str]]:
 
 def _read(path: Path, count: int, talk: Talk) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode().replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise MbertError(
             "M258",
@@ -111,7 +111,7 @@ def _read(path: Path, count: int, talk: Talk) -> str:
             allowed="A file that `mbert evaluate --submission` made.",
             fix="Make it again: mbert evaluate --task TASK --submission",
         ) from None
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n")
     if not text.startswith(HEADER) or any(line.count("\t") != 1 for line in lines):
         raise MbertError(
             "M362",

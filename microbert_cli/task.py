@@ -8,14 +8,14 @@ dev_mismatched.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.toml_files import read_toml
 
-ColumnName = str | int | tuple[str, ...]
+ColumnName = str | Annotated[int, Field(ge=0)] | Annotated[tuple[str, ...], Field(min_length=1)]
 METRICS = ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "mean")
 SCORE_METRICS = {"pearson", "spearman", "mean"}
 DEFAULT_METRICS = {"classes": ("accuracy", "macro_f1", "matthews"), "score": ("pearson", "spearman")}
@@ -65,7 +65,7 @@ class FolderSource(Strict):
     @classmethod
     def _short_forms(cls, values: Any) -> Any:
         """`train = "train.tsv"` beside the other keys, or `[folder.splits]` with names, lists of names, or tables."""
-        if not isinstance(values, Mapping):
+        if not isinstance(values, Mapping) or not isinstance(values.get("splits", {}), Mapping):
             return values
         given = dict(values)
         splits = {name: given.pop(name) for name in ("train", "dev", "test") if name in given}
@@ -119,6 +119,8 @@ class Label(Strict):
             raise ValueError("a range is that of a score, lower end first")
         if self.names and (len(self.names) < 2 or len(set(self.names)) < len(self.names)):
             raise ValueError("names must be two or more, and all different")
+        if self.names and not all(name.strip() and len(name.splitlines()) == 1 for name in self.names):
+            raise ValueError("each name must be one line of text")
         return self
 
 
@@ -175,8 +177,9 @@ class Task(Strict):
         values = dict(values)
         label = values.get("label", {})
         kind = label.kind if isinstance(label, Label) else _kind(label)
-        values["metrics"] = values.get("metrics") or DEFAULT_METRICS.get(str(kind), ())
-        values["primary"] = values.get("primary") or next(iter(values["metrics"]), "")
+        metrics = values.get("metrics") or DEFAULT_METRICS.get(str(kind), ())
+        first = metrics[0] if isinstance(metrics, list | tuple) and metrics else ""
+        values |= {"metrics": metrics, "primary": values.get("primary") or first}
         return values
 
     @model_validator(mode="after")
@@ -194,6 +197,8 @@ class Task(Strict):
                 raise ValueError(f'"{metric}" needs classes; a score has pearson and spearman')
             if self.is_complete and not self.is_regression and metric in ("pearson", "spearman"):
                 raise ValueError(f'"{metric}" needs a score, and the label is one of several classes')
+        if self.metrics and set(self.metrics) == {"mean"}:
+            raise ValueError('"mean" is that of the other metrics: name one')
         if "f1" in self.metrics and self.label.names and len(self.label.names) != 2:
             raise ValueError('"f1" is that of the second of two classes; for more classes take macro_f1')
         if self.metrics and self.primary not in self.metrics:

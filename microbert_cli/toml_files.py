@@ -1,16 +1,21 @@
 """TOML files as nested tables, with errors that help."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from microbert_cli.errors import MbertError
+from microbert_cli.words import is_whole
+
+DEEPEST = 32  # tables and lists inside each other
+WIDEST = 64  # bits of a whole number, as in TOML
 
 
 def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
-    """A file of a catalogued kind; raises M001 (not TOML, not UTF-8) or M201 (not there)."""
+    """A file of a catalogued kind; raises M001 (not TOML, not UTF-8), M201 (not there), M051 (not readable), M050, M052."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise MbertError(
             "M201",
@@ -19,7 +24,17 @@ def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
             allowed=f"An existing TOML file, or a name of the catalogue's {kind}.",
             fix=f"See them: mbert list {kind}",
         ) from None
-    except (ValueError, RecursionError) as error:  # too many digits or brackets are none of tomllib's own errors
+    except OSError as error:
+        raise MbertError(
+            "M051",
+            f"this cannot be read: {error.strerror or error}",
+            where=str(path),
+            allowed=f"A TOML file, or a name of the catalogue's {kind}.",
+            fix=f"Check the path: ls -ld {path}",
+        ) from None
+    except RecursionError:
+        raise _too_deep(str(path)) from None
+    except ValueError as error:  # beside those of TOML: bytes that are not UTF-8, numbers of thousands of digits
         raise MbertError(
             "M001",
             f"this is not valid TOML: {error}",
@@ -27,3 +42,54 @@ def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
             allowed='TOML 1.0 in UTF-8: key = "text", key = 1.5, key = [1, 2], [table].',
             fix=f"Correct that place; a file that is right: mbert copy {kind}",
         ) from None
+    refuse_unsound(values, str(path))
+    return values
+
+
+def parse_value(text: str) -> Any:
+    """A TOML scalar or list; what is none is taken as text, so `--set task=sst2` needs no quotes."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return found["value"] if len(found) == 1 else text
+
+
+def refuse_unsound(values: Any, where: str) -> None:
+    """What TOML can say and nothing here can use: raises M050 for tables in tables without end, M052 for other values."""
+    level = [values]
+    for _ in range(DEEPEST):
+        tables = [value for value in level if isinstance(value, Mapping)]
+        level = [inner for value in level if isinstance(value, Mapping | list | tuple) for inner in _inside(value)]
+        for value in [*level, *(key for table in tables for key in table)]:
+            if isinstance(value, int) and value.bit_length() >= WIDEST:
+                raise _unsound("a whole number here is too large", where)
+            if isinstance(value, str) and ("\0" in value or not is_whole(value)):
+                raise _unsound(f"{value[:80]!r} holds a zero byte, or half a character", where)
+        if not level:
+            return
+    raise _too_deep(where)
+
+
+def _inside(value: Any) -> Any:
+    return value.values() if isinstance(value, Mapping) else value
+
+
+def _too_deep(where: str) -> MbertError:
+    return MbertError(
+        "M050",
+        "tables or lists lie too deep inside each other",
+        where=where,
+        allowed=f"At most {DEEPEST} levels.",
+        fix="Correct it; every key with its default: mbert run --explain-config",
+    )
+
+
+def _unsound(what: str, where: str) -> MbertError:
+    return MbertError(
+        "M052",
+        what,
+        where=where,
+        allowed=f"Whole numbers of {WIDEST} bits, texts in UTF-8.",
+        fix="Correct the value, or leave it out.",
+    )

@@ -8,8 +8,9 @@ Of a BERT's vocabulary only whole words of letters are neighbours; a word of sev
 their vectors. A parsed text file is kept in the cache by the hash of its bytes.
 """
 
-import gzip
+import lzma
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,13 @@ BLOCK = 256  # queries a product
 SPARE = 32  # neighbours looked at beyond those asked for, so that rounding cannot lose one
 FORMAT = 1
 SUFFIXES = (".txt", ".vec", ".gz", ".zip")
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+
+
+# What gzip and zipfile raise: damage, methods they do not know (NotImplementedError), passwords (RuntimeError), odd names.
+ARCHIVE_ERRORS = (
+    OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, struct.error, RuntimeError, ValueError, LookupError
+)  # fmt: skip
 
 
 class WordTable:
@@ -191,12 +198,12 @@ def _opened(path: Path, member: str | None, talk: Talk, where: str) -> Iterator[
     try:
         with _stream(path, member, talk, where) as stream:
             yield packed.lines(stream, str(path))
-    except (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:  # the last: a password
+    except (*ARCHIVE_ERRORS, RuntimeError) as error:  # the last: a password
         raise MbertError(
             "M343",
-            f"this archive is damaged: {error}",
+            f"this file cannot be read: {str(error) or type(error).__name__}",
             where=f"{where} {path}",
-            allowed="A whole .gz or .zip of GloVe text.",
+            allowed="GloVe text, or a whole .gz or .zip of it, without a password.",
             fix="Fetch the file again; an interrupted download is the usual reason.",
         ) from error
 

@@ -59,7 +59,7 @@ class Splitter:
             decomposed = unicodedata.normalize("NFD", text)
             text = unicodedata.normalize("NFC", "".join(c for c in decomposed if unicodedata.category(c) != "Mn"))
         if self.lowercase:
-            text = text.lower()
+            text = text.replace("Σ", "σ").lower()  # by itself, as tokenizers do: Python has another one for the end of a word
         return "".join(map(_spaced, text)).split()
 
 
@@ -81,6 +81,15 @@ class StopWords:
 def is_letters(word: str) -> bool:
     """Whether a word is made of letters of any script; combining marks may follow the first, as vowels do in Hindi."""
     return word[:1].isalpha() and all(c.isalpha() or unicodedata.category(c)[0] == "M" for c in word)
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text holds no half character (a lone surrogate), which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def has_substance(word: str) -> bool:
@@ -155,11 +164,13 @@ class Spelling:
 
 @lru_cache(maxsize=65536)
 def _spaced(char: str) -> str:
-    if char.isspace():
+    if char in "\t\n\r":
         return " "
     category = unicodedata.category(char)
     if category[0] == "C" or char == "\ufffd":
         return ""
+    if char.isspace():  # after the control characters: Python counts some of them as space, the tokenizers do not
+        return " "
     alone = category[0] == "P" or char in ASCII_PUNCTUATION or any(low <= ord(char) <= high for low, high in CJK)
     return f" {char} " if alone else char
 

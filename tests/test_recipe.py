@@ -8,9 +8,9 @@ import pytest
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import ManyErrors, MbertError
 from microbert_cli.recipe import Recipe
-from microbert_cli.resolve import flatten, merge, nest, normalise, overlay, parse_value, resolve
+from microbert_cli.resolve import flatten, merge, nest, normalise, overlay, resolve
 from microbert_cli.stage import to_toml
-from microbert_cli.toml_files import read_toml
+from microbert_cli.toml_files import parse_value, read_toml
 
 CATALOG = Catalog()
 KEY = "phases.intermediate.epochs"

@@ -27,7 +27,7 @@ def vocabulary(words: Sequence[str] = WORDS) -> list[str]:
     """Special tokens, the printable ASCII characters alone and as continuations, whole words: English tokenises."""
     characters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
     inner = [f"##{character}" for character in string.ascii_lowercase + string.digits]
-    return [*SPECIAL, *characters, *inner, *words]
+    return list(dict.fromkeys([*SPECIAL, *characters, *inner, *words]))
 
 
 def tiny_tokenizer(path: Path, *, vocab: Sequence[str] = WORDS, max_length: int = 128) -> Any:

@@ -16,6 +16,7 @@ query is asked again alone, and equal logits go by token id: the answer is the s
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from microbert_cli.augmenters import Slot, Tools
@@ -76,19 +77,25 @@ class Augmenter:
 
     def query(self, slot: Slot) -> Query:
         """What the model is asked about a slot."""
-        before, words = self._spell(slot.words[: slot.position]), self._spell(slot.words[slot.position + 1 :])
-        masked, mask = [*before, self._tools.tokenizer.mask_token_id, *words], len(before)
         room = self._tools.max_positions - self._frame.special
+        before, after = self._around(slot.words, slot.position, slot.position + 1, room)
+        masked, mask = [*before, self._tools.tokenizer.mask_token_id, *after], len(before)
         if self._tools.query == "alone":
             return self._framed(*window(masked, mask, room), [])
-        original, centre = self._spell(slot.original), len(self._spell(slot.original[: slot.position]))
+        before, after = self._around(slot.original, slot.position, slot.position, room)
+        original, centre = before + after, len(before)
         if len(masked) + len(original) > room:
             masked, mask = window(masked, mask, room // 2)
             original, _ = window(original, centre, room // 2)
         return self._framed(masked, mask, original)
 
-    def _spell(self, words: Sequence[str]) -> list[int]:
-        return [piece for word in words for piece in self._spelling.pieces(word)]
+    def _around(self, words: Sequence[str], left: int, right: int, room: int) -> tuple[list[int], list[int]]:
+        """The pieces before `left` and from `right` on, at most `room` of each: more no window shows, however long the text."""
+        before = self._spell((words[i] for i in range(left - 1, -1, -1)), room, -1)
+        return before[::-1], self._spell((words[i] for i in range(right, len(words))), room, 1)
+
+    def _spell(self, words: Iterator[str], room: int, step: int) -> list[int]:
+        return list(islice((piece for word in words for piece in self._spelling.pieces(word)[::step]), room))
 
     def _framed(self, masked: list[int], mask: int, original: list[int]) -> Query:
         frame = self._frame

@@ -83,7 +83,7 @@ def _read_baseline(path: Path | None) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {"dev": {name: float(value) for name, value in found["dev"].items()}}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise MbertError(
             "M205",
             f"this baseline cannot be read: {type(error).__name__}: {error}",

@@ -17,7 +17,8 @@ from microbert_cli import processes
 from microbert_cli.catalog import Catalog
 from microbert_cli.cli.console import ConsoleTalk
 from microbert_cli.errors import MbertError
-from microbert_cli.resolve import Resolved, parse_value, resolve
+from microbert_cli.resolve import Resolved, resolve
+from microbert_cli.toml_files import parse_value
 
 DEFAULT_RECIPE = Path("mbert.toml")
 OPTIONS = {

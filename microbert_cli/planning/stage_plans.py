@@ -87,7 +87,7 @@ def state(step: Step) -> str:
         return "begun" if partial_path(step.out).is_dir() else "new"
     try:
         before = json.loads((step.out / FILE).read_text(encoding="utf-8"))["identity"]["recipe"]
-    except (ValueError, KeyError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return "changed"
     keys = import_module(f"microbert_cli.stages.{step.kind.replace('-', '_')}").KEYS
     return "done" if before == json.loads(json.dumps(step.resolved.recipe.identity(*keys))) else "changed"

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from microbert_cli import answering, manifest, scoring
+from microbert_cli import answering, manifest, models, scoring
 from microbert_cli.data import Rows
 from microbert_cli.encoding import encode
 from microbert_cli.errors import MbertError
 from microbert_cli.packed import check_text
-from microbert_cli.readers import read_table
+from microbert_cli.readers import Table, read_table
 from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.words import is_whole
 
 Texts = list[tuple[str, ...]]
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -25,6 +26,8 @@ def run(
     if not texts:
         return []
     length = max_length or _trained_length(Path(model)) or min(answers.model.config.max_position_embeddings, 512)
+    models.check_length(length, answers.model.config, where="--max-length")
+    _check_whole(texts)
     encoded = encode(Rows(texts), answers.tokenizer, length)
     pad_id = answers.tokenizer.pad_token_id
     logits = scoring.logits_of(answers.answers, encoded, pad_id=pad_id, batch_size=batch_size, talk=talk, name="predict")
@@ -44,7 +47,7 @@ def read_inputs(
         raise _two_inputs(file)
     if columns:
         table = read_table(file)
-        rows = [tuple(map(str, row)) for row in zip(*map(table.column, columns), strict=True)]
+        rows = list(zip(*(_texts(table, name) for name in columns), strict=True))
         return _not_too_long(rows, table.where)
     if file is not None and stream is None and str(file).removesuffix(".gz").endswith(TABLES):
         raise _which_column(file)
@@ -73,8 +76,33 @@ def _trained_length(model: Path) -> int | None:
     home = model.parent if model.is_file() else model
     if not (home / manifest.FILE).is_file():
         return None
-    length: int | None = manifest.read(home)["identity"].get("data", {}).get("max_length")
-    return length
+    length = manifest.read(home)["identity"].get("data", {}).get("max_length")
+    return length if isinstance(length, int) else None
+
+
+def _texts(table: Table, column: str) -> list[str]:
+    values = table.column(column)
+    if None in values:
+        raise MbertError(
+            "M381",
+            f'there is no text in column "{column}"',
+            where=table.where(values.index(None)),
+            allowed="A text in every row; an empty one is a text.",
+            fix="Mend or delete that row.",
+        )
+    return [str(value) for value in values]
+
+
+def _check_whole(texts: Texts) -> None:
+    for number, row in enumerate(texts, 1):
+        if not all(map(is_whole, row)):
+            raise MbertError(
+                "M382",
+                "this text holds half a character (a lone surrogate)",
+                where=f"text {number}",
+                allowed="Texts of whole characters, in UTF-8.",
+                fix="Mend that text; bytes of another encoding: iconv -f LATIN1 -t UTF-8",
+            )
 
 
 def _bytes(file: Path) -> bytes:
@@ -92,7 +120,7 @@ def _bytes(file: Path) -> bytes:
 
 def _lines(raw: bytes, name: str) -> list[str]:
     try:
-        return raw.decode("utf-8-sig").splitlines()
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise MbertError(
@@ -102,6 +130,8 @@ def _lines(raw: bytes, name: str) -> list[str]:
             allowed="UTF-8 text, one text a line.",
             fix="Convert it: iconv -f LATIN1 -t UTF-8",
         ) from None
+    lines = text.split("\n")  # only a line feed ends a line, as in tables: texts hold other separators
+    return [line.removesuffix("\r") for line in lines[: len(lines) - (not lines[-1])]]
 
 
 def _not_too_long(rows: Texts, where: Callable[[int], str]) -> Texts:
