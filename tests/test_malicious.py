@@ -529,9 +529,9 @@ def test_brackets_and_digits_without_end() -> None:
     ):
         Path(name).write_text(text, encoding="utf-8")
         refused(5, code, "finetune", "--model", "x", "--train-file", name, "-o", "out")
-    for text in ("x = " + "[" * 100_000, "x = " + "1" * 5000):
+    for code, text in (("M050", "x = " + "[" * 100_000), ("M001", "x = " + "1" * 5000)):
         Path("evil.toml").write_text(text, encoding="utf-8")
-        refused(3, "M001", "run", "evil.toml")
+        refused(3, code, "run", "evil.toml")
 
 
 # --- what is shown and recorded -------------------------------------------------------------------------------------------
