@@ -36,7 +36,7 @@ test: setup ## the fast tests, with coverage
 	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu and not torture" -n $(WORKERS) --dist loadfile \
 		--cov=microbert_cli --cov-report=term --cov-fail-under=85
 
-torture: setup ## long proofs of reliability, such as 100,000 strange inputs; tens of minutes
+torture: setup ## long proofs of reliability, such as 100,000 strange inputs; half an hour
 	$(BIN)/python -m pytest -q -m torture
 
 check: setup format lint types architecture test ## all that must be green: format, lint, types, architecture, tests

@@ -172,7 +172,11 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def counted(request: pytest.FixtureRequest) -> Iterator[None]:
     """Says in the end how many inputs really ran."""
     yield
-    if reporter := request.config.pluginmanager.get_plugin("terminalreporter"):
+    plugins = request.config.pluginmanager
+    reporter = plugins.get_plugin("terminalreporter")
+    if reporter is None:  # a worker of several has no terminal
+        return
+    with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
         reporter.write_line("")
         for (name, profile), count in RAN.items():
             reporter.write_line(f"{count:>9,} inputs, {REFUSED[name, profile]:>6,} refused: {name}, {profile}")
