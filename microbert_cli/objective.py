@@ -9,14 +9,14 @@ scalar) pairs, so that an adversary with its own optimiser is one more pair to t
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from microbert_cli.capture import Seen, Want, look
 from microbert_cli.catalog import Catalog
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import MbertError, nearest
 from microbert_cli.numerics import PLAIN, Numerics
 
 Batch = Mapping[str, Tensor]
@@ -82,8 +82,16 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
 
 
 def _check_kind(function: Callable[..., Tensor], name: str, key: str, value: Any) -> None:
-    """A parameter that the loss declares as a number must be one."""
+    """A parameter that the loss declares as a number, or as one of some words, must be that."""
     declared = inspect.signature(function).parameters.get(key)
+    if declared is not None and (words := get_args(declared.annotation)) and value not in words:
+        raise MbertError(
+            "M018",
+            f"{value!r} is none of them",
+            where=f"losses.{name}.{key}",
+            allowed=nearest(str(value), [str(word) for word in words]),
+            fix=f"Read what they mean: mbert show losses {name}",
+        )
     if declared is None or declared.annotation not in (float, int) or (isinstance(value, int | float) and value is not True):
         return
     raise MbertError(
@@ -186,6 +194,10 @@ class Objective(nn.Module):
         keywords = dict(term.parameters)
         if "normalisation" in term.takes:
             keywords.setdefault("normalisation", self.normalisation)
+        if "mapped_layers" in term.takes:
+            keywords["mapped_layers"] = len(self._layers(term))
+        if "project" in term.takes:
+            keywords["project"] = self._map
         values = [
             term.function(**self._positional(term, student, teacher, batch, layer), **keywords) for layer in self._layers(term)
         ]
@@ -217,11 +229,16 @@ class Objective(nn.Module):
         return student.logits, teacher.logits
 
     def _project(self, hidden_BTd: Tensor, term: LossTerm) -> Tensor:
-        if self.projection is None or not term.projects:
-            return hidden_BTd
+        """As the loss compares it: mapped here, unless the loss takes `project` and maps what it makes of it."""
+        return self._map(hidden_BTd) if term.projects and "project" not in term.takes else hidden_BTd
+
+    def _map(self, vectors: Tensor) -> Tensor:
+        """Student vectors [..., d] in the teacher's width."""
+        if self.projection is None:
+            return vectors
         with self.numerics.forward():
-            projected: Tensor = self.projection(hidden_BTd)
-            return projected
+            mapped: Tensor = self.projection(vectors)
+            return mapped
 
 
 def _no_rows(seen: Seen) -> Seen:

@@ -9,6 +9,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.layer_map import layer_map
 from microbert_cli.losses.attention_scores import attention_scores
 from microbert_cli.losses.embedding import embedding
+from microbert_cli.losses.feature_alignment import feature_alignment
 from microbert_cli.losses.hard_label import hard_label
 from microbert_cli.losses.hidden_states import hidden_states
 from microbert_cli.losses.masked_lm import masked_lm
@@ -157,3 +158,37 @@ def test_schedules():
     assert [schedule_factor("linear", step, 10, 0.2) for step in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
     assert schedule_factor("constant", 0, 10, 0.5) == 1
     assert schedule_factor("linear", 0, 10, 0.0) == 1
+
+
+STUDENT_TOKENS = tensor([[1.0, 2.0], [3.0, 0.0], [9.0, 9.0]])
+TEACHER_TOKENS = tensor([[1.0, 2.0], [3.0, 2.0], [-7.0, 5.0]])
+LAST_IS_PADDING = torch.tensor([[1, 1, 0]])
+
+
+def align(student, teacher, mask=LAST_IS_PADDING, *, project=lambda vectors: vectors, mapped_layers=1, **keywords):
+    return feature_alignment(student, teacher, mask, project=project, mapped_layers=mapped_layers, **keywords)
+
+
+def test_feature_alignment_by_hand():
+    """cls are equal, means (2, 1) and (2, 2) differ by 0.5, maxima (3, 2) are equal."""
+    assert align(STUDENT_TOKENS, TEACHER_TOKENS).item() == pytest.approx(0.5 / 3, abs=1e-6)
+    assert align(STUDENT_TOKENS, TEACHER_TOKENS, mapped_layers=4).item() == pytest.approx(0.5 / 12, abs=1e-6)
+    assert align(STUDENT_TOKENS, TEACHER_TOKENS, mean=0.0).item() == 0
+    cosine = 1 - 6 / (5**0.5 * 8**0.5)
+    assert align(STUDENT_TOKENS, TEACHER_TOKENS, distance="cosine").item() == pytest.approx(cosine / 3, abs=1e-6)
+    assert align(STUDENT_TOKENS, TEACHER_TOKENS, distance="normalised-mse").item() == pytest.approx(2 * cosine / 3, abs=1e-6)
+    assert align(STUDENT_TOKENS, TEACHER_TOKENS, distance="smooth-l1").item() == pytest.approx(0.25 / 3, abs=1e-6)
+    both = align(STUDENT_TOKENS, TEACHER_TOKENS, distance="mse+cosine").item()
+    assert both == pytest.approx((0.5 + cosine) / 3, abs=1e-6)
+
+
+def test_feature_alignment_pools_before_it_maps():
+    """Turned by a map that swaps signs, the maximum of mapped tokens would be another vector."""
+    turned = align(STUDENT_TOKENS, TEACHER_TOKENS, project=lambda vectors: -vectors, cls=0.0, mean=0.0, max=1.0)
+    assert turned.item() == pytest.approx(((-3 - 3) ** 2 + (-2 - 2) ** 2) / 2)
+
+
+def test_feature_alignment_reaches_the_student_and_no_padding():
+    student = STUDENT_TOKENS.clone().requires_grad_()
+    align(student, TEACHER_TOKENS + 1).backward()
+    assert (student.grad[0, :2] != 0).any() and (student.grad[0, 2] == 0).all()

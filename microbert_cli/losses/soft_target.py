@@ -16,6 +16,8 @@ does not ask the teacher: mean (z_S - y)^2 with the gold score y, augmented rows
 Source: TinyBERT, prediction-layer loss; Hinton et al. 2015 for the temperature.
 """
 
+from typing import Literal
+
 from torch import Tensor
 
 from microbert_cli.reduce import mean_over_elements, mean_over_rows
@@ -30,8 +32,8 @@ def soft_target(
     labels_B: Tensor | None = None,
     *,
     temperature: float = 1.0,
-    divergence: str = "cross-entropy",
-    reduction: str = "auto",
+    divergence: Literal["cross-entropy", "kl", "symmetric-kl"] = "cross-entropy",
+    reduction: Literal["auto", "batch", "elements"] = "auto",
     squared_temperature: bool = False,
     normalisation: str = "masked",
 ) -> Tensor:
@@ -53,6 +55,4 @@ def _divergence(name: str, log_p: Tensor, log_q: Tensor) -> Tensor:
         return -log_p.exp() * log_q
     if name == "kl":
         return log_p.exp() * (log_p - log_q)
-    if name == "symmetric-kl":
-        return 0.5 * (log_p.exp() - log_q.exp()) * (log_p - log_q)
-    raise ValueError(f'divergence "{name}" is none of cross-entropy, kl, symmetric-kl')
+    return 0.5 * (log_p.exp() - log_q.exp()) * (log_p - log_q)
