@@ -14,7 +14,7 @@ from microbert_cli.teacher import Teacher
 
 CATALOG = Catalog()
 INTERMEDIATE = {"embedding": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
-EVERYTHING = {**INTERMEDIATE, "soft_target": 1.0, "hard_label": 1.0}
+EVERYTHING = {**INTERMEDIATE, "feature_alignment": 1.0, "soft_target": 1.0, "hard_label": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,7 @@ def test_each_student_layer_learns_from_the_mapped_one(places, batch, rule, taug
         ({"hard_label": 1.0}, Want(logits=True), Want(logits=True)),
         ({"embedding": 1.0}, Want(hidden=frozenset({0})), Want(hidden=frozenset({0}))),
         ({"hidden_states": 1.0}, Want(hidden=frozenset({2, 4})), Want(hidden=frozenset({1, 2}))),
+        ({"feature_alignment": 1.0}, Want(hidden=frozenset({2, 4})), Want(hidden=frozenset({1, 2}))),
         ({"attention_scores": 1.0}, Want(scores=frozenset({2, 4})), Want(scores=frozenset({1, 2}))),
         (
             INTERMEDIATE,
@@ -168,6 +169,8 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(places, batch, norma
     objective, _, _ = make(places, INTERMEDIATE, student="teacher", normalisation=normalisation)
     _, parts = told(objective, batch)
     assert parts == dict.fromkeys(INTERMEDIATE, 0.0)
+    aligned = {"feature_alignment": (1.0, {"distance": "mse+cosine"})}
+    assert told(make(places, aligned, student="teacher")[0], batch)[0] == pytest.approx(0.0, abs=1e-6)
     kl = {"soft_target": (1.0, {"divergence": "kl"})}
     assert told(make(places, kl, student="teacher")[0], batch)[0] == pytest.approx(0.0, abs=1e-7)
 
@@ -226,3 +229,25 @@ def test_a_large_batch_goes_through_the_teacher_in_pieces(places, batch, monkeyp
     pieces = asked.ask({**batch, "token_positions": batch["input_ids"].new_zeros(rows + 1)}, want)
     assert seen == [2] * (rows // 2) + [1] * (rows % 2)
     torch.testing.assert_close([pieces.logits, pieces.hidden, pieces.scores], [whole.logits, whole.hidden, whole.scores])
+
+
+def test_feature_alignment_maps_sentence_vectors_and_averages_layers(places, batch):
+    """mean and [CLS] commute with the map, so with either alone it is the mean over layers of a pooled hidden-state loss."""
+    objective, asked, student = make(places, {"feature_alignment": (1.0, {"max": 0.0, "mean": 0.0, "cls": 1.0})})
+    value = objective(batch)
+    value.backward()
+    assert objective.projection.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in asked.teacher.model.parameters())
+    seen = look(student, batch, Want(hidden=frozenset({1, 2})))
+    theirs = asked.teacher.ask(batch, Want(hidden=frozenset({2, 4})))
+    by_hand = [(objective.projection(seen.hidden[m][:, 0]) - theirs.hidden[2 * m][:, 0]).square().mean() for m in (1, 2)]
+    assert value.item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "value"), [("feature_alignment", "distance", "mes"), ("soft_target", "divergence", "k1")]
+)
+def test_words_that_a_loss_does_not_know(name, parameter, value):
+    with pytest.raises(MbertError) as caught:
+        make_terms({name: (1.0, {parameter: value})}, CATALOG)
+    assert caught.value.code == "M018" and f"losses.{name}.{parameter}" == caught.value.where

@@ -8,7 +8,8 @@ pi_v  weights, 1/3 each; a weight 0 leaves its vector out
 D     mse: |a - b|^2 / D   cosine: 1 - cos(a, b)   smooth-l1   normalised-mse: |a/|a| - b/|b||^2   mse+cosine; mean over rows
 
 Source: MicroBERT (Zheng et al., Applied Sciences 2024, 14, 6171), section 3.2, names the three vectors, the map and the level
-of the sentence; no formula of it is known to us. Weights, distances, the order of pooling and mapping are this toolkit's reading.
+of the sentence; no formula of it is known to us. Weights, distances and the order of pooling and mapping are this toolkit's
+reading.
 """
 
 from collections.abc import Callable
