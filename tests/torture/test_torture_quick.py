@@ -84,6 +84,7 @@ def test_calls_that_fail(bench, alone):
     assert not report.failures, report
 
 
+@pytest.mark.torture  # the long proofs beside; tests/test_integrity.py is quicker
 def test_damaged_files(bench, alone):
     """One in each category, in folders with little left to do."""
     found = scenes(bench, bench.server, after=("augment",), within=("general-distill", "task-distill"), shares=(0.7,))
@@ -92,6 +93,7 @@ def test_damaged_files(bench, alone):
     assert not report.failures, report
 
 
+@pytest.mark.torture
 def test_memory(tmp_path):
     """Sixteen times as long in `make torture`, and closer."""
     assert_flat(tmp_path, steps=600, slack=0.05)
