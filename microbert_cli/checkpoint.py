@@ -20,7 +20,6 @@ from microbert_cli.tracking import SILENT, Talk
 
 RESUME = "resume"
 SCORES = "seed.json"
-CHECKSUM = 32  # digits
 PROJECTION = "projection.safetensors"
 FIT_DENSE = "fit_dense."
 NOT_TENSORS = ValueError("pytorch_model.bin is damaged, or a pickle of more than tensors, which is never executed")
@@ -107,10 +106,7 @@ def save_state(state: Mapping[str, Any], directory: Path, *, keep: int = 2) -> N
     temporary = directory / ".state.tmp"
     with temporary.open("wb") as file:  # torch's own file says of a full disk neither that it is full nor that it is a disk
         torch.save(dict(state), file)
-    durable.sync(temporary)
-    named = directory / f"step-{state['step']:08d}-{durable.file_digest(temporary)[:CHECKSUM]}.pt"
-    temporary.replace(named)
-    durable.sync(directory)
+    named = durable.name_by_content(temporary, f"step-{state['step']:08d}", ".pt")
     for old in [path for path in _states(directory) if path != named][max(0, keep - 1) :]:
         old.unlink()
 
@@ -136,7 +132,7 @@ def load_state(directory: Path, talk: Talk = SILENT) -> dict[str, Any] | None:
 
 def _last_whole(directory: Path, talk: Talk) -> Path | None:
     for path in _states(directory):
-        if durable.file_digest(path).startswith(path.stem.rpartition("-")[2]):
+        if durable.is_as_named(path):
             return path
         talk.warn(f"{path} is damaged and was moved aside; an earlier state, or the beginning of the phase, serves")
         path.replace(path.with_suffix(".damaged"))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SEAL = "checksum"
+NAMED = 32  # digits of a checksum in a file's name
 Stamp = tuple[int, int, int]
 
 _digests: dict[Path, tuple[Stamp, str]] = {}
@@ -71,6 +72,20 @@ def file_digest(path: Path) -> str:
         with path.open("rb") as file:
             _digests[path] = known = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
     return known[1]
+
+
+def name_by_content(begun: Path, stem: str, suffix: str) -> Path:
+    """Syncs a file and gives it a name with its checksum in it, beside: STEM-CHECKSUM.SUFFIX."""
+    sync(begun)
+    named = begun.with_name(f"{stem}-{file_digest(begun)[:NAMED]}{suffix}")
+    begun.replace(named)
+    sync(named.parent)
+    return named
+
+
+def is_as_named(path: Path) -> bool:
+    """Whether a file is what the checksum in its name says."""
+    return path.stem.rpartition("-")[2] == file_digest(path)[:NAMED]
 
 
 def file_digests(directory: Path, names: Iterable[str]) -> dict[str, str]:

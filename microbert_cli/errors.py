@@ -59,7 +59,7 @@ class MbertError(Exception):
 
     def __init__(self, code: str, what: str, *, where: str, allowed: str, fix: str):
         self.code = code
-        parts = (shown(shortened(_printable(part))) for part in (what, where, allowed, fix))
+        parts = (shown(shortened(part)) for part in (what, where, allowed, fix))
         self.what, self.where, self.allowed, self.fix = parts
         super().__init__(self.what)
 
@@ -95,11 +95,6 @@ class ManyErrors(MbertError):
 
     def as_dict(self) -> dict[str, Any]:
         return super().as_dict() | {"errors": [error.as_dict() for error in self.errors]}
-
-
-def _printable(text: str) -> str:
-    """Half characters, which no terminal and no JSON takes, as escapes: names of files and damaged data hold them."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def one_or_many(errors: Sequence[MbertError]) -> MbertError:

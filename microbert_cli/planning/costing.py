@@ -37,7 +37,7 @@ class StagePlan:
     """What a stage will take. `tokens` are those trained on, padding included, of which `useful` are not padding.
 
     memory   bytes at the peak, an estimate;  disk: bytes that stay, caches included
-    states   bytes of a resume state of each phase; gone when the stage is done
+    states   of each phase: bytes of a resume state, and how many runs of one seed leave one; gone when the stage is done
     unknown  why nothing can be said
     """
 
@@ -49,7 +49,7 @@ class StagePlan:
     useful: int = 0
     memory: int = PROCESS
     disk: int = 0
-    states: dict[str, int] = field(default_factory=dict)
+    states: dict[str, tuple[int, int]] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unknown: str = ""
@@ -63,7 +63,9 @@ class StagePlan:
     @property
     def scratch(self) -> int:
         """Bytes of resume states at the most: of finished phases the last, of the running one two and a third being written."""
-        return sum(self.states.values()) + 2 * max(self.states.values(), default=0)
+        return sum(size * runs for size, runs in self.states.values()) + 2 * max(
+            (s for s, _ in self.states.values()), default=0
+        )
 
     @property
     def flops(self) -> int | None:
@@ -140,13 +142,18 @@ class Costs:
         """A measurement of this machine, kept in the cache."""
         return self.here.once(what, key, measure)
 
-    def train(self, what: str, job: Job, load: Load, plan: Plan, *, scored: bool, asked: tuple[Job, Load] | None) -> None:
-        """Adds a phase's training: steps, the teacher as often as it is asked, and the states saved on the way."""
+    def train(
+        self, what: str, job: Job, load: Load, plan: Plan, *, scored: bool, asked: tuple[Job, Load] | None, runs: int = 1
+    ) -> None:
+        """Adds one run of a phase: steps, the teacher as often as it is asked, and the states saved on the way.
+
+        runs  of this seed, each of which leaves a state until the seed is done
+        """
         spent = self.work(f"{what}: steps", job, load) or 0.0
         if asked is not None:
             spent += self.work(f"{what}: teacher", *asked) or 0.0
         state = state_bytes(job, scored=scored)
-        self.plan.states[what] = state
+        self.plan.states[what] = (state, max(runs, self.plan.states.get(what, (0, 0))[1]))
         saves = 1 + int(spent / plan.checkpoint_seconds) + (plan.steps // plan.checkpoint_steps if plan.checkpoint_steps else 0)
         self.write(f"{what}: states", state * saves)
         rows, length = load.widest

@@ -58,7 +58,7 @@ def add_phase(
     load = drawn(lengths, spec, plan.steps, seed, drop_last=drop, pad_to=pad_to)
     asked = (ask, load) if ask is not None else None
     for _ in range(runs):
-        costs.train(name, job, load, plan, scored=scored, asked=asked)
+        costs.train(name, job, load, plan, scored=scored, asked=asked, runs=runs)
         costs.trained(plan.steps, load)
     if scored:
         dev_load = loads.answering(dev, batch_size=DEV_BATCH).times(evaluations(plan) * runs)

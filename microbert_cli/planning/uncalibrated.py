@@ -8,7 +8,6 @@ from typing import Any
 
 from microbert_cli import corpus, durable
 from microbert_cli.planning.calibration import Calibration, Facts
-from microbert_cli.planning.costing import Costs
 from microbert_cli.planning.foreseen import Foreseen
 from microbert_cli.planning.jobs import Job
 from microbert_cli.planning.loads import Load
@@ -53,14 +52,3 @@ class Unkept(Foreseen):
                 self._train_vocabulary(recipe, source, Path(folder))
                 self._trained[key] = AutoTokenizer.from_pretrained(folder)
         return self._trained[key], 0.0
-
-
-class Counted(Costs):
-    """Costs that also remember how many bytes of resume states a stage writes, which are gone when it ends."""
-
-    states = 0.0
-
-    def write(self, what: str, size: float) -> None:
-        """Notes the size of a state."""
-        if what.endswith(": states"):
-            self.states += size

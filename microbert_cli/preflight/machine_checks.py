@@ -13,9 +13,8 @@ from packaging.requirements import Requirement
 from microbert_cli import cache, checkpoint, places
 from microbert_cli.errors import MbertError
 from microbert_cli.output import disk_error, free_bytes, refused
-from microbert_cli.planning.costing import StagePlan
+from microbert_cli.planning.costing import Costs, StagePlan
 from microbert_cli.planning.stage_plans import PLANNERS
-from microbert_cli.planning.uncalibrated import Counted
 from microbert_cli.preflight.case import LABELLED, Case, inputs_of, localised
 from microbert_cli.preflight.findings import Finding, Later, attempt, doubtful, passed
 from microbert_cli.wiring import Step
@@ -124,25 +123,25 @@ def is_same(one: Any, other: Any) -> bool:
 
 def disk(case: Case) -> Iterator[Finding]:
     """The disk has room for what the run will write: outputs, caches, and the resume states of one stage at a time."""
-    stays, passing, counted = 0, 0.0, 0
+    stays, passing, counted = 0, 0, 0
     for step in case.steps:
         if str(step.out) not in case.to_come:
             continue
         plan = StagePlan(step.name, step.kind, "new")
-        found = attempt(step.name, _count, case, step, plan, costs := Counted(plan, case.seen.prices, None))
+        found = attempt(step.name, _count, case, step, plan, Costs(plan, case.seen.prices, None))
         if found.state != "pass":
             yield found
             continue
         counted += 1
         stays += plan.disk
-        passing = max(passing, costs.states / max(1, len(step.resolved.recipe.seeds)))
+        passing = max(passing, plan.scratch)
     if counted:
-        yield attempt(str(case.root), _room, case.root, stays + int(passing), counted)
+        yield attempt(str(case.root), _room, case.root, stays + passing, counted)
     elif not case.to_come:
         yield passed("everything is made already")
 
 
-def _count(case: Case, step: Step, plan: StagePlan, costs: Counted) -> Finding:
+def _count(case: Case, step: Step, plan: StagePlan, costs: Costs) -> Finding:
     """Counts what a stage will write, by what is known of its inputs."""
     for value in inputs_of(step).values():
         if (maker := case.to_come.get(value)) is None:

@@ -17,7 +17,6 @@ from microbert_cli.word_table import load_word_table
 
 NAME = "augment"
 KEYS = ("task", "data", "augment", "vectors", "seed")
-CHECKSUM = 32  # digits
 
 
 def run(
@@ -89,14 +88,13 @@ def run(
 def _shard(driver: Augmentation, number: int, shards: Path, task: Any) -> None:
     """Makes a shard, unless it is there and is what its name says."""
     for path in shards.glob(f"{number:06d}-*.parquet"):
-        if path.stem.endswith(durable.file_digest(path)[:CHECKSUM]):
+        if durable.is_as_named(path):
             return
         driver.talk.warn(f"{path} is damaged and is made anew")
         path.unlink()
     begun = shards / f".begun-{processes.rank()}"
     write_augmented(driver.shard(number), begun, task, format="parquet")
-    durable.sync(begun)
-    begun.replace(shards / f"{number:06d}-{durable.file_digest(begun)[:CHECKSUM]}.parquet")
+    durable.name_by_content(begun, f"{number:06d}", ".parquet")
 
 
 def _join(shards: Path, target: Path, task: Any, form: str) -> int:
