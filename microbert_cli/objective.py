@@ -7,6 +7,7 @@ scalar) pairs, so that an adversary with its own optimiser is one more pair to t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class Objective(nn.Module):
 
     @property
     def teacher_want(self) -> Want:
-        return want_of(self.terms, self.map_layers)
+        return replace(want_of(self.terms, self.map_layers), routing=False)  # how experts are used is the student's matter
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         """(parameter group, scalar, named parts) of one batch; nothing of an "idle" one counts (`processes.own_batch`)."""
@@ -125,6 +126,8 @@ class Objective(nn.Module):
             "augmented": batch.get("augmented"),
             "token_labels": batch.get("token_labels"),
             "token_logits": student.token_logits,
+            "shares": student.routing and student.routing[0],
+            "gates": student.routing and student.routing[1],
         }
         plain = {name: name.rpartition("_")[0] for name in term.takes}
         return {name: known[short] for name, short in plain.items() if short in known}
@@ -154,7 +157,7 @@ def _no_rows(seen: Seen) -> Seen:
     """The same tensors without their rows: every sum over them is 0, and so is its gradient."""
     hidden, scores = ({layer: value[:0] for layer, value in shown.items()} for shown in (seen.hidden, seen.scores))
     logits, token_logits = (None if value is None else value[:0] for value in (seen.logits, seen.token_logits))
-    return Seen(logits, token_logits, hidden, scores)
+    return Seen(logits, token_logits, hidden, scores, seen.routing)
 
 
 def _nothing_to_learn() -> MbertError:

@@ -46,7 +46,7 @@ def classifier(
     heads: dict[str, Any] = {"labels": labels, "num_labels": task.num_labels}
     if not is_description(name, catalog):
         torch.manual_seed(seed)
-        loaded = models.load(name, "classifier", where=where, new_head=True, seed=seed, **heads)
+        loaded = models.load(name, "classifier", where=where, new_head=True, seed=seed, task=task.name, **heads)
         return loaded
     if tokenizer is None:
         raise no_vocabulary(name, where)

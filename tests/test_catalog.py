@@ -8,7 +8,10 @@ from microbert_cli.catalog import KINDS, Catalog
 from microbert_cli.errors import MbertError
 
 BUILT_IN = {
-    "losses": ["attention_scores", "embedding", "feature_alignment", "hard_label", "hidden_states", "masked_lm", "soft_target"],
+    "losses": [
+        "attention_scores", "embedding", "feature_alignment", "hard_label", "hidden_states", "load_balance", "masked_lm",
+        "soft_target",
+    ],
     "methods": ["tinybert", "tinybert-reference"],
     "students": [
         "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "routed_bert",

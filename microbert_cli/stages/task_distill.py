@@ -81,7 +81,7 @@ class Distiller:
         self.student, self.teacher_source = student, teacher
         self.device = places.device(recipe.device)
         self.numerics = numerics.choose(self.device, **recipe.numerics())
-        self.taught = models.load(teacher, "classifier", where="teacher.model")
+        self.taught = models.load(teacher, "classifier", where="teacher.model", task=data.task.name)
         columns = match_labels(self.taught, data.task, recipe.teacher.label_order, where=f"teacher.model {teacher}")
         self.teacher = Teacher(self.taught, columns, dropout=recipe.teacher.dropout)
         self.numerics.place(self.teacher.model)
