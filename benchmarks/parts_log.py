@@ -2,7 +2,7 @@
 
     python benchmarks/parts_log.py runs/microbert/sst2/microbert/seed-* --phase all
 
-Norms are there where the phase was trained with `gradient_norms`; rows are tenths of the phase, means over directories and steps.
+Norms are there where the phase was trained with `gradient_norms`; rows are tenths of the phase, means over runs and steps.
 """
 
 import argparse
