@@ -8,7 +8,7 @@ scalar) pairs, so that an adversary with its own optimiser is one more pair to t
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import torch
@@ -20,7 +20,7 @@ from microbert_cli.errors import MbertError, nearest
 from microbert_cli.numerics import PLAIN, Numerics
 
 Batch = Mapping[str, Tensor]
-Ask = Callable[[Batch, Want], Seen]
+Ask = Callable[[Batch, Want], Seen | None]  # None: nobody teaches this batch's task
 SHOWN = frozenset({"hidden", "scores", "mask"})
 ANSWERED = SHOWN | {"logits", "labels", "augmented"}
 
@@ -42,6 +42,11 @@ class LossTerm:
         """The names of the function's parameters, shape suffixes and all."""
         return list(inspect.signature(self.function).parameters)
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether it compares with what the teacher shows."""
+        return any(name.startswith("teacher") for name in self.takes)
+
 
 def make_terms(
     losses: Mapping[str, tuple[float, Mapping[str, Any]]],
@@ -57,10 +62,22 @@ def make_terms(
     """
     terms = [_term(name, weight, dict(parameters), catalog) for name, (weight, parameters) in losses.items() if weight]
     for term in terms:
-        asks = term.needs | {"teacher" for name in term.takes if name.startswith("teacher")}
+        asks = term.needs | ({"teacher"} if term.asks_teacher else set())
         if given is not None and (missing := sorted(asks - given)):
             raise _not_given(f"{where}.{term.name}", missing, given)
     return terms
+
+
+def without_teacher(terms: Sequence[LossTerm]) -> list[LossTerm]:
+    """What is left of a sum where nobody teaches: the terms that ask no teacher.
+
+    Terms of answers with labels - soft and hard targets - share one weight: those that are left take over what the others
+    had, so that (soft + hard) / 2 becomes hard.
+    """
+    left = [term for term in terms if not term.asks_teacher]
+    answering = [term for term in terms if {"logits", "labels"} <= term.needs]
+    whole, own = (sum(term.weight for term in those if term in answering) for those in (terms, left))
+    return [replace(term, weight=term.weight * whole / own) if own and term in answering else term for term in left]
 
 
 def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog) -> LossTerm:
@@ -162,12 +179,14 @@ class Objective(nn.Module):
         """(parameter group, scalar, named parts) of one batch; nothing of an "idle" one counts (`processes.own_batch`)."""
         with self.numerics.forward():
             teacher = self._ask_teacher(batch, self.teacher_want) if self._ask_teacher else Seen()
+            terms = self.terms if teacher is not None else without_teacher(self.terms)
+            teacher = teacher or Seen()
             student = look(self.student, batch, self.student_want)
         if "idle" in batch:
             batch = {name: value[:0] for name, value in batch.items()}
             teacher, student = _no_rows(teacher), _no_rows(student)
-        parts = {term.name: self._value(term, student, teacher, batch) for term in self.terms}
-        total = torch.stack([term.weight * parts[term.name] for term in self.terms]).sum()
+        parts = {term.name: self._value(term, student, teacher, batch) for term in terms}
+        total = torch.stack([term.weight * parts[term.name] for term in terms]).sum()
         yield "student", total, parts
 
     def forward(self, batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.recipe import FOLDER_NAME, SHORTHAND, STAGES, Recipe
+from microbert_cli.several import check_tasks
 from microbert_cli.toml_files import parse_value, read_toml, refuse_unsound
 
 Flat = dict[str, Any]
@@ -269,6 +270,7 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
         yield from (_no_folder(key, name, origins) for name in _table_at(values, key) if not FOLDER_NAME.fullmatch(name))
     for stage in _texts(values.get("stages")):
         yield from _check_stage(stage, values, origins)
+    yield from check_tasks(values, catalog, origins)
     named = [("students", "student", values.get("student")), ("tasks", "task", values.get("task"))]
     named += [("augmenters", "augment.sources", one) for one in _texts(_table_at(values, "augment").get("sources"))]
     for kind, key, called in named:

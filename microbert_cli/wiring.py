@@ -3,7 +3,7 @@
 Static: nothing is opened, torch is not imported, so `--dry-run` can tell what would happen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.recipe import Recipe
 from microbert_cli.resolve import Resolved, overlay
+from microbert_cli.several import augmented_of, ensemble_of, task_name, teacher_of, teachers_of
 
 RUNS = Path("runs")
 
@@ -26,12 +27,29 @@ class Step:
     out: Path
     inputs: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def places(self) -> dict[str, str]:
+        """The inputs that are names, one by one: of several teachers `teacher sst2`, `teacher mrpc 2`."""
+        return dict(pair for name, value in self.inputs.items() for pair in single(name, value))
+
+
+def single(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """(name, place) of every place in an input: itself, a list of some, or a table of either."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        yield from (pair for key, inner in value.items() for pair in single(f"{name} {key}", inner))
+    elif isinstance(value, list):
+        named = [name] if len(value) == 1 else [f"{name} {number}" for number in range(1, len(value) + 1)]
+        yield from zip(named, value, strict=True)
+
 
 def default_root(resolved: Resolved, *, explicit: bool) -> Path:
     """`runs/<recipe>` for a named recipe, else `runs/<task>` or that of the user's own file, else `runs/mbert`."""
     if explicit:
         return RUNS / (resolved.name.strip(".") or "mbert")
-    named = resolved.recipe.task or resolved.recipe.data.train_file or "mbert"
+    recipe = resolved.recipe
+    named = recipe.task or "-".join(map(task_name, recipe.tasks)) or recipe.data.train_file or "mbert"
     return RUNS / (Path(named).name.split(".")[0] or "mbert")
 
 
@@ -100,7 +118,7 @@ def _pretrain(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
 
 def _finetune(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     model = made.resolve(recipe.finetune.model) or _pretrained(recipe, made)
-    tokenizer = recipe.base or made.of("pretrain") or made.resolve(recipe.teacher.model)
+    tokenizer = recipe.base or made.of("pretrain") or made.resolve(teacher_of(recipe))
     return {
         "model": _needed(model, "finetune.model", "an encoder: a directory, a Hub id or a student", "--model DIR"),
         "tokenizer": tokenizer if tokenizer != model else None,
@@ -125,10 +143,18 @@ def _augment(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
 
 
 def _task_distill(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
-    teacher = made.resolve(recipe.teacher.model) or made.of("finetune")
+    student = _student(recipe, made, catalog)
+    if recipe.tasks:
+        teachers = {task: [str(made.resolve(one)) for one in named] for task, named in teachers_of(recipe).items()}
+        augmented = {task: str(made.resolve(place)) for task, place in augmented_of(recipe).items()}
+        return {"teacher": teachers, "student": student, "augmented": augmented or None}
+    if recipe.teacher.models:
+        ensemble = [str(made.resolve(one)) for one in ensemble_of(recipe)]
+        return {"teacher": ensemble, "student": student, "augmented": _augmented(recipe, made)}
+    teacher = _teacher(recipe, made)
     return {
         "teacher": _needed(teacher, "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR"),
-        "student": _student(recipe, made, catalog),
+        "student": student,
         "augmented": _augmented(recipe, made),
     }
 
@@ -137,7 +163,7 @@ def _evaluate(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     model = made.resolve(recipe.evaluate.model) or made.of("task-distill") or made.of("finetune")
     return {
         "model": _needed(model, "evaluate.model", "the model to evaluate", "mbert evaluate DIR"),
-        "teacher": made.resolve(recipe.teacher.model) or made.of("finetune"),
+        "teacher": _teacher(recipe, made),
     }
 
 
@@ -145,7 +171,7 @@ def _export(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     model = made.resolve(recipe.export.model) or made.of("task-distill")
     return {
         "model": _needed(model, "export.model", "the model to export", "mbert export DIR"),
-        "teacher": made.resolve(recipe.teacher.model) or made.of("finetune"),
+        "teacher": _teacher(recipe, made),
     }
 
 
@@ -170,6 +196,11 @@ WIRES = {
 def _pretrained(recipe: Recipe, made: _Made) -> str | None:
     """The masked-LM of this run; else the one the recipe names; else what `pretrain` left from a run before."""
     return made.planned_of("pretrain") or recipe.base or made.of("pretrain")
+
+
+def _teacher(recipe: Recipe, made: _Made) -> str | None:
+    """The one teacher of one task: as named, else what this run fine-tunes."""
+    return made.resolve(teacher_of(recipe)) or made.of("finetune")
 
 
 def _student(recipe: Recipe, made: _Made, catalog: Catalog) -> str:
