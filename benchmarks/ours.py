@@ -20,8 +20,9 @@ from microbert_cli.layer_map import layer_map
 from microbert_cli.loop import Plan, train
 from microbert_cli.models import Loaded
 from microbert_cli.numerics import PLAIN, Numerics
-from microbert_cli.objective import Ask, Batch, Objective, make_terms
+from microbert_cli.objective import Ask, Batch, Objective
 from microbert_cli.teacher import Teacher
+from microbert_cli.terms import make_terms
 from microbert_cli.tracking import Talk
 
 INTERMEDIATE = {"embedding": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}

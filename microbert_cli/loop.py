@@ -136,6 +136,7 @@ class _Run:
     def one_step(self, batches: list[Batch], log: Log) -> None:
         self.objective.train()
         self.objective.student.train()
+        self.objective.progress(self.step, self.plan.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         self._draw_own_dropout()

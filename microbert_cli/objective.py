@@ -6,118 +6,19 @@ A term with weight 0 is not computed, and what nobody reads is not asked of the 
 scalar) pairs, so that an adversary with its own optimiser is one more pair to the loop, no special case.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from microbert_cli.capture import Seen, Want, look
-from microbert_cli.catalog import Catalog
-from microbert_cli.errors import MbertError, nearest
+from microbert_cli.errors import MbertError
 from microbert_cli.numerics import PLAIN, Numerics
+from microbert_cli.terms import LossTerm, want_of, without_teacher
 
 Batch = Mapping[str, Tensor]
 Ask = Callable[[Batch, Want], Seen | None]  # None: nobody teaches this batch's task
-SHOWN = frozenset({"hidden", "scores", "mask"})
-ANSWERED = SHOWN | {"logits", "labels", "augmented"}
-
-
-@dataclass(frozen=True)
-class LossTerm:
-    """One loss of the catalogue, its weight and its parameters."""
-
-    name: str
-    weight: float
-    function: Callable[..., Tensor]
-    needs: frozenset[str]
-    over: str
-    projects: bool
-    parameters: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def takes(self) -> list[str]:
-        """The names of the function's parameters, shape suffixes and all."""
-        return list(inspect.signature(self.function).parameters)
-
-    @property
-    def asks_teacher(self) -> bool:
-        """Whether it compares with what the teacher shows."""
-        return any(name.startswith("teacher") for name in self.takes)
-
-
-def make_terms(
-    losses: Mapping[str, tuple[float, Mapping[str, Any]]],
-    catalog: Catalog,
-    *,
-    given: frozenset[str] | None = None,
-    where: str = "losses",
-) -> list[LossTerm]:
-    """The catalogue's losses by name, each with (weight, parameters); weight 0 is left out.
-
-    given  what a stage can show a loss: names of `needs`, and "teacher"; None = everything
-    Raises M008 for a loss that needs more, M009 for a file that is no loss.
-    """
-    terms = [_term(name, weight, dict(parameters), catalog) for name, (weight, parameters) in losses.items() if weight]
-    for term in terms:
-        asks = term.needs | ({"teacher"} if term.asks_teacher else set())
-        if given is not None and (missing := sorted(asks - given)):
-            raise _not_given(f"{where}.{term.name}", missing, given)
-    return terms
-
-
-def without_teacher(terms: Sequence[LossTerm]) -> list[LossTerm]:
-    """What is left of a sum where nobody teaches: the terms that ask no teacher.
-
-    Terms of answers with labels - soft and hard targets - share one weight: those that are left take over what the others
-    had, so that (soft + hard) / 2 becomes hard.
-    """
-    left = [term for term in terms if not term.asks_teacher]
-    answering = [term for term in terms if {"logits", "labels"} <= term.needs]
-    whole, own = (sum(term.weight for term in those if term in answering) for those in (terms, left))
-    return [replace(term, weight=term.weight * whole / own) if own and term in answering else term for term in left]
-
-
-def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog) -> LossTerm:
-    module = catalog.module("losses", name)
-    if missing := [one for one in (name, "needs", "over") if not hasattr(module, one)]:
-        raise _no_loss(str(module.__file__), missing[0], name)
-    function = getattr(module, name)
-    for key, value in parameters.items():
-        _check_kind(function, name, key, value)
-    return LossTerm(
-        name=name,
-        weight=weight,
-        function=function,
-        needs=frozenset(module.needs),
-        over=module.over,
-        projects=getattr(module, "projects", "") == "hidden",
-        parameters=parameters,
-    )
-
-
-def _check_kind(function: Callable[..., Tensor], name: str, key: str, value: Any) -> None:
-    """A parameter that the loss declares as a number, or as one of some words, must be that."""
-    declared = inspect.signature(function).parameters.get(key)
-    if declared is not None and (words := get_args(declared.annotation)) and value not in words:
-        raise MbertError(
-            "M018",
-            f"{value!r} is none of them",
-            where=f"losses.{name}.{key}",
-            allowed=nearest(str(value), [str(word) for word in words]),
-            fix=f"Read what they mean: mbert show losses {name}",
-        )
-    if declared is None or declared.annotation not in (float, int) or (isinstance(value, int | float) and value is not True):
-        return
-    raise MbertError(
-        "M017",
-        f"{value!r} is no number",
-        where=f"losses.{name}.{key}",
-        allowed=f"A number; left out it is {declared.default}.",
-        fix=f"Read what it means: mbert show losses {name}",
-    )
 
 
 class Objective(nn.Module):
@@ -150,6 +51,7 @@ class Objective(nn.Module):
         self.terms = list(terms)
         self.normalisation = normalisation
         self.numerics = numerics
+        self.share = 0.0
         self.map_layers = list(map_layers)
         self._student = [student]
         self._ask_teacher = ask_teacher
@@ -169,11 +71,11 @@ class Objective(nn.Module):
 
     @property
     def student_want(self) -> Want:
-        return self._want([0, *range(1, len(self.map_layers))])
+        return want_of(self.terms, range(len(self.map_layers)))
 
     @property
     def teacher_want(self) -> Want:
-        return self._want(self.map_layers)
+        return want_of(self.terms, self.map_layers)
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         """(parameter group, scalar, named parts) of one batch; nothing of an "idle" one counts (`processes.own_batch`)."""
@@ -189,25 +91,15 @@ class Objective(nn.Module):
         total = torch.stack([term.weight * parts[term.name] for term in terms]).sum()
         yield "student", total, parts
 
+    def progress(self, step: int, steps: int) -> None:
+        """How far the phase has come, told before every step: to terms that begin late, and to a student that asks for it."""
+        self.share = step / steps
+        if (told := getattr(self.student, "progress", None)) is not None:
+            told(self.share)
+
     def forward(self, batch: Batch) -> Tensor:
         """The student's scalar alone."""
         return next(self.losses(batch))[1]
-
-    def _want(self, layers: Sequence[int]) -> Want:
-        over = {term.over for term in self.terms if "hidden" in term.needs}
-        hidden = set(layers[1:]) if "layers" in over else set()
-        hidden |= {layers[0]} if over & {"layers", "embedding"} and self._reads_embedding else set()
-        scores = set(layers[1:]) if any("scores" in term.needs for term in self.terms) else set()
-        return Want(
-            logits=any("logits" in term.needs for term in self.terms),
-            token_logits=any("token_logits" in term.needs for term in self.terms),
-            hidden=frozenset(hidden),
-            scores=frozenset(scores),
-        )
-
-    @property
-    def _reads_embedding(self) -> bool:
-        return any(term.over == "embedding" for term in self.terms)
 
     def _value(self, term: LossTerm, student: Seen, teacher: Seen, batch: Batch) -> Tensor:
         keywords = dict(term.parameters)
@@ -265,26 +157,6 @@ def _no_rows(seen: Seen) -> Seen:
     hidden, scores = ({layer: value[:0] for layer, value in shown.items()} for shown in (seen.hidden, seen.scores))
     logits, token_logits = (None if value is None else value[:0] for value in (seen.logits, seen.token_logits))
     return Seen(logits, token_logits, hidden, scores)
-
-
-def _not_given(where: str, missing: list[str], given: frozenset[str]) -> MbertError:
-    return MbertError(
-        "M008",
-        f"this loss needs {', '.join(missing)}, and there is none in this stage",
-        where=where,
-        allowed=f"Losses that need no more than {', '.join(sorted(given))}.",
-        fix=f"Leave it out: --set {where}=0",
-    )
-
-
-def _no_loss(file: str, missing: str, name: str) -> MbertError:
-    return MbertError(
-        "M009",
-        f'this file is no loss: it has no "{missing}"',
-        where=file,
-        allowed=f"A function {name}(...) -> Tensor, needs = {{...}}, and over = one of embedding, layers, batch.",
-        fix="Start from one: mbert copy losses soft_target",
-    )
 
 
 def _nothing_to_learn() -> MbertError:

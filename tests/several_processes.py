@@ -20,12 +20,13 @@ from microbert_cli.encoding import Encoded
 from microbert_cli.loop import train
 from microbert_cli.masking import mask_batch, own_rows
 from microbert_cli.numerics import Numerics
-from microbert_cli.objective import Ask, Objective, make_terms
+from microbert_cli.objective import Ask, Objective
 from microbert_cli.phases import Phase, make_plan, row_batches
 from microbert_cli.recipe import Training
 from microbert_cli.scoring import logits_of
 from microbert_cli.teacher import TOKENS, Teacher
 from microbert_cli.teacher_cache import CacheSettings, remember
+from microbert_cli.terms import make_terms
 
 LONGEST = 12
 LOSSES = ("embedding", "hidden_states", "attention_scores", "soft_target", "hard_label")

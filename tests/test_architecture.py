@@ -21,8 +21,8 @@ FLOORS = {
     0: "durable stopping errors recipe resolve catalog manifest output tracking task words version toml_files processes shown",
     1: "losses methods students tasks augmenters metrics layer_map reduce experts",
     2: "models capture data readers rows own_data augmented encoding submission corpus python_docs vocabulary batching "
-    "teacher_cache objective optimisers checkpoint word_table augmentation onnx_model counting timing model_card exporting "
-    "augmenter_tools teacher sources cache blocks masking scoring answering places baseline numerics "
+    "teacher_cache objective terms optimisers checkpoint word_table augmentation onnx_model counting timing model_card "
+    "exporting augmenter_tools teacher sources cache blocks masking scoring answering places baseline numerics "
     "int8_teacher memory ancestry packed",
     3: "loop phases",
     4: "stages pipeline api stage task_rows racing lineage wiring run_record report_table planning preflight",

@@ -22,8 +22,9 @@ from microbert_cli import counting
 from microbert_cli.batching import useful_share
 from microbert_cli.capture import Want, look
 from microbert_cli.catalog import Catalog
-from microbert_cli.objective import Objective, make_terms
+from microbert_cli.objective import Objective
 from microbert_cli.rows import Rows
+from microbert_cli.terms import make_terms
 from microbert_cli.words import Spelling, stop_words
 
 TEACHER, STUDENT = Shape(4, 16, 2, 32), Shape(2, 8, 2, 16)

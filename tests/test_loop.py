@@ -17,9 +17,10 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.layer_map import layer_map
 from microbert_cli.loop import Interrupted, Plan, train
-from microbert_cli.objective import Objective, make_terms
+from microbert_cli.objective import Objective
 from microbert_cli.stopping import Halted
 from microbert_cli.teacher import Teacher
+from microbert_cli.terms import make_terms
 from microbert_cli.tracking import Talk
 
 CATALOG = Catalog()

@@ -9,8 +9,9 @@ from microbert_cli.capture import Want, look
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.layer_map import layer_map
-from microbert_cli.objective import Objective, make_terms
+from microbert_cli.objective import Objective
 from microbert_cli.teacher import Teacher
+from microbert_cli.terms import make_terms
 
 CATALOG = Catalog()
 INTERMEDIATE = {"embedding": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}

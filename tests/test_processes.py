@@ -20,7 +20,8 @@ from tiny_models import tiny_bert, tiny_glue
 from microbert_cli import numerics, processes, reduce
 from microbert_cli.errors import MbertError
 from microbert_cli.losses import attention_scores, embedding, hard_label, hidden_states, masked_lm, soft_target
-from microbert_cli.objective import Objective, make_terms
+from microbert_cli.objective import Objective
+from microbert_cli.terms import make_terms
 
 ROOT = Path(__file__).resolve().parent.parent
 MATHS = {"masked": {}, "reference": {"normalisation": "reference"}}

@@ -15,8 +15,9 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.layer_map import layer_map
 from microbert_cli.losses.hard_label import hard_label
 from microbert_cli.losses.soft_target import soft_target
-from microbert_cli.objective import Objective, make_terms
+from microbert_cli.objective import Objective
 from microbert_cli.optimisers import make_optimiser, schedule_factor
+from microbert_cli.terms import make_terms
 
 INTERMEDIATE = {"embedding": (1.0, {}), "hidden_states": (1.0, {}), "attention_scores": (1.0, {})}
 CLOSE = dict(rel=1e-5)

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from microbert_cli import baseline
 from microbert_cli.catalog import Catalog
 from microbert_cli.data import load_augmented
 from microbert_cli.layer_map import layer_map
-from microbert_cli.objective import Objective, make_terms
 from microbert_cli.phases import make_plan, rows_asked
 from microbert_cli.planning import loads
 from microbert_cli.planning.costing import SMALL, Costs, evaluations
@@ -22,6 +20,7 @@ from microbert_cli.planning.loads import Load
 from microbert_cli.recipe import Phase, Recipe, Term, Training
 from microbert_cli.task_rows import TaskRows
 from microbert_cli.teacher_cache import CacheSettings, Layout, room_for
+from microbert_cli.terms import make_terms, want_of
 from microbert_cli.wiring import Step
 
 DEV_BATCH = 64  # of scoring.logits_of
@@ -78,7 +77,7 @@ def distil_jobs(recipe: Recipe, spec: Phase, catalog: Catalog, teacher: Known, s
     theirs, ours = teacher.config.num_hidden_layers, student.config.num_hidden_layers
     layered = head == "encoder" or any(term.over == "layers" for term in terms)
     layers = tuple(layer_map(recipe.layer_map, teacher_layers=theirs, student_layers=ours)) if layered else (0,)
-    want = Objective(terms, nn.Identity(), map_layers=layers).teacher_want
+    want = want_of(terms, layers)
     job = Job("train", student.config, spec.batch_size, head, logits=want.logits, losses=losses, layers=layers,
               teacher=teacher.config, normalisation=recipe.normalisation, optimizer=spec.optimizer,
               accumulate=spec.accumulate)  # fmt: skip

@@ -22,11 +22,12 @@ from microbert_cli.encoding import Encoded
 from microbert_cli.loop import Plan, train
 from microbert_cli.masking import mask_batch
 from microbert_cli.models import CLASSES, Loaded
-from microbert_cli.objective import Batch, Objective, make_terms
+from microbert_cli.objective import Batch, Objective
 from microbert_cli.planning.jobs import Job
 from microbert_cli.planning.loads import Shape
 from microbert_cli.scoring import logits_of
 from microbert_cli.teacher import Teacher
+from microbert_cli.terms import make_terms
 
 BUDGET = 1.0  # seconds of measured steps a job, after the warm-up
 WARM = 2  # rounds; one is enough where it takes longer than the budget

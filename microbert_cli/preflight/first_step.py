@@ -20,7 +20,7 @@ from microbert_cli.encoding import Encoded
 from microbert_cli.errors import MbertError
 from microbert_cli.loop import Plan, train
 from microbert_cli.masking import mask_batch
-from microbert_cli.objective import ANSWERED, Batch, Objective, make_terms
+from microbert_cli.objective import Batch, Objective
 from microbert_cli.planning.phase_costs import losses_of
 from microbert_cli.preflight.case import Case
 from microbert_cli.preflight.findings import Finding, attempt, passed
@@ -28,6 +28,7 @@ from microbert_cli.recipe import Recipe, Training
 from microbert_cli.stages.general_distill import make_objective
 from microbert_cli.stages.task_distill import Distiller
 from microbert_cli.teacher import Teacher
+from microbert_cli.terms import ANSWERED, make_terms
 from microbert_cli.tracking import SILENT, Talk
 from microbert_cli.wiring import Step
 

@@ -5,12 +5,13 @@ from typing import Any
 
 from microbert_cli import checkpoint, models, numerics, places
 from microbert_cli.catalog import Catalog
-from microbert_cli.objective import ANSWERED, Objective, make_terms
+from microbert_cli.objective import Objective
 from microbert_cli.output import working
 from microbert_cli.phases import Choices, Phase, over_seeds, run_phases
 from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.task_rows import TaskRows, open_task
+from microbert_cli.terms import ANSWERED, make_terms
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "finetune"

@@ -15,11 +15,12 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.loop import train
 from microbert_cli.masking import mask_batch, own_rows
 from microbert_cli.models import Loaded
-from microbert_cli.objective import Batch, Objective, make_terms
+from microbert_cli.objective import Batch, Objective
 from microbert_cli.output import working
 from microbert_cli.phases import make_plan
 from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
+from microbert_cli.terms import make_terms
 from microbert_cli.tracking import SILENT, Talk
 from microbert_cli.vocabulary import train_vocabulary
 

@@ -9,7 +9,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import Encoded
 from microbert_cli.layer_map import layer_map
 from microbert_cli.models import Loaded
-from microbert_cli.objective import ANSWERED, Ask, LossTerm, Objective, make_terms
+from microbert_cli.objective import Ask, Objective
 from microbert_cli.output import working
 from microbert_cli.phases import Choices, Phase, over_seeds, rows_asked, run_phases
 from microbert_cli.recipe import NUMERICS, Recipe
@@ -18,6 +18,7 @@ from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.task_rows import TaskRows, open_task
 from microbert_cli.teacher import Teacher, check_heads, check_order, check_strength, match_labels
 from microbert_cli.teacher_cache import CacheSettings, remember
+from microbert_cli.terms import ANSWERED, LossTerm, make_terms
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "task-distill"

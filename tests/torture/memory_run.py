@@ -20,8 +20,9 @@ from microbert_cli.batching import endless  # noqa: E402
 from microbert_cli.catalog import Catalog  # noqa: E402
 from microbert_cli.layer_map import layer_map  # noqa: E402
 from microbert_cli.loop import Plan, train  # noqa: E402
-from microbert_cli.objective import Objective, make_terms  # noqa: E402
+from microbert_cli.objective import Objective  # noqa: E402
 from microbert_cli.teacher import Teacher  # noqa: E402
+from microbert_cli.terms import make_terms  # noqa: E402
 
 ROWS, SIZE = 64, 8
 TERMS = {"hidden_states": (1.0, {}), "attention_scores": (1.0, {}), "soft_target": (1.0, {}), "hard_label": (1.0, {})}

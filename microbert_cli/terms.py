@@ -1,0 +1,143 @@
+"""Terms of a sum of losses: a loss of the catalogue, its weight, its parameters, and what it needs to see."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+from torch import Tensor
+
+from microbert_cli.capture import Want
+from microbert_cli.catalog import Catalog
+from microbert_cli.errors import MbertError, nearest
+
+SHOWN = frozenset({"hidden", "scores", "mask"})
+ANSWERED = SHOWN | {"logits", "labels", "augmented"}
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One loss of the catalogue, its weight and its parameters."""
+
+    name: str
+    weight: float
+    function: Callable[..., Tensor]
+    needs: frozenset[str]
+    over: str
+    projects: bool
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def takes(self) -> list[str]:
+        """The names of the function's parameters, shape suffixes and all."""
+        return list(inspect.signature(self.function).parameters)
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether it compares with what the teacher shows."""
+        return any(name.startswith("teacher") for name in self.takes)
+
+
+def make_terms(
+    losses: Mapping[str, tuple[float, Mapping[str, Any]]],
+    catalog: Catalog,
+    *,
+    given: frozenset[str] | None = None,
+    where: str = "losses",
+) -> list[LossTerm]:
+    """The catalogue's losses by name, each with (weight, parameters); weight 0 is left out.
+
+    given  what a stage can show a loss: names of `needs`, and "teacher"; None = everything
+    Raises M008 for a loss that needs more, M009 for a file that is no loss.
+    """
+    terms = [_term(name, weight, dict(parameters), catalog) for name, (weight, parameters) in losses.items() if weight]
+    for term in terms:
+        asks = term.needs | ({"teacher"} if term.asks_teacher else set())
+        if given is not None and (missing := sorted(asks - given)):
+            raise _not_given(f"{where}.{term.name}", missing, given)
+    return terms
+
+
+def without_teacher(terms: Sequence[LossTerm]) -> list[LossTerm]:
+    """What is left of a sum where nobody teaches: the terms that ask no teacher.
+
+    Terms of answers with labels - soft and hard targets - share one weight: those that are left take over what the others
+    had, so that (soft + hard) / 2 becomes hard.
+    """
+    left = [term for term in terms if not term.asks_teacher]
+    answering = [term for term in terms if {"logits", "labels"} <= term.needs]
+    whole, own = (sum(term.weight for term in those if term in answering) for those in (terms, left))
+    return [replace(term, weight=term.weight * whole / own) if own and term in answering else term for term in left]
+
+
+def want_of(terms: Sequence[LossTerm], layers: Sequence[int]) -> Want:
+    """What the terms ask of a model: `layers` are its mapped ones, its embedding output first."""
+    over = {term.over for term in terms if "hidden" in term.needs}
+    hidden = set(layers[1:]) if "layers" in over else set()
+    hidden |= {layers[0]} if "embedding" in over else set()
+    return Want(
+        logits=any("logits" in term.needs for term in terms),
+        token_logits=any("token_logits" in term.needs for term in terms),
+        hidden=frozenset(hidden),
+        scores=frozenset(layers[1:] if any("scores" in term.needs for term in terms) else ()),
+    )
+
+
+def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog) -> LossTerm:
+    module = catalog.module("losses", name)
+    if missing := [one for one in (name, "needs", "over") if not hasattr(module, one)]:
+        raise _no_loss(str(module.__file__), missing[0], name)
+    function = getattr(module, name)
+    for key, value in parameters.items():
+        _check_kind(function, name, key, value)
+    return LossTerm(
+        name=name,
+        weight=weight,
+        function=function,
+        needs=frozenset(module.needs),
+        over=module.over,
+        projects=getattr(module, "projects", "") == "hidden",
+        parameters=parameters,
+    )
+
+
+def _check_kind(function: Callable[..., Tensor], name: str, key: str, value: Any) -> None:
+    """A parameter that the loss declares as a number, or as one of some words, must be that."""
+    declared = inspect.signature(function).parameters.get(key)
+    if declared is not None and (words := get_args(declared.annotation)) and value not in words:
+        raise MbertError(
+            "M018",
+            f"{value!r} is none of them",
+            where=f"losses.{name}.{key}",
+            allowed=nearest(str(value), [str(word) for word in words]),
+            fix=f"Read what they mean: mbert show losses {name}",
+        )
+    if declared is None or declared.annotation not in (float, int) or (isinstance(value, int | float) and value is not True):
+        return
+    raise MbertError(
+        "M017",
+        f"{value!r} is no number",
+        where=f"losses.{name}.{key}",
+        allowed=f"A number; left out it is {declared.default}.",
+        fix=f"Read what it means: mbert show losses {name}",
+    )
+
+
+def _not_given(where: str, missing: list[str], given: frozenset[str]) -> MbertError:
+    return MbertError(
+        "M008",
+        f"this loss needs {', '.join(missing)}, and there is none in this stage",
+        where=where,
+        allowed=f"Losses that need no more than {', '.join(sorted(given))}.",
+        fix=f"Leave it out: --set {where}=0",
+    )
+
+
+def _no_loss(file: str, missing: str, name: str) -> MbertError:
+    return MbertError(
+        "M009",
+        f'this file is no loss: it has no "{missing}"',
+        where=file,
+        allowed=f"A function {name}(...) -> Tensor, needs = {{...}}, and over = one of embedding, layers, batch.",
+        fix="Start from one: mbert copy losses soft_target",
+    )
