@@ -64,7 +64,7 @@ class Objective(nn.Module):
         """The model in training; it is not a submodule, so that training state and model stay apart."""
         return self._student[0]
 
-    def asking(self, ask: Ask) -> "Objective":
+    def asking(self, ask: Ask | None) -> "Objective":
         """The same objective with another way to ask the teacher: through the cache."""
         self._ask_teacher = ask
         return self

@@ -6,7 +6,7 @@
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,11 @@ def task_name(named: str) -> str:
 
 
 def teachers_of(recipe: Recipe) -> dict[str, list[str]]:
-    """The teachers of every task of several, by the task's name; an empty list where it learns from labels alone.
-
-    Raises M083 where one teacher is named for all tasks, and its name does not say which task it is for.
-    """
+    """The teachers of every task of several, by the task's name; an empty list where it learns from labels alone."""
     pattern = recipe.teacher.models or ([recipe.teacher.model] if recipe.teacher.model else [])
     names = [task_name(task) for task in recipe.tasks]
     if recipe.teachers:
-        return {name: _listed(recipe.teachers.get(name, [])) for name in names}
-    if len(names) > 1 and (plain := [one for one in pattern if TASK not in one]):
-        raise _one_for_all(plain[0])
+        return {name: listed(recipe.teachers.get(name, [])) for name in names}
     return {name: [one.replace(TASK, name) for one in pattern] for name in names}
 
 
@@ -57,6 +52,17 @@ def augmented_of(recipe: Recipe) -> dict[str, str]:
 def recipe_of(recipe: Recipe, task: str) -> Recipe:
     """The recipe as if it were about this one of its tasks."""
     return recipe.model_copy(update={"task": task, "tasks": []})
+
+
+def each_place(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """(name, place) of every place in an input: itself, a list of some, or a table of either."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        yield from (pair for key, inner in value.items() for pair in each_place(f"{name} {key}", inner))
+    elif isinstance(value, list):
+        named = [name] if len(value) == 1 else [f"{name} {number}" for number in range(1, len(value) + 1)]
+        yield from zip(named, value, strict=True)
 
 
 def check_tasks(values: Mapping[str, Any], catalog: Catalog, origin: Mapping[str, str]) -> Iterable[MbertError]:
@@ -89,7 +95,8 @@ def _only_several(values: Mapping[str, Any], where: str) -> Iterable[MbertError]
         yield _both("task" if values.get("task") else f"data.{own[0]}", where)
 
 
-def _listed(teachers: str | list[str]) -> list[str]:
+def listed(teachers: str | Sequence[str]) -> list[str]:
+    """One place or several, as several."""
     return [teachers] if isinstance(teachers, str) else list(teachers)
 
 
@@ -120,16 +127,6 @@ def _not_taught(name: str, names: Sequence[str], where: str) -> MbertError:
         where=where,
         allowed=f"The names in tasks: {nearest(name, names)}",
         fix=f"Add it to tasks, or leave out teachers.{name}; the teacher of a single task is teacher.model.",
-    )
-
-
-def _one_for_all(teacher: str) -> MbertError:
-    return MbertError(
-        "M083",
-        f'"{teacher}" is named as the teacher of all tasks, and a teacher knows one',
-        where="teacher.model",
-        allowed="A name with {task} in it, which stands for each task's name; or a table of teachers.",
-        fix="For instance --teacher 'runs/teacher-{task}', or --set teachers.sst2=DIR for those that have one.",
     )
 
 

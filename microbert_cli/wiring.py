@@ -3,7 +3,7 @@
 Static: nothing is opened, torch is not imported, so `--dry-run` can tell what would happen.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.recipe import Recipe
 from microbert_cli.resolve import Resolved, overlay
-from microbert_cli.several import augmented_of, ensemble_of, task_name, teacher_of, teachers_of
+from microbert_cli.several import augmented_of, each_place, ensemble_of, task_name, teacher_of, teachers_of
 
 RUNS = Path("runs")
 
@@ -30,18 +30,7 @@ class Step:
     @property
     def places(self) -> dict[str, str]:
         """The inputs that are names, one by one: of several teachers `teacher sst2`, `teacher mrpc 2`."""
-        return dict(pair for name, value in self.inputs.items() for pair in single(name, value))
-
-
-def single(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """(name, place) of every place in an input: itself, a list of some, or a table of either."""
-    if isinstance(value, str):
-        yield name, value
-    elif isinstance(value, Mapping):
-        yield from (pair for key, inner in value.items() for pair in single(f"{name} {key}", inner))
-    elif isinstance(value, list):
-        named = [name] if len(value) == 1 else [f"{name} {number}" for number in range(1, len(value) + 1)]
-        yield from zip(named, value, strict=True)
+        return dict(pair for name, value in self.inputs.items() for pair in each_place(name, value))
 
 
 def default_root(resolved: Resolved, *, explicit: bool) -> Path:
