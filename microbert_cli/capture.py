@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 ATTENTION = "mbert"
 FIRST_TOKEN_READ = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # whose heads read [CLS] and nothing else
-STACKED = (*FIRST_TOKEN_READ, "distilbert")  # whose layers hand one tensor from each to the next
+STACKED = (*FIRST_TOKEN_READ, "distilbert", "mbert-routed-bert")  # whose layers hand one tensor from each to the next
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,10 @@ def look(model: Any, batch: Mapping[str, Tensor], want: Want) -> Seen:
 
 
 def input_names(model: Any) -> tuple[str, ...]:
-    """The tensors of a batch that this model takes; models of one segment (RoBERTa) or none get no token_type_ids."""
-    segments = getattr(getattr(model, "config", None), "type_vocab_size", 0)
-    return ("input_ids", "attention_mask", *(["token_type_ids"] if segments > 1 else []))
+    """The tensors of a batch that this model takes: token_type_ids where it knows segments, `task` where it knows tasks."""
+    config = getattr(model, "config", None)
+    names = {"token_type_ids": getattr(config, "type_vocab_size", 0) > 1, "task": getattr(config, "tasks", None) is not None}
+    return ("input_ids", "attention_mask", *(name for name, taken in names.items() if taken))
 
 
 def show_scores(model: Any) -> None:

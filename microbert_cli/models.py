@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 from microbert_cli import checkpoint, counting, sources
 from microbert_cli.capture import show_scores
 from microbert_cli.errors import MbertError
+from microbert_cli.students import routed_bert  # noqa: F401 - its import registers it with the Auto classes
 
 CLASSES = {
     "classifier": "AutoModelForSequenceClassification",

@@ -20,7 +20,10 @@ def is_description(name: str, catalog: Catalog) -> bool:
 
 def describe(name: str, catalog: Catalog) -> dict[str, Any]:
     """A student's TOML with its pattern's numbers filled in: `4 * H` becomes 1248 for `bert-4x312`."""
-    fields = read_toml(catalog.path("students", name, where="student"), "students")
+    path = catalog.path("students", name, where="student")
+    if path.suffix == ".py":
+        raise _no_shape(name)
+    fields = read_toml(path, "students")
     numbers = catalog.numbers("students", name)
     return {key: _fill(value, numbers) for key, value in fields.items()}
 
@@ -71,6 +74,16 @@ def no_vocabulary(name: str, where: str) -> MbertError:
         where=where,
         allowed="A model whose tokenizer it shares, or a vocabulary trained on the corpus.",
         fix="--set base=DIR, --teacher DIR, or for pretrain: --set vocabulary.size=8000",
+    )
+
+
+def _no_shape(name: str) -> MbertError:
+    return MbertError(
+        "M070",
+        f'"{name}" is an architecture, not a shape: it says nothing of layers and widths',
+        where="student",
+        allowed="A shape, such as tinybert-4l-312 or bert-4x312, or a checkpoint; it becomes a mixture of experts by moe.side.",
+        fix="--student tinybert-4l-312 --set moe.side=student",
     )
 
 

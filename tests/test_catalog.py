@@ -11,8 +11,8 @@ BUILT_IN = {
     "losses": ["attention_scores", "embedding", "feature_alignment", "hard_label", "hidden_states", "masked_lm", "soft_target"],
     "methods": ["tinybert", "tinybert-reference"],
     "students": [
-        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "tinybert-4l-312",
-        "tinybert-6l-768",
+        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "routed_bert",
+        "tinybert-4l-312", "tinybert-6l-768",
     ],
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": ["own-data", "quickstart", "sst2-tinybert"],
