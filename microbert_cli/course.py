@@ -14,7 +14,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.lesson import Instructor, Lesson
 from microbert_cli.mixture import Mixture, task_shares
 from microbert_cli.models import Loaded
-from microbert_cli.objective import Ask
+from microbert_cli.objective import AskAny
 from microbert_cli.phases import rows_asked
 from microbert_cli.recipe import Phase as PhaseSpec
 from microbert_cli.recipe import Recipe
@@ -78,7 +78,7 @@ class Course:
         use_augmented = "augmented" in lesson.data.rows and spec.data != "original"
         return lesson.data.encode("augmented" if use_augmented else "train", loaded, where="student")
 
-    def ask(self, spec: PhaseSpec, rows: Encoded | Mixture, want: Want) -> Ask | None:
+    def ask(self, spec: PhaseSpec, rows: Encoded | Mixture, want: Want) -> AskAny | None:
         """The teacher of each batch of these rows, through the cache; None where nobody teaches at all."""
         asks = rows_asked(spec, rows.lengths, self.recipe.seeds)
         if not isinstance(rows, Mixture):
@@ -93,15 +93,16 @@ class Course:
             for phase, terms in phases.items():
                 if not lesson.instructors and not without_teacher(terms):
                     raise _untaught(lesson.name, phase)
-        inner = {f"phases.{phase}.losses.{term.name}" for phase, terms in phases.items() for term in terms if _looks_inside(term)}
+        named = {f"phases.{phase}.losses.{term.name}": term for phase, terms in phases.items() for term in terms}
+        inner = [key for key, term in named.items() if _looks_inside(term)]
         if not inner:
             return
         for lesson in self.lessons:
             if len(lesson.instructors) > 1:
-                raise _no_common_axes(lesson.name, sorted(inner)[0])
+                raise _no_common_axes(lesson.name, inner[0])
         shapes = {one.source: _shape(one) for one in self.instructors}
         if len(set(shapes.values())) > 1:
-            raise _unlike(shapes, sorted(inner)[0])
+            raise _unlike(shapes, inner[0])
 
 
 def _looks_inside(term: LossTerm) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from microbert_cli.capture import Seen, Want
-from microbert_cli.objective import Ask, Batch
+from microbert_cli.objective import Ask, AskAny, Batch
 
 
 def averaged(logits: Sequence[Tensor]) -> Tensor:
@@ -42,7 +42,7 @@ def together(asks: Sequence[Ask]) -> Ask:
     return ask
 
 
-def by_task(asks: Sequence[Ask | None]) -> Ask:
+def by_task(asks: Sequence[Ask | None]) -> AskAny:
     """Asks the teacher of the batch's task; a task without one has nothing to show."""
 
     def ask(batch: Batch, want: Want) -> Seen | None:

@@ -75,7 +75,8 @@ class Lesson:
 
     def _check_strength(self, scores: dict[str, float], one: Instructor) -> None:
         task, majority = self.data.task, self.data.majority("dev")
-        self.talk.note(f"teacher: dev {task.primary} {scores[task.primary]:.4f} (commonest class {majority:.4f})")
+        of = f" of {task.name}" if self.recipe.tasks else ""
+        self.talk.note(f"teacher{of}: dev {task.primary} {scores[task.primary]:.4f} (commonest class {majority:.4f})")
         if not self.recipe.teacher.allow_weak:
             margin = self.recipe.teacher.margin
             check_strength(task, scores[task.primary], majority, margin=margin, where=one.where)

@@ -84,3 +84,8 @@ class Mixture:
         starts = np.cumsum([0, *(len(part) for part in self.parts)])
         task = int(np.searchsorted(starts, indices[0], side="right")) - 1
         return self.parts[task].batch(indices - starts[task], pad_to=pad_to, pad_id=pad_id)
+
+
+def batches_of(rows: Encoded | Mixture, **how: Any) -> Iterator[np.ndarray]:
+    """Batches of row numbers of one task or of several; `how` is what `batching.endless` takes."""
+    return (rows.order if isinstance(rows, Mixture) else endless)(rows.lengths, **how)

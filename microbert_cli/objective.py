@@ -18,7 +18,8 @@ from microbert_cli.numerics import PLAIN, Numerics
 from microbert_cli.terms import LossTerm, want_of, without_teacher
 
 Batch = Mapping[str, Tensor]
-Ask = Callable[[Batch, Want], Seen | None]  # None: nobody teaches this batch's task
+Ask = Callable[[Batch, Want], Seen]
+AskAny = Callable[[Batch, Want], Seen | None]  # None: nobody teaches this batch's task
 
 
 class Objective(nn.Module):
@@ -37,7 +38,7 @@ class Objective(nn.Module):
         terms: Sequence[LossTerm],
         student: nn.Module,
         *,
-        ask_teacher: Ask | None = None,
+        ask_teacher: AskAny | None = None,
         map_layers: Sequence[int] = (0,),
         student_width: int = 0,
         teacher_width: int = 0,
@@ -64,7 +65,7 @@ class Objective(nn.Module):
         """The model in training; it is not a submodule, so that training state and model stay apart."""
         return self._student[0]
 
-    def asking(self, ask: Ask | None) -> "Objective":
+    def asking(self, ask: AskAny | None) -> "Objective":
         """The same objective with another way to ask the teacher: through the cache."""
         self._ask_teacher = ask
         return self

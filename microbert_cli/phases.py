@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from microbert_cli import checkpoint, processes
-from microbert_cli.batching import endless, steps_per_epoch
+from microbert_cli.batching import steps_per_epoch
 from microbert_cli.bests import Bests
 from microbert_cli.encoding import Encoded
 from microbert_cli.loop import Plan, Score, Trained, train
-from microbert_cli.mixture import Mixture
+from microbert_cli.mixture import Mixture, batches_of
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.recipe import Phase as PhaseSpec
 from microbert_cli.recipe import Training
@@ -94,9 +94,8 @@ def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callabl
     """Batches of task rows from a given position on; of several processes each gets its rows of them."""
 
     def batches(skip: int) -> Iterator[Batch]:
-        order = phase.rows.order if isinstance(phase.rows, Mixture) else endless
-        drawn = order(
-            phase.rows.lengths,
+        drawn = batches_of(
+            phase.rows,
             batch_size=phase.training.batch_size,
             tokens=phase.training.batch_tokens,
             seed=seed,

@@ -16,7 +16,9 @@ Seed = Annotated[int, Field(ge=0)]
 Normalisation = Literal["masked", "reference"]
 LayerMap = Literal["uniform", "first", "last"] | list[int]
 
-SHORTHAND = {"data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size", "sampling": "by"}
+SHORTHAND = {
+    "data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size", "sampling": "by",
+}  # fmt: skip
 FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases
 NUMERICS = ("precision", "tf32", "compile")
 STAGES = ("pretrain", "finetune", "general-distill", "augment", "task-distill", "evaluate", "export", "report")

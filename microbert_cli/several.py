@@ -1,8 +1,8 @@
 """Runs of several tasks: what their recipe keys may say, and who teaches which task.
 
-    tasks = ["sst2", "mrpc", "mine/reviews.toml"]    names of the catalogue, or task files; a file's stem is its name
-    teacher = "runs/teacher-{task}"                  one pattern for all of them; or
-    teachers = { sst2 = "a", mrpc = ["b", "c"] }     by name, several = an ensemble; a task that is left out has none
+tasks = ["sst2", "mrpc", "mine/reviews.toml"]    names of the catalogue, or task files; a file's stem is its name
+teacher = "runs/teacher-{task}"                  one pattern for all of them; or
+teachers = { sst2 = "a", mrpc = ["b", "c"] }     by name, several = an ensemble; a task that is left out has none
 """
 
 import re

@@ -1,7 +1,7 @@
 """What a run came to: one task's scores beside its teacher's, or several tasks' side by side.
 
-Of several tasks every one has its scores in the model that is kept, and the step at which the model was best for it alone; those
-weights are a checkpoint of their own.
+Of several tasks every one has its scores in the model that is kept, and the step at which the model was best for it alone;
+those weights are a checkpoint of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from microbert_cli.models import Loaded
 from microbert_cli.tracking import Talk
 
 Numbers = dict[str, Any]
+Scores = dict[str, float]
 BEST = "best"
 
 
@@ -54,18 +55,20 @@ def own_scores(scores: Mapping[str, float], task: str) -> dict[str, float]:
     return {name.removeprefix(start): value for name, value in scores.items() if name.startswith(start)}
 
 
-def results(course: Course, metrics: Numbers, taught: Sequence[dict[str, float] | None], directory: Path, talk: Talk) -> Numbers:
+def results(
+    course: Course, metrics: Numbers, taught: Sequence[dict[str, float] | None], directory: Path, talk: Talk
+) -> Numbers:
     """What goes into metrics.json beside the scores over seeds, which are in `metrics` already."""
     if not course.several:
-        return {"task": course.lessons[0].name, **_beside(course.lessons[0], metrics, taught[0], course.primary)}
-    tasks = {}
+        return _beside(course.lessons[0], metrics, taught[0], course.primary) | {"task": course.lessons[0].name}
+    tasks: dict[str, Numbers] = {}
     for lesson, scores in zip(course.lessons, taught, strict=True):
         name = course.primaries[lesson.name]
         own = {"dev": own_scores(metrics["dev"], lesson.name), "rows": len(lesson.data.rows["train"])}
         tasks[lesson.name] = {**own, **_beside(lesson, metrics, scores, name), **_best(course, lesson.name, directory)}
-    told = {"primary": MEAN, "tasks": tasks, "majority": mean(one["majority"] for one in tasks.values())}
+    told: Numbers = {"primary": MEAN, "tasks": tasks, "majority": mean(one["majority"] for one in tasks.values())}
     if all(taught):
-        teacher = mean(one["teacher"][one["primary"]] for one in tasks.values())
+        teacher = mean(float(one["teacher"][one["primary"]]) for one in tasks.values())
         told |= {"teacher": {MEAN: teacher}, "retention": _share(_student(metrics, MEAN), teacher)}
     return told | _routing(metrics.get("experts", {}), talk)
 
@@ -79,7 +82,7 @@ def _beside(lesson: Lesson, metrics: Numbers, teacher: dict[str, float] | None, 
 
 def _student(metrics: Numbers, name: str) -> float:
     """The student's score; with several seeds, their mean."""
-    return float(metrics.get("mean", metrics["dev"])[name])
+    return float((metrics.get("mean") or metrics["dev"])[name])
 
 
 def _share(student: float, teacher: float) -> float | None:

@@ -132,18 +132,9 @@ def _augment(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
 
 
 def _task_distill(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
-    student = _student(recipe, made, catalog)
-    if recipe.tasks:
-        teachers = {task: [str(made.resolve(one)) for one in named] for task, named in teachers_of(recipe).items()}
-        augmented = {task: str(made.resolve(place)) for task, place in augmented_of(recipe).items()}
-        return {"teacher": teachers, "student": student, "augmented": augmented or None}
-    if recipe.teacher.models:
-        ensemble = [str(made.resolve(one)) for one in ensemble_of(recipe)]
-        return {"teacher": ensemble, "student": student, "augmented": _augmented(recipe, made)}
-    teacher = _teacher(recipe, made)
     return {
-        "teacher": _needed(teacher, "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR"),
-        "student": student,
+        "teacher": _teachers(recipe, made),
+        "student": _student(recipe, made, catalog),
         "augmented": _augmented(recipe, made),
     }
 
@@ -192,6 +183,15 @@ def _teacher(recipe: Recipe, made: _Made) -> str | None:
     return made.resolve(teacher_of(recipe)) or made.of("finetune")
 
 
+def _teachers(recipe: Recipe, made: _Made) -> str | list[str] | dict[str, list[str]]:
+    """The teacher of a task, several to be asked together, or those of every task of several."""
+    if recipe.tasks:
+        return {task: [str(made.resolve(one)) for one in named] for task, named in teachers_of(recipe).items()}
+    if recipe.teacher.models:
+        return [str(made.resolve(one)) for one in ensemble_of(recipe)]
+    return _needed(_teacher(recipe, made), "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
+
+
 def _student(recipe: Recipe, made: _Made, catalog: Catalog) -> str:
     """`init` random: the description; else the general checkpoint of this run, unless `student` names a checkpoint."""
     known = recipe.student is not None and not Path(recipe.student).is_dir()
@@ -203,7 +203,9 @@ def _student(recipe: Recipe, made: _Made, catalog: Catalog) -> str:
     return _needed(student, "student", "a checkpoint, or a student of the catalogue", "--student DIR")
 
 
-def _augmented(recipe: Recipe, made: _Made) -> str | None:
+def _augmented(recipe: Recipe, made: _Made) -> str | dict[str, str] | None:
+    if recipe.tasks:
+        return {task: str(made.resolve(place)) for task, place in augmented_of(recipe).items()} or None
     if recipe.augmented is False:
         return None
     return made.resolve(recipe.augmented) if recipe.augmented else made.of("augment")

@@ -13,7 +13,7 @@ from microbert_cli.layer_map import layer_map
 from microbert_cli.lesson import Lesson
 from microbert_cli.mixture import Mixture
 from microbert_cli.models import Loaded
-from microbert_cli.objective import Ask, Objective
+from microbert_cli.objective import AskAny, Objective
 from microbert_cli.output import working
 from microbert_cli.phases import Choices, Phase, over_seeds, run_phases
 from microbert_cli.recipe import NUMERICS, OF_SEVERAL, Recipe
@@ -96,7 +96,7 @@ class Distiller:
         self.device = places.device(recipe.device)
         self.numerics = numerics.choose(self.device, **recipe.numerics())
         self.course = Course(recipe, [self._lesson(one, teacher, identities) for one in data])
-        self.asks: dict[str, Ask | None] = {}
+        self.asks: dict[str, AskAny | None] = {}
         self.choices = Choices()
         self.terms = {name: _terms(name, spec, catalog) for name, spec in recipe.phases.items()}
         self.map_layers: list[int] = [0]
