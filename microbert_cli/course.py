@@ -54,6 +54,13 @@ class Course:
         """Tokens of the longest row that may come."""
         return max(lesson.data.max_length for lesson in self.lessons)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What terms that train something beside the student have to know; teachers are of one width where it counts."""
+        widths = [one.loaded.model.config.hidden_size for one in self.instructors]
+        classes = self.lessons[0].data.task.num_labels
+        return {"classes": classes, "teacher_width": widths[0] if widths else 0, "tasks": len(self.lessons)}
+
     def examine(self) -> list[dict[str, float] | None]:
         """Every lesson's teachers' dev scores, None where it has none."""
         return [lesson.examine() if lesson.instructors else None for lesson in self.lessons]
@@ -81,6 +88,8 @@ class Course:
     def ask(self, spec: PhaseSpec, rows: Encoded | Mixture, want: Want) -> AskAny | None:
         """The teacher of each batch of these rows, through the cache; None where nobody teaches at all."""
         asks = rows_asked(spec, rows.lengths, self.recipe.seeds)
+        if want == Want():
+            return None
         if not isinstance(rows, Mixture):
             return self.lessons[0].asked(rows, want, asks=asks)
         pairs = zip(self.lessons, rows.parts, rows.shares, strict=True)
@@ -88,12 +97,17 @@ class Course:
 
     def check(self, phases: Mapping[str, Sequence[LossTerm]]) -> None:
         """Raises M085 where a phase has nothing for a task without a teacher, M086 where an ensemble is to show its layers,
-        M087 where teachers' layers differ, and are compared with the same student's."""
+        M087 where teachers' layers differ and are compared with one student's, M083 where tasks' answers do and are so."""
         for lesson in self.lessons:
             for phase, terms in phases.items():
                 if not lesson.instructors and not without_teacher(terms):
                     raise _untaught(lesson.name, phase)
         named = {f"phases.{phase}.losses.{term.name}": term for phase, terms in phases.items() for term in terms}
+        outputs = {lesson.name: lesson.data.task.num_labels for lesson in self.lessons}
+        for key in (
+            key for key, term in named.items() if term.trains and "logits" in term.needs and len(set(outputs.values())) > 1
+        ):
+            raise _unlike_answers(outputs, key)
         inner = [key for key, term in named.items() if _looks_inside(term)]
         if not inner:
             return
@@ -142,4 +156,15 @@ def _unlike(shapes: Mapping[str, tuple[int, int, int]], key: str) -> MbertError:
         where=key,
         allowed="Teachers of the same depth, width and number of heads for all tasks; or losses on answers alone.",
         fix=f"Leave it out: --set {key}=0",
+    )
+
+
+def _unlike_answers(outputs: Mapping[str, int], key: str) -> MbertError:
+    told = ", ".join(f"{task} {number}" for task, number in outputs.items())
+    return MbertError(
+        "M083",
+        f"this loss trains one judge of the answers to all tasks, and they have different numbers of outputs: {told}",
+        where=key,
+        allowed='Tasks of the same number of outputs; or a judge of hidden states alone, such as input = "cls".',
+        fix=f"--set {key}.input=cls, or leave it out: --set {key}=0",
     )

@@ -23,7 +23,7 @@ from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.task_results import experts_of, results, save_bests
 from microbert_cli.task_rows import TaskRows, facts_of, fingerprints_of, open_tasks
 from microbert_cli.teacher import check_heads
-from microbert_cli.terms import ANSWERED, LossTerm, make_terms
+from microbert_cli.terms import ANSWERED, LossTerm, make_terms, without_teacher
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "task-distill"
@@ -98,7 +98,10 @@ class Distiller:
         self.course = Course(recipe, [self._lesson(one, teacher, identities) for one in data])
         self.asks: dict[str, AskAny | None] = {}
         self.choices = Choices()
-        self.terms = {name: _terms(name, spec, catalog) for name, spec in recipe.phases.items()}
+        self.terms = {name: _terms(name, spec, catalog) for name, spec in recipe.run_phases.items()}
+        self.course.check(self.terms)
+        if not self.course.instructors:
+            self.terms = {name: without_teacher(terms) for name, terms in self.terms.items()}
         self.map_layers: list[int] = [0]
         self._check(self.load(recipe.seed))
 
@@ -143,18 +146,19 @@ class Distiller:
 
     def phases(self, loaded: Loaded) -> list[Phase]:
         """The recipe's phases, ready to run with this student."""
-        return [self._phase(name, spec, loaded) for name, spec in self.recipe.phases.items()]
+        return [self._phase(name, spec, loaded) for name, spec in self.recipe.run_phases.items()]
 
     def _check(self, loaded: Loaded) -> None:
-        self.course.check(self.terms)
         models.check_length(self.course.max_length, loaded.model.config, where="data.max_length")
         terms = {f"phases.{name}.losses.{term.name}": term for name, phase in self.terms.items() for term in phase}
+        for term in terms.values():
+            term.own(**self.course.sizes)
         for one in self.course.instructors:
             models.same_vocabulary(one.loaded.tokenizer, loaded.tokenizer, where=f"student {self.student}")
             theirs, ours = one.loaded.model.config, loaded.model.config
             for key in (key for key, term in terms.items() if "scores" in term.needs):
                 check_heads(theirs, ours, where=f"student {self.student}", key=key)
-            if any(term.over == "layers" for term in terms.values()):
+            if any(term.over in ("layers", "top") for term in terms.values()):
                 self.map_layers = layer_map(
                     self.recipe.layer_map, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers
                 )
@@ -174,14 +178,13 @@ class Distiller:
         )
 
     def _objective(self, name: str, spec: PhaseSpec, rows: Encoded | Mixture, model: Any) -> Objective:
-        taught = next(iter(self.course.instructors), None)
         objective = Objective(
             self.terms[name],
             model,
             ask_teacher=None,
             map_layers=self.map_layers,
             student_width=model.config.hidden_size,
-            teacher_width=taught.loaded.model.config.hidden_size if taught else model.config.hidden_size,
+            **self.course.sizes,
             normalisation=self.recipe.normalisation,
             numerics=self.numerics,
         )
