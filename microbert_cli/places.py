@@ -71,7 +71,7 @@ def several_heads(
     kind = dense.model.config.model_type
     wanted = {task.name: {"labels": list(task.label.names or ()) or None, "num_labels": task.num_labels} for task in tasks}
     if kind == MODEL_TYPE:
-        if dense.model.config.tasks != wanted:
+        if list(dense.model.config.tasks.items()) != list(wanted.items()):
             raise _other_tasks(f"{where} {name}", list(dense.model.config.tasks), list(wanted))
         return dense
     if kind != "bert":

@@ -66,7 +66,7 @@ class Training(Strict):
     batch_size: Count = 32
     batch_tokens: Count | None = None
     learning_rate: Positive = 5e-5
-    optimizer: Literal["adamw", "bertadam"] = "adamw"
+    optimizer: Literal["adamw", "bertadam", "adamax"] = "adamw"
     schedule: Literal["constant", "linear"] = "linear"
     warmup: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
