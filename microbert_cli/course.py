@@ -93,7 +93,7 @@ class Course:
         if not isinstance(rows, Mixture):
             return self.lessons[0].asked(rows, want, asks=asks)
         pairs = zip(self.lessons, rows.parts, rows.shares, strict=True)
-        return by_task([lesson.asked(part, want, asks=round(share * asks)) for lesson, part, share in pairs])
+        return by_task({one.data.number: one.asked(part, want, asks=round(share * asks)) for one, part, share in pairs})
 
     def check(self, phases: Mapping[str, Sequence[LossTerm]]) -> None:
         """Raises M085 where a phase has nothing for a task without a teacher, M086 where an ensemble is to show its layers,

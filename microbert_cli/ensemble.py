@@ -11,7 +11,7 @@ Source: MT-DNN distillation (arXiv 1904.09482, section 3): soft targets are the 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def together(asks: Sequence[Ask]) -> Ask:
     return ask
 
 
-def by_task(asks: Sequence[Ask | None]) -> AskAny:
+def by_task(asks: Mapping[int | None, Ask | None]) -> AskAny:
     """Asks the teacher of the batch's task; a task without one has nothing to show."""
 
     def ask(batch: Batch, want: Want) -> Seen | None:

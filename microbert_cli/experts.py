@@ -18,13 +18,14 @@ and random second expert; annealing, table and the gate of 1 are this toolkit's.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from microbert_cli import processes
+from microbert_cli.reduce import denominator
 
 TASK_WIDTH = 64
 WINDOW = 100
@@ -47,15 +48,31 @@ class Expert(nn.Module):
 
 @dataclass
 class Pass:
-    """What a forward pass is about: which task, its vector [64] (with gradient), which tokens are real (None = all)."""
+    """What a forward pass is about, and what its routers tell of it.
+
+    task, vector, mask_BT  which task, its vector [64] with gradient, which tokens are real (None = all)
+    shares, gates          of every layer passed, [E]: f and P of the balance (losses/load_balance.py)
+    """
 
     task: int = 0
     vector: Tensor | None = None
     mask_BT: Tensor | None = None
+    shares: list[Tensor] = field(default_factory=list)
+    gates: list[Tensor] = field(default_factory=list)
+
+    def tell(self, shares_E: Tensor, gates_E: Tensor) -> None:
+        """One layer's numbers."""
+        self.shares.append(shares_E.detach())
+        self.gates.append(gates_E)
+
+    @property
+    def routing(self) -> tuple[Tensor, Tensor] | None:
+        """Shares and gates of all layers, both [layers, E]; None where there are no experts."""
+        return (torch.stack(self.shares), torch.stack(self.gates)) if self.shares else None
 
 
 class TaskRouter(nn.Module):
-    """Chooses experts by task; see the module's formulas. `shares`, `gates` [E] of the last pass: f and P of the balance."""
+    """Chooses experts by task; see the module's formulas. f is over the last 100 training passes, P the task's p."""
 
     def __init__(self, tasks: int, experts: int, top_k: int, *, seed: int, layer: int):
         super().__init__()
@@ -65,7 +82,6 @@ class TaskRouter(nn.Module):
         self.register_buffer("noise", torch.tensor(NOISE_FIRST))
         self.register_buffer("draws", torch.tensor(0))
         self.register_buffer("recent", torch.zeros(WINDOW, experts))
-        self.shares = self.gates = torch.zeros(experts)
 
     table: Tensor
     noise: Tensor
@@ -80,7 +96,7 @@ class TaskRouter(nn.Module):
         probabilities_E = logits_E.softmax(-1)
         if self.training:
             self._count(chosen, _real(hidden_BTd, now).sum())
-        self.shares, self.gates = self.recent.sum(0) / self.recent.sum().clamp(min=1), probabilities_E
+        now.tell(self.recent.sum(0) / self.recent.sum().clamp(min=1), probabilities_E)
         return chosen, gates_of(probabilities_E[chosen])
 
     def choose(self, logits_E: Tensor, task: int) -> list[int]:
@@ -117,22 +133,24 @@ class TaskRouter(nn.Module):
 
 
 class TokenRouter(nn.Module):
-    """Chooses experts for every token. `shares`, `gates` [E] of the last pass: first choices and mean gates, of real tokens."""
+    """Chooses experts for every token. f is the share of real tokens whose first choice an expert is, P the mean of their p."""
 
     def __init__(self, width: int, experts: int, top_k: int):
         super().__init__()
         self.top_k = top_k
         self.gate = nn.Linear(width, experts, bias=False)
-        self.shares = self.gates = torch.zeros(experts)
 
     def forward(self, hidden_BTd: Tensor, now: Pass) -> tuple[Tensor, Tensor]:
         """The chosen experts of every token and their gates, both [B, T, top_k]."""
         probabilities_BTE = self.gate(hidden_BTd).float().softmax(-1)
         largest_BTk, chosen_BTk = probabilities_BTE.topk(self.top_k)
-        real_BT = _real(hidden_BTd, now)
-        first_BTE = nn.functional.one_hot(chosen_BTk[..., 0], probabilities_BTE.shape[-1]) * real_BT[..., None]
-        self.shares = first_BTE.sum((0, 1)) / real_BT.sum()
-        self.gates = (probabilities_BTE * real_BT[..., None]).sum((0, 1)) / real_BT.sum()
+        real_BT1 = _real(hidden_BTd, now)[..., None].float()
+        first_BTE = nn.functional.one_hot(chosen_BTk[..., 0], probabilities_BTE.shape[-1]) * real_BT1
+        counts_E, sums_E = first_BTE.sum((0, 1)), (probabilities_BTE * real_BT1).sum((0, 1))
+        if self.training:  # several processes answer different batches in evaluation, and must not wait for each other
+            now.tell(processes.total(counts_E) / processes.total(real_BT1.sum()), sums_E / denominator(real_BT1.sum()))
+        else:
+            now.tell(counts_E / real_BT1.sum(), sums_E / real_BT1.sum())
         return chosen_BTk, gates_of(largest_BTk)
 
 
@@ -155,7 +173,7 @@ class Experts(nn.Module):
         for number, expert in enumerate(self.experts):
             rows = (chosen == number).nonzero(as_tuple=True)
             vectors_Nd = expert(hidden_BTd[rows[:2]])
-            out_BTd = out_BTd.index_put(rows[:2], vectors_Nd * gates[rows][:, None].to(vectors_Nd), accumulate=True)
+            out_BTd = out_BTd.index_put(rows[:2], (vectors_Nd * gates[rows][:, None]).to(out_BTd), accumulate=True)
         return out_BTd
 
 

@@ -51,7 +51,7 @@ class Lesson:
 
     def _instructor(self, source: str, weights: Any) -> Instructor:
         said = self.recipe.teacher
-        loaded = models.load(source, "classifier", where="teacher.model")
+        loaded = models.load(source, "classifier", where="teacher.model", task=self.data.task.name)
         columns = match_labels(loaded, self.data.task, said.label_order, where=f"teacher.model {source}")
         teacher = Teacher(loaded, columns, dropout=said.dropout)
         self.numerics.place(teacher.model)

@@ -82,8 +82,8 @@ class Mixture:
     def batch(self, indices: np.ndarray, pad_to: int | None = None, pad_id: int | None = 0) -> "dict[str, torch.Tensor]":
         """The rows as tensors, all of one task, whose own numbers for them are in `rows`; see `Encoded.batch`."""
         starts = np.cumsum([0, *(len(part) for part in self.parts)])
-        task = int(np.searchsorted(starts, indices[0], side="right")) - 1
-        return self.parts[task].batch(indices - starts[task], pad_to=pad_to, pad_id=pad_id)
+        part = int(np.searchsorted(starts, indices[0], side="right")) - 1
+        return self.parts[part].batch(indices - starts[part], pad_to=pad_to, pad_id=pad_id)
 
 
 def batches_of(rows: Encoded | Mixture, **how: Any) -> Iterator[np.ndarray]:

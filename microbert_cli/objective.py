@@ -7,6 +7,7 @@ scalar) pairs, so that an adversary with its own optimiser is one more pair to t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -81,7 +82,8 @@ class Objective(nn.Module):
 
     @property
     def teacher_want(self) -> Want:
-        return want_of([term for term in self.terms if term.asks_teacher], self.map_layers)
+        asking = want_of([term for term in self.terms if term.asks_teacher], self.map_layers)
+        return replace(asking, routing=False)  # how experts are used is the student's matter
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         """(parameter group, scalar, named parts) of one batch; nothing of an "idle" one counts (`processes.own_batch`)."""
@@ -158,6 +160,8 @@ class Objective(nn.Module):
             "task": batch.get("task"),
             "token_labels": batch.get("token_labels"),
             "token_logits": student.token_logits,
+            "shares": student.routing and student.routing[0],
+            "gates": student.routing and student.routing[1],
         }
         named = {name: known[short] for name in takes if (short := name.rpartition("_")[0]) in known}
         return function(**named, **{name: value for name, value in self._keywords(term).items() if name in takes})
@@ -198,7 +202,7 @@ def _no_rows(seen: Seen) -> Seen:
     """The same tensors without their rows: every sum over them is 0, and so is its gradient."""
     hidden, scores = ({layer: value[:0] for layer, value in shown.items()} for shown in (seen.hidden, seen.scores))
     logits, token_logits = (None if value is None else value[:0] for value in (seen.logits, seen.token_logits))
-    return Seen(logits, token_logits, hidden, scores)
+    return Seen(logits, token_logits, hidden, scores, seen.routing)
 
 
 def _nothing_to_learn() -> MbertError:

@@ -12,7 +12,7 @@ from microbert_cli.capture import show_scores
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.models import Loaded
-from microbert_cli.students.routed_bert import MODEL_TYPE, RoutedBertForSequenceClassification
+from microbert_cli.students.routed_bert import RoutedBertForSequenceClassification
 from microbert_cli.task import Task
 from microbert_cli.toml_files import read_toml
 
@@ -50,7 +50,7 @@ def classifier(
     heads: dict[str, Any] = {"labels": labels, "num_labels": task.num_labels}
     if not is_description(name, catalog):
         torch.manual_seed(seed)
-        loaded = models.load(name, "classifier", where=where, new_head=True, seed=seed, **heads)
+        loaded = models.load(name, "classifier", where=where, new_head=True, seed=seed, task=task.name, **heads)
         return loaded
     if tokenizer is None:
         raise no_vocabulary(name, where)
@@ -67,14 +67,14 @@ def several_heads(
 
     The heads depend on `seed` alone. Raises M088 where the model is no BERT, M089 where it has heads for other tasks.
     """
+    named = sorted(tasks, key=lambda task: task.name)  # as config.json keeps them
+    wanted = {task.name: {"labels": list(task.label.names or ()) or None, "num_labels": task.num_labels} for task in named}
+    if known := None if is_description(name, catalog) else models.load_several(name, where=where):
+        if known.model.config.tasks != wanted:
+            raise _other_tasks(f"{where} {name}", list(known.model.config.tasks), list(wanted))
+        return known
     dense = classifier(name, catalog, task=tasks[0], seed=seed, tokenizer=tokenizer, where=where, like=like)
-    kind = dense.model.config.model_type
-    wanted = {task.name: {"labels": list(task.label.names or ()) or None, "num_labels": task.num_labels} for task in tasks}
-    if kind == MODEL_TYPE:
-        if list(dense.model.config.tasks.items()) != list(wanted.items()):
-            raise _other_tasks(f"{where} {name}", list(dense.model.config.tasks), list(wanted))
-        return dense
-    if kind != "bert":
+    if (kind := dense.model.config.model_type) != "bert":
         raise _no_bert(f"{where} {name}", kind)
     model = RoutedBertForSequenceClassification.from_dense(dense.model, tasks=wanted, seed=seed)
     show_scores(model)
@@ -106,7 +106,7 @@ def _other_tasks(where: str, known: list[str], wanted: list[str]) -> MbertError:
         "M089",
         f"this model has heads for {', '.join(known)}, and the run is of {', '.join(wanted)}",
         where=where,
-        allowed="The same tasks with the same labels in the same order; or a model of one task or none.",
+        allowed="The same tasks with the same labels; or a model of one task or none.",
         fix=f"--tasks {','.join(known)}, or take one task's model out of it: mbert extract",
     )
 

@@ -117,7 +117,7 @@ def open_tasks(
     augmented: str | Mapping[str, str] | None = None,
     talk: Talk = SILENT,
 ) -> list[TaskRows]:
-    """Reads the recipe's task, or every one of its several tasks, which are numbered and called as the recipe calls them.
+    """Reads the recipe's task, or every one of its several tasks, called as the recipe calls them and numbered by name.
 
     augmented  what `mbert augment` made of the task, or of each by name
     """
@@ -125,12 +125,12 @@ def open_tasks(
         assert not isinstance(augmented, Mapping)
         return [open_task(recipe, catalog, splits=splits, augmented=augmented, talk=talk)]
     made = augmented if isinstance(augmented, Mapping) else {}
-    found = []
-    for number, named in enumerate(recipe.tasks):
+    found, numbers = [], sorted(map(task_name, recipe.tasks))
+    for named in recipe.tasks:
         place = made.get(task_name(named))
         data = open_task(recipe_of(recipe, named), catalog, splits=splits, augmented=place, talk=talk)
         called = data.task.model_copy(update={"name": task_name(named)})
-        found.append(replace(data, task=called, number=number))
+        found.append(replace(data, task=called, number=numbers.index(called.name)))
     return found
 
 

@@ -92,6 +92,7 @@ def want_of(terms: Sequence[LossTerm], layers: Sequence[int]) -> Want:
         token_logits=any("token_logits" in term.needs for term in terms),
         hidden=frozenset(hidden),
         scores=frozenset(layers[1:] if any("scores" in term.needs for term in terms) else ()),
+        routing=any("routing" in term.needs for term in terms),
     )
 
 

@@ -9,8 +9,8 @@ from microbert_cli.errors import MbertError
 
 BUILT_IN = {
     "losses": [
-        "attention_scores", "discriminator", "embedding", "feature_alignment", "hard_label", "hidden_states", "masked_lm",
-        "soft_target",
+        "attention_scores", "discriminator", "embedding", "feature_alignment", "hard_label", "hidden_states", "load_balance",
+        "masked_lm", "soft_target",
     ],
     "methods": ["labels-alone", "microbert", "microbert-plus", "mt-dnn", "soft-targets", "tinybert", "tinybert-reference"],
     "students": [

@@ -56,6 +56,19 @@ class RoutedBertConfig(BertConfig):
     routing_seed: int = 0
 
 
+OWN_FIELDS = (
+    "model_type",
+    "architectures",
+    "tasks",
+    "moe_layers",
+    "experts",
+    "expert_width",
+    "routing",
+    "top_k",
+    "routing_seed",
+)
+
+
 class TaskVectors(nn.Embedding):
     """A vector [64] per task, drawn from N(0, 1)."""
 
@@ -77,6 +90,7 @@ class _RoutedBert(BertPreTrainedModel):
     """How both models begin, and how they are read."""
 
     config_class = RoutedBertConfig
+    supports_gradient_checkpointing = False  # a pass that is run again would count and draw again
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -115,13 +129,19 @@ class RoutedBertModel(_RoutedBert, BertModel):
 
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *args: Any,
                 task: Tensor | int | None = None, **kwargs: Any) -> Any:  # fmt: skip
-        """BERT's forward for one task's rows."""
+        """BERT's forward for one task's rows; `routing` of the output is what the routers told (`experts.Pass.routing`)."""
         now = Pass(task=one_task(task, self.config), mask_BT=attention_mask)
         if hasattr(self, "task_embedding"):
             now.vector = self.task_embedding.weight[now.task]
         for experts in self.expert_layers.values():
             experts.now = now
-        return super().forward(input_ids, attention_mask, *args, **kwargs)
+        try:
+            output = super().forward(input_ids, attention_mask, *args, **kwargs)
+        finally:
+            for experts in self.expert_layers.values():
+                experts.now = Pass()
+        output.routing = now.routing
+        return output
 
     def progress(self, share: float) -> None:
         """Which share of training is done; see `experts.TaskRouter.progress`."""
@@ -162,7 +182,9 @@ class RoutedBertForSequenceClassification(_RoutedBert):
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, task=number, return_dict=True, **kwargs
         )
         logits = self.heads[self.tasks[number]](self.dropout(outputs.pooler_output))
-        return SequenceClassifierOutput(logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        answer = SequenceClassifierOutput(logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        answer.routing = outputs.routing
+        return answer
 
     @contextmanager
     def answering(self, task: str) -> Iterator["RoutedBertForSequenceClassification"]:
@@ -177,20 +199,17 @@ class RoutedBertForSequenceClassification(_RoutedBert):
         """Which share of training is done, 0 to 1: noise and table of the routers follow it."""
         self.bert.progress(share)
 
-    def routing(self) -> tuple[Tensor, Tensor] | None:
-        """Of the last pass: shares of tokens and mean gates, both [layers, E]; None without experts."""
-        routers = [experts.router for experts in self.bert.expert_layers.values()]
-        if not routers:
-            return None
-        return torch.stack([router.shares for router in routers]), torch.stack([router.gates for router in routers])
-
     @torch.no_grad()
     def chosen(self) -> dict[str, dict[int, list[int]]]:
-        """The experts of every task by layer, counted from 1: the table's, or where it is not frozen the ones without noise."""
+        """The experts of every task by layer, counted from 1: the table's, or where it is not frozen the ones without noise.
+
+        Nothing where tokens are routed one by one.
+        """
         told: dict[str, dict[int, list[int]]] = {name: {} for name in self.tasks}
         was_training = self.training
         self.eval()
-        for layer, experts in self.bert.expert_layers.items():
+        by_layer = self.bert.expert_layers if self.config.routing == "task" else {}
+        for layer, experts in by_layer.items():
             for number, name in enumerate(self.tasks):
                 logits_E = experts.router.gate(self.bert.task_embedding.weight[number]).float()
                 told[name][layer] = experts.router.choose(logits_E, number)
@@ -215,7 +234,7 @@ class RoutedBertForSequenceClassification(_RoutedBert):
         model  a BertModel, or any BERT with a head; its head is left behind
         """
         dense = model.base_model
-        fields = {key: value for key, value in dense.config.to_dict().items() if key not in ("model_type", "architectures")}
+        fields = {key: value for key, value in dense.config.to_dict().items() if key not in OWN_FIELDS}
         own = {
             "tasks": {name: dict(task) for name, task in tasks.items()}, "moe_layers": list(moe_layers), "experts": experts,
             "expert_width": expert_width, "routing": routing, "top_k": top_k, "routing_seed": seed,
