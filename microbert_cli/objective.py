@@ -7,7 +7,6 @@ scalar) pairs, so that an adversary with its own optimiser is one more pair to t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -82,8 +81,7 @@ class Objective(nn.Module):
 
     @property
     def teacher_want(self) -> Want:
-        asking = want_of([term for term in self.terms if term.asks_teacher], self.map_layers)
-        return replace(asking, routing=False)  # how experts are used is the student's matter
+        return want_of([term for term in self.terms if term.asks_teacher], self.map_layers)
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         """(parameter group, scalar, named parts) of one batch; nothing of an "idle" one counts (`processes.own_batch`)."""

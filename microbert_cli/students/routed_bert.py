@@ -115,17 +115,14 @@ class RoutedBertModel(_RoutedBert, BertModel):
 
     def __init__(self, config: RoutedBertConfig, add_pooling_layer: bool = True):
         super().__init__(config, add_pooling_layer)
+        self.expert_layers: dict[int, Experts] = {}  # by layer, counted from 1; also while another stands in for a layer
         for place in config.moe_layers:
             layer: Any = self.encoder.layer[place - 1]
             layer.intermediate, layer.output = _experts(config, place), _AddAndNorm(config)
+            self.expert_layers[place] = layer.intermediate
         if config.moe_layers and config.routing == "task":
             self.task_embedding = TaskVectors(len(config.tasks or {}), TASK_WIDTH)
         self.post_init()
-
-    @property
-    def expert_layers(self) -> dict[int, Experts]:
-        """The experts by layer, counted from 1."""
-        return {place: self.encoder.layer[place - 1].intermediate for place in self.config.moe_layers}
 
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *args: Any,
                 task: Tensor | int | None = None, **kwargs: Any) -> Any:  # fmt: skip
