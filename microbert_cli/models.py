@@ -108,6 +108,15 @@ def _routed(path: Path, kind: str, config: Any, task: str | None, source: str, w
     return Loaded(model, load_tokenizer(path, model.config, where=where), source, [])
 
 
+def load_several(source: str | Path, *, where: str) -> Loaded | None:
+    """A BERT for several tasks, whole, to go on from; None where the model is another."""
+    path = sources.find(source, where=where)
+    if not extraction.is_routed(config := read_config(path, where=where)):
+        return None
+    model = load_routed(path, config, where=where)
+    return Loaded(model, load_tokenizer(path, config, where=where), str(source), [], _projection(path, where))
+
+
 def load_routed(path: Path, config: Any, *, where: str) -> Any:
     """A BERT for several tasks as it is saved, whole."""
     extraction.check_routes(config, where=f"{where} {path}")

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from torch import Tensor, nn
@@ -62,6 +62,18 @@ def make_terms(
         if given is not None and (missing := sorted(asks - given)):
             raise _not_given(f"{where}.{term.name}", missing, given)
     return terms
+
+
+def without_teacher(terms: Sequence[LossTerm]) -> list[LossTerm]:
+    """What is left of a sum where nobody teaches: the terms that ask no teacher.
+
+    Terms of answers with labels - soft and hard targets - share one weight: those that are left take over what the others
+    had, so that (soft + hard) / 2 becomes hard.
+    """
+    left = [term for term in terms if not term.asks_teacher]
+    answering = [term for term in terms if {"logits", "labels"} <= term.needs]
+    whole, own = (sum(term.weight for term in those if term in answering) for those in (terms, left))
+    return [replace(term, weight=term.weight * whole / own) if own and term in answering else term for term in left]
 
 
 def takes_of(function: Callable[..., Any]) -> list[str]:

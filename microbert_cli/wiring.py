@@ -12,6 +12,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.recipe import Recipe
 from microbert_cli.resolve import Resolved, overlay
+from microbert_cli.several import augmented_of, each_place, ensemble_of, task_name, teacher_of, teachers_of
 
 RUNS = Path("runs")
 
@@ -26,12 +27,18 @@ class Step:
     out: Path
     inputs: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def places(self) -> dict[str, str]:
+        """The inputs that are names, one by one: of several teachers `teacher sst2`, `teacher mrpc 2`."""
+        return dict(pair for name, value in self.inputs.items() for pair in each_place(name, value))
+
 
 def default_root(resolved: Resolved, *, explicit: bool) -> Path:
     """`runs/<recipe>` for a named recipe, else `runs/<task>` or that of the user's own file, else `runs/mbert`."""
     if explicit:
         return RUNS / (resolved.name.strip(".") or "mbert")
-    named = resolved.recipe.task or resolved.recipe.data.train_file or "mbert"
+    recipe = resolved.recipe
+    named = recipe.task or "-".join(map(task_name, recipe.tasks)) or recipe.data.train_file or "mbert"
     return RUNS / (Path(named).name.split(".")[0] or "mbert")
 
 
@@ -100,7 +107,7 @@ def _pretrain(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
 
 def _finetune(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     model = made.resolve(recipe.finetune.model) or _pretrained(recipe, made)
-    tokenizer = recipe.base or made.of("pretrain") or made.resolve(recipe.teacher.model)
+    tokenizer = recipe.base or made.of("pretrain") or made.resolve(teacher_of(recipe))
     return {
         "model": _needed(model, "finetune.model", "an encoder: a directory, a Hub id or a student", "--model DIR"),
         "tokenizer": tokenizer if tokenizer != model else None,
@@ -125,9 +132,8 @@ def _augment(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
 
 
 def _task_distill(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
-    teacher = made.resolve(recipe.teacher.model) or made.of("finetune")
     return {
-        "teacher": _needed(teacher, "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR"),
+        "teacher": _teachers(recipe, made),
         "student": _student(recipe, made, catalog),
         "augmented": _augmented(recipe, made),
     }
@@ -137,7 +143,7 @@ def _evaluate(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     model = made.resolve(recipe.evaluate.model) or made.of("task-distill") or made.of("finetune")
     return {
         "model": _needed(model, "evaluate.model", "the model to evaluate", "mbert evaluate DIR"),
-        "teacher": made.resolve(recipe.teacher.model) or made.of("finetune"),
+        "teacher": _teacher(recipe, made),
     }
 
 
@@ -145,7 +151,7 @@ def _export(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     model = made.resolve(recipe.export.model) or made.of("task-distill")
     return {
         "model": _needed(model, "export.model", "the model to export", "mbert export DIR"),
-        "teacher": made.resolve(recipe.teacher.model) or made.of("finetune"),
+        "teacher": _teacher(recipe, made),
     }
 
 
@@ -172,6 +178,20 @@ def _pretrained(recipe: Recipe, made: _Made) -> str | None:
     return made.planned_of("pretrain") or recipe.base or made.of("pretrain")
 
 
+def _teacher(recipe: Recipe, made: _Made) -> str | None:
+    """The one teacher of one task: as named, else what this run fine-tunes."""
+    return made.resolve(teacher_of(recipe)) or made.of("finetune")
+
+
+def _teachers(recipe: Recipe, made: _Made) -> str | list[str] | dict[str, list[str]]:
+    """The teacher of a task, several to be asked together, or those of every task of several."""
+    if recipe.tasks:
+        return {task: [str(made.resolve(one)) for one in named] for task, named in teachers_of(recipe).items()}
+    if recipe.teacher.models:
+        return [str(made.resolve(one)) for one in ensemble_of(recipe)]
+    return _needed(_teacher(recipe, made), "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
+
+
 def _student(recipe: Recipe, made: _Made, catalog: Catalog) -> str:
     """`init` random: the description; else the general checkpoint of this run, unless `student` names a checkpoint."""
     known = recipe.student is not None and not Path(recipe.student).is_dir()
@@ -183,7 +203,9 @@ def _student(recipe: Recipe, made: _Made, catalog: Catalog) -> str:
     return _needed(student, "student", "a checkpoint, or a student of the catalogue", "--student DIR")
 
 
-def _augmented(recipe: Recipe, made: _Made) -> str | None:
+def _augmented(recipe: Recipe, made: _Made) -> str | dict[str, str] | None:
+    if recipe.tasks:
+        return {task: str(made.resolve(place)) for task, place in augmented_of(recipe).items()} or None
     if recipe.augmented is False:
         return None
     return made.resolve(recipe.augmented) if recipe.augmented else made.of("augment")

@@ -12,7 +12,7 @@ BUILT_IN = {
         "attention_scores", "discriminator", "embedding", "feature_alignment", "hard_label", "hidden_states", "load_balance",
         "masked_lm", "soft_target",
     ],
-    "methods": ["labels-alone", "microbert", "microbert-plus", "soft-targets", "tinybert", "tinybert-reference"],
+    "methods": ["labels-alone", "microbert", "microbert-plus", "mt-dnn", "soft-targets", "tinybert", "tinybert-reference"],
     "students": [
         "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "routed_bert",
         "tinybert-4l-312", "tinybert-6l-768",
