@@ -3,7 +3,7 @@
 Static: nothing is opened, torch is not imported, so `--dry-run` can tell what would happen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,18 +50,28 @@ def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
 
 
 def step(
-    name: str, resolved: Resolved, root: Path, catalog: Catalog, *, out: Path | None = None, planned: Sequence[str] = ()
-) -> Step:
-    """One stage with its inputs; `planned` are stages that will have run before it."""
+    name: str, resolved: Resolved, root: Path, catalog: Catalog, *, out: Path | None = None, planned: Sequence[str] = (),
+    over: Mapping[str, Any] | None = None,
+) -> Step:  # fmt: skip
+    """One stage with its inputs; `planned` are stages that will have run before it, `over` lies over the variant's values."""
     kind = name
     if variant := resolved.recipe.variant.get(name):
         values = dict(variant)
         kind = str(values.pop("stage", name))
         resolved = overlay(resolved, values, f"variant {name}", catalog)
+    if over:
+        resolved = overlay(resolved, over, "the comparison", catalog)
     if kind not in WIRES:
         raise _no_stage(name, kind)
     made = _Made(root, tuple(planned))
-    return Step(name, kind, resolved, out or root / name, WIRES[kind](resolved.recipe, made, catalog))
+    inputs = WIRES[kind](resolved.recipe, made, catalog)
+    return Step(name, kind, resolved, out or root / name, _of_task(inputs, resolved.recipe.task))
+
+
+def _of_task(inputs: dict[str, Any], task: str | None) -> dict[str, Any]:
+    """`{task}` in an input is the task's name, so that one recipe finds each task's own: "runs/teacher-{task}"."""
+    name = Path(task).stem if task else "{task}"
+    return {key: value.replace("{task}", name) if isinstance(value, str) else value for key, value in inputs.items()}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ FLOORS = {
     "exporting augmenter_tools teacher sources cache blocks masking scoring answering places baseline numerics "
     "int8_teacher memory ancestry packed",
     3: "loop phases",
-    4: "stages pipeline api stage task_rows racing lineage wiring run_record report_table planning preflight",
+    4: "stages pipeline api stage task_rows racing lineage wiring run_record report_table planning preflight comparing",
     5: "cli __init__ __main__",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}

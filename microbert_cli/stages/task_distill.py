@@ -1,5 +1,6 @@
 """Stage two: the student learns a task from the fine-tuned teacher, through all phases of the method."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from microbert_cli.task_rows import TaskRows, open_task
 from microbert_cli.teacher import Teacher, check_heads, check_order, check_strength, match_labels
 from microbert_cli.teacher_cache import CacheSettings, remember
 from microbert_cli.terms import ANSWERED, LossTerm, make_terms
-from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.tracking import SILENT, Log, Talk
 
 NAME = "task-distill"
+ASKED = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
 KEYS = ("task", "data", "teacher", "phases", "normalisation", "layer_map", "cache", "seed", "seeds", *NUMERICS)
 
 
@@ -56,6 +58,7 @@ def run(
         if work.done:
             return up_to_date(NAME, out)
         distiller = Distiller(recipe, catalog, data, teacher, student, identity["teacher"], talk)
+        distiller.teacher_log = work.path / ASKED
         taught = distiller.examine_teacher()
         seeds = recipe.seeds or [recipe.seed]
         metrics = over_seeds(seeds, work.path, data.task.primary, distiller.train_one, distiller.choices, talk)
@@ -75,6 +78,8 @@ def run(
 
 class Distiller:
     """Teacher, task and method at hand; trains one student per seed."""
+
+    teacher_log: Path | None = None
 
     def __init__(self, recipe: Recipe, catalog: Catalog, data: TaskRows, teacher: str, student: str, weights: Any, talk: Talk):
         self.recipe, self.catalog, self.data, self.talk = recipe, catalog, data, talk
@@ -184,14 +189,24 @@ class Distiller:
             numerics=self.numerics,
         )
         if name not in self.asks:
-            self.asks[name] = self._remember(spec, rows, objective.teacher_want)
+            self.asks[name] = self._timed(name, spec, rows, objective.teacher_want)
         return objective.asking(self.asks[name])
 
-    def _remember(self, spec: PhaseSpec, rows: Encoded, want: Want) -> Ask:
+    def _timed(self, name: str, spec: PhaseSpec, rows: Encoded, want: Want) -> Ask:
+        """The same, with a line on how many rows were asked about before training, and how long it took."""
+        began, teacher = time.monotonic(), self._in_int8(want) or self.teacher
+        before = teacher.asked
+        ask = self._remember(teacher, spec, rows, want)
+        if self.teacher_log is not None:
+            taken = {"phase": name, "kept": ask != teacher.ask, "rows": len(rows), "asked": teacher.asked - before}
+            with Log(self.teacher_log) as log:
+                log.write(**taken, took=round(time.monotonic() - began, 3))
+        return ask
+
+    def _remember(self, teacher: Teacher, spec: PhaseSpec, rows: Encoded, want: Want) -> Ask:
         """The teacher, through the cache. Under `reference` padding counts, and padding is not kept."""
         if self.recipe.normalisation == "reference" and (want.hidden or want.scores):
-            return self.teacher.ask
-        teacher = self._in_int8(want) or self.teacher
+            return teacher.ask
         return remember(
             teacher,
             rows,
