@@ -1,6 +1,7 @@
 """`mbert compare`: several methods, ablations or recipes on the same data, and one table."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.options import About, Common, with_options
 from microbert_cli.cli.running import explain, state
 from microbert_cli.comparing.grids import check_grid, parse_grid, told, trials_of
-from microbert_cli.comparing.rows import COMPARISON, Plan, Row, lengths, plan_rows, seeds_of
+from microbert_cli.comparing.rows import COMPARISON, Plan, Row, kind_of, lengths, plan_rows, seeds_of
 from microbert_cli.errors import MbertError
 from microbert_cli.resolve import Resolved
 from microbert_cli.wiring import RUNS
@@ -82,27 +83,25 @@ def _plans(
     catalog = common.catalog()
 
     def plan(place: Path, task: dict[str, Any]) -> Plan:
-        def resolve(recipe: str | None, more: Mapping[str, Any]) -> Resolved:
-            return _resolved(common, recipe, {**values, **task, **more}, catalog)
+        def resolve(recipe: str | None) -> Resolved:
+            return _resolved(common, recipe or common.recipe or names[0], {**values, **task}, catalog)
 
-        return plan_rows(names, place, catalog, resolve, seeds=seeds, ablate=ablate)
+        return plan_rows(names, place, catalog, resolve, base=common.recipe is not None, seeds=seeds, ablate=ablate)
 
     return [plan(root / Path(task).stem, {"task": task}) for task in tasks] if tasks else [plan(root, {})]
 
 
 def _resolved(common: Common, name: str | None, values: dict[str, Any], catalog: Any) -> Resolved:
-    """A recipe with this command's options; without a name, or for a method, the base recipe."""
-    from dataclasses import replace
-
-    is_recipe = name is not None and (Path(name).suffix == ".toml" or name in catalog.names("recipes") or Path(name).is_file())
-    return replace(common, recipe=name if is_recipe else common.recipe).resolve(**values)
+    """A recipe with this command's options; a method's name stands for no recipe, or mbert.toml."""
+    recipe = common.recipe if name is None or kind_of(name, catalog) == "methods" else name
+    return replace(common, recipe=recipe).resolve(**values)
 
 
 def _default_root(names: list[str], common: Common, values: dict[str, Any]) -> Path:
-    """runs/compare, and what follows from names: the recipe's where there is one, the task's where it is typed."""
-    recipe = Path(names[0]).stem if len(names) == 1 else Path(common.recipe).stem if common.recipe else None
+    """runs/compare, and the names of the base recipe and of the task that are typed: what stays when a row is added."""
+    recipe = common.recipe or (names[0] if kind_of(names[0], common.catalog()) == "recipes" else None)
     about = values["task"] or values["data__train_file"]
-    parts = ["compare", recipe, Path(about).stem if about else None]
+    parts = ["compare", Path(recipe).stem if recipe else None, Path(about).stem if about else None]
     return RUNS / "-".join(part for part in parts if part)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-BAND = 0.16  # of the width of a panel, for rows of one shape
+BAND = 0.2  # of the width of a panel, at most, for rows of one shape
 GREY = "#8a8a8a"
 STYLE = {
     "svg.hashsalt": "mbert", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9,
@@ -24,9 +24,9 @@ def draw(metrics: Mapping[str, Any], path: Path) -> None:
     tasks = metrics["tasks"]
     most = max(len(section["rows"]) for section in tasks.values())
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2 * len(tasks), max(3.6, 1.6 + 0.3 * most)), layout="constrained")
-        panels = figure.subplots(1, len(tasks), squeeze=False)[0]
-        for panel, (task, section) in zip(panels, tasks.items(), strict=True):
+        figure = Figure(figsize=(7.6, len(tasks) * max(3.4, 1.5 + 0.24 * most)), layout="constrained")
+        panels = figure.subplots(len(tasks), 1, squeeze=False)
+        for (panel,), (task, section) in zip(panels, tasks.items(), strict=True):
             _panel(panel, task, section)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
 
@@ -35,7 +35,8 @@ def _panel(panel: Any, task: str, section: Mapping[str, Any]) -> None:
     rows, teacher = section["rows"], section["teacher"]
     latencies = [row["latency_ms"] for row in [*rows, *([teacher] if teacher else [])] if row.get("latency_ms")]
     width = 1.12 * max(latencies)
-    points = _places(rows, BAND * width)
+    band = _band(latencies, width)
+    points = _places(rows, band)
     looks = _looks(rows)
     for row, (x, y), look in zip(rows, points, looks, strict=True):
         panel.errorbar(x, y, yerr=row["spread"] or None, capsize=3, markersize=7, elinewidth=1.2, zorder=3, **look)
@@ -47,7 +48,16 @@ def _panel(panel: Any, task: str, section: Mapping[str, Any]) -> None:
     panel.set_xlim(0, width)
     _heights(panel, rows, teacher, section["majority"], width)
     _name(panel, named, width)
-    _axes(panel, task, section, latencies, BAND * width)
+    _axes(panel, task, section, latencies, width)
+    for latency in {row["latency_ms"] for row in rows}:
+        panel.axvspan(latency - band / 2, latency + band / 2, color="#f4f4f4", zorder=0)
+
+
+def _band(latencies: Sequence[float], width: float) -> float:
+    """How wide the rows of one shape may spread without meeting those of another."""
+    known = sorted({*latencies})
+    apart = [right - left for left, right in zip(known[:-1], known[1:], strict=True)]
+    return min([BAND * width, *(0.85 * each for each in apart)])
 
 
 def _places(rows: Sequence[Mapping[str, Any]], band: float) -> list[Point]:
@@ -56,7 +66,7 @@ def _places(rows: Sequence[Mapping[str, Any]], band: float) -> list[Point]:
     for row in rows:
         alike = [other["row"] for other in rows if other["latency_ms"] == row["latency_ms"]]
         share = (alike.index(row["row"]) + 0.5) / len(alike) - 0.5
-        found.append((row["latency_ms"] + share * band * min(1.0, len(alike) / 4), row["score"]))
+        found.append((row["latency_ms"] + share * band * min(0.9, len(alike) / 5), row["score"]))
     return found
 
 
@@ -90,7 +100,7 @@ def _heights(panel: Any, rows: Sequence[Mapping[str, Any]], teacher: Mapping[str
 def _name(panel: Any, named: Sequence[tuple[str, Point, str]], width: float) -> None:
     """Names in a column at the right, far enough apart to be read, each joined to its point."""
     bottom, top = panel.get_ylim()
-    gap = (top - bottom) / max(14, len(named) + 1)
+    gap = (top - bottom) / max(17, len(named) + 1)
     order = sorted(named, key=lambda one: one[1][1])
     heights = _apart([point[1] for _, point, _ in order], gap, bottom + gap / 2, top - gap / 2)
     for (name, (x, y), colour), height in zip(order, heights, strict=True):
@@ -102,20 +112,23 @@ def _name(panel: Any, named: Sequence[tuple[str, Point, str]], width: float) -> 
 
 def _apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """The wanted heights, in order, moved until neighbours are `gap` apart and all lie between `low` and `high`."""
-    found: list[float] = []
-    for height in wanted:
-        found.append(max(height, low, found[-1] + gap if found else low))
-    limit = high
-    for i in reversed(range(len(found))):
-        found[i] = min(found[i], limit)
-        limit = found[i] - gap
+    count = len(wanted)
+    found = [min(max(height, low + i * gap), high - (count - 1 - i) * gap) for i, height in enumerate(wanted)]
+    for _ in range(50 * count):  # neighbours that are too near give way by half each, again and again
+        near = [i for i in range(count - 1) if found[i + 1] - found[i] < 0.999 * gap]
+        if not near:
+            break
+        for i in near:
+            push = (gap - (found[i + 1] - found[i])) / 2
+            found[i] = max(found[i] - push, low + i * gap)
+            found[i + 1] = min(found[i + 1] + push, high - (count - 2 - i) * gap)
     return found
 
 
-def _axes(panel: Any, task: str, section: Mapping[str, Any], latencies: Sequence[float], band: float) -> None:
+def _axes(panel: Any, task: str, section: Mapping[str, Any], latencies: Sequence[float], width: float) -> None:
     ticks = [0.0]
     for latency in sorted(set(latencies)):
-        if latency - ticks[-1] > band / 2:
+        if latency - ticks[-1] > 0.05 * width:
             ticks.append(latency)
     panel.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     panel.grid(axis="y", color="#e6e6e6", linewidth=0.7)

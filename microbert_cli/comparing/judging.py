@@ -1,6 +1,6 @@
 """Whether rows can be compared, and by how much they differ: said in words beside the numbers, never left to the reader."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from statistics import mean, stdev
 from typing import Any
@@ -44,12 +44,10 @@ def verdict(found: Mapping[str, Any]) -> str:
 def remarks(rows: Sequence[Row], *, machine: Mapping[str, Any] | None = None) -> list[str]:
     """What a reader must know about the fairness of these rows, a line each."""
     return [
-        *_same("data", "Training or dev rows differ", rows, lambda row: row["about"]["data"]),
-        *_same(
-            "teacher", "Teachers differ", [row for row in rows if row["about"]["teacher"]], lambda row: row["about"]["teacher"]
-        ),
-        *_same("shape", "Student shapes differ", rows, lambda row: row["about"]["shape"], "parameters"),
-        *_same("start", "Students start from different weights", rows, lambda row: row["about"]["start"], "from"),
+        *_same("Training or dev rows differ", rows, "data"),
+        *_same("Teachers differ", [row for row in rows if row["about"]["teacher"]], "teacher"),
+        *_same("Student shapes differ", rows, "shape", lambda row: f"{row['parameters']:,} parameters"),
+        *_same("Students start from different weights", rows, "start", lambda row: row["about"]["from"]),
         *_budgets(rows),
         *_seeds(rows),
         *_teachers_answers(rows),
@@ -58,19 +56,13 @@ def remarks(rows: Sequence[Row], *, machine: Mapping[str, Any] | None = None) ->
     ]
 
 
-def _same(_: str, what: str, rows: Sequence[Row], of: Any, shown: str | None = None) -> Iterator[str]:
+def _same(what: str, rows: Sequence[Row], key: str, shown: Callable[[Row], str] | None = None) -> Iterator[str]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(digest(of(row)), []).append(row)
+        groups.setdefault(digest(row["about"][key]), []).append(row)
     if len(groups) > 1:
-        told = [f"{_names(group)}{_shown(group[0], shown)}" for group in groups.values()]
+        told = [f"{_names(group)}{f' ({shown(group[0])})' if shown else ''}" for group in groups.values()]
         yield f"{what}: {'; '.join(told)}."
-
-
-def _shown(row: Row, key: str | None) -> str:
-    if key == "parameters" and row.get("parameters"):
-        return f" ({row['parameters']:,} parameters)"
-    return f" ({row['about']['from']})" if key == "from" and row["about"].get("from") else ""
 
 
 def _names(rows: Sequence[Row]) -> str:
@@ -79,18 +71,18 @@ def _names(rows: Sequence[Row]) -> str:
 
 def _budgets(rows: Sequence[Row]) -> Iterator[str]:
     """Steps and rows a seed saw, and how many choices were tried for it."""
-    for key, what, unit in (
-        ("steps", "Budgets differ, optimiser steps of a seed", ""),
-        ("rows_seen", "Budgets differ, rows seen by a seed", ""),
-        ("rates_tried", "Learning rates tried differ", ""),
-        ("grid_tried", "Values of the grid tried differ", ""),
+    for key, what in (
+        ("steps", "Budgets differ, optimiser steps of a seed"),
+        ("rows_seen", "Budgets differ, rows seen by a seed"),
+        ("rates_tried", "Learning rates tried differ"),
+        ("grid_tried", "Values of the grid tried differ"),
     ):
         groups: dict[Any, list[Row]] = {}
         for row in rows:
             groups.setdefault(row[key], []).append(row)
-        told = [f"{_names(group)} {value if value is None else format(value, ',')}{unit}" for value, group in groups.items()]
+        told = [f"{_names(group)} {'not counted' if v is None else format(v, ',')}" for v, group in groups.items()]
         if len(groups) > 1:
-            yield f"{what}: {'; '.join(told).replace(' None', ' not counted')}."
+            yield f"{what}: {'; '.join(told)}."
 
 
 def _seeds(rows: Sequence[Row]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What is compared: methods, recipes and ablations as rows, each a stage with an output directory of its own.
 
-A method is one row: the base recipe's `task-distill` with that method. A recipe is as many rows as its `stages` hold stages of
+A method is one row: the base recipe's `task-distill` with that method; the base is the recipe given as such, else the first row's
+where that is a recipe. A recipe is as many rows as its `stages` hold stages of
 kind task-distill or finetune that no other stage reads; what they need is run before them, what comes after is left out.
 Directories follow from names alone, so that a row added to a finished comparison changes no other.
 """
@@ -21,7 +22,7 @@ COMPARISON, TRIED = "comparison", "tried"  # folders beside the rows
 ROWS = ("task-distill", "finetune")
 TRAINS = ("pretrain", "finetune", "general-distill", "augment", "task-distill")
 
-Resolve = Callable[[str | None, Mapping[str, Any]], Resolved]
+Resolve = Callable[[str | None], Resolved]
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ class Row:
     def step(self, catalog: Catalog, more: Mapping[str, Any] | None = None, out: Path | None = None) -> Step:
         """The stage to run, with `more` values, for instance those of a grid."""
         over = {**self.over, **(more or {})}
-        return step(
+        made = step(
             self.stage, self.resolved, self.root, catalog, out=out or self.out, planned=self.planned, over=_nested(over)
         )
+        return replace(made, name=self.name)
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,14 @@ def plan_rows(
     catalog: Catalog,
     resolve: Resolve,
     *,
+    base: bool = False,
     seeds: Sequence[int] | None = None,
     ablate: Sequence[str] = (),
 ) -> Plan:
-    """The rows of `names` and their ablations. `resolve(recipe or None, values)` gives a recipe with the command's options.
+    """The rows of `names` and their ablations.
 
+    resolve  a recipe's name -> the recipe with the command's options; None -> the base recipe
+    base     whether a base recipe was given beside the rows; else the first row's recipe is it
     Raises M061 (a recipe without rows), M062 (no task), M063 (different tasks), M064 (names that clash), M065 (an ablation that
     no row has), M121 (neither recipe nor method), M122 (both), and whatever is wrong with the recipes, all at once.
     """
@@ -83,10 +88,10 @@ def plan_rows(
     errors: list[MbertError] = []
     for number, name in enumerate(names):
         try:
-            if _kind(name, catalog) == "methods":
-                needed, found = _of_method(name, root, catalog, resolve)
+            if kind_of(name, catalog) == "methods":
+                needed, found = _of_method(name, root, catalog, resolve(None))
             else:
-                needed, found = _of_recipe(name, root if number == 0 else None, root, catalog, resolve)
+                needed, found = _of_recipe(name, root, catalog, resolve(name), is_base=number == 0 and not base)
             before |= {one.out: one for one in needed}
             rows += found
         except MbertError as error:
@@ -101,7 +106,8 @@ def plan_rows(
     return Plan(root, list(before.values()), rows)
 
 
-def _kind(name: str, catalog: Catalog) -> str:
+def kind_of(name: str, catalog: Catalog) -> str:
+    """ "recipes" or "methods"; raises M121, M122."""
     kinds = [kind for kind in ("recipes", "methods") if name in catalog.names(kind)]
     if Path(name).suffix == ".toml" or Path(name).is_file() or kinds == ["recipes"]:
         return "recipes"
@@ -125,17 +131,15 @@ def _kind(name: str, catalog: Catalog) -> str:
     return kinds[0]
 
 
-def _of_method(name: str, root: Path, catalog: Catalog, resolve: Resolve) -> tuple[list[Step], list[Row]]:
-    base = resolve(None, {})
+def _of_method(name: str, root: Path, catalog: Catalog, base: Resolved) -> tuple[list[Step], list[Row]]:
     made = _trained(base, root, catalog, rows=False)
     row = Row(name, "task-distill", base, root, tuple(one.name for one in made), root / name, over={"method": name})
     row.step(catalog)
     return made, [row]
 
 
-def _of_recipe(name: str, own: Path | None, root: Path, catalog: Catalog, resolve: Resolve) -> tuple[list[Step], list[Row]]:
-    resolved = resolve(name, {})
-    root = own or root / resolved.name
+def _of_recipe(name: str, root: Path, catalog: Catalog, resolved: Resolved, *, is_base: bool) -> tuple[list[Step], list[Row]]:
+    root = root if is_base else root / resolved.name
     if not resolved.recipe.stages:
         row = Row(resolved.name, "task-distill", resolved, root, (), root / "task-distill")
         row.step(catalog)

@@ -80,7 +80,10 @@ def _section(entries: Sequence[Entry], catalog: Catalog, talk: Talk) -> Section:
         entry, found = taught
         teacher = {"score": found["teacher"][primary], "directory": str(entry.step.inputs["teacher"])}
         places[""] = teacher["directory"]
-    machine = _race([*rows, *([teacher] if teacher else [])], places, entries[0], catalog, talk)
+    raced = (
+        teacher and not entries[0].step.resolved.recipe.teacher.label_order
+    )  # the race knows no names of outputs but its own
+    machine = _race([*rows, *([teacher] if raced else [])], places, entries[0], catalog, talk)
     for row in rows:
         row["retention"] = row["score"] / teacher["score"] if teacher and teacher["score"] > 0 else None
     return {
@@ -116,6 +119,7 @@ def _row(one: Entry) -> Section:
         "chosen": one.chosen,
         "tried": one.tried,
         "grid_tried": len(one.tried),
+        "grid_seconds": sum(_trial_seconds(Path(trial["directory"])) for trial in one.tried),
         "directory": str(one.out),
         "about": {
             "data": [made["identity"]["data"].get(key) for key in ("task", "max_length", "train", "dev")],
@@ -125,6 +129,14 @@ def _row(one: Entry) -> Section:
             "shape": _shape(one.out),
         },
     }
+
+
+def _trial_seconds(out: Path) -> float:
+    """What trying one choice of a grid took; 0 for one that diverged, and so left no output."""
+    if not (out / manifest.FILE).is_file():
+        return 0.0
+    metrics, made = read_metrics(out), manifest.read(out)
+    return costs(out, made, metrics["phases"], made["seeds"])["seconds_in_all"] or 0.0
 
 
 def _shape(model: Path) -> str:

@@ -197,7 +197,7 @@ class Distiller:
         began, teacher = time.monotonic(), self._in_int8(want) or self.teacher
         before = teacher.asked
         ask = self._remember(teacher, spec, rows, want)
-        if self.teacher_log is not None:
+        if self.teacher_log is not None and want != Want():
             taken = {"phase": name, "kept": ask != teacher.ask, "rows": len(rows), "asked": teacher.asked - before}
             with Log(self.teacher_log) as log:
                 log.write(**taken, took=round(time.monotonic() - began, 3))
