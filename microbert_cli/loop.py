@@ -46,6 +46,7 @@ class Plan:
     evaluate_every: int = 0
     checkpoint_seconds: float = 120.0
     checkpoint_steps: int = 0
+    gradient_norms: int = 0
     keep_best: bool = True
 
 
@@ -113,15 +114,21 @@ class _Run:
             learning_rate=plan.learning_rate,
             weight_decay=plan.weight_decay,
             max_grad_norm=plan.max_grad_norm,
+            leave_out=[p for adversary in objective.adversaries.values() for p in adversary.parameters()],
         )
+        self.adversaries = {name: adversary.optimiser() for name, adversary in objective.adversaries.items()}
         self.step = 0
         self.result = Trained(0, {})
         self.best_weights: dict[str, dict[str, Tensor]] | None = None
         self.saved_at = time.monotonic()
 
     @property
+    def optimisers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimiser, *self.adversaries.values()]
+
+    @property
     def parameters(self) -> list[Tensor]:
-        return [p for group in self.optimiser.param_groups for p in group["params"]]
+        return _parameters(self.optimiser)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -138,13 +145,15 @@ class _Run:
         before = _random_state()
         parts = self._fitting(batches) or self._in_halves(batches, before)
         parts = processes.mean(parts)
-        processes.average_gradients(self.parameters)
+        processes.average_gradients([*self.parameters, *_parameters(*self.adversaries.values())])
         norm = self._clip()
         if not math.isfinite(parts["loss"]) or not math.isfinite(norm):
             self._back_to(before)
             raise self._diverged(parts["loss"], norm, batches)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.objective.note(parts)
         self.step += 1
         self.result.losses = parts
         log.write(phase=self.plan.name, step=self.step, lr=self.optimiser.param_groups[0]["lr"], norm=norm, **parts)
@@ -196,6 +205,7 @@ class _Run:
             "weights": self._weights(),
             "best_weights": self.best_weights,
             "optimiser": self.optimiser.state_dict(),
+            "adversaries": {name: optimiser.state_dict() for name, optimiser in self.adversaries.items()},
             "random": _random_state(),
             "result": vars(self.result),
         }
@@ -209,6 +219,8 @@ class _Run:
         self.step, self.best_weights = state["step"], state["best_weights"]
         self._load(state["weights"])
         self.optimiser.load_state_dict(state["optimiser"])
+        for name, optimiser in self.adversaries.items():
+            optimiser.load_state_dict(state["adversaries"][name])
         _set_random_state(state["random"])
         self.result = Trained(**state["result"])
         self.talk.note(f"{self.plan.name}: going on after step {self.step} of {self.plan.steps}")
@@ -249,7 +261,8 @@ class _Run:
 
     def _back_to(self, before: Random) -> None:
         """As it was before this step's forward passes."""
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
         _set_random_state(before)
 
     def _accumulate(self, batches: list[Batch]) -> dict[str, float]:
@@ -257,11 +270,26 @@ class _Run:
             batches = [half for batch in batches for half in memory.halves(batch)]
         sums: dict[str, float] = {}
         for batch in batches:
-            for _, loss, parts in self.objective.losses(batch):
-                (loss / len(batches)).backward()
-                for name, value in {"loss": loss, **parts}.items():
+            for group, loss, parts in self.objective.losses(batch):
+                told = {"loss": loss, **parts, **self._gradient_norms(parts)} if group == "student" else parts
+                if loss.requires_grad or group == "student":
+                    (loss / len(batches)).backward()
+                for name, value in told.items():
                     sums[name] = sums.get(name, 0.0) + value.item() / len(batches)
         return sums
+
+    def _gradient_norms(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On the steps planned for it: the norm of each weighted part's own gradient in the student."""
+        if not self.plan.gradient_norms or (self.step + 1) % self.plan.gradient_norms:
+            return {}
+        student = [p for p in self.objective.student.parameters() if p.requires_grad]
+        norms = {}
+        for name, weight in self.objective.weights.items():
+            found: tuple[Tensor | None, ...] = ()
+            if parts[name].requires_grad:
+                found = torch.autograd.grad(weight * parts[name], student, retain_graph=True, allow_unused=True)
+            norms[f"{name}_gradient"] = nn.utils.get_total_norm([g for g in found if g is not None])
+        return norms
 
     def _clip(self) -> float:
         if not clips_globally(self.optimiser):
@@ -294,6 +322,10 @@ def _table(phase: str) -> str:
     name = phase.partition("-lr")[0]
     known = {"pretrain": "pretrain", "finetune": "finetune", "general-distill": "general"}
     return known.get(name, f"phases.{name}")
+
+
+def _parameters(*optimisers: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]]
 
 
 def _random_state() -> Random:

@@ -7,7 +7,7 @@ scalar) pairs, so that an adversary with its own optimiser is one more pair to t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from microbert_cli.capture import Seen, Want, look
 from microbert_cli.errors import MbertError
 from microbert_cli.numerics import PLAIN, Numerics
-from microbert_cli.terms import LossTerm, want_of
+from microbert_cli.terms import LossTerm, takes_of, want_of
 
 Batch = Mapping[str, Tensor]
 Ask = Callable[[Batch, Want], Seen]
@@ -29,6 +29,7 @@ class Objective(nn.Module):
     map_layers       g(0)..g(M): the teacher layer of every student layer
     student_width, teacher_width   of the projected vectors; equal widths are projected too when `always_project`, since the
                      released code does so
+    classes, tasks   outputs of the head and tasks of the run, for what a term trains beside the student: `own`
     numerics         of the forward passes and the projection; losses are computed in float32
     """
 
@@ -41,6 +42,8 @@ class Objective(nn.Module):
         map_layers: Sequence[int] = (0,),
         student_width: int = 0,
         teacher_width: int = 0,
+        classes: int = 0,
+        tasks: int = 1,
         normalisation: str = "masked",
         always_project: bool = False,
         numerics: Numerics = PLAIN,
@@ -58,6 +61,8 @@ class Objective(nn.Module):
         self.projection: nn.Linear | None = None
         if any(term.projects for term in terms) and (student_width != teacher_width or always_project):
             self.projection = _fit_dense(student_width, teacher_width)
+        made = {term.name: term.own(classes=classes, teacher_width=teacher_width, tasks=tasks) for term in self.terms}
+        self.own = nn.ModuleDict({name: own for name, own in made.items() if own is not None})
 
     @property
     def student(self) -> nn.Module:
@@ -75,19 +80,43 @@ class Objective(nn.Module):
 
     @property
     def teacher_want(self) -> Want:
-        return want_of(self.terms, self.map_layers)
+        return want_of([term for term in self.terms if term.asks_teacher], self.map_layers)
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         """(parameter group, scalar, named parts) of one batch; nothing of an "idle" one counts (`processes.own_batch`)."""
         with self.numerics.forward():
-            teacher = self._ask_teacher(batch, self.teacher_want) if self._ask_teacher else Seen()
+            want = self.teacher_want
+            teacher = self._ask_teacher(batch, want) if self._ask_teacher and want != Want() else Seen()
             student = look(self.student, batch, self.student_want)
         if "idle" in batch:
             batch = {name: value[:0] for name, value in batch.items()}
             teacher, student = _no_rows(teacher), _no_rows(student)
         parts = {term.name: self._value(term, student, teacher, batch) for term in self.terms}
         total = torch.stack([term.weight * parts[term.name] for term in self.terms]).sum()
-        yield "student", total, parts
+        yield "student", total, parts | self._told()
+        for term in self.terms:
+            if term.against is not None:
+                loss, told = self._call(term.against, term, student, teacher, batch, self._layers(term)[0])
+                yield term.name, loss, told
+
+    def _told(self) -> dict[str, Tensor]:
+        telling = (cast(Any, own) for own in self.own.values() if hasattr(own, "told"))
+        return {name: value for own in telling for name, value in own.told().items()}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What each named part counts in the student's scalar."""
+        return {term.name: term.weight for term in self.terms}
+
+    @property
+    def adversaries(self) -> dict[str, Any]:
+        """What a term trains against the student, each with an optimiser of its own."""
+        return {term.name: self.own[term.name] for term in self.terms if term.against is not None}
+
+    def note(self, parts: dict[str, float]) -> None:
+        """Tells adversaries what a step came to, once it is taken and agreed on."""
+        for adversary in self.adversaries.values():
+            adversary.note(parts)
 
     def progress(self, step: int, steps: int) -> None:
         """How far the phase has come, told before every step: to terms that begin late, and to a student that asks for it."""
@@ -100,42 +129,53 @@ class Objective(nn.Module):
         return next(self.losses(batch))[1]
 
     def _value(self, term: LossTerm, student: Seen, teacher: Seen, batch: Batch) -> Tensor:
-        keywords = dict(term.parameters)
-        if "normalisation" in term.takes:
-            keywords.setdefault("normalisation", self.normalisation)
-        if "mapped_layers" in term.takes:
-            keywords["mapped_layers"] = len(self._layers(term))
-        if "project" in term.takes:
-            keywords["project"] = self._map
-        values = [
-            term.function(**self._positional(term, student, teacher, batch, layer), **keywords) for layer in self._layers(term)
-        ]
+        values = [self._call(term.function, term, student, teacher, batch, layer) for layer in self._layers(term)]
         return torch.stack(values).sum()
 
     def _layers(self, term: LossTerm) -> Sequence[int]:
-        return range(1, len(self.map_layers)) if term.over == "layers" else [0]
+        return {"layers": range(1, len(self.map_layers)), "top": [len(self.map_layers) - 1]}.get(term.over, [0])
 
-    def _positional(self, term: LossTerm, student: Seen, teacher: Seen, batch: Batch, layer: int) -> dict[str, Any]:
+    def _call(
+        self, function: Callable[..., Any], term: LossTerm, student: Seen, teacher: Seen, batch: Batch, layer: int
+    ) -> Any:
+        """One of the term's functions with what its parameters are named after."""
+        takes = takes_of(function)
         student_value, teacher_value = self._pair(term, student, teacher, layer)
         known = {
             "student": student_value,
             "teacher": teacher_value,
+            "student_logits": student.logits if "logits" in term.needs else None,
+            "teacher_logits": teacher.logits if "logits" in term.needs else None,
+            "student_hidden": student.hidden[layer] if "hidden" in term.needs else None,
+            "teacher_hidden": teacher.hidden[self._taught_by(layer)] if "hidden" in term.needs else None,
             "mask": batch.get("attention_mask"),
             "labels": batch.get("labels"),
             "augmented": batch.get("augmented"),
+            "task": batch.get("task"),
             "token_labels": batch.get("token_labels"),
             "token_logits": student.token_logits,
         }
-        plain = {name: name.rpartition("_")[0] for name in term.takes}
-        return {name: known[short] for name, short in plain.items() if short in known}
+        named = {name: known[short] for name in takes if (short := name.rpartition("_")[0]) in known}
+        return function(**named, **{name: value for name, value in self._keywords(term).items() if name in takes})
+
+    def _keywords(self, term: LossTerm) -> dict[str, Any]:
+        handed = {
+            "mapped_layers": len(self._layers(term)),
+            "project": self._map,
+            "share": self.share,
+            "own": self.own[term.name] if term.name in self.own else None,
+        }
+        return {"normalisation": self.normalisation, **term.parameters, **handed}
 
     def _pair(self, term: LossTerm, student: Seen, teacher: Seen, layer: int) -> tuple[Any, Any]:
-        taught_by = self.map_layers[layer] if layer < len(self.map_layers) else 0
         if "scores" in term.needs:
-            return student.scores[layer], teacher.scores[taught_by]
+            return student.scores[layer], teacher.scores[self._taught_by(layer)]
         if "hidden" in term.needs:
-            return self._project(student.hidden[layer], term), teacher.hidden[taught_by]
+            return self._project(student.hidden[layer], term), teacher.hidden[self._taught_by(layer)]
         return student.logits, teacher.logits
+
+    def _taught_by(self, layer: int) -> int:
+        return self.map_layers[layer] if layer < len(self.map_layers) else 0
 
     def _project(self, hidden_BTd: Tensor, term: LossTerm) -> Tensor:
         """As the loss compares it: mapped here, unless the loss takes `project` and maps what it makes of it."""

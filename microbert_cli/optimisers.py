@@ -57,10 +57,19 @@ class BertAdam(torch.optim.Optimizer):
 
 
 def make_optimiser(
-    name: str, modules: Iterable[nn.Module], *, learning_rate: float, weight_decay: float, max_grad_norm: float
+    name: str,
+    modules: Iterable[nn.Module],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    max_grad_norm: float,
+    leave_out: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """The preset `name` over every trainable parameter of `modules`."""
-    named = [pair for module in modules for pair in module.named_parameters() if pair[1].requires_grad]
+    """The preset `name` over every trainable parameter of `modules` but those that are left out."""
+    left = {id(parameter) for parameter in leave_out}
+    named = [
+        pair for module in modules for pair in module.named_parameters() if pair[1].requires_grad and id(pair[1]) not in left
+    ]
     groups = [
         {"params": [p for n, p in named if not n.endswith(NO_DECAY)], "weight_decay": weight_decay},
         {"params": [p for n, p in named if n.endswith(NO_DECAY)], "weight_decay": 0.0},

@@ -77,6 +77,7 @@ def make_plan(
         evaluate_every=max(1, steps // training.evaluations) if training.evaluations else 0,
         checkpoint_seconds=training.checkpoint_seconds,
         checkpoint_steps=training.checkpoint_steps or 0,
+        gradient_norms=training.gradient_norms,
     )
 
 

@@ -55,7 +55,8 @@ class Training(Strict):
     """How long and how fast anything is trained; `steps`, where given, rules over `epochs`.
 
     A batch is `batch_size` rows, or with `batch_tokens` as many as fit into that many tokens, padding included. The state is
-    saved every `checkpoint_seconds`, and every `checkpoint_steps` where these are given.
+    saved every `checkpoint_seconds`, and every `checkpoint_steps` where these are given. Every `gradient_norms` steps the norm
+    of each weighted loss's own gradient in the student is logged, one more backward pass for each; 0 = never.
     """
 
     epochs: Positive = 3.0
@@ -72,14 +73,16 @@ class Training(Strict):
     evaluations: Annotated[int, Field(ge=0)] = 4
     checkpoint_seconds: Positive = 120.0
     checkpoint_steps: Count | None = None
+    gradient_norms: Annotated[int, Field(ge=0)] = 0
 
 
 class Phase(Training):
-    """A training phase of a distillation method: which losses with which weights."""
+    """A training phase of a distillation method: which losses with which weights. `leave_out` skips it."""
 
     losses: dict[str, Term] = {}
     data: Literal["auto", "original", "augmented"] = "auto"
     learning_rates: list[Positive] = []
+    leave_out: bool = False
 
 
 class Data(Strict):
@@ -210,6 +213,7 @@ class Recipe(Strict):
     source: str = ""
     task: Place | None = None
     method: str = "tinybert"
+    ablate: list[str] = []
     student: Place | None = None
     base: Place | None = None
     seed: Seed = 42
@@ -244,6 +248,11 @@ class Recipe(Strict):
         whole = self.model_dump(mode="json")
         return {name: whole[name] for name in names}
 
+    @property
+    def run_phases(self) -> dict[str, Phase]:
+        """The phases of stage two that are not left out."""
+        return {name: phase for name, phase in self.phases.items() if not phase.leave_out}
+
     def numerics(self) -> dict[str, Any]:
         """What `numerics.choose` takes beside the device."""
         return self.keys(*NUMERICS)
@@ -253,7 +262,7 @@ class Recipe(Strict):
         return {name: _without_places(name, value) for name, value in self.keys(*names).items()}
 
 
-CADENCE = ("checkpoint_seconds", "checkpoint_steps")
+CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
 PLACES = {
     "data": ("folder", "train_file", "dev_file", "test_file"),
     "corpus": ("source",),

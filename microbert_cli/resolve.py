@@ -13,20 +13,12 @@ from pydantic import BaseModel, ValidationError
 
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
-from microbert_cli.recipe import FOLDER_NAME, SHORTHAND, STAGES, Recipe
+from microbert_cli.nested import Layer, flatten, merge, nest, normalise
+from microbert_cli.recipe import FOLDER_NAME, STAGES, Recipe
 from microbert_cli.toml_files import parse_value, read_toml, refuse_unsound
 
-Flat = dict[str, Any]
 ENVIRONMENT = "MBERT_SET_"
-METHOD_KEYS = {"title", "source", "layer_map", "normalisation", "general", "phases", "corpus", "by_task"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Values from one place: nested tables, and how an error should call the place."""
-
-    origin: str
-    values: Mapping[str, Any]
+METHOD_KEYS = {"title", "source", "layer_map", "normalisation", "general", "phases", "corpus", "by_task", "ablations"}
 
 
 @dataclass(frozen=True)
@@ -69,58 +61,8 @@ def overlay(resolved: Resolved, values: Mapping[str, Any], origin: str, catalog:
 def _resolved(upper: Sequence[Layer], name: str, catalog: Catalog) -> Resolved:
     upper = [Layer(layer.origin, normalise(layer.values)) for layer in upper]
     method = _last(upper, "method") or Recipe.model_fields["method"].default
-    layers = [*_method_layers(catalog, str(method), _last(upper, "task")), *upper]
+    layers = [*_method_layers(catalog, str(method), _last(upper, "task")), *upper, *_ablated(catalog, str(method), upper)]
     return Resolved(*_validate(layers, catalog), name=name, layers=tuple(upper))
-
-
-def normalise(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Shorthands written out, so that layers merge key by key: SHORTHAND at the top alone, weights of losses anywhere."""
-    written = {
-        key: {SHORTHAND[key]: value} if key in SHORTHAND and not isinstance(value, Mapping) else value
-        for key, value in values.items()
-    }
-    return _with_weights(written)
-
-
-def _with_weights(tables: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _weights(value) if key == "losses" else _with_weights(value) if isinstance(value, Mapping) else value
-        for key, value in tables.items()
-    }
-
-
-def _weights(losses: Any) -> Any:
-    if not isinstance(losses, Mapping):
-        return losses
-    return {name: term if isinstance(term, Mapping) else {"weight": term} for name, term in losses.items()}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Flat:
-    """Nested tables as dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: Flat = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def nest(dotted: str, value: Any) -> dict[str, Any]:
-    """One dotted key as nested tables."""
-    for part in reversed(dotted.split(".")):
-        value = {part: value}
-    nested: dict[str, Any] = value
-    return nested
-
-
-def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """`upper` over `lower`, table by table; lists and values are replaced whole."""
-    merged = dict(lower)
-    for key, value in upper.items():
-        below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
 
 
 def _set_layers(sets: Sequence[str]) -> list[Layer]:
@@ -154,27 +96,58 @@ def _flag_layers(flags: Mapping[str, Any], called: Mapping[str, str]) -> list[La
 
 
 def _method_layers(catalog: Catalog, method: str, task: Any) -> list[Layer]:
-    path = catalog.path("methods", method, where="method")
-    values = read_toml(path, "methods")
-    if unknown := values.keys() - METHOD_KEYS:
-        raise one_or_many([_unknown(key, str(path), METHOD_KEYS) for key in sorted(unknown)])
-    by_task = values.pop("by_task", {})
-    if not isinstance(by_task, Mapping) or not all(isinstance(own, Mapping) for own in by_task.values()):
-        raise _no_tables(path)
-    values = {key: value for key, value in values.items() if key not in ("title", "source")}
+    path, values = _method(catalog, method)
+    values = {key: value for key, value in values.items() if key not in ("title", "source", "ablations")}
+    by_task = _tables(values.pop("by_task", {}), f"{path}, by_task", "Values for single tasks: [by_task.cola]")
     layers = [Layer(f"method {method}", normalise(values))]
     if isinstance(task, str) and (own := by_task.get(Path(task).stem)):
         layers.append(Layer(f"method {method}, for {task}", normalise(own)))
     return layers
 
 
-def _no_tables(path: Path) -> MbertError:
-    return MbertError(
+def _ablated(catalog: Catalog, method: str, upper: Sequence[Layer]) -> list[Layer]:
+    """What the method says is changed where parts of it are left out; it rules over all else, so that they are left out."""
+    parts = _texts(_last(upper, "ablate"))
+    known = ablations(catalog, method) if parts else {}
+    if unknown := [part for part in parts if part not in known]:
+        raise one_or_many([_no_part(part, method, known) for part in unknown])
+    return [Layer(f"method {method} without {part}", normalise(known[part])) for part in parts]
+
+
+def ablations(catalog: Catalog, method: str) -> dict[str, Any]:
+    """The parts that a method can be run without, and the values that make it so."""
+    path, values = _method(catalog, method)
+    return _tables(values.get("ablations", {}), f"{path}, ablations", "Values that leave a part out: [ablations.hidn]")
+
+
+def _method(catalog: Catalog, method: str) -> tuple[Path, dict[str, Any]]:
+    path = catalog.path("methods", method, where="method")
+    values = read_toml(path, "methods")
+    if unknown := values.keys() - METHOD_KEYS:
+        raise one_or_many([_unknown(key, str(path), METHOD_KEYS) for key in sorted(unknown)])
+    return path, values
+
+
+def _tables(values: Any, where: str, allowed: str) -> dict[str, Any]:
+    """A table of tables; raises M053 for anything else."""
+    if isinstance(values, Mapping) and all(isinstance(own, Mapping) for own in values.values()):
+        return dict(values)
+    raise MbertError(
         "M053",
         "this is no table of tables",
-        where=f"{path}, by_task",
-        allowed="Values for single tasks: [by_task.cola]",
-        fix="See how it looks: mbert show methods tinybert",
+        where=where,
+        allowed=allowed,
+        fix="See how it looks: mbert show methods microbert",
+    )
+
+
+def _no_part(part: str, method: str, known: Iterable[str]) -> MbertError:
+    return MbertError(
+        "M060",
+        f'the method {method} has no part "{part}" that it could be run without',
+        where="ablate",
+        allowed=f"Its parts: {nearest(part, known)}" if known else "This method names no such parts.",
+        fix=f"See them: mbert show methods {method}",
     )
 
 

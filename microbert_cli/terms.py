@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
@@ -26,11 +26,22 @@ class LossTerm:
     over: str
     projects: bool
     parameters: dict[str, Any] = field(default_factory=dict)
+    trains: Callable[..., nn.Module | None] | None = None
+    against: Callable[..., Tensor] | None = None
 
     @property
     def takes(self) -> list[str]:
         """The names of the function's parameters, shape suffixes and all."""
-        return list(inspect.signature(self.function).parameters)
+        return takes_of(self.function)
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether it compares with what the teacher shows."""
+        return any(name.startswith("teacher") for name in self.takes)
+
+    def own(self, **sizes: int) -> nn.Module | None:
+        """What the term trains beside the student, if anything: `sizes` are classes, teacher_width and tasks."""
+        return None if self.trains is None else self.trains(**sizes, **self.parameters)
 
 
 def make_terms(
@@ -47,10 +58,15 @@ def make_terms(
     """
     terms = [_term(name, weight, dict(parameters), catalog) for name, (weight, parameters) in losses.items() if weight]
     for term in terms:
-        asks = term.needs | {"teacher" for name in term.takes if name.startswith("teacher")}
+        asks = term.needs | ({"teacher"} if term.asks_teacher else set())
         if given is not None and (missing := sorted(asks - given)):
             raise _not_given(f"{where}.{term.name}", missing, given)
     return terms
+
+
+def takes_of(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's parameters."""
+    return list(inspect.signature(function).parameters)
 
 
 def want_of(terms: Sequence[LossTerm], layers: Sequence[int]) -> Want:
@@ -58,6 +74,7 @@ def want_of(terms: Sequence[LossTerm], layers: Sequence[int]) -> Want:
     over = {term.over for term in terms if "hidden" in term.needs}
     hidden = set(layers[1:]) if "layers" in over else set()
     hidden |= {layers[0]} if "embedding" in over else set()
+    hidden |= {layers[-1]} if "top" in over else set()
     return Want(
         logits=any("logits" in term.needs for term in terms),
         token_logits=any("token_logits" in term.needs for term in terms),
@@ -77,10 +94,12 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
         name=name,
         weight=weight,
         function=function,
-        needs=frozenset(module.needs),
+        needs=frozenset(module.needs(**parameters) if callable(module.needs) else module.needs),
         over=module.over,
         projects=getattr(module, "projects", "") == "hidden",
         parameters=parameters,
+        trains=getattr(module, "trains", None),
+        against=getattr(module, "against", None),
     )
 
 
@@ -121,6 +140,6 @@ def _no_loss(file: str, missing: str, name: str) -> MbertError:
         "M009",
         f'this file is no loss: it has no "{missing}"',
         where=file,
-        allowed=f"A function {name}(...) -> Tensor, needs = {{...}}, and over = one of embedding, layers, batch.",
+        allowed=f"A function {name}(...) -> Tensor, needs = {{...}}, and over = one of embedding, layers, top, batch.",
         fix="Start from one: mbert copy losses soft_target",
     )

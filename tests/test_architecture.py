@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 350
 
 FLOORS = {
-    0: "durable stopping errors recipe resolve catalog manifest output tracking task words version toml_files processes shown",
+    0: "durable stopping errors recipe resolve catalog manifest output tracking task words version toml_files processes "
+    "shown nested",
     1: "losses methods students tasks augmenters metrics layer_map reduce experts",
     2: "models capture data readers rows own_data augmented encoding submission corpus python_docs vocabulary batching "
     "teacher_cache objective terms optimisers checkpoint word_table augmentation onnx_model counting timing model_card "

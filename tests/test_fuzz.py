@@ -42,10 +42,11 @@ from microbert_cli.data import complete, load_augmented, load_split, own_task, w
 from microbert_cli.encoding import encode
 from microbert_cli.errors import FAMILIES, MbertError
 from microbert_cli.metrics import compute
+from microbert_cli.nested import flatten
 from microbert_cli.output import differences, is_up_to_date, working
 from microbert_cli.readers import read_table
 from microbert_cli.recipe import Recipe
-from microbert_cli.resolve import flatten, resolve
+from microbert_cli.resolve import resolve
 from microbert_cli.rows import Rows, from_table
 from microbert_cli.stage import read_metrics, to_toml
 from microbert_cli.stages import augment, evaluate, predict

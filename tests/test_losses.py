@@ -7,6 +7,7 @@ import torch
 
 from microbert_cli.errors import MbertError
 from microbert_cli.layer_map import layer_map
+from microbert_cli.losses import feature_alignment as feature_alignment_module
 from microbert_cli.losses.attention_scores import attention_scores
 from microbert_cli.losses.embedding import embedding
 from microbert_cli.losses.feature_alignment import feature_alignment
@@ -192,3 +193,28 @@ def test_feature_alignment_reaches_the_student_and_no_padding():
     student = STUDENT_TOKENS.clone().requires_grad_()
     align(student, TEACHER_TOKENS + 1).backward()
     assert (student.grad[0, :2] != 0).any() and (student.grad[0, 2] == 0).all()
+
+
+def test_a_gate_starts_even_keeps_its_floor_and_learns():
+    gate = feature_alignment_module.trains(tasks=2, gate="task", floor=0.1)
+    assert [weight.item() for weight in gate(1).values()] == pytest.approx([1 / 3] * 3)
+    even = align(STUDENT_TOKENS, TEACHER_TOKENS, own=gate, gate="task")
+    assert even.item() == pytest.approx(0.5 / 3, abs=1e-6)
+    even.backward()
+    assert gate.preference.grad[0].abs().sum() > 0 and not gate.preference.grad[1].any()
+    with torch.no_grad():
+        gate.preference[0] = torch.tensor([0.0, 0.0, -50.0])
+    assert gate(0)["mean"].item() == pytest.approx(0.1) and sum(w.item() for w in gate(0).values()) == pytest.approx(1.0)
+    assert align(STUDENT_TOKENS, TEACHER_TOKENS, own=gate).item() == pytest.approx(0.05, abs=1e-6)
+    second = align(STUDENT_TOKENS, TEACHER_TOKENS, own=gate, task_B=torch.tensor([1]))
+    assert second.item() == pytest.approx(0.5 / 3, abs=1e-6)
+    assert gate.told().keys() == {f"pi_{vector}_{task}" for vector in ("cls", "max", "mean") for task in (0, 1)}
+
+
+def test_a_gate_shares_out_what_is_in_use():
+    assert feature_alignment_module.trains(tasks=1) is None
+    gate = feature_alignment_module.trains(tasks=1, gate="task", cls=0.0)
+    assert gate.told().keys() == {"pi_max", "pi_mean"}
+    with pytest.raises(MbertError) as caught:
+        feature_alignment_module.trains(tasks=1, gate="task", floor=0.4)
+    assert caught.value.code == "M056"

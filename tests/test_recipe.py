@@ -7,8 +7,9 @@ import pytest
 
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import ManyErrors, MbertError
+from microbert_cli.nested import flatten, merge, nest, normalise
 from microbert_cli.recipe import Recipe
-from microbert_cli.resolve import flatten, merge, nest, normalise, overlay, resolve
+from microbert_cli.resolve import overlay, resolve
 from microbert_cli.stage import to_toml
 from microbert_cli.toml_files import parse_value, read_toml
 
@@ -217,3 +218,24 @@ def test_what_is_written_reads_back():
     values = recipe.model_dump(mode="json")
     again = Recipe.model_validate(tomllib.loads(to_toml(values)))
     assert again == recipe
+
+
+def test_a_method_without_some_of_its_parts():
+    recipe = of("method=microbert", 'ablate=["dis"]', "phases.all.losses.discriminator=0.7").recipe
+    assert recipe.phases["all"].losses["discriminator"].weight == 0, "a part that is left out is left out"
+    assert recipe.run_phases.keys() == {"alignment", "all"}
+    recipe = of("method=microbert", 'ablate=["hidn", "pred"]').recipe
+    assert recipe.run_phases.keys() == {"all"}
+    weights = {name: term.weight for name, term in recipe.phases["all"].losses.items()}
+    assert weights == {"feature_alignment": 0.0, "soft_target": 0.0, "hard_label": 1.0, "discriminator": 0.1}
+    single = of("method=microbert", 'ablate=["fal_max"]').recipe.phases["alignment"].losses["feature_alignment"]
+    assert single.weight == 1.0 and single.parameters == {"cls": 0.5, "max": 0.0, "mean": 0.5}
+    variant = overlay(of("method=microbert"), {"ablate": ["dis"]}, "variant v", CATALOG)
+    assert variant.origins["phases.all.losses.discriminator.weight"] == "method microbert without dis"
+
+
+def test_a_part_that_the_method_does_not_have():
+    for method, part, allowed in (("microbert", "diss", "dis"), ("tinybert", "dis", "names no such parts")):
+        with pytest.raises(MbertError) as caught:
+            of(f"method={method}", f'ablate=["{part}"]')
+        assert caught.value.code == "M060" and allowed in caught.value.allowed

@@ -2,7 +2,7 @@
 
 A first run notes every step it tells of. Then the same is run again and stopped at the first, a middle and the last step of
 everything that has steps (phases, seeds, learning rates, the teacher's pass, shards), going on after every stop. A method that
-is added to the catalogue is tested here without another line.
+is added to the catalogue is tested here without another line: quickly, in the middle of everything; fully by `make torture`.
 """
 
 import os
@@ -17,6 +17,8 @@ from tiny_models import tiny_bert, tiny_glue, tiny_rows
 from microbert_cli import api, manifest
 from microbert_cli.augmentation import Augmentation
 from microbert_cli.catalog import Catalog
+from microbert_cli.recipe import Recipe
+from microbert_cli.resolve import resolve
 from microbert_cli.stage import StageResult
 from microbert_cli.stopping import Halted, Interrupted
 from microbert_cli.tracking import Talk
@@ -51,11 +53,12 @@ class Stopping(Talk):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def points(events: list[Event]) -> Iterator[Event]:
-    """The first, a middle and the last step of every run of steps."""
+def points(events: list[Event], *, fully: bool = True) -> Iterator[Event]:
+    """The first, a middle and the last step of every run of steps; else the middle alone."""
     for _, told in groupby(events, key=lambda event: event[0]):
         steps = list(told)
-        yield from sorted({steps[0], steps[len(steps) // 2], steps[-1]}, key=steps.index)
+        middle = steps[len(steps) // 2]
+        yield from sorted({steps[0], middle, steps[-1]} if fully else {middle}, key=steps.index)
 
 
 def files(directory: Path) -> dict[str, str]:
@@ -63,13 +66,13 @@ def files(directory: Path) -> dict[str, str]:
     return {name: found for name, found in manifest.read(directory)["outputs"].items() if manifest.is_result(name)}
 
 
-def stopped_everywhere(make: Make, folder: Path, *, fresh_cache: pytest.MonkeyPatch) -> int:
+def stopped_everywhere(make: Make, folder: Path, *, fresh_cache: pytest.MonkeyPatch, fully: bool = True) -> int:
     """Compares a run that was stopped at all points with one that was not; returns how often it was stopped."""
     folder.mkdir()
     fresh_cache.setenv("MBERT_CACHE", str(folder / "cache-whole"))
     whole = make(folder / "whole", noting := Noting())
     fresh_cache.setenv("MBERT_CACHE", str(folder / "cache-parts"))
-    stops = list(points(noting.events))
+    stops = list(points(noting.events, fully=fully))
     assert stops, "nothing was told of, so nothing could be stopped"
     for event in stops:
         with pytest.raises((Interrupted, Halted)):
@@ -129,30 +132,37 @@ def test_every_stage(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert stops >= 3
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_stage_one_of_every_method(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def of_method(method: str) -> Recipe:
+    return resolve(catalog=Catalog(), flags={"method": method}).recipe
+
+
+FULLY = [pytest.param(False, id="middle"), pytest.param(True, id="fully", marks=pytest.mark.torture)]
+
+
+@pytest.mark.parametrize("fully", FULLY)
+@pytest.mark.parametrize("method", [method for method in METHODS if of_method(method).general.losses])
+def test_stage_one_of_every_method(method: str, fully: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(out: Path, talk: Talk) -> StageResult:
         return api.general_distill(
             out=out, talk=talk, method=method, teacher="base", student="bert-2x8", corpus="text.txt", corpus__max_length=24,
             **table("general", steps=5, evaluations=2),
         )  # fmt: skip
 
-    stopped_everywhere(make, tmp_path / method, fresh_cache=monkeypatch)
+    stopped_everywhere(make, tmp_path / method, fresh_cache=monkeypatch, fully=fully)
 
 
+@pytest.mark.parametrize("fully", FULLY)
 @pytest.mark.parametrize("method", METHODS)
-def test_stage_two_of_every_method(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_two_of_every_method(method: str, fully: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All phases, two seeds, a grid of learning rates where there is one, dropout, the cache of the teacher's answers."""
-    from microbert_cli.resolve import resolve
-
-    phases = resolve(catalog=Catalog(), flags={"method": method}).recipe.phases
+    phases = of_method(method).phases
     shorter = {key: value for name in phases for key, value in table(f"phases__{name}", evaluations=2).items()}
 
     def make(out: Path, talk: Talk) -> StageResult:
         return api.distill(
-            out=out, talk=talk, method=method, teacher="teacher", student="bert-2x8", augmented="augmented", seeds=[1, 2],
+            out=out, talk=talk, method=method, teacher="teacher", student="bert-2x8", augmented="augmented", seeds=[1, 2] if fully else [1],
             teacher__allow_weak=True, **TASK, **shorter,
         )  # fmt: skip
 
-    stops = stopped_everywhere(make, tmp_path / method, fresh_cache=monkeypatch)
-    assert stops >= 2 * 3 * len(phases)
+    stops = stopped_everywhere(make, tmp_path / method, fresh_cache=monkeypatch, fully=fully)
+    assert stops >= (2 * 3 if fully else 1) * len(phases)

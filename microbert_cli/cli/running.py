@@ -9,8 +9,9 @@ from microbert_cli import manifest
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.options import About, Common
 from microbert_cli.errors import MbertError
+from microbert_cli.nested import flatten
 from microbert_cli.recipe import STAGES
-from microbert_cli.resolve import Resolved, flatten
+from microbert_cli.resolve import Resolved
 from microbert_cli.wiring import RUNS, Step, default_root, step, steps
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from microbert_cli import baseline
+from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.data import load_augmented
 from microbert_cli.layer_map import layer_map
@@ -31,7 +32,12 @@ Losses = dict[str, tuple[float, dict[str, Any]]]
 
 
 def asked_once(costs: Costs, recipe: Recipe, name: str, spec: Phase, ask: Job, lengths: np.ndarray) -> bool:
-    """Whether the teacher's answers come from the cache, which is then filled once; all rows are taken to be distinct."""
+    """Whether the teacher's answers come from the cache, which is then filled once; all rows are taken to be distinct.
+
+    So it is where nothing is asked at all.
+    """
+    if ask.want == Want():
+        return True
     asks = rows_asked(spec, lengths, recipe.seeds)
     shown = ask.want.hidden | ask.want.scores
     if recipe.cache.teacher == "off" or recipe.teacher.dropout or asks <= len(lengths):
@@ -75,10 +81,11 @@ def distil_jobs(recipe: Recipe, spec: Phase, catalog: Catalog, teacher: Known, s
     losses = losses_of(spec.losses)
     terms = make_terms(losses, catalog)
     theirs, ours = teacher.config.num_hidden_layers, student.config.num_hidden_layers
-    layered = head == "encoder" or any(term.over == "layers" for term in terms)
+    layered = head == "encoder" or any(term.over in ("layers", "top") for term in terms)
     layers = tuple(layer_map(recipe.layer_map, teacher_layers=theirs, student_layers=ours)) if layered else (0,)
-    want = want_of(terms, layers)
-    job = Job("train", student.config, spec.batch_size, head, logits=want.logits, losses=losses, layers=layers,
+    want = want_of([term for term in terms if term.asks_teacher], layers)
+    logits = want_of(terms, layers).logits
+    job = Job("train", student.config, spec.batch_size, head, logits=logits, losses=losses, layers=layers,
               teacher=teacher.config, normalisation=recipe.normalisation, optimizer=spec.optimizer,
               accumulate=spec.accumulate)  # fmt: skip
     return job, Job("ask", teacher.config, spec.batch_size, head, logits=want.logits, want=want)

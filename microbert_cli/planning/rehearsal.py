@@ -176,6 +176,7 @@ def _objective(job: Job, model: Any, catalog: Catalog, ask: Any) -> Objective:
         map_layers=job.layers,
         student_width=job.config.hidden_size,
         teacher_width=job.teacher.hidden_size if job.teacher is not None else 0,
+        classes=job.config.num_labels,
         normalisation=job.normalisation,
     )
 

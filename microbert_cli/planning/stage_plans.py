@@ -173,7 +173,7 @@ def _task_distill(step: Step, seen: Foreseen, costs: Costs) -> None:
     costs.work("examination of the teacher", answer_job(teacher), loads.answering(dev, batch_size=DEV_BATCH))
     kept: dict[str, bool] = {}
     for number, seed in enumerate(seeds):
-        for name, spec in recipe.phases.items():
+        for name, spec in recipe.run_phases.items():
             rows = augmented if augmented is not None and spec.data != "original" else original
             job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "classifier")
             runs = runs_of(spec.learning_rates, number)

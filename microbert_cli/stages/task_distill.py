@@ -93,7 +93,7 @@ class Distiller:
         self.asked_by = {"weights": weights, "columns": self.teacher.columns}
         self.asks: dict[str, Ask] = {}
         self.choices = Choices()
-        self.terms = {name: _terms(name, spec, catalog) for name, spec in recipe.phases.items()}
+        self.terms = {name: _terms(name, spec, catalog) for name, spec in recipe.run_phases.items()}
         self.map_layers: list[int] = [0]
         self._check(self.load(recipe.seed))
 
@@ -145,7 +145,7 @@ class Distiller:
 
     def phases(self, loaded: Loaded) -> list[Phase]:
         """The recipe's phases, ready to run with this student."""
-        return [self._phase(name, spec, loaded) for name, spec in self.recipe.phases.items()]
+        return [self._phase(name, spec, loaded) for name, spec in self.recipe.run_phases.items()]
 
     def _check(self, loaded: Loaded) -> None:
         models.same_vocabulary(self.taught.tokenizer, loaded.tokenizer, where=f"student {self.student}")
@@ -154,7 +154,9 @@ class Distiller:
         terms = {f"phases.{name}.losses.{term.name}": term for name, phase in self.terms.items() for term in phase}
         for key in (key for key, term in terms.items() if "scores" in term.needs):
             check_heads(theirs, ours, where=f"student {self.student}", key=key)
-        if any(term.over == "layers" for term in terms.values()):
+        for term in terms.values():
+            term.own(classes=self.data.task.num_labels, teacher_width=theirs.hidden_size, tasks=1)
+        if any(term.over in ("layers", "top") for term in terms.values()):
             self.map_layers = layer_map(
                 self.recipe.layer_map, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers
             )
@@ -185,6 +187,7 @@ class Distiller:
             map_layers=self.map_layers,
             student_width=model.config.hidden_size,
             teacher_width=self.taught.model.config.hidden_size,
+            classes=self.data.task.num_labels,
             normalisation=self.recipe.normalisation,
             numerics=self.numerics,
         )
@@ -205,6 +208,8 @@ class Distiller:
 
     def _remember(self, teacher: Teacher, spec: PhaseSpec, rows: Encoded, want: Want) -> Ask:
         """The teacher, through the cache. Under `reference` padding counts, and padding is not kept."""
+        if want == Want():
+            return self.teacher.ask
         if self.recipe.normalisation == "reference" and (want.hidden or want.scores):
             return teacher.ask
         return remember(
