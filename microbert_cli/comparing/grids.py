@@ -71,9 +71,8 @@ def _values(text: str) -> list[Any]:
 
 def trials_of(row: Row, grid: Mapping[str, Sequence[Any]], plan: Plan, catalog: Catalog) -> list[Trial]:
     """Every choice for this row, the first seed alone; none where no key is about it. A wrong key or value is an error."""
-    plain = row.step(catalog)
-    keys = [key for key in grid if _has(plain, key)]
-    first = seeds_of(plain.resolved.recipe)[:1]
+    keys = [key for key, values in grid.items() if _counts(row, key, values, catalog)]
+    first = seeds_of(row.step(catalog).resolved.recipe)[:1]
     trials = []
     for chosen in itertools.product(*(grid[key] for key in keys)) if keys else ():
         values = dict(zip(keys, chosen, strict=True))
@@ -85,11 +84,9 @@ def trials_of(row: Row, grid: Mapping[str, Sequence[Any]], plan: Plan, catalog: 
 def check_grid(grid: Mapping[str, Sequence[Any]], plan: Plan, catalog: Catalog) -> None:
     """Raises what is wrong with a key or value (M002, M003), and M066 for a key that is about no row."""
     for key, values in grid.items():
-        having = [row for row in plan.rows if _has(row.step(catalog), key)]
-        for row in having or plan.rows[:1]:
-            for value in values:
-                row.step(catalog, {key: value})
+        having = [row for row in plan.rows if _counts(row, key, values, catalog)]
         if not having:
+            plan.rows[0].step(catalog, {key: values[0]})  # where there is no such key at all, this says so
             raise MbertError(
                 "M066",
                 f'no row has the key "{key}"',
@@ -99,11 +96,22 @@ def check_grid(grid: Mapping[str, Sequence[Any]], plan: Plan, catalog: Catalog) 
             )
 
 
+def _counts(row: Row, key: str, values: Sequence[Any], catalog: Catalog) -> bool:
+    """Whether the row has the key, and its values make a difference: what an ablation sets is not to be chosen."""
+    if not _has(row.step(catalog), key):
+        return False
+    recipes = [row.step(catalog, {key: value}).resolved.recipe.model_dump_json() for value in values]
+    return len(values) == 1 or len({*recipes}) > 1
+
+
 def _has(one: Step, key: str) -> bool:
     parts = key.split(".")
     if parts[0] in ELSEWHERE[one.kind]:
         return False
-    table: Any = one.resolved.recipe.model_dump(mode="json")
+    recipe = one.resolved.recipe
+    table: Any = recipe.model_dump(mode="json") | {
+        "phases": {name: recipe.phases[name].model_dump() for name in recipe.run_phases}
+    }
     for depth, part in enumerate(parts[:-1]):
         if not isinstance(table, Mapping) or part not in table:
             return False

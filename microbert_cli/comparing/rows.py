@@ -1,8 +1,9 @@
 """What is compared: methods, recipes and ablations as rows, each a stage with an output directory of its own.
 
-A method is one row: the base recipe's `task-distill` with that method; the base is the recipe given as such, else the first row's
-where that is a recipe. A recipe is as many rows as its `stages` hold stages of
-kind task-distill or finetune that no other stage reads; what they need is run before them, what comes after is left out.
+A method is one row: the base recipe's `task-distill` with that method; the base is the recipe given as such, else the first
+row's where that is a recipe. A recipe is as many rows as its `stages` hold stages of kind task-distill or finetune that no
+other stage reads; what they need is run before them, what comes after is left out. What a recipe says of phases that a row's
+method does not have is not about that row.
 Directories follow from names alone, so that a row added to a finished comparison changes no other.
 """
 
@@ -13,8 +14,9 @@ from typing import Any
 
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
+from microbert_cli.nested import merge, nest
 from microbert_cli.recipe import Recipe
-from microbert_cli.resolve import Resolved, merge, nest, overlay
+from microbert_cli.resolve import Resolved, overlay
 from microbert_cli.toml_files import read_toml
 from microbert_cli.wiring import Step, step, steps
 
@@ -98,6 +100,7 @@ def plan_rows(
             errors.append(error)
     if errors:
         raise one_or_many(errors)
+    rows = [_of_own_phases(row, catalog) for row in rows]
     if seeds:
         rows = [replace(row, over={**row.over, "seeds": list(seeds)}) for row in rows]
     rows = _with_ablations(_named(rows), ablate, catalog)
@@ -174,6 +177,14 @@ def _is_read(one: Step, others: Sequence[Step]) -> bool:
     return any(str(one.out) in map(str, other.inputs.values()) for other in others)
 
 
+def _of_own_phases(row: Row, catalog: Catalog) -> Row:
+    """The row without phases that have no losses in its method: numbers for another one's."""
+    one = row.step(catalog)
+    phases = one.resolved.recipe.run_phases if one.kind == "task-distill" else {}
+    empty = {f"phases.{name}.leave_out": True for name, phase in phases.items() if not phase.losses}
+    return replace(row, over={**row.over, **empty})
+
+
 def _named(rows: list[Row]) -> list[Row]:
     """Stages of different recipes that share a name are told apart by the recipe's."""
     names = [row.name for row in rows]
@@ -211,7 +222,7 @@ def _ablations(row: Row, catalog: Catalog) -> list[str]:
 
 
 def _ablated(row: Row, name: str, catalog: Catalog) -> Row:
-    before = list(getattr(row.step(catalog).resolved.recipe, "ablate", ()))
+    before = row.step(catalog).resolved.recipe.ablate
     return replace(
         row,
         name=f"{row.name} without {name}",
@@ -282,7 +293,7 @@ def seeds_of(recipe: Recipe) -> list[int]:
 def lengths(one: Step) -> Iterator[str]:
     """How long each phase of a row is, as its recipe says it."""
     recipe = one.resolved.recipe
-    phases = {"finetune": recipe.finetune} if one.kind == "finetune" else recipe.phases
+    phases = {"finetune": recipe.finetune} if one.kind == "finetune" else recipe.run_phases
     for name, phase in phases.items():
         tried = f" x {len(phase.learning_rates)} rates" if len(phase.learning_rates) > 1 else ""
         yield f"{name} {f'{phase.steps:,} steps' if phase.steps else f'{phase.epochs:g} epochs'}{tried}"

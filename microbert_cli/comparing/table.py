@@ -42,8 +42,13 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     """A row as text; what was not measured stays empty."""
     values = {**row, "n": len(row["by_seed"]) if "by_seed" in row else None}
     if row.get("chosen"):
-        values["row"] = f"{row['row']} ({', '.join(f'{k.split(chr(46))[-1]} {v}' for k, v in row['chosen'].items())})"
+        values["row"] = f"{row['row']} ({', '.join(f'{_short(key)} {value}' for key, value in row['chosen'].items())})"
     return ["" if values.get(key) is None else format(values[key], form) for key, (_, form) in FORMS.items()]
+
+
+def _short(key: str) -> str:
+    """What a person calls a key: `learning_rate`, and of a loss `soft_target.temperature`."""
+    return key.partition(".losses.")[2] or key.rpartition(".")[2]
 
 
 def average_lines(average: Sequence[Mapping[str, Any]]) -> list[list[str]]:
