@@ -72,7 +72,7 @@ class Catalog:
         elif self._find(kind, name) is None:
             yield MbertError(
                 "M005",
-                f'there is no {_singular(kind)} "{name}"',
+                f'there is no {singular(kind)} "{name}"',
                 where=where,
                 allowed=f"Known {kind}: {nearest(name, self.names(kind))}",
                 fix=f"See them: mbert list {kind}",
@@ -138,5 +138,6 @@ def _pattern(stem: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"([A-Z])", r"(?P<\1>[1-9][0-9]{0,8})", re.escape(stem)))
 
 
-def _singular(kind: str) -> str:
+def singular(kind: str) -> str:
+    """What one of a kind is called."""
     return "loss" if kind == "losses" else kind.removesuffix("s")

@@ -18,7 +18,7 @@ BUILT_IN = {
         "tinybert-6l-768",
     ],
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
-    "recipes": ["own-data", "quickstart", "sst2-tinybert"],
+    "recipes": ["microbert-quickstart", "microbert-sst2", "own-data", "quickstart", "sst2-tinybert"],
     "augmenters": ["masked_lm", "word_vectors"],
     "machines": ["a100", "h100", "h200", "l4"],
 }  # fmt: skip

@@ -106,6 +106,7 @@ def test_names_are_listed_shown_and_copied(tmp_path: Path) -> None:
     copied = tmp_path / "mine.toml"
     assert works("copy", "methods", "tinybert", "-o", copied).out.strip() == str(copied)
     assert copied.read_text(encoding="utf-8").rstrip() == works("show", "methods", "tinybert").out.rstrip()
+    assert works("show", "method", "tinybert").out == works("show", "methods", "tinybert").out
     works("copy", "tasks", "sst2", "-o", tmp_path)
     assert (tmp_path / "sst2.toml").is_file()
 

@@ -160,8 +160,8 @@ def test_stage_two_of_every_method(method: str, fully: bool, tmp_path: Path, mon
 
     def make(out: Path, talk: Talk) -> StageResult:
         return api.distill(
-            out=out, talk=talk, method=method, teacher="teacher", student="bert-2x8", augmented="augmented", seeds=[1, 2] if fully else [1],
-            teacher__allow_weak=True, **TASK, **shorter,
+            out=out, talk=talk, method=method, teacher="teacher", student="bert-2x8", augmented="augmented",
+            seeds=[1, 2] if fully else [1], teacher__allow_weak=True, **TASK, **shorter,
         )  # fmt: skip
 
     stops = stopped_everywhere(make, tmp_path / method, fresh_cache=monkeypatch, fully=fully)

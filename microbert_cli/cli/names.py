@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from microbert_cli.catalog import KINDS, Catalog
+from microbert_cli.catalog import KINDS, Catalog, singular
 from microbert_cli.cli.console import show, show_json
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.output import write_file
@@ -65,8 +65,10 @@ def copy_name(
 
 
 def _known(kind: str) -> str:
-    if kind in KINDS:
-        return kind
+    """The kind, also where one of it is asked for: `mbert show method microbert`."""
+    names = {one: one for one in KINDS} | {singular(one): one for one in KINDS}
+    if kind in names:
+        return names[kind]
     raise MbertError(
         "M103", f'there is no kind "{kind}"', where="KIND", allowed=f"Kinds: {nearest(kind, KINDS)}", fix="mbert list"
     )

@@ -150,7 +150,9 @@ def _losses(objective: Objective, batches: list[Batch]) -> dict[str, float]:
     sums: dict[str, float] = {"loss": 0.0}
     with torch.no_grad():
         for batch in batches:
-            for _, loss, parts in objective.losses(batch):
+            for group, loss, parts in objective.losses(batch):
+                if group != "student":
+                    continue
                 for name, value in {"loss": loss, **parts}.items():
                     sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
     objective.student.train(training)
