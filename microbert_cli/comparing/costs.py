@@ -43,6 +43,7 @@ def costs(out: Path, made: Mapping[str, Any], phases: Mapping[str, Mapping[str, 
 
     made    its manifest;  phases: name -> {"steps", "learning_rate"} as its metrics have them
     steps, rows_seen        of one seed, from its start to its weights; other learning rates that were tried left out
+    gradient_norms          whether the norms of each loss's gradient were measured on the way, which takes time of its own
     seconds                 the same as a mean over the seeds, on whatever machine and beside whatever else it ran
     steps_in_all, seconds_in_all   of all seeds and all learning rates
     """
@@ -53,6 +54,7 @@ def costs(out: Path, made: Mapping[str, Any], phases: Mapping[str, Mapping[str, 
         "steps": sum(phase["steps"] for phase in phases.values()),
         "rows_seen": _rows_seen(made, phases),
         "rates_tried": max((len(phase.get("tried", ())) or 1 for phase in phases.values()), default=1),
+        "gradient_norms": any(_plans(made).get(name, {}).get("gradient_norms") for name in phases),
         "seconds": sum(kept) / len(kept) if kept else None,
         "steps_in_all": sum(sum(steps_by_phase(log).values()) for log in logs) if logs else None,
         "seconds_in_all": sum(sum(one.values()) for one in seconds) if logs else None,
@@ -65,10 +67,15 @@ def _kept(seconds: Mapping[str, float], phases: Mapping[str, Mapping[str, Any]])
         yield seconds.get(name, seconds.get(f"{name}-lr{phase['learning_rate']:g}", 0.0))
 
 
+def _plans(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that each phase was trained with, from a manifest."""
+    recipe = made.get("recipe", {})
+    return recipe.get("phases") or {"finetune": recipe.get("finetune", {})}
+
+
 def _rows_seen(made: Mapping[str, Any], phases: Mapping[str, Mapping[str, Any]]) -> int | None:
     """Rows that one seed went through; None where batches are filled by tokens."""
-    recipe, data = made.get("recipe", {}), made.get("data", {})
-    plans = recipe.get("phases") or {"finetune": recipe.get("finetune", {})}
+    data, plans = made.get("data", {}), _plans(made)
     seen = 0.0
     for name, phase in phases.items():
         plan = plans.get(name, {})
@@ -101,4 +108,6 @@ def _lines(log: Path) -> Iterator[dict[str, Any]]:
     if not log.is_file():
         return
     for text in log.read_text(encoding="utf-8").splitlines():
-        yield json.loads(text)
+        line = json.loads(text)
+        if "phase" in line:
+            yield line

@@ -51,7 +51,7 @@ def remarks(rows: Sequence[Row], *, machine: Mapping[str, Any] | None = None) ->
         *_budgets(rows),
         *_seeds(rows),
         *_teachers_answers(rows),
-        *_speeds(machine),
+        *_speeds(rows, machine),
         "Scores are those of the dev rows on which checkpoints, learning rates and grids were chosen; test rows were not read.",
     ]
 
@@ -110,10 +110,12 @@ def _teachers_answers(rows: Sequence[Row]) -> Iterator[str]:
         yield f"The teacher's answers: {'; '.join(told)}."
 
 
-def _speeds(machine: Mapping[str, Any] | None) -> Iterator[str]:
+def _speeds(rows: Sequence[Row], machine: Mapping[str, Any] | None) -> Iterator[str]:
     if machine:
         yield (
             "Latency (one row) and rows/s: one interleaved run of one model of each shape, the best seed of its first row; "
             f"{machine['threads']} threads, load {machine['load_before']} before. Rows of one shape share the numbers."
         )
+    if slowed := [row for row in rows if row["gradient_norms"]]:
+        yield f"Seconds of {_names(slowed)} hold the measuring of gradient norms."
     yield "Seconds of training are of a seed, on this machine and beside whatever else it ran; evaluations on dev are in them."

@@ -103,7 +103,7 @@ def plan_rows(
     rows = [_of_own_phases(row, catalog) for row in rows]
     if seeds:
         rows = [replace(row, over={**row.over, "seeds": list(seeds)}) for row in rows]
-    rows = _with_ablations(_named(rows), ablate, catalog)
+    rows = _with_ablations(_related(_named(rows), catalog), ablate, catalog)
     _refuse_clashes(rows, list(before.values()), root)
     _refuse_other_tasks(rows, catalog)
     return Plan(root, list(before.values()), rows)
@@ -190,6 +190,18 @@ def _named(rows: list[Row]) -> list[Row]:
     names = [row.name for row in rows]
     return [
         replace(row, name=f"{row.resolved.name} {row.name}") if names.count(row.name) > 1 and row.name == row.stage else row
+        for row in rows
+    ]
+
+
+def _related(rows: list[Row], catalog: Catalog) -> list[Row]:
+    """Rows whose recipe leaves out parts of a method, with the row that has all of it."""
+    recipes = {row.name: made.resolved.recipe for row in rows if (made := row.step(catalog)).kind == "task-distill"}
+    whole = {recipe.method: name for name, recipe in reversed(recipes.items()) if not recipe.ablate}
+    return [
+        replace(row, of=whole[recipe.method], without=", ".join(recipe.ablate))
+        if (recipe := recipes.get(row.name)) and recipe.ablate and recipe.method in whole
+        else row
         for row in rows
     ]
 
