@@ -317,7 +317,7 @@ def test_a_difference_smaller_than_the_spread_is_told_as_none() -> None:
     assert found["b", "a"]["paired"]["mean"] == pytest.approx(0.05) and found["b", "a"]["paired"]["spread"] < 1e-9
     assert [found[pair]["beyond_spread"] for pair in found] == [False, True, False, None, False]
     assert list(judging._untaught(rows, 0.6)) == [
-        "No better than the commonest class: a, b without x. They learnt nothing, and differences from them show nothing."
+        "No better than the commonest class: a, b without x. They learnt nothing; differences from them show nothing."
     ]
     words = [line[-1] for line in table.differences_lines({"differences": list(found.values())})]
     assert words[0] == "within the spread: no difference is shown" and words[1] == "larger than the spread"

@@ -59,7 +59,7 @@ def remarks(rows: Sequence[Row], *, majority: float, machine: Mapping[str, Any] 
 
 def _untaught(rows: Sequence[Row], majority: float) -> Iterator[str]:
     if poor := [row for row in rows if row["score"] <= majority]:
-        yield f"No better than the commonest class: {_names(poor)}. They learnt nothing, and differences from them show nothing."
+        yield f"No better than the commonest class: {_names(poor)}. They learnt nothing; differences from them show nothing."
 
 
 def _same(what: str, rows: Sequence[Row], key: str, shown: Callable[[Row], str] | None = None) -> Iterator[str]:

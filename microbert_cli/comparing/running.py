@@ -43,7 +43,7 @@ def run_plans(
     force: bool = False,
     resume: bool = True,
 ) -> dict[str, list[Entry]]:
-    """Every row of every task, one after the other. A row that fails is passed over, and its error raised when the rest is done."""
+    """Every row of every task, one after the other. A row that fails is passed over, its error raised when the rest is done."""
     options: dict[str, Any] = {"catalog": catalog, "talk": talk, "force": force, "resume": resume, "renew": True}
     entries: dict[str, list[Entry]] = {}
     errors: list[MbertError] = []
