@@ -3,8 +3,8 @@
 Static: nothing is opened, torch is not imported, so `--dry-run` can tell what would happen.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.recipe import Recipe
 from microbert_cli.resolve import Resolved, overlay
-from microbert_cli.several import augmented_of, each_place, ensemble_of, task_name, teacher_of, teachers_of
+from microbert_cli.several import augmented_of, each_place, ensemble_of, recipe_of, task_name, teacher_of, teachers_of
 
 RUNS = Path("runs")
 
@@ -69,6 +69,34 @@ def step(
         raise _no_stage(name, kind)
     made = _Made(root, tuple(planned))
     return Step(name, kind, resolved, out or root / name, WIRES[kind](resolved.recipe, made, catalog))
+
+
+def apart(step: Step) -> list[Step]:
+    """A distillation of several tasks or teachers as steps of one task and one teacher each, to look at one by one.
+
+    A task without a teacher is fine-tuned, with the tokens of another's teacher; any other step is as it is.
+    """
+    teacher = step.inputs.get("teacher")
+    if step.kind != "task-distill" or isinstance(teacher, str) or teacher is None:
+        return [step]
+    recipe, of_each = step.resolved.recipe, isinstance(teacher, Mapping)
+    named = {task_name(task): recipe_of(recipe, task) for task in recipe.tasks} if of_each else {"": recipe}
+    teachers = teacher if of_each else {"": teacher}
+    tokens = next((one for ones in teachers.values() for one in ones), recipe.base)
+    return [
+        _alone(step, " ".join(filter(None, (step.name, task))), named[task], task, one, tokens)
+        for task, ones in teachers.items()
+        for one in ones or [None]
+    ]
+
+
+def _alone(step: Step, name: str, recipe: Recipe, task: str, teacher: str | None, tokens: str | None) -> Step:
+    varied = step.inputs["augmented"]
+    augmented = varied.get(task) if isinstance(varied, Mapping) else varied
+    kind, inputs = step.kind, {"teacher": teacher, "student": step.inputs["student"], "augmented": augmented}
+    if teacher is None:
+        kind, inputs = "finetune", {"model": step.inputs["student"], "tokenizer": tokens}
+    return replace(step, name=name, kind=kind, resolved=replace(step.resolved, recipe=recipe), inputs=inputs)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ def run(
     """
     data = open_tasks(recipe, catalog, splits=("train", "dev"), augmented=augmented, talk=talk)
     used = dict(each_place("teacher", teacher)) | {"student": student}
+    if len(used) == 1 and recipe.base is not None:
+        used["base"] = recipe.base  # nobody teaches: a new student's tokens are those of the base model
     inputs = {name: places.identify(place, catalog) for name, place in used.items()}
     identity = {
         "recipe": recipe.identity(*KEYS),
@@ -139,7 +141,7 @@ class Distiller:
         """A student at its start."""
         taught = next(iter(self.course.instructors), None)
         tasks = [lesson.data.task for lesson in self.course.lessons]
-        like = {"tokenizer": taught.source, "like": taught.loaded.model.config} if taught else {"tokenizer": None}
+        like = {"tokenizer": taught.source, "like": taught.loaded.model.config} if taught else {"tokenizer": self.recipe.base}
         if self.course.several:
             return places.several_heads(self.student, self.catalog, tasks=tasks, seed=seed, where="student", **like)
         return places.classifier(self.student, self.catalog, task=tasks[0], seed=seed, where="student", **like)
