@@ -12,7 +12,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.recipe import Recipe
 from microbert_cli.resolve import Resolved, overlay
-from microbert_cli.several import augmented_of, each_place, ensemble_of, recipe_of, task_name, teacher_of, teachers_of
+from microbert_cli.several import TASK, augmented_of, each_place, recipe_of, task_name, teachers_of
 
 RUNS = Path("runs")
 
@@ -57,18 +57,31 @@ def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
 
 
 def step(
-    name: str, resolved: Resolved, root: Path, catalog: Catalog, *, out: Path | None = None, planned: Sequence[str] = ()
-) -> Step:
-    """One stage with its inputs; `planned` are stages that will have run before it."""
+    name: str, resolved: Resolved, root: Path, catalog: Catalog, *, out: Path | None = None, planned: Sequence[str] = (),
+    over: Mapping[str, Any] | None = None,
+) -> Step:  # fmt: skip
+    """One stage with its inputs; `planned` are stages that will have run before it, `over` lies over the variant's values."""
     kind = name
     if variant := resolved.recipe.variant.get(name):
         values = dict(variant)
         kind = str(values.pop("stage", name))
         resolved = overlay(resolved, values, f"variant {name}", catalog)
+    if over:
+        resolved = overlay(resolved, over, "the comparison", catalog)
     if kind not in WIRES:
         raise _no_stage(name, kind)
     made = _Made(root, tuple(planned))
-    return Step(name, kind, resolved, out or root / name, WIRES[kind](resolved.recipe, made, catalog))
+    inputs = WIRES[kind](resolved.recipe, made, catalog)
+    return Step(name, kind, resolved, out or root / name, _of_task(inputs, resolved.recipe.task))
+
+
+def _of_task(value: Any, task: str | None) -> Any:
+    """`{task}` in an input is the task's name, so that one recipe finds each task's own: "runs/teacher-{task}"."""
+    if isinstance(value, str):
+        return value.replace(TASK, task_name(task)) if task else value
+    if isinstance(value, Mapping):
+        return {key: _of_task(inner, task) for key, inner in value.items()}
+    return [_of_task(inner, task) for inner in value] if isinstance(value, list) else value
 
 
 def apart(step: Step) -> list[Step]:
@@ -135,7 +148,7 @@ def _pretrain(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
 
 def _finetune(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     model = made.resolve(recipe.finetune.model) or _pretrained(recipe, made)
-    tokenizer = recipe.base or made.of("pretrain") or made.resolve(teacher_of(recipe))
+    tokenizer = recipe.base or made.of("pretrain") or made.resolve(recipe.teacher.model)
     return {
         "model": _needed(model, "finetune.model", "an encoder: a directory, a Hub id or a student", "--model DIR"),
         "tokenizer": tokenizer if tokenizer != model else None,
@@ -208,7 +221,7 @@ def _pretrained(recipe: Recipe, made: _Made) -> str | None:
 
 def _teacher(recipe: Recipe, made: _Made) -> str | None:
     """The one teacher of one task: as named, else what this run fine-tunes."""
-    return made.resolve(teacher_of(recipe)) or made.of("finetune")
+    return made.resolve(recipe.teacher.model) or made.of("finetune")
 
 
 def _teachers(recipe: Recipe, made: _Made) -> str | list[str] | dict[str, list[str]]:
@@ -216,7 +229,7 @@ def _teachers(recipe: Recipe, made: _Made) -> str | list[str] | dict[str, list[s
     if recipe.tasks:
         return {task: [str(made.resolve(one)) for one in named] for task, named in teachers_of(recipe).items()}
     if recipe.teacher.models:
-        return [str(made.resolve(one)) for one in ensemble_of(recipe)]
+        return [str(made.resolve(one)) for one in recipe.teacher.models]
     return _needed(_teacher(recipe, made), "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
 
 

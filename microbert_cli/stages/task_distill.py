@@ -1,11 +1,13 @@
 """Stage two: the student learns a task, or several, from fine-tuned teachers, through all phases of the method."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from microbert_cli import checkpoint, manifest, models, numerics, places
 from microbert_cli.bests import Bests
+from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.course import Course
 from microbert_cli.encoding import Encoded
@@ -24,9 +26,10 @@ from microbert_cli.task_results import experts_of, results, save_bests
 from microbert_cli.task_rows import TaskRows, facts_of, fingerprints_of, open_tasks
 from microbert_cli.teacher import check_heads
 from microbert_cli.terms import ANSWERED, LossTerm, make_terms, without_teacher
-from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.tracking import SILENT, Log, Talk
 
 NAME = "task-distill"
+ASKED = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
 KEYS = ("task", "data", "teacher", "phases", "normalisation", "layer_map", "cache", "seed", "seeds", *NUMERICS, *OF_SEVERAL)
 Teachers = str | Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -65,6 +68,7 @@ def run(
         if work.done:
             return up_to_date(NAME, out)
         distiller = Distiller(recipe, catalog, data, teacher, student, inputs, talk)
+        distiller.teacher_log = work.path / ASKED
         course, seeds = distiller.course, recipe.seeds or [recipe.seed]
         taught = course.examine()
         metrics = over_seeds(seeds, work.path, course.primary, distiller.train_one, distiller.choices, talk)
@@ -88,6 +92,8 @@ class Distiller:
     teacher     of one task: its teacher or teachers; of several: those of each by the task's name
     identities  what identifies every teacher's weights, as `each_place("teacher", teacher)` names them
     """
+
+    teacher_log: Path | None = None
 
     def __init__(
         self, recipe: Recipe, catalog: Catalog, data: Sequence[TaskRows], teacher: Teachers, student: str,
@@ -191,8 +197,19 @@ class Distiller:
             numerics=self.numerics,
         )
         if name not in self.asks:
-            self.asks[name] = self.course.ask(spec, rows, objective.teacher_want)
+            self.asks[name] = self._timed(name, spec, rows, objective.teacher_want)
         return objective.asking(self.asks[name])
+
+    def _timed(self, name: str, spec: PhaseSpec, rows: Encoded | Mixture, want: Want) -> AskAny | None:
+        """The teachers through the cache, and a line on how many rows were asked about before training, in what time."""
+        began, course = time.monotonic(), self.course
+        before = course.asked
+        ask = course.ask(spec, rows, want)
+        if self.teacher_log is not None and ask is not None:
+            taken = {"phase": name, "kept": course.kept, "rows": len(rows.lengths), "asked": course.asked - before}
+            with Log(self.teacher_log) as log:
+                log.write(**taken, took=round(time.monotonic() - began, 3))
+        return ask
 
 
 def _terms(phase: str, spec: PhaseSpec, catalog: Catalog) -> list[LossTerm]:
