@@ -177,6 +177,16 @@ class Experts(nn.Module):
         return out_BTd
 
 
+def deal(importance_F: Tensor, *, experts: int, width: int, shared: int) -> list[list[int]]:
+    """Which of F neurons each expert gets: the `shared` most important ones all of them, the rest dealt in turn (MoEBERT).
+
+    Expert i has the ranks 0 .. shared - 1, then shared + i, shared + i + E, ... until it is `width` wide; the rest is dropped.
+    """
+    ranked = importance_F.argsort(descending=True, stable=True).tolist()
+    private = width - shared
+    return [ranked[:shared] + ranked[shared + number :: experts][:private] for number in range(experts)]
+
+
 def gates_of(chosen: Tensor) -> Tensor:
     """Gates [..., k] of the chosen experts' probabilities: of one exactly 1 with a gradient, of several their shares."""
     return chosen / (chosen.detach() if chosen.shape[-1] == 1 else chosen.sum(-1, keepdim=True))

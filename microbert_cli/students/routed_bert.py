@@ -225,10 +225,14 @@ class RoutedBertForSequenceClassification(_RoutedBert):
         routing: str = "task",
         top_k: int = 1,
         seed: int = 0,
+        neurons: Mapping[int, Sequence[Sequence[int]]] | None = None,
+        heads: Mapping[str, nn.Linear] | None = None,
     ) -> "RoutedBertForSequenceClassification":
         """A routed model of a BERT's weights: every expert is the layer's FFN and N(0, 1e-3); what is new comes from `seed`.
 
-        model  a BertModel, or any BERT with a head; its head is left behind
+        model    a BertModel, or any BERT with a head; its head is left behind
+        neurons  by layer and expert: those of the FFN that the expert is made of, without noise (`experts.deal`)
+        heads    of tasks that keep one that is trained
         """
         dense = model.base_model
         fields = {key: value for key, value in dense.config.to_dict().items() if key not in OWN_FIELDS}
@@ -241,7 +245,9 @@ class RoutedBertForSequenceClassification(_RoutedBert):
             routed = cls(RoutedBertConfig(**copy.deepcopy(fields) | own))
             _copy_weights(dense, routed.bert)
             for place, layer in routed.bert.expert_layers.items():
-                _copy_ffn(dense.encoder.layer[place - 1], layer)
+                _copy_ffn(dense.encoder.layer[place - 1], layer, (neurons or {}).get(place))
+        for name, head in (heads or {}).items():
+            routed.heads[name].load_state_dict(head.state_dict())
         return routed
 
 
@@ -279,12 +285,20 @@ def _copy_weights(dense: Any, routed: Any) -> None:
 
 
 @torch.no_grad()
-def _copy_ffn(dense: Any, experts: Experts) -> None:
+def _copy_ffn(dense: Any, experts: Experts, neurons: Sequence[Sequence[int]] | None) -> None:
+    """Every expert the whole network with noise, or its neurons' rows and columns of it."""
+    up, down = dense.intermediate.dense, dense.output.dense
     expert: Any
-    for expert in experts.experts:
-        for linear, source in ((expert.up, dense.intermediate.dense), (expert.down, dense.output.dense)):
-            linear.weight.copy_(source.weight + COPY_NOISE * torch.randn(source.weight.shape))
-            linear.bias.copy_(source.bias)
+    for number, expert in enumerate(experts.experts):
+        if neurons is None:
+            expert.up.weight.copy_(up.weight + COPY_NOISE * torch.randn(up.weight.shape))
+            expert.down.weight.copy_(down.weight + COPY_NOISE * torch.randn(down.weight.shape))
+            expert.up.bias.copy_(up.bias)
+        else:
+            expert.up.weight.copy_(up.weight[neurons[number]])
+            expert.down.weight.copy_(down.weight[:, neurons[number]])
+            expert.up.bias.copy_(up.bias[neurons[number]])
+        expert.down.bias.copy_(down.bias)
 
 
 AutoConfig.register(MODEL_TYPE, RoutedBertConfig)
