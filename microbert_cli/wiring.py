@@ -97,9 +97,9 @@ def apart(step: Step) -> list[Step]:
     teachers = teacher if of_each else {"": teacher}
     tokens = next((one for ones in teachers.values() for one in ones), recipe.base)
     return [
-        _alone(step, " ".join(filter(None, (step.name, task))), named[task], task, one, tokens)
+        _alone(step, " ".join(filter(None, (step.name, task, str(n) if n > 1 else ""))), named[task], task, one, tokens)
         for task, ones in teachers.items()
-        for one in ones or [None]
+        for n, one in enumerate(ones or [None], 1)
     ]
 
 
