@@ -95,6 +95,17 @@ class Course:
         pairs = zip(self.lessons, rows.parts, rows.shares, strict=True)
         return by_task({one.data.number: one.asked(part, want, asks=round(share * asks)) for one, part, share in pairs})
 
+    @property
+    def asked(self) -> int:
+        """How many rows teachers have been asked about through the cache so far."""
+        known = [*(one.teacher for one in self.instructors), *(one for lesson in self.lessons for one in lesson.asking)]
+        return sum(teacher.asked for teacher in {id(one): one for one in known}.values())
+
+    @property
+    def kept(self) -> bool:
+        """Whether answers of any teacher come from the cache."""
+        return any(lesson.kept for lesson in self.lessons)
+
     def check(self, phases: Mapping[str, Sequence[LossTerm]]) -> None:
         """Raises M085 where a phase has nothing for a task without a teacher, M086 where an ensemble is to show its layers,
         M087 where teachers' layers differ and are compared with one student's, M083 where tasks' answers do and are so."""

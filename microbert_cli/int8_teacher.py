@@ -46,5 +46,6 @@ class Int8Teacher(Teacher):
         """What the teacher shows of a batch, logits alone in int8."""
         if want != LOGITS:
             return super().ask(batch, want)
+        self.asked += len(batch["input_ids"])
         logits_BC = torch.from_numpy(self._copy.logits(batch))
         return Seen(logits=logits_BC[:, self.columns] if self.columns else logits_BC)

@@ -47,6 +47,8 @@ class Lesson:
         self, recipe: Recipe, data: TaskRows, sources: Sequence[str], identities: Sequence[Any], numerics: Numerics, talk: Talk
     ):
         self.recipe, self.data, self.numerics, self.talk = recipe, data, numerics, talk
+        self.asking: list[Teacher] = []  # those asked through the cache: teachers, or their int8 copies
+        self.kept = False  # whether answers come from the cache
         self.instructors = [self._instructor(*pair) for pair in zip(sources, identities, strict=True)]
 
     def _instructor(self, source: str, weights: Any) -> Instructor:
@@ -87,16 +89,13 @@ class Lesson:
             return None
         return together([self._remembered(one, rows, want, asks) for one in self.instructors])
 
-    def plainly(self) -> Ask | None:
-        """The teachers as one, without the cache."""
-        return together([one.teacher.ask for one in self.instructors]) if self.instructors else None
-
     def _remembered(self, one: Instructor, rows: Encoded, want: Want, asks: int) -> Ask:
         """Under `reference` padding counts, and padding is not kept."""
         if self.recipe.normalisation == "reference" and (want.hidden or want.scores):
             return one.teacher.ask
         teacher = self._in_int8(one, want) or one.teacher
-        return remember(
+        self.asking.append(teacher)
+        ask = remember(
             teacher,
             rows,
             want,
@@ -107,6 +106,8 @@ class Lesson:
             numerics=self.numerics,
             talk=self.talk,
         )
+        self.kept = self.kept or ask != teacher.ask
+        return ask
 
     def _in_int8(self, one: Instructor, want: Want) -> Teacher | None:
         """The teacher's int8 copy where the recipe asks for one and it has what is wanted; says aloud where it has not."""

@@ -33,16 +33,6 @@ def teachers_of(recipe: Recipe) -> dict[str, list[str]]:
     return {name: [one.replace(TASK, name) for one in pattern] for name in names}
 
 
-def teacher_of(recipe: Recipe) -> str | None:
-    """The teacher of a single task."""
-    return recipe.teacher.model and recipe.teacher.model.replace(TASK, task_name(recipe.task or ""))
-
-
-def ensemble_of(recipe: Recipe) -> list[str]:
-    """The teachers of a single task, where they are several."""
-    return [one.replace(TASK, task_name(recipe.task or "")) for one in recipe.teacher.models]
-
-
 def augmented_of(recipe: Recipe) -> dict[str, str]:
     """The augmented rows of every task of several: `augmented` with the task's name in it."""
     place = recipe.augmented or ""

@@ -27,7 +27,10 @@ class Teacher:
 
     columns  column c of the task is column columns[c] of the model; None = as they are
     dropout  keeps dropout active, as the released TinyBERT code does without meaning to
+    asked    rows that went through it so far
     """
+
+    asked = 0
 
     def __init__(self, loaded: Loaded, columns: Sequence[int] | None = None, *, dropout: bool = False):
         self.model = frozen(loaded.model).train(dropout)
@@ -43,6 +46,7 @@ class Teacher:
 
     def ask(self, batch: Batch, want: Want) -> Seen:
         """What the teacher shows of a batch, without gradients; a large batch goes through it piece by piece."""
+        self.asked += len(batch["input_ids"])
         with torch.no_grad():
             seen = _joined([look(self.model, piece, want) for piece in self._pieces(batch, want)])
         if seen.logits is not None and self.columns:

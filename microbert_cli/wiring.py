@@ -3,8 +3,8 @@
 Static: nothing is opened, torch is not imported, so `--dry-run` can tell what would happen.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.expert_keys import EXPERT_TEACHER, of_teacher
 from microbert_cli.recipe import Recipe
 from microbert_cli.resolve import Resolved, overlay
-from microbert_cli.several import augmented_of, each_place, ensemble_of, task_name, teacher_of, teachers_of
+from microbert_cli.several import TASK, augmented_of, each_place, recipe_of, task_name, teachers_of
 
 RUNS = Path("runs")
 
@@ -58,22 +58,62 @@ def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
 
 
 def step(
-    name: str, resolved: Resolved, root: Path, catalog: Catalog, *, out: Path | None = None, planned: Sequence[str] = ()
-) -> Step:
-    """One stage with its inputs; `planned` are stages that will have run before it."""
+    name: str, resolved: Resolved, root: Path, catalog: Catalog, *, out: Path | None = None, planned: Sequence[str] = (),
+    over: Mapping[str, Any] | None = None,
+) -> Step:  # fmt: skip
+    """One stage with its inputs; `planned` are stages that will have run before it, `over` lies over the variant's values."""
     kind = name
     if variant := resolved.recipe.variant.get(name):
         values = dict(variant)
         kind = str(values.pop("stage", name))
         resolved = overlay(resolved, values, f"variant {name}", catalog)
+    if over:
+        resolved = overlay(resolved, over, "the comparison", catalog)
     if kind not in WIRES:
         raise _no_stage(name, kind)
     made = _Made(root, tuple(planned))
-    inputs = WIRES[kind](resolved.recipe, made, catalog)
+    inputs = _of_task(WIRES[kind](resolved.recipe, made, catalog), resolved.recipe.task)
     if kind == EXPERT_TEACHER:
         kind = "task-distill"
         resolved = overlay(resolved, of_teacher(resolved.recipe, inputs["teacher"]), f"stage {EXPERT_TEACHER}", catalog)
     return Step(name, kind, resolved, out or root / name, inputs)
+
+
+def _of_task(value: Any, task: str | None) -> Any:
+    """`{task}` in an input is the task's name, so that one recipe finds each task's own: "runs/teacher-{task}"."""
+    if isinstance(value, str):
+        return value.replace(TASK, task_name(task)) if task else value
+    if isinstance(value, Mapping):
+        return {key: _of_task(inner, task) for key, inner in value.items()}
+    return [_of_task(inner, task) for inner in value] if isinstance(value, list) else value
+
+
+def apart(step: Step) -> list[Step]:
+    """A distillation of several tasks or teachers as steps of one task and one teacher each, to look at one by one.
+
+    A task without a teacher is fine-tuned, with the tokens of another's teacher; any other step is as it is.
+    """
+    teacher = step.inputs.get("teacher")
+    if step.kind != "task-distill" or isinstance(teacher, str) or teacher is None:
+        return [step]
+    recipe, of_each = step.resolved.recipe, isinstance(teacher, Mapping)
+    named = {task_name(task): recipe_of(recipe, task) for task in recipe.tasks} if of_each else {"": recipe}
+    teachers = teacher if of_each else {"": teacher}
+    tokens = next((one for ones in teachers.values() for one in ones), recipe.base)
+    return [
+        _alone(step, " ".join(filter(None, (step.name, task, str(n) if n > 1 else ""))), named[task], task, one, tokens)
+        for task, ones in teachers.items()
+        for n, one in enumerate(ones or [None], 1)
+    ]
+
+
+def _alone(step: Step, name: str, recipe: Recipe, task: str, teacher: str | None, tokens: str | None) -> Step:
+    varied = step.inputs["augmented"]
+    augmented = varied.get(task) if isinstance(varied, Mapping) else varied
+    kind, inputs = step.kind, {"teacher": teacher, "student": step.inputs["student"], "augmented": augmented}
+    if teacher is None:
+        kind, inputs = "finetune", {"model": step.inputs["student"], "tokenizer": tokens}
+    return replace(step, name=name, kind=kind, resolved=replace(step.resolved, recipe=recipe), inputs=inputs)
 
 
 @dataclass(frozen=True)
@@ -112,7 +152,7 @@ def _pretrain(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
 
 def _finetune(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     model = made.resolve(recipe.finetune.model) or _pretrained(recipe, made)
-    tokenizer = recipe.base or made.of("pretrain") or made.resolve(teacher_of(recipe))
+    tokenizer = recipe.base or made.of("pretrain") or made.resolve(recipe.teacher.model)
     return {
         "model": _needed(model, "finetune.model", "an encoder: a directory, a Hub id or a student", "--model DIR"),
         "tokenizer": tokenizer if tokenizer != model else None,
@@ -193,7 +233,7 @@ def _pretrained(recipe: Recipe, made: _Made) -> str | None:
 
 def _teacher(recipe: Recipe, made: _Made) -> str | None:
     """The one teacher of one task: as named, else what this run fine-tunes."""
-    return made.resolve(teacher_of(recipe)) or made.of("finetune")
+    return made.resolve(recipe.teacher.model) or made.of("finetune")
 
 
 def _teachers(recipe: Recipe, made: _Made) -> str | list[str] | dict[str, list[str]]:
@@ -201,9 +241,9 @@ def _teachers(recipe: Recipe, made: _Made) -> str | list[str] | dict[str, list[s
     if recipe.tasks:
         return {task: [str(made.resolve(one)) for one in named] for task, named in teachers_of(recipe).items()}
     if recipe.teacher.models:
-        return [str(made.resolve(one)) for one in ensemble_of(recipe)]
+        return [str(made.resolve(one)) for one in recipe.teacher.models]
     if recipe.moe.side in ("teacher", "both"):
-        expert = made.planned_of(EXPERT_TEACHER) or made.resolve(teacher_of(recipe)) or made.of(EXPERT_TEACHER)
+        expert = made.planned_of(EXPERT_TEACHER) or made.resolve(recipe.teacher.model) or made.of(EXPERT_TEACHER)
         return _needed(expert, "teacher.model", "a teacher of experts (mbert expert-teacher)", "--teacher DIR")
     return _needed(_teacher(recipe, made), "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
 

@@ -27,7 +27,7 @@ FLOORS = {
     "int8_teacher memory ancestry packed mixture ensemble extraction importance routed_student",
     3: "loop phases bests",
     4: "stages pipeline api stage task_rows task_results lesson course racing lineage wiring run_record report_table planning "
-    "preflight",
+    "preflight comparing",
     5: "cli __init__ __main__",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -18,7 +18,9 @@ BUILT_IN = {
         "tinybert-4l-312", "tinybert-6l-768",
     ],
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
-    "recipes": ["microbert-quickstart", "microbert-sst2", "own-data", "quickstart", "sst2-tinybert"],
+    "recipes": [
+        "glue-mt-dnn", "microbert-quickstart", "microbert-sst2", "microbert-tasks", "own-data", "quickstart", "sst2-tinybert",
+    ],
     "augmenters": ["masked_lm", "word_vectors"],
     "machines": ["a100", "h100", "h200", "l4"],
 }  # fmt: skip

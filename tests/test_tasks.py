@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mbert_command import refused, works
+from mbert_command import mbert, refused, works
 from safetensors.torch import load_file
 from tiny_models import tiny_bert, tiny_glue
 
@@ -253,6 +253,38 @@ def test_tasks_of_ones_own_files() -> None:
     )
     made = distil("mine", tasks=["mine.toml", "sst2"], teachers={"sst2": "teacher-sst2"})
     assert list(made.metrics["tasks"]) == ["mine", "sst2"] and made.metrics["tasks"]["mine"]["rows"] == 2
+
+
+@pytest.mark.parametrize("name", ["glue-mt-dnn", "microbert-tasks"])
+def test_recipes_of_several_tasks(name: str, repo: Path) -> None:
+    told = works("run", repo / "recipes" / f"{name}.toml", "--dry-run", "--json").json["stages"]
+    last = told[-1]
+    taught = {key.split()[1] for key in last if key.startswith("teacher ")}
+    assert taught == {"glue-mt-dnn": {"mnli", "qqp", "qnli", "rte"}, "microbert-tasks": {"sst2", "mrpc", "rte", "stsb"}}[name]
+    made = {one["out"] for one in told[:-1]}
+    assert all(value in made for key, value in last.items() if key.startswith("teacher "))
+
+
+LOOKED_AT = """
+tasks = ["sst2", "stsb"]
+method = "mt-dnn"
+student = "bert-1x8"
+stages = ["task-distill"]
+data = { folder = "glue", max_length = 24 }
+teacher.allow_weak = true
+teachers.sst2 = ["teacher-sst2", "teacher-sst2-b"]
+phases.multi-task.steps = 20
+"""
+
+
+def test_plan_and_doctor_look_at_every_task() -> None:
+    Path("looked-at.toml").write_text(LOOKED_AT)
+    (planned,) = works("plan", "looked-at.toml", "--json").json["stages"]
+    assert 18 <= planned["steps"] <= 22 and planned["seconds"] > 0
+    done = mbert("doctor", "looked-at.toml")
+    assert done.code == 0, done.out + done.err
+    for said in ("task-distill sst2 2: finite losses", "task-distill stsb: finite losses", "task-distill stsb: 40 scores"):
+        assert said in done.out, done.out
 
 
 # --- what is kept ------------------------------------------------------------------------------------------------------------

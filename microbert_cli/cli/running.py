@@ -122,7 +122,7 @@ def explain(resolved: Resolved, *, as_json: bool = False) -> None:
 
 def dry_run(planned: list[Step], common: Common) -> None:
     """What would run, on what, and where it would go; nothing is opened."""
-    told = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": _state(one), **_shown(one)} for one in planned]
+    told = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": state(one), **_shown(one)} for one in planned]
     if common.as_json:
         show_json({"stages": told})
         return
@@ -136,7 +136,8 @@ def _shown(one: Step) -> dict[str, Any]:
     return {**{key: value for key, value in one.inputs.items() if not isinstance(value, list | dict)}, **one.places}
 
 
-def _state(one: Step) -> str:
+def state(one: Step) -> str:
+    """What is there of a stage's output, its content not looked at."""
     if (one.out / "manifest.json").is_file():
         return "exists"
     return "begun" if one.out.with_name(one.out.name + ".partial").is_dir() else "new"

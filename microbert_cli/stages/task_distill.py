@@ -1,5 +1,6 @@
 """Stage two: the student learns a task, or several, from fine-tuned teachers, through all phases of the method."""
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from microbert_cli import checkpoint, manifest, models, numerics, places
 from microbert_cli.batching import in_order
 from microbert_cli.bests import Bests
+from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.course import Course
 from microbert_cli.encoding import Encoded
@@ -31,9 +33,10 @@ from microbert_cli.task_results import experts_of, results, save_bests
 from microbert_cli.task_rows import TaskRows, facts_of, fingerprints_of, open_tasks
 from microbert_cli.teacher import check_heads
 from microbert_cli.terms import ANSWERED, LossTerm, make_terms, without_teacher
-from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.tracking import SILENT, Log, Talk
 
 NAME = "task-distill"
+ASKED = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
 IMPORTANCE_BATCH = 32
 KEYS = (
     "task", "data", "teacher", "phases", "normalisation", "layer_map", "moe", "cache", "seed", "seeds", *NUMERICS, *OF_SEVERAL,
@@ -62,6 +65,8 @@ def run(
     """
     data = open_tasks(recipe, catalog, splits=("train", "dev"), augmented=augmented, talk=talk)
     used = dict(each_place("teacher", teacher)) | {"student": student}
+    if len(used) == 1 and recipe.base is not None:
+        used["base"] = recipe.base  # nobody teaches: a new student's tokens are those of the base model
     inputs = {name: places.identify(place, catalog) for name, place in used.items()}
     identity = {
         "recipe": recipe.identity(*KEYS),
@@ -73,6 +78,7 @@ def run(
         if work.done:
             return up_to_date(NAME, out)
         distiller = Distiller(recipe, catalog, data, teacher, student, inputs, talk)
+        distiller.teacher_log = work.path / ASKED
         course, seeds = distiller.course, recipe.seeds or [recipe.seed]
         taught = course.examine()
         metrics = over_seeds(seeds, work.path, course.primary, distiller.train_one, distiller.choices, talk)
@@ -96,6 +102,8 @@ class Distiller:
     teacher     of one task: its teacher or teachers; of several: those of each by the task's name
     identities  what identifies every teacher's weights, as `each_place("teacher", teacher)` names them
     """
+
+    teacher_log: Path | None = None
 
     def __init__(
         self, recipe: Recipe, catalog: Catalog, data: Sequence[TaskRows], teacher: Teachers, student: str,
@@ -154,7 +162,7 @@ class Distiller:
         """A student at its start."""
         taught = next(iter(self.course.instructors), None)
         tasks = [lesson.data.task for lesson in self.course.lessons]
-        like = {"tokenizer": taught.source, "like": taught.loaded.model.config} if taught else {"tokenizer": None}
+        like = {"tokenizer": taught.source, "like": taught.loaded.model.config} if taught else {"tokenizer": self.recipe.base}
         if self.course.several or self._routes:
             loaded = places.several_heads(self.student, self.catalog, tasks=tasks, seed=seed, where="student", **like)
             return self._with_experts(loaded, seed) if self._routes else loaded
@@ -228,8 +236,19 @@ class Distiller:
             numerics=self.numerics,
         )
         if name not in self.asks:
-            self.asks[name] = self.course.ask(spec, rows, objective.teacher_want)
+            self.asks[name] = self._timed(name, spec, rows, objective.teacher_want)
         return objective.asking(self.asks[name])
+
+    def _timed(self, name: str, spec: PhaseSpec, rows: Encoded | Mixture, want: Want) -> AskAny | None:
+        """The teachers through the cache, and a line on how many rows were asked about before training, in what time."""
+        began, course = time.monotonic(), self.course
+        before = course.asked
+        ask = course.ask(spec, rows, want)
+        if self.teacher_log is not None and ask is not None:
+            taken = {"phase": name, "kept": course.kept, "rows": len(rows.lengths), "asked": course.asked - before}
+            with Log(self.teacher_log) as log:
+                log.write(**taken, took=round(time.monotonic() - began, 3))
+        return ask
 
 
 def _terms(phase: str, spec: PhaseSpec, catalog: Catalog, balance: float) -> list[LossTerm]:

@@ -1,0 +1,190 @@
+"""`mbert compare`: several methods, ablations or recipes on the same data, and one table."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from microbert_cli import processes
+from microbert_cli.cli import options
+from microbert_cli.cli.console import show, show_json, show_table
+from microbert_cli.cli.options import About, Common, with_options
+from microbert_cli.cli.running import explain, state
+from microbert_cli.comparing.grids import check_grid, parse_grid, told, trials_of
+from microbert_cli.comparing.rows import COMPARISON, Plan, Row, kind_of, lengths, plan_rows, seeds_of
+from microbert_cli.errors import MbertError
+from microbert_cli.resolve import Resolved
+from microbert_cli.wiring import RUNS
+
+EPILOG = """Examples:
+
+mbert compare tinybert tinybert-reference --teacher DIR --student runs/sst2/general-distill --task sst2 --dry-run
+
+mbert compare quickstart --grid phases.prediction.learning_rate=5e-4,1e-3 -o runs/compare-quickstart --dry-run"""
+PLAN = ["row", "stage", "phases", "seeds", "state", "tried first"]
+Grid = Mapping[str, Sequence[Any]]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("compare", epilog=EPILOG)(compare)
+
+
+@with_options
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Methods of the catalogue, and recipes.")],
+    teacher: options.Teacher = None,
+    student: options.Student = None,
+    seeds: options.Seeds = None,
+    tasks: Annotated[str | None, typer.Option("--tasks", help="The comparison on each of these: sst2,mrpc,rte.")] = None,
+    ablate: Annotated[str | None, typer.Option("--ablate", help="A row more for each of these ablations: dis,hidn.")] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=A,B", help="Values to try in every row, chosen on dev; repeatable."),
+    ] = None,
+    *,
+    about: About,
+    common: Common,
+) -> None:
+    """Trains several students on the same data, teacher and seeds, and tells them apart in one table.
+
+    A method gives one row. A recipe gives a row for each stage of kind task-distill or finetune among its `stages` that no
+    other stage reads; what they need is run before, what comes after is left out. Rows that are done are kept; those whose
+    recipe changed are made anew, the old ones moved aside. With --tasks the whole comparison is made on each task, in OUT/TASK,
+    and a mean over them is told; `{task}` in the name of a teacher or a start is then the task's. A grid is tried on the first
+    seed of each row; what is best on dev is run with all seeds.
+    """
+    values = {"teacher__model": teacher, "student": student, **about.keys()}
+    if common.explain:
+        explain(_resolved(common, names[0], values, common.catalog()), as_json=common.as_json)
+        return
+    wanted = parse_grid(grid or [])
+    root = common.out or _default_root(names, common, values)
+    plans = _plans(
+        names, common, values, root, _listed(tasks, "--tasks"), options.seed_list(seeds), _listed(ablate, "--ablate")
+    )
+    for plan in plans:
+        check_grid(wanted, plan, common.catalog())
+    if common.dry_run:
+        _show_plans(plans, wanted, common, root)
+        return
+    processes.only_one("mbert compare")
+    if not (common.quiet or common.as_json):
+        _table_of_plans(plans, wanted, common, err=True)
+    _show(_run(plans, wanted, common, root), common, root)
+
+
+def _plans(
+    names: list[str], common: Common, values: dict[str, Any], root: Path, tasks: list[str], seeds: list[int] | None,
+    ablate: list[str],
+) -> list[Plan]:  # fmt: skip
+    catalog = common.catalog()
+
+    def plan(place: Path, task: dict[str, Any]) -> Plan:
+        def resolve(recipe: str | None) -> Resolved:
+            return _resolved(common, recipe or common.recipe or names[0], {**values, **task}, catalog)
+
+        return plan_rows(names, place, catalog, resolve, base=common.recipe is not None, seeds=seeds, ablate=ablate)
+
+    return [plan(root / Path(task).stem, {"task": task}) for task in tasks] if tasks else [plan(root, {})]
+
+
+def _resolved(common: Common, name: str | None, values: dict[str, Any], catalog: Any) -> Resolved:
+    """A recipe with this command's options; a method's name stands for no recipe, or mbert.toml."""
+    recipe = common.recipe if name is None or kind_of(name, catalog) == "methods" else name
+    return replace(common, recipe=recipe).resolve(**values)
+
+
+def _default_root(names: list[str], common: Common, values: dict[str, Any]) -> Path:
+    """runs/compare, and the names of the base recipe and of the task that are typed: what stays when a row is added."""
+    recipe = common.recipe or (names[0] if kind_of(names[0], common.catalog()) == "recipes" else None)
+    about = values["task"] or values["data__train_file"]
+    parts = ["compare", Path(recipe).stem if recipe else None, Path(about).stem if about else None]
+    return RUNS / "-".join(part for part in parts if part)
+
+
+def _listed(text: str | None, option: str) -> list[str]:
+    """`a,b,c` as names; raises M125."""
+    names = [name.strip() for name in (text or "").split(",")] if text is not None else []
+    if all(names) and len({Path(name).stem for name in names}) == len(names):
+        return names
+    raise MbertError(
+        "M125",
+        f'"{text}" is no list of different names',
+        where=option,
+        allowed="Names with commas between, each of them once.",
+        fix="For instance: --tasks sst2,mrpc,rte, or --ablate dis,hidn",
+    )
+
+
+def _run(plans: Sequence[Plan], grid: Grid, common: Common, root: Path) -> dict[str, Any]:
+    from microbert_cli.comparing.running import run_plans
+    from microbert_cli.stages import compare as stage
+
+    catalog, talk = common.catalog(), common.talk()
+    how = {"catalog": catalog, "talk": talk, "force": common.force, "resume": common.resume}
+    try:
+        result = stage.run(run_plans(plans, grid, **how), root / COMPARISON, **how)
+    finally:
+        talk.close()
+    if result.up_to_date:
+        talk.note("everything up to date")
+    return result.metrics
+
+
+def _show_plans(plans: Sequence[Plan], grid: Grid, common: Common, root: Path) -> None:
+    if common.as_json:
+        show_json({"out": str(root), "tasks": {plan.task: _told(plan, grid, common) for plan in plans}})
+        return
+    _table_of_plans(plans, grid, common)
+
+
+def _told(plan: Plan, grid: Grid, common: Common) -> dict[str, Any]:
+    catalog = common.catalog()
+    before = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": state(one)} for one in plan.before]
+    return {"before": before, "rows": [_told_row(row, plan, grid, catalog) for row in plan.rows]}
+
+
+def _told_row(row: Row, plan: Plan, grid: Grid, catalog: Any) -> dict[str, Any]:
+    one = row.step(catalog)
+    trials = trials_of(row, grid, plan, catalog)
+    return {
+        "row": row.name, "stage": one.kind, "phases": list(lengths(one)), "seeds": seeds_of(one.resolved.recipe),
+        "state": state(one), "out": str(one.out), "inputs": one.inputs,
+        "trials": [{"values": trial.values, "state": state(trial.step)} for trial in trials],
+    }  # fmt: skip
+
+
+def _table_of_plans(plans: Sequence[Plan], grid: Grid, common: Common, *, err: bool = False) -> None:
+    for plan in plans:
+        found = _told(plan, grid, common)
+        rows = [[f"({one['stage']})", one["kind"], "", "", one["state"], ""] for one in found["before"]]
+        for row in found["rows"]:
+            done = sum(trial["state"] == "exists" for trial in row["trials"])
+            tried = f"{len(row['trials'])} choices ({done} done)" if row["trials"] else ""
+            seeds = ",".join(map(str, row["seeds"]))
+            rows.append([row["row"], row["stage"], "; ".join(row["phases"]), seeds, row["state"], tried])
+        show_table(f"{plan.task}: {len(plan.rows)} rows in {plan.root}", PLAN, rows, err=err)
+
+
+def _show(metrics: dict[str, Any], common: Common, root: Path) -> None:
+    from microbert_cli.comparing import table
+
+    if common.as_json:
+        show_json(metrics)
+        return
+    show(str(root / COMPARISON))
+    if common.quiet:
+        return
+    for task, section in metrics["tasks"].items():
+        show_table(table.title(task, section), table.COLUMNS, table.lines(section))
+        show("\n".join(section["remarks"]))
+        if section["differences"]:
+            show_table("", table.DIFFERENCES, table.differences_lines(section))
+        for row in section["rows"]:
+            for one in row["tried"]:
+                show(f"tried: {row['row']}, {told(one['values'])}: {one['dev']}")
+    if metrics["average"]:
+        show_table("mean over the tasks", table.AVERAGED, table.average_lines(metrics["average"]))

@@ -1,0 +1,193 @@
+"""The end of a comparison: every row's scores, spread, size, speed and cost beside each other, as table, JSON and plot."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from microbert_cli import checkpoint, durable, manifest
+from microbert_cli.catalog import Catalog
+from microbert_cli.comparing.costs import costs
+from microbert_cli.comparing.judging import differences, remarks
+from microbert_cli.comparing.running import Entry
+from microbert_cli.comparing.table import as_markdown
+from microbert_cli.output import working
+from microbert_cli.racing import Entrant, race_models
+from microbert_cli.stage import StageResult, read_metrics, sign, up_to_date
+from microbert_cli.task_rows import open_task
+from microbert_cli.tracking import SILENT, Talk
+
+NAME = "compare"
+FORMAT = 2
+TABLE, PLOT = "table.md", "plot.svg"
+NOT_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "problem_type")
+Section = dict[str, Any]
+
+
+def run(
+    entries: Mapping[str, Sequence[Entry]],
+    out: Path,
+    *,
+    catalog: Catalog,
+    force: bool = False,
+    resume: bool = True,
+    talk: Talk = SILENT,
+) -> StageResult:
+    """Gathers the finished rows of every task (task -> entries), and measures one model of each shape in one interleaved run.
+
+    metrics.json and table.md hold the same; plot.svg is drawn where matplotlib is installed, and said to be missing where not.
+    """
+    identity = {
+        "format": FORMAT,
+        "rows": {task: [[one.identity(), manifest.identify(one.out)] for one in rows] for task, rows in entries.items()},
+        "plot": find_spec("matplotlib") is not None,
+    }
+    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=True, talk=talk) as work:
+        if work.done:
+            return up_to_date(NAME, out)
+        tasks = {task: _section(rows, catalog, talk) for task, rows in entries.items()}
+        metrics: Section = {"tasks": tasks, "average": _average(tasks), "plot": None}
+        if identity["plot"]:
+            from microbert_cli.comparing.drawing import draw
+
+            draw(metrics, work.path / PLOT)
+            metrics["plot"] = PLOT
+        else:
+            talk.note('no plot: matplotlib is not installed; pip install "microbert-cli[plot]", then the same command again')
+        durable.write_text(work.path / TABLE, as_markdown(metrics))
+        sources = {f"{task}: {one.row.name}": str(one.out) for task, rows in entries.items() for one in rows}
+        return sign(
+            work,
+            stage=NAME,
+            recipe={"rows": list(sources)},
+            metrics=metrics,
+            inputs={name: manifest.read(Path(place))["result"] for name, place in sources.items()},
+            sources=sources,
+        )
+
+
+def _section(entries: Sequence[Entry], catalog: Catalog, talk: Talk) -> Section:
+    """One task: the rows, their teacher, and what is to be said of them."""
+    rows = [_row(one) for one in entries]
+    measured = [read_metrics(one.out) for one in entries]
+    primary = measured[0]["primary"]
+    taught = next(((one, found) for one, found in zip(entries, measured, strict=True) if "teacher" in found), None)
+    places = {row["row"]: str(one.out) for row, one in zip(rows, entries, strict=True)}
+    teacher: Section = {}
+    if taught:
+        entry, found = taught
+        teacher = {"score": found["teacher"][primary], "directory": str(entry.step.inputs["teacher"])}
+        places[""] = teacher["directory"]
+    raced = (
+        teacher and not entries[0].step.resolved.recipe.teacher.label_order
+    )  # the race knows no names of outputs but its own
+    machine = _race([*rows, *([teacher] if raced else [])], places, entries[0], catalog, talk)
+    for row in rows:
+        row["retention"] = row["score"] / teacher["score"] if teacher and teacher["score"] > 0 else None
+    return {
+        "primary": primary,
+        "majority": measured[0]["majority"],
+        "teacher": teacher,
+        "rows": rows,
+        "differences": differences(rows),
+        "remarks": remarks(rows, majority=measured[0]["majority"], machine=machine),
+        "conditions": machine,
+    }
+
+
+def _row(one: Entry) -> Section:
+    """What a finished row's own files say of it."""
+    metrics, made = read_metrics(one.out), manifest.read(one.out)
+    primary, seeds = metrics["primary"], [int(seed) for seed in made["seeds"]]
+    by_seed = metrics.get("seeds") or {str(metrics["seed"]): metrics["dev"]}
+    start = made["inputs"].get("student", made["inputs"].get("model"))
+    return {
+        "row": one.row.name,
+        "kind": one.step.kind,
+        "method": one.step.resolved.recipe.method if one.step.kind == "task-distill" else None,
+        "of": one.row.of,
+        "without": one.row.without,
+        "score": metrics.get("mean", metrics["dev"])[primary],
+        "spread": metrics.get("spread", {}).get(primary),
+        "by_seed": {seed: scores[primary] for seed, scores in by_seed.items()},
+        "mean": metrics.get("mean", metrics["dev"]),
+        "spreads": metrics.get("spread"),
+        "parameters": metrics["parameters"],
+        **costs(one.out, made, metrics["phases"], seeds),
+        "chosen": one.chosen,
+        "tried": one.tried,
+        "grid_tried": len(one.tried),
+        "grid_seconds": sum(_trial_seconds(Path(trial["directory"])) for trial in one.tried),
+        "directory": str(one.out),
+        "about": {
+            "data": [made["identity"]["data"].get(key) for key in ("task", "max_length", "train", "dev")],
+            "teacher": made["inputs"].get("teacher"),
+            "start": start,
+            "from": str(one.step.inputs.get("student", one.step.inputs.get("model"))),
+            "shape": _shape(one.out),
+        },
+    }
+
+
+def _trial_seconds(out: Path) -> float:
+    """What trying one choice of a grid took; 0 for one that diverged, and so left no output."""
+    if not (out / manifest.FILE).is_file():
+        return 0.0
+    metrics, made = read_metrics(out), manifest.read(out)
+    return costs(out, made, metrics["phases"], made["seeds"])["seconds_in_all"] or 0.0
+
+
+def _shape(model: Path) -> str:
+    """What decides a model's speed: its configuration without names."""
+    config = checkpoint.read_json(model / "config.json", where=str(model))
+    return durable.digest({key: value for key, value in config.items() if key not in NOT_SHAPE and "dropout" not in key})
+
+
+def _race(rows: Sequence[Section], places: Mapping[str, str], some: Entry, catalog: Catalog, talk: Talk) -> Section:
+    """One model of each shape in one interleaved run; what was measured of it goes to all rows of its shape."""
+    shapes = {row.get("row", ""): row["about"]["shape"] if "about" in row else places[""] for row in rows}
+    firsts: dict[str, str] = {}
+    for name, shape in shapes.items():
+        firsts.setdefault(shape, name)
+    data = open_task(some.step.resolved.recipe, catalog, splits=("dev",), talk=talk)
+    entrants = [Entrant(name, places[name], "torch") for name in firsts.values()]
+    found = race_models(entrants, data, talk=talk)
+    for row in rows:
+        first = firsts[shapes[row.get("row", "")]]
+        speed = found["models"][first]
+        row |= {
+            "parameters": speed.get("parameters", row.get("parameters")),
+            "megabytes": speed["bytes"] / 1e6 if speed.get("bytes") else None,
+            "flops": speed["flops"],
+            "latency_ms": speed["latency_ms"],
+            "rows_per_second": speed["throughput"],
+            "raced": first or "teacher",
+        }
+    conditions: Section = json.loads(json.dumps(found["conditions"]))
+    return conditions
+
+
+def _average(tasks: Mapping[str, Section]) -> list[Section] | None:
+    """Means over the tasks, row by row; None for a single task. Rows that not all tasks have are left out."""
+    if len(tasks) < 2:
+        return None
+    by_task = [{row["row"]: row for row in section["rows"]} for section in tasks.values()]
+    shared = [name for name in by_task[0] if all(name in rows for rows in by_task)]
+    return [_mean_row(name, [rows[name] for rows in by_task]) for name in shared]
+
+
+def _mean_row(name: str, rows: Sequence[Section]) -> Section:
+    retained = [row["retention"] for row in rows if row["retention"] is not None]
+    seeds = list(rows[0]["by_seed"])
+    alike = all(list(row["by_seed"]) == seeds for row in rows)
+    each = [mean(row["by_seed"][seed] for row in rows) for seed in seeds] if alike else []
+    return {
+        "row": name,
+        "score": mean(row["score"] for row in rows),
+        "spread": stdev(each) if len(each) > 1 else None,
+        "by_seed": dict(zip(seeds, each, strict=True)) if alike else None,
+        "retention": mean(retained) if len(retained) == len(rows) else None,
+        "tasks": len(rows),
+    }
