@@ -23,7 +23,7 @@ FLOORS = {
     2: "models capture data readers rows own_data augmented encoding submission corpus python_docs vocabulary batching "
     "teacher_cache objective optimisers checkpoint word_table augmentation onnx_model counting timing model_card exporting "
     "augmenter_tools teacher sources cache blocks masking scoring answering places baseline numerics "
-    "int8_teacher memory ancestry packed",
+    "onnx_fusion int8_teacher memory ancestry packed",
     3: "loop phases",
     4: "stages pipeline api stage task_rows racing lineage wiring run_record report_table planning preflight",
     5: "cli __init__ __main__",
