@@ -26,8 +26,8 @@ from microbert_cli.wiring import Step
 
 DEV_BATCH = 64  # of scoring.logits_of
 RACE = (256, 32, 4, 33)  # racing.race_models: rows, rows a batch, passes and single rounds with their warm-up
-ONNX = {"fp32": (0.77, 0.45), "int8": (0.30, 0.29), "fp32-optimized": (0.77, 0.45), "int8-optimized": (0.30, 0.29)}
-# of torch's time on batches and on single rows; docs/results.md
+# Of torch's time on batches and on single rows: docs/results.md, and for the optimised ones docs/lab-notes.md.
+ONNX = {"fp32": (0.77, 0.45), "int8": (0.30, 0.29), "fp32-optimized": (0.77, 0.42), "int8-optimized": (0.27, 0.27)}
 BASELINE_ROWS = 4000
 Losses = dict[str, tuple[float, dict[str, Any]]]
 
