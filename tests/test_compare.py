@@ -122,7 +122,13 @@ def test_what_is_unequal_is_said_and_what_is_equal_is_not() -> None:
     assert "Budgets differ, optimiser steps of a seed: distilled 36; labels 20." in told
     assert "Budgets differ, rows seen by a seed: distilled 288; labels 160." in told
     assert "Fewer than 3 seeds (distilled, labels)" in told and "test rows were not read" in told
-    assert "Seeds differ" not in told and "rows differ" not in told and "shapes differ" not in told and "start" not in told
+    assert (
+        "Seeds differ" not in told
+        and "learnt nothing" not in told
+        and "rows differ" not in told
+        and "shapes differ" not in told
+        and "start" not in told
+    )
 
 
 def test_markdown_and_plot_show_every_row() -> None:
@@ -227,8 +233,14 @@ def test_a_grid_is_chosen_on_dev_with_the_first_seed(copied: Path) -> None:
     assert "Values of the grid tried differ: distilled 3; labels 0." in section(metrics)["remarks"]
     text = (copied / "comparison" / "table.md").read_text(encoding="utf-8")
     assert "| diverged |" in text and "| chosen |" in text and "What the grid tried" in text
-    error = refused(3, "M067", "compare", "two.toml", "--grid", f"{key}=1e30,2e30")
-    assert "diverged" in error["what"]
+
+
+def test_a_row_that_fails_does_not_keep_the_others_from_running(copied: Path) -> None:
+    shutil.move(copied / "labels", copied / "labels.old-1")
+    words = ("--grid", "phases.prediction.learning_rate=1e30,2e30")
+    assert "diverged" in refused(3, "M067", "compare", "two.toml", *words)["what"]
+    assert (copied / "labels" / "manifest.json").is_file(), "the row after it is done"
+    assert made(copied)["comparison"], "and the table of before is as it was"
 
 
 def test_an_ablation_is_a_row_of_its_method(copied: Path) -> None:
@@ -304,6 +316,9 @@ def test_a_difference_smaller_than_the_spread_is_told_as_none() -> None:
     assert list(found) == [("b", "a"), ("c", "a"), ("b without x", "a"), ("d", "a"), ("b without x", "b")]
     assert found["b", "a"]["paired"]["mean"] == pytest.approx(0.05) and found["b", "a"]["paired"]["spread"] < 1e-9
     assert [found[pair]["beyond_spread"] for pair in found] == [False, True, False, None, False]
+    assert list(judging._untaught(rows, 0.6)) == [
+        "No better than the commonest class: a, b without x. They learnt nothing; differences from them show nothing."
+    ]
     words = [line[-1] for line in table.differences_lines({"differences": list(found.values())})]
     assert words[0] == "within the spread: no difference is shown" and words[1] == "larger than the spread"
     assert words[3] == "one seed: cannot be told from chance"

@@ -120,14 +120,13 @@ def _listed(text: str | None, option: str) -> list[str]:
 
 
 def _run(plans: Sequence[Plan], grid: Grid, common: Common, root: Path) -> dict[str, Any]:
-    from microbert_cli.comparing.running import run_plan
+    from microbert_cli.comparing.running import run_plans
     from microbert_cli.stages import compare as stage
 
     catalog, talk = common.catalog(), common.talk()
     how = {"catalog": catalog, "talk": talk, "force": common.force, "resume": common.resume}
     try:
-        entries = {plan.task: run_plan(plan, grid, **how) for plan in plans}
-        result = stage.run(entries, root / COMPARISON, **how)
+        result = stage.run(run_plans(plans, grid, **how), root / COMPARISON, **how)
     finally:
         talk.close()
     if result.up_to_date:

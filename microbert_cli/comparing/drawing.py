@@ -57,7 +57,7 @@ def _band(latencies: Sequence[float], width: float) -> float:
     """How wide the rows of one shape may spread without meeting those of another."""
     known = sorted({*latencies})
     apart = [right - left for left, right in zip(known[:-1], known[1:], strict=True)]
-    return min([BAND * width, *(0.85 * each for each in apart)])
+    return min([BAND * width, 1.8 * known[0], *(0.85 * each for each in apart)])
 
 
 def _places(rows: Sequence[Mapping[str, Any]], band: float) -> list[Point]:
@@ -91,9 +91,11 @@ def _heights(panel: Any, rows: Sequence[Mapping[str, Any]], teacher: Mapping[str
     if near:
         low = min(low, majority)
         panel.axhline(majority, color=GREY, linestyle="--", linewidth=0.9, zorder=1)
-        panel.text(0.01 * width, majority, "commonest class", color=GREY, fontsize=8, va="bottom")
+        panel.text(0.99 * width, majority, "commonest class", color=GREY, fontsize=8, va="bottom", ha="right")
     else:
-        panel.text(0.01, 0.01, f"commonest class: {majority:.3f}, below", color=GREY, fontsize=8, transform=panel.transAxes)
+        panel.text(
+            0.99, 0.01, f"commonest class: {majority:.3f}, below", color=GREY, fontsize=8, ha="right", transform=panel.transAxes
+        )
     panel.set_ylim(low - 0.12 * room, high + 0.12 * room)
 
 

@@ -41,9 +41,10 @@ def verdict(found: Mapping[str, Any]) -> str:
     return "larger than the spread" if found["beyond_spread"] else "within the spread: no difference is shown"
 
 
-def remarks(rows: Sequence[Row], *, machine: Mapping[str, Any] | None = None) -> list[str]:
+def remarks(rows: Sequence[Row], *, majority: float, machine: Mapping[str, Any] | None = None) -> list[str]:
     """What a reader must know about the fairness of these rows, a line each."""
     return [
+        *_untaught(rows, majority),
         *_same("Training or dev rows differ", rows, "data"),
         *_same("Teachers differ", [row for row in rows if row["about"]["teacher"]], "teacher"),
         *_same("Student shapes differ", rows, "shape", lambda row: f"{row['parameters']:,} parameters"),
@@ -54,6 +55,11 @@ def remarks(rows: Sequence[Row], *, machine: Mapping[str, Any] | None = None) ->
         *_speeds(rows, machine),
         "Scores are those of the dev rows on which checkpoints, learning rates and grids were chosen; test rows were not read.",
     ]
+
+
+def _untaught(rows: Sequence[Row], majority: float) -> Iterator[str]:
+    if poor := [row for row in rows if row["score"] <= majority]:
+        yield f"No better than the commonest class: {_names(poor)}. They learnt nothing; differences from them show nothing."
 
 
 def _same(what: str, rows: Sequence[Row], key: str, shown: Callable[[Row], str] | None = None) -> Iterator[str]:
@@ -101,11 +107,11 @@ def _teachers_answers(rows: Sequence[Row]) -> Iterator[str]:
         if row.get("teacher_answers"):
             groups.setdefault(row["teacher_answers"], []).append(row)
     ways = {
-        "cache": "from the cache, so that no time of it is in the table",
-        "asked first": "asked before training, in seconds of their own",
-        "batch by batch": "asked batch by batch, in the seconds of training",
+        "cache": "from the cache (no time of it in the table)",
+        "asked first": "asked before training (teacher s)",
+        "batch by batch": "asked batch by batch (in train s)",
     }
-    told = [f"{_names(group)}: {', '.join(ways[way] for way in how.split(', '))}" for how, group in groups.items()]
+    told = [f"{_names(group)}: {' and '.join(ways[way] for way in how.split(', '))}" for how, group in groups.items()]
     if told:
         yield f"The teacher's answers: {'; '.join(told)}."
 

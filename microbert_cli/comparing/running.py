@@ -8,7 +8,7 @@ from typing import Any
 from microbert_cli.catalog import Catalog
 from microbert_cli.comparing.grids import Values, told, trials_of
 from microbert_cli.comparing.rows import Plan, Row
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import MbertError, one_or_many
 from microbert_cli.pipeline import run_step
 from microbert_cli.tracking import SILENT, Talk
 from microbert_cli.wiring import Step
@@ -34,20 +34,32 @@ class Entry:
         return {"name": self.row.name, "of": self.row.of, "chosen": self.chosen, "tried": self.tried}
 
 
-def run_plan(
-    plan: Plan,
+def run_plans(
+    plans: Sequence[Plan],
     grid: Mapping[str, Sequence[Any]],
     *,
     catalog: Catalog,
     talk: Talk = SILENT,
     force: bool = False,
     resume: bool = True,
-) -> list[Entry]:
-    """Every row, one after the other; a row that cannot be trained ends the comparison, those before it stay."""
+) -> dict[str, list[Entry]]:
+    """Every row of every task, one after the other. A row that fails is passed over, its error raised when the rest is done."""
     options: dict[str, Any] = {"catalog": catalog, "talk": talk, "force": force, "resume": resume, "renew": True}
-    for step in plan.before:
-        _say(step.name, run_step(step, **options).up_to_date, talk)
-    return [_run_row(row, grid, plan, catalog, talk, options) for row in plan.rows]
+    entries: dict[str, list[Entry]] = {}
+    errors: list[MbertError] = []
+    for plan in plans:
+        for step in plan.before:
+            _say(step.name, run_step(step, **options).up_to_date, talk)
+        entries[plan.task] = []
+        for row in plan.rows:
+            try:
+                entries[plan.task].append(_run_row(row, grid, plan, catalog, talk, options))
+            except MbertError as error:
+                talk.warn(f"{plan.task}, {row.name}: {error.what}; the other rows go on")
+                errors.append(error)
+    if errors:
+        raise one_or_many(errors)
+    return entries
 
 
 def _run_row(

@@ -20,7 +20,7 @@ from microbert_cli.task_rows import open_task
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "compare"
-FORMAT = 1
+FORMAT = 2
 TABLE, PLOT = "table.md", "plot.svg"
 NOT_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "problem_type")
 Section = dict[str, Any]
@@ -92,7 +92,7 @@ def _section(entries: Sequence[Entry], catalog: Catalog, talk: Talk) -> Section:
         "teacher": teacher,
         "rows": rows,
         "differences": differences(rows),
-        "remarks": remarks(rows, machine=machine),
+        "remarks": remarks(rows, majority=measured[0]["majority"], machine=machine),
         "conditions": machine,
     }
 
