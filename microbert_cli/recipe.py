@@ -241,15 +241,16 @@ class Evaluate(Strict):
     model: Place | None = None
     splits: list[str] | None = None
     batch_size: Count = 64
-    precision: Literal["auto", "torch", "fp32", "int8"] = "auto"
+    precision: Literal["auto", "torch", "fp32", "int8", "fp32-optimized", "int8-optimized"] = "auto"
 
 
 class Export(Strict):
-    """What an export directory holds beside the safetensors model."""
+    """What an export directory holds beside the safetensors model; `optimize`: also graphs for ONNX Runtime alone."""
 
     model: Place | None = None
     onnx: bool = True
     int8: bool = True
+    optimize: bool = True
     tolerance: Positive = 1e-4
 
 

@@ -72,8 +72,11 @@ def step(
     if kind not in WIRES:
         raise _no_stage(name, kind)
     made = _Made(root, tuple(planned))
-    inputs = _of_task(WIRES[kind](resolved.recipe, made, catalog), resolved.recipe.task)
+    inputs = WIRES[kind](resolved.recipe, made, catalog)
+    inputs = _of_task(inputs, resolved.recipe.task)
     if kind == EXPERT_TEACHER:
+        if not isinstance(inputs["teacher"], str):
+            raise _one_teacher(name)
         kind = "task-distill"
         resolved = overlay(resolved, of_teacher(resolved.recipe, inputs["teacher"]), f"stage {EXPERT_TEACHER}", catalog)
     return Step(name, kind, resolved, out or root / name, inputs)
@@ -278,6 +281,16 @@ def _one_by_one(tasks: Sequence[str]) -> MbertError:
         where="tasks",
         allowed="One task at a time; a run of several then names each task's in [teachers], or by a pattern with {task}.",
         fix=f"mbert expert-teacher --task {tasks[0]} --teacher DIR -o runs/expert-{task_name(tasks[0])}",
+    )
+
+
+def _one_teacher(stage: str) -> MbertError:
+    return MbertError(
+        "M132",
+        "an expert teacher is made of one fine-tuned teacher, and several are named here",
+        where=f"stage {stage}",
+        allowed="One task and one teacher; a recipe of several tasks has a variant for each.",
+        fix='--task sst2 --teacher DIR, or in the recipe: [variant.expert-sst2] stage = "expert-teacher", tasks = [], task = "sst2"',
     )
 
 

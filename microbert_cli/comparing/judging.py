@@ -46,6 +46,7 @@ def remarks(rows: Sequence[Row], *, majority: float, machine: Mapping[str, Any] 
     return [
         *_untaught(rows, majority),
         *_same("Training or dev rows differ", rows, "data"),
+        *_same("Augmentation differs", rows, "augmented", lambda row: "with" if row["about"]["augmented"] else "without"),
         *_same("Teachers differ", [row for row in rows if row["about"]["teacher"]], "teacher"),
         *_same("Student shapes differ", rows, "shape", lambda row: f"{row['parameters']:,} parameters"),
         *_same("Students start from different weights", rows, "start", lambda row: row["about"]["from"]),

@@ -20,7 +20,7 @@ from microbert_cli.task_rows import open_task
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "compare"
-FORMAT = 2
+FORMAT = 3
 TABLE, PLOT = "table.md", "plot.svg"
 NOT_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "problem_type")
 Section = dict[str, Any]
@@ -123,6 +123,7 @@ def _row(one: Entry) -> Section:
         "directory": str(one.out),
         "about": {
             "data": [made["identity"]["data"].get(key) for key in ("task", "max_length", "train", "dev")],
+            "augmented": made["inputs"].get("augmented"),
             "teacher": made["inputs"].get("teacher"),
             "start": start,
             "from": str(one.step.inputs.get("student", one.step.inputs.get("model"))),
