@@ -2,7 +2,7 @@
 
 The stage functions for use from Python, each the same work as the command of its name:
 
-    from microbert_cli import augment, distill, evaluate, export, finetune, general_distill, predict, pretrain
+    from microbert_cli import augment, distill, evaluate, export, extract, finetune, general_distill, predict, pretrain
 
 Nothing heavy is imported before one of them is called.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from microbert_cli.version import __version__
 
 if TYPE_CHECKING:
-    from microbert_cli.api import augment, distill, evaluate, export, finetune, general_distill, predict, pretrain, run
+    from microbert_cli.api import augment, distill, evaluate, export, extract, finetune, general_distill, predict, pretrain, run
 
 __all__ = [
     "__version__",
@@ -20,6 +20,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "extract",
     "finetune",
     "general_distill",
     "predict",

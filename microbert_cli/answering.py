@@ -22,16 +22,19 @@ class Answers:
     source: str
 
 
-def open_model(source: str, task: Task | None, *, precision: str = "auto", where: str = "model") -> Answers:
+def open_model(
+    source: str, task: Task | None, *, precision: str = "auto", where: str = "model", task_name: str | None = None
+) -> Answers:
     """Opens a classifier; with a task, its outputs are put into the order of the task's labels.
 
     precision  auto: an export directory answers through ONNX Runtime, in fp32 where it has that; fp32 or int8: in that one;
                torch: its safetensors are loaded. Naming an ONNX file itself chooses it, too.
+    task_name  which task's answers a model of several gives, where there is no `task`
     """
     path = Path(source)
     if precision in ("fp32", "int8") or (precision == "auto" and is_export(path)):
         return _exported(path, task, precision, where)
-    loaded = models.load(source, "classifier", where=where)
+    loaded = models.load(source, "classifier", where=where, task=task.name if task else task_name)
     columns = match_labels(loaded, task, None, where=f"{where} {source}") if task else None
     return Answers(Teacher(loaded, columns), loaded.model, loaded.tokenizer, source)
 

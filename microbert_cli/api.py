@@ -67,17 +67,29 @@ def evaluate(
     return _stage("evaluate", out, keys, options, evaluate__model=model, task=task, teacher__model=teacher)
 
 
+def extract(*, out: Place, model: Place, task: Place | None = None, **keys: Any) -> StageResult:
+    """The plain BERT of `task`, or of every task, out of a `model` of several; parity checked on the task's dev rows."""
+    from microbert_cli.stages.extract import run as stage
+
+    controls = {name: keys.pop(name) for name in ("force", "resume", "talk") if name in keys}
+    include, recipe = keys.pop("include", ()), keys.pop("recipe", None)
+    resolved = _resolved(recipe, {**keys, **({} if task is None else {"task": str(task)})}, include)
+    return stage(resolved.recipe, Path(out), catalog=Catalog(include), model=str(model), **controls)
+
+
 def export(*, out: Place, model: Place | None = None, task: Place | None = None, **keys: Any) -> StageResult:
     """Writes a directory to ship: safetensors, ONNX fp32 and int8, a model card; parity checked on the task's dev rows."""
     return _stage("export", out, keys, export__model=model, task=task)
 
 
-def predict(model: Place, texts: Sequence[str | tuple[str, ...]], *, max_length: int | None = None) -> list[dict[str, Any]]:
-    """Labels with probabilities (or scores) for texts or pairs of texts."""
+def predict(
+    model: Place, texts: Sequence[str | tuple[str, ...]], *, task: str | None = None, max_length: int | None = None
+) -> list[dict[str, Any]]:
+    """Labels with probabilities (or scores) for texts or pairs of texts; `task` of a model that answers several."""
     from microbert_cli.stages.predict import run as stage
 
     rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-    return stage(str(model), rows, max_length=max_length)
+    return stage(str(model), rows, task=task, max_length=max_length)
 
 
 def run(recipe: Place, *, out: Place, force: bool = False, talk: Talk = SILENT, **keys: Any) -> list[StageResult]:

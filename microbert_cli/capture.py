@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 ATTENTION = "mbert"
 FIRST_TOKEN_READ = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # whose heads read [CLS] and nothing else
-STACKED = (*FIRST_TOKEN_READ, "distilbert")  # whose layers hand one tensor from each to the next
+STACKED = (*FIRST_TOKEN_READ, "distilbert", "mbert-routed-bert")  # whose layers hand one tensor from each to the next
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,21 @@ class Want:
     token_logits: bool = False
     hidden: frozenset[int] = frozenset()
     scores: frozenset[int] = frozenset()
+    routing: bool = False
 
 
 @dataclass
 class Seen:
-    """What a model showed: logits [B, C], token_logits [P, V], hidden {layer: [B, T, d]}, scores {layer: [B, A, T, T]}."""
+    """What a model showed: logits [B, C], token_logits [P, V], hidden {layer: [B, T, d]}, scores {layer: [B, A, T, T]}.
+
+    routing  of a mixture of experts: (share of tokens, mean gate) of every expert, both [layers, E]
+    """
 
     logits: Tensor | None = None
     token_logits: Tensor | None = None
     hidden: dict[int, Tensor] = field(default_factory=dict)
     scores: dict[int, Tensor] = field(default_factory=dict)
+    routing: tuple[Tensor, Tensor] | None = None
 
 
 class _Recorder:
@@ -74,6 +79,8 @@ def look(model: Any, batch: Mapping[str, Tensor], want: Want) -> Seen:
     if missing := want.scores - scores.keys():
         raise RuntimeError(f"{type(model).__name__} did not show the attention scores of layers {sorted(missing)}")
     seen = Seen(scores=scores, hidden={layer: output.hidden_states[layer] for layer in want.hidden})
+    if want.routing:
+        seen.routing = output.routing
     if want.logits:
         seen.logits = output.logits
     if want.token_logits:
@@ -83,9 +90,10 @@ def look(model: Any, batch: Mapping[str, Tensor], want: Want) -> Seen:
 
 
 def input_names(model: Any) -> tuple[str, ...]:
-    """The tensors of a batch that this model takes; models of one segment (RoBERTa) or none get no token_type_ids."""
-    segments = getattr(getattr(model, "config", None), "type_vocab_size", 0)
-    return ("input_ids", "attention_mask", *(["token_type_ids"] if segments > 1 else []))
+    """The tensors of a batch that this model takes: token_type_ids where it knows segments, `task` where it knows tasks."""
+    config = getattr(model, "config", None)
+    names = {"token_type_ids": getattr(config, "type_vocab_size", 0) > 1, "task": getattr(config, "tasks", None) is not None}
+    return ("input_ids", "attention_mask", *(name for name, taken in names.items() if taken))
 
 
 def show_scores(model: Any) -> None:
@@ -175,7 +183,7 @@ def _only_what_is_read(encoder: Any, want: Want) -> Iterator[None]:
     stack = next((part for name in ("encoder", "transformer") if (part := getattr(encoder, name, None)) is not None), None)
     layers, pooler = getattr(stack, "layer", None), getattr(encoder, "pooler", None)
     deepest = max(want.hidden | want.scores, default=0) or 1  # what goes into the first layer is seen as it goes in
-    if not isinstance(layers, nn.ModuleList) or encoder.config.model_type not in STACKED or want.token_logits:
+    if not isinstance(layers, nn.ModuleList) or encoder.config.model_type not in STACKED or want.token_logits or want.routing:
         layers = nn.ModuleList()
     above = {place: _PassedOver(layers[place]) for place in range(deepest, len(layers))}
     try:

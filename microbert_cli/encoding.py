@@ -26,6 +26,7 @@ class Encoded:
     labels     [n] int64 class ids or float32 scores; None = hidden
     augmented  [n] bool; None = all rows are original
     truncated  how many rows were longer than the model was to see
+    task       the task's number in a run of several; None where there is one
     """
 
     ids: np.ndarray
@@ -34,6 +35,7 @@ class Encoded:
     labels: np.ndarray | None = None
     augmented: np.ndarray | None = None
     truncated: int = 0
+    task: int | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -55,7 +57,7 @@ class Encoded:
         """The rows as tensors padded to the longest, or to `pad_to` tokens if that is more.
 
         input_ids, attention_mask and token_type_ids [B, T] int64; rows [B] int64, their numbers; labels [B] int64 or float32;
-        augmented [B] bool.
+        augmented [B] bool; task [B] int64, where it has a number.
         """
         import torch
 
@@ -74,6 +76,8 @@ class Encoded:
             found["labels"] = self.labels[indices]
         if self.augmented is not None:
             found["augmented"] = self.augmented[indices]
+        if self.task is not None:
+            found["task"] = np.full(len(indices), self.task)
         return {name: torch.from_numpy(array) for name, array in found.items()}
 
 

@@ -62,7 +62,7 @@ def export_model(
     def check(name: str, logits: Logits, path: Path, tolerance: float | None, seconds: float | None) -> None:
         measured = compare(logits, batches, expected, regression=model.config.num_labels == 1)
         if tolerance is not None:
-            _refuse_difference(path, measured["max_difference"], tolerance)
+            refuse_difference(path, measured["max_difference"], tolerance)
         measured |= {"file": path.name, "bytes": weights_bytes(path), "seconds": seconds}
         files[name] = measured | {"scores": dict(score(logits)) if score else None}
         talk.note(_line(files[name]))
@@ -132,7 +132,8 @@ def _positions(tokenizer: Any, model: Any) -> int:
     return min(positions - shift, tokenizer.model_max_length)
 
 
-def _refuse_difference(path: Path, difference: float, tolerance: float) -> None:
+def refuse_difference(path: Path, difference: float, tolerance: float) -> None:
+    """Raises M612 for a file whose logits differ by more than the tolerance."""
     if difference <= tolerance:  # false for NaN too
         return
     raise MbertError(

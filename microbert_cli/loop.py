@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from microbert_cli import checkpoint, memory, processes
+from microbert_cli.bests import Bests
 from microbert_cli.errors import MbertError
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.optimisers import clips_globally, make_optimiser, schedule_factor
@@ -74,16 +75,19 @@ def train(
     seed: int,
     score: Score | None = None,
     primary: str = "",
+    bests: Bests | None = None,
     talk: Talk = SILENT,
 ) -> Trained:
     """Trains `objective.student` in place; with a `score`, the weights with the best `primary` are the ones kept.
 
     batches    from the number of batches to skip to the rest of them
+    bests      keeps the best weights by further metrics
     directory  holds log.jsonl and the resume state, the finished phase's too: a stage of several phases skips it on resume
     Where memory runs out, batches are taken in halves from then on; a second time is M222. Raises M401 when the loss is no
     number any more (the last good state and the batch are kept), Interrupted on SIGINT and SIGTERM after the step is saved.
     """
     run = _Run(objective, plan, directory, seed, score, primary, talk)
+    run.bests = bests or run.bests
     torch.manual_seed(seed)
     run.restore()
     processes.same_everywhere(run.tensors)
@@ -120,6 +124,7 @@ class _Run:
         self.step = 0
         self.result = Trained(0, {})
         self.best_weights: dict[str, dict[str, Tensor]] | None = None
+        self.bests = Bests()
         self.saved_at = time.monotonic()
 
     @property
@@ -175,6 +180,7 @@ class _Run:
         _set_random_state(random)
         log.write(phase=self.plan.name, step=self.step, dev=scores)
         self.result.history.append({"step": self.step, **scores})
+        self.bests.take(self.step, scores, self.objective.student)
         better = not self.result.best or scores[self.primary] > self.result.best[self.primary]
         if better or not self.plan.keep_best:
             self.result.best, self.result.best_step = scores, self.step
@@ -204,6 +210,7 @@ class _Run:
             "step": self.step,
             "weights": self._weights(),
             "best_weights": self.best_weights,
+            "bests": self.bests.kept,
             "optimiser": self.optimiser.state_dict(),
             "adversaries": {name: optimiser.state_dict() for name, optimiser in self.adversaries.items()},
             "random": _random_state(),
@@ -217,6 +224,7 @@ class _Run:
         if state is None:
             return
         self.step, self.best_weights = state["step"], state["best_weights"]
+        self.bests.kept = state.get("bests", {})
         self._load(state["weights"])
         self.optimiser.load_state_dict(state["optimiser"])
         for name, optimiser in self.adversaries.items():
@@ -285,6 +293,8 @@ class _Run:
         student = [p for p in self.objective.student.parameters() if p.requires_grad]
         norms = {}
         for name, weight in self.objective.weights.items():
+            if name not in parts:
+                continue
             found: tuple[Tensor | None, ...] = ()
             if parts[name].requires_grad:
                 found = torch.autograd.grad(weight * parts[name], student, retain_graph=True, allow_unused=True)

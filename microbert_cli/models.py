@@ -18,7 +18,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
-from microbert_cli import checkpoint, counting, sources
+from microbert_cli import checkpoint, counting, extraction, sources
 from microbert_cli.capture import show_scores
 from microbert_cli.errors import MbertError
 
@@ -73,21 +73,57 @@ def load(
     num_labels: int | None = None,
     new_head: bool = False,
     seed: int = 0,
+    task: str | None = None,
 ) -> Loaded:
     """A model of `kind` (classifier, masked-lm, encoder) from a directory or Hub id.
 
     where     the option or key that named it, for errors
     labels, num_labels, new_head   a fresh head is made for these labels where the checkpoint has none that fits, from `seed`
+    task      which task's model a BERT for several tasks becomes (`extraction.for_task`)
     Raises M2xx (not there, unfinished), M302 (damaged), M310 (weights missing), M311 (head does not fit).
     """
     path = sources.find(source, where=where)
     config = read_config(path, where=where)
+    if extraction.is_routed(config):
+        return _routed(path, kind, config, task, str(source), where)
     if new_head:
         _set_labels(config, labels, num_labels)
     model, info = _from_pretrained(path, kind, config, where, seed)
     new = _check_weights(info, kind, where, path, new_head)
     show_scores(model)
     return Loaded(model, load_tokenizer(path, config, where=where), str(source), new, _projection(path, where))
+
+
+def _routed(path: Path, kind: str, config: Any, task: str | None, source: str, where: str) -> Loaded:
+    """A BERT for several tasks as it answers one of them."""
+    if kind != "classifier":
+        raise MbertError(
+            "M267",
+            "this is a model of task heads, and what is wanted here is an encoder or a masked-LM",
+            where=f"{where} {path}",
+            allowed="A plain model; such a one can be taken out of it, task by task.",
+            fix=f"mbert extract {source} -o OUT",
+        )
+    model = extraction.for_task(load_routed(path, config, where=where), task, where=f"{where} {path}")
+    return Loaded(model, load_tokenizer(path, model.config, where=where), source, [])
+
+
+def load_several(source: str | Path, *, where: str) -> Loaded | None:
+    """A BERT for several tasks, whole, to go on from; None where the model is another."""
+    path = sources.find(source, where=where)
+    if not extraction.is_routed(config := read_config(path, where=where)):
+        return None
+    model = load_routed(path, config, where=where)
+    return Loaded(model, load_tokenizer(path, config, where=where), str(source), [], _projection(path, where))
+
+
+def load_routed(path: Path, config: Any, *, where: str) -> Any:
+    """A BERT for several tasks as it is saved, whole."""
+    extraction.check_routes(config, where=f"{where} {path}")
+    model, info = _from_pretrained(path, "classifier", config, where, 0)
+    _check_weights(info, "classifier", where, path, new_head=False)
+    show_scores(model)
+    return model
 
 
 def read_config(path: str | Path, *, where: str) -> Any:

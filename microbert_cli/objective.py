@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from microbert_cli.capture import Seen, Want, look
 from microbert_cli.errors import MbertError
 from microbert_cli.numerics import PLAIN, Numerics
-from microbert_cli.terms import LossTerm, takes_of, want_of
+from microbert_cli.terms import LossTerm, takes_of, want_of, without_teacher
 
 Batch = Mapping[str, Tensor]
 Ask = Callable[[Batch, Want], Seen]
+AskAny = Callable[[Batch, Want], Seen | None]  # None: nobody teaches this batch's task
 
 
 class Objective(nn.Module):
@@ -38,7 +39,7 @@ class Objective(nn.Module):
         terms: Sequence[LossTerm],
         student: nn.Module,
         *,
-        ask_teacher: Ask | None = None,
+        ask_teacher: AskAny | None = None,
         map_layers: Sequence[int] = (0,),
         student_width: int = 0,
         teacher_width: int = 0,
@@ -69,7 +70,7 @@ class Objective(nn.Module):
         """The model in training; it is not a submodule, so that training state and model stay apart."""
         return self._student[0]
 
-    def asking(self, ask: Ask) -> "Objective":
+    def asking(self, ask: AskAny | None) -> "Objective":
         """The same objective with another way to ask the teacher: through the cache."""
         self._ask_teacher = ask
         return self
@@ -86,15 +87,17 @@ class Objective(nn.Module):
         """(parameter group, scalar, named parts) of one batch; nothing of an "idle" one counts (`processes.own_batch`)."""
         with self.numerics.forward():
             want = self.teacher_want
-            teacher = self._ask_teacher(batch, want) if self._ask_teacher and want != Want() else Seen()
+            shown = self._ask_teacher(batch, want) if self._ask_teacher and want != Want() else Seen()
             student = look(self.student, batch, self.student_want)
+        teacher = Seen() if shown is None else shown
         if "idle" in batch:
             batch = {name: value[:0] for name, value in batch.items()}
             teacher, student = _no_rows(teacher), _no_rows(student)
-        parts = {term.name: self._value(term, student, teacher, batch) for term in self.terms}
-        total = torch.stack([term.weight * parts[term.name] for term in self.terms]).sum()
+        terms = self.terms if shown is not None else without_teacher(self.terms)
+        parts = {term.name: self._value(term, student, teacher, batch) for term in terms}
+        total = torch.stack([term.weight * parts[term.name] for term in terms]).sum()
         yield "student", total, parts | self._told()
-        for term in self.terms:
+        for term in terms:
             if term.against is not None:
                 loss, told = self._call(term.against, term, student, teacher, batch, self._layers(term)[0])
                 yield term.name, loss, told
@@ -114,9 +117,10 @@ class Objective(nn.Module):
         return {term.name: self.own[term.name] for term in self.terms if term.against is not None}
 
     def note(self, parts: dict[str, float]) -> None:
-        """Tells adversaries what a step came to, once it is taken and agreed on."""
-        for adversary in self.adversaries.values():
-            adversary.note(parts)
+        """Tells adversaries what a step came to, once it is taken and agreed on; not where it was without a teacher."""
+        for name, adversary in self.adversaries.items():
+            if name in parts:
+                adversary.note(parts)
 
     def progress(self, step: int, steps: int) -> None:
         """How far the phase has come, told before every step: to terms that begin late, and to a student that asks for it."""
@@ -154,6 +158,8 @@ class Objective(nn.Module):
             "task": batch.get("task"),
             "token_labels": batch.get("token_labels"),
             "token_logits": student.token_logits,
+            "shares": student.routing and student.routing[0],
+            "gates": student.routing and student.routing[1],
         }
         named = {name: known[short] for name in takes if (short := name.rpartition("_")[0]) in known}
         return function(**named, **{name: value for name, value in self._keywords(term).items() if name in takes})
@@ -194,7 +200,7 @@ def _no_rows(seen: Seen) -> Seen:
     """The same tensors without their rows: every sum over them is 0, and so is its gradient."""
     hidden, scores = ({layer: value[:0] for layer, value in shown.items()} for shown in (seen.hidden, seen.scores))
     logits, token_logits = (None if value is None else value[:0] for value in (seen.logits, seen.token_logits))
-    return Seen(logits, token_logits, hidden, scores)
+    return Seen(logits, token_logits, hidden, scores, seen.routing)
 
 
 def _nothing_to_learn() -> MbertError:

@@ -3,8 +3,10 @@
     adamw      decoupled weight decay, bias correction, eps 1e-8, gradients clipped to one global norm
     bertadam   the optimiser of the released BERT and TinyBERT code: no bias correction, eps 1e-6 outside the root, each
                tensor's gradient clipped on its own
+    adamax     Adam by the largest gradient seen instead of the mean square (MT-DNN's), bias correction, eps 1e-8, gradients
+               clipped to one global norm; its weight decay is added to the gradient
 
-Weight decay leaves biases and LayerNorm alone in both.
+Weight decay leaves biases and LayerNorm alone in all.
 """
 
 from collections.abc import Callable, Iterable
@@ -76,6 +78,8 @@ def make_optimiser(
     ]
     if name == "bertadam":
         return BertAdam(groups, lr=learning_rate, max_grad_norm=max_grad_norm)
+    if name == "adamax":
+        return torch.optim.Adamax(groups, lr=learning_rate)
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from microbert_cli import checkpoint, processes
-from microbert_cli.batching import endless, steps_per_epoch
+from microbert_cli.batching import steps_per_epoch
+from microbert_cli.bests import Bests
 from microbert_cli.encoding import Encoded
 from microbert_cli.loop import Plan, Score, Trained, train
+from microbert_cli.mixture import Mixture, batches_of
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.recipe import Phase as PhaseSpec
 from microbert_cli.recipe import Training
@@ -27,11 +29,11 @@ Numbers = dict[str, Any]
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase ready to run: its numbers, its rows, and whether dev scores mean something in it."""
+    """One phase ready to run: its numbers, its rows of one task or of several, and whether dev scores mean something in it."""
 
     name: str
     training: Training
-    rows: Encoded
+    rows: Encoded | Mixture
     learning_rates: Sequence[float]
     objective: Callable[[Any], Objective]
     scored: bool
@@ -93,15 +95,15 @@ def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callabl
     """Batches of task rows from a given position on; of several processes each gets its rows of them."""
 
     def batches(skip: int) -> Iterator[Batch]:
-        order = endless(
-            phase.rows.lengths,
+        drawn = batches_of(
+            phase.rows,
             batch_size=phase.training.batch_size,
             tokens=phase.training.batch_tokens,
             seed=seed,
             skip=skip,
             drop_last=phase.drop_last,
         )
-        for indices in order:
+        for indices in drawn:
             batch = processes.own_batch(lambda rows: phase.rows.batch(rows, pad_id=pad_id, pad_to=phase.pad_to), indices)
             yield {name: value.to(device) for name, value in batch.items()}
 
@@ -120,9 +122,13 @@ def run_phases(
     primary: str,
     choices: Choices,
     projection: Mapping[str, torch.Tensor] | None = None,
+    bests: Bests | None = None,
     talk: Talk = SILENT,
 ) -> tuple[dict[str, Numbers], dict[str, torch.Tensor] | None]:
-    """Runs the phases one after the other on `model`; returns what each came to, and the trained projection."""
+    """Runs the phases one after the other on `model`; returns what each came to, and the trained projection.
+
+    bests  is given the best weights by each of its metrics, of the last phase that is scored
+    """
     results: dict[str, Numbers] = {}
     for phase in phases:
         tried = _rates(phase, choices)
@@ -142,11 +148,14 @@ def run_phases(
                 seed=seed,
                 score=score if phase.scored else None,
                 primary=primary,
+                bests=(kept := bests.anew() if bests and phase.scored else None),
                 talk=talk,
             )
-            outcomes.append((trained, {k: v.clone() for k, v in model.state_dict().items()}, objective))
+            outcomes.append((trained, {k: v.clone() for k, v in model.state_dict().items()}, objective, kept))
         best = max(range(len(tried)), key=lambda i: outcomes[i][0].best.get(primary, 0.0))
-        trained, weights, objective = outcomes[best]
+        trained, weights, objective, kept = outcomes[best]
+        if bests and kept:
+            bests.kept = kept.kept
         model.load_state_dict(weights)
         choices.learning_rate[phase.name] = tried[best]
         projection = objective.projection.state_dict() if objective.projection is not None else projection

@@ -41,5 +41,4 @@ def run_steps(
 
 
 def _inputs(step: Step) -> str:
-    shown = {key: value for key, value in step.inputs.items() if isinstance(value, str)}
-    return ", ".join(f"{key} {Path(value)}" for key, value in shown.items())
+    return ", ".join(f"{key} {Path(value)}" for key, value in step.places.items())

@@ -1,14 +1,18 @@
 """What a name in a recipe stands for: a directory, a Hub id, or a description in the catalogue; and on which device."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from microbert_cli import manifest, models, processes
+from microbert_cli.capture import show_scores
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.models import Loaded
+from microbert_cli.students.routed_bert import RoutedBertForSequenceClassification
 from microbert_cli.task import Task
 from microbert_cli.toml_files import read_toml
 
@@ -20,7 +24,10 @@ def is_description(name: str, catalog: Catalog) -> bool:
 
 def describe(name: str, catalog: Catalog) -> dict[str, Any]:
     """A student's TOML with its pattern's numbers filled in: `4 * H` becomes 1248 for `bert-4x312`."""
-    fields = read_toml(catalog.path("students", name, where="student"), "students")
+    path = catalog.path("students", name, where="student")
+    if path.suffix == ".py":
+        raise _no_shape(name)
+    fields = read_toml(path, "students")
     numbers = catalog.numbers("students", name)
     return {key: _fill(value, numbers) for key, value in fields.items()}
 
@@ -43,7 +50,7 @@ def classifier(
     heads: dict[str, Any] = {"labels": labels, "num_labels": task.num_labels}
     if not is_description(name, catalog):
         torch.manual_seed(seed)
-        loaded = models.load(name, "classifier", where=where, new_head=True, seed=seed, **heads)
+        loaded = models.load(name, "classifier", where=where, new_head=True, seed=seed, task=task.name, **heads)
         return loaded
     if tokenizer is None:
         raise no_vocabulary(name, where)
@@ -51,6 +58,27 @@ def classifier(
     description = describe(name, catalog)
     model = models.build(description, kind="classifier", tokenizer=tokens, seed=seed, like=like or config, where=where, **heads)
     return Loaded(model, tokens, name, [])
+
+
+def several_heads(
+    name: str, catalog: Catalog, *, tasks: Sequence[Task], seed: int, tokenizer: str | None, where: str, like: Any = None
+) -> Loaded:
+    """A BERT with a head for each of several tasks: of a checkpoint's or a new student's encoder, or a model that is one.
+
+    The heads depend on `seed` alone. Raises M088 where the model is no BERT, M089 where it has heads for other tasks.
+    """
+    named = sorted(tasks, key=lambda task: task.name)  # as config.json keeps them
+    wanted = {task.name: {"labels": list(task.label.names or ()) or None, "num_labels": task.num_labels} for task in named}
+    if known := None if is_description(name, catalog) else models.load_several(name, where=where):
+        if known.model.config.tasks != wanted:
+            raise _other_tasks(f"{where} {name}", list(known.model.config.tasks), list(wanted))
+        return known
+    dense = classifier(name, catalog, task=tasks[0], seed=seed, tokenizer=tokenizer, where=where, like=like)
+    if (kind := dense.model.config.model_type) != "bert":
+        raise _no_bert(f"{where} {name}", kind)
+    model = RoutedBertForSequenceClassification.from_dense(dense.model, tasks=wanted, seed=seed)
+    show_scores(model)
+    return replace(dense, model=model)
 
 
 def encoder(name: str, catalog: Catalog, *, seed: int, teacher: Loaded, where: str) -> Loaded:
@@ -63,6 +91,26 @@ def encoder(name: str, catalog: Catalog, *, seed: int, teacher: Loaded, where: s
     return Loaded(model, tokens, name, [])
 
 
+def _no_bert(where: str, kind: str) -> MbertError:
+    return MbertError(
+        "M088",
+        f'a student of several tasks is a BERT with a head for each, and this is "{kind}"',
+        where=where,
+        allowed="A BERT: a checkpoint, or a student of the catalogue of that model_type.",
+        fix="Choose another student (mbert list students), or a run for each task: --task",
+    )
+
+
+def _other_tasks(where: str, known: list[str], wanted: list[str]) -> MbertError:
+    return MbertError(
+        "M089",
+        f"this model has heads for {', '.join(known)}, and the run is of {', '.join(wanted)}",
+        where=where,
+        allowed="The same tasks with the same labels; or a model of one task or none.",
+        fix=f"--tasks {','.join(known)}, or take one task's model out of it: mbert extract",
+    )
+
+
 def no_vocabulary(name: str, where: str) -> MbertError:
     """The error for a new model without anything to take its tokens from."""
     return MbertError(
@@ -71,6 +119,16 @@ def no_vocabulary(name: str, where: str) -> MbertError:
         where=where,
         allowed="A model whose tokenizer it shares, or a vocabulary trained on the corpus.",
         fix="--set base=DIR, --teacher DIR, or for pretrain: --set vocabulary.size=8000",
+    )
+
+
+def _no_shape(name: str) -> MbertError:
+    return MbertError(
+        "M070",
+        f'"{name}" is an architecture, not a shape: it says nothing of layers and widths',
+        where="student",
+        allowed="A shape, such as tinybert-4l-312 or bert-4x312, or a checkpoint; it becomes a mixture of experts by moe.side.",
+        fix="--student tinybert-4l-312 --set moe.side=student",
     )
 
 

@@ -16,7 +16,9 @@ Seed = Annotated[int, Field(ge=0)]
 Normalisation = Literal["masked", "reference"]
 LayerMap = Literal["uniform", "first", "last"] | list[int]
 
-SHORTHAND = {"data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size"}
+SHORTHAND = {
+    "data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size", "sampling": "by",
+}  # fmt: skip
 FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases
 NUMERICS = ("precision", "tf32", "compile")
 STAGES = ("pretrain", "finetune", "general-distill", "augment", "task-distill", "evaluate", "export", "report")
@@ -64,7 +66,7 @@ class Training(Strict):
     batch_size: Count = 32
     batch_tokens: Count | None = None
     learning_rate: Positive = 5e-5
-    optimizer: Literal["adamw", "bertadam"] = "adamw"
+    optimizer: Literal["adamw", "bertadam", "adamax"] = "adamw"
     schedule: Literal["constant", "linear"] = "linear"
     warmup: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -100,13 +102,21 @@ class Data(Strict):
     limit: Count | None = None
 
 
+class Sampling(Strict):
+    """How often each of several tasks has its turn; see `mixture.py`."""
+
+    by: Literal["proportional", "square-root", "capped"] = "proportional"
+    cap: Count = 100_000
+
+
 class Teacher(Strict):
-    """The model that is asked. `label_order` names its outputs where the checkpoint does not.
+    """The model that is asked, or an ensemble of `models`. `label_order` names outputs where the checkpoint does not.
 
     `precision` int8: where a phase reads logits alone, and on a CPU, they come from an int8 copy, faster and a little off.
     """
 
     model: Place | None = None
+    models: list[Place] = []
     margin: Share = 0.02
     allow_weak: bool = False
     label_order: list[str] | None = None
@@ -212,6 +222,7 @@ class Recipe(Strict):
     title: str = ""
     source: str = ""
     task: Place | None = None
+    tasks: list[Place] = []
     method: str = "tinybert"
     ablate: list[str] = []
     student: Place | None = None
@@ -228,7 +239,9 @@ class Recipe(Strict):
     normalisation: Normalisation = "masked"
     layer_map: LayerMap = "uniform"
     data: Data = Data()
+    sampling: Sampling = Sampling()
     teacher: Teacher = Teacher()
+    teachers: dict[str, Place | list[Place]] = {}
     cache: Cache = Cache()
     corpus: Corpus = Corpus()
     vocabulary: Vocabulary = Vocabulary()
@@ -259,15 +272,17 @@ class Recipe(Strict):
 
     def identity(self, *names: str) -> dict[str, Any]:
         """The named parts without where things lie: data and models enter an identity by their content."""
-        return {name: _without_places(name, value) for name, value in self.keys(*names).items()}
+        counting = (name for name in names if self.tasks or name not in OF_SEVERAL)
+        return {name: _without_places(name, value) for name, value in self.keys(*counting).items()}
 
 
+OF_SEVERAL = ("tasks", "sampling", "teachers")  # without tasks they say nothing
 CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
 PLACES = {
     "data": ("folder", "train_file", "dev_file", "test_file"),
     "corpus": ("source",),
     "vectors": ("source",),
-    "teacher": ("model",),
+    "teacher": ("model", "models"),
     "pretrain": ("model", *CADENCE),
     "finetune": ("model", *CADENCE),
     "general": CADENCE,
@@ -280,4 +295,6 @@ PLACES = {
 def _without_places(name: str, value: Any) -> Any:
     if name == "phases":
         return {phase: {key: inner for key, inner in numbers.items() if key not in CADENCE} for phase, numbers in value.items()}
+    if name == "teachers":
+        return sorted(value)
     return {key: inner for key, inner in value.items() if key not in PLACES[name]} if name in PLACES else value

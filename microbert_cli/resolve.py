@@ -15,6 +15,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.nested import Layer, flatten, merge, nest, normalise
 from microbert_cli.recipe import FOLDER_NAME, STAGES, Recipe
+from microbert_cli.several import check_tasks
 from microbert_cli.toml_files import parse_value, read_toml, refuse_unsound
 
 ENVIRONMENT = "MBERT_SET_"
@@ -242,6 +243,7 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
         yield from (_no_folder(key, name, origins) for name in _table_at(values, key) if not FOLDER_NAME.fullmatch(name))
     for stage in _texts(values.get("stages")):
         yield from _check_stage(stage, values, origins)
+    yield from check_tasks(values, catalog, origins)
     named = [("students", "student", values.get("student")), ("tasks", "task", values.get("task"))]
     named += [("augmenters", "augment.sources", one) for one in _texts(_table_at(values, "augment").get("sources"))]
     for kind, key, called in named:

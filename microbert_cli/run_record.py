@@ -71,14 +71,14 @@ def _key(root: Path, steps: Sequence[Step]) -> str:
     parts = [__version__]
     for step in steps:
         recipe = step.resolved.recipe
-        outside = {name: _content(value) for name, value in step.inputs.items() if _is_outside(value, root)}
+        outside = {name: _content(value) for name, value in step.places.items() if _is_outside(value, root)}
         parts.append(durable.digest([step.name, step.kind, recipe.identity(*Recipe.model_fields), outside]))
         parts += [str(_content(place)) for place in _data_places(recipe)]
     return durable.digest(parts)
 
 
-def _is_outside(value: Any, root: Path) -> bool:
-    return isinstance(value, str) and not Path(value).absolute().is_relative_to(root.absolute())
+def _is_outside(value: str, root: Path) -> bool:
+    return not Path(value).absolute().is_relative_to(root.absolute())
 
 
 def _data_places(recipe: Recipe) -> Iterator[str]:
@@ -86,13 +86,18 @@ def _data_places(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
     yield from (place for place in (data.train_file, data.dev_file, data.test_file) if place)
     folder = data.folder or os.environ.get("MBERT_DATA")
-    if folder and recipe.task:
-        source = load_task(Catalog().path("tasks", recipe.task, where="task")).folder
+    for task in recipe.tasks or [recipe.task or ""]:
+        yield from _places_of(task, folder) if task else ()
+
+
+def _places_of(task: str, folder: str | None) -> Iterator[str]:
+    if folder:
+        source = load_task(Catalog().path("tasks", task, where="task")).folder
         own = Path(folder) / source.name if source else Path(folder)
         yield str(own if own.is_dir() else folder)
-    if recipe.task and (recipe.task == BUILT_IN or Path(recipe.task).is_file()):
-        yield recipe.task
-        yield from (str(path) for path in sorted(Path(recipe.task).parent.glob("*.*")) if Path(recipe.task).is_file())
+    if task == BUILT_IN or Path(task).is_file():
+        yield task
+        yield from (str(path) for path in sorted(Path(task).parent.glob("*.*")) if Path(task).is_file())
 
 
 def _content(source: str) -> str | None:

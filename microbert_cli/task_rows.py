@@ -1,7 +1,7 @@
 """A recipe's task with its rows at hand: read once, encoded once per tokenizer, scored on request."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,20 @@ from microbert_cli.encoding import Encoded, encode, rules_of
 from microbert_cli.errors import MbertError
 from microbert_cli.models import Loaded
 from microbert_cli.recipe import Recipe
+from microbert_cli.several import recipe_of, task_name
 from microbert_cli.task import Task, load_task
 from microbert_cli.tracking import SILENT, Talk
 
 
 @dataclass
 class TaskRows:
-    """Rows of the splits a stage asked for, and what they encode to."""
+    """Rows of the splits a stage asked for, and what they encode to. `number`: the task's, in a run of several."""
 
     task: Task
     rows: dict[str, Rows]
     max_length: int
     talk: Talk = SILENT
+    number: int | None = None
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
     _rules: dict[int, tuple[Any, str]] = field(default_factory=dict)
 
@@ -33,7 +35,8 @@ class TaskRows:
         models.check_length(self.max_length, loaded.model.config, where=where)
         key = (split, self._rules_of(loaded.tokenizer))
         if key not in self._encoded:
-            self._encoded[key] = encode(self.rows[split], loaded.tokenizer, self.max_length)
+            encoded = encode(self.rows[split], loaded.tokenizer, self.max_length)
+            self._encoded[key] = replace(encoded, task=self.number)
             if cut := self._encoded[key].truncated:
                 self.talk.note(
                     f"{self.task.name} {split}: {cut} of {len(self.rows[split])} rows cut to {self.max_length} tokens"
@@ -74,6 +77,18 @@ class TaskRows:
         }
 
 
+def fingerprints_of(tasks: Sequence[TaskRows]) -> dict[str, Any]:
+    """What identifies the data of a run: of its one task, or of several by name."""
+    return {one.task.name: one.fingerprints() for one in tasks} if tasks[0].number is not None else tasks[0].fingerprints()
+
+
+def facts_of(tasks: Sequence[TaskRows]) -> dict[str, Any]:
+    """Rows and fingerprints for the manifest; of several tasks every split under `TASK SPLIT`."""
+    if tasks[0].number is None:
+        return tasks[0].facts()
+    return {f"{one.task.name} {split}": facts for one in tasks for split, facts in one.facts().items()}
+
+
 def open_task(
     recipe: Recipe,
     catalog: Catalog,
@@ -92,6 +107,31 @@ def open_task(
     if augmented is not None:
         rows["augmented"] = load_augmented(Path(augmented), task)
     return TaskRows(task, rows, recipe.data.max_length or task.max_length, talk)
+
+
+def open_tasks(
+    recipe: Recipe,
+    catalog: Catalog,
+    *,
+    splits: Sequence[str],
+    augmented: str | Mapping[str, str] | None = None,
+    talk: Talk = SILENT,
+) -> list[TaskRows]:
+    """Reads the recipe's task, or every one of its several tasks, called as the recipe calls them and numbered by name.
+
+    augmented  what `mbert augment` made of the task, or of each by name
+    """
+    if not recipe.tasks:
+        assert not isinstance(augmented, Mapping)
+        return [open_task(recipe, catalog, splits=splits, augmented=augmented, talk=talk)]
+    made = augmented if isinstance(augmented, Mapping) else {}
+    found, numbers = [], sorted(map(task_name, recipe.tasks))
+    for named in recipe.tasks:
+        place = made.get(task_name(named))
+        data = open_task(recipe_of(recipe, named), catalog, splits=splits, augmented=place, talk=talk)
+        called = data.task.model_copy(update={"name": task_name(named)})
+        found.append(replace(data, task=called, number=numbers.index(called.name)))
+    return found
 
 
 def find_task(recipe: Recipe, catalog: Catalog, *, talk: Talk = SILENT) -> Task:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from torch import Tensor, nn
@@ -64,6 +64,18 @@ def make_terms(
     return terms
 
 
+def without_teacher(terms: Sequence[LossTerm]) -> list[LossTerm]:
+    """What is left of a sum where nobody teaches: the terms that ask no teacher.
+
+    Terms of answers with labels - soft and hard targets - share one weight: those that are left take over what the others
+    had, so that (soft + hard) / 2 becomes hard.
+    """
+    left = [term for term in terms if not term.asks_teacher]
+    answering = [term for term in terms if {"logits", "labels"} <= term.needs]
+    whole, own = (sum(term.weight for term in those if term in answering) for those in (terms, left))
+    return [replace(term, weight=term.weight * whole / own) if own and term in answering else term for term in left]
+
+
 def takes_of(function: Callable[..., Any]) -> list[str]:
     """The names of a function's parameters."""
     return list(inspect.signature(function).parameters)
@@ -80,6 +92,7 @@ def want_of(terms: Sequence[LossTerm], layers: Sequence[int]) -> Want:
         token_logits=any("token_logits" in term.needs for term in terms),
         hidden=frozenset(hidden),
         scores=frozenset(layers[1:] if any("scores" in term.needs for term in terms) else ()),
+        routing=any("routing" in term.needs for term in terms),
     )
 
 

@@ -4,7 +4,7 @@ Static: nothing is opened, torch is not imported, so `--dry-run` can tell what w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.recipe import Recipe
 from microbert_cli.resolve import Resolved, overlay
+from microbert_cli.several import TASK, augmented_of, each_place, recipe_of, task_name, teachers_of
 
 RUNS = Path("runs")
 
@@ -26,12 +27,18 @@ class Step:
     out: Path
     inputs: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def places(self) -> dict[str, str]:
+        """The inputs that are names, one by one: of several teachers `teacher sst2`, `teacher mrpc 2`."""
+        return dict(pair for name, value in self.inputs.items() for pair in each_place(name, value))
+
 
 def default_root(resolved: Resolved, *, explicit: bool) -> Path:
     """`runs/<recipe>` for a named recipe, else `runs/<task>` or that of the user's own file, else `runs/mbert`."""
     if explicit:
         return RUNS / (resolved.name.strip(".") or "mbert")
-    named = resolved.recipe.task or resolved.recipe.data.train_file or "mbert"
+    recipe = resolved.recipe
+    named = recipe.task or "-".join(map(task_name, recipe.tasks)) or recipe.data.train_file or "mbert"
     return RUNS / (Path(named).name.split(".")[0] or "mbert")
 
 
@@ -68,10 +75,41 @@ def step(
     return Step(name, kind, resolved, out or root / name, _of_task(inputs, resolved.recipe.task))
 
 
-def _of_task(inputs: dict[str, Any], task: str | None) -> dict[str, Any]:
+def _of_task(value: Any, task: str | None) -> Any:
     """`{task}` in an input is the task's name, so that one recipe finds each task's own: "runs/teacher-{task}"."""
-    name = Path(task).stem if task else "{task}"
-    return {key: value.replace("{task}", name) if isinstance(value, str) else value for key, value in inputs.items()}
+    if isinstance(value, str):
+        return value.replace(TASK, task_name(task)) if task else value
+    if isinstance(value, Mapping):
+        return {key: _of_task(inner, task) for key, inner in value.items()}
+    return [_of_task(inner, task) for inner in value] if isinstance(value, list) else value
+
+
+def apart(step: Step) -> list[Step]:
+    """A distillation of several tasks or teachers as steps of one task and one teacher each, to look at one by one.
+
+    A task without a teacher is fine-tuned, with the tokens of another's teacher; any other step is as it is.
+    """
+    teacher = step.inputs.get("teacher")
+    if step.kind != "task-distill" or isinstance(teacher, str) or teacher is None:
+        return [step]
+    recipe, of_each = step.resolved.recipe, isinstance(teacher, Mapping)
+    named = {task_name(task): recipe_of(recipe, task) for task in recipe.tasks} if of_each else {"": recipe}
+    teachers = teacher if of_each else {"": teacher}
+    tokens = next((one for ones in teachers.values() for one in ones), recipe.base)
+    return [
+        _alone(step, " ".join(filter(None, (step.name, task, str(n) if n > 1 else ""))), named[task], task, one, tokens)
+        for task, ones in teachers.items()
+        for n, one in enumerate(ones or [None], 1)
+    ]
+
+
+def _alone(step: Step, name: str, recipe: Recipe, task: str, teacher: str | None, tokens: str | None) -> Step:
+    varied = step.inputs["augmented"]
+    augmented = varied.get(task) if isinstance(varied, Mapping) else varied
+    kind, inputs = step.kind, {"teacher": teacher, "student": step.inputs["student"], "augmented": augmented}
+    if teacher is None:
+        kind, inputs = "finetune", {"model": step.inputs["student"], "tokenizer": tokens}
+    return replace(step, name=name, kind=kind, resolved=replace(step.resolved, recipe=recipe), inputs=inputs)
 
 
 @dataclass(frozen=True)
@@ -135,9 +173,8 @@ def _augment(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
 
 
 def _task_distill(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
-    teacher = made.resolve(recipe.teacher.model) or made.of("finetune")
     return {
-        "teacher": _needed(teacher, "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR"),
+        "teacher": _teachers(recipe, made),
         "student": _student(recipe, made, catalog),
         "augmented": _augmented(recipe, made),
     }
@@ -147,7 +184,7 @@ def _evaluate(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     model = made.resolve(recipe.evaluate.model) or made.of("task-distill") or made.of("finetune")
     return {
         "model": _needed(model, "evaluate.model", "the model to evaluate", "mbert evaluate DIR"),
-        "teacher": made.resolve(recipe.teacher.model) or made.of("finetune"),
+        "teacher": _teacher(recipe, made),
     }
 
 
@@ -155,7 +192,7 @@ def _export(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     model = made.resolve(recipe.export.model) or made.of("task-distill")
     return {
         "model": _needed(model, "export.model", "the model to export", "mbert export DIR"),
-        "teacher": made.resolve(recipe.teacher.model) or made.of("finetune"),
+        "teacher": _teacher(recipe, made),
     }
 
 
@@ -182,6 +219,20 @@ def _pretrained(recipe: Recipe, made: _Made) -> str | None:
     return made.planned_of("pretrain") or recipe.base or made.of("pretrain")
 
 
+def _teacher(recipe: Recipe, made: _Made) -> str | None:
+    """The one teacher of one task: as named, else what this run fine-tunes."""
+    return made.resolve(recipe.teacher.model) or made.of("finetune")
+
+
+def _teachers(recipe: Recipe, made: _Made) -> str | list[str] | dict[str, list[str]]:
+    """The teacher of a task, several to be asked together, or those of every task of several."""
+    if recipe.tasks:
+        return {task: [str(made.resolve(one)) for one in named] for task, named in teachers_of(recipe).items()}
+    if recipe.teacher.models:
+        return [str(made.resolve(one)) for one in recipe.teacher.models]
+    return _needed(_teacher(recipe, made), "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
+
+
 def _student(recipe: Recipe, made: _Made, catalog: Catalog) -> str:
     """`init` random: the description; else the general checkpoint of this run, unless `student` names a checkpoint."""
     known = recipe.student is not None and not Path(recipe.student).is_dir()
@@ -193,7 +244,9 @@ def _student(recipe: Recipe, made: _Made, catalog: Catalog) -> str:
     return _needed(student, "student", "a checkpoint, or a student of the catalogue", "--student DIR")
 
 
-def _augmented(recipe: Recipe, made: _Made) -> str | None:
+def _augmented(recipe: Recipe, made: _Made) -> str | dict[str, str] | None:
+    if recipe.tasks:
+        return {task: str(made.resolve(place)) for task, place in augmented_of(recipe).items()} or None
     if recipe.augmented is False:
         return None
     return made.resolve(recipe.augmented) if recipe.augmented else made.of("augment")

@@ -16,7 +16,7 @@ from microbert_cli.version import __version__
 
 COMMANDS = (
     "run", "plan", "doctor", "pretrain", "finetune", "general_distill", "augment", "task_distill", "evaluate", "predict",
-    "export", "bench", "compare", "verify", "names", "env",
+    "extract", "export", "bench", "compare", "verify", "names", "env",
 )  # fmt: skip
 
 HELP = """Two-stage distillation of BERT-style encoders: a good but slow classifier becomes a small fast one.

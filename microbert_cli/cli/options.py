@@ -114,6 +114,20 @@ def seed_list(text: str | None) -> list[int] | None:
     )
 
 
+def name_list(text: str | None) -> list[str] | None:
+    """`sst2,mrpc` as names; raises M131."""
+    names = None if text is None else [name.strip() for name in text.split(",")]
+    if names is None or all(names):
+        return names
+    raise MbertError(
+        "M131",
+        f'"{text}" is no list of names',
+        where="--tasks",
+        allowed="Names of tasks, or task files, with commas between.",
+        fix="For instance: --tasks sst2,mrpc,rte",
+    )
+
+
 GROUPS: dict[str, type] = {"about": About, "common": Common}
 
 

@@ -28,6 +28,7 @@ def predict(
     file: Annotated[Path | None, typer.Option(help="Lines of text, or a table with --text; - is stdin.")] = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="Text column of a table; twice for pairs.")] = None,
     pairs: Annotated[bool, typer.Option("--pairs", help="Each line holds two texts with a tab between.")] = False,
+    task: Annotated[str | None, typer.Option("--task", help="Which task of a model that answers several.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of stdout.")] = None,
     max_length: Annotated[int | None, typer.Option(min=4, help="Tokens; default: what the model was trained with.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 64,
@@ -41,7 +42,7 @@ def predict(
     talk = ConsoleTalk(quiet=quiet)
     piped = sys.stdin.buffer if not texts and (file is None or str(file) == "-") else None
     inputs = read_inputs(texts or [], file, piped, columns=text or [], pairs=pairs)
-    answers = run(model, inputs, max_length=max_length, batch_size=batch_size, talk=talk)
+    answers = run(model, inputs, task=task, max_length=max_length, batch_size=batch_size, talk=talk)
     talk.close()
     if out is not None:
         write_file(out, "".join(f"{line}\n" for line in as_lines(answers, as_json=as_json)))

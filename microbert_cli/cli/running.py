@@ -122,13 +122,18 @@ def explain(resolved: Resolved, *, as_json: bool = False) -> None:
 
 def dry_run(planned: list[Step], common: Common) -> None:
     """What would run, on what, and where it would go; nothing is opened."""
-    told = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": state(one), **one.inputs} for one in planned]
+    told = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": state(one), **_shown(one)} for one in planned]
     if common.as_json:
         show_json({"stages": told})
         return
     for one in told:
         inputs = ", ".join(f"{key}={value}" for key, value in one.items() if key not in ("stage", "kind", "out", "state"))
         show(f"{one['stage']:<16} {one['state']:<9} -> {one['out']}   {inputs}")
+
+
+def _shown(one: Step) -> dict[str, Any]:
+    """The inputs, and those that are lists or tables one by one."""
+    return {**{key: value for key, value in one.inputs.items() if not isinstance(value, list | dict)}, **one.places}
 
 
 def state(one: Step) -> str:

@@ -10,7 +10,9 @@ from microbert_cli.cli.running import run_stage, show_result
 
 EPILOG = """Examples:
 
-mbert task-distill --teacher DIR --student runs/sst2/general-distill --task sst2 --seeds 1,2,3 --dry-run"""
+mbert task-distill --teacher DIR --student runs/sst2/general-distill --task sst2 --seeds 1,2,3 --dry-run
+
+mbert task-distill --teacher 'runs/{task}/finetune' --student bert-3x312 --tasks sst2,mrpc,rte --dry-run"""
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +25,7 @@ def task_distill(
     recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
     teacher: options.Teacher = None,
     student: options.Student = None,
+    tasks: Annotated[str | None, typer.Option("--tasks", help="Several tasks for one student, such as sst2,mrpc,rte.")] = None,
     augmented: Annotated[str | None, typer.Option(help="A directory made by `mbert augment`.")] = None,
     seeds: options.Seeds = None,
     *,
@@ -36,6 +39,7 @@ def task_distill(
         student=student,
         augmented=augmented,
         seeds=options.seed_list(seeds),
+        tasks=options.name_list(tasks),
         **about.keys(),
     )
     show_result(run_stage("task-distill", common, resolved), common)

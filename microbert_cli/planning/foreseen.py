@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli import cache, corpus, durable, models, places, sources
+from microbert_cli import cache, corpus, durable, extraction, models, places, sources
 from microbert_cli.blocks import BlockSettings, cut_blocks, find_blocks
 from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import rules_of
@@ -81,6 +81,7 @@ class Foreseen:
         if not places.is_description(name, self.catalog):
             directory = sources.find(name, where=where)
             config = models.read_config(directory, where=where)
+            config = extraction.plain_shape(config) if extraction.is_routed(config) else config  # what answers one task
             return Known(config, models.load_tokenizer(directory, config, where=where), directory)
         if tokenizer is None:
             raise places.no_vocabulary(name, where)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.data import load_augmented
 from microbert_cli.layer_map import layer_map
+from microbert_cli.mixture import task_shares
 from microbert_cli.phases import make_plan, rows_asked
 from microbert_cli.planning import loads
 from microbert_cli.planning.costing import SMALL, Costs, evaluations
@@ -94,6 +96,26 @@ def distil_jobs(recipe: Recipe, spec: Phase, catalog: Catalog, teacher: Known, s
 def answer_job(known: Known, rows: int = DEV_BATCH) -> Job:
     """Evaluation of a classifier, by batches of `rows` rows."""
     return Job("answer", known.config, rows)
+
+
+def with_own_steps(parts: Sequence[Step], whole: Step, seen: Foreseen) -> list[Step]:
+    """Steps of one task each with that task's share of every phase's optimiser steps; an ensemble's teachers share it."""
+    sizes = [len(seen.task(part.resolved.recipe, ("train", "dev"))[0].rows["train"]) for part in parts]
+    recipe = whole.resolved.recipe
+    shares = task_shares(sizes, recipe.sampling.by, cap=recipe.sampling.cap)
+    every = np.ones(sum(sizes), dtype=np.int64)
+    totals = {name: make_plan(name, spec, every).steps for name, spec in recipe.run_phases.items()}
+    return [_for_steps(part, {name: max(1, round(n * share)) for name, n in totals.items()})
+            for part, share in zip(parts, shares, strict=True)]  # fmt: skip
+
+
+def _for_steps(step: Step, steps: dict[str, int]) -> Step:
+    recipe = step.resolved.recipe
+    phases = {name: spec.model_copy(update={"steps": steps[name]}) for name, spec in recipe.run_phases.items()}
+    sizes = [spec.batch_size for spec in phases.values()]
+    labels = recipe.finetune.model_copy(update={"steps": sum(steps.values()), "batch_size": max(sizes), "learning_rates": []})
+    changed = recipe.model_copy(update={"phases": phases, "finetune": labels})
+    return replace(step, resolved=replace(step.resolved, recipe=changed))
 
 
 def losses_of(terms: dict[str, Term]) -> Losses:

@@ -41,10 +41,11 @@ from microbert_cli.planning.phase_costs import (
     linear_model,
     losses_of,
     runs_of,
+    with_own_steps,
 )  # fmt: skip
 from microbert_cli.stage import read_metrics
 from microbert_cli.tracking import SILENT, Talk
-from microbert_cli.wiring import Step
+from microbert_cli.wiring import Step, apart
 
 PACKED = 0.5  # bytes of Parquet a character of augmented text
 
@@ -160,6 +161,16 @@ def _finetune(step: Step, seen: Foreseen, costs: Costs) -> None:
 
 
 def _task_distill(step: Step, seen: Foreseen, costs: Costs) -> None:
+    """Of several tasks or teachers: each task by itself, for the steps that are its share."""
+    parts = apart(step)
+    if parts == [step]:
+        _one_task(step, seen, costs)
+        return
+    for part in with_own_steps(parts, step, seen):
+        _one_task(part, seen, costs) if part.kind == step.kind else _finetune(part, seen, costs)
+
+
+def _one_task(step: Step, seen: Foreseen, costs: Costs) -> None:
     recipe = step.resolved.recipe
     data = add_rows(costs, seen, recipe, ("train", "dev"))
     source = step.inputs["teacher"]

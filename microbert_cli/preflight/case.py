@@ -24,7 +24,7 @@ from microbert_cli.planning.uncalibrated import Uncalibrated, Unkept
 from microbert_cli.preflight.findings import Later
 from microbert_cli.task import Task
 from microbert_cli.task_rows import TaskRows, find_task
-from microbert_cli.wiring import Step
+from microbert_cli.wiring import Step, apart
 
 MODELS = ("model", "teacher", "student", "tokenizer", "masked_lm")  # inputs that are models or descriptions of some
 LABELLED = ("finetune", "task-distill")  # stages that train on a task's rows
@@ -39,7 +39,8 @@ class Case:
     """
 
     def __init__(self, steps: Sequence[Step], root: Path, catalog: Catalog, *, offline: bool):
-        self.steps, self.root, self.catalog, self.offline = list(steps), root, catalog, offline
+        self.steps = [one for step in steps for one in apart(step)]
+        self.root, self.catalog, self.offline = root, catalog, offline
         self.seen = Unkept(catalog, Uncalibrated(device="cpu", catalog=catalog))
         self.to_come = _to_come(self.steps)
         self._kept: dict[Any, tuple[Any, Exception | None]] = {}

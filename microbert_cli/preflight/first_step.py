@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import numpy as np
 import torch
 
 from microbert_cli import models, numerics, places
-from microbert_cli.batching import endless
 from microbert_cli.encoding import Encoded
 from microbert_cli.errors import MbertError
 from microbert_cli.loop import Plan, train
 from microbert_cli.masking import mask_batch
+from microbert_cli.mixture import Mixture, batches_of
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.planning.phase_costs import losses_of
 from microbert_cli.preflight.case import Case
@@ -159,7 +158,7 @@ def _task_distill(case: Case, step: Step) -> Iterator[Trial]:
         teacher = case.standing(given["teacher"], "classifier", where="teacher.model", task=data.task)
         taught_by = stack.enter_context(teacher)
         student = stack.enter_context(case.standing(given["student"], "encoder", where="student"))
-        distiller = Distiller(recipe, case.catalog, data, taught_by, student, None, SILENT)
+        distiller = Distiller(recipe, case.catalog, [data], taught_by, student, {}, SILENT)
         loaded = distiller.load(recipe.seed)
         model = distiller.numerics.place(loaded.model)
         for phase in distiller.phases(loaded):
@@ -186,9 +185,9 @@ def _numerics(recipe: Recipe) -> numerics.Numerics:
     return numerics.choose(places.device(recipe.device), **_plain(recipe).numerics())
 
 
-def _batch(rows: Encoded, tokenizer: Any, recipe: Recipe, device: str, pad_to: int | None = None) -> Batch:
+def _batch(rows: Encoded | Mixture, tokenizer: Any, recipe: Recipe, device: str, pad_to: int | None = None) -> Batch:
     """The first rows that the seed draws."""
-    indices = next(islice(endless(rows.lengths, batch_size=min(ROWS, len(rows)), seed=recipe.seed), 1))
+    indices = next(batches_of(rows, batch_size=min(ROWS, len(rows.lengths)), seed=recipe.seed))
     return _on(rows.batch(indices, pad_to=pad_to, pad_id=tokenizer.pad_token_id), device)
 
 

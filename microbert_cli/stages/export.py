@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import exporting, lineage, manifest, models, places, scoring
+from microbert_cli import exporting, extraction, lineage, manifest, models, places, scoring
 from microbert_cli.catalog import Catalog
 from microbert_cli.model_card import model_card
 from microbert_cli.output import working
@@ -46,7 +46,9 @@ def run(
     with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
         if work.done:
             return up_to_date(NAME, out)
-        loaded = models.load(model, "classifier", where="export.model")
+        loaded = models.load(model, "classifier", where="export.model", task=data.task.name)
+        if extraction.is_routed(loaded.model.config):
+            raise extraction.no_plain_one(data.task.name)
         match_labels(loaded, data.task, None, where=f"export.model {model}")
         encoded = data.encode("dev", loaded, where="export.model")
         measured = exporting.export_model(

@@ -19,10 +19,16 @@ TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def run(
-    model: str, texts: Texts, *, max_length: int | None = None, batch_size: int = 64, talk: Talk = SILENT
+    model: str,
+    texts: Texts,
+    *,
+    task: str | None = None,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    talk: Talk = SILENT,
 ) -> list[dict[str, Any]]:
-    """One record a text: {"label", "score", "probabilities"}, or {"score"} for regression."""
-    answers = answering.open_model(model, None)
+    """One record a text: {"label", "score", "probabilities"}, or {"score"} for regression; `task` of a model of several."""
+    answers = answering.open_model(model, None, task_name=task)
     if not texts:
         return []
     length = max_length or _trained_length(Path(model)) or min(answers.model.config.max_position_embeddings, 512)

@@ -1,0 +1,197 @@
+"""Expert feed-forward networks and what routes to them: by task (every token of a task alike) or by token.
+
+    y(x) = sum over the chosen experts e  g_e(x) f_e(x),   f_e(x) = W2_e act(W1_e x + b1_e) + b2_e
+
+Task routing: logits l = W e_k of task k's vector e_k [64], p = softmax(l); the top_k largest of l + tau * Gumbel are chosen.
+    top_k = 1: g = p_e / stopgrad(p_e), exactly 1 forward, while the gradient reaches p_e;  top_k > 1: g_e = p_e / sum of the
+    chosen. tau falls from 1 to 0.1 over the first half of training; then the choice without noise becomes a table, and the
+    table decides. In eval mode the choice is always the one without noise.
+Token routing: l = W x of every token x, no noise, no table, the same g.
+
+x [B, T, d], E experts, K tasks. What decides later behaviour is in buffers: `table` [K, top_k] (-1 = not frozen yet), `noise`
+(tau), `draws` (training passes so far, from which the noise follows), `recent` [100, E] (real tokens that each of the last 100
+passes sent to each expert). Padding is computed and counts nowhere.
+
+Sources: routing by task: Kudugunta et al. 2021 (arXiv 2110.03742); by token: GShard (arXiv 2006.16668), without its capacity
+and random second expert; annealing, table and the gate of 1 are this toolkit's.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from microbert_cli import processes
+from microbert_cli.reduce import denominator
+
+TASK_WIDTH = 64
+WINDOW = 100
+NOISE_FIRST, NOISE_LAST, ANNEALED = 1.0, 0.1, 0.5
+
+
+class Expert(nn.Module):
+    """One feed-forward network without what comes after it: x [..., d] -> [..., d]."""
+
+    def __init__(self, width: int, inner: int, activation: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.activation = activation
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """W2 act(W1 x + b1) + b2."""
+        out: Tensor = self.down(self.activation(self.up(hidden)))
+        return out
+
+
+@dataclass
+class Pass:
+    """What a forward pass is about, and what its routers tell of it.
+
+    task, vector, mask_BT  which task, its vector [64] with gradient, which tokens are real (None = all)
+    shares, gates          of every layer passed, [E]: f and P of the balance (losses/load_balance.py)
+    """
+
+    task: int = 0
+    vector: Tensor | None = None
+    mask_BT: Tensor | None = None
+    shares: list[Tensor] = field(default_factory=list)
+    gates: list[Tensor] = field(default_factory=list)
+
+    def tell(self, shares_E: Tensor, gates_E: Tensor) -> None:
+        """One layer's numbers."""
+        self.shares.append(shares_E.detach())
+        self.gates.append(gates_E)
+
+    @property
+    def routing(self) -> tuple[Tensor, Tensor] | None:
+        """Shares and gates of all layers, both [layers, E]; None where there are no experts."""
+        return (torch.stack(self.shares), torch.stack(self.gates)) if self.shares else None
+
+
+class TaskRouter(nn.Module):
+    """Chooses experts by task; see the module's formulas. f is over the last 100 training passes, P the task's p."""
+
+    def __init__(self, tasks: int, experts: int, top_k: int, *, seed: int, layer: int):
+        super().__init__()
+        self.seed, self.layer, self.top_k = seed, layer, top_k
+        self.gate = nn.Linear(TASK_WIDTH, experts, bias=False)
+        self.register_buffer("table", torch.full((tasks, top_k), -1))
+        self.register_buffer("noise", torch.tensor(NOISE_FIRST))
+        self.register_buffer("draws", torch.tensor(0))
+        self.register_buffer("recent", torch.zeros(WINDOW, experts))
+
+    table: Tensor
+    noise: Tensor
+    draws: Tensor
+    recent: Tensor
+
+    def forward(self, hidden_BTd: Tensor, now: Pass) -> tuple[list[int], Tensor]:
+        """The chosen experts and the gate of each, [top_k]; in training it draws noise and counts."""
+        assert now.vector is not None
+        logits_E = self.gate(now.vector).float()
+        chosen = self.choose(logits_E.detach(), now.task)
+        probabilities_E = logits_E.softmax(-1)
+        if self.training:
+            self._count(chosen, _real(hidden_BTd, now).sum())
+        now.tell(self.recent.sum(0) / self.recent.sum().clamp(min=1), probabilities_E)
+        return chosen, gates_of(probabilities_E[chosen])
+
+    def choose(self, logits_E: Tensor, task: int) -> list[int]:
+        """The experts of a task by its logits: the table's where it is frozen, in training with noise."""
+        if (known := self.table[task].tolist())[0] >= 0:
+            return list(known)
+        if self.training:
+            logits_E = logits_E + self.noise * self._gumbel(logits_E)
+        return list(logits_E.topk(self.top_k).indices.tolist())
+
+    def progress(self, share: float, vectors_K64: Tensor) -> None:
+        """Tells which share of training is done: the noise falls, and from the half on the table is what it is then."""
+        self.noise.fill_(NOISE_FIRST + (NOISE_LAST - NOISE_FIRST) * min(share / ANNEALED, 1.0))
+        if share >= ANNEALED and not self.is_frozen:
+            self.table.copy_(self.gate(vectors_K64).float().topk(self.top_k).indices)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the table decides."""
+        return bool((self.table >= 0).all())
+
+    def _gumbel(self, like: Tensor) -> Tensor:
+        """Noise that follows from seed, layer and the number of draws: the same in every process, and after a resume."""
+        source = hashlib.sha256(repr((self.seed, self.layer, int(self.draws))).encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(source[:4]))
+        uniform = torch.rand(like.shape, generator=generator).clamp(1e-9, 1 - 1e-7)
+        return -(-uniform.log()).log().to(like.device)
+
+    def _count(self, chosen: Sequence[int], tokens: Tensor) -> None:
+        counts = torch.zeros_like(self.recent[0])
+        counts[list(chosen)] = processes.total(tokens).to(counts) / len(chosen)
+        self.recent[int(self.draws) % WINDOW] = counts
+        self.draws += 1
+
+
+class TokenRouter(nn.Module):
+    """Chooses experts for every token. f is the share of real tokens whose first choice an expert is, P the mean of their p."""
+
+    def __init__(self, width: int, experts: int, top_k: int):
+        super().__init__()
+        self.top_k = top_k
+        self.gate = nn.Linear(width, experts, bias=False)
+
+    def forward(self, hidden_BTd: Tensor, now: Pass) -> tuple[Tensor, Tensor]:
+        """The chosen experts of every token and their gates, both [B, T, top_k]."""
+        probabilities_BTE = self.gate(hidden_BTd).float().softmax(-1)
+        largest_BTk, chosen_BTk = probabilities_BTE.topk(self.top_k)
+        real_BT1 = _real(hidden_BTd, now)[..., None].float()
+        first_BTE = nn.functional.one_hot(chosen_BTk[..., 0], probabilities_BTE.shape[-1]) * real_BT1
+        counts_E, sums_E = first_BTE.sum((0, 1)), (probabilities_BTE * real_BT1).sum((0, 1))
+        if self.training:  # several processes answer different batches in evaluation, and must not wait for each other
+            now.tell(processes.total(counts_E) / processes.total(real_BT1.sum()), sums_E / denominator(real_BT1.sum()))
+        else:
+            now.tell(counts_E / real_BT1.sum(), sums_E / real_BT1.sum())
+        return chosen_BTk, gates_of(largest_BTk)
+
+
+class Experts(nn.Module):
+    """E feed-forward networks and a router in the place of one. `now` says what the running pass is about."""
+
+    def __init__(self, experts: Sequence[Expert], router: TaskRouter | TokenRouter):
+        super().__init__()
+        self.experts = nn.ModuleList(experts)
+        self.router: Any = router
+        self.now = Pass()
+
+    def forward(self, hidden_BTd: Tensor) -> Tensor:
+        """y(x); see the module's formula."""
+        chosen, gates = self.router(hidden_BTd, self.now)
+        if isinstance(chosen, list):
+            parts = [self.experts[e](hidden_BTd) * gate.to(hidden_BTd) for e, gate in zip(chosen, gates, strict=True)]
+            return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+        out_BTd = torch.zeros_like(hidden_BTd)
+        for number, expert in enumerate(self.experts):
+            rows = (chosen == number).nonzero(as_tuple=True)
+            vectors_Nd = expert(hidden_BTd[rows[:2]])
+            out_BTd = out_BTd.index_put(rows[:2], (vectors_Nd * gates[rows][:, None]).to(out_BTd), accumulate=True)
+        return out_BTd
+
+
+def deal(importance_F: Tensor, *, experts: int, width: int, shared: int) -> list[list[int]]:
+    """Which of F neurons each expert gets: the `shared` most important ones all of them, the rest dealt in turn (MoEBERT).
+
+    Expert i has the ranks 0 .. shared - 1, then shared + i, shared + i + E, ... until it is `width` wide; the rest is dropped.
+    """
+    ranked = importance_F.argsort(descending=True, stable=True).tolist()
+    private = width - shared
+    return [ranked[:shared] + ranked[shared + number :: experts][:private] for number in range(experts)]
+
+
+def gates_of(chosen: Tensor) -> Tensor:
+    """Gates [..., k] of the chosen experts' probabilities: of one exactly 1 with a gradient, of several their shares."""
+    return chosen / (chosen.detach() if chosen.shape[-1] == 1 else chosen.sum(-1, keepdim=True))
+
+
+def _real(hidden_BTd: Tensor, now: Pass) -> Tensor:
+    """Which tokens count, [B, T]."""
+    return hidden_BTd.new_ones(hidden_BTd.shape[:2]) if now.mask_BT is None else now.mask_BT.to(hidden_BTd.dtype)

@@ -1,0 +1,297 @@
+"""Experts and routers by hand; the BERT for several tasks: one task a batch, one table, bit-equal after a reload."""
+
+import json
+import math
+
+import pytest
+import torch
+from tiny_models import tiny_bert
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from microbert_cli import extraction, models
+from microbert_cli.capture import Want, look, show_scores
+from microbert_cli.catalog import Catalog
+from microbert_cli.errors import MbertError
+from microbert_cli.experts import WINDOW, Expert, Experts, Pass, TaskRouter, TokenRouter, gates_of
+from microbert_cli.losses.load_balance import load_balance
+from microbert_cli.objective import Objective
+from microbert_cli.students.routed_bert import RoutedBertConfig, RoutedBertForSequenceClassification
+from microbert_cli.terms import make_terms
+
+TASKS = {"film": {"labels": ["bad", "good"], "num_labels": 2}, "score": {"labels": None, "num_labels": 1}}
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    return models.load(tiny_bert(tmp_path_factory.mktemp("dense"), layers=4), "classifier", where="here")
+
+
+def routed(dense, *, tasks=TASKS, moe_layers=(2, 4), experts=4, seed=3, **more):
+    made = RoutedBertForSequenceClassification.from_dense(
+        dense.model, tasks=tasks, moe_layers=moe_layers, experts=experts, seed=seed, **more
+    )
+    show_scores(made)
+    return made
+
+
+def apart(model, scale=0.1):
+    """The experts made different from each other, as training would."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += scale * torch.randn_like(parameter)
+    return model.eval()
+
+
+def rows(task=0, *, count=3, length=7):
+    generator = torch.Generator().manual_seed(1)
+    mask_BT = torch.ones(count, length, dtype=torch.long)
+    mask_BT[1, 4:] = 0
+    return {
+        "input_ids": torch.randint(5, 60, (count, length), generator=generator),
+        "attention_mask": mask_BT,
+        "task": torch.full((count,), task),
+        "labels": torch.zeros(count, dtype=torch.long),
+    }
+
+
+def test_the_gate_of_one_expert_is_exactly_one_and_has_a_gradient():
+    logits_E = torch.tensor([0.3, -1.2, 0.7], requires_grad=True)
+    gate = gates_of(logits_E.softmax(-1)[[2]])
+    assert gate.item() == 1.0
+    gate.sum().backward()
+    p = logits_E.detach().softmax(-1)
+    assert torch.allclose(logits_E.grad, torch.stack([-p[0], -p[1], 1 - p[2]]))  # d log p_2
+
+
+def test_the_gates_of_several_experts_are_their_shares():
+    assert torch.allclose(gates_of(torch.tensor([0.5, 0.3])), torch.tensor([0.625, 0.375]))
+    assert gates_of(torch.tensor([[0.5, 0.3], [0.2, 0.2]])).sum(-1).tolist() == pytest.approx([1, 1])
+
+
+def test_the_balance_by_hand():
+    """E sum f P: 1 where either is uniform, E where one expert has everything."""
+    uniform, one = torch.full((1, 4), 0.25), torch.tensor([[1.0, 0, 0, 0]])
+    some = torch.tensor([[0.7, 0.1, 0.1, 0.1]])
+    assert load_balance(uniform, some).item() == pytest.approx(1)
+    assert load_balance(some, uniform).item() == pytest.approx(1)
+    assert load_balance(one, one).item() == pytest.approx(4)
+    assert load_balance(some, some).item() == pytest.approx(4 * 0.52)
+    assert load_balance(some, some, scale="mean").item() == pytest.approx(0.52 / 4)
+    assert load_balance(torch.cat([one, some]), torch.cat([one, uniform])).item() == pytest.approx(2.5)
+
+
+def test_the_router_of_tokens_leaves_padding_out():
+    router = TokenRouter(2, 2, 1)
+    router.gate.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    hidden_BTd = torch.tensor([[[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 9.0]]])
+    now = Pass(mask_BT=torch.tensor([[1, 1, 1, 0]]))
+    chosen, gates = router(hidden_BTd, now)
+    shares, means = now.routing
+    high = math.exp(2) / (math.exp(2) + 1)
+    assert chosen.flatten().tolist() == [0, 1, 0, 1] and gates.flatten().tolist() == [1, 1, 1, 1]
+    assert shares[0].tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert means[0].tolist() == pytest.approx([(1 + high) / 3, (2 - high) / 3])
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_experts_for_tokens_by_hand(top_k):
+    """The sparse computation is the dense sum over experts with gates of 0 for those not chosen."""
+    torch.manual_seed(0)
+    layer = Experts([Expert(3, 5, nn.functional.gelu) for _ in range(4)], TokenRouter(3, 4, top_k))
+    x_BTd = torch.randn(2, 6, 3)
+    p_BTE = layer.router.gate(x_BTd).softmax(-1)
+    largest = p_BTE.topk(top_k)
+    weights = torch.zeros_like(p_BTE).scatter(-1, largest.indices, largest.values / largest.values.sum(-1, keepdim=True))
+    expected = sum(weights[..., [e]] * expert(x_BTd) for e, expert in enumerate(layer.experts))
+    assert torch.allclose(layer(x_BTd), expected, atol=1e-6)
+
+
+def test_the_router_counts_real_tokens_of_the_last_hundred_passes():
+    router = TaskRouter(1, 3, 1, seed=0, layer=1).train()
+    router.table.fill_(1)
+    now = Pass(vector=torch.zeros(64), mask_BT=torch.tensor([[1, 1, 0], [1, 0, 0]]))
+    for number in range(WINDOW + 5):
+        if number == WINDOW:
+            router.table.fill_(2)
+        router(torch.zeros(2, 3, 4), now)
+    assert router.recent.sum(0).tolist() == [0, 3 * (WINDOW - 5), 3 * 5]
+    assert now.shares[-1].tolist() == pytest.approx([0, 0.95, 0.05])
+    router.eval()(torch.zeros(2, 3, 4), now)
+    assert int(router.draws) == WINDOW + 5, "an evaluation counts nothing"
+
+
+def test_noise_falls_and_then_the_table_stands():
+    torch.manual_seed(0)
+    router, vectors_K64 = TaskRouter(2, 4, 1, seed=5, layer=2).train(), torch.randn(2, 64)
+    for share, noise in ((0.0, 1.0), (0.25, 0.55), (0.499, 0.1018)):
+        router.progress(share, vectors_K64)
+        assert router.noise.item() == pytest.approx(noise, abs=1e-4) and not router.is_frozen
+    plain = [router.gate(vector).argmax().item() for vector in vectors_K64]
+    router.progress(0.5, vectors_K64)
+    assert router.is_frozen and router.table[:, 0].tolist() == plain
+    router.gate.weight.data.neg_()
+    router.progress(0.9, vectors_K64)
+    now = Pass(task=1, vector=vectors_K64[1])
+    assert router(torch.zeros(1, 1, 4), now)[0] == [plain[1]], "the table, whatever the gate says now"
+
+
+def test_noise_explores_and_follows_from_what_is_saved():
+    def draws(router):
+        now = Pass(vector=torch.zeros(64))
+        return [router(torch.zeros(1, 2, 4), now)[0][0] for _ in range(40)]
+
+    one = TaskRouter(1, 4, 1, seed=5, layer=2).train()
+    first = draws(one)
+    assert set(first) == {0, 1, 2, 3}
+    saved = {name: value.clone() for name, value in one.state_dict().items()}
+    torch.manual_seed(99)
+    again = TaskRouter(1, 4, 1, seed=5, layer=2).train()
+    again.load_state_dict(saved)
+    assert draws(one) == draws(again)
+    other = TaskRouter(1, 4, 1, seed=6, layer=2).train()
+    other.load_state_dict({**saved, "draws": torch.tensor(0)})
+    assert draws(other) != first
+    assert len(set(draws(one.eval()))) == 1, "no noise where nothing is trained"
+
+
+def test_every_expert_begins_as_the_layers_own_network(dense):
+    made, source = routed(dense), dense.model.bert.encoder.layer[1]
+    layer = made.bert.expert_layers[2]
+    kept = [expert.up.weight for expert in layer.experts]
+    assert all(0 < (weight - source.intermediate.dense.weight).std() < 1.2e-3 for weight in kept)
+    assert not torch.equal(kept[0], kept[1])
+    assert torch.equal(layer.experts[0].down.bias, source.output.dense.bias)
+    assert torch.equal(
+        made.bert.encoder.layer[0].intermediate.dense.weight, dense.model.bert.encoder.layer[0].intermediate.dense.weight
+    )
+    batch = {name: value for name, value in rows().items() if name not in ("task", "labels")}
+    theirs, ours = (
+        model.eval().bert(**batch).last_hidden_state for model in (dense.model, routed(dense, tasks={"film": TASKS["film"]}))
+    )
+    assert (theirs - ours).abs().max() < 0.05
+
+
+def test_without_experts_it_is_the_shared_encoder(dense):
+    made = routed(dense, moe_layers=()).eval()
+    batch = rows()
+    seen = made(**{name: batch[name] for name in ("input_ids", "attention_mask", "task")}, output_hidden_states=True)
+    plain = dense.model.eval()(batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
+    assert all(torch.equal(one, other) for one, other in zip(seen.hidden_states, plain.hidden_states, strict=True))
+    assert seen.routing is None and set(made.state_dict()) - set(dense.model.state_dict()) == {
+        "heads.film.weight", "heads.film.bias", "heads.score.weight", "heads.score.bias",
+    }  # fmt: skip
+
+
+def test_a_batch_is_of_one_task(dense):
+    made = routed(dense)
+    batch = rows()
+    with pytest.raises(ValueError, match=r"of one task; this one is of \[0, 1\]"):
+        made(**{**batch, "task": torch.tensor([0, 1, 0])})
+    with pytest.raises(ValueError, match="which of the 2 tasks"):
+        made(batch["input_ids"])
+    with pytest.raises(ValueError, match="there is no task 2"):
+        made(batch["input_ids"], task=torch.tensor([2, 2, 2]))
+    with made.answering("score"):
+        assert made(batch["input_ids"]).logits.shape == (3, 1)
+    assert routed(dense, tasks={"film": TASKS["film"]})(batch["input_ids"]).logits.shape == (3, 2)
+
+
+def test_a_gradient_reaches_the_chosen_expert_alone(dense):
+    made = routed(dense).train()
+    made.progress(0.5)
+    chosen = made.chosen()
+    made(**rows(task=1)).logits.sum().backward()
+    for number, layer in made.bert.expert_layers.items():
+        reached = [e for e, expert in enumerate(layer.experts) if expert.up.weight.grad is not None]
+        assert reached == chosen["score"][number]
+        assert layer.router.gate.weight.grad.abs().sum() > 0
+    assert made.heads["film"].weight.grad is None and made.heads["score"].weight.grad is not None
+
+
+@pytest.mark.parametrize(("routing", "top_k"), [("task", 1), ("task", 2), ("token", 2)])
+def test_a_saved_model_comes_back_bit_by_bit(dense, tmp_path, routing, top_k):
+    made = apart(routed(dense, routing=routing, top_k=top_k))
+    made.train()
+    made.progress(0.2)
+    for _ in range(3):
+        made(**rows(task=1))
+    made.progress(0.7)
+    made.eval().save_pretrained(tmp_path)
+    back = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert type(back) is RoutedBertForSequenceClassification and isinstance(back.config, RoutedBertConfig)
+    assert all(torch.equal(value, back.state_dict()[name]) for name, value in made.state_dict().items())
+    if routing == "task":
+        assert {"table", "recent", "draws", "noise"} <= {name.rpartition(".")[2] for name in back.state_dict()}
+        assert all(layer.router.is_frozen for layer in back.bert.expert_layers.values())
+    show_scores(back)
+    for task in (0, 1):
+        assert torch.equal(made(**rows(task)).logits, back(**rows(task)).logits)
+
+
+@pytest.mark.parametrize("routing", ["task", "token"])
+def test_it_shows_what_a_plain_bert_shows(dense, routing):
+    """Hidden states and attention scores of the asked layers, logits, and the routing, each alone and together."""
+    made = apart(routed(dense, routing=routing))
+    batch = rows(task=1)
+    whole = look(made, batch, Want(True, hidden=frozenset({0, 2, 4}), scores=frozenset({1, 4}), routing=True))
+    assert whole.logits.shape == (3, 1) and whole.scores[4].shape == (3, 2, 7, 7) and whole.routing[0].shape == (2, 4)
+    assert torch.allclose(whole.logits, look(made, batch, Want(logits=True)).logits, atol=1e-6)
+    low = look(made, batch, Want(hidden=frozenset({2})))
+    assert torch.allclose(low.hidden[2], whole.hidden[2], atol=1e-6) and low.routing is None
+    routing_LE = look(made, batch, Want(hidden=frozenset({2}), routing=True)).routing[1]
+    assert torch.allclose(routing_LE, whole.routing[1], atol=1e-6), "every layer routes, though nobody reads the upper ones"
+
+
+def test_padding_counts_nowhere(dense):
+    made = apart(routed(dense, routing="token", top_k=2)).train()
+    for module in made.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    batch = rows()
+    other = {**batch, "input_ids": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 59)}
+    one, two = (look(made, each, Want(logits=True, routing=True)) for each in (batch, other))
+    assert torch.allclose(one.logits, two.logits, atol=1e-6)
+    assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in zip(one.routing, two.routing, strict=True))
+
+
+def test_the_objective_balances_the_student_and_tells_it_how_far_it_is(dense):
+    made = routed(dense, experts=2).train()
+    terms = make_terms({"hard_label": (1.0, {}), "load_balance": (0.01, {})}, Catalog())
+    objective = Objective(terms, made)
+    assert objective.student_want.routing and not objective.teacher_want.routing
+    objective.progress(1, 4)
+    assert made.bert.expert_layers[2].router.noise.item() == pytest.approx(0.55)
+    _, total, parts = next(objective.losses(rows()))
+    assert total.item() == pytest.approx(parts["hard_label"].item() + 0.01 * parts["load_balance"].item())
+    parts["load_balance"].backward()
+    gate = made.bert.expert_layers[4].router.gate.weight.grad
+    assert gate is not None and gate.abs().sum() > 0
+    objective.progress(2, 4)
+    assert made.bert.expert_layers[4].router.is_frozen
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"moe_layers": [5]}, {"moe_layers": [2, 2]}, {"top_k": 5}, {"routing": "both"}, {"tasks": {}}, {"tasks": {"film": 3}}],
+)
+def test_a_configuration_that_routes_to_nothing_is_refused(dense, tmp_path, wrong):
+    made = routed(dense)
+    made.save_pretrained(tmp_path)
+    dense.tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | wrong))
+    with pytest.raises(MbertError) as caught:
+        models.load(tmp_path, "classifier", where="MODEL", task="film")
+    assert caught.value.code in ("M390", "M302")
+
+
+def test_an_encoder_is_wanted_and_this_is_none(dense, tmp_path):
+    routed(dense).save_pretrained(tmp_path)
+    dense.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(MbertError) as caught:
+        models.load(tmp_path, "encoder", where="base")
+    assert caught.value.code == "M267" and "mbert extract" in caught.value.fix
+    loaded = models.load(tmp_path, "classifier", where="MODEL", task="film")
+    assert type(loaded.model).__name__ == "BertForSequenceClassification" and loaded.label_names == ["bad", "good"]
+    assert extraction.is_routed(models.read_config(tmp_path, where="MODEL"))
