@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from microbert_cli import models
-from microbert_cli.onnx_model import OnnxClassifier, is_export
+from microbert_cli.onnx_model import FILES, OnnxClassifier, is_export
 from microbert_cli.task import Task
 from microbert_cli.teacher import Teacher, match_labels
 
@@ -27,12 +27,12 @@ def open_model(
 ) -> Answers:
     """Opens a classifier; with a task, its outputs are put into the order of the task's labels.
 
-    precision  auto: an export directory answers through ONNX Runtime, in fp32 where it has that; fp32 or int8: in that one;
-               torch: its safetensors are loaded. Naming an ONNX file itself chooses it, too.
+    precision  auto: an export directory answers through ONNX Runtime, in fp32 where it has that; one of onnx_model.FILES: in
+               that one; torch: its safetensors are loaded. Naming an ONNX file itself chooses it, too.
     task_name  which task's answers a model of several gives, where there is no `task`
     """
     path = Path(source)
-    if precision in ("fp32", "int8") or (precision == "auto" and is_export(path)):
+    if precision in FILES or (precision == "auto" and is_export(path)):
         return _exported(path, task, precision, where)
     loaded = models.load(source, "classifier", where=where, task=task.name if task else task_name)
     columns = match_labels(loaded, task, None, where=f"{where} {source}") if task else None

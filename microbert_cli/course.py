@@ -59,7 +59,7 @@ class Course:
         """What terms that train something beside the student have to know; teachers are of one width where it counts."""
         widths = [one.loaded.model.config.hidden_size for one in self.instructors]
         classes = self.lessons[0].data.task.num_labels
-        return {"classes": classes, "teacher_width": widths[0] if widths else 0, "tasks": len(self.lessons)}
+        return {"classes": classes, "teacher_width": widths[0] if widths else 1, "tasks": len(self.lessons)}
 
     def examine(self) -> list[dict[str, float] | None]:
         """Every lesson's teachers' dev scores, None where it has none."""
@@ -114,20 +114,20 @@ class Course:
                 if not lesson.instructors and not any("labels" in term.needs for term in without_teacher(terms)):
                     raise _untaught(lesson.name, phase)
         named = {f"phases.{phase}.losses.{term.name}": term for phase, terms in phases.items() for term in terms}
+        judges = [key for key, term in named.items() if term.trains and "logits" in term.needs]
         outputs = {lesson.name: lesson.data.task.num_labels for lesson in self.lessons}
-        for key in (
-            key for key, term in named.items() if term.trains and "logits" in term.needs and len(set(outputs.values())) > 1
-        ):
-            raise _unlike_answers(outputs, key)
-        inner = [key for key, term in named.items() if _looks_inside(term)]
-        if not inner:
-            return
+        if judges and len(set(outputs.values())) > 1:
+            raise _unlike_answers(outputs, judges[0])
+        if inner := [key for key, term in named.items() if _looks_inside(term)]:
+            self._check_layers(inner[0])
+
+    def _check_layers(self, key: str) -> None:
         for lesson in self.lessons:
             if len(lesson.instructors) > 1:
-                raise _no_common_axes(lesson.name, inner[0])
+                raise _no_common_axes(lesson.name, key)
         shapes = {one.source: _shape(one) for one in self.instructors}
         if len(set(shapes.values())) > 1:
-            raise _unlike(shapes, inner[0])
+            raise _unlike(shapes, key)
 
 
 def _looks_inside(term: LossTerm) -> bool:

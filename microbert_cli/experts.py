@@ -91,13 +91,17 @@ class TaskRouter(nn.Module):
     def forward(self, hidden_BTd: Tensor, now: Pass) -> tuple[list[int], Tensor]:
         """The chosen experts and the gate of each, [top_k]; in training it draws noise and counts."""
         assert now.vector is not None
-        logits_E = self.gate(now.vector).float()
+        logits_E = self.logits(now.vector)
         chosen = self.choose(logits_E.detach(), now.task)
         probabilities_E = logits_E.softmax(-1)
         if self.training:
             self._count(chosen, _real(hidden_BTd, now).sum())
         now.tell(self.recent.sum(0) / self.recent.sum().clamp(min=1), probabilities_E)
         return chosen, gates_of(probabilities_E[chosen])
+
+    def logits(self, vector: Tensor) -> Tensor:
+        """W e_k [E] in float32 whatever the pass is computed in, so that training and a later reading choose alike."""
+        return (self.gate.weight.float() * vector.float()).sum(-1)
 
     def choose(self, logits_E: Tensor, task: int) -> list[int]:
         """The experts of a task by its logits: the table's where it is frozen, in training with noise."""
@@ -111,7 +115,7 @@ class TaskRouter(nn.Module):
         """Tells which share of training is done: the noise falls, and from the half on the table is what it is then."""
         self.noise.fill_(NOISE_FIRST + (NOISE_LAST - NOISE_FIRST) * min(share / ANNEALED, 1.0))
         if share >= ANNEALED and not self.is_frozen:
-            self.table.copy_(self.gate(vectors_K64).float().topk(self.top_k).indices)
+            self.table.copy_(torch.stack([self.logits(vector).topk(self.top_k).indices for vector in vectors_K64]))
 
     @property
     def is_frozen(self) -> bool:
@@ -142,7 +146,8 @@ class TokenRouter(nn.Module):
 
     def forward(self, hidden_BTd: Tensor, now: Pass) -> tuple[Tensor, Tensor]:
         """The chosen experts of every token and their gates, both [B, T, top_k]."""
-        probabilities_BTE = self.gate(hidden_BTd).float().softmax(-1)
+        with torch.autocast(hidden_BTd.device.type, enabled=False):
+            probabilities_BTE = self.gate(hidden_BTd.float()).softmax(-1)
         largest_BTk, chosen_BTk = probabilities_BTE.topk(self.top_k)
         real_BT1 = _real(hidden_BTd, now)[..., None].float()
         first_BTE = nn.functional.one_hot(chosen_BTk[..., 0], probabilities_BTE.shape[-1]) * real_BT1

@@ -116,7 +116,7 @@ def dense(model: Any, task: str) -> BertForSequenceClassification:
 def joined_of(model: Any, task: str, layer: int, chosen: list[int]) -> dict[str, Tensor]:
     """The chosen experts of a layer as one feed-forward network, under BERT's names."""
     experts = model.bert.expert_layers[layer]
-    logits_E = experts.router.gate(model.bert.task_embedding.weight[model.tasks.index(task)]).float()
+    logits_E = experts.router.logits(model.bert.task_embedding.weight[model.tasks.index(task)])
     gates = gates_of(logits_E.softmax(-1)[chosen]).tolist()
     ups, downs = ([getattr(experts.experts[e], name) for e in chosen] for name in ("up", "down"))
     return {

@@ -30,8 +30,8 @@ def importance(model: Any, batches: Iterable[Mapping[str, Tensor]], layers: Sequ
     model.eval()
     for batch in batches:
         with _watching(model, layers) as seen:
-            inputs = {name: batch[name] for name in input_names(model) if name in batch}
-            loss = _loss(model(**inputs).logits, batch["labels"])
+            inputs = {name: batch[name].to(model.device) for name in input_names(model) if name in batch}
+            loss = _loss(model(**inputs).logits, batch["labels"].to(model.device))
         flat = [value for pair in seen.values() for value in pair]
         gradients = iter(torch.autograd.grad(loss, flat))
         for layer, (before_BTF, after_BTF) in seen.items():

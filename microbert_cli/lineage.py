@@ -13,6 +13,14 @@ from microbert_cli.stage import METRICS, read_metrics
 from microbert_cli.task_rows import TaskRows
 from microbert_cli.version import __version__
 
+FORMS = {
+    "safetensors": "PyTorch, float32",
+    "fp32": "ONNX, float32",
+    "int8": "ONNX, dynamic int8",
+    "fp32-optimized": "float32 with fused operators, for ONNX Runtime alone",
+    "int8-optimized": "dynamic int8 with fused operators, for ONNX Runtime alone",
+}
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -102,7 +110,6 @@ def _pair(ours: dict[str, Any], teacher: dict[str, Any], key: str) -> tuple[str,
 
 def _files(facts: Facts) -> list[File]:
     speeds = facts.metrics["speed"]["models"]
-    forms = {"safetensors": "PyTorch, float32", "fp32": "ONNX, float32", "int8": "ONNX, dynamic int8"}
     files = []
     for name, measured in facts.metrics["files"].items():
         speed = speeds.get("torch" if name == "safetensors" else name, {})
@@ -110,7 +117,7 @@ def _files(facts: Facts) -> list[File]:
             File(
                 name=measured["file"],
                 bytes=measured["bytes"],
-                form=forms[name],
+                form=FORMS[name],
                 max_difference=measured["max_difference"],
                 score=(measured["scores"] or {}).get(facts.data.task.primary),
                 latency_ms=speed.get("latency_ms"),

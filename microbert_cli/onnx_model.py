@@ -3,6 +3,7 @@
     DIR/model.onnx        float32, any batch size, any length
     DIR/model.int8.onnx   weights as int8, activations quantised on the way (dynamic)
     DIR/config.json       beside them, with the tokenizer: together an export directory
+    DIR/model.optimized.onnx, DIR/model.int8.optimized.onnx    the same for ONNX Runtime alone: onnx_fusion.py
 
 ONNX Runtime quantises and answers; it comes with `pip install "microbert-cli[onnx]"`.
 """
@@ -26,7 +27,12 @@ from microbert_cli.capture import input_names
 from microbert_cli.errors import MbertError
 from microbert_cli.models import read_config
 
-FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+FILES = {
+    "fp32": "model.onnx",
+    "int8": "model.int8.onnx",
+    "fp32-optimized": "model.optimized.onnx",
+    "int8-optimized": "model.int8.optimized.onnx",
+}
 MOST_BYTES = 2**31 - 2**25  # one ONNX file is one protocol buffer, and those end at 2 GiB
 
 Batch = Mapping[str, Any]
@@ -51,14 +57,20 @@ def need(*packages: str) -> None:
 def precisions(path: Path) -> tuple[str, ...]:
     """Which ONNX models `path` offers, the default first; none if it is no export.
 
-    An export directory holds config.json and at least one of the two ONNX files; if nothing else is said it answers in
-    fp32. The path of one of the two files stands for the directory at that precision: `DIR/model.int8.onnx`.
+    An export directory holds config.json and at least one of the ONNX files; if nothing else is said it answers in
+    fp32. The path of one of the files stands for the directory at that precision: `DIR/model.int8.onnx`.
     """
     home = path.parent if path.is_file() else path
     if not (home / "config.json").is_file():
         return ()
     found = tuple(name for name, file in FILES.items() if (home / file).is_file())
     return tuple(name for name in found if FILES[name] == path.name) if path.is_file() else found
+
+
+def forms(*, onnx: bool = True, int8: bool = True, optimize: bool = True) -> tuple[str, ...]:
+    """The precisions that an export with these parts offers."""
+    left_out = [""] * (not onnx) + ["int8"] * (not int8)
+    return tuple(name for name in FILES if not name.startswith(tuple(left_out)) and (optimize or "-" not in name))
 
 
 def is_export(path: Path) -> bool:
@@ -70,7 +82,7 @@ class OnnxClassifier:
     """An exported classifier that answers through ONNX Runtime.
 
     path       an export directory, or one of its ONNX files
-    precision  "fp32", "int8", or None: what the path says, else fp32
+    precision  one of FILES, or None: what the path says, else fp32
     threads    for one operation; None = as many as torch uses
     Raises M510 (no onnxruntime), M231 (no such export or precision), M333 (unreadable file).
     """
@@ -110,10 +122,11 @@ def torch_logits(model: Any) -> Logits:
     return logits
 
 
-def write_onnx(model: Any, path: Path) -> float:
+def write_onnx(model: Any, path: Path, *, attention: str = "eager") -> float:
     """Writes a transformers classifier to ONNX in float32, batch size and length free; returns the seconds it took.
 
     The model comes back as it was. The same weights give the same bytes: traces of where the code lay are left out.
+    `attention` is transformers' name for the way it is computed; eager gives the plainest graph of standard operators.
     Raises M510 (packages missing), M611 (too large for one file, or the exporter cannot follow the architecture).
     """
     need("onnx", "onnxscript")
@@ -131,7 +144,7 @@ def write_onnx(model: Any, path: Path) -> float:
     }
     free = {0: "batch", 1: "length"}
     try:
-        with _eager_and_resting(model), _silence():
+        with _resting(model, attention), silence():
             program = torch.onnx.export(
                 _OnlyLogits(model, names).eval(),
                 tuple(example[name] for name in names),
@@ -165,8 +178,15 @@ def quantise(source: Path, target: Path) -> float:
     start = time.perf_counter()
     graph = onnx.load(source)
     del graph.graph.value_info[:]  # the shapes that torch noted contradict those of the quantised graph
-    with _silence():
-        quantize_dynamic(graph, target, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+    with silence():
+        quantize_dynamic(
+            graph,
+            target,
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
     return time.perf_counter() - start
 
 
@@ -190,7 +210,7 @@ def _chosen(path: Path, precision: str | None) -> str:
         "M231",
         f"there is no {precision or 'ONNX'} model" if precision in (None, *FILES) else f'no precision "{precision}"',
         where=str(path),
-        allowed=f"An export directory holds config.json and {' or '.join(FILES.values())} (fp32, int8). "
+        allowed=f"An export directory holds config.json and {' or '.join(FILES.values())} ({', '.join(FILES)}). "
         f"Here: {', '.join(offered) or 'none'}.",
         fix="Make one: mbert export MODEL -o DIR",
     )
@@ -244,20 +264,20 @@ def _not_exportable(model: Any, why: str) -> MbertError:
 
 
 @contextlib.contextmanager
-def _eager_and_resting(model: Any) -> Iterator[None]:
-    """Eval mode and eager attention for a while: eager gives the plainer graph (no NaN guards), at the same speed."""
-    attention, training = model.config._attn_implementation, model.training
+def _resting(model: Any, attention: str) -> Iterator[None]:
+    """Eval mode and that attention for a while; eager gives a plainer graph than sdpa (no NaN guards), at the same speed."""
+    before, training = model.config._attn_implementation, model.training
     model.eval()
-    model.set_attn_implementation("eager")
+    model.set_attn_implementation(attention)
     try:
         yield
     finally:
-        model.set_attn_implementation(attention)
+        model.set_attn_implementation(before)
         model.train(training)
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keeps exporter and quantiser quiet: they print, warn and log, and hang a handler on the root logger."""
     root = logging.getLogger()
     handlers, disabled = root.handlers[:], root.manager.disable

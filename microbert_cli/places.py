@@ -65,7 +65,8 @@ def several_heads(
 ) -> Loaded:
     """A BERT with a head for each of several tasks: of a checkpoint's or a new student's encoder, or a model that is one.
 
-    The heads depend on `seed` alone. Raises M088 where the model is no BERT, M089 where it has heads for other tasks.
+    The heads depend on `seed` alone; a single task's is the checkpoint's where that has one. Raises M088 where the model is no
+    BERT, M089 where it has heads for other tasks.
     """
     named = sorted(tasks, key=lambda task: task.name)  # as config.json keeps them
     wanted = {task.name: {"labels": list(task.label.names or ()) or None, "num_labels": task.num_labels} for task in named}
@@ -76,7 +77,8 @@ def several_heads(
     dense = classifier(name, catalog, task=tasks[0], seed=seed, tokenizer=tokenizer, where=where, like=like)
     if (kind := dense.model.config.model_type) != "bert":
         raise _no_bert(f"{where} {name}", kind)
-    model = RoutedBertForSequenceClassification.from_dense(dense.model, tasks=wanted, seed=seed)
+    heads = {tasks[0].name: dense.model.classifier} if len(tasks) == 1 else None
+    model = RoutedBertForSequenceClassification.from_dense(dense.model, tasks=wanted, seed=seed, heads=heads)
     show_scores(model)
     return replace(dense, model=model)
 

@@ -18,7 +18,7 @@ ROWS = 256
 
 @dataclass(frozen=True)
 class Entrant:
-    """A model in the race: its name in the table, where it is, and how it runs: torch, fp32, int8 or auto."""
+    """A model in the race: its name in the table, where it is, and how it runs: torch, one of onnx_model.FILES, or auto."""
 
     name: str
     source: str

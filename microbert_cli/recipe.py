@@ -21,7 +21,9 @@ SHORTHAND = {
 }  # fmt: skip
 FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases
 NUMERICS = ("precision", "tf32", "compile")
-STAGES = ("pretrain", "finetune", "general-distill", "augment", "task-distill", "evaluate", "export", "report")
+STAGES = (
+    "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "task-distill", "evaluate", "export", "report",
+)  # fmt: skip
 
 
 LONGEST_NAME, LONGEST_PATH = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME
@@ -124,6 +126,44 @@ class Teacher(Strict):
     precision: Literal["fp32", "int8"] = "fp32"
 
 
+class Repair(Phase):
+    """How a teacher cut into experts learns to answer as before: MoEBERT's terms, lambda = 5 with a weight of 1 in all."""
+
+    losses: dict[str, Term] = {
+        "embedding": Term(),
+        "hidden_states": Term(),
+        "soft_target": Term.model_validate({"weight": 1.0, "divergence": "symmetric-kl"}),
+        "hard_label": Term(weight=0.2),
+    }
+    epochs: Positive = 5.0
+    warmup: Share = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Moe(Strict):
+    """Which side is a mixture of experts, and how it is made; see `experts.py` and `routed_student.py`.
+
+    layers, experts, expert_width, shared   of the student; `shared` and a narrower width go with init = "importance"
+    teacher_*, repair                       of the expert teacher: as MoEBERT makes it, then trained to answer as before
+    """
+
+    side: Literal["none", "student", "teacher", "both"] = "none"
+    layers: Literal["every-second", "all"] | list[Count] = "every-second"
+    experts: Count = 4
+    expert_width: Count | None = None
+    routing: Literal["task", "token"] = "task"
+    top_k: Count = 1
+    balance: Annotated[float, Field(ge=0)] = 0.01
+    init: Literal["copy", "importance"] = "copy"
+    shared: Annotated[int, Field(ge=0)] | None = None
+    importance_rows: Count = 4096
+    teacher_layers: Literal["every-second", "all"] | list[Count] = "all"
+    teacher_experts: Count = 8
+    teacher_width: Count | None = None
+    teacher_shared: Annotated[int, Field(ge=0)] | None = None
+    repair: Repair = Repair()
+
+
 class Cache(Strict):
     """What of the teacher's answers is kept on disk. `budget` such as "8GB"; without one a quarter of the free disk.
 
@@ -201,15 +241,16 @@ class Evaluate(Strict):
     model: Place | None = None
     splits: list[str] | None = None
     batch_size: Count = 64
-    precision: Literal["auto", "torch", "fp32", "int8"] = "auto"
+    precision: Literal["auto", "torch", "fp32", "int8", "fp32-optimized", "int8-optimized"] = "auto"
 
 
 class Export(Strict):
-    """What an export directory holds beside the safetensors model."""
+    """What an export directory holds beside the safetensors model; `optimize`: also graphs for ONNX Runtime alone."""
 
     model: Place | None = None
     onnx: bool = True
     int8: bool = True
+    optimize: bool = True
     tolerance: Positive = 1e-4
 
 
@@ -242,6 +283,7 @@ class Recipe(Strict):
     sampling: Sampling = Sampling()
     teacher: Teacher = Teacher()
     teachers: dict[str, Place | list[Place]] = {}
+    moe: Moe = Moe()
     cache: Cache = Cache()
     corpus: Corpus = Corpus()
     vocabulary: Vocabulary = Vocabulary()
@@ -272,7 +314,8 @@ class Recipe(Strict):
 
     def identity(self, *names: str) -> dict[str, Any]:
         """The named parts without where things lie: data and models enter an identity by their content."""
-        counting = (name for name in names if self.tasks or name not in OF_SEVERAL)
+        silent = {*(() if self.tasks else OF_SEVERAL), *(("moe",) if self.moe.side == "none" else ())}
+        counting = (name for name in names if name not in silent)
         return {name: _without_places(name, value) for name, value in self.keys(*counting).items()}
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
+from microbert_cli.expert_keys import check_experts
 from microbert_cli.nested import Layer, flatten, merge, nest, normalise
 from microbert_cli.recipe import FOLDER_NAME, STAGES, Recipe
 from microbert_cli.several import check_tasks
@@ -244,6 +245,7 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     for stage in _texts(values.get("stages")):
         yield from _check_stage(stage, values, origins)
     yield from check_tasks(values, catalog, origins)
+    yield from check_experts(values, origins)
     named = [("students", "student", values.get("student")), ("tasks", "task", values.get("task"))]
     named += [("augmenters", "augment.sources", one) for one in _texts(_table_at(values, "augment").get("sources"))]
     for kind, key, called in named:
@@ -255,6 +257,7 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
 def _losses(values: Mapping[str, Any]) -> Iterable[tuple[str, str, set[str]]]:
     """(key, loss, parameters) of every term of every phase."""
     tables = {name: _table_at(values, name) for name in ("finetune", "general")}
+    tables["moe.repair"] = _table_at(_table_at(values, "moe"), "repair")
     phases = _table_at(values, "phases")
     tables |= {f"phases.{name}": _table_at(phases, name) for name in phases}
     for table, phase in tables.items():

@@ -45,7 +45,11 @@ class Teacher:
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def ask(self, batch: Batch, want: Want) -> Seen:
-        """What the teacher shows of a batch, without gradients; a large batch goes through it piece by piece."""
+        """What the teacher shows of a batch, without gradients; a large batch goes through it piece by piece.
+
+        It answers one task: which one of several the batch is of, is not its number.
+        """
+        batch = {name: value for name, value in batch.items() if name != "task"}
         self.asked += len(batch["input_ids"])
         with torch.no_grad():
             seen = _joined([look(self.model, piece, want) for piece in self._pieces(batch, want)])

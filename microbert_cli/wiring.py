@@ -10,6 +10,7 @@ from typing import Any
 
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
+from microbert_cli.expert_keys import EXPERT_TEACHER, of_teacher
 from microbert_cli.recipe import Recipe
 from microbert_cli.resolve import Resolved, overlay
 from microbert_cli.several import TASK, augmented_of, each_place, recipe_of, task_name, teachers_of
@@ -72,7 +73,13 @@ def step(
         raise _no_stage(name, kind)
     made = _Made(root, tuple(planned))
     inputs = WIRES[kind](resolved.recipe, made, catalog)
-    return Step(name, kind, resolved, out or root / name, _of_task(inputs, resolved.recipe.task))
+    inputs = _of_task(inputs, resolved.recipe.task)
+    if kind == EXPERT_TEACHER:
+        if not isinstance(inputs["teacher"], str):
+            raise _one_teacher(name)
+        kind = "task-distill"
+        resolved = overlay(resolved, of_teacher(resolved.recipe, inputs["teacher"]), f"stage {EXPERT_TEACHER}", catalog)
+    return Step(name, kind, resolved, out or root / name, inputs)
 
 
 def _of_task(value: Any, task: str | None) -> Any:
@@ -172,6 +179,13 @@ def _augment(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     return {"masked_lm": masked_lm, "vectors": vectors}
 
 
+def _expert_teacher(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
+    if recipe.tasks:
+        raise _one_by_one(recipe.tasks)
+    teacher = _needed(_teacher(recipe, made), "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
+    return {"teacher": teacher, "student": teacher, "augmented": _augmented(recipe, made)}
+
+
 def _task_distill(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     return {
         "teacher": _teachers(recipe, made),
@@ -207,6 +221,7 @@ WIRES = {
     "finetune": _finetune,
     "general-distill": _general,
     "augment": _augment,
+    EXPERT_TEACHER: _expert_teacher,
     "task-distill": _task_distill,
     "evaluate": _evaluate,
     "export": _export,
@@ -230,6 +245,9 @@ def _teachers(recipe: Recipe, made: _Made) -> str | list[str] | dict[str, list[s
         return {task: [str(made.resolve(one)) for one in named] for task, named in teachers_of(recipe).items()}
     if recipe.teacher.models:
         return [str(made.resolve(one)) for one in recipe.teacher.models]
+    if recipe.moe.side in ("teacher", "both"):
+        expert = made.planned_of(EXPERT_TEACHER) or made.resolve(recipe.teacher.model) or made.of(EXPERT_TEACHER)
+        return _needed(expert, "teacher.model", "a teacher of experts (mbert expert-teacher)", "--teacher DIR")
     return _needed(_teacher(recipe, made), "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
 
 
@@ -254,6 +272,26 @@ def _augmented(recipe: Recipe, made: _Made) -> str | dict[str, str] | None:
 
 def _corpus(recipe: Recipe) -> str:
     return _needed(recipe.corpus.source, "corpus.source", "plain text", "--corpus python-docs, or --corpus text.txt.gz")
+
+
+def _one_by_one(tasks: Sequence[str]) -> MbertError:
+    return MbertError(
+        "M129",
+        f"an expert teacher is made of one task's teacher, and this run is of {len(tasks)} tasks",
+        where="tasks",
+        allowed="One task at a time; a run of several then names each task's in [teachers], or by a pattern with {task}.",
+        fix=f"mbert expert-teacher --task {tasks[0]} --teacher DIR -o runs/expert-{task_name(tasks[0])}",
+    )
+
+
+def _one_teacher(stage: str) -> MbertError:
+    return MbertError(
+        "M132",
+        "an expert teacher is made of one fine-tuned teacher, and several are named here",
+        where=f"stage {stage}",
+        allowed="One task and one teacher; a recipe of several tasks has a variant for each.",
+        fix='--task sst2 --teacher DIR, or a variant of the recipe with stage = "expert-teacher", tasks = [], task = "sst2"',
+    )
 
 
 def _no_stage(variant: str, kind: str) -> MbertError:

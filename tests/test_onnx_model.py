@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertTok
 from microbert_cli import exporting, onnx_model
 from microbert_cli.errors import MbertError
 from microbert_cli.exporting import export_model, parity_batches
+from microbert_cli.onnx_fusion import operators, write_optimized
 from microbert_cli.onnx_model import OnnxClassifier, is_export, precisions, quantise, torch_logits, write_onnx
 from microbert_cli.tracking import Talk
 
@@ -31,6 +33,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {**BERT, "num_labels": 3},
     "roberta": {**BERT, "num_labels": 2, "type_vocab_size": 1, "pad_token_id": 1},
     "distilbert": {**DISTILBERT, "num_labels": 1},
+    "electra": {**BERT, "num_labels": 2, "embedding_size": 16},
 }
 
 
@@ -115,7 +118,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, done: Done) -> Exported:
-    """One model of each family in ONNX, fp32 and int8."""
+    """One model of each family in ONNX, fp32 and int8, both optimised, too."""
     if request.param == "bert":
         return Exported(done.model, done.path)
     path = tmp_path_factory.mktemp(request.param)
@@ -123,22 +126,25 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     model.config.save_pretrained(path)
     write_onnx(model, path / "model.onnx")
     quantise(path / "model.onnx", path / "model.int8.onnx")
+    write_optimized(model, path)
     return Exported(model, path)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp32-optimized"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 8), (3, 17), (8, 64), (32, 21), (2, POSITIONS - 2)])
-def test_fp32_says_what_the_model_says(written: Exported, shape: tuple[int, int]) -> None:
+def test_fp32_says_what_the_model_says(written: Exported, shape: tuple[int, int], precision: str) -> None:
     inputs = batch(*shape, written.model.config)
     expected = torch_logits(written.model)(inputs)
-    answered = OnnxClassifier(written.path, precision="fp32").logits(inputs)
+    answered = OnnxClassifier(written.path, precision=precision).logits(inputs)
     assert answered.shape == (shape[0], written.model.config.num_labels) and answered.dtype == np.float32
     assert np.abs(answered - expected).max() <= 1e-4
 
 
-def test_the_mask_matters(written: Exported) -> None:
+@pytest.mark.parametrize("precision", onnx_model.FILES)
+def test_the_mask_matters(written: Exported, precision: str) -> None:
     """What the parity above is worth: the same batch without its mask answers differently."""
     inputs = batch(4, 20, written.model.config)
-    model = OnnxClassifier(written.path)
+    model = OnnxClassifier(written.path, precision=precision)
     bare = inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
     assert np.abs(model.logits(inputs) - model.logits(bare)).max() > 0.01
 
@@ -150,6 +156,36 @@ def test_int8_is_near_and_smaller(written: Exported) -> None:
     difference = np.abs(small.logits(inputs) - expected)
     assert 0 < difference.mean() < 0.3 * expected.std()
     assert small.path.stat().st_size < 0.6 * whole.path.stat().st_size
+    fused = OnnxClassifier(written.path, precision="int8-optimized")
+    assert np.abs(fused.logits(inputs) - small.logits(inputs)).mean() < 0.5 * difference.mean()  # the same scales
+    assert fused.path.stat().st_size < 0.6 * whole.path.stat().st_size
+
+
+def test_the_optimised_graph_has_fused_attention(written: Exported) -> None:
+    """One operator a layer for attention, its three maps inside; what ONNX Runtime fuses by itself does not have that."""
+    layers = written.model.config.num_hidden_layers
+    plain, whole = (operators(written.path / onnx_model.FILES[name]) for name in ("fp32", "fp32-optimized"))
+    assert "Attention" not in plain["loaded"]["fused"]
+    assert whole["written"]["fused"]["Attention"] == layers
+    assert whole["written"]["fused"]["SkipLayerNormalization"] >= 2 * layers
+    assert whole["written"]["fused"]["BiasGelu"] == layers
+    assert whole["written"]["nodes"] < plain["loaded"]["nodes"] < plain["written"]["nodes"]
+    small = operators(written.path / onnx_model.FILES["int8-optimized"])
+    assert small["written"]["fused"]["QAttention"] == layers
+    assert small["written"]["nodes"] < operators(written.path / onnx_model.FILES["int8"])["loaded"]["nodes"]
+
+
+def test_attention_of_another_make_stays_as_it_is(tmp_path: Path) -> None:
+    """Queries and keys of MobileBERT have another source than its values: one operator, but not the maps before it."""
+    torch.manual_seed(7)
+    fields = {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16, "num_labels": 2}
+    config = AutoConfig.for_model("mobilebert", **{**BERT, **fields}, vocab_size=200, max_position_embeddings=POSITIONS)
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+    model.config.save_pretrained(tmp_path)
+    assert list(write_optimized(model, tmp_path, int8=False)) == ["fp32-optimized"]
+    assert operators(tmp_path / "model.optimized.onnx")["written"]["fused"]["MultiHeadAttention"] == 2
+    inputs = batch(3, 17, config)
+    assert np.abs(OnnxClassifier(tmp_path).logits(inputs) - torch_logits(model)(inputs)).max() <= 1e-4
 
 
 def test_it_takes_the_inputs_the_model_takes(written: Exported) -> None:
@@ -179,7 +215,7 @@ def test_the_graph_names_free_axes_and_no_paths(written: Exported) -> None:
     assert (first.dim_param, second.dim_value) == ("batch", written.model.config.num_labels)
     for file in onnx_model.FILES.values():
         content = (written.path / file).read_bytes()
-        assert b".py" not in content and str(Path.home()).encode() not in content
+        assert not re.search(rb"\.py\b", content) and str(Path.home()).encode() not in content
 
 
 def test_the_model_comes_back_as_it_was(
@@ -191,6 +227,7 @@ def test_the_model_comes_back_as_it_was(
     assert model.config._attn_implementation == "sdpa"
     write_onnx(model, tmp_path / "model.onnx")
     quantise(tmp_path / "model.onnx", tmp_path / "model.int8.onnx")
+    write_optimized(model, tmp_path)
     assert model.training and model.config._attn_implementation == "sdpa"
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger().handlers == [] and logging.root.manager.disable == 0
@@ -201,7 +238,7 @@ def test_the_model_comes_back_as_it_was(
 
 
 def test_what_is_an_export(written: Exported, tmp_path: Path) -> None:
-    assert precisions(written.path) == ("fp32", "int8")
+    assert precisions(written.path) == ("fp32", "int8", "fp32-optimized", "int8-optimized")
     assert precisions(written.path / "model.int8.onnx") == ("int8",)
     assert not is_export(written.path / "config.json") and not is_export(tmp_path) and not is_export(tmp_path / "none")
     assert OnnxClassifier(written.path).precision == "fp32"
@@ -263,7 +300,9 @@ def test_too_large_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_export_measures_all_forms(done: Done) -> None:
     files = done.found["files"]
-    assert list(files) == ["safetensors", "fp32", "int8"]
+    assert list(files) == ["safetensors", "fp32", "int8", "fp32-optimized", "int8-optimized"]
+    assert files["fp32-optimized"]["max_difference"] <= 1e-4 and files["fp32-optimized"]["agreement"] == 1.0
+    assert files["safetensors"]["graph"] is None and files["int8"]["graph"]["loaded"]["fused"]["SkipLayerNormalization"] > 0
     assert files["safetensors"]["max_difference"] <= 1e-6 and files["fp32"]["max_difference"] <= 1e-4
     assert files["fp32"]["agreement"] == 1.0 and 0.5 < files["int8"]["agreement"] <= 1.0
     assert files["int8"]["max_difference"] > 1e-4
@@ -272,13 +311,13 @@ def test_export_measures_all_forms(done: Done) -> None:
         assert set(each["scores"]) == {"accuracy"}
     assert files["fp32"]["scores"] == files["safetensors"]["scores"]
     assert done.found["parity"]["shapes"][:3] == [[1, 8], [3, 17], [8, 64]] and done.found["parity"]["rows"] == 44
-    assert len(done.talk.notes) == 3 and "model.int8.onnx" in done.talk.notes[2]
+    assert len(done.talk.notes) == 5 and "model.int8.onnx" in done.talk.notes[2] and "2 QAttention" in done.talk.notes[4]
     json.dumps(done.found)
 
 
 def test_export_directory_holds_all_it_needs(done: Done) -> None:
     names = {path.name for path in done.path.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "model.onnx", "model.int8.onnx"} <= names
+    assert {"config.json", "model.safetensors", "tokenizer.json", *onnx_model.FILES.values()} <= names
     assert not [name for name in names if name.startswith(".") or name == "resume"]
     assert is_export(done.path)
 
@@ -319,7 +358,7 @@ def test_transformers_alone_reads_it(done: Done, tmp_path: Path) -> None:
 
 
 def test_a_file_that_answers_differently_is_refused(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def of_another_model(model: Any, path: Path) -> float:
+    def of_another_model(model: Any, path: Path, **_: Any) -> float:
         path.write_bytes((done.path / "model.onnx").read_bytes())
         return 0.0
 
@@ -329,6 +368,31 @@ def test_a_file_that_answers_differently_is_refused(done: Done, tmp_path: Path, 
     with pytest.raises(MbertError) as caught:
         export_model(model, tokenizer(), tmp_path, rows(4), int8=False)
     assert caught.value.code == "M612" and "0.001" in caught.value.what and caught.value.exit_code == 1
+
+
+def test_an_optimised_file_that_answers_differently_is_refused(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_another_model(model: Any, directory: Path, **_: Any) -> dict[str, float]:
+        (directory / "model.optimized.onnx").write_bytes((done.path / "model.optimized.onnx").read_bytes())
+        return {"fp32-optimized": 0.0}
+
+    monkeypatch.setattr(exporting, "write_optimized", of_another_model)
+    model = tiny("bert")
+    model.classifier.bias.data += 0.001
+    with pytest.raises(MbertError) as caught:
+        export_model(model, tokenizer(), tmp_path, rows(4), int8=False)
+    assert caught.value.code == "M612" and "model.optimized.onnx" in caught.value.where
+
+
+def test_parts_that_are_left_out(tmp_path: Path) -> None:
+    assert onnx_model.forms() == tuple(onnx_model.FILES)
+    assert onnx_model.forms(optimize=False) == ("fp32", "int8")
+    assert onnx_model.forms(int8=False) == ("fp32", "fp32-optimized")
+    assert onnx_model.forms(onnx=False) == ()
+    found = export_model(tiny("bert"), tokenizer(), tmp_path, rows(4), int8=False, optimize=False)
+    assert list(found["files"]) == ["safetensors", "fp32"]
+    assert precisions(tmp_path) == ("fp32",)
 
 
 def test_nan_is_refused(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from mbert_command import mbert, refused, works
 from safetensors.torch import load_file
 from tiny_models import tiny_bert, tiny_glue
 
-from microbert_cli import api
+from microbert_cli import api, models
 from microbert_cli.batching import endless
 from microbert_cli.bests import Bests
 from microbert_cli.capture import Seen, Want
 from microbert_cli.catalog import Catalog
+from microbert_cli.checkpoint import save_model
 from microbert_cli.ensemble import averaged, by_task, together
 from microbert_cli.errors import ManyErrors, MbertError
 from microbert_cli.mixture import mixed, task_shares, turns
@@ -303,6 +304,25 @@ def test_routing_that_routes_nothing_has_failed() -> None:
     assert routing_failed({"a": {"1": [0], "2": [3]}, "b": {"1": [0], "2": [3]}})
     assert not routing_failed({"a": {"1": [0], "2": [3]}, "b": {"1": [0], "2": [1]}})
     assert not routing_failed({"a": {"1": [0]}})
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_experts_of_every_task_are_told(alike: bool) -> None:
+    from microbert_cli.students.routed_bert import RoutedBertForSequenceClassification
+
+    loaded = models.load("teacher-sst2", "classifier", where="student")
+    tasks = {"mrpc": {"labels": ["not_equivalent", "equivalent"], "num_labels": 2}}
+    tasks["sst2"] = {"labels": ["negative", "positive"], "num_labels": 2}
+    routed = RoutedBertForSequenceClassification.from_dense(loaded.model, tasks=tasks, moe_layers=[2], experts=2, seed=1)
+    with torch.no_grad():
+        router = routed.bert.expert_layers[2].router
+        router.gate.weight.copy_(torch.stack([torch.ones(64), -torch.ones(64)]))
+        routed.bert.task_embedding.weight.copy_(torch.ones(2, 64) * torch.tensor([[1.0], [1.0 if alike else -1.0]]))
+    save_model(routed, loaded.tokenizer, Path(f"routed-{alike}"))
+    keys = {"teacher__model": "teacher-{task}", "phases__multi-task__learning_rate": 1e-9}
+    made = distil(f"experts-{alike}", student=f"routed-{alike}", tasks=["sst2", "mrpc"], **keys)
+    assert made.metrics["experts"] == {"mrpc": {"2": [0]}, "sst2": {"2": [0 if alike else 1]}}
+    assert made.metrics["routing_failed"] is alike
 
 
 # --- what is wrong -----------------------------------------------------------------------------------------------------------

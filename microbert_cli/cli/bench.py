@@ -39,7 +39,7 @@ def bench(
     about: About,
     common: Common,
 ) -> None:
-    """Parameters, size, FLOPs, latency (batch 1) and throughput; an export directory enters as fp32 and as int8."""
+    """Parameters, size, FLOPs, latency (batch 1) and throughput; an export directory enters with all its files."""
     resolved = common.resolve(**known_task(models[0], about))
     if common.explain:
         explain(resolved, as_json=common.as_json)

@@ -26,7 +26,7 @@ def export(
     about: About,
     common: Common,
 ) -> None:
-    """Safetensors, ONNX fp32 and int8, parity checked on real rows, int8 scored on dev, a model card."""
+    """Safetensors, ONNX fp32 and int8, the same with fused operators, parity checked on real rows, a model card."""
     resolved = common.resolve(
         export__model=model,
         teacher__model=teacher,

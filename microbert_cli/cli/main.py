@@ -15,8 +15,8 @@ from microbert_cli.errors import Exit, MbertError
 from microbert_cli.version import __version__
 
 COMMANDS = (
-    "run", "plan", "doctor", "pretrain", "finetune", "general_distill", "augment", "task_distill", "evaluate", "predict",
-    "extract", "export", "bench", "compare", "verify", "names", "env",
+    "run", "plan", "doctor", "pretrain", "finetune", "general_distill", "augment", "expert_teacher", "task_distill",
+    "evaluate", "predict", "extract", "export", "bench", "compare", "verify", "names", "env",
 )  # fmt: skip
 
 HELP = """Two-stage distillation of BERT-style encoders: a good but slow classifier becomes a small fast one.

@@ -12,6 +12,7 @@ from typing import Any
 
 from microbert_cli import durable, exporting, models
 from microbert_cli.loop import Plan
+from microbert_cli.onnx_model import forms
 from microbert_cli.planning.calibration import Calibration
 from microbert_cli.planning.foreseen import Known, standing_in
 from microbert_cli.planning.jobs import FLOAT, PROCESS, Job, activations, parameters, shape, shown, state_bytes, training_bytes
@@ -122,7 +123,7 @@ class Costs:
         self.plan.disk += size
         self.write("saving", size)
 
-    def export(self, known: Known, rows: list[dict[str, list[int]]], *, onnx: bool, int8: bool) -> None:
+    def export(self, known: Known, rows: list[dict[str, list[int]]], parts: dict[str, bool]) -> None:
         """Adds writing the files of an export and checking them: done once with random weights, which take as long."""
 
         def measure() -> dict[str, Any]:
@@ -130,13 +131,16 @@ class Costs:
                 loaded = models.load(directory, "classifier", where="plan", new_head=True)
                 begun = time.perf_counter()
                 model = loaded.model.eval()
-                exporting.export_model(model, loaded.tokenizer, Path(out), rows, onnx=onnx, int8=int8, tolerance=1.0)
+                onnx, int8, optimize = (parts[name] for name in ("onnx", "int8", "optimize"))
+                exporting.export_model(
+                    model, loaded.tokenizer, Path(out), rows, onnx=onnx, int8=int8, optimize=optimize, tolerance=1.0
+                )
                 return {"seconds": time.perf_counter() - begun}
 
-        stored = self.here.once("export", [shape(known.config), onnx, int8], measure)
+        stored = self.here.once("export", [shape(known.config), parts], measure)
         self.host("files and parity", stored["seconds"])
         size = FLOAT * parameters(known.config, "classifier")
-        self.plan.disk += int(size * (1 + onnx + (onnx and int8) / 4))
+        self.plan.disk += int(size * (1 + sum(0.25 if form.startswith("int8") else 1 for form in forms(**parts))))
 
     def once(self, what: str, key: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A measurement of this machine, kept in the cache."""

@@ -28,7 +28,8 @@ from microbert_cli.wiring import Step
 
 DEV_BATCH = 64  # of scoring.logits_of
 RACE = (256, 32, 4, 33)  # racing.race_models: rows, rows a batch, passes and single rounds with their warm-up
-ONNX = {"fp32": (0.77, 0.45), "int8": (0.30, 0.29)}  # of torch's time on batches and on single rows; docs/results.md
+# Of torch's time on batches and on single rows: docs/results.md, and for the optimised ones docs/lab-notes.md.
+ONNX = {"fp32": (0.77, 0.45), "int8": (0.30, 0.29), "fp32-optimized": (0.77, 0.42), "int8-optimized": (0.27, 0.27)}
 BASELINE_ROWS = 4000
 Losses = dict[str, tuple[float, dict[str, Any]]]
 
@@ -184,7 +185,7 @@ def linear_model(costs: Costs, data: TaskRows) -> float:
     return float(costs.once("linear", [train.fingerprint, dev.fingerprint], measure)["seconds"])
 
 
-def add_race(costs: Costs, entrants: list[Known], exported: Known | None, forms: list[str], dev: np.ndarray) -> None:
+def add_race(costs: Costs, entrants: list[Known], exported: Known | None, forms: Sequence[str], dev: np.ndarray) -> None:
     """`racing.race_models`: batches and single rows, every model in turn."""
     rows, size, passes, rounds = RACE
     chosen = dev[:: max(1, len(dev) // rows)][:rows]

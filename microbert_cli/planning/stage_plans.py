@@ -15,6 +15,7 @@ from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.manifest import FILE, partial_path
+from microbert_cli.onnx_model import forms
 from microbert_cli.phases import make_plan
 from microbert_cli.planning import loads
 from microbert_cli.planning.augment_sample import try_augmentation, untried
@@ -43,6 +44,7 @@ from microbert_cli.planning.phase_costs import (
     runs_of,
     with_own_steps,
 )  # fmt: skip
+from microbert_cli.recipe import Recipe
 from microbert_cli.stage import read_metrics
 from microbert_cli.tracking import SILENT, Talk
 from microbert_cli.wiring import Step, apart
@@ -256,13 +258,14 @@ def _export(step: Step, seen: Foreseen, costs: Costs) -> None:
     dev = add_lengths(costs, seen, data, "dev", known)
     rows = [{"input_ids": [1] * int(length)} for length in dev[:256]]
     costs.open("model", known, "classifier")
-    costs.export(known, rows, onnx=recipe.export.onnx, int8=recipe.export.int8)
-    forms = [form for form, made in (("fp32", recipe.export.onnx), ("int8", recipe.export.onnx and recipe.export.int8)) if made]
-    for factor in (1.0, *(ONNX[form][0] for form in forms)):
+    parts = _export_parts(recipe)
+    costs.export(known, rows, parts)
+    made = forms(**parts)
+    for factor in (1.0, *(ONNX[form][0] for form in made)):
         costs.work("dev", answer_job(known), loads.answering(dev, batch_size=DEV_BATCH).times(factor))
     others = [name for name in (step.inputs["teacher"],) if name]
     entrants = [known] + [seen.model(name, where="teacher").classifying(data.task) for name in others]
-    add_race(costs, entrants, known if forms else None, forms, dev)
+    add_race(costs, entrants, known if made else None, made, dev)
     seen.made[str(step.out)] = Known(known.config, known.tokenizer)
 
 
@@ -273,7 +276,11 @@ def _report(step: Step, seen: Foreseen, costs: Costs) -> None:
     entrants = [seen.model(path, where=name).classifying(data.task) for name, path in step.inputs["models"].items()]
     exported = seen.model(step.inputs["exported"], where="export") if step.inputs["exported"] else None
     dev = add_lengths(costs, seen, data, "dev", entrants[0])
-    add_race(costs, entrants, exported and exported.classifying(data.task), list(ONNX), dev)
+    add_race(costs, entrants, exported and exported.classifying(data.task), forms(**_export_parts(recipe)), dev)
+
+
+def _export_parts(recipe: Recipe) -> dict[str, bool]:
+    return {"onnx": recipe.export.onnx, "int8": recipe.export.int8, "optimize": recipe.export.optimize}
 
 
 PLANNERS: dict[str, Callable[[Step, Foreseen, Costs], None]] = {

@@ -42,7 +42,7 @@ class Case:
         self.steps = [one for step in steps for one in apart(step)]
         self.root, self.catalog, self.offline = root, catalog, offline
         self.seen = Unkept(catalog, Uncalibrated(device="cpu", catalog=catalog))
-        self.to_come = _to_come(self.steps)
+        self.to_come = _to_come(steps)
         self._kept: dict[Any, tuple[Any, Exception | None]] = {}
 
     def steps_of(self, kinds: Sequence[str]) -> list[Step]:
@@ -223,8 +223,8 @@ def _to_come(steps: Sequence[Step]) -> dict[str, Step]:
     """Outputs that this run will make or make anew, since something before them is."""
     found: dict[str, Step] = {}
     for step in steps:
-        if state(step) != "done" or any(value in found for value in inputs_of(step).values()):
-            found[str(step.out)] = step
+        if state(step) != "done" or any(place in found for place in step.places.values()):
+            found[str(step.out)] = apart(step)[0]
     return found
 
 

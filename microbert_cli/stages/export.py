@@ -1,4 +1,4 @@
-"""A directory to ship: plain safetensors, ONNX fp32 and int8, checked for parity and measured, with a model card."""
+"""A directory to ship: safetensors, ONNX fp32 and int8, also fused, checked for parity and measured, with a model card."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from microbert_cli import exporting, extraction, lineage, manifest, models, places, scoring
 from microbert_cli.catalog import Catalog
 from microbert_cli.model_card import model_card
+from microbert_cli.onnx_model import FILES
 from microbert_cli.output import working
 from microbert_cli.racing import Entrant, race_models
 from microbert_cli.recipe import Recipe
@@ -34,7 +35,7 @@ def run(
     """Exports `model`; nothing is called done before its files gave the model's own logits on padded dev rows.
 
     teacher  measured beside it in one interleaved run, if named
-    metrics.json: per file size, largest difference of logits, dev scores; speed; retention.
+    metrics.json: per file size, largest difference of logits, dev scores, fused operators; speed; retention.
     """
     data = open_task(recipe, catalog, splits=("dev",), talk=talk)
     identity = {
@@ -60,6 +61,7 @@ def run(
             primary=data.task.primary,
             onnx=recipe.export.onnx,
             int8=recipe.export.int8,
+            optimize=recipe.export.optimize,
             tolerance=recipe.export.tolerance,
             talk=talk,
         )
@@ -89,4 +91,4 @@ def _scorer(data: TaskRows, loaded: models.Loaded) -> Any:
 def _entrants(path: Path, model: str, teacher: str | None, files: dict[str, Any]) -> list[Entrant]:
     entrants = [Entrant("teacher", teacher, "torch")] if teacher else []
     entrants.append(Entrant("torch", model, "torch"))
-    return entrants + [Entrant(name, str(path), name) for name in ("fp32", "int8") if name in files]
+    return entrants + [Entrant(name, str(path), name) for name in files if name in FILES]

@@ -5,6 +5,7 @@ from typing import Any
 
 from microbert_cli import baseline, manifest
 from microbert_cli.catalog import Catalog
+from microbert_cli.onnx_model import FILES
 from microbert_cli.output import working
 from microbert_cli.racing import Entrant, race_models
 from microbert_cli.recipe import Recipe
@@ -57,7 +58,7 @@ def _baseline_row(data: TaskRows) -> dict[str, Any]:
 def _model_rows(data: TaskRows, models: dict[str, str], exported: str | None, talk: Talk) -> list[dict[str, Any]]:
     primary = data.task.primary
     files = read_metrics(Path(exported))["files"] if exported else {}
-    forms = [form for form in ("fp32", "int8") if form in files]
+    forms = [form for form in files if form in FILES]
     entrants = [Entrant(name, path, "torch") for name, path in models.items()]
     entrants += [Entrant(f"export, {form}", str(exported), form) for form in forms]
     raced = race_models(entrants, data, talk=talk)["models"]

@@ -2,15 +2,21 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from microbert_cli import checkpoint, manifest, models, numerics, places
+from microbert_cli.batching import in_order
 from microbert_cli.bests import Bests
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.course import Course
 from microbert_cli.encoding import Encoded
+from microbert_cli.importance import importance
 from microbert_cli.layer_map import layer_map
 from microbert_cli.lesson import Lesson
 from microbert_cli.mixture import Mixture
@@ -20,6 +26,7 @@ from microbert_cli.output import working
 from microbert_cli.phases import Choices, Phase, over_seeds, run_phases
 from microbert_cli.recipe import NUMERICS, OF_SEVERAL, Recipe
 from microbert_cli.recipe import Phase as PhaseSpec
+from microbert_cli.routed_student import Wanted, check_expert_teacher, with_experts
 from microbert_cli.several import each_place, listed
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.task_results import experts_of, results, save_bests
@@ -30,7 +37,10 @@ from microbert_cli.tracking import SILENT, Log, Talk
 
 NAME = "task-distill"
 ASKED = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
-KEYS = ("task", "data", "teacher", "phases", "normalisation", "layer_map", "cache", "seed", "seeds", *NUMERICS, *OF_SEVERAL)
+IMPORTANCE_BATCH = 32
+KEYS = (
+    "task", "data", "teacher", "phases", "normalisation", "layer_map", "moe", "cache", "seed", "seeds", *NUMERICS, *OF_SEVERAL,
+)  # fmt: skip
 Teachers = str | Sequence[str] | Mapping[str, Sequence[str]]
 
 
@@ -106,11 +116,16 @@ class Distiller:
         self.course = Course(recipe, [self._lesson(one, teacher, identities) for one in data])
         self.asks: dict[str, AskAny | None] = {}
         self.choices = Choices()
-        self.terms = {name: _terms(name, spec, catalog) for name, spec in recipe.run_phases.items()}
+        balance = recipe.moe.balance if self._routes and recipe.moe.experts > 1 else 0.0
+        self.terms = {name: _terms(name, spec, catalog, balance) for name, spec in recipe.run_phases.items()}
         self.course.check(self.terms)
         if not self.course.instructors:
             self.terms = {name: without_teacher(terms) for name, terms in self.terms.items()}
         self.map_layers: list[int] = [0]
+        self._important: Mapping[int, Tensor] | None = None
+        if recipe.moe.side in ("teacher", "both"):
+            for one in self.course.instructors:
+                check_expert_teacher(one.source, side=recipe.moe.side, experts=recipe.moe.experts)
         self._check(self.load(recipe.seed))
 
     def _lesson(self, data: TaskRows, teacher: Teachers, identities: Mapping[str, Any]) -> Lesson:
@@ -148,9 +163,33 @@ class Distiller:
         taught = next(iter(self.course.instructors), None)
         tasks = [lesson.data.task for lesson in self.course.lessons]
         like = {"tokenizer": taught.source, "like": taught.loaded.model.config} if taught else {"tokenizer": self.recipe.base}
-        if self.course.several:
-            return places.several_heads(self.student, self.catalog, tasks=tasks, seed=seed, where="student", **like)
+        if self.course.several or self._routes:
+            loaded = places.several_heads(self.student, self.catalog, tasks=tasks, seed=seed, where="student", **like)
+            return self._with_experts(loaded, seed) if self._routes else loaded
         return places.classifier(self.student, self.catalog, task=tasks[0], seed=seed, where="student", **like)
+
+    @property
+    def _routes(self) -> bool:
+        """Whether the student has experts."""
+        return self.recipe.moe.side in ("student", "both")
+
+    def _with_experts(self, loaded: Loaded, seed: int) -> Loaded:
+        moe = self.recipe.moe
+        wanted = Wanted(moe.layers, moe.experts, moe.expert_width, moe.routing, moe.top_k, moe.init, moe.shared)
+        trained = not places.is_description(self.student, self.catalog)
+        return with_experts(loaded, wanted, seed=seed, importance=partial(self._importance, loaded) if trained else None)
+
+    def _importance(self, loaded: Loaded, layers: Sequence[int]) -> Mapping[int, Tensor]:
+        """Of the neurons of the student as it begins, on rows of the training set; the same for every seed."""
+        if self._important is None:
+            rows, pad_id = self.course.lessons[0].data.encode("train", loaded, where="student"), loaded.tokenizer.pad_token_id
+            chosen = np.arange(len(rows))[:: max(1, len(rows) // self.recipe.moe.importance_rows)]
+            self.talk.note(f"importance of neurons: {len(chosen)} rows")
+            parts = in_order(rows.lengths[chosen], batch_size=IMPORTANCE_BATCH)
+            batches = (rows.batch(chosen[part], pad_id=pad_id) for part in parts)
+            self._important = importance(loaded.model.to(self.device), batches, layers)
+            loaded.model.to("cpu")
+        return self._important
 
     def phases(self, loaded: Loaded) -> list[Phase]:
         """The recipe's phases, ready to run with this student."""
@@ -212,6 +251,9 @@ class Distiller:
         return ask
 
 
-def _terms(phase: str, spec: PhaseSpec, catalog: Catalog) -> list[LossTerm]:
+def _terms(phase: str, spec: PhaseSpec, catalog: Catalog, balance: float) -> list[LossTerm]:
+    """The phase's losses; a student with experts keeps them busy alike, by `balance` where the phase does not say it."""
     losses = {name: (term.weight, term.parameters) for name, term in spec.losses.items()}
-    return make_terms(losses, catalog, given=ANSWERED | {"teacher"}, where=f"phases.{phase}.losses")
+    routed = {"routing"} if balance else set()
+    losses = {"load_balance": (balance, {}), **losses} if balance else losses
+    return make_terms(losses, catalog, given=ANSWERED | {"teacher"} | routed, where=f"phases.{phase}.losses")

@@ -3,9 +3,9 @@
     h_l = LayerNorm(a_l + dropout(y(a_l))),   y of experts.py in `moe_layers`, BERT's own FFN elsewhere
     logits of task k = head_k(dropout(pooled))
 
-All rows of a batch are of one task, `task` [B] its place in `config.tasks`. Residual and LayerNorm belong to the layer, not to
-the expert, so that for one task the model is a plain BERT: `mbert extract` writes it. With no `moe_layers` it is the shared
-encoder of MT-DNN.
+All rows of a batch are of one task, `task` [B] its place among the sorted names. Residual and LayerNorm belong to the layer,
+not to the expert, so that for one task the model is a plain BERT: `mbert extract` writes it. With no `moe_layers` it is the
+shared encoder of MT-DNN.
 
 Loaded by transformers' Auto classes once this module is imported. Source: routing by task in the student is what section 3.4 of
 MicroBERT (Applied Sciences 2024, 14, 6171) describes; layers, widths and initialisation are this toolkit's.
@@ -39,7 +39,7 @@ COPY_NOISE = 1e-3
 class RoutedBertConfig(BertConfig):
     """BERT's configuration and: tasks, where experts are, how many, how wide, and what routes to them.
 
-    tasks         in order: name -> {"labels": [...] or None, "num_labels": n}
+    tasks         name -> {"labels": [...] or None, "num_labels": n}; numbered in the order of their names
     moe_layers    counted from 1; [] = no experts
     expert_width  of an expert's inner layer; None = intermediate_size
     routing       "task" or "token";  top_k  experts for each;  routing_seed  of the noise
@@ -162,8 +162,8 @@ class RoutedBertForSequenceClassification(_RoutedBert):
 
     @property
     def tasks(self) -> list[str]:
-        """The names of the tasks, in order."""
-        return list(self.config.tasks or {})
+        """The names of the tasks; a saved configuration has them sorted, and so is their numbering."""
+        return sorted(self.config.tasks or {})
 
     def forward(
         self,
@@ -208,7 +208,7 @@ class RoutedBertForSequenceClassification(_RoutedBert):
         by_layer = self.bert.expert_layers if self.config.routing == "task" else {}
         for layer, experts in by_layer.items():
             for number, name in enumerate(self.tasks):
-                logits_E = experts.router.gate(self.bert.task_embedding.weight[number]).float()
+                logits_E = experts.router.logits(self.bert.task_embedding.weight[number])
                 told[name][layer] = experts.router.choose(logits_E, number)
         self.train(was_training)
         return told
@@ -237,7 +237,7 @@ class RoutedBertForSequenceClassification(_RoutedBert):
         dense = model.base_model
         fields = {key: value for key, value in dense.config.to_dict().items() if key not in OWN_FIELDS}
         own = {
-            "tasks": {name: dict(task) for name, task in tasks.items()}, "moe_layers": list(moe_layers), "experts": experts,
+            "tasks": {name: dict(tasks[name]) for name in sorted(tasks)}, "moe_layers": list(moe_layers), "experts": experts,
             "expert_width": expert_width, "routing": routing, "top_k": top_k, "routing_seed": seed,
         }  # fmt: skip
         with torch.random.fork_rng():
@@ -260,7 +260,7 @@ def one_task(task: Tensor | int | None, config: Any) -> int:
             raise ValueError(f"a batch is of one task; this one is of {numbers}")
         task = int(numbers[0])
     if task is None and known > 1:
-        raise ValueError(f"which of the {known} tasks is the batch of? task = a number of {list(config.tasks)}")
+        raise ValueError(f"which of the {known} tasks is the batch of? task = a number of {sorted(config.tasks)}")
     if not 0 <= (task or 0) < max(1, known):
         raise ValueError(f"there is no task {task}: the model knows {known}")
     return task or 0

@@ -1,0 +1,33 @@
+"""`mbert expert-teacher`."""
+
+from typing import Annotated
+
+import typer
+
+from microbert_cli.cli import options
+from microbert_cli.cli.options import About, Common, with_options
+from microbert_cli.cli.running import run_stage, show_result
+from microbert_cli.expert_keys import EXPERT_TEACHER
+
+EPILOG = """Example:
+
+mbert expert-teacher --teacher DIR --task sst2 --set moe.teacher_experts=8 -o runs/sst2/expert-teacher --dry-run"""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(EXPERT_TEACHER, epilog=EPILOG)(expert_teacher)
+
+
+@with_options
+def expert_teacher(
+    recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
+    teacher: options.Teacher = None,
+    *,
+    about: About,
+    common: Common,
+) -> None:
+    """Makes a fine-tuned teacher one of experts, dealt by importance and repaired: what moe.side = "teacher" is taught by."""
+    common.recipe = recipe_name or common.recipe
+    resolved = common.resolve(teacher__model=teacher, **about.keys())
+    show_result(run_stage(EXPERT_TEACHER, common, resolved), common)
