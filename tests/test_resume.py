@@ -166,3 +166,17 @@ def test_stage_two_of_every_method(method: str, fully: bool, tmp_path: Path, mon
 
     stops = stopped_everywhere(make, tmp_path / method, fresh_cache=monkeypatch, fully=fully)
     assert stops >= (2 * 3 if fully else 1) * len(phases)
+
+
+@pytest.mark.parametrize("routing", ["task", "token"])
+def test_a_student_with_experts(routing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise and counts of the routers go on as well, and the table is frozen at the same step."""
+
+    def make(out: Path, talk: Talk) -> StageResult:
+        return api.distill(
+            out=out, talk=talk, method="soft-targets", teacher="teacher", student="bert-2x8", teacher__allow_weak=True, **TASK,
+            **{f"moe__{key}": value for key, value in {"side": "student", "routing": routing, "top_k": 2}.items()},
+            **table("phases__prediction", steps=6, evaluations=3, accumulate=2),
+        )  # fmt: skip
+
+    assert stopped_everywhere(make, tmp_path / routing, fresh_cache=monkeypatch) >= 3

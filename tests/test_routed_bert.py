@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from tiny_models import tiny_bert
+from tiny_routed import TASKS, apart, routed, rows
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -19,40 +20,10 @@ from microbert_cli.objective import Objective
 from microbert_cli.students.routed_bert import RoutedBertConfig, RoutedBertForSequenceClassification
 from microbert_cli.terms import make_terms
 
-TASKS = {"film": {"labels": ["bad", "good"], "num_labels": 2}, "score": {"labels": None, "num_labels": 1}}
-
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
     return models.load(tiny_bert(tmp_path_factory.mktemp("dense"), layers=4), "classifier", where="here")
-
-
-def routed(dense, *, tasks=TASKS, moe_layers=(2, 4), experts=4, seed=3, **more):
-    made = RoutedBertForSequenceClassification.from_dense(
-        dense.model, tasks=tasks, moe_layers=moe_layers, experts=experts, seed=seed, **more
-    )
-    show_scores(made)
-    return made
-
-
-def apart(model, scale=0.1):
-    """The experts made different from each other, as training would."""
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data += scale * torch.randn_like(parameter)
-    return model.eval()
-
-
-def rows(task=0, *, count=3, length=7):
-    generator = torch.Generator().manual_seed(1)
-    mask_BT = torch.ones(count, length, dtype=torch.long)
-    mask_BT[1, 4:] = 0
-    return {
-        "input_ids": torch.randint(5, 60, (count, length), generator=generator),
-        "attention_mask": mask_BT,
-        "task": torch.full((count,), task),
-        "labels": torch.zeros(count, dtype=torch.long),
-    }
 
 
 def test_the_gate_of_one_expert_is_exactly_one_and_has_a_gradient():
@@ -295,3 +266,12 @@ def test_an_encoder_is_wanted_and_this_is_none(dense, tmp_path):
     loaded = models.load(tmp_path, "classifier", where="MODEL", task="film")
     assert type(loaded.model).__name__ == "BertForSequenceClassification" and loaded.label_names == ["bad", "good"]
     assert extraction.is_routed(models.read_config(tmp_path, where="MODEL"))
+
+
+def test_tasks_are_numbered_by_name_since_a_saved_configuration_sorts_them(dense, tmp_path):
+    made = apart(routed(dense, tasks={"score": TASKS["score"], "film": TASKS["film"]}))
+    assert made.tasks == ["film", "score"]
+    made.save_pretrained(tmp_path)
+    back = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    show_scores(back)
+    assert back.tasks == made.tasks and torch.equal(made(**rows(1)).logits, back(**rows(1)).logits)

@@ -14,7 +14,7 @@ from microbert_cli.onnx_model import torch_logits
 from microbert_cli.output import working
 from microbert_cli.recipe import Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
-from microbert_cli.task_rows import TaskRows, open_task
+from microbert_cli.task_rows import TaskRows, find_task, open_task
 from microbert_cli.teacher import match_labels
 from microbert_cli.tracking import SILENT, Talk
 
@@ -49,11 +49,11 @@ def run(
     if config.moe_layers and config.routing == "token":
         raise extraction.no_plain_one(next(iter(routed.tasks)))
     whole = Loaded(routed, models.load_tokenizer(path, config, where="MODEL"), model, [])
-    made = {}
+    made, alone = {}, _names_one(recipe) or len(routed.tasks) == 1
     for one in _each_task(recipe, routed.tasks):
+        name = extraction.known_task(routed, find_task(one, catalog, talk=talk).name, where=f"MODEL {model}")
         data = open_task(one, catalog, splits=("dev",), talk=talk)
-        name = extraction.known_task(routed, data.task.name, where=f"MODEL {model}")
-        place = out if _names_one(recipe) or len(routed.tasks) == 1 else out / name
+        place = out if alone else out / name
         identity = {"recipe": one.identity(*KEYS), "model": manifest.identify(model), "data": data.fingerprints()}
         with working(place, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
             if work.done:
@@ -69,12 +69,8 @@ def run(
                 sources={"model": model},
                 data=data.facts(),
             )
-    return _together(made, out)
-
-
-def _together(made: dict[str, StageResult], out: Path) -> StageResult:
-    if len(made) == 1 and (only := next(iter(made.values()))).out == out:
-        return only
+    if alone:
+        return next(iter(made.values()))
     metrics = {"tasks": {name: result.metrics for name, result in made.items()}}
     return StageResult(NAME, out, metrics, up_to_date=all(result.up_to_date for result in made.values()))
 
