@@ -290,7 +290,7 @@ def _one_teacher(stage: str) -> MbertError:
         "an expert teacher is made of one fine-tuned teacher, and several are named here",
         where=f"stage {stage}",
         allowed="One task and one teacher; a recipe of several tasks has a variant for each.",
-        fix='--task sst2 --teacher DIR, or in the recipe: [variant.expert-sst2] stage = "expert-teacher", tasks = [], task = "sst2"',
+        fix="--task sst2 --teacher DIR; in the recipe: [variant.expert-sst2] with stage, tasks = [] and task of its own.",
     )
 
 
