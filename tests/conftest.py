@@ -48,6 +48,14 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache that the tests of one module share, for modules that ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MBERT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
     """Connections that leave this machine fail at once: no test, and nothing it calls, may need the network."""

@@ -16,6 +16,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.stage import StageResult
 from microbert_cli.tracking import Talk
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 QUICK = {"batch_size": 8, "steps": 3}
 
 
@@ -25,13 +26,6 @@ def keys(table, **values):
 
 def sst2(place):
     return {"task": "sst2", "data__folder": f"{place}/glue", "data__max_length": 24}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MBERT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from mbert_command import mbert, works
-from tiny_models import tiny_bert, tiny_glue
+from tiny_folder import tiny_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 MBERT = [sys.executable, "-m", "microbert_cli"]
@@ -40,14 +40,9 @@ finetune = { model = "bert-1x16", steps = 2 }
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a recipe, a GLUE task, text and a model; a short run of the recipe is in runs/short."""
     place = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
+    with tiny_folder(place, RECIPE, name="short.toml", dropout=0.0) as patch:
         patch.setenv("MBERT_CACHE", str(place / ".cache"))
         patch.setenv("MBERT_DATA", "glue")
-        tiny_glue("glue", ["sst2"], rows=40)
-        tiny_bert("base", kind="masked-lm", dropout=0.0)
-        Path("text.txt").write_text("\n\n".join(f"The baker sold boat {i}. It is lovely." for i in range(30)), encoding="utf-8")
-        Path("short.toml").write_text(RECIPE, encoding="utf-8")
         yield place
 
 

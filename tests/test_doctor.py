@@ -9,7 +9,8 @@ import pytest
 import torch
 from mbert_command import mbert, works
 from packaging.requirements import Requirement
-from tiny_models import WORDS, tiny_bert, tiny_glue
+from tiny_folder import tiny_folder
+from tiny_models import WORDS, tiny_bert
 
 from microbert_cli import checkpoint
 from microbert_cli.catalog import Catalog
@@ -48,15 +49,10 @@ BAD = [f"a gloomy kettle by the station {i}" for i in range(12)]
 def home(tmp_path_factory):
     """A folder with a recipe and all it needs."""
     place = tmp_path_factory.mktemp("doctor")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        tiny_glue("glue", ["sst2"], rows=40)
-        tiny_bert("base", kind="masked-lm", layers=2, hidden=16, dropout=0.0)
+    with tiny_folder(place, RECIPE, layers=2, hidden=16, dropout=0.0):
         tiny_bert("taught", labels=["negative", "positive"], dropout=0.0)
         tiny_bert("three-heads", kind="encoder", layers=1, hidden=12, heads=3)
         tiny_bert("other-words", kind="encoder", layers=1, vocab=WORDS[:20])
-        Path("text.txt").write_text("\n\n".join(f"The baker sold boat {i}. It is lovely." for i in range(30)), encoding="utf-8")
-        Path("small.toml").write_text(RECIPE, encoding="utf-8")
         yield place
 
 

@@ -14,6 +14,7 @@ from microbert_cli.teacher_cache import CacheSettings, remember
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.usefixtures("own_cache")
 TEXTS = ["a good film", "bad", "the plot of this film is not bad at all but long", "good"]
 
 
@@ -21,13 +22,6 @@ TEXTS = ["a good film", "bad", "the plot of this film is not bad at all but long
 def loaded(tmp_path_factory):
     path = tiny_bert(tmp_path_factory.mktemp("teacher"), layers=2, num_labels=3, labels=["x", "y", "z"], seed=1)
     return models.load(path, "classifier", where="teacher")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MBERT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

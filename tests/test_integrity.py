@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mbert_command import mbert, refused, works
-from tiny_models import tiny_bert, tiny_glue
+from tiny_folder import tiny_folder
 
 from microbert_cli import ancestry, cache, durable, manifest
 from microbert_cli.errors import MbertError
@@ -60,14 +60,9 @@ def flip(path: Path, position: int | None = None) -> None:
 def made(tmp_path_factory):
     """A run of a small recipe and its cache; tests work on copies."""
     place = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
+    with tiny_folder(place, RECIPE, dropout=0.1) as patch:
         patch.setenv("MBERT_CACHE", str(place / "cache"))
         patch.setenv("MBERT_DATA", "glue")
-        tiny_glue("glue", ["sst2"], rows=40)
-        tiny_bert("base", kind="masked-lm", dropout=0.1)
-        Path("text.txt").write_text("\n\n".join(f"The baker sold boat {i}. It is lovely." for i in range(30)), encoding="utf-8")
-        Path("small.toml").write_text(RECIPE, encoding="utf-8")
         works("run", "small.toml", "-o", "runs/small")
     return place
 

@@ -13,6 +13,7 @@ from microbert_cli.resolve import resolve
 from microbert_cli.tracking import Talk
 from microbert_cli.wiring import step, steps
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 RECIPE = """
 task    = "sst2"
 base    = "base"
@@ -107,13 +108,6 @@ class Inside:
 
     def __truediv__(self, name):
         return self.path / "runs" / "small" / name
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MBERT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mbert_command import mbert, refused, works
-from tiny_models import tiny_bert, tiny_glue
+from tiny_folder import tiny_folder
 
 from microbert_cli import counting, models
 from microbert_cli.batching import endless
@@ -67,12 +67,7 @@ STAGES = ["finetune", "general-distill", "augment", "task-distill", "evaluate"]
 def home(tmp_path_factory):
     """A folder with a recipe and all it needs."""
     place = tmp_path_factory.mktemp("plan")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        tiny_glue("glue", ["sst2"], rows=40)
-        tiny_bert("base", kind="masked-lm", layers=2, hidden=16, dropout=0.0)
-        Path("text.txt").write_text("\n\n".join(f"The baker sold boat {i}. It is lovely." for i in range(30)), encoding="utf-8")
-        Path("small.toml").write_text(RECIPE, encoding="utf-8")
+    with tiny_folder(place, RECIPE, layers=2, hidden=16, dropout=0.0):
         yield place
 
 

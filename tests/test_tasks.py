@@ -210,12 +210,18 @@ def test_three_tasks_through_the_command() -> None:
     assert works("verify", "three").code == 0
 
 
-def test_each_task_alone_scores_as_inside() -> None:
+EXPERTS = {"moe__side": "student", "moe__layers": "all", "moe__experts": 2}
+
+
+@pytest.mark.parametrize("experts", [{}, EXPERTS], ids=["shared", "routed"])
+def test_each_task_alone_scores_as_inside(experts: dict[str, Any]) -> None:
     """The kept model and the best weights of each task, taken out as plain models and scored by the evaluator."""
-    made = distil("best", tasks=["sst2", "stsb"], teacher__model="teacher-{task}", **{"phases__multi-task__evaluations": 6})
+    keys = {"teacher__model": "teacher-{task}", "phases__multi-task__evaluations": 6, **experts}
+    made = distil(f"best-{len(experts)}", tasks=["sst2", "stsb"], **keys)
+    assert ("experts" in made.metrics) is ("routing_failed" in made.metrics) is bool(experts)
     for task, told in made.metrics["tasks"].items():
         for source, dev in ((made.out, told["dev"]), (made.out / told["best"]["directory"], told["best"]["dev"])):
-            out = f"{task}-of-{source.name}"
+            out = f"{task}-of-{source.name}-{len(experts)}"
             works("extract", source, "--task", task, "-o", out, "--data", "glue")
             scored = api.evaluate(model=out, out=f"{out}-scores", task=task, **COMMON).metrics
             assert scored["dev"] == pytest.approx(dev, abs=1e-6), source
@@ -226,7 +232,7 @@ def test_stopped_and_resumed_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     def make(out: Path, talk: Any) -> api.StageResult:
         more = {"phases__multi-task__evaluations": 3, "tasks": ["sst2", "mrpc"], "teacher__model": "teacher-{task}"}
-        return distil(out, talk=talk, sampling__by="square-root", **more)
+        return distil(out, talk=talk, sampling__by="square-root", **more, **EXPERTS)
 
     assert stopped_everywhere(make, tmp_path / "runs", fresh_cache=monkeypatch, fully=False) >= 3
 
@@ -257,7 +263,8 @@ def test_tasks_of_ones_own_files() -> None:
 
 
 @pytest.mark.parametrize("name", ["glue-mt-dnn", "microbert-tasks"])
-def test_recipes_of_several_tasks(name: str, repo: Path) -> None:
+def test_recipes_of_several_tasks(name: str, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     told = works("run", repo / "recipes" / f"{name}.toml", "--dry-run", "--json").json["stages"]
     last = told[-1]
     taught = {key.split()[1] for key in last if key.startswith("teacher ")}

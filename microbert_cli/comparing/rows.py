@@ -17,6 +17,7 @@ from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.nested import merge, nest
 from microbert_cli.recipe import Recipe
 from microbert_cli.resolve import Resolved, overlay
+from microbert_cli.several import each_place
 from microbert_cli.toml_files import read_toml
 from microbert_cli.wiring import Step, step, steps
 
@@ -174,7 +175,8 @@ def _trained(resolved: Resolved, root: Path, catalog: Catalog, *, rows: bool = T
 
 
 def _is_read(one: Step, others: Sequence[Step]) -> bool:
-    return any(str(one.out) in map(str, other.inputs.values()) for other in others)
+    places = [place for other in others for name, value in other.inputs.items() for _, place in each_place(name, value)]
+    return str(one.out) in places
 
 
 def _of_own_phases(row: Row, catalog: Catalog) -> Row:
@@ -266,9 +268,10 @@ def _refuse_other_tasks(rows: Sequence[Row], catalog: Catalog) -> None:
         if not any(about):
             raise MbertError(
                 "M062",
-                f'the row "{name}" has no task',
+                f'the row "{name}" is not about one task',
                 where="task",
-                allowed=f"A task of the catalogue ({', '.join(catalog.names('tasks'))}), a task TOML, or own files.",
+                allowed=f"One for all rows: a task of the catalogue ({', '.join(catalog.names('tasks'))}), a task TOML, or own "
+                "files. Students of several tasks at once are not compared here.",
                 fix="--task sst2, or the key task in the recipe",
             )
     if len({*asked.values()}) > 1:

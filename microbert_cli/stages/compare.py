@@ -15,6 +15,7 @@ from microbert_cli.comparing.running import Entry
 from microbert_cli.comparing.table import as_markdown
 from microbert_cli.output import working
 from microbert_cli.racing import Entrant, race_models
+from microbert_cli.several import each_place
 from microbert_cli.stage import StageResult, read_metrics, sign, up_to_date
 from microbert_cli.task_rows import open_task
 from microbert_cli.tracking import SILENT, Talk
@@ -73,16 +74,16 @@ def _section(entries: Sequence[Entry], catalog: Catalog, talk: Talk) -> Section:
     rows = [_row(one) for one in entries]
     measured = [read_metrics(one.out) for one in entries]
     primary = measured[0]["primary"]
-    taught = next(((one, found) for one, found in zip(entries, measured, strict=True) if "teacher" in found), None)
+    taught = next(((one, found) for one, found in zip(entries, measured, strict=True) if found.get("teacher")), None)
     places = {row["row"]: str(one.out) for row, one in zip(rows, entries, strict=True)}
     teacher: Section = {}
+    raced = False
     if taught:
         entry, found = taught
-        teacher = {"score": found["teacher"][primary], "directory": str(entry.step.inputs["teacher"])}
-        places[""] = teacher["directory"]
-    raced = (
-        teacher and not entries[0].step.resolved.recipe.teacher.label_order
-    )  # the race knows no names of outputs but its own
+        own = [place for _, place in each_place("teacher", entry.step.inputs["teacher"])]
+        teacher = {"score": found["teacher"][primary], "directory": ", ".join(own)}
+        places[""] = own[0]
+        raced = len(own) == 1 and not entry.step.resolved.recipe.teacher.label_order  # a race knows no other order of outputs
     machine = _race([*rows, *([teacher] if raced else [])], places, entries[0], catalog, talk)
     for row in rows:
         row["retention"] = row["score"] / teacher["score"] if teacher and teacher["score"] > 0 else None
@@ -124,7 +125,7 @@ def _row(one: Entry) -> Section:
         "about": {
             "data": [made["identity"]["data"].get(key) for key in ("task", "max_length", "train", "dev")],
             "augmented": made["inputs"].get("augmented"),
-            "teacher": made["inputs"].get("teacher"),
+            "teacher": {name: found for name, found in made["inputs"].items() if name.startswith("teacher")},
             "start": start,
             "from": str(one.step.inputs.get("student", one.step.inputs.get("model"))),
             "shape": _shape(one.out),
