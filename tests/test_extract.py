@@ -221,6 +221,7 @@ def test_without_experts_the_table_moe_says_nothing() -> None:
     assert models.read_config("plain", where="").model_type == "bert"
 
 
+@pytest.mark.slow
 def test_a_teacher_with_experts_and_both() -> None:
     short = ("moe.repair.steps=4", "moe.repair.batch_size=8", "data.max_length=24", "moe.teacher_experts=4")
     sets = [word for text in short for word in ("--set", text)]
