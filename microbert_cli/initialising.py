@@ -41,6 +41,7 @@ RENAMED = {
     r"^vocab_layer_norm": "cls.predictions.transform.LayerNorm",
     r"^vocab_projector\.bias": "cls.predictions.bias",
 }
+HEADS = r"(^|\.)(classifier(\.out_proj)?|heads\.[^.]+)\.(weight|bias)$"  # whose rows are labels
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
@@ -153,6 +154,14 @@ def check_shapes(theirs: Any, ours: Any, by: str) -> None:
             allowed="teacher-layers: the same widths and heads; teacher-slice: none larger; svd-embed: no larger hidden_size.",
             fix="--set initialise=teacher-slice" if by == "teacher-layers" else "--set initialise=random",
         )
+
+
+@torch.no_grad()
+def reorder_labels(model: Any, labels: Sequence[int] | None) -> None:
+    """Makes output labels[c] of a classifier its output c, where there are any."""
+    for name, value in model.named_parameters():
+        if labels and re.search(HEADS, name):
+            value.copy_(value[list(labels)])
 
 
 def named(model: Any) -> dict[str, Tensor]:
