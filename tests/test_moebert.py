@@ -20,6 +20,7 @@ from microbert_cli.importance import importance
 from microbert_cli.losses.soft_target import soft_target
 from microbert_cli.objective import Objective
 from microbert_cli.resolve import resolve
+from microbert_cli.students.routed_bert import RoutedBertConfig, RoutedBertForSequenceClassification
 from microbert_cli.terms import make_terms
 
 FILM = {"film": TASKS["film"]}
@@ -138,6 +139,18 @@ def test_a_saved_model_comes_back_bit_by_bit(dense, tmp_path, routing):
     assert torch.equal(made(**batch).logits, back(**batch).logits)
     whole = look(back, batch, Want(logits=True, hidden=frozenset({2})))
     assert torch.allclose(look(back, batch, Want(hidden=frozenset({2}))).hidden[2], whole.hidden[2], atol=1e-6)
+
+
+def test_parameters_of_the_papers_model():
+    """Of BERT-base and two labels: all are kept, and a token meets the paper's 66 million."""
+    config = RoutedBertConfig(
+        tasks=FILM, moe_layers=list(range(1, 13)), experts=4, expert_width=768, routing="hash", expert_norm="expert"
+    )
+    with torch.device("meta"):
+        model = RoutedBertForSequenceClassification(config)
+    expert = sum(parameter.numel() for parameter in model.bert.expert_layers[1].experts[0].parameters())
+    assert models.parameters(model) == 109_566_722 and expert == 2 * 768 * 768 + 2 * 768 + 2 * 768
+    assert models.parameters(model) - 3 * 12 * expert == 66_988_802
 
 
 def test_importance_of_frozen_weights_and_of_other_columns(dense):
