@@ -9,9 +9,9 @@ from mbert_command import refused
 from tiny_models import tiny_bert, tiny_glue
 from tiny_routed import TASKS, apart, routed, rows
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig
 
-from microbert_cli import api, manifest, models
+from microbert_cli import api, counting, manifest, models
 from microbert_cli.capture import Want, look, show_scores
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
@@ -151,6 +151,14 @@ def test_parameters_of_the_papers_model():
     expert = sum(parameter.numel() for parameter in model.bert.expert_layers[1].experts[0].parameters())
     assert models.parameters(model) == 109_566_722 and expert == 2 * 768 * 768 + 2 * 768 + 2 * 768
     assert models.parameters(model) - 3 * 12 * expert == 66_988_802
+
+
+@pytest.mark.parametrize(("routing", "gate"), [("hash", 0), ("token", 2 * 128 * 768 * 4 * 12), ("sentence", 2 * 768 * 4 * 12)])
+def test_a_pass_costs_what_a_token_meets(routing, gate):
+    """BERT-base with an inner width of 768, and the gate's product where one reads tokens or rows."""
+    shape = {"tasks": FILM, "moe_layers": list(range(1, 13)), "experts": 4, "expert_width": 768}
+    narrow = counting.flops(BertConfig(intermediate_size=768), 128)
+    assert counting.flops(RoutedBertConfig(**shape, routing=routing), 128) == narrow + gate
 
 
 def test_importance_of_frozen_weights_and_of_other_columns(dense):
