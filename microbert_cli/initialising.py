@@ -70,6 +70,12 @@ class Start:
         fits = ours.hidden_size < theirs.hidden_size == self.width
         return {"weight": back_Dd.float(), "bias": torch.zeros(self.width)} if fits else None
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is recorded of it."""
+        rule = {} if self.by == "svd-embed" else {"layers": self.layers if isinstance(self.layers, str) else list(self.layers)}
+        return {"by": self.by, "of": self.source.source, **rule}
+
     def _layers(self, model: Any) -> Tensor:
         source, own = named(self.source.model), named(model)
         config = self.source.model.config
@@ -115,8 +121,9 @@ def start(by: str, layers: str | Sequence[int], teacher: Loaded, initial: str | 
     if initial is not None and initial != teacher.source:
         source = models.load(initial, "encoder", where="initialise.model", new_head=True)
         models.same_vocabulary(source.tokenizer, teacher.tokenizer, where=f"initialise.model {initial}")
-    talk.note(f"a new student begins by {by}, of {source.source}")
-    return Start(by, layers, source, teacher.model.config.hidden_size, labels if source is teacher else None)
+    made = Start(by, layers, source, teacher.model.config.hidden_size, labels if source is teacher else None)
+    talk.note(f"a new student begins as: {', '.join(f'{key} {value}' for key, value in made.told.items())}")
+    return made
 
 
 def layers_of(rule: str | Sequence[int], depth: int, wanted: int) -> list[int]:

@@ -239,6 +239,7 @@ def test_both_stages_begin_so(place, monkeypatch):
         theirs = models.load(source, "encoder", where="x", new_head=True).model.state_dict()
         name = "encoder.layer.1.attention.self.query.weight"
         assert (own[name] - theirs[name]).abs().max() < 1e-6
+    assert of_base.metrics["start"] == {"by": "teacher-layers", "of": "base", "layers": "first"}
     assert "initial" in manifest.read(of_base.out)["inputs"] and "initial" not in manifest.read(of_teacher.out)["inputs"]
 
 

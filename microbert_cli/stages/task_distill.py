@@ -87,7 +87,7 @@ def run(
         course, seeds = distiller.course, recipe.seeds or [recipe.seed]
         taught = course.examine()
         metrics = over_seeds(seeds, work.path, course.primary, distiller.train_one, distiller.choices, talk)
-        metrics |= results(course, metrics, taught, work.path, talk)
+        metrics |= results(course, metrics, taught, work.path, talk) | distiller.start_told
         varied = dict(each_place("augmented", augmented)) or {"augmented": None}
         return sign(
             work,
@@ -178,6 +178,11 @@ class Distiller:
         if taught and self.student == taught.source:
             reorder_labels(loaded.model, taught.teacher.columns)
         return self._with_experts(loaded, seed) if self._routes else loaded
+
+    @property
+    def start_told(self) -> dict[str, Any]:
+        """What a new student began as, for the record; nothing where its weights were random or a checkpoint's."""
+        return {"start": self._start.told} if self._start else {}
 
     def _beginning(self, initial: str | None) -> Start | None:
         """What a new student takes of the first teacher, or of the model `initial`."""
