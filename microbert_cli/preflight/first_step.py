@@ -24,7 +24,7 @@ from microbert_cli.planning.phase_costs import losses_of
 from microbert_cli.preflight.case import Case
 from microbert_cli.preflight.findings import Finding, attempt, passed
 from microbert_cli.recipe import Recipe, Training
-from microbert_cli.stages.general_distill import make_objective
+from microbert_cli.stages.general_distill import make_objective, make_pupil
 from microbert_cli.stages.task_distill import Distiller
 from microbert_cli.teacher import Teacher
 from microbert_cli.terms import ANSWERED, make_terms
@@ -127,7 +127,7 @@ def _general(case: Case, step: Step) -> Iterator[Trial]:
             for role, where in (("teacher", "base"), ("student", "student"))
         )
         taught = models.load(taught_by, "encoder", where="base", new_head=True)
-        pupil = places.encoder(student, case.catalog, seed=recipe.seed, teacher=taught, where="student")
+        pupil = make_pupil(recipe, case.catalog, taught, student)
         objective = make_objective(recipe, case.catalog, Teacher(taught), taught, pupil)
         for model in (pupil.model, taught.model):
             models.check_length(recipe.corpus.max_length, model.config, where="corpus.max_length")
