@@ -137,7 +137,8 @@ class Objective(nn.Module):
         return torch.stack(values).sum()
 
     def _layers(self, term: LossTerm) -> Sequence[int]:
-        return {"layers": range(1, len(self.map_layers)), "top": [len(self.map_layers) - 1]}.get(term.over, [0])
+        top = len(self.map_layers) - 1
+        return {"layers": range(1, top + 1), "inner": range(1, top), "top": [top]}.get(term.over, [0])
 
     def _call(
         self, function: Callable[..., Any], term: LossTerm, student: Seen, teacher: Seen, batch: Batch, layer: int

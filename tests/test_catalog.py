@@ -10,9 +10,12 @@ from microbert_cli.errors import MbertError
 BUILT_IN = {
     "losses": [
         "attention_scores", "discriminator", "embedding", "feature_alignment", "hard_label", "hidden_states", "load_balance",
-        "masked_lm", "soft_target",
+        "masked_lm", "patience", "soft_target",
     ],
-    "methods": ["labels-alone", "microbert", "microbert-plus", "mt-dnn", "soft-targets", "tinybert", "tinybert-reference"],
+    "methods": [
+        "kd", "labels-alone", "microbert", "microbert-plus", "mt-dnn", "pd", "pkd", "soft-targets", "tinybert",
+        "tinybert-reference",
+    ],
     "students": [
         "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "routed_bert",
         "tinybert-4l-312", "tinybert-6l-768",
@@ -133,5 +136,5 @@ def test_every_built_in_file_is_whole():
             assert CATALOG.path(kind, name, where=kind).is_file()
     for name in CATALOG.names("losses"):
         module = CATALOG.module("losses", name)
-        assert module.over in ("layers", "embedding", "top", "batch")
+        assert module.over in ("layers", "inner", "embedding", "top", "batch")
         assert callable(getattr(module, name))
