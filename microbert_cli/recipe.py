@@ -24,8 +24,6 @@ NUMERICS = ("precision", "tf32", "compile")
 STAGES = (
     "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "task-distill", "evaluate", "export", "report",
 )  # fmt: skip
-
-
 LONGEST_NAME, LONGEST_PATH = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME
 
 
@@ -68,7 +66,7 @@ class Training(Strict):
     batch_size: Count = 32
     batch_tokens: Count | None = None
     learning_rate: Positive = 5e-5
-    optimizer: Literal["adamw", "bertadam", "adamax"] = "adamw"
+    optimizer: Literal["adamw", "adamw-distilbert", "bertadam", "adamax"] = "adamw"
     schedule: Literal["constant", "linear"] = "linear"
     warmup: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -206,8 +204,16 @@ class Pretrain(Training):
 
     model: Place | None = None
     masked: Share = 0.15
+    smoothing: Annotated[float, Field(ge=0)] = 0.0
     learning_rate: Positive = 1e-4
     epochs: Positive = 1.0
+
+
+class General(Phase):
+    """Stage one. A share `masked` of the words is hidden from both models, rare ones oftener by `smoothing` (masking.py)."""
+
+    masked: Share = 0.0
+    smoothing: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Finetune(Training):
@@ -290,7 +296,7 @@ class Recipe(Strict):
     vectors: Vectors = Vectors()
     pretrain: Pretrain = Pretrain()
     finetune: Finetune = Finetune()
-    general: Phase = Phase()
+    general: General = General()
     phases: dict[str, Phase] = {}
     augment: Augment = Augment()
     evaluate: Evaluate = Evaluate()
@@ -340,4 +346,5 @@ def _without_places(name: str, value: Any) -> Any:
         return {phase: {key: inner for key, inner in numbers.items() if key not in CADENCE} for phase, numbers in value.items()}
     if name == "teachers":
         return sorted(value)
-    return {key: inner for key, inner in value.items() if key not in PLACES[name]} if name in PLACES else value
+    nought = {key for key in ("masked", "smoothing") if name in ("general", "pretrain") and not value[key]}
+    return {key: v for key, v in value.items() if key not in {*PLACES[name], *nought}} if name in PLACES else value

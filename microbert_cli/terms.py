@@ -13,6 +13,7 @@ from microbert_cli.errors import MbertError, nearest
 
 SHOWN = frozenset({"hidden", "scores", "mask"})
 MAPPED = frozenset({"layers", "inner", "top"})  # what a loss is `over` that compares a student's layers with mapped ones
+WORDED = frozenset({"token_logits", "token_labels", "token_head"})  # of a masked-LM
 ANSWERED = SHOWN | {"logits", "labels", "augmented"}
 
 
@@ -92,6 +93,7 @@ def want_of(terms: Sequence[LossTerm], layers: Sequence[int]) -> Want:
     return Want(
         logits=any("logits" in term.needs for term in terms),
         token_logits=any("token_logits" in term.needs for term in terms),
+        token_head=any("token_head" in term.needs for term in terms),
         hidden=frozenset(hidden),
         scores=frozenset(layers[1:] if any("scores" in term.needs for term in terms) else ()),
         routing=any("routing" in term.needs for term in terms),

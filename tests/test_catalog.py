@@ -9,16 +9,16 @@ from microbert_cli.errors import MbertError
 
 BUILT_IN = {
     "losses": [
-        "attention_scores", "discriminator", "embedding", "feature_alignment", "hard_label", "hidden_states", "load_balance",
-        "masked_lm", "patience", "soft_target",
+        "attention_scores", "cosine", "discriminator", "embedding", "feature_alignment", "hard_label", "hidden_states",
+        "load_balance", "masked_lm", "patience", "soft_target", "token_soft_target",
     ],
     "methods": [
-        "kd", "labels-alone", "microbert", "microbert-plus", "mt-dnn", "pd", "pkd", "soft-targets", "tinybert",
+        "distilbert", "kd", "labels-alone", "microbert", "microbert-plus", "mt-dnn", "pd", "pkd", "soft-targets", "tinybert",
         "tinybert-reference",
     ],
     "students": [
-        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "routed_bert",
-        "tinybert-4l-312", "tinybert-6l-768",
+        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "distilbert-LxH",
+        "routed_bert", "tinybert-4l-312", "tinybert-6l-768",
     ],
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
