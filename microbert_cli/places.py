@@ -1,6 +1,6 @@
 """What a name in a recipe stands for: a directory, a Hub id, or a description in the catalogue; and on which device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from microbert_cli.models import Loaded
 from microbert_cli.students.routed_bert import RoutedBertForSequenceClassification
 from microbert_cli.task import Task
 from microbert_cli.toml_files import read_toml
+
+Start = Callable[[Any], dict[str, torch.Tensor] | None]  # of a new model's weights; see `initialising.Start`
 
 
 def is_description(name: str, catalog: Catalog) -> bool:
@@ -40,11 +42,12 @@ def identify(name: str | None, catalog: Catalog) -> Any:
 
 
 def classifier(
-    name: str, catalog: Catalog, *, task: Task, seed: int, tokenizer: str | None, where: str, like: Any = None
-) -> Loaded:
+    name: str, catalog: Catalog, *, task: Task, seed: int, tokenizer: str | None, where: str, like: Any = None,
+    start: Start | None = None,
+) -> Loaded:  # fmt: skip
     """A classifier for the task: a checkpoint (its head kept where the labels fit, else made anew), or a new student.
 
-    The weights that are made anew depend on `seed` alone.
+    The weights that are made anew depend on `seed`, and of a new student on `start`, alone.
     """
     labels = list(task.label.names) if task.label.names else None
     heads: dict[str, Any] = {"labels": labels, "num_labels": task.num_labels}
@@ -57,12 +60,13 @@ def classifier(
     tokens, config = models.load_vocabulary(tokenizer, where="tokenizer")
     description = describe(name, catalog)
     model = models.build(description, kind="classifier", tokenizer=tokens, seed=seed, like=like or config, where=where, **heads)
-    return Loaded(model, tokens, name, [])
+    return Loaded(model, tokens, name, [], start(model) if start else None)
 
 
 def several_heads(
-    name: str, catalog: Catalog, *, tasks: Sequence[Task], seed: int, tokenizer: str | None, where: str, like: Any = None
-) -> Loaded:
+    name: str, catalog: Catalog, *, tasks: Sequence[Task], seed: int, tokenizer: str | None, where: str, like: Any = None,
+    start: Start | None = None,
+) -> Loaded:  # fmt: skip
     """A BERT with a head for each of several tasks: of a checkpoint's or a new student's encoder, or a model that is one.
 
     The heads depend on `seed` alone; a single task's is the checkpoint's where that has one. Raises M088 where the model is no
@@ -74,7 +78,7 @@ def several_heads(
         if known.model.config.tasks != wanted:
             raise _other_tasks(f"{where} {name}", list(known.model.config.tasks), list(wanted))
         return known
-    dense = classifier(name, catalog, task=tasks[0], seed=seed, tokenizer=tokenizer, where=where, like=like)
+    dense = classifier(name, catalog, task=tasks[0], seed=seed, tokenizer=tokenizer, where=where, like=like, start=start)
     if (kind := dense.model.config.model_type) != "bert":
         raise _no_bert(f"{where} {name}", kind)
     heads = {tasks[0].name: dense.model.classifier} if len(tasks) == 1 else None
@@ -83,14 +87,16 @@ def several_heads(
     return replace(dense, model=model)
 
 
-def encoder(name: str, catalog: Catalog, *, seed: int, teacher: Loaded, where: str, head: str = "encoder") -> Loaded:
+def encoder(
+    name: str, catalog: Catalog, *, seed: int, teacher: Loaded, where: str, start: Start | None = None, head: str = "encoder"
+) -> Loaded:
     """A bare encoder, or a "masked-lm": a checkpoint to go on from, or a new student with the teacher's vocabulary."""
     if not is_description(name, catalog):
         return models.load(name, head, where=where, new_head=True, seed=seed)
     description, tokens = describe(name, catalog), teacher.tokenizer
     like = teacher.model.config
     model = models.build(description, kind=head, tokenizer=tokens, seed=seed, like=like, where=where)
-    return Loaded(model, tokens, name, [])
+    return Loaded(model, tokens, name, [], start(model) if start else None)
 
 
 def _no_bert(where: str, kind: str) -> MbertError:

@@ -20,7 +20,10 @@ from microbert_cli.several import check_tasks
 from microbert_cli.toml_files import parse_value, read_toml, refuse_unsound
 
 ENVIRONMENT = "MBERT_SET_"
-METHOD_KEYS = {"title", "source", "layer_map", "normalisation", "general", "phases", "corpus", "by_task", "ablations"}
+METHOD_KEYS = {
+    "title", "source", "layer_map", "normalisation", "general", "phases", "corpus", "by_task", "ablations", "init",
+    "initialise", "moe",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

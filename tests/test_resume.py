@@ -136,6 +136,11 @@ def of_method(method: str) -> Recipe:
     return resolve(catalog=Catalog(), flags={"method": method}).recipe
 
 
+def student_of(method: str) -> str:
+    """A small one; of the teacher's width where the method takes the teacher's layers."""
+    return "bert-2x16x32" if of_method(method).initialise.by == "teacher-layers" else "bert-2x8"
+
+
 FULLY = [pytest.param(False, id="middle"), pytest.param(True, id="fully", marks=pytest.mark.torture)]
 
 
@@ -144,8 +149,8 @@ FULLY = [pytest.param(False, id="middle"), pytest.param(True, id="fully", marks=
 def test_stage_one_of_every_method(method: str, fully: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(out: Path, talk: Talk) -> StageResult:
         return api.general_distill(
-            out=out, talk=talk, method=method, teacher="base", student="bert-2x8", corpus="text.txt", corpus__max_length=24,
-            **table("general", steps=5, evaluations=2),
+            out=out, talk=talk, method=method, teacher="base", student=student_of(method), corpus="text.txt",
+            corpus__max_length=24, **table("general", steps=5, evaluations=2),
         )  # fmt: skip
 
     stopped_everywhere(make, tmp_path / method, fresh_cache=monkeypatch, fully=fully)
@@ -160,7 +165,7 @@ def test_stage_two_of_every_method(method: str, fully: bool, tmp_path: Path, mon
 
     def make(out: Path, talk: Talk) -> StageResult:
         return api.distill(
-            out=out, talk=talk, method=method, teacher="teacher", student="bert-2x8", augmented="augmented",
+            out=out, talk=talk, method=method, teacher="teacher", student=student_of(method), augmented="augmented",
             seeds=[1, 2] if fully else [1], teacher__allow_weak=True, **TASK, **shorter,
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ from microbert_cli import baseline
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.data import load_augmented
+from microbert_cli.key_types import Term
 from microbert_cli.layer_map import layer_map
 from microbert_cli.mixture import task_shares
 from microbert_cli.phases import make_plan, rows_asked
@@ -20,7 +21,7 @@ from microbert_cli.planning.costing import SMALL, Costs, evaluations
 from microbert_cli.planning.foreseen import Foreseen, Known
 from microbert_cli.planning.jobs import Job
 from microbert_cli.planning.loads import Load
-from microbert_cli.recipe import Phase, Recipe, Term, Training
+from microbert_cli.recipe import Phase, Recipe, Training
 from microbert_cli.task_rows import TaskRows
 from microbert_cli.teacher_cache import CacheSettings, Layout, room_for
 from microbert_cli.terms import MAPPED, make_terms, want_of

@@ -24,7 +24,7 @@ from microbert_cli.planning.phase_costs import losses_of
 from microbert_cli.preflight.case import Case
 from microbert_cli.preflight.findings import Finding, attempt, passed
 from microbert_cli.recipe import Recipe, Training
-from microbert_cli.stages.general_distill import batch_maker, heads, make_objective
+from microbert_cli.stages.general_distill import batch_maker, heads, make_objective, make_pupil
 from microbert_cli.stages.task_distill import Distiller
 from microbert_cli.teacher import Teacher
 from microbert_cli.terms import ANSWERED, make_terms
@@ -129,7 +129,7 @@ def _general(case: Case, step: Step) -> Iterator[Trial]:
             for role, kind, where in (("teacher", head_of_teacher, "base"), ("student", head, "student"))
         )
         taught = models.load(taught_by, head_of_teacher, where="base", new_head=head_of_teacher == "encoder")
-        pupil = places.encoder(student, case.catalog, seed=recipe.seed, teacher=taught, where="student", head=head)
+        pupil = make_pupil(recipe, case.catalog, taught, student)
         objective = make_objective(recipe, case.catalog, Teacher(taught), taught, pupil)
         for model in (pupil.model, taught.model):
             models.check_length(recipe.corpus.max_length, model.config, where="corpus.max_length")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from microbert_cli import checkpoint, corpus, models, numerics, places, processes
+from microbert_cli import checkpoint, corpus, initialising, models, numerics, places, processes
 from microbert_cli.batching import endless, in_order
 from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.catalog import Catalog
@@ -25,7 +25,7 @@ from microbert_cli.terms import SHOWN, WORDED, LossTerm, check_depth, make_terms
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "general-distill"
-KEYS = ("corpus", "general", "normalisation", "layer_map", "seed", *NUMERICS)
+KEYS = ("corpus", "general", "normalisation", "layer_map", "initialise", "seed", *NUMERICS)
 
 
 def run(
@@ -36,6 +36,7 @@ def run(
     teacher: str,
     student: str,
     source: str,
+    initial: str | None = None,
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
@@ -45,6 +46,7 @@ def run(
 
     teacher  a pre-trained encoder, not fine-tuned: a directory or a Hub id
     student  a student of the catalogue, or an encoder to go on from
+    initial  whose weights a new student takes where the recipe says that it takes any; else the teacher's
     The output is the bare encoder, or where words are predicted a masked-LM; the trained map to the teacher's width lies
     under resume/ for stage two.
     """
@@ -54,13 +56,14 @@ def run(
         "teacher": places.identify(teacher, catalog),
         "student": places.identify(student, catalog),
         "corpus": corpus.identify(source),
+        **({"initial": places.identify(initial, catalog)} if initial else {}),
     }
     with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
         if work.done:
             return up_to_date(NAME, out)
-        head, head_of_teacher = heads(recipe, catalog)
-        taught = models.load(teacher, head_of_teacher, where="base", new_head=head_of_teacher == "encoder")
-        pupil = places.encoder(student, catalog, seed=recipe.seed, teacher=taught, where="student", head=head)
+        _, head = heads(recipe, catalog)
+        taught = models.load(teacher, head, where="base", new_head=head == "encoder")
+        pupil = make_pupil(recipe, catalog, taught, student, initial, talk)
         objective = make_objective(recipe, catalog, Teacher(taught), taught, pupil)
         models.check_length(recipe.corpus.max_length, pupil.model.config, where="corpus.max_length")
         models.check_length(recipe.corpus.max_length, taught.model.config, where="corpus.max_length")
@@ -79,11 +82,21 @@ def run(
             stage=NAME,
             recipe=recipe.keys(*KEYS),
             metrics=metrics | {"parameters": models.parameters(pupil.model)},
-            inputs={"teacher": identity["teacher"], "student": identity["student"], "corpus": identity["corpus"]},
-            sources={"teacher": teacher, "student": student, "corpus": source},
+            inputs={name: value for name, value in identity.items() if name not in ("recipe", "own_files")},
+            sources={"teacher": teacher, "student": student, "corpus": source, **({"initial": initial} if initial else {})},
             data={"corpus": source, "blocks": len(blocks), "heldout_blocks": len(held)},
             seeds=[recipe.seed],
         )
+
+
+def make_pupil(
+    recipe: Recipe, catalog: Catalog, taught: Loaded, student: str, initial: str | None = None, talk: Talk = SILENT
+) -> Loaded:
+    """The student at its start: a checkpoint, or a new one as `initialise` says."""
+    said, new = recipe.initialise, places.is_description(student, catalog)
+    start = initialising.start(said.by, said.layers, taught, initial, talk=talk) if new else None
+    head, _ = heads(recipe, catalog)
+    return places.encoder(student, catalog, seed=recipe.seed, teacher=taught, where="student", start=start, head=head)
 
 
 def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: Loaded, pupil: Loaded) -> Objective:

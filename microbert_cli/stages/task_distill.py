@@ -17,6 +17,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.course import Course
 from microbert_cli.encoding import Encoded
 from microbert_cli.importance import importance
+from microbert_cli.initialising import Start, start
 from microbert_cli.layer_map import layer_map
 from microbert_cli.lesson import Lesson
 from microbert_cli.mixture import Mixture
@@ -39,7 +40,8 @@ NAME = "task-distill"
 ASKED = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
 IMPORTANCE_BATCH = 32
 KEYS = (
-    "task", "data", "teacher", "phases", "normalisation", "layer_map", "moe", "cache", "seed", "seeds", *NUMERICS, *OF_SEVERAL,
+    "task", "data", "teacher", "phases", "normalisation", "layer_map", "initialise", "moe", "cache", "seed", "seeds",
+    *NUMERICS, *OF_SEVERAL,
 )  # fmt: skip
 Teachers = str | Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -52,6 +54,7 @@ def run(
     teacher: Teachers,
     student: str,
     augmented: str | Mapping[str, str] | None = None,
+    initial: str | None = None,
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
@@ -62,11 +65,13 @@ def run(
     teacher    a classifier fine-tuned on the task, or several to be asked together; of several tasks those of each by its name
     student    the output of general-distill, any encoder, or a student of the catalogue (random weights)
     augmented  a directory made by `augment`, of several tasks one by name; without it the original training set is used
+    initial    whose weights a new student takes where the recipe says that it takes any; else the teacher's
     """
     data = open_tasks(recipe, catalog, splits=("train", "dev"), augmented=augmented, talk=talk)
     used = dict(each_place("teacher", teacher)) | {"student": student}
     if len(used) == 1 and recipe.base is not None:
         used["base"] = recipe.base  # nobody teaches: a new student's tokens are those of the base model
+    used |= {"initial": initial} if initial else {}
     inputs = {name: places.identify(place, catalog) for name, place in used.items()}
     identity = {
         "recipe": recipe.identity(*KEYS),
@@ -77,7 +82,7 @@ def run(
     with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
         if work.done:
             return up_to_date(NAME, out)
-        distiller = Distiller(recipe, catalog, data, teacher, student, inputs, talk)
+        distiller = Distiller(recipe, catalog, data, teacher, student, inputs, talk, initial)
         distiller.teacher_log = work.path / ASKED
         course, seeds = distiller.course, recipe.seeds or [recipe.seed]
         taught = course.examine()
@@ -107,7 +112,7 @@ class Distiller:
 
     def __init__(
         self, recipe: Recipe, catalog: Catalog, data: Sequence[TaskRows], teacher: Teachers, student: str,
-        identities: Mapping[str, Any], talk: Talk,
+        identities: Mapping[str, Any], talk: Talk, initial: str | None = None,
     ):  # fmt: skip
         self.recipe, self.catalog, self.talk = recipe, catalog, talk
         self.student = student
@@ -123,6 +128,7 @@ class Distiller:
             self.terms = {name: without_teacher(terms) for name, terms in self.terms.items()}
         self.map_layers: list[int] = [0]
         self._important: Mapping[int, Tensor] | None = None
+        self._start = self._beginning(initial)
         if recipe.moe.side in ("teacher", "both"):
             for one in self.course.instructors:
                 check_expert_teacher(one.source, side=recipe.moe.side, experts=recipe.moe.experts)
@@ -163,10 +169,18 @@ class Distiller:
         taught = next(iter(self.course.instructors), None)
         tasks = [lesson.data.task for lesson in self.course.lessons]
         like = {"tokenizer": taught.source, "like": taught.loaded.model.config} if taught else {"tokenizer": self.recipe.base}
+        made: dict[str, Any] = {"seed": seed, "where": "student", "start": self._start, **like}
         if self.course.several or self._routes:
-            loaded = places.several_heads(self.student, self.catalog, tasks=tasks, seed=seed, where="student", **like)
+            loaded = places.several_heads(self.student, self.catalog, tasks=tasks, **made)
             return self._with_experts(loaded, seed) if self._routes else loaded
-        return places.classifier(self.student, self.catalog, task=tasks[0], seed=seed, where="student", **like)
+        return places.classifier(self.student, self.catalog, task=tasks[0], **made)
+
+    def _beginning(self, initial: str | None) -> Start | None:
+        """What a new student takes of the first teacher, or of the model `initial`."""
+        said, taught = self.recipe.initialise, next(iter(self.course.instructors), None)
+        if taught is None or self.recipe.init == "random" or not places.is_description(self.student, self.catalog):
+            return None
+        return start(said.by, said.layers, taught.loaded, initial, labels=taught.teacher.columns, talk=self.talk)
 
     @property
     def _routes(self) -> bool:
