@@ -22,7 +22,9 @@ BUILT_IN = {
     ],
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
-        "glue-mt-dnn", "microbert-quickstart", "microbert-sst2", "microbert-tasks", "own-data", "quickstart", "sst2-tinybert",
+        "distilbert-quickstart", "distilbert-sst2", "glue-mt-dnn", "kd-quickstart", "kd-sst2", "microbert-quickstart",
+        "microbert-sst2", "microbert-tasks", "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
+        "pkd-sst2", "quickstart", "sst2-tinybert",
     ],
     "augmenters": ["masked_lm", "word_vectors"],
     "machines": ["a100", "h100", "h200", "l4"],

@@ -8,7 +8,7 @@ import torch
 from tiny_models import tiny_bert
 from transformers import AutoConfig, AutoModel
 
-from microbert_cli import models
+from microbert_cli import api, models
 from microbert_cli import places as places_module
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
@@ -21,7 +21,7 @@ from microbert_cli.losses.token_soft_target import token_soft_target
 from microbert_cli.masking import chances, mask_batch
 from microbert_cli.objective import Objective
 from microbert_cli.resolve import resolve
-from microbert_cli.stages.general_distill import heads, terms_of
+from microbert_cli.stages.general_distill import heads, make_pupil, terms_of
 from microbert_cli.teacher import Teacher
 from microbert_cli.terms import check_depth, make_terms
 
@@ -327,3 +327,28 @@ def test_what_hides_no_words_is_what_it_was():
     assert plain["pretrain"]["masked"] == 0.15
     said = resolve(catalog=CATALOG, flags={"method": "distilbert"}).recipe.identity("general")
     assert (said["general"]["masked"], said["general"]["smoothing"]) == (0.15, 0.7)
+
+
+def test_stage_one_of_distilbert(tmp_path, monkeypatch):
+    """It begins as layers and head of a BERT, and ends as transformers' own masked-LM, from which a classifier is made."""
+    monkeypatch.setenv("MBERT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("\n\n".join(["the film was good .\nit was not long ."] * 30), encoding="utf-8")
+    initialise = {"by": "teacher-layers", "layers": [0, 2, 5]}
+    tiny_bert(tmp_path / "teacher", layers=6, hidden=16, intermediate=64, kind="masked-lm", seed=1)
+    flags = {"method": "distilbert", "initialise": initialise}
+    taught = models.load(tmp_path / "teacher", "masked-lm", where="teacher")
+    pupil = make_pupil(resolve(catalog=CATALOG, flags=flags).recipe, CATALOG, taught, "distilbert-3x16").model
+    theirs = taught.model.cls.predictions
+    assert torch.equal(pupil.vocab_transform.weight, theirs.transform.dense.weight)
+    assert torch.equal(pupil.vocab_projector.bias, theirs.bias)
+    third = taught.model.bert.encoder.layer[5]
+    assert torch.equal(pupil.distilbert.transformer.layer[2].ffn.lin1.weight, third.intermediate.dense.weight)
+    result = api.general_distill(
+        teacher=str(tmp_path / "teacher"), student="distilbert-3x16", corpus=str(tmp_path / "text.txt"), out=tmp_path / "out",
+        corpus__max_length=16, general__steps=3, general__batch_size=4, method="distilbert", initialise=initialise,
+    )  # fmt: skip
+    held = result.metrics["heldout"]
+    assert held["loss"] == pytest.approx(5 * held["token_soft_target"] + 2 * held["masked_lm"] + held["cosine"], rel=1e-5)
+    assert models.load(result.out, "masked-lm", where="out").model.config.architectures == ["DistilBertForMaskedLM"]
+    classifier = models.load(result.out, "classifier", where="out", new_head=True, num_labels=2)
+    assert classifier.head_is_new and classifier.model.config.model_type == "distilbert"
