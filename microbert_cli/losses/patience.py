@@ -23,6 +23,7 @@ from microbert_cli.reduce import mean_over_rows, squared_error
 needs = {"hidden"}
 over = "inner"
 projects = "hidden"
+requires: set[str] = set()  # of the first token alone: the others may differ
 
 
 def patience(

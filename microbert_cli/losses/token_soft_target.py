@@ -27,6 +27,7 @@ from microbert_cli.reduce import denominator
 
 AT_ONCE = 512  # positions
 over = "top"
+requires = {"tokens"}  # and one vocabulary
 
 Head = Callable[[Tensor], Tensor]
 
