@@ -5,9 +5,10 @@ that runs SDPA for layers nobody asked about, and the explicit product for the o
 was BEFORE mask and softmax (`output_attentions` gives probabilities after dropout, and nothing at all under SDPA).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Want:
 
     logits: bool = False
     token_logits: bool = False
+    token_head: bool = False
     hidden: frozenset[int] = frozenset()
     scores: frozenset[int] = frozenset()
     routing: bool = False
@@ -37,11 +39,13 @@ class Want:
 class Seen:
     """What a model showed: logits [B, C], token_logits [P, V], hidden {layer: [B, T, d]}, scores {layer: [B, A, T, T]}.
 
+    token_head  the masked-LM head by itself: top vectors [P, d] -> logits [P, V], for those who cannot hold all at once
     routing  of a mixture of experts: (share of tokens, mean gate) of every expert, both [layers, E]
     """
 
     logits: Tensor | None = None
     token_logits: Tensor | None = None
+    token_head: Callable[[Tensor], Tensor] | None = None
     hidden: dict[int, Tensor] = field(default_factory=dict)
     scores: dict[int, Tensor] = field(default_factory=dict)
     routing: tuple[Tensor, Tensor] | None = None
@@ -83,6 +87,8 @@ def look(model: Any, batch: Mapping[str, Tensor], want: Want) -> Seen:
         seen.routing = output.routing
     if want.logits:
         seen.logits = output.logits
+    if want.token_head:
+        seen.token_head = partial(_vocabulary_logits, model)
     if want.token_logits:
         chosen_Pd = output.last_hidden_state.flatten(0, 1)[batch["token_positions"]]
         seen.token_logits = _vocabulary_logits(model, chosen_Pd)

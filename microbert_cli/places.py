@@ -87,13 +87,15 @@ def several_heads(
     return replace(dense, model=model)
 
 
-def encoder(name: str, catalog: Catalog, *, seed: int, teacher: Loaded, where: str, start: Start | None = None) -> Loaded:
-    """A bare encoder: a checkpoint to go on from, or a new student with the teacher's vocabulary."""
+def encoder(
+    name: str, catalog: Catalog, *, seed: int, teacher: Loaded, where: str, start: Start | None = None, head: str = "encoder"
+) -> Loaded:
+    """A bare encoder, or a "masked-lm": a checkpoint to go on from, or a new student with the teacher's vocabulary."""
     if not is_description(name, catalog):
-        return models.load(name, "encoder", where=where, new_head=True, seed=seed)
+        return models.load(name, head, where=where, new_head=True, seed=seed)
     description, tokens = describe(name, catalog), teacher.tokenizer
     like = teacher.model.config
-    model = models.build(description, kind="encoder", tokenizer=tokens, seed=seed, like=like, where=where)
+    model = models.build(description, kind=head, tokenizer=tokens, seed=seed, like=like, where=where)
     return Loaded(model, tokens, name, [], start(model) if start else None)
 
 

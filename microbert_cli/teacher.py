@@ -90,6 +90,7 @@ def _joined(pieces: list[Seen]) -> Seen:
         logits=None if first.logits is None else torch.cat([one.logits for one in pieces if one.logits is not None]),
         hidden={layer: torch.cat([one.hidden[layer] for one in pieces]) for layer in first.hidden},
         scores={layer: torch.cat([one.scores[layer] for one in pieces]) for layer in first.scores},
+        token_head=first.token_head,
     )
 
 

@@ -12,6 +12,8 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest
 
 SHOWN = frozenset({"hidden", "scores", "mask"})
+MAPPED = frozenset({"layers", "inner", "top"})  # what a loss is `over` that compares a student's layers with mapped ones
+WORDED = frozenset({"token_logits", "token_labels", "token_head"})  # of a masked-LM
 ANSWERED = SHOWN | {"logits", "labels", "augmented"}
 
 
@@ -85,11 +87,13 @@ def want_of(terms: Sequence[LossTerm], layers: Sequence[int]) -> Want:
     """What the terms ask of a model: `layers` are its mapped ones, its embedding output first."""
     over = {term.over for term in terms if "hidden" in term.needs}
     hidden = set(layers[1:]) if "layers" in over else set()
+    hidden |= set(layers[1:-1]) if "inner" in over else set()
     hidden |= {layers[0]} if "embedding" in over else set()
     hidden |= {layers[-1]} if "top" in over else set()
     return Want(
         logits=any("logits" in term.needs for term in terms),
         token_logits=any("token_logits" in term.needs for term in terms),
+        token_head=any("token_head" in term.needs for term in terms),
         hidden=frozenset(hidden),
         scores=frozenset(layers[1:] if any("scores" in term.needs for term in terms) else ()),
         routing=any("routing" in term.needs for term in terms),
@@ -138,6 +142,19 @@ def _check_kind(function: Callable[..., Tensor], name: str, key: str, value: Any
     )
 
 
+def check_depth(terms: Mapping[str, LossTerm], student_layers: int) -> None:
+    """Raises M090 where a loss over inner layers meets a student that has none; `terms` by their keys in the recipe."""
+    inner = [key for key, term in terms.items() if term.over == "inner"]
+    if inner and student_layers < 2:
+        raise MbertError(
+            "M090",
+            f"this loss is about the layers below the last, and the student has {student_layers} in all",
+            where=inner[0],
+            allowed="A student of at least 2 layers.",
+            fix=f"Choose a deeper student (mbert list students), or leave it out: --set {inner[0]}=0",
+        )
+
+
 def _not_given(where: str, missing: list[str], given: frozenset[str]) -> MbertError:
     return MbertError(
         "M008",
@@ -153,6 +170,6 @@ def _no_loss(file: str, missing: str, name: str) -> MbertError:
         "M009",
         f'this file is no loss: it has no "{missing}"',
         where=file,
-        allowed=f"A function {name}(...) -> Tensor, needs = {{...}}, and over = one of embedding, layers, top, batch.",
+        allowed=f"A function {name}(...) -> Tensor, needs = {{...}}, and over = one of embedding, layers, inner, top, batch.",
         fix="Start from one: mbert copy losses soft_target",
     )

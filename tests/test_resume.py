@@ -160,7 +160,7 @@ def test_stage_one_of_every_method(method: str, fully: bool, tmp_path: Path, mon
 @pytest.mark.parametrize("method", METHODS)
 def test_stage_two_of_every_method(method: str, fully: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All phases, two seeds, a grid of learning rates where there is one, dropout, the cache of the teacher's answers."""
-    phases = of_method(method).phases
+    phases = of_method(method).run_phases
     shorter = {key: value for name in phases for key, value in table(f"phases__{name}", evaluations=2).items()}
 
     def make(out: Path, talk: Talk) -> StageResult:

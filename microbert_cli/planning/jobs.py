@@ -30,7 +30,7 @@ class Job:
     config    of the model that works; head: classifier, masked-lm or encoder, and whether `logits` are read from it
     losses    {name: (weight, parameters)}; layers: g(0)..g(M); teacher: the configuration whose answers are compared
     want      what a teacher that is asked shows
-    predicted share of a batch's tokens that a masked-LM predicts
+    predicted share of a batch's tokens that a masked-LM predicts; heads: how often its head runs over all tokens beside that
     """
 
     kind: str
@@ -43,6 +43,7 @@ class Job:
     teacher: Any = None
     want: Want = Want()
     predicted: float = 0.0
+    heads: float = 0.0
     normalisation: str = "masked"
     optimizer: str = "adamw"
     accumulate: int = 1
@@ -55,7 +56,7 @@ class Job:
             tokens=load.tokens,
             squares=load.squares,
             head=self.head if self.logits else "encoder",
-            predicted=self.predicted * load.useful,
+            predicted=(self.predicted + self.heads) * load.useful,
             first_token=self.only_logits,
         )
         return None if forward is None else PASSES[self.kind] * forward

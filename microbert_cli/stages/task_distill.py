@@ -33,7 +33,7 @@ from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.task_results import experts_of, results, save_bests
 from microbert_cli.task_rows import TaskRows, facts_of, fingerprints_of, open_tasks
 from microbert_cli.teacher import check_heads
-from microbert_cli.terms import ANSWERED, LossTerm, make_terms, without_teacher
+from microbert_cli.terms import ANSWERED, MAPPED, LossTerm, check_depth, make_terms, without_teacher
 from microbert_cli.tracking import SILENT, Log, Talk
 
 NAME = "task-distill"
@@ -244,7 +244,8 @@ class Distiller:
             theirs, ours = one.loaded.model.config, loaded.model.config
             for key in (key for key, term in terms.items() if "scores" in term.needs):
                 check_heads(theirs, ours, where=f"student {self.student}", key=key)
-            if any(term.over in ("layers", "top") for term in terms.values()):
+            check_depth(terms, ours.num_hidden_layers)
+            if any(term.over in MAPPED for term in terms.values()):
                 self.map_layers = layer_map(
                     self.recipe.layer_map, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers
                 )
