@@ -65,6 +65,9 @@ class Start:
         theirs, ours = self.source.model.config, model.config
         if not any(theirs.model_type in family and ours.model_type in family for family in FAMILIES):
             raise _other_family(theirs.model_type, ours.model_type)
+        for config in (theirs, ours):
+            if getattr(config, "embedding_size", config.hidden_size) != config.hidden_size:
+                raise _other_family(f"{config.model_type} with embeddings of {config.embedding_size}", ours.model_type)
         check_shapes(theirs, ours, self.by)
         back_Dd = self._embeddings(model) if self.by == "svd-embed" else self._layers(model)
         fits = ours.hidden_size < theirs.hidden_size == self.width

@@ -21,6 +21,7 @@ from microbert_cli.losses.soft_target import soft_target
 from microbert_cli.objective import Objective
 from microbert_cli.resolve import resolve
 from microbert_cli.students.routed_bert import RoutedBertConfig, RoutedBertForSequenceClassification
+from microbert_cli.teacher import Teacher
 from microbert_cli.terms import make_terms
 
 FILM = {"film": TASKS["film"]}
@@ -57,9 +58,9 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(dense):
         dense, tasks=FILM, moe_layers=(1, 2, 3, 4), experts=1, neurons=neurons, routing="hash", norm="expert",
         heads={"film": dense.model.classifier},
     ).eval()  # fmt: skip
-    teacher = dense.model.eval()
+    teacher = Teacher(dense)
     objective = Objective(
-        terms({"embedding", "hidden_states", "soft_target"}), made, ask_teacher=lambda batch, want: look(teacher, batch, want),
+        terms({"embedding", "hidden_states", "soft_target"}), made, ask_teacher=teacher.ask,
         map_layers=range(5), student_width=16, teacher_width=16,
     )  # fmt: skip
     batch = {**rows(), "task": torch.zeros(3, dtype=torch.long)}
@@ -67,7 +68,9 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(dense):
     _, total, parts = next(objective.losses({name: value for name, value in batch.items() if name != "token_type_ids"}))
     assert total.item() == pytest.approx(0, abs=1e-9) and set(parts) == {"embedding", "hidden_states", "soft_target"}
     made.bert.expert_layers[2].experts[0].down.bias.data[0] += 1
-    assert objective(batch).item() > 0.01
+    objective(batch).backward()
+    assert objective(batch).item() > 0.01 and all(parameter.grad is None for parameter in teacher.model.parameters())
+    assert all(parameter.grad is not None for parameter in made.parameters())
 
 
 def test_an_expert_of_its_own_norm_by_hand():
@@ -164,6 +167,7 @@ def test_a_pass_costs_what_a_token_meets(routing, gate):
 def test_importance_of_frozen_weights_and_of_other_columns(dense):
     """A frozen teacher's is that of the free model; with permuted outputs it is that of permuted labels."""
     batch = {**rows(), "labels": torch.tensor([0, 1, 1])}
+    dense.model.requires_grad_(True)
     free = importance(dense.model, [batch], [1, 3])
     dense.model.requires_grad_(False)
     frozen = importance(dense.model, [batch], [1, 3])
