@@ -14,7 +14,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 Normalisation = Literal["masked", "reference"]
-LayerMap = Literal["uniform", "first", "last"] | list[int]
+LayerMap = Literal["uniform", "first", "last", "top"] | Annotated[int, Field(gt=0, strict=True)] | list[int]
 
 SHORTHAND = {
     "data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size", "sampling": "by",

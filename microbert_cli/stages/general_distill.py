@@ -12,13 +12,14 @@ from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.catalog import Catalog
 from microbert_cli.layer_map import layer_map
 from microbert_cli.loop import train
+from microbert_cli.matching import check_pair, one_cut
 from microbert_cli.models import Loaded
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.output import working
 from microbert_cli.phases import make_plan
 from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
-from microbert_cli.teacher import Teacher, check_heads
+from microbert_cli.teacher import Teacher
 from microbert_cli.terms import SHOWN, make_terms
 from microbert_cli.tracking import SILENT, Talk
 
@@ -83,13 +84,12 @@ def run(
 
 
 def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: Loaded, pupil: Loaded) -> Objective:
-    """The general stage's losses over the layer map; checks vocabulary, heads and depths before anything is trained."""
-    models.same_vocabulary(taught.tokenizer, pupil.tokenizer, where="student")
+    """The general stage's losses over the layer map; checks that they can compare the two before anything is trained."""
     losses = {name: (term.weight, term.parameters) for name, term in recipe.general.losses.items()}
     terms = make_terms(losses, catalog, given=SHOWN | {"teacher"}, where="general.losses")
     theirs, ours = taught.model.config, pupil.model.config
-    if any("scores" in term.needs for term in terms):
-        check_heads(theirs, ours, where="student", key="general.losses.attention_scores")
+    check_pair({f"general.losses.{term.name}": term for term in terms}, taught, pupil, where="student")
+    one_cut(taught.tokenizer, pupil.tokenizer, where="student")
     how = numerics.choose(places.device(recipe.device), **recipe.numerics())
     torch.manual_seed(recipe.seed)
     objective = Objective(
