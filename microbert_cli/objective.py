@@ -153,7 +153,10 @@ class Objective(nn.Module):
             "teacher_logits": teacher.logits if "logits" in term.needs else None,
             "student_hidden": student.hidden[layer] if "hidden" in term.needs else None,
             "teacher_hidden": teacher.hidden[self._taught_by(layer)] if "hidden" in term.needs else None,
+            "student_qkv": student.qkv[layer] if "qkv" in term.needs else None,
+            "teacher_qkv": teacher.qkv[self._taught_by(layer)] if "qkv" in term.needs else None,
             "mask": batch.get("attention_mask"),
+            "teacher_mask": batch.get("attention_mask") if teacher.mask is None else teacher.mask,
             "labels": batch.get("labels"),
             "augmented": batch.get("augmented"),
             "task": batch.get("task"),
@@ -214,8 +217,9 @@ class Objective(nn.Module):
 def _no_rows(seen: Seen) -> Seen:
     """The same tensors without their rows: every sum over them is 0, and so is its gradient."""
     hidden, scores = ({layer: value[:0] for layer, value in shown.items()} for shown in (seen.hidden, seen.scores))
-    logits, token_logits = (None if value is None else value[:0] for value in (seen.logits, seen.token_logits))
-    return Seen(logits, token_logits, seen.token_head, hidden, scores, seen.routing)
+    qkv = {layer: (q[:0], k[:0], v[:0]) for layer, (q, k, v) in seen.qkv.items()}
+    logits, token_logits, mask = (None if value is None else value[:0] for value in (seen.logits, seen.token_logits, seen.mask))
+    return Seen(logits, token_logits, seen.token_head, hidden, scores, qkv, mask, seen.routing)
 
 
 def _nothing_to_learn() -> MbertError:

@@ -12,7 +12,7 @@ from pydantic import Field
 from microbert_cli.key_types import Count, Place, Positive, Seed, Share, Strict, Term
 
 Normalisation = Literal["masked", "reference"]
-LayerMap = Literal["uniform", "first", "last"] | list[int]
+LayerMap = Literal["uniform", "first", "last", "top"] | Annotated[int, Field(gt=0, strict=True)] | list[int]
 
 SHORTHAND = {
     "data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size", "sampling": "by",

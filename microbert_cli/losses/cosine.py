@@ -2,7 +2,7 @@
 
     L = mean over real tokens t of  1 - cos(s_t, h_t)        (0 .. 2)
 
-s_t the student's last hidden state [d], h_t the mapped teacher layer's [D]; with layer_map = "last" that is its last one, too.
+s_t the student's last hidden state [d], h_t the mapped teacher layer's [D]; with layer_map = "top" or "last" that is its last.
 A student of another width is mapped first, by the map that the hidden-state losses use. normalisation = "reference" averages
 over padding as well.
 

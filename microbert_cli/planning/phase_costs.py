@@ -44,7 +44,7 @@ def asked_once(costs: Costs, recipe: Recipe, name: str, spec: Phase, ask: Job, l
         return True
     asks = rows_asked(spec, lengths, recipe.seeds)
     shown = ask.want.hidden | ask.want.scores
-    if recipe.cache.teacher == "off" or recipe.teacher.dropout or asks <= len(lengths):
+    if recipe.cache.teacher == "off" or recipe.teacher.dropout or ask.want.qkv or asks <= len(lengths):
         return False
     if shown and recipe.normalisation == "reference":
         return False

@@ -14,13 +14,14 @@ from microbert_cli.errors import MbertError
 from microbert_cli.layer_map import layer_map
 from microbert_cli.loop import train
 from microbert_cli.masking import Masks
+from microbert_cli.matching import check_pair, one_cut
 from microbert_cli.models import Loaded
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.output import working
 from microbert_cli.phases import make_plan
 from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
-from microbert_cli.teacher import Teacher, check_heads
+from microbert_cli.teacher import Teacher
 from microbert_cli.terms import SHOWN, WORDED, LossTerm, check_depth, make_terms
 from microbert_cli.tracking import SILENT, Talk
 
@@ -100,13 +101,13 @@ def make_pupil(
 
 
 def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: Loaded, pupil: Loaded) -> Objective:
-    """The general stage's losses over the layer map; checks vocabulary, heads and depths before anything is trained."""
-    models.same_vocabulary(taught.tokenizer, pupil.tokenizer, where="student")
+    """The general stage's losses over the layer map; checks that they can compare the two before anything is trained."""
     terms = terms_of(recipe, catalog)
+    named = {f"general.losses.{term.name}": term for term in terms}
     theirs, ours = taught.model.config, pupil.model.config
-    check_depth({f"general.losses.{term.name}": term for term in terms}, ours.num_hidden_layers)
-    if any("scores" in term.needs for term in terms):
-        check_heads(theirs, ours, where="student", key="general.losses.attention_scores")
+    check_pair(named, taught, pupil, where="student")
+    one_cut(taught.tokenizer, pupil.tokenizer, where="student")
+    check_depth(named, ours.num_hidden_layers)
     how = numerics.choose(places.device(recipe.device), **recipe.numerics())
     torch.manual_seed(recipe.seed)
     objective = Objective(
