@@ -14,7 +14,8 @@ EXPERT_TEACHER = "expert-teacher"
 
 
 def check_experts(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
-    """What is wrong with them: M073 more experts for each than there are, M074 a student with as many as its teacher."""
+    """What is wrong with them: M073 more experts for each than there are, M074 a student with as many as its teacher,
+    M048 keys that exclude each other."""
     moe = values.get("moe", {})
     if not isinstance(moe, Mapping):
         return
@@ -23,6 +24,7 @@ def check_experts(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iter
         return
     if said["top_k"] > said["experts"]:
         yield _too_many(said["top_k"], said["experts"], f"{_origin('top_k', origins)}, moe.top_k")
+    yield from _exclusive(said, origins)
     if said["side"] == "both" and said["experts"] >= said["teacher_experts"]:
         yield not_fewer(said["experts"], said["teacher_experts"], f"{_origin('experts', origins)}, moe.experts")
 
@@ -33,6 +35,7 @@ def of_teacher(recipe: Recipe) -> dict[str, Any]:
     student = {
         "side": "student", "layers": moe.teacher_layers, "experts": moe.teacher_experts, "expert_width": moe.teacher_width,
         "shared": moe.teacher_shared, "init": "importance", "routing": "task", "top_k": 1, "balance": 0.0,
+        "norm": "layer", "gate": "share",
     }  # fmt: skip
     repair = moe.repair.model_dump()
     phases = {name: {"leave_out": True} for name in recipe.phases} | {"repair": repair}
@@ -48,6 +51,33 @@ def not_fewer(student: int, teacher: int, where: str) -> MbertError:
         where=where,
         allowed=f"moe.experts from 1 to {teacher - 1}." if teacher > 1 else "An expert teacher of two experts or more.",
         fix=f"--set moe.experts={max(1, teacher // 2)}, or --set moe.teacher_experts={2 * student}",
+    )
+
+
+def _exclusive(said: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
+    """What extraction to a plain BERT rests on, and what a table of tokens or an expert with a LayerNorm leaves no room for."""
+    by_task = said["routing"] == "task"
+    clashes = {
+        "norm": (said["norm"] == "expert" and by_task, "routing by task keeps the layer's LayerNorm"),
+        "gate": (said["gate"] == "probability" and by_task, "routing by task has gates of 1"),
+        "top_k": (
+            said["top_k"] > 1 and (said["routing"] == "hash" or said["norm"] == "expert"),
+            "a table of tokens, and experts with a LayerNorm each, know one expert for each token",
+        ),
+    }
+    for key, (wrong, why) in clashes.items():
+        if wrong:
+            yield _clash(key, said, why, f"{_origin(key, origins)}, moe.{key}")
+
+
+def _clash(key: str, said: Mapping[str, Any], why: str, where: str) -> MbertError:
+    default = Moe.model_fields[key].default
+    return MbertError(
+        "M048",
+        f"moe.{key} = {said[key]!r} does not go with routing = {said['routing']!r}, norm = {said['norm']!r}: {why}",
+        where=where,
+        allowed="norm = expert and gate = probability with routing by token or sentence (norm also by hash), top_k = 1 there.",
+        fix=f"--set moe.{key}={default}",
     )
 
 

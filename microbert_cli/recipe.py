@@ -7,52 +7,22 @@ A table that has one main key may be written as that key's value: `corpus = "pyt
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
+from microbert_cli.key_types import Count, Place, Positive, Seed, Share, Strict, Term
+
 Normalisation = Literal["masked", "reference"]
-LayerMap = Literal["uniform", "first", "last"] | list[int]
+LayerMap = Literal["uniform", "first", "last", "top"] | Annotated[int, Field(gt=0, strict=True)] | list[int]
 
 SHORTHAND = {
     "data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size", "sampling": "by",
+    "initialise": "by",
 }  # fmt: skip
 FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases
 NUMERICS = ("precision", "tf32", "compile")
 STAGES = (
     "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "task-distill", "evaluate", "export", "report",
 )  # fmt: skip
-
-
-LONGEST_NAME, LONGEST_PATH = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME
-
-
-def _possible(place: str) -> str:
-    if len(place.encode()) > LONGEST_PATH or max(len(name.encode()) for name in place.split("/")) > LONGEST_NAME:
-        raise ValueError(f"a name of a file has at most {LONGEST_NAME} bytes, a path {LONGEST_PATH}")
-    return place
-
-
-Place = Annotated[str, AfterValidator(_possible)]  # what is looked for among files, and perhaps elsewhere
-
-
-class Strict(BaseModel):
-    """A table whose keys are all known and whose values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-
-class Term(BaseModel):
-    """One loss of a sum: its weight, and the loss's own keyword parameters beside it."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-    weight: float = 1.0
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class Training(Strict):
@@ -68,7 +38,7 @@ class Training(Strict):
     batch_size: Count = 32
     batch_tokens: Count | None = None
     learning_rate: Positive = 5e-5
-    optimizer: Literal["adamw", "bertadam", "adamax"] = "adamw"
+    optimizer: Literal["adamw", "adamw-distilbert", "bertadam", "adamax"] = "adamw"
     schedule: Literal["constant", "linear"] = "linear"
     warmup: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -145,13 +115,16 @@ class Moe(Strict):
 
     layers, experts, expert_width, shared   of the student; `shared` and a narrower width go with init = "importance"
     teacher_*, repair                       of the expert teacher: as MoEBERT makes it, then trained to answer as before
+    norm    whose residual and LayerNorm: the layer's, or each expert's own;  gate  of one chosen expert: 1 ("share"), or p
     """
 
     side: Literal["none", "student", "teacher", "both"] = "none"
     layers: Literal["every-second", "all"] | list[Count] = "every-second"
     experts: Count = 4
     expert_width: Count | None = None
-    routing: Literal["task", "token"] = "task"
+    routing: Literal["task", "token", "sentence", "hash"] = "task"
+    norm: Literal["layer", "expert"] = "layer"
+    gate: Literal["share", "probability"] = "share"
     top_k: Count = 1
     balance: Annotated[float, Field(ge=0)] = 0.01
     init: Literal["copy", "importance"] = "copy"
@@ -162,6 +135,18 @@ class Moe(Strict):
     teacher_width: Count | None = None
     teacher_shared: Annotated[int, Field(ge=0)] | None = None
     repair: Repair = Repair()
+
+
+class Initialise(Strict):
+    """What the weights of a new student begin as; see `initialising.py`. A checkpoint stays what it is.
+
+    layers  which of the teacher's: a rule of `layer_map`, or one number for each of the student's, from 0 as published lists
+    model   whose weights: a model, or "base" for the pre-trained one where there is one; else the stage's teacher
+    """
+
+    by: Literal["random", "teacher-layers", "teacher-slice", "svd-embed"] = "random"
+    layers: LayerMap = "uniform"
+    model: Place | None = None
 
 
 class Cache(Strict):
@@ -206,8 +191,16 @@ class Pretrain(Training):
 
     model: Place | None = None
     masked: Share = 0.15
+    smoothing: Annotated[float, Field(ge=0)] = 0.0
     learning_rate: Positive = 1e-4
     epochs: Positive = 1.0
+
+
+class General(Phase):
+    """Stage one. A share `masked` of the words is hidden from both models, rare ones oftener by `smoothing` (masking.py)."""
+
+    masked: Share = 0.0
+    smoothing: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Finetune(Training):
@@ -258,6 +251,8 @@ class Recipe(Strict):
     """The whole run. Method files are recipes too: they fill `layer_map`, `general` and `phases`.
 
     precision, tf32, compile   how training computes its forward passes; see `numerics.py`
+    init   the student of stage two: a checkpoint; auto = the general one of this run, else a new one; new = as `initialise`
+           says; random = new, whatever that says; teacher = begins as the fine-tuned teacher itself
     """
 
     title: str = ""
@@ -276,6 +271,7 @@ class Recipe(Strict):
     compile: bool = False
     stages: list[str] = []
     init: Place = "auto"
+    initialise: Initialise = Initialise()
     augmented: Place | Literal[False] | None = None
     normalisation: Normalisation = "masked"
     layer_map: LayerMap = "uniform"
@@ -290,7 +286,7 @@ class Recipe(Strict):
     vectors: Vectors = Vectors()
     pretrain: Pretrain = Pretrain()
     finetune: Finetune = Finetune()
-    general: Phase = Phase()
+    general: General = General()
     phases: dict[str, Phase] = {}
     augment: Augment = Augment()
     evaluate: Evaluate = Evaluate()
@@ -315,6 +311,7 @@ class Recipe(Strict):
     def identity(self, *names: str) -> dict[str, Any]:
         """The named parts without where things lie: data and models enter an identity by their content."""
         silent = {*(() if self.tasks else OF_SEVERAL), *(("moe",) if self.moe.side == "none" else ())}
+        silent |= {"initialise"} if self.initialise.by == "random" else set()
         counting = (name for name in names if name not in silent)
         return {name: _without_places(name, value) for name, value in self.keys(*counting).items()}
 
@@ -326,6 +323,7 @@ PLACES = {
     "corpus": ("source",),
     "vectors": ("source",),
     "teacher": ("model", "models"),
+    "initialise": ("model",),
     "pretrain": ("model", *CADENCE),
     "finetune": ("model", *CADENCE),
     "general": CADENCE,
@@ -340,4 +338,5 @@ def _without_places(name: str, value: Any) -> Any:
         return {phase: {key: inner for key, inner in numbers.items() if key not in CADENCE} for phase, numbers in value.items()}
     if name == "teachers":
         return sorted(value)
-    return {key: inner for key, inner in value.items() if key not in PLACES[name]} if name in PLACES else value
+    nought = {key for key in ("masked", "smoothing") if name in ("general", "pretrain") and not value[key]}
+    return {key: v for key, v in value.items() if key not in {*PLACES[name], *nought}} if name in PLACES else value

@@ -163,11 +163,12 @@ def _finetune(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
 
 
 def _general(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
-    teacher = recipe.base or made.of("pretrain")
+    teacher = made.resolve(recipe.base) or made.of("pretrain")
     return {
         "teacher": _needed(teacher, "base", "the pre-trained teacher of stage one", "--teacher google-bert/bert-base-uncased"),
         "student": _needed(recipe.student, "student", "a student of the catalogue", "--student tinybert-4l-312"),
         "source": _corpus(recipe),
+        **_initial(recipe, made),
     }
 
 
@@ -191,6 +192,7 @@ def _task_distill(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, An
         "teacher": _teachers(recipe, made),
         "student": _student(recipe, made, catalog),
         "augmented": _augmented(recipe, made),
+        **_initial(recipe, made),
     }
 
 
@@ -252,14 +254,38 @@ def _teachers(recipe: Recipe, made: _Made) -> str | list[str] | dict[str, list[s
 
 
 def _student(recipe: Recipe, made: _Made, catalog: Catalog) -> str:
-    """`init` random: the description; else the general checkpoint of this run, unless `student` names a checkpoint."""
+    """`init` random, new: the description; teacher: that; a checkpoint: that; else the general checkpoint of this run, unless
+    `student` names a checkpoint."""
     known = recipe.student is not None and not Path(recipe.student).is_dir()
     described = known and not list(catalog.check("students", str(recipe.student), ""))
-    if recipe.init not in ("auto", "random"):
+    if recipe.init == "teacher":
+        return _as_the_teacher(_teachers(recipe, made))
+    if recipe.init not in ("auto", "random", "new"):
         return str(made.resolve(recipe.init))
     general = made.of("general-distill") if recipe.init == "auto" else None
     student = general if general and (described or recipe.student is None) else made.resolve(recipe.student)
     return _needed(student, "student", "a checkpoint, or a student of the catalogue", "--student DIR")
+
+
+def _as_the_teacher(teachers: str | list[str] | dict[str, list[str]]) -> str:
+    if isinstance(teachers, str):
+        return teachers
+    raise MbertError(
+        "M043",
+        f"the student is to begin as its teacher, and there are {len(teachers)} of them",
+        where="init",
+        allowed="One task and one teacher; or a student of its own.",
+        fix="--set init=auto --student tinybert-4l-312",
+    )
+
+
+def _initial(recipe: Recipe, made: _Made) -> dict[str, Any]:
+    """Whose weights a new student takes, where that is not said to be the stage's own teacher."""
+    said = recipe.initialise
+    if said.by == "random" or said.model is None:
+        return {}
+    place = recipe.base or made.of("pretrain") if said.model == "base" else made.resolve(said.model)
+    return {"initial": place} if place else {}
 
 
 def _augmented(recipe: Recipe, made: _Made) -> str | dict[str, str] | None:

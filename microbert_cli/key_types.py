@@ -1,0 +1,38 @@
+"""What values of a recipe may be: numbers within bounds, names that can be files, tables whose keys are all known."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
+
+LONGEST_NAME, LONGEST_PATH = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME
+
+
+def _possible(place: str) -> str:
+    if len(place.encode()) > LONGEST_PATH or max(len(name.encode()) for name in place.split("/")) > LONGEST_NAME:
+        raise ValueError(f"a name of a file has at most {LONGEST_NAME} bytes, a path {LONGEST_PATH}")
+    return place
+
+
+Place = Annotated[str, AfterValidator(_possible)]  # what is looked for among files, and perhaps elsewhere
+
+
+class Strict(BaseModel):
+    """A table whose keys are all known and whose values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class Term(BaseModel):
+    """One loss of a sum: its weight, and the loss's own keyword parameters beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    weight: float = 1.0
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
