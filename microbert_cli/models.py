@@ -218,7 +218,7 @@ def build(
     fields = {key: value for key, value in student.items() if key not in ("title", "model_type")}
     fields |= {"vocab_size": _rows_needed(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if like is not None and "max_position_embeddings" not in student:
-        wasted = tokenizer.pad_token_id + 1 if student["model_type"] in COUNT_FROM_PADDING else 0
+        wasted = tokenizer.pad_token_id + 1 if student.get("model_type") in COUNT_FROM_PADDING else 0
         fields["max_position_embeddings"] = (positions_of(like) or MAX_LENGTH) + wasted
     try:
         fields["num_attention_heads"] = _heads(fields, like)
