@@ -102,10 +102,7 @@ def test_each_layer(reference, stage, loss):
     )
     name = {"att": "attention_scores", "rep": "hidden_states"}[loss]
     term = next(term for term in objective.terms if term.name == name)
-    values = [
-        term.function(**objective._positional(term, student, teacher, batch, m), normalisation="reference").item()
-        for m in (1, 2)
-    ]
+    values = [objective._call(term.function, term, student, teacher, batch, m).item() for m in (1, 2)]
     expected = reference[1][stage][f"{loss}_per_layer"]
     assert values == pytest.approx(expected[-2:], **CLOSE)
 
