@@ -8,6 +8,7 @@ from torch import nn
 
 # Encoders of the plain shape: d -> d attention, d -> F -> d feed-forward, a d -> d -> C head on the first token.
 PLAIN = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
+ROUTED = "mbert-routed-bert"
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,19 @@ def batch_flops(
     first_token  the top layer computes that token alone (capture.py): it takes 4 S d^2 + 4 S d + R (4 d^2 + 4 d F)
 
     R rows; S = sum of their padded lengths; Q = sum of the squares of these; P predicted positions, V vocabulary.
+    In a mixture of experts F is what a token meets, and a gate that reads tokens or rows adds its own product.
     Returns None for architectures of another shape.
     """
-    if config.model_type not in PLAIN:
+    if config.model_type not in (*PLAIN, ROUTED):
         return None
     d, L = config.hidden_size, config.num_hidden_layers
     F = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
     e = getattr(config, "embedding_size", d)
     body = L * (8 * tokens * d * d + 4 * squares * d + 4 * tokens * d * F)
+    if experts := len(getattr(config, "moe_layers", ())):
+        narrower = F - config.top_k * (config.expert_width or F)
+        gated = {"token": tokens, "sentence": rows}.get(config.routing, 0)
+        body += experts * (2 * gated * d * config.experts - 4 * tokens * d * narrower)
     if first_token:
         body -= 4 * tokens * d * d + 4 * (squares - tokens) * d + 4 * tokens * d * F - rows * (4 * d * d + 4 * d * F)
     widening = 2 * tokens * e * d if e != d else 0

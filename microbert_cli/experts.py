@@ -1,4 +1,4 @@
-"""Expert feed-forward networks and what routes to them: by task (every token of a task alike) or by token.
+"""Expert feed-forward networks and what routes to them: the task, the text, the token by a gate, or the token by a table.
 
     y(x) = sum over the chosen experts e  g_e(x) f_e(x),   f_e(x) = W2_e act(W1_e x + b1_e) + b2_e
 
@@ -6,14 +6,18 @@ Task routing: logits l = W e_k of task k's vector e_k [64], p = softmax(l); the 
     top_k = 1: g = p_e / stopgrad(p_e), exactly 1 forward, while the gradient reaches p_e;  top_k > 1: g_e = p_e / sum of the
     chosen. tau falls from 1 to 0.1 over the first half of training; then the choice without noise becomes a table, and the
     table decides. In eval mode the choice is always the one without noise.
-Token routing: l = W x of every token x, no noise, no table, the same g.
+Token routing: l = W x of every token x, no noise, no table, the same g. Sentence routing: l = W m of every row, m the mean of
+its real tokens. With gate = "probability" g_e = p_e there, for one expert too, as MoEBERT has it.
+Hash routing: a table of the vocabulary says which one expert a token's id goes to, g = 1; drawn once from the seed, [V].
+An expert with residual and LayerNorm of its own (MoEBERT) is LayerNorm_e(x + dropout(f_e(x))).
 
 x [B, T, d], E experts, K tasks. What decides later behaviour is in buffers: `table` [K, top_k] (-1 = not frozen yet), `noise`
 (tau), `draws` (training passes so far, from which the noise follows), `recent` [100, E] (real tokens that each of the last 100
 passes sent to each expert). Padding is computed and counts nowhere.
 
 Sources: routing by task: Kudugunta et al. 2021 (arXiv 2110.03742); by token: GShard (arXiv 2006.16668), without its capacity
-and random second expert; annealing, table and the gate of 1 are this toolkit's.
+and random second expert; by table, and gates of p: MoEBERT (NAACL 2022, released code, where a layer's table is drawn as the
+model is made and is not saved); annealing, the table of tasks and the gate of 1 are this toolkit's.
 """
 
 import hashlib
@@ -46,17 +50,32 @@ class Expert(nn.Module):
         return out
 
 
+class NormedExpert(Expert):
+    """An expert with dropout, residual and LayerNorm of its own; nothing comes after it."""
+
+    def __init__(self, width: int, inner: int, activation: Callable[[Tensor], Tensor], *, epsilon: float, dropout: float):
+        super().__init__(width, inner, activation)
+        self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(width, eps=epsilon)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """LayerNorm(x + dropout(f(x)))."""
+        out: Tensor = self.norm(self.dropout(super().forward(hidden)) + hidden)
+        return out
+
+
 @dataclass
 class Pass:
     """What a forward pass is about, and what its routers tell of it.
 
-    task, vector, mask_BT  which task, its vector [64] with gradient, which tokens are real (None = all)
+    task, vector           which task, its vector [64] with gradient
+    mask_BT, ids_BT        which tokens are real (None = all), and which tokens they are
     shares, gates          of every layer passed, [E]: f and P of the balance (losses/load_balance.py)
     """
 
     task: int = 0
     vector: Tensor | None = None
     mask_BT: Tensor | None = None
+    ids_BT: Tensor | None = None
     shares: list[Tensor] = field(default_factory=list)
     gates: list[Tensor] = field(default_factory=list)
 
@@ -124,8 +143,7 @@ class TaskRouter(nn.Module):
 
     def _gumbel(self, like: Tensor) -> Tensor:
         """Noise that follows from seed, layer and the number of draws: the same in every process, and after a resume."""
-        source = hashlib.sha256(repr((self.seed, self.layer, int(self.draws))).encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(source[:4]))
+        generator = _generator(self.seed, self.layer, int(self.draws))
         uniform = torch.rand(like.shape, generator=generator).clamp(1e-9, 1 - 1e-7)
         return -(-uniform.log()).log().to(like.device)
 
@@ -139,30 +157,63 @@ class TaskRouter(nn.Module):
 class TokenRouter(nn.Module):
     """Chooses experts for every token. f is the share of real tokens whose first choice an expert is, P the mean of their p."""
 
-    def __init__(self, width: int, experts: int, top_k: int):
+    def __init__(self, width: int, experts: int, top_k: int, gate: str = "share"):
         super().__init__()
-        self.top_k = top_k
+        self.top_k, self.weighs = top_k, gate
         self.gate = nn.Linear(width, experts, bias=False)
 
     def forward(self, hidden_BTd: Tensor, now: Pass) -> tuple[Tensor, Tensor]:
         """The chosen experts of every token and their gates, both [B, T, top_k]."""
-        with torch.autocast(hidden_BTd.device.type, enabled=False):
-            probabilities_BTE = self.gate(hidden_BTd.float()).softmax(-1)
-        largest_BTk, chosen_BTk = probabilities_BTE.topk(self.top_k)
-        real_BT1 = _real(hidden_BTd, now)[..., None].float()
-        first_BTE = nn.functional.one_hot(chosen_BTk[..., 0], probabilities_BTE.shape[-1]) * real_BT1
-        counts_E, sums_E = first_BTE.sum((0, 1)), (probabilities_BTE * real_BT1).sum((0, 1))
+        return self.choose(hidden_BTd, _real(hidden_BTd, now), now)
+
+    def choose(self, hidden: Tensor, real: Tensor, now: Pass) -> tuple[Tensor, Tensor]:
+        """Of vectors [..., d] the experts and gates [..., k]; those that are not `real` [...] count nowhere."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            probabilities = self.gate(hidden.float()).softmax(-1)
+        largest, chosen = probabilities.topk(self.top_k)
+        weights = real[..., None].float()
+        first = nn.functional.one_hot(chosen[..., 0], probabilities.shape[-1]) * weights
+        counts_E, sums_E = first.flatten(0, -2).sum(0), (probabilities * weights).flatten(0, -2).sum(0)
         if self.training:  # several processes answer different batches in evaluation, and must not wait for each other
-            now.tell(processes.total(counts_E) / processes.total(real_BT1.sum()), sums_E / denominator(real_BT1.sum()))
+            now.tell(processes.total(counts_E) / processes.total(weights.sum()), sums_E / denominator(weights.sum()))
         else:
-            now.tell(counts_E / real_BT1.sum(), sums_E / real_BT1.sum())
-        return chosen_BTk, gates_of(largest_BTk)
+            now.tell(counts_E / weights.sum(), sums_E / weights.sum())
+        return chosen, largest if self.weighs == "probability" else gates_of(largest)
+
+
+class SentenceRouter(TokenRouter):
+    """Chooses experts for every row, by the mean of its real tokens. f and P are of rows."""
+
+    def forward(self, hidden_BTd: Tensor, now: Pass) -> tuple[Tensor, Tensor]:
+        """The chosen experts of every token and their gates, both [B, T, top_k], the same throughout a row."""
+        real_BT1 = _real(hidden_BTd, now)[..., None]
+        mean_Bd = (hidden_BTd * real_BT1).sum(1) / real_BT1.sum(1).clamp(min=1)
+        chosen_Bk, gates_Bk = self.choose(mean_Bd, real_BT1[..., 0].amax(1), now)
+        length = hidden_BTd.shape[1]
+        return tuple(value[:, None].expand(-1, length, -1) for value in (chosen_Bk, gates_Bk))  # type: ignore[return-value]
+
+
+class HashRouter(nn.Module):
+    """One expert for each token of the vocabulary, from a table that is part of what is saved. Nothing is trained or told."""
+
+    def __init__(self, vocabulary: int, experts: int, *, seed: int, layer: int):
+        super().__init__()
+        drawn = torch.randint(experts, (vocabulary,), generator=_generator(seed, layer, "hash"), device="cpu")
+        self.register_buffer("table", drawn.to(torch.int16))
+
+    table: Tensor
+
+    def forward(self, hidden_BTd: Tensor, now: Pass) -> tuple[Tensor, Tensor]:
+        """The expert of every token and a gate of 1, both [B, T, 1]. Raises ValueError where only embeddings are given."""
+        if now.ids_BT is None:
+            raise ValueError("routing by a table of tokens needs input_ids")
+        return self.table[now.ids_BT][..., None], hidden_BTd.new_ones((*now.ids_BT.shape, 1))
 
 
 class Experts(nn.Module):
     """E feed-forward networks and a router in the place of one. `now` says what the running pass is about."""
 
-    def __init__(self, experts: Sequence[Expert], router: TaskRouter | TokenRouter):
+    def __init__(self, experts: Sequence[Expert], router: TaskRouter | TokenRouter | HashRouter):
         super().__init__()
         self.experts = nn.ModuleList(experts)
         self.router: Any = router
@@ -195,6 +246,11 @@ def deal(importance_F: Tensor, *, experts: int, width: int, shared: int) -> list
 def gates_of(chosen: Tensor) -> Tensor:
     """Gates [..., k] of the chosen experts' probabilities: of one exactly 1 with a gradient, of several their shares."""
     return chosen / (chosen.detach() if chosen.shape[-1] == 1 else chosen.sum(-1, keepdim=True))
+
+
+def _generator(*source: object) -> torch.Generator:
+    """Random numbers that follow from what is named, in every process alike."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(source).encode()).digest()[:4]))
 
 
 def _real(hidden_BTd: Tensor, now: Pass) -> Tensor:

@@ -35,7 +35,7 @@ def for_task(model: Any, task: str | None, *, where: str) -> Any:
     Raises M265 where nobody says which of several tasks, M266 for a task that the model does not know.
     """
     name = known_task(model, task, where=where)
-    if model.config.moe_layers and model.config.routing == "token":
+    if model.config.moe_layers and model.config.routing != "task":
         model.standing_task = model.tasks.index(name)
         _label(model.config, model.config.tasks[name])
         return model
@@ -47,6 +47,7 @@ def for_task(model: Any, task: str | None, *, where: str) -> Any:
 def check_routes(config: Any, *, where: str) -> None:
     """Raises M390 for a configuration that routes to what it does not have."""
     told = {name: getattr(config, name) for name in ("tasks", "moe_layers", "experts", "top_k", "routing")}
+    told |= {name: getattr(config, f"expert_{name}") for name in ("norm", "gate")}
     try:
         sound = _is_sound(config.num_hidden_layers, **told)
     except (TypeError, AttributeError, KeyError):
@@ -56,16 +57,20 @@ def check_routes(config: Any, *, where: str) -> None:
             "M390",
             f"this configuration routes to what it does not have: {str(told)[:300]}",
             where=f"{where}, config.json",
-            allowed=f"Tasks with labels, layers from 1 to {config.num_hidden_layers}, 1 <= top_k <= experts, task or token.",
+            allowed=f"Tasks with labels, layers from 1 to {config.num_hidden_layers}, 1 <= top_k <= experts, a known routing.",
             fix="Take config.json as the training wrote it, beside its own weights.",
         )
 
 
-def _is_sound(depth: int, *, tasks: Any, moe_layers: Any, experts: int, top_k: int, routing: str) -> bool:
+def _is_sound(depth: int, *, tasks: Any, moe_layers: Any, experts: int, top_k: int, routing: str, norm: str, gate: str) -> bool:
     layers = {layer for layer in moe_layers if type(layer) is int and 1 <= layer <= depth}
     heads = [task["num_labels"] >= 1 and len(task["labels"] or range(task["num_labels"])) for task in tasks.values()]
     fitting = heads == [task["num_labels"] for task in tasks.values()]
-    return bool(heads) and fitting and len(layers) == len(moe_layers) and 1 <= top_k <= experts and routing in ("task", "token")
+    by_task = routing == "task" and (norm, gate) == ("layer", "share")
+    otherwise = routing in ("token", "sentence", "hash") and norm in ("layer", "expert") and gate in ("share", "probability")
+    one = top_k == 1 or (routing != "hash" and norm == "layer")
+    routes = (by_task or otherwise) and one and 1 <= top_k <= experts
+    return bool(heads) and fitting and len(layers) == len(moe_layers) and routes
 
 
 def known_task(model: Any, task: str | None, *, where: str) -> str:
@@ -93,9 +98,9 @@ def known_task(model: Any, task: str | None, *, where: str) -> str:
 def dense(model: Any, task: str) -> BertForSequenceClassification:
     """The plain classifier of a task routed by task; its logits are the routed model's, but for the order of sums.
 
-    Raises M127 for a model whose tokens are routed one by one.
+    Raises M127 for a model that is not routed by task.
     """
-    if model.config.moe_layers and model.config.routing == "token":
+    if model.config.moe_layers and model.config.routing != "task":
         raise no_plain_one(task)
     chosen = model.chosen()[task]
     layers = {layer: joined_of(model, task, layer, experts) for layer, experts in chosen.items()}
@@ -128,11 +133,11 @@ def joined_of(model: Any, task: str, layer: int, chosen: list[int]) -> dict[str,
 
 
 def no_plain_one(task: str) -> MbertError:
-    """The error for a model whose tokens are routed one by one."""
+    """The error for a model that is not routed by task."""
     return MbertError(
         "M127",
-        f'no plain BERT says what this model says of "{task}": which expert answers depends on the token, not on the task',
-        where="routing = token in its config.json",
+        f'no plain BERT says what this model says of "{task}": which expert answers depends on the text, not on the task',
+        where="routing in its config.json",
         allowed="A model routed by task; only there a task is served by the same experts throughout.",
         fix="Train one: --set moe.side=student --set moe.routing=task. Or distil this one into a plain student.",
     )

@@ -20,18 +20,22 @@ from torch import Tensor
 from microbert_cli.capture import input_names
 
 
-def importance(model: Any, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int]) -> dict[int, Tensor]:
+def importance(
+    model: Any, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], *, columns: Sequence[int] | None = None
+) -> dict[int, Tensor]:
     """I [F] of each layer (counted from 1), in float64, over batches with `labels`; dropout off.
 
-    model  a fine-tuned BERT classifier, or one of a score
+    model    a fine-tuned BERT classifier, or one of a score; also one whose weights are frozen
+    columns  label c is the model's output columns[c]; None = as they are
     """
-    training = model.training
+    training, trained = model.training, [parameter.requires_grad for parameter in model.parameters()]
     found: dict[int, Tensor] = {}
-    model.eval()
+    model.eval().requires_grad_(True)
     for batch in batches:
         with _watching(model, layers) as seen:
             inputs = {name: batch[name].to(model.device) for name in input_names(model) if name in batch}
-            loss = _loss(model(**inputs).logits, batch["labels"].to(model.device))
+            logits_BC = model(**inputs).logits
+            loss = _loss(logits_BC if columns is None else logits_BC[:, list(columns)], batch["labels"].to(model.device))
         flat = [value for pair in seen.values() for value in pair]
         gradients = iter(torch.autograd.grad(loss, flat))
         for layer, (before_BTF, after_BTF) in seen.items():
@@ -39,6 +43,8 @@ def importance(model: Any, batches: Iterable[Mapping[str, Tensor]], layers: Sequ
             value_BTF = (before_BTF - bias_F) * next(gradients) + after_BTF * next(gradients)
             found[layer] = found.get(layer, torch.zeros(())) + value_BTF.detach().double().sum(1).abs().sum(0)
     model.train(training)
+    for parameter, gets in zip(model.parameters(), trained, strict=True):
+        parameter.requires_grad_(gets)
     return {layer: value.cpu() for layer, value in found.items()}
 
 

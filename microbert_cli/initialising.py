@@ -42,6 +42,7 @@ RENAMED = {
     r"^vocab_layer_norm": "cls.predictions.transform.LayerNorm",
     r"^vocab_projector\.bias": "cls.predictions.bias",
 }
+HEADS = r"(^|\.)(classifier(\.out_proj)?|heads\.[^.]+)\.(weight|bias)$"  # whose rows are labels
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
@@ -65,10 +66,19 @@ class Start:
         theirs, ours = self.source.model.config, model.config
         if not any(theirs.model_type in family and ours.model_type in family for family in FAMILIES):
             raise _other_family(theirs.model_type, ours.model_type)
+        for config in (theirs, ours):
+            if getattr(config, "embedding_size", config.hidden_size) != config.hidden_size:
+                raise _other_family(f"{config.model_type} with embeddings of {config.embedding_size}", ours.model_type)
         check_shapes(theirs, ours, self.by)
         back_Dd = self._embeddings(model) if self.by == "svd-embed" else self._layers(model)
         fits = ours.hidden_size < theirs.hidden_size == self.width
         return {"weight": back_Dd.float(), "bias": torch.zeros(self.width)} if fits else None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is recorded of it."""
+        rule = {} if self.by == "svd-embed" else {"layers": self.layers if isinstance(self.layers, str) else list(self.layers)}
+        return {"by": self.by, "of": self.source.source, **rule}
 
     def _layers(self, model: Any) -> Tensor:
         source, own = named(self.source.model), named(model)
@@ -115,8 +125,9 @@ def start(by: str, layers: str | Sequence[int], teacher: Loaded, initial: str | 
     if initial is not None and initial != teacher.source:
         source = models.load(initial, "encoder", where="initialise.model", new_head=True)
         same_vocabulary(source.tokenizer, teacher.tokenizer, where=f"initialise.model {initial}", key="initialise")
-    talk.note(f"a new student begins by {by}, of {source.source}")
-    return Start(by, layers, source, teacher.model.config.hidden_size, labels if source is teacher else None)
+    made = Start(by, layers, source, teacher.model.config.hidden_size, labels if source is teacher else None)
+    talk.note(f"a new student begins as: {', '.join(f'{key} {value}' for key, value in made.told.items())}")
+    return made
 
 
 def layers_of(rule: str | Sequence[int], depth: int, wanted: int) -> list[int]:
@@ -154,6 +165,14 @@ def check_shapes(theirs: Any, ours: Any, by: str) -> None:
             allowed="teacher-layers: the same widths and heads; teacher-slice: none larger; svd-embed: no larger hidden_size.",
             fix="--set initialise=teacher-slice" if by == "teacher-layers" else "--set initialise=random",
         )
+
+
+@torch.no_grad()
+def reorder_labels(model: Any, labels: Sequence[int] | None) -> None:
+    """Makes output labels[c] of a classifier its output c, where there are any."""
+    for name, value in model.named_parameters():
+        if labels and re.search(HEADS, name):
+            value.copy_(value[list(labels)])
 
 
 def named(model: Any) -> dict[str, Tensor]:

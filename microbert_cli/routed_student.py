@@ -33,6 +33,8 @@ class Wanted:
     top_k: int = 1
     init: str = "copy"
     shared: int | None = None
+    norm: str = "layer"
+    gate: str = "share"
 
 
 def with_experts(loaded: Loaded, wanted: Wanted, *, seed: int, importance: Importance | None = None) -> Loaded:
@@ -61,6 +63,8 @@ def with_experts(loaded: Loaded, wanted: Wanted, *, seed: int, importance: Impor
         expert_width=width,
         routing=wanted.routing,
         top_k=wanted.top_k,
+        norm=wanted.norm,
+        gate=wanted.gate,
         seed=seed,
         neurons=neurons,
         heads=dict(loaded.model.heads.items()),
@@ -135,10 +139,10 @@ def _not_copied(wanted: Wanted, own: int) -> MbertError:
 
 
 def _check_same(config: Any, layers: Sequence[int], wanted: Wanted) -> None:
-    asked = (list(layers), wanted.experts, wanted.routing, wanted.top_k)
-    has = (sorted(config.moe_layers), config.experts, config.routing, config.top_k)
+    asked = (list(layers), wanted.experts, wanted.routing, wanted.top_k, wanted.norm, wanted.gate)
+    has = (sorted(config.moe_layers), config.experts, config.routing, config.top_k, config.expert_norm, config.expert_gate)
     if asked != has:
-        told = ["layers {}, {} experts, routed by {}, top {}".format(*one) for one in (has, asked)]
+        told = ["layers {}, {} experts, routed by {}, top {}, norm {}, gate {}".format(*one) for one in (has, asked)]
         raise MbertError(
             "M079",
             f"this model has experts already ({told[0]}), and others are asked for ({told[1]})",

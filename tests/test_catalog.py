@@ -14,8 +14,8 @@ BUILT_IN = {
         "token_soft_target", "value_relation",
     ],
     "methods": [
-        "distilbert", "kd", "labels-alone", "microbert", "microbert-plus", "minilm", "minilmv2", "mt-dnn", "pd", "pkd",
-        "soft-targets", "tinybert", "tinybert-reference",
+        "distilbert", "kd", "labels-alone", "microbert", "microbert-plus", "minilm", "minilmv2", "moebert", "mt-dnn",
+        "pd", "pkd", "soft-targets", "tinybert", "tinybert-reference",
     ],
     "students": [
         "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "demo-4l-64",
@@ -25,8 +25,8 @@ BUILT_IN = {
     "recipes": [
         "distilbert-quickstart", "distilbert-sst2", "glue-mt-dnn", "kd-quickstart", "kd-sst2", "microbert-quickstart",
         "microbert-sst2", "microbert-tasks", "minilm-quickstart", "minilm-sst2", "minilmv2-quickstart", "minilmv2-sst2",
-        "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search", "pkd-sst2", "quickstart",
-        "sst2-tinybert",
+        "moebert-quickstart", "moebert-sst2", "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
+        "pkd-sst2", "quickstart", "sst2-tinybert",
     ],
     "augmenters": ["masked_lm", "word_vectors"],
     "machines": ["a100", "h100", "h200", "l4"],

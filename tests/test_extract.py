@@ -241,7 +241,7 @@ def test_a_teacher_with_experts_and_both() -> None:
         ({"teacher": "experts", "moe__side": "both", "moe__experts": 4, "moe__teacher_experts": 9}, "M074"),
         ({"teacher": "experts", "moe__side": "both", "moe__experts": 8}, "M074"),
         ({"moe__side": "student", "moe__top_k": 5}, "M073"),
-        ({"moe__side": "student", "moe__routing": "sentence"}, "M003"),
+        ({"moe__side": "student", "moe__routing": "paragraph"}, "M003"),
         ({"moe__side": "student", "moe__layers": [2, 9]}, "M071"),
         ({"moe__side": "student", "moe__init": "importance"}, "M078"),
         ({"moe__side": "student", "student": "routed_bert"}, "M070"),

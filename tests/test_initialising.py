@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_bert, tiny_glue, tiny_tokenizer
-from transformers import DistilBertConfig, DistilBertForMaskedLM, RobertaConfig, RobertaModel
+from tiny_models import tiny_bert, tiny_glue
+from transformers import (
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    ElectraConfig,
+    ElectraModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from microbert_cli import api, manifest, models, places
 from microbert_cli.capture import Want, look
@@ -185,11 +192,20 @@ def test_what_cannot_be_taken(teacher, name, by, layers, code):
     assert caught.value.code == code
 
 
-def test_another_family_is_refused(teacher, tmp_path):
-    tiny_tokenizer(tmp_path)
-    other = RobertaModel(RobertaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2))
+ROBERTA = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def test_another_family_is_refused_and_its_own_is_taken(teacher):
+    one, other = (RobertaForSequenceClassification(RobertaConfig(**ROBERTA)) for _ in range(2))
     with pytest.raises(MbertError) as caught:
         Start("teacher-layers", "first", teacher, 16)(other)
+    assert caught.value.code == "M046"
+    Start("teacher-layers", "first", models.Loaded(one, teacher.tokenizer, "roberta", []), 16, labels=[1, 0])(other)
+    turned = {name: value[[1, 0]] if "out_proj" in name else value for name, value in one.state_dict().items()}
+    assert all(torch.equal(value, turned[name]) for name, value in other.state_dict().items())
+    electra = ElectraModel(ElectraConfig(**ROBERTA, embedding_size=8))
+    with pytest.raises(MbertError) as caught:
+        Start("teacher-layers", "first", models.Loaded(electra, teacher.tokenizer, "electra", []), 16)(electra)
     assert caught.value.code == "M046"
 
 
@@ -239,6 +255,7 @@ def test_both_stages_begin_so(place, monkeypatch):
         theirs = models.load(source, "encoder", where="x", new_head=True).model.state_dict()
         name = "encoder.layer.1.attention.self.query.weight"
         assert (own[name] - theirs[name]).abs().max() < 1e-6
+    assert of_base.metrics["start"] == {"by": "teacher-layers", "of": "base", "layers": "first"}
     assert "initial" in manifest.read(of_base.out)["inputs"] and "initial" not in manifest.read(of_teacher.out)["inputs"]
 
 

@@ -103,7 +103,7 @@ def _row(one: Entry) -> Section:
     metrics, made = read_metrics(one.out), manifest.read(one.out)
     primary, seeds = metrics["primary"], [int(seed) for seed in made["seeds"]]
     by_seed = metrics.get("seeds") or {str(metrics["seed"]): metrics["dev"]}
-    start = made["inputs"].get("student", made["inputs"].get("model"))
+    start, began = made["inputs"].get("student", made["inputs"].get("model")), metrics.get("start")
     return {
         "row": one.row.name,
         "kind": one.step.kind,
@@ -126,11 +126,15 @@ def _row(one: Entry) -> Section:
             "data": [made["identity"]["data"].get(key) for key in ("task", "max_length", "train", "dev")],
             "augmented": made["inputs"].get("augmented"),
             "teacher": {name: found for name, found in made["inputs"].items() if name.startswith("teacher")},
-            "start": start,
-            "from": str(one.step.inputs.get("student", one.step.inputs.get("model"))),
+            "start": [start, began] if began else start,
+            "from": " ".join([str(one.step.inputs.get("student", one.step.inputs.get("model"))), *_words(began)]),
             "shape": _shape(one.out),
         },
     }
+
+
+def _words(began: dict[str, Any] | None) -> list[str]:
+    return [f"{key} {value}" for key, value in (began or {}).items()]
 
 
 def _trial_seconds(out: Path) -> float:

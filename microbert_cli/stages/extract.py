@@ -39,14 +39,14 @@ def run(
 
     A directory is done when transformers alone, reading it, gave the routed model's logits to 1e-6 on padded dev rows of the
     task. metrics.json: largest difference, dev scores, experts of every layer, parameters before and after.
-    Raises M127 for a model routed by token, M128 for one that is plain already, M266 for a task it does not know.
+    Raises M127 for a model that is not routed by task, M128 for one that is plain already, M266 for a task it does not know.
     """
     path = sources.find(model, where="MODEL")
     config = models.read_config(path, where="MODEL")
     if not extraction.is_routed(config):
         raise _is_plain(model)
     routed = models.load_routed(path, config, where="MODEL").eval()
-    if config.moe_layers and config.routing == "token":
+    if config.moe_layers and config.routing != "task":
         raise extraction.no_plain_one(next(iter(routed.tasks)))
     whole = Loaded(routed, models.load_tokenizer(path, config, where="MODEL"), model, [])
     made, alone = {}, _names_one(recipe) or len(routed.tasks) == 1

@@ -1,7 +1,7 @@
 """Stage two: the student learns a task, or several, from fine-tuned teachers, through all phases of the method."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.course import Course
 from microbert_cli.encoding import Encoded
 from microbert_cli.importance import importance
-from microbert_cli.initialising import Start, start
+from microbert_cli.initialising import Start, layers_of, reorder_labels, start
 from microbert_cli.layer_map import layer_map
 from microbert_cli.lesson import Lesson
 from microbert_cli.matching import check_pair
@@ -87,7 +87,7 @@ def run(
         course, seeds = distiller.course, recipe.seeds or [recipe.seed]
         taught = course.examine()
         metrics = over_seeds(seeds, work.path, course.primary, distiller.train_one, distiller.choices, talk)
-        metrics |= results(course, metrics, taught, work.path, talk)
+        metrics |= results(course, metrics, taught, work.path, talk) | distiller.start_told
         varied = dict(each_place("augmented", augmented)) or {"augmented": None}
         return sign(
             work,
@@ -121,7 +121,8 @@ class Distiller:
         self.course = Course(recipe, [self._lesson(one, teacher, identities) for one in data])
         self.asks: dict[str, AskAny | None] = {}
         self.choices = Choices()
-        balance = recipe.moe.balance if self._routes and recipe.moe.experts > 1 else 0.0
+        weighs = self._routes and recipe.moe.experts > 1 and recipe.moe.routing != "hash"  # a table keeps no gate busy
+        balance = recipe.moe.balance if weighs else 0.0
         self.terms = {name: _terms(name, spec, catalog, balance) for name, spec in recipe.run_phases.items()}
         self.course.check(self.terms)
         if not self.course.instructors:
@@ -172,8 +173,16 @@ class Distiller:
         made: dict[str, Any] = {"seed": seed, "where": "student", "start": self._start, **like}
         if self.course.several or self._routes:
             loaded = places.several_heads(self.student, self.catalog, tasks=tasks, **made)
-            return self._with_experts(loaded, seed) if self._routes else loaded
-        return places.classifier(self.student, self.catalog, task=tasks[0], **made)
+        else:
+            loaded = places.classifier(self.student, self.catalog, task=tasks[0], **made)
+        if taught and self.student == taught.source:
+            reorder_labels(loaded.model, taught.teacher.columns)
+        return self._with_experts(loaded, seed) if self._routes else loaded
+
+    @property
+    def start_told(self) -> dict[str, Any]:
+        """What a new student began as, for the record; nothing where its weights were random or a checkpoint's."""
+        return {"start": self._start.told} if self._start else {}
 
     def _beginning(self, initial: str | None) -> Start | None:
         """What a new student takes of the first teacher, or of the model `initial`."""
@@ -189,20 +198,37 @@ class Distiller:
 
     def _with_experts(self, loaded: Loaded, seed: int) -> Loaded:
         moe = self.recipe.moe
-        wanted = Wanted(moe.layers, moe.experts, moe.expert_width, moe.routing, moe.top_k, moe.init, moe.shared)
-        trained = not places.is_description(self.student, self.catalog)
-        return with_experts(loaded, wanted, seed=seed, importance=partial(self._importance, loaded) if trained else None)
+        how = (moe.routing, moe.top_k, moe.init, moe.shared, moe.norm, moe.gate)
+        wanted = Wanted(moe.layers, moe.experts, moe.expert_width, *how)
+        return with_experts(loaded, wanted, seed=seed, importance=self._measuring(loaded))
 
-    def _importance(self, loaded: Loaded, layers: Sequence[int]) -> Mapping[int, Tensor]:
-        """Of the neurons of the student as it begins, on rows of the training set; the same for every seed."""
+    def _measuring(self, loaded: Loaded) -> Callable[[Sequence[int]], Mapping[int, Tensor]] | None:
+        """How important neurons of a student's layers are: in itself, or in the teacher whose layers a new one has taken."""
+        if not places.is_description(self.student, self.catalog):
+            return partial(self._importance, loaded)
+        begun, taught = self._start, next(iter(self.course.instructors), None)
+        if begun is None or taught is None or begun.by != "teacher-layers" or begun.source is not taught.loaded:
+            return None
+        depths = (taught.loaded.model.config.num_hidden_layers, loaded.model.config.num_hidden_layers)
+        origin = dict(enumerate((layer + 1 for layer in layers_of(begun.layers, *depths)), 1))
+
+        def measured(layers: Sequence[int]) -> Mapping[int, Tensor]:
+            found = self._importance(taught.loaded, [origin[layer] for layer in layers], taught.teacher.columns)
+            return {layer: found[origin[layer]] for layer in layers}
+
+        return measured
+
+    def _importance(self, loaded: Loaded, layers: Sequence[int], columns: Sequence[int] | None = None) -> Mapping[int, Tensor]:
+        """Of the neurons of a model as it begins, on rows of the training set; the same for every seed."""
         if self._important is None:
             rows, pad_id = self.course.lessons[0].data.encode("train", loaded, where="student"), loaded.tokenizer.pad_token_id
             chosen = np.arange(len(rows))[:: max(1, len(rows) // self.recipe.moe.importance_rows)]
             self.talk.note(f"importance of neurons: {len(chosen)} rows")
             parts = in_order(rows.lengths[chosen], batch_size=IMPORTANCE_BATCH)
             batches = (rows.batch(chosen[part], pad_id=pad_id) for part in parts)
-            self._important = importance(loaded.model.to(self.device), batches, layers)
-            loaded.model.to("cpu")
+            before = loaded.model.device
+            self._important = importance(loaded.model.to(self.device), batches, layers, columns=columns)
+            loaded.model.to(before)
         return self._important
 
     def phases(self, loaded: Loaded) -> list[Phase]:

@@ -5,7 +5,7 @@
 
 All rows of a batch are of one task, `task` [B] its place among the sorted names. Residual and LayerNorm belong to the layer,
 not to the expert, so that for one task the model is a plain BERT: `mbert extract` writes it. With no `moe_layers` it is the
-shared encoder of MT-DNN.
+shared encoder of MT-DNN. With expert_norm = "expert" they belong to the expert, h_l = y(a_l), as in MoEBERT.
 
 Loaded by transformers' Auto classes once this module is imported. Source: routing by task in the student is what section 3.4 of
 MicroBERT (Applied Sciences 2024, 14, 6171) describes; layers, widths and initialisation are this toolkit's.
@@ -30,7 +30,17 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from microbert_cli.experts import TASK_WIDTH, Expert, Experts, Pass, TaskRouter, TokenRouter
+from microbert_cli.experts import (
+    TASK_WIDTH,
+    Expert,
+    Experts,
+    HashRouter,
+    NormedExpert,
+    Pass,
+    SentenceRouter,
+    TaskRouter,
+    TokenRouter,
+)
 
 MODEL_TYPE = "mbert-routed-bert"
 COPY_NOISE = 1e-3
@@ -42,7 +52,8 @@ class RoutedBertConfig(BertConfig):
     tasks         name -> {"labels": [...] or None, "num_labels": n}; numbered in the order of their names
     moe_layers    counted from 1; [] = no experts
     expert_width  of an expert's inner layer; None = intermediate_size
-    routing       "task" or "token";  top_k  experts for each;  routing_seed  of the noise
+    routing       "task", "token", "sentence" or "hash";  top_k  experts for each;  routing_seed  of the noise, or the table
+    expert_norm   "layer" or "expert";  expert_gate  "share" or "probability"
     """
 
     model_type = MODEL_TYPE
@@ -54,6 +65,8 @@ class RoutedBertConfig(BertConfig):
     routing: str = "task"
     top_k: int = 1
     routing_seed: int = 0
+    expert_norm: str = "layer"
+    expert_gate: str = "share"
 
 
 OWN_FIELDS = (
@@ -66,6 +79,8 @@ OWN_FIELDS = (
     "routing",
     "top_k",
     "routing_seed",
+    "expert_norm",
+    "expert_gate",
 )
 
 
@@ -84,6 +99,13 @@ class _AddAndNorm(nn.Module):
     def forward(self, out_BTd: Tensor, input_BTd: Tensor) -> Tensor:
         normed: Tensor = self.LayerNorm(self.dropout(out_BTd) + input_BTd)
         return normed
+
+
+class _AsItIs(nn.Module):
+    """After experts that have added and normalised themselves."""
+
+    def forward(self, out_BTd: Tensor, input_BTd: Tensor) -> Tensor:
+        return out_BTd
 
 
 class _RoutedBert(BertPreTrainedModel):
@@ -118,7 +140,8 @@ class RoutedBertModel(_RoutedBert, BertModel):
         self.expert_layers: dict[int, Experts] = {}  # by layer, counted from 1; also while another stands in for a layer
         for place in config.moe_layers:
             layer: Any = self.encoder.layer[place - 1]
-            layer.intermediate, layer.output = _experts(config, place), _AddAndNorm(config)
+            layer.intermediate = _experts(config, place)
+            layer.output = _AddAndNorm(config) if config.expert_norm == "layer" else _AsItIs()
             self.expert_layers[place] = layer.intermediate
         if config.moe_layers and config.routing == "task":
             self.task_embedding = TaskVectors(len(config.tasks or {}), TASK_WIDTH)
@@ -127,7 +150,7 @@ class RoutedBertModel(_RoutedBert, BertModel):
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *args: Any,
                 task: Tensor | int | None = None, **kwargs: Any) -> Any:  # fmt: skip
         """BERT's forward for one task's rows; `routing` of the output is what the routers told (`experts.Pass.routing`)."""
-        now = Pass(task=one_task(task, self.config), mask_BT=attention_mask)
+        now = Pass(task=one_task(task, self.config), mask_BT=attention_mask, ids_BT=input_ids)
         if hasattr(self, "task_embedding"):
             now.vector = self.task_embedding.weight[now.task]
         for experts in self.expert_layers.values():
@@ -200,7 +223,7 @@ class RoutedBertForSequenceClassification(_RoutedBert):
     def chosen(self) -> dict[str, dict[int, list[int]]]:
         """The experts of every task by layer, counted from 1: the table's, or where it is not frozen the ones without noise.
 
-        Nothing where tokens are routed one by one.
+        Nothing where something else than the task decides.
         """
         told: dict[str, dict[int, list[int]]] = {name: {} for name in self.tasks}
         was_training = self.training
@@ -224,6 +247,8 @@ class RoutedBertForSequenceClassification(_RoutedBert):
         expert_width: int | None = None,
         routing: str = "task",
         top_k: int = 1,
+        norm: str = "layer",
+        gate: str = "share",
         seed: int = 0,
         neurons: Mapping[int, Sequence[Sequence[int]]] | None = None,
         heads: Mapping[str, nn.Linear] | None = None,
@@ -239,6 +264,7 @@ class RoutedBertForSequenceClassification(_RoutedBert):
         own = {
             "tasks": {name: dict(tasks[name]) for name in sorted(tasks)}, "moe_layers": list(moe_layers), "experts": experts,
             "expert_width": expert_width, "routing": routing, "top_k": top_k, "routing_seed": seed,
+            "expert_norm": norm, "expert_gate": gate,
         }  # fmt: skip
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -267,14 +293,25 @@ def one_task(task: Tensor | int | None, config: Any) -> int:
 
 
 def _experts(config: RoutedBertConfig, layer: int) -> Experts:
-    activation = ACT2FN[config.hidden_act]
     width = config.expert_width or config.intermediate_size
-    networks = [Expert(config.hidden_size, width, activation) for _ in range(config.experts)]
-    if config.routing == "token":
-        return Experts(networks, TokenRouter(config.hidden_size, config.experts, config.top_k))
-    tasks = len(config.tasks or {})
-    router = TaskRouter(tasks, config.experts, config.top_k, seed=config.routing_seed, layer=layer)
-    return Experts(networks, router)
+    return Experts([_expert(config, width) for _ in range(config.experts)], _router(config, layer))
+
+
+def _expert(config: RoutedBertConfig, width: int) -> Expert:
+    activation = ACT2FN[config.hidden_act]
+    if config.expert_norm == "layer":
+        return Expert(config.hidden_size, width, activation)
+    own = {"epsilon": config.layer_norm_eps, "dropout": config.hidden_dropout_prob}
+    return NormedExpert(config.hidden_size, width, activation, **own)
+
+
+def _router(config: RoutedBertConfig, layer: int) -> Any:
+    if config.routing == "hash":
+        return HashRouter(config.vocab_size, config.experts, seed=config.routing_seed, layer=layer)
+    if config.routing in ("token", "sentence"):
+        by = TokenRouter if config.routing == "token" else SentenceRouter
+        return by(config.hidden_size, config.experts, config.top_k, config.expert_gate)
+    return TaskRouter(len(config.tasks or {}), config.experts, config.top_k, seed=config.routing_seed, layer=layer)
 
 
 def _copy_weights(dense: Any, routed: Any) -> None:
@@ -299,6 +336,8 @@ def _copy_ffn(dense: Any, experts: Experts, neurons: Sequence[Sequence[int]] | N
             expert.down.weight.copy_(down.weight[:, neurons[number]])
             expert.up.bias.copy_(up.bias[neurons[number]])
         expert.down.bias.copy_(down.bias)
+        if isinstance(expert, NormedExpert):
+            expert.norm.load_state_dict(dense.output.LayerNorm.state_dict())
 
 
 AutoConfig.register(MODEL_TYPE, RoutedBertConfig)
