@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest
-from microbert_cli.requirements import columns, not_given
+from microbert_cli.requirements import COLUMNS, columns, not_given, unknown_columns
 
 SHOWN = frozenset({"hidden", "scores", "qkv", "mask"})
 ANSWERED = SHOWN | {"logits", "labels", "augmented"}
@@ -121,6 +121,8 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
     function = getattr(module, name)
     for key, value in parameters.items():
         _check_kind(function, name, key, value)
+    if unknown := unknown_columns(getattr(module, "requires", ())):
+        raise _no_columns(str(module.__file__), unknown)
     needs = frozenset(module.needs(**parameters) if callable(module.needs) else module.needs)
     projects = getattr(module, "projects", "") == "hidden"
     return LossTerm(
@@ -157,6 +159,16 @@ def _check_kind(function: Callable[..., Tensor], name: str, key: str, value: Any
         where=f"losses.{name}.{key}",
         allowed=f"A number; left out it is {declared.default}.",
         fix=f"Read what it means: mbert show losses {name}",
+    )
+
+
+def _no_columns(file: str, unknown: Sequence[str]) -> MbertError:
+    return MbertError(
+        "M097",
+        f"what this loss requires is unknown: {', '.join(unknown)}",
+        where=f"{file}, requires",
+        allowed=f"Columns: {nearest(unknown[0], COLUMNS)}",
+        fix='Say what teacher and student must have in common: requires = {"tokens", "heads"}, or leave it out.',
     )
 
 
