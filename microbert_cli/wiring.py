@@ -78,7 +78,7 @@ def step(
         if not isinstance(inputs["teacher"], str):
             raise _one_teacher(name)
         kind = "task-distill"
-        resolved = overlay(resolved, of_teacher(resolved.recipe, inputs["teacher"]), f"stage {EXPERT_TEACHER}", catalog)
+        resolved = overlay(resolved, of_teacher(resolved.recipe), f"stage {EXPERT_TEACHER}", catalog)
     return Step(name, kind, resolved, out or root / name, inputs)
 
 
