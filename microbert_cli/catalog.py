@@ -122,9 +122,12 @@ class Catalog:
 
     def loss_facts(self, name: str) -> dict[str, Any]:
         """What a loss says of itself: `needs`, `over`, `projects`, `requires`, `divides`; None for what is no plain value."""
-        said = (node for node in self._loss(name).body if isinstance(node, ast.Assign))
-        pairs = {target.id: _plain(node.value) for node in said for target in node.targets if isinstance(target, ast.Name)}
-        return {fact: pairs[fact] for fact in ("needs", "over", "projects", "requires", "divides") if fact in pairs}
+        found: dict[str, Any] = {}
+        for node in self._loss(name).body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found |= {target.id: _plain(node.value) for target in targets if isinstance(target, ast.Name)}
+        return {fact: found[fact] for fact in ("needs", "over", "projects", "requires", "divides") if fact in found}
 
     def _loss(self, name: str) -> ast.Module:
         return ast.parse(self.path("losses", name, where="losses").read_text(encoding="utf-8"))

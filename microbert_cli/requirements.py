@@ -131,7 +131,8 @@ def _losses(tables: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, s
 
 def _check_shapes(said: Said, teacher: Shape | None, student: Shape) -> Iterator[MbertError]:
     facts = said.facts
-    asked = facts.get("requires", columns(facts.get("needs") or (), projects="projects" in facts))
+    said_so = facts.get("requires")
+    asked = columns(facts.get("needs") or (), projects="projects" in facts) if said_so is None else said_so
     if teacher is not None and "heads" in asked and teacher.heads and student.heads not in (None, teacher.heads):
         yield other_heads(teacher.heads, student.heads or 0, said.key, said.where)
     if teacher is not None and "width" in asked and teacher.width != student.width:
@@ -143,8 +144,9 @@ def _check_shapes(said: Said, teacher: Shape | None, student: Shape) -> Iterator
 
 def _trained_here(values: Mapping[str, Any], catalog: Catalog) -> Shape | None:
     """The shape of the model that this run pre-trains, where it is what teaches."""
-    trains = "pretrain" in (values.get("stages") or ())
-    return shape_of(_table(values, "pretrain").get("model"), catalog) if trains and not values.get("base") else None
+    stages = values.get("stages")
+    trains = isinstance(stages, list) and "pretrain" in stages and not values.get("base")
+    return shape_of(_table(values, "pretrain").get("model"), catalog) if trains else None
 
 
 def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -125,6 +125,20 @@ def test_gradients_reach_what_is_compared_and_nothing_above_it(name, reached, pl
     assert own.projection is None and own.student.classifier.weight.grad is None
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_it_can_be_learned(name, places, batch):
+    own = objective(places, {name: ALL[name]})
+    optimiser = torch.optim.Adam(own.student.parameters(), lr=1e-2)
+    values = []
+    for _ in range(12):
+        optimiser.zero_grad()
+        loss = own(batch)
+        loss.backward()
+        optimiser.step()
+        values.append(loss.item())
+    assert values[-1] < 0.6 * values[0]
+
+
 def test_only_the_top_pair_is_asked(places):
     own = objective(places, ALL, rule=2)
     assert (own.student_want, own.teacher_want) == (
