@@ -1,13 +1,15 @@
-"""What a forward pass shows: logits, hidden states, attention scores - of the asked layers only.
+"""What a forward pass shows: logits, hidden states, attention scores, queries, keys and values - of the asked layers only.
 
 Attention scores come out of transformers' own attention call: this module registers an attention function named "mbert"
 that runs SDPA for layers nobody asked about, and the explicit product for the others, keeping Q K^T / sqrt(head size) as it
-was BEFORE mask and softmax (`output_attentions` gives probabilities after dropout, and nothing at all under SDPA).
+was BEFORE mask and softmax (`output_attentions` gives probabilities after dropout, and nothing at all under SDPA). Queries,
+keys and values are those of that product: by head, and turned by their positions where the architecture does so (ModernBERT).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import BaseModelOutput
 
 ATTENTION = "mbert"
+Vectors = tuple[Tensor, Tensor, Tensor]
 FIRST_TOKEN_READ = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # whose heads read [CLS] and nothing else
 STACKED = (*FIRST_TOKEN_READ, "distilbert", "mbert-routed-bert")  # whose layers hand one tensor from each to the next
 
@@ -28,8 +31,10 @@ class Want:
 
     logits: bool = False
     token_logits: bool = False
+    token_head: bool = False
     hidden: frozenset[int] = frozenset()
     scores: frozenset[int] = frozenset()
+    qkv: frozenset[int] = frozenset()
     routing: bool = False
 
 
@@ -37,24 +42,30 @@ class Want:
 class Seen:
     """What a model showed: logits [B, C], token_logits [P, V], hidden {layer: [B, T, d]}, scores {layer: [B, A, T, T]}.
 
+    token_head  the masked-LM head by itself: top vectors [P, d] -> logits [P, V], for those who cannot hold all at once
+    qkv      {layer: (queries, keys, values)}, each [B, A, T, head size]
+    mask     real tokens of what is shown [B, T], where they are not the batch's: of a teacher that reads its own tokens
     routing  of a mixture of experts: (share of tokens, mean gate) of every expert, both [layers, E]
     """
 
     logits: Tensor | None = None
     token_logits: Tensor | None = None
+    token_head: Callable[[Tensor], Tensor] | None = None
     hidden: dict[int, Tensor] = field(default_factory=dict)
     scores: dict[int, Tensor] = field(default_factory=dict)
+    qkv: dict[int, Vectors] = field(default_factory=dict)
+    mask: Tensor | None = None
     routing: tuple[Tensor, Tensor] | None = None
 
 
 class _Recorder:
-    """The layers whose scores the running forward pass keeps; one pass runs at a time.
+    """The layers whose scores or vectors the running forward pass keeps; one pass runs at a time.
 
     Layers are counted as they are passed: DistilBERT's attention does not know its number, ALBERT's is the same in all.
     """
 
-    layers: frozenset[int] = frozenset()
-    scores: dict[int, Tensor] = {}
+    want = Want()
+    shown = Seen()
     passed = 0
 
 
@@ -62,27 +73,29 @@ def look(model: Any, batch: Mapping[str, Tensor], want: Want) -> Seen:
     """Runs `model` on `batch` and returns what `want` asks for, and nothing else.
 
     An architecture of our own may say itself what it shows: a method `look(batch, want)` is used where there is one.
-    Raises RuntimeError if a layer asked for did not report its scores (an attention that bypasses transformers' interface).
+    Raises RuntimeError if a layer asked for did not report its attention (an attention that bypasses transformers' interface).
     """
     own = getattr(model, "look", None)
     if own is not None:
         seen: Seen = own(batch, want)
         return seen
     inputs = {name: batch[name] for name in input_names(model) if name in batch}
-    with _recording(want.scores) as scores:
+    with _recording(want) as seen:
         if want.logits:
             with _first_token_at_the_top(model, want):
                 output = model(**inputs, output_hidden_states=bool(want.hidden))
         else:
             with _only_what_is_read(model.base_model, want):
                 output = model.base_model(**inputs, output_hidden_states=bool(want.hidden))
-    if missing := want.scores - scores.keys():
-        raise RuntimeError(f"{type(model).__name__} did not show the attention scores of layers {sorted(missing)}")
-    seen = Seen(scores=scores, hidden={layer: output.hidden_states[layer] for layer in want.hidden})
+    if missing := (want.scores - seen.scores.keys()) | (want.qkv - seen.qkv.keys()):
+        raise RuntimeError(f"{type(model).__name__} did not show the attention of layers {sorted(missing)}")
+    seen.hidden = {layer: output.hidden_states[layer] for layer in want.hidden}
     if want.routing:
         seen.routing = output.routing
     if want.logits:
         seen.logits = output.logits
+    if want.token_head:
+        seen.token_head = partial(_vocabulary_logits, model)
     if want.token_logits:
         chosen_Pd = output.last_hidden_state.flatten(0, 1)[batch["token_positions"]]
         seen.token_logits = _vocabulary_logits(model, chosen_Pd)
@@ -102,12 +115,12 @@ def show_scores(model: Any) -> None:
 
 
 @contextmanager
-def _recording(layers: frozenset[int]) -> Iterator[dict[int, Tensor]]:
-    _Recorder.layers, _Recorder.scores, _Recorder.passed = layers, {}, 0
+def _recording(want: Want) -> Iterator[Seen]:
+    _Recorder.want, _Recorder.shown, _Recorder.passed = want, Seen(), 0
     try:
-        yield _Recorder.scores
+        yield _Recorder.shown
     finally:
-        _Recorder.layers, _Recorder.scores = frozenset(), {}
+        _Recorder.want, _Recorder.shown = Want(), Seen()
 
 
 class _FirstToken(nn.Module):
@@ -182,7 +195,7 @@ def _only_what_is_read(encoder: Any, want: Want) -> Iterator[None]:
         return
     stack = next((part for name in ("encoder", "transformer") if (part := getattr(encoder, name, None)) is not None), None)
     layers, pooler = getattr(stack, "layer", None), getattr(encoder, "pooler", None)
-    deepest = max(want.hidden | want.scores, default=0) or 1  # what goes into the first layer is seen as it goes in
+    deepest = max(want.hidden | want.scores | want.qkv, default=0) or 1  # what goes into the first layer is seen as it goes in
     if not isinstance(layers, nn.ModuleList) or encoder.config.model_type not in STACKED or want.token_logits or want.routing:
         layers = nn.ModuleList()
     above = {place: _PassedOver(layers[place]) for place in range(deepest, len(layers))}
@@ -208,11 +221,13 @@ def _attend(
 ) -> tuple[Tensor, None]:
     _Recorder.passed += 1
     layer = _Recorder.passed
-    if layer not in _Recorder.layers:
+    if layer in _Recorder.want.qkv:
+        _Recorder.shown.qkv[layer] = query, key, value
+    if layer not in _Recorder.want.scores:
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
         return context.transpose(1, 2).contiguous(), None
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    _Recorder.scores[layer] = scores
+    _Recorder.shown.scores[layer] = scores
     masked = scores if attention_mask is None else scores + attention_mask
     weights = F.dropout(masked.softmax(-1), dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), None

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from microbert_cli.errors import MbertError, nearest
 
@@ -106,11 +107,30 @@ class Catalog:
 
     def loss_parameters(self, name: str) -> set[str]:
         """The keyword parameters of a loss: its recipe keys. `normalisation` may be set for one term, too."""
-        tree = ast.parse(self.path("losses", name, where="losses").read_text(encoding="utf-8"))
-        for node in tree.body:
+        for node in self._loss(name).body:
             if isinstance(node, ast.FunctionDef) and node.name == name:
                 return {argument.arg for argument in node.args.kwonlyargs}
         return set()
+
+    def loss_defaults(self, name: str) -> dict[str, Any]:
+        """What its keyword parameters are where a recipe does not say, as far as that is a plain value."""
+        for node in self._loss(name).body:
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+                return {argument.arg: _plain(value) for argument, value in pairs if value is not None}
+        return {}
+
+    def loss_facts(self, name: str) -> dict[str, Any]:
+        """What a loss says of itself: `needs`, `over`, `projects`, `requires`, `divides`; None for what is no plain value."""
+        found: dict[str, Any] = {}
+        for node in self._loss(name).body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found |= {target.id: _plain(node.value) for target in targets if isinstance(target, ast.Name)}
+        return {fact: found[fact] for fact in ("needs", "over", "projects", "requires", "divides") if fact in found}
+
+    def _loss(self, name: str) -> ast.Module:
+        return ast.parse(self.path("losses", name, where="losses").read_text(encoding="utf-8"))
 
     def own_files(self) -> dict[str, str]:
         """The included files by name with their hashes: a run with a changed loss of one's own is another run."""
@@ -132,6 +152,13 @@ class Catalog:
             folders[0] = PACKAGE.parent / kind
         files = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
         return {file.stem: file for file in files if file.suffix in SUFFIXES[kind] and file.stem != "__init__"}
+
+
+def _plain(value: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return None
 
 
 def _pattern(stem: str) -> re.Pattern[str]:

@@ -82,8 +82,12 @@ class Course:
         return Mixture(parts, tuple(task_shares([len(part) for part in parts], sampling.by, cap=sampling.cap)))
 
     def _rows(self, lesson: Lesson, spec: PhaseSpec, loaded: Loaded) -> Encoded:
-        use_augmented = "augmented" in lesson.data.rows and spec.data != "original"
-        return lesson.data.encode("augmented" if use_augmented else "train", loaded, where="student")
+        return lesson.data.encode(_split(lesson, spec), loaded, where="student")
+
+    def meet(self, student: Loaded) -> None:
+        """Notes which teachers read the student's rows in tokens of their own."""
+        for lesson in self.lessons:
+            lesson.meet(student)
 
     def ask(self, spec: PhaseSpec, rows: Encoded | Mixture, want: Want) -> AskAny | None:
         """The teacher of each batch of these rows, through the cache; None where nobody teaches at all."""
@@ -91,9 +95,14 @@ class Course:
         if want == Want():
             return None
         if not isinstance(rows, Mixture):
-            return self.lessons[0].asked(rows, want, asks=asks)
+            return self.lessons[0].asked(rows, want, asks=asks, split=_split(self.lessons[0], spec))
         pairs = zip(self.lessons, rows.parts, rows.shares, strict=True)
-        return by_task({one.data.number: one.asked(part, want, asks=round(share * asks)) for one, part, share in pairs})
+        return by_task(
+            {
+                one.data.number: one.asked(part, want, asks=round(share * asks), split=_split(one, spec))
+                for one, part, share in pairs
+            }
+        )
 
     @property
     def asked(self) -> int:
@@ -130,8 +139,13 @@ class Course:
             raise _unlike(shapes, key)
 
 
+def _split(lesson: Lesson, spec: PhaseSpec) -> str:
+    """The split that a phase trains on."""
+    return "augmented" if "augmented" in lesson.data.rows and spec.data != "original" else "train"
+
+
 def _looks_inside(term: LossTerm) -> bool:
-    return term.asks_teacher and bool(term.needs & {"hidden", "scores"})
+    return term.asks_teacher and bool(term.needs & {"hidden", "scores", "qkv"})
 
 
 def _shape(one: Instructor) -> tuple[int, int, int]:

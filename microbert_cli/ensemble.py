@@ -1,4 +1,4 @@
-"""Several teachers asked as one, and the right one asked in a run of several tasks.
+"""Several teachers asked as one, the right one of a run of several tasks, and one that reads in tokens of its own.
 
 Of n teachers with class probabilities p_1 .. p_n, each [B, C], the answer has
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from microbert_cli.capture import Seen, Want
+from microbert_cli.encoding import Encoded
 from microbert_cli.objective import Ask, AskAny, Batch
 
 
@@ -40,6 +41,20 @@ def together(asks: Sequence[Ask]) -> Ask:
         return Seen(logits=averaged([logits for logits in answers if logits is not None]))
 
     return ask
+
+
+def reading(rows: Encoded, ask: Ask, *, pad_id: int) -> Ask:
+    """Asks a teacher about the same rows in its own tokens, `rows`; which of what it shows are real tokens goes with it."""
+
+    def own(batch: Batch, want: Want) -> Seen:
+        device = batch["input_ids"].device
+        theirs = rows.batch(batch["rows"].cpu().numpy(), pad_id=pad_id)
+        theirs = {name: value.to(device) for name, value in theirs.items()}
+        seen = ask(theirs, want)
+        seen.mask = theirs["attention_mask"]
+        return seen
+
+    return own
 
 
 def by_task(asks: Mapping[int | None, Ask | None]) -> AskAny:

@@ -22,6 +22,7 @@ from torch import Tensor
 from microbert_cli import models
 from microbert_cli.errors import MbertError
 from microbert_cli.layer_map import layer_map
+from microbert_cli.matching import same_vocabulary
 from microbert_cli.models import Loaded
 from microbert_cli.slicing import axes_of, kept, shape_of, sliced
 from microbert_cli.tracking import Talk
@@ -123,7 +124,7 @@ def start(by: str, layers: str | Sequence[int], teacher: Loaded, initial: str | 
     source = teacher
     if initial is not None and initial != teacher.source:
         source = models.load(initial, "encoder", where="initialise.model", new_head=True)
-        models.same_vocabulary(source.tokenizer, teacher.tokenizer, where=f"initialise.model {initial}")
+        same_vocabulary(source.tokenizer, teacher.tokenizer, where=f"initialise.model {initial}", key="initialise")
     made = Start(by, layers, source, teacher.model.config.hidden_size, labels if source is teacher else None)
     talk.note(f"a new student begins as: {', '.join(f'{key} {value}' for key, value in made.told.items())}")
     return made

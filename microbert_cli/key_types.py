@@ -1,6 +1,6 @@
 """What values of a recipe may be: numbers within bounds, names that can be files, tables whose keys are all known."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -25,3 +25,14 @@ class Strict(BaseModel):
     """A table whose keys are all known and whose values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class Term(BaseModel):
+    """One loss of a sum: its weight, and the loss's own keyword parameters beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    weight: float = 1.0
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})

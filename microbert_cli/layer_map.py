@@ -6,20 +6,24 @@ Layer 0 is the embedding output, layers 1..N are Transformer layers. A map g lis
     first     g(m) = m                (the teacher's bottom layers)
     last      g(m) = m + N - M        (the teacher's top layers)
     [a, b..]  g(m) = the m-th number  (explicit; one teacher layer per student layer)
+    top       g(M) = N                (the student's top layer alone is taught, whatever the depths; 0 stands for the others)
+    n         g(M) = n                (the same by a chosen layer; MiniLMv2)
 
-Source: TinyBERT section 3 and its ablation table ("uniform", "top", "bottom").
+Sources: TinyBERT section 3 and its ablation table ("uniform", "top", "bottom"); MiniLM and MiniLMv2 for one pair.
 """
 
 from collections.abc import Sequence
 
 from microbert_cli.errors import MbertError
 
-NAMES = ("uniform", "first", "last")
+NAMES = ("uniform", "first", "last", "top")
 
 
-def layer_map(rule: str | Sequence[int], *, teacher_layers: int, student_layers: int) -> list[int]:
+def layer_map(rule: str | int | Sequence[int], *, teacher_layers: int, student_layers: int) -> list[int]:
     """The list g(0)..g(M); raises M010 where the rule does not fit, M015 for too deep a student."""
     N, M = teacher_layers, student_layers
+    if rule == "top" or isinstance(rule, int):
+        return _one_pair(N if isinstance(rule, str) else rule, N, M)
     if M > N:
         raise _too_deep(N, M)
     if not isinstance(rule, str):
@@ -33,6 +37,12 @@ def layer_map(rule: str | Sequence[int], *, teacher_layers: int, student_layers:
     if rule == "last":
         return [0] + [m + N - M for m in range(1, M + 1)]
     raise _misfit(f'there is no layer map "{rule}"', N, M)
+
+
+def _one_pair(layer: int, N: int, M: int) -> list[int]:
+    if not 1 <= layer <= N:
+        raise _misfit(f"layer_map = {layer} names no layer: the teacher has {N}", N, M)
+    return [0] * M + [layer]
 
 
 def _explicit(layers: list[int], N: int, M: int) -> list[int]:
@@ -59,7 +69,7 @@ def _misfit(what: str, N: int, M: int) -> MbertError:
         "M010",
         what,
         where="layer_map",
-        allowed=f"uniform (student depths {', '.join(divisors)} fit {N} teacher layers), first, last, "
+        allowed=f"uniform (student depths {', '.join(divisors)} fit {N} teacher layers), first, last, top, "
         f"or {M} rising teacher layers such as {list(range(max(1, N - M + 1), N + 1))}.",
         fix="Choose another student or map: --set layer_map=last",
     )

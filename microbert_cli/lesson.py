@@ -12,7 +12,8 @@ import torch
 from microbert_cli import models, scoring
 from microbert_cli.capture import Want
 from microbert_cli.encoding import Encoded
-from microbert_cli.ensemble import averaged, together
+from microbert_cli.ensemble import averaged, reading, together
+from microbert_cli.matching import other_tokens
 from microbert_cli.models import Loaded
 from microbert_cli.numerics import Numerics
 from microbert_cli.objective import Ask
@@ -48,6 +49,7 @@ class Lesson:
     ):
         self.recipe, self.data, self.numerics, self.talk = recipe, data, numerics, talk
         self.asking: list[Teacher] = []  # those asked through the cache: teachers, or their int8 copies
+        self.apart: list[str] = []  # teachers of another vocabulary than the student's
         self.kept = False  # whether answers come from the cache
         self.instructors = [self._instructor(*pair) for pair in zip(sources, identities, strict=True)]
 
@@ -83,11 +85,26 @@ class Lesson:
             margin = self.recipe.teacher.margin
             check_strength(task, scores[task.primary], majority, margin=margin, where=one.where)
 
-    def asked(self, rows: Encoded, want: Want, *, asks: int) -> Ask | None:
-        """The teachers as one, through the cache; `asks` is how many rows will be asked for in all. None: nobody teaches."""
+    def meet(self, student: Loaded) -> None:
+        """Notes which teachers have another vocabulary than the student: they read the same texts in their own tokens."""
+        self.apart = [one.source for one in self.instructors if other_tokens(one.loaded, student)]
+        for source in self.apart:
+            self.talk.note(f"teacher {source} has another vocabulary than the student: texts are tokenised for each of them")
+
+    def asked(self, rows: Encoded, want: Want, *, asks: int, split: str = "train") -> Ask | None:
+        """The teachers as one, through the cache; `asks` is how many rows will be asked for in all. None: nobody teaches.
+
+        rows  of the split `split`, as the student reads them
+        """
         if not self.instructors:
             return None
-        return together([self._remembered(one, rows, want, asks) for one in self.instructors])
+        return together([self._in_own_tokens(one, rows, want, asks, split) for one in self.instructors])
+
+    def _in_own_tokens(self, one: Instructor, rows: Encoded, want: Want, asks: int, split: str) -> Ask:
+        if one.source not in self.apart:
+            return self._remembered(one, rows, want, asks)
+        theirs = self.data.encode(split, one.loaded, where=one.where)
+        return reading(theirs, self._remembered(one, theirs, want, asks), pad_id=one.loaded.tokenizer.pad_token_id)
 
     def _remembered(self, one: Instructor, rows: Encoded, want: Want, asks: int) -> Ask:
         """Under `reference` padding counts, and padding is not kept."""

@@ -37,6 +37,9 @@ IGNORED = (
     r"|(generator_|discriminator_)?predictions\..*|generator_lm_head\..*|head\..*|decoder\..*"
 )
 
+MAX_LENGTH = 512  # of a new student, where the model it is made after has no positions to count
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
+
 NO_CODE = {"trust_remote_code": False}  # left out, transformers asks on stdin, where `mbert predict` is given texts
 
 transformers.logging.set_verbosity_error()
@@ -215,7 +218,8 @@ def build(
     fields = {key: value for key, value in student.items() if key not in ("title", "model_type")}
     fields |= {"vocab_size": _rows_needed(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if like is not None and "max_position_embeddings" not in student:
-        fields["max_position_embeddings"] = like.max_position_embeddings
+        wasted = tokenizer.pad_token_id + 1 if student["model_type"] in COUNT_FROM_PADDING else 0
+        fields["max_position_embeddings"] = (positions_of(like) or MAX_LENGTH) + wasted
     try:
         fields["num_attention_heads"] = _heads(fields, like)
         config = _without_code(AutoConfig.for_model(student["model_type"], **fields))
@@ -246,21 +250,9 @@ def _no_student(where: str, error: Exception) -> MbertError:
     )
 
 
-def same_vocabulary(one: Any, other: Any, *, where: str) -> None:
-    """Raises M312 unless both tokenizers map every text to the same ids: what every token-level loss requires."""
-    if one.get_vocab() != other.get_vocab():
-        raise MbertError(
-            "M312",
-            f"teacher and student have different vocabularies ({len(one)} and {len(other)} tokens)",
-            where=where,
-            allowed="Two models of one vocabulary: hidden states and attention are compared token by token.",
-            fix="Distil from a teacher of the student's vocabulary, or build the student anew: --student bert-4x312",
-        )
-
-
 def check_length(max_length: int, config: Any, *, where: str) -> None:
     """Raises M012 if texts may become longer than the model has positions."""
-    positions = getattr(config, "max_position_embeddings", max_length)
+    positions = positions_of(config) or max_length
     option = f"--set {'corpus' if where.startswith('corpus') else 'data'}.max_length="
     if max_length > positions:
         raise MbertError(
@@ -270,6 +262,13 @@ def check_length(max_length: int, config: Any, *, where: str) -> None:
             allowed=f"1 to {positions} tokens.",
             fix=f"{'--max-length ' if where == '--max-length' else option}{positions}",
         )
+
+
+def positions_of(config: Any) -> int | None:
+    """How many tokens a model can read. RoBERTa's kind counts positions from behind the padding's number, which it wastes."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    wasted = config.pad_token_id + 1 if positions and getattr(config, "model_type", None) in COUNT_FROM_PADDING else 0
+    return positions - wasted if positions else None
 
 
 def parameters(model: Any) -> int:

@@ -137,7 +137,8 @@ class Objective(nn.Module):
         return torch.stack(values).sum()
 
     def _layers(self, term: LossTerm) -> Sequence[int]:
-        return {"layers": range(1, len(self.map_layers)), "top": [len(self.map_layers) - 1]}.get(term.over, [0])
+        top = len(self.map_layers) - 1
+        return {"layers": range(1, top + 1), "inner": range(1, top), "top": [top]}.get(term.over, [0])
 
     def _call(
         self, function: Callable[..., Any], term: LossTerm, student: Seen, teacher: Seen, batch: Batch, layer: int
@@ -152,12 +153,18 @@ class Objective(nn.Module):
             "teacher_logits": teacher.logits if "logits" in term.needs else None,
             "student_hidden": student.hidden[layer] if "hidden" in term.needs else None,
             "teacher_hidden": teacher.hidden[self._taught_by(layer)] if "hidden" in term.needs else None,
+            "student_qkv": student.qkv[layer] if "qkv" in term.needs else None,
+            "teacher_qkv": teacher.qkv[self._taught_by(layer)] if "qkv" in term.needs else None,
             "mask": batch.get("attention_mask"),
+            "teacher_mask": batch.get("attention_mask") if teacher.mask is None else teacher.mask,
             "labels": batch.get("labels"),
             "augmented": batch.get("augmented"),
             "task": batch.get("task"),
             "token_labels": batch.get("token_labels"),
+            "token_positions": batch.get("token_positions"),
             "token_logits": student.token_logits,
+            "student_head": self._head(student),
+            "teacher_head": self._head(teacher),
             "shares": student.routing and student.routing[0],
             "gates": student.routing and student.routing[1],
         }
@@ -180,6 +187,17 @@ class Objective(nn.Module):
             return self._project(student.hidden[layer], term), teacher.hidden[self._taught_by(layer)]
         return student.logits, teacher.logits
 
+    def _head(self, seen: Seen) -> Callable[[Tensor], Tensor] | None:
+        """A model's masked-LM head, computing as its forward pass does."""
+        if (head := seen.token_head) is None:
+            return None
+
+        def logits(vectors_Pd: Tensor) -> Tensor:
+            with self.numerics.forward():
+                return head(vectors_Pd)
+
+        return logits
+
     def _taught_by(self, layer: int) -> int:
         return self.map_layers[layer] if layer < len(self.map_layers) else 0
 
@@ -199,8 +217,9 @@ class Objective(nn.Module):
 def _no_rows(seen: Seen) -> Seen:
     """The same tensors without their rows: every sum over them is 0, and so is its gradient."""
     hidden, scores = ({layer: value[:0] for layer, value in shown.items()} for shown in (seen.hidden, seen.scores))
-    logits, token_logits = (None if value is None else value[:0] for value in (seen.logits, seen.token_logits))
-    return Seen(logits, token_logits, hidden, scores, seen.routing)
+    qkv = {layer: (q[:0], k[:0], v[:0]) for layer, (q, k, v) in seen.qkv.items()}
+    logits, token_logits, mask = (None if value is None else value[:0] for value in (seen.logits, seen.token_logits, seen.mask))
+    return Seen(logits, token_logits, seen.token_head, hidden, scores, qkv, mask, seen.routing)
 
 
 def _nothing_to_learn() -> MbertError:

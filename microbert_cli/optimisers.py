@@ -1,6 +1,7 @@
 """Optimiser presets and learning-rate schedules.
 
     adamw      decoupled weight decay, bias correction, eps 1e-8, gradients clipped to one global norm
+    adamw-distilbert   the same with betas 0.9, 0.98 and eps 1e-6, as DistilBERT was trained
     bertadam   the optimiser of the released BERT and TinyBERT code: no bias correction, eps 1e-6 outside the root, each
                tensor's gradient clipped on its own
     adamax     Adam by the largest gradient seen instead of the mean square (MT-DNN's), bias correction, eps 1e-8, gradients
@@ -80,6 +81,8 @@ def make_optimiser(
         return BertAdam(groups, lr=learning_rate, max_grad_norm=max_grad_norm)
     if name == "adamax":
         return torch.optim.Adamax(groups, lr=learning_rate)
+    if name == "adamw-distilbert":
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 

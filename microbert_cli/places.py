@@ -12,9 +12,9 @@ from microbert_cli.capture import show_scores
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.models import Loaded
+from microbert_cli.shapes import describe as describe
 from microbert_cli.students.routed_bert import RoutedBertForSequenceClassification
 from microbert_cli.task import Task
-from microbert_cli.toml_files import read_toml
 
 Start = Callable[[Any], dict[str, torch.Tensor] | None]  # of a new model's weights; see `initialising.Start`
 
@@ -22,16 +22,6 @@ Start = Callable[[Any], dict[str, torch.Tensor] | None]  # of a new model's weig
 def is_description(name: str, catalog: Catalog) -> bool:
     """Whether this is a student of the catalogue (or a student TOML), not a checkpoint."""
     return not Path(name).is_dir() and not list(catalog.check("students", name, ""))
-
-
-def describe(name: str, catalog: Catalog) -> dict[str, Any]:
-    """A student's TOML with its pattern's numbers filled in: `4 * H` becomes 1248 for `bert-4x312`."""
-    path = catalog.path("students", name, where="student")
-    if path.suffix == ".py":
-        raise _no_shape(name)
-    fields = read_toml(path, "students")
-    numbers = catalog.numbers("students", name)
-    return {key: _fill(value, numbers) for key, value in fields.items()}
 
 
 def identify(name: str | None, catalog: Catalog) -> Any:
@@ -87,13 +77,15 @@ def several_heads(
     return replace(dense, model=model)
 
 
-def encoder(name: str, catalog: Catalog, *, seed: int, teacher: Loaded, where: str, start: Start | None = None) -> Loaded:
-    """A bare encoder: a checkpoint to go on from, or a new student with the teacher's vocabulary."""
+def encoder(
+    name: str, catalog: Catalog, *, seed: int, teacher: Loaded, where: str, start: Start | None = None, head: str = "encoder"
+) -> Loaded:
+    """A bare encoder, or a "masked-lm": a checkpoint to go on from, or a new student with the teacher's vocabulary."""
     if not is_description(name, catalog):
-        return models.load(name, "encoder", where=where, new_head=True, seed=seed)
+        return models.load(name, head, where=where, new_head=True, seed=seed)
     description, tokens = describe(name, catalog), teacher.tokenizer
     like = teacher.model.config
-    model = models.build(description, kind="encoder", tokenizer=tokens, seed=seed, like=like, where=where)
+    model = models.build(description, kind=head, tokenizer=tokens, seed=seed, like=like, where=where)
     return Loaded(model, tokens, name, [], start(model) if start else None)
 
 
@@ -128,16 +120,6 @@ def no_vocabulary(name: str, where: str) -> MbertError:
     )
 
 
-def _no_shape(name: str) -> MbertError:
-    return MbertError(
-        "M070",
-        f'"{name}" is an architecture, not a shape: it says nothing of layers and widths',
-        where="student",
-        allowed="A shape, such as tinybert-4l-312 or bert-4x312, or a checkpoint; it becomes a mixture of experts by moe.side.",
-        fix="--student tinybert-4l-312 --set moe.side=student",
-    )
-
-
 def device(name: str) -> str:
     """`auto` is a GPU where there is one, of several processes each one's own; raises M109 for a device that is not there."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
@@ -161,19 +143,6 @@ def settle(answers: Any, name: str) -> None:
     """Puts a model that answers on the device of that name; ONNX Runtime stays where it is."""
     if isinstance(getattr(answers, "model", None), torch.nn.Module):
         answers.model.to(device(name))
-
-
-def _fill(value: Any, numbers: dict[str, int]) -> Any:
-    """A number, or a product of numbers and the pattern's letters."""
-    if not isinstance(value, str):
-        return value
-    parts = [part.strip() for part in value.split("*")]
-    if not all(part.isdigit() or part in numbers for part in parts):
-        return value
-    product = 1
-    for part in parts:
-        product *= numbers[part] if part in numbers else int(part)
-    return product
 
 
 class Answering:

@@ -7,12 +7,12 @@ A table that has one main key may be written as that key's value: `corpus = "pyt
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from microbert_cli.key_types import Count, Place, Positive, Seed, Share, Strict
+from microbert_cli.key_types import Count, Place, Positive, Seed, Share, Strict, Term
 
 Normalisation = Literal["masked", "reference"]
-LayerMap = Literal["uniform", "first", "last"] | list[int]
+LayerMap = Literal["uniform", "first", "last", "top"] | Annotated[int, Field(gt=0, strict=True)] | list[int]
 
 SHORTHAND = {
     "data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size", "sampling": "by",
@@ -23,17 +23,6 @@ NUMERICS = ("precision", "tf32", "compile")
 STAGES = (
     "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "task-distill", "evaluate", "export", "report",
 )  # fmt: skip
-
-
-class Term(BaseModel):
-    """One loss of a sum: its weight, and the loss's own keyword parameters beside it."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-    weight: float = 1.0
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class Training(Strict):
@@ -49,7 +38,7 @@ class Training(Strict):
     batch_size: Count = 32
     batch_tokens: Count | None = None
     learning_rate: Positive = 5e-5
-    optimizer: Literal["adamw", "bertadam", "adamax"] = "adamw"
+    optimizer: Literal["adamw", "adamw-distilbert", "bertadam", "adamax"] = "adamw"
     schedule: Literal["constant", "linear"] = "linear"
     warmup: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -202,8 +191,16 @@ class Pretrain(Training):
 
     model: Place | None = None
     masked: Share = 0.15
+    smoothing: Annotated[float, Field(ge=0)] = 0.0
     learning_rate: Positive = 1e-4
     epochs: Positive = 1.0
+
+
+class General(Phase):
+    """Stage one. A share `masked` of the words is hidden from both models, rare ones oftener by `smoothing` (masking.py)."""
+
+    masked: Share = 0.0
+    smoothing: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Finetune(Training):
@@ -289,7 +286,7 @@ class Recipe(Strict):
     vectors: Vectors = Vectors()
     pretrain: Pretrain = Pretrain()
     finetune: Finetune = Finetune()
-    general: Phase = Phase()
+    general: General = General()
     phases: dict[str, Phase] = {}
     augment: Augment = Augment()
     evaluate: Evaluate = Evaluate()
@@ -341,4 +338,5 @@ def _without_places(name: str, value: Any) -> Any:
         return {phase: {key: inner for key, inner in numbers.items() if key not in CADENCE} for phase, numbers in value.items()}
     if name == "teachers":
         return sorted(value)
-    return {key: inner for key, inner in value.items() if key not in PLACES[name]} if name in PLACES else value
+    nought = {key for key in ("masked", "smoothing") if name in ("general", "pretrain") and not value[key]}
+    return {key: v for key, v in value.items() if key not in {*PLACES[name], *nought}} if name in PLACES else value

@@ -14,6 +14,8 @@ from microbert_cli import processes
 if TYPE_CHECKING:
     from torch import Tensor
 
+UNSEEN = -1e9  # its exponential is 0, and unlike with -inf the difference of two is a number
+
 
 def squared_error(student: "Tensor", teacher: "Tensor") -> "Tensor":
     """(student - teacher)^2 of every element, in float32; one pass each way over what may be the largest tensors of a step."""
@@ -39,6 +41,22 @@ def mean_over_pairs(values_BAQK: "Tensor", mask_BT: "Tensor") -> "Tensor":
     mask_BT = mask_BT.to(values_BAQK.dtype)
     pairs_BQK = mask_BT[:, :, None] * mask_BT[:, None, :]
     return (values_BAQK.mean(1) * pairs_BQK).sum() / denominator(pairs_BQK.sum())
+
+
+def divergence_of_attention(student_BAQK: "Tensor", teacher_BAQK: "Tensor", mask_BT: "Tensor") -> "Tensor":
+    """KL of the teacher's attention from the student's, over real tokens alone.
+
+        mean over heads a and real queries q of  sum_k p_aqk log(p_aqk / s_aqk),     p, s = softmax over the real keys
+
+    student_BAQK, teacher_BAQK  scores before softmax, of whatever is attended to whatever;  mask_BT  1 = real token.
+    Padded keys get no probability, padded queries are not counted.
+    """
+    from torch.nn.functional import kl_div
+
+    unseen_B11K = (mask_BT == 0)[:, None, None, :]
+    log_s, log_p = (scores.float().masked_fill(unseen_B11K, UNSEEN).log_softmax(-1) for scores in (student_BAQK, teacher_BAQK))
+    divergence_BAQ = kl_div(log_s, log_p, reduction="none", log_target=True).sum(-1)
+    return mean_over_tokens(divergence_BAQ.transpose(1, 2), mask_BT)
 
 
 def mean_over_rows(values_B: "Tensor", counted_B: "Tensor | None" = None) -> "Tensor":

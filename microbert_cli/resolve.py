@@ -16,6 +16,7 @@ from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.expert_keys import check_experts
 from microbert_cli.nested import Layer, flatten, merge, nest, normalise
 from microbert_cli.recipe import FOLDER_NAME, STAGES, Recipe
+from microbert_cli.requirements import check_losses
 from microbert_cli.several import check_tasks
 from microbert_cli.toml_files import parse_value, read_toml, refuse_unsound
 
@@ -249,6 +250,7 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
         yield from _check_stage(stage, values, origins)
     yield from check_tasks(values, catalog, origins)
     yield from check_experts(values, origins)
+    yield from check_losses(values, catalog, origins)
     named = [("students", "student", values.get("student")), ("tasks", "task", values.get("task"))]
     named += [("augmenters", "augment.sources", one) for one in _texts(_table_at(values, "augment").get("sources"))]
     for kind, key, called in named:

@@ -7,12 +7,11 @@ task's labels by NAME, and its dev score is measured first: one that is hardly b
 import json
 from collections.abc import Iterator, Sequence
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 import torch
 
-from microbert_cli.capture import ATTENTION, Seen, Want, look
+from microbert_cli.capture import Seen, Vectors, Want, look
 from microbert_cli.errors import MbertError
 from microbert_cli.models import Loaded, frozen
 from microbert_cli.objective import Batch
@@ -90,7 +89,14 @@ def _joined(pieces: list[Seen]) -> Seen:
         logits=None if first.logits is None else torch.cat([one.logits for one in pieces if one.logits is not None]),
         hidden={layer: torch.cat([one.hidden[layer] for one in pieces]) for layer in first.hidden},
         scores={layer: torch.cat([one.scores[layer] for one in pieces]) for layer in first.scores},
+        token_head=first.token_head,
+        qkv={layer: _joined_vectors([one.qkv[layer] for one in pieces]) for layer in first.qkv},
     )
+
+
+def _joined_vectors(pieces: list[Vectors]) -> Vectors:
+    queries, keys, values = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return queries, keys, values
 
 
 def match_labels(loaded: Loaded, task: Task, order: list[str] | None, *, where: str) -> list[int] | None:
@@ -160,35 +166,6 @@ def check_strength(task: Task, teacher: float, majority: float, *, margin: float
         where=where,
         allowed=f"A teacher fine-tuned on {task.name}, better than that by at least {margin}.",
         fix=f"Fine-tune it: mbert finetune --model MODEL --task {task.name}; or insist: --set teacher.allow_weak=true",
-    )
-
-
-def check_heads(teacher: Any, student: Any, *, where: str, key: str) -> None:
-    """Raises M013 if attention cannot be compared head by head, M014 if a model does not show its scores.
-
-    key  the loss's own key in the recipe
-    """
-    for config in (teacher, student):
-        if config._attn_implementation != ATTENTION:
-            raise _hidden_scores(config.model_type, where, key)
-    theirs, ours = teacher.num_attention_heads, student.num_attention_heads
-    if theirs != ours:
-        raise MbertError(
-            "M013",
-            f"the teacher has {theirs} attention heads, the student {ours}",
-            where=where,
-            allowed=f"A student of {theirs} heads: attention scores are matched head by head.",
-            fix=f"Take such a student, or leave attention out: --set {key}=0",
-        )
-
-
-def _hidden_scores(model_type: str, where: str, key: str) -> MbertError:
-    return MbertError(
-        "M014",
-        f'the architecture "{model_type}" computes its attention by itself and shows no scores',
-        where=where,
-        allowed="BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ALBERT, MobileBERT or ModernBERT, where attention is distilled.",
-        fix=f"Leave attention out: --set {key}=0",
     )
 
 

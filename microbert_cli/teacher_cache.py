@@ -9,7 +9,8 @@ too), what is asked, and the precision. Anything else misses; nothing in an entr
     done.bin     [chunks]          checksums of the parts that are written, 0 = not yet; so a stopped pass goes on where it was
 
 U distinct rows (identical rows of augmented data are asked once), N their tokens, P the sum of their squared lengths.
-Hidden states and scores are kept only where the estimate fits the budget; entries least recently used make room.
+Hidden states and scores are kept only where the estimate fits the budget; entries least recently used make room. Queries, keys
+and values are not kept: where a loss reads them, the teacher is asked anew every time.
 
 Rows are asked in an order of their own - sorted by length, filled to a budget of tokens - so what is kept depends neither
 on seeds nor on epochs. It is worth it where rows are asked more often than there are distinct ones; else the teacher is
@@ -80,7 +81,7 @@ def remember(
     asks      how many rows will be asked for in all; None = often enough
     numerics  of the teacher's forward passes
     """
-    if settings.teacher == "off" or want.token_logits or teacher.model.training:
+    if settings.teacher == "off" or want.token_logits or want.qkv or teacher.model.training:
         return teacher.ask
     layout = Layout.of(encoded, want, teacher, settings.precision)
     if asks is not None and asks <= layout.rows:

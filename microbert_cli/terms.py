@@ -10,14 +10,20 @@ from torch import Tensor, nn
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest
+from microbert_cli.requirements import columns, not_given
 
-SHOWN = frozenset({"hidden", "scores", "mask"})
+SHOWN = frozenset({"hidden", "scores", "qkv", "mask"})
+MAPPED = frozenset({"layers", "inner", "top"})  # what a loss is `over` that compares a student's layers with mapped ones
+WORDED = frozenset({"token_logits", "token_labels", "token_head"})  # of a masked-LM
 ANSWERED = SHOWN | {"logits", "labels", "augmented"}
 
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One loss of the catalogue, its weight and its parameters."""
+    """One loss of the catalogue, its weight and its parameters.
+
+    requires  of teacher and student: "tokens", "heads", "width"; divides: a parameter that divides both widths
+    """
 
     name: str
     weight: float
@@ -25,9 +31,16 @@ class LossTerm:
     needs: frozenset[str]
     over: str
     projects: bool
+    requires: frozenset[str] = frozenset()
+    divides: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     trains: Callable[..., nn.Module | None] | None = None
     against: Callable[..., Tensor] | None = None
+
+    @property
+    def by_token(self) -> bool:
+        """Whether it compares with the teacher token by token, so that both must read the same tokens."""
+        return self.asks_teacher and "tokens" in self.requires
 
     @property
     def takes(self) -> list[str]:
@@ -38,6 +51,10 @@ class LossTerm:
     def asks_teacher(self) -> bool:
         """Whether it compares with what the teacher shows."""
         return any(name.startswith("teacher") for name in self.takes)
+
+    def parameter(self, name: str) -> Any:
+        """The value of a keyword parameter: the recipe's, else the loss's own."""
+        return self.parameters.get(name, inspect.signature(self.function).parameters[name].default)
 
     def own(self, **sizes: int) -> nn.Module | None:
         """What the term trains beside the student, if anything: `sizes` are classes, teacher_width and tasks."""
@@ -60,7 +77,7 @@ def make_terms(
     for term in terms:
         asks = term.needs | ({"teacher"} if term.asks_teacher else set())
         if given is not None and (missing := sorted(asks - given)):
-            raise _not_given(f"{where}.{term.name}", missing, given)
+            raise not_given(f"{where}.{term.name}", missing, ", ".join(sorted(given)))
     return terms
 
 
@@ -83,15 +100,19 @@ def takes_of(function: Callable[..., Any]) -> list[str]:
 
 def want_of(terms: Sequence[LossTerm], layers: Sequence[int]) -> Want:
     """What the terms ask of a model: `layers` are its mapped ones, its embedding output first."""
-    over = {term.over for term in terms if "hidden" in term.needs}
-    hidden = set(layers[1:]) if "layers" in over else set()
-    hidden |= {layers[0]} if "embedding" in over else set()
-    hidden |= {layers[-1]} if "top" in over else set()
+
+    def of(kind: str) -> frozenset[int]:
+        over = {term.over for term in terms if kind in term.needs}
+        places = {"layers": layers[1:], "embedding": layers[:1], "inner": layers[1:-1], "top": layers[-1:]}
+        return frozenset(layer for name, asked in places.items() if name in over for layer in asked)
+
     return Want(
         logits=any("logits" in term.needs for term in terms),
         token_logits=any("token_logits" in term.needs for term in terms),
-        hidden=frozenset(hidden),
-        scores=frozenset(layers[1:] if any("scores" in term.needs for term in terms) else ()),
+        token_head=any("token_head" in term.needs for term in terms),
+        hidden=of("hidden"),
+        scores=of("scores"),
+        qkv=of("qkv"),
         routing=any("routing" in term.needs for term in terms),
     )
 
@@ -103,13 +124,17 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
     function = getattr(module, name)
     for key, value in parameters.items():
         _check_kind(function, name, key, value)
+    needs = frozenset(module.needs(**parameters) if callable(module.needs) else module.needs)
+    projects = getattr(module, "projects", "") == "hidden"
     return LossTerm(
         name=name,
         weight=weight,
         function=function,
-        needs=frozenset(module.needs(**parameters) if callable(module.needs) else module.needs),
+        needs=needs,
         over=module.over,
-        projects=getattr(module, "projects", "") == "hidden",
+        projects=projects,
+        requires=frozenset(getattr(module, "requires", columns(needs, projects=projects))),
+        divides=getattr(module, "divides", None),
         parameters=parameters,
         trains=getattr(module, "trains", None),
         against=getattr(module, "against", None),
@@ -138,14 +163,17 @@ def _check_kind(function: Callable[..., Tensor], name: str, key: str, value: Any
     )
 
 
-def _not_given(where: str, missing: list[str], given: frozenset[str]) -> MbertError:
-    return MbertError(
-        "M008",
-        f"this loss needs {', '.join(missing)}, and there is none in this stage",
-        where=where,
-        allowed=f"Losses that need no more than {', '.join(sorted(given))}.",
-        fix=f"Leave it out: --set {where}=0",
-    )
+def check_depth(terms: Mapping[str, LossTerm], student_layers: int) -> None:
+    """Raises M090 where a loss over inner layers meets a student that has none; `terms` by their keys in the recipe."""
+    inner = [key for key, term in terms.items() if term.over == "inner"]
+    if inner and student_layers < 2:
+        raise MbertError(
+            "M090",
+            f"this loss is about the layers below the last, and the student has {student_layers} in all",
+            where=inner[0],
+            allowed="A student of at least 2 layers.",
+            fix=f"Choose a deeper student (mbert list students), or leave it out: --set {inner[0]}=0",
+        )
 
 
 def _no_loss(file: str, missing: str, name: str) -> MbertError:
@@ -153,6 +181,6 @@ def _no_loss(file: str, missing: str, name: str) -> MbertError:
         "M009",
         f'this file is no loss: it has no "{missing}"',
         where=file,
-        allowed=f"A function {name}(...) -> Tensor, needs = {{...}}, and over = one of embedding, layers, top, batch.",
+        allowed=f"A function {name}(...) -> Tensor, needs = {{...}}, and over = one of embedding, layers, inner, top, batch.",
         fix="Start from one: mbert copy losses soft_target",
     )

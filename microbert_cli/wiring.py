@@ -163,7 +163,7 @@ def _finetune(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
 
 
 def _general(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
-    teacher = recipe.base or made.of("pretrain")
+    teacher = made.resolve(recipe.base) or made.of("pretrain")
     return {
         "teacher": _needed(teacher, "base", "the pre-trained teacher of stage one", "--teacher google-bert/bert-base-uncased"),
         "student": _needed(recipe.student, "student", "a student of the catalogue", "--student tinybert-4l-312"),

@@ -86,6 +86,25 @@ def test_softmax_of_the_scores_is_the_attention(name, batch):
         assert torch.allclose(ours.transpose(1, 2)[rows], probabilities.transpose(1, 2)[rows], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_queries_and_keys_make_the_scores(name, batch):
+    model = build(name)
+    show_scores(model)
+    seen = look(model, batch, Want(scores=frozenset({2}), qkv=frozenset({1, 2})))
+    assert sorted(seen.qkv) == [1, 2]
+    queries, keys, values = seen.qkv[2]
+    assert torch.allclose(queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5, seen.scores[2], atol=1e-5)
+    assert values.shape[:3] == (3, model.config.num_attention_heads, 9)
+
+
+def test_values_by_hand(batch):
+    model = build("Bert")
+    show_scores(model)
+    seen = look(model, batch, Want(hidden=frozenset({1}), qkv=frozenset({2})))
+    own = model.bert.encoder.layer[1].attention.self.value
+    assert torch.allclose(seen.qkv[2][2], heads(linear(seen.hidden[1], own.weight, own.bias), 2), atol=1e-6)
+
+
 def heads(values, count):
     return values.unflatten(-1, (count, -1)).transpose(1, 2)
 

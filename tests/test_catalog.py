@@ -9,20 +9,24 @@ from microbert_cli.errors import MbertError
 
 BUILT_IN = {
     "losses": [
-        "attention_scores", "discriminator", "embedding", "feature_alignment", "hard_label", "hidden_states", "load_balance",
-        "masked_lm", "soft_target",
+        "attention_distribution", "attention_scores", "cosine", "discriminator", "embedding", "feature_alignment",
+        "hard_label", "hidden_states", "load_balance", "masked_lm", "patience", "relations", "soft_target",
+        "token_soft_target", "value_relation",
     ],
     "methods": [
-        "labels-alone", "microbert", "microbert-plus", "moebert", "mt-dnn", "soft-targets", "tinybert", "tinybert-reference",
+        "distilbert", "kd", "labels-alone", "microbert", "microbert-plus", "minilm", "minilmv2", "moebert", "mt-dnn",
+        "pd", "pkd", "soft-targets", "tinybert", "tinybert-reference",
     ],
     "students": [
-        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "routed_bert",
-        "tinybert-4l-312", "tinybert-6l-768",
+        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "demo-4l-64",
+        "distilbert-LxH", "routed_bert", "tinybert-4l-312", "tinybert-6l-768",
     ],
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
-        "glue-mt-dnn", "microbert-quickstart", "microbert-sst2", "microbert-tasks", "moebert-quickstart", "moebert-sst2",
-        "own-data", "quickstart", "sst2-tinybert",
+        "distilbert-quickstart", "distilbert-sst2", "glue-mt-dnn", "kd-quickstart", "kd-sst2", "microbert-quickstart",
+        "microbert-sst2", "microbert-tasks", "minilm-quickstart", "minilm-sst2", "minilmv2-quickstart", "minilmv2-sst2",
+        "moebert-quickstart", "moebert-sst2", "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
+        "pkd-sst2", "quickstart", "sst2-tinybert",
     ],
     "augmenters": ["masked_lm", "word_vectors"],
     "machines": ["a100", "h100", "h200", "l4"],
@@ -136,5 +140,5 @@ def test_every_built_in_file_is_whole():
             assert CATALOG.path(kind, name, where=kind).is_file()
     for name in CATALOG.names("losses"):
         module = CATALOG.module("losses", name)
-        assert module.over in ("layers", "embedding", "top", "batch")
+        assert module.over in ("layers", "inner", "embedding", "top", "batch")
         assert callable(getattr(module, name))

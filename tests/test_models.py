@@ -12,9 +12,11 @@ from microbert_cli import checkpoint, models
 from microbert_cli.capture import ATTENTION
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
+from microbert_cli.matching import check_pair, same_vocabulary
 from microbert_cli.places import classifier
 from microbert_cli.task import load_task
-from microbert_cli.teacher import check_heads, match_labels
+from microbert_cli.teacher import match_labels
+from microbert_cli.terms import make_terms
 
 NAMES = ["negative", "positive"]
 
@@ -193,11 +195,11 @@ def test_a_lost_vocabulary_is_refused(copied):
 
 def test_vocabularies_are_compared_token_by_token(tmp_path):
     one, same = (tiny_tokenizer(tmp_path / name) for name in "ab")
-    models.same_vocabulary(one, same, where="student")
+    same_vocabulary(one, same, where="student", key="x")
     other = tiny_tokenizer(tmp_path / "c", vocab=[*WORDS[1:], WORDS[0]])
     assert len(other) == len(one)
     with pytest.raises(MbertError) as caught:
-        models.same_vocabulary(one, other, where="student")
+        same_vocabulary(one, other, where="student", key="x")
     assert caught.value.code == "M312"
 
 
@@ -245,15 +247,16 @@ def test_a_masked_lm_of_any_architecture_serves_as_every_kind(name, tmp_path):
 
 
 def test_heads_must_match_and_scores_must_show(tmp_path):
-    bert = models.load(tiny_bert(tmp_path / "bert"), "encoder", where="m", new_head=True).model.config
-    four = models.load(tiny_bert(tmp_path / "four", heads=4), "encoder", where="m", new_head=True).model.config
-    closed = models.load(other_model("DebertaV2", tmp_path / "deberta"), "encoder", where="m").model.config
-    check_heads(bert, bert, where="student", key="general")
+    bert = models.load(tiny_bert(tmp_path / "bert"), "encoder", where="m", new_head=True)
+    four = models.load(tiny_bert(tmp_path / "four", heads=4), "encoder", where="m", new_head=True)
+    closed = models.load(other_model("DebertaV2", tmp_path / "deberta"), "encoder", where="m")
+    terms = {"general": make_terms({"attention_scores": (1.0, {})}, Catalog())[0]}
+    check_pair(terms, bert, bert, where="student")
     for one, other, code in ((bert, four, "M013"), (closed, bert, "M014"), (bert, closed, "M014")):
         with pytest.raises(MbertError) as caught:
-            check_heads(one, other, where="student", key="general")
+            check_pair(terms, one, other, where="student")
         assert caught.value.code == code
-    assert bert._attn_implementation == ATTENTION
+    assert bert.model.config._attn_implementation == ATTENTION
 
 
 def test_a_saved_model_is_plain_hugging_face(plain, tmp_path):

@@ -262,7 +262,7 @@ def test_steps_are_really_taken_and_remembered(monkeypatch):
     monkeypatch.setattr("microbert_cli.planning.rehearsal.MOST", 2)
     config = models.read_config("base", where="base")
     config.num_labels = 2
-    losses = {"hidden_states": (1.0, {}), "attention_scores": (1.0, {})}
+    losses = {"hidden_states": (1.0, {}), "attention_scores": (1.0, {}), "relations": (1.0, {"heads": 4})}
     train = Job("train", config, 4, losses=losses, layers=(0, 2), teacher=config, logits=False, accumulate=2)
     masked = Job("train", config, 4, "masked-lm", losses={"masked_lm": (1.0, {})}, predicted=0.15)
     kinds = [train, masked, dataclasses.replace(masked, kind="judge"), Job("answer", config, 4)]

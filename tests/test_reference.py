@@ -13,7 +13,10 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 from microbert_cli.capture import Want, look, show_scores
 from microbert_cli.catalog import Catalog
 from microbert_cli.layer_map import layer_map
+from microbert_cli.losses.cosine import cosine
 from microbert_cli.losses.hard_label import hard_label
+from microbert_cli.losses.hidden_states import hidden_states
+from microbert_cli.losses.patience import patience
 from microbert_cli.losses.soft_target import soft_target
 from microbert_cli.objective import Objective
 from microbert_cli.optimisers import make_optimiser, schedule_factor
@@ -99,10 +102,7 @@ def test_each_layer(reference, stage, loss):
     )
     name = {"att": "attention_scores", "rep": "hidden_states"}[loss]
     term = next(term for term in objective.terms if term.name == name)
-    values = [
-        term.function(**objective._positional(term, student, teacher, batch, m), normalisation="reference").item()
-        for m in (1, 2)
-    ]
+    values = [objective._call(term.function, term, student, teacher, batch, m).item() for m in (1, 2)]
     expected = reference[1][stage][f"{loss}_per_layer"]
     assert values == pytest.approx(expected[-2:], **CLOSE)
 
@@ -187,3 +187,49 @@ def test_bertadam_trajectory(reference, name, schedule):
         optimiser.step()
     assert losses[0] == pytest.approx(expected["stage1_loss_at_each_of_5_steps"][0], rel=1e-5)
     assert losses == pytest.approx(expected["stage1_loss_at_each_of_5_steps"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def textbrewer(shared):
+    """Another library's losses on the same tensors: (its numbers, the tensors)."""
+    folder = shared / "reference" / "tinybert"
+    return json.loads((folder / "textbrewer_losses.json").read_text()), load_file(folder / "batch_and_outputs.safetensors")
+
+
+def pairs_of(textbrewer):
+    """(its name, student, teacher) of the embedding output and two layers; the student's are already in the teacher's width."""
+    _, tensors = textbrewer
+    return [(f"rep{i}", tensors[f"student_hidden_fit.{i}"], tensors[f"teacher_hidden.{3 * i}"]) for i in range(3)]
+
+
+def test_textbrewer_pkd_is_patience_summed_over_features(textbrewer):
+    """Its mask has no part in it; ours as a mean is that over the width."""
+    for name, student, teacher in pairs_of(textbrewer):
+        expected = textbrewer[0][f"pkd_loss_{name}_mask"]
+        found = patience(student, teacher, project=lambda vectors: vectors, mapped_layers=1, reduction="sum")
+        assert found.item() == pytest.approx(expected, **CLOSE) == textbrewer[0][f"pkd_loss_{name}_nomask"]
+        mean = patience(student, teacher, project=lambda vectors: vectors, mapped_layers=1)
+        assert mean.item() == pytest.approx(expected / 48, **CLOSE)
+
+
+def test_textbrewer_cos_is_cosine(textbrewer):
+    mask = textbrewer[1]["attention_mask"]
+    for name, student, teacher in pairs_of(textbrewer):
+        assert cosine(student, teacher, mask).item() == pytest.approx(textbrewer[0][f"cos_loss_{name}_mask"], **CLOSE)
+        everywhere = cosine(student, teacher, mask, normalisation="reference")
+        assert everywhere.item() == pytest.approx(textbrewer[0][f"cos_loss_{name}_nomask"], **CLOSE)
+
+
+def test_textbrewer_hid_mse_is_hidden_states(textbrewer):
+    mask = textbrewer[1]["attention_mask"]
+    for name, student, teacher in pairs_of(textbrewer):
+        for how, said in (("masked", "mask"), ("reference", "nomask")):
+            found = hidden_states(student, teacher, mask, normalisation=how)
+            assert found.item() == pytest.approx(textbrewer[0][f"hid_mse_loss_{name}_{said}"], **CLOSE)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 8.0])
+def test_textbrewer_kd_ce_is_soft_target(textbrewer, temperature):
+    """A cross-entropy without T^2, summed over classes. Its kd_mse, an error of logits, has no like here."""
+    found = soft_target(textbrewer[1]["student_logits"], textbrewer[1]["teacher_logits"], temperature=temperature)
+    assert found.item() == pytest.approx(textbrewer[0][f"kd_ce_loss_T{temperature:g}"], **CLOSE)

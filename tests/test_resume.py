@@ -132,6 +132,9 @@ def test_every_stage(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert stops >= 3
 
 
+NARROW = {"minilmv2": {"general__losses__relations__heads": 4}}  # numbers of a method that are too large for so small a student
+
+
 def of_method(method: str) -> Recipe:
     return resolve(catalog=Catalog(), flags={"method": method}).recipe
 
@@ -150,7 +153,7 @@ def test_stage_one_of_every_method(method: str, fully: bool, tmp_path: Path, mon
     def make(out: Path, talk: Talk) -> StageResult:
         return api.general_distill(
             out=out, talk=talk, method=method, teacher="base", student=student_of(method), corpus="text.txt",
-            corpus__max_length=24, **table("general", steps=5, evaluations=2),
+            corpus__max_length=24, **table("general", steps=5, evaluations=2), **NARROW.get(method, {}),
         )  # fmt: skip
 
     stopped_everywhere(make, tmp_path / method, fresh_cache=monkeypatch, fully=fully)
@@ -160,13 +163,13 @@ def test_stage_one_of_every_method(method: str, fully: bool, tmp_path: Path, mon
 @pytest.mark.parametrize("method", METHODS)
 def test_stage_two_of_every_method(method: str, fully: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All phases, two seeds, a grid of learning rates where there is one, dropout, the cache of the teacher's answers."""
-    phases = of_method(method).phases
+    phases = of_method(method).run_phases
     shorter = {key: value for name in phases for key, value in table(f"phases__{name}", evaluations=2).items()}
 
     def make(out: Path, talk: Talk) -> StageResult:
         return api.distill(
             out=out, talk=talk, method=method, teacher="teacher", student=student_of(method), augmented="augmented",
-            seeds=[1, 2] if fully else [1], teacher__allow_weak=True, **TASK, **shorter,
+            seeds=[1, 2] if fully else [1], teacher__allow_weak=True, **TASK, **shorter, **NARROW.get(method, {}),
         )  # fmt: skip
 
     stops = stopped_everywhere(make, tmp_path / method, fresh_cache=monkeypatch, fully=fully)

@@ -30,6 +30,7 @@ from microbert_cli.reduce import mean_over_rows
 
 over = "top"
 projects = "hidden"
+requires: set[str] = set()  # of the first token alone: the others may differ
 
 STEPS = 100  # over which D's accuracy is averaged
 Input = Literal["logits", "cls", "both"]

@@ -26,6 +26,7 @@ from microbert_cli.reduce import mean_over_rows, squared_error
 needs = {"hidden", "mask"}
 over = "layers"
 projects = "hidden"
+requires: set[str] = set()  # vectors of sentences: the tokens may be others
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": lambda a_BD, b_BD: squared_error(a_BD, b_BD).mean(-1),
@@ -83,6 +84,7 @@ def feature_alignment(
     teacher_BTD: Tensor,
     mask_BT: Tensor,
     task_B: Tensor | None = None,
+    teacher_mask_BT: Tensor | None = None,
     *,
     project: Callable[[Tensor], Tensor],
     mapped_layers: int,
@@ -95,7 +97,8 @@ def feature_alignment(
     floor: float = 0.1,
 ) -> Tensor:
     """One layer's term; see the module's formula."""
-    student, teacher = (sentence_vectors(hidden.float(), mask_BT) for hidden in (student_BTd, teacher_BTD))
+    student = sentence_vectors(student_BTd.float(), mask_BT)
+    teacher = sentence_vectors(teacher_BTD.float(), mask_BT if teacher_mask_BT is None else teacher_mask_BT)
     weights: dict[str, Any] = {"cls": cls, "max": max, "mean": mean}
     if own is not None:
         weights = own(0 if task_B is None or not len(task_B) else int(task_B[0]))

@@ -12,6 +12,7 @@ from microbert_cli import baseline
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.data import load_augmented
+from microbert_cli.key_types import Term
 from microbert_cli.layer_map import layer_map
 from microbert_cli.mixture import task_shares
 from microbert_cli.phases import make_plan, rows_asked
@@ -20,10 +21,10 @@ from microbert_cli.planning.costing import SMALL, Costs, evaluations
 from microbert_cli.planning.foreseen import Foreseen, Known
 from microbert_cli.planning.jobs import Job
 from microbert_cli.planning.loads import Load
-from microbert_cli.recipe import Phase, Recipe, Term, Training
+from microbert_cli.recipe import Phase, Recipe, Training
 from microbert_cli.task_rows import TaskRows
 from microbert_cli.teacher_cache import CacheSettings, Layout, room_for
-from microbert_cli.terms import make_terms, want_of
+from microbert_cli.terms import MAPPED, make_terms, want_of
 from microbert_cli.wiring import Step
 
 DEV_BATCH = 64  # of scoring.logits_of
@@ -43,7 +44,7 @@ def asked_once(costs: Costs, recipe: Recipe, name: str, spec: Phase, ask: Job, l
         return True
     asks = rows_asked(spec, lengths, recipe.seeds)
     shown = ask.want.hidden | ask.want.scores
-    if recipe.cache.teacher == "off" or recipe.teacher.dropout or asks <= len(lengths):
+    if recipe.cache.teacher == "off" or recipe.teacher.dropout or ask.want.qkv or asks <= len(lengths):
         return False
     if shown and recipe.normalisation == "reference":
         return False
@@ -84,7 +85,7 @@ def distil_jobs(recipe: Recipe, spec: Phase, catalog: Catalog, teacher: Known, s
     losses = losses_of(spec.losses)
     terms = make_terms(losses, catalog)
     theirs, ours = teacher.config.num_hidden_layers, student.config.num_hidden_layers
-    layered = head == "encoder" or any(term.over in ("layers", "top") for term in terms)
+    layered = head == "encoder" or any(term.over in MAPPED for term in terms)
     layers = tuple(layer_map(recipe.layer_map, teacher_layers=theirs, student_layers=ours)) if layered else (0,)
     want = want_of([term for term in terms if term.asks_teacher], layers)
     logits = want_of(terms, layers).logits

@@ -208,8 +208,11 @@ def _answer(shape: Shape, want: Want, config: Any, device: str) -> Seen:
     """What a teacher might have shown."""
     B, T = shape
     A, d = config.num_attention_heads, config.hidden_size
+    queries, keys, values = torch.randn(3, B, A, T, d // A, device=device)
     return Seen(
         logits=torch.randn(B, config.num_labels, device=device) if want.logits else None,
         hidden={layer: torch.randn(B, T, d, device=device) for layer in want.hidden},
         scores={layer: torch.randn(B, A, T, T, device=device) for layer in want.scores},
+        token_head=torch.nn.Linear(d, config.vocab_size, device=device) if want.token_head else None,
+        qkv=dict.fromkeys(want.qkv, (queries, keys, values)),
     )

@@ -46,9 +46,11 @@ from microbert_cli.planning.phase_costs import (
 )  # fmt: skip
 from microbert_cli.recipe import Recipe
 from microbert_cli.stage import read_metrics
+from microbert_cli.stages.general_distill import heads
 from microbert_cli.tracking import SILENT, Talk
 from microbert_cli.wiring import Step, apart
 
+HEADS = 2.0  # student's and teacher's heads over all tokens, made again in the backward pass: 6 forward passes' worth of 3
 PACKED = 0.5  # bytes of Parquet a character of augmented text
 
 
@@ -127,8 +129,9 @@ def _general(step: Step, seen: Foreseen, costs: Costs) -> None:
     teacher = seen.model(step.inputs["teacher"], where="base")
     name = step.inputs["student"]
     student = seen.model(name, where="student", tokenizer=step.inputs["teacher"], like=teacher.config)
-    costs.open("teacher", teacher, "encoder")
-    costs.open("student", student, "encoder")
+    head, head_of_teacher = heads(recipe, seen.catalog)
+    costs.open("teacher", teacher, head_of_teacher)
+    costs.open("student", student, head)
     cut = seen.blocks(recipe, source, student.tokenizer)
     add_corpus(costs, cut)
     spec, reference = recipe.general, recipe.normalisation == "reference"
@@ -136,12 +139,15 @@ def _general(step: Step, seen: Foreseen, costs: Costs) -> None:
     plan = make_plan("general-distill", spec, cut.lengths, drop_last=reference, seed=recipe.seed)
     load = drawn(cut.lengths, spec, plan.steps, recipe.seed, drop_last=reference, pad_to=pad)
     job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "encoder")
+    if head != "encoder":
+        often = HEADS if head_of_teacher != "encoder" else 0.0
+        job = replace(job, head=head, logits=True, predicted=spec.masked, heads=often)
     costs.train("distillation", job, load, plan, scored=True, asked=(ask, load))
     held = loads.answering(cut.held, batch_size=spec.batch_size).times(1 + evaluations(plan))
     costs.work("held-out text", replace(job, kind="judge"), held)
     costs.work("held-out text: teacher", ask, held)
     costs.trained(plan.steps, load)
-    costs.keep(student, "encoder")
+    costs.keep(student, head)
     seen.made[str(step.out)] = Known(student.config, student.tokenizer)
 
 

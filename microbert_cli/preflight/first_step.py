@@ -17,14 +17,14 @@ from microbert_cli import models, numerics, places
 from microbert_cli.encoding import Encoded
 from microbert_cli.errors import MbertError
 from microbert_cli.loop import Plan, train
-from microbert_cli.masking import mask_batch
+from microbert_cli.masking import Masks
 from microbert_cli.mixture import Mixture, batches_of
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.planning.phase_costs import losses_of
 from microbert_cli.preflight.case import Case
 from microbert_cli.preflight.findings import Finding, attempt, passed
 from microbert_cli.recipe import Recipe, Training
-from microbert_cli.stages.general_distill import make_objective, make_pupil
+from microbert_cli.stages.general_distill import batch_maker, heads, make_objective, make_pupil
 from microbert_cli.stages.task_distill import Distiller
 from microbert_cli.teacher import Teacher
 from microbert_cli.terms import ANSWERED, make_terms
@@ -112,28 +112,29 @@ def _pretrain(case: Case, step: Step) -> Iterator[Trial]:
             model = models.build(described, kind="masked-lm", tokenizer=known.tokenizer, seed=recipe.seed, like=known.config)
         else:
             model = models.load(source, "masked-lm", where="pretrain.model", new_head=True, seed=recipe.seed).model
+        spec = recipe.pretrain
         with case.blocks(step) as blocks:
-            batch = blocks.batch(np.arange(min(ROWS, len(blocks))))
-        batch = mask_batch(batch, known.tokenizer, share=recipe.pretrain.masked, seed=recipe.seed, number=0)
+            masks = Masks(known.tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens)
+            batch = masks.draw(blocks.batch(np.arange(min(ROWS, len(blocks)))), 0)
         objective = Objective(make_terms({"masked_lm": (1.0, {})}, case.catalog), how.place(model), numerics=how)
-        yield Trial("pretrain", recipe.pretrain, objective, _on(batch, how.device))
+        yield Trial("pretrain", spec, objective, _on(batch, how.device))
 
 
 def _general(case: Case, step: Step) -> Iterator[Trial]:
     recipe = _plain(step.resolved.recipe)
+    head, head_of_teacher = heads(recipe, case.catalog)
     with ExitStack() as stack:
         taught_by, student = (
-            stack.enter_context(case.standing(step.inputs[role], "encoder", where=where))
-            for role, where in (("teacher", "base"), ("student", "student"))
+            stack.enter_context(case.standing(step.inputs[role], kind, where=where))
+            for role, kind, where in (("teacher", head_of_teacher, "base"), ("student", head, "student"))
         )
-        taught = models.load(taught_by, "encoder", where="base", new_head=True)
+        taught = models.load(taught_by, head_of_teacher, where="base", new_head=head_of_teacher == "encoder")
         pupil = make_pupil(recipe, case.catalog, taught, student)
         objective = make_objective(recipe, case.catalog, Teacher(taught), taught, pupil)
         for model in (pupil.model, taught.model):
             models.check_length(recipe.corpus.max_length, model.config, where="corpus.max_length")
-        pad_to = recipe.corpus.max_length if recipe.normalisation == "reference" else None
         with case.blocks(step) as blocks:
-            batch = blocks.batch(np.arange(min(ROWS, len(blocks))), pad_to)
+            batch = batch_maker(recipe, pupil.tokenizer, blocks)(blocks, np.arange(min(ROWS, len(blocks))), 0)
         yield Trial("general-distill", recipe.general, objective, _on(batch, objective.numerics.device))
 
 

@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from microbert_cli import durable, models, places
+from microbert_cli import durable, matching, places
 from microbert_cli.data import load_augmented
 from microbert_cli.errors import MbertError
+from microbert_cli.planning.phase_costs import losses_of
 from microbert_cli.preflight.case import TAUGHT, Case, inputs_of
 from microbert_cli.preflight.findings import Finding, Later, attempt, passed
 from microbert_cli.stages.evaluate import default_splits
 from microbert_cli.task_rows import find_task
+from microbert_cli.terms import make_terms
 from microbert_cli.wiring import Step
 from microbert_cli.word_table import SUFFIXES, load_word_table
 
@@ -96,7 +98,16 @@ def _tokenizers(case: Case, step: Step) -> Finding:
     where = f"student {step.inputs['student']}" if task else "student"
     if student is teacher:
         return passed("the student takes the teacher's tokenizer")
-    models.same_vocabulary(teacher, student, where=where)
+    recipe = step.resolved.recipe
+    phases = {f"phases.{name}": phase for name, phase in recipe.run_phases.items()} if task else {"general": recipe.general}
+    terms = {key: make_terms(losses_of(phase.losses), case.catalog) for key, phase in phases.items()}
+    bound = [f"{key}.losses.{term.name}" for key, found in terms.items() for term in found if term.by_token]
+    if bound:
+        matching.same_vocabulary(teacher, student, where=where, key=bound[0])
+    elif task and teacher.get_vocab() != student.get_vocab():
+        return passed("no loss compares token by token, so each reads a text in its own tokens")
+    else:
+        matching.one_cut(teacher, student, where=where)
     texts = [*PROBES, *(_texts(case, step) if task else [])]
     for text in texts:
         theirs, ours = (one(text, verbose=False)["input_ids"] for one in (teacher, student))

@@ -1,6 +1,6 @@
 """Stage one: a small student learns a pre-trained teacher's behaviour on plain text, before it hears of any task."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,19 @@ from microbert_cli import checkpoint, corpus, initialising, models, numerics, pl
 from microbert_cli.batching import endless, in_order
 from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.catalog import Catalog
+from microbert_cli.errors import MbertError
 from microbert_cli.layer_map import layer_map
 from microbert_cli.loop import train
+from microbert_cli.masking import Masks
+from microbert_cli.matching import check_pair, one_cut
 from microbert_cli.models import Loaded
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.output import working
 from microbert_cli.phases import make_plan
 from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
-from microbert_cli.teacher import Teacher, check_heads
-from microbert_cli.terms import SHOWN, make_terms
+from microbert_cli.teacher import Teacher
+from microbert_cli.terms import SHOWN, WORDED, LossTerm, check_depth, make_terms
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "general-distill"
@@ -45,7 +48,8 @@ def run(
     teacher  a pre-trained encoder, not fine-tuned: a directory or a Hub id
     student  a student of the catalogue, or an encoder to go on from
     initial  whose weights a new student takes where the recipe says that it takes any; else the teacher's
-    The output is the bare encoder; the trained map to the teacher's width lies under resume/ for stage two.
+    The output is the bare encoder, or where words are predicted a masked-LM; the trained map to the teacher's width lies
+    under resume/ for stage two.
     """
     identity = {
         "recipe": recipe.identity(*KEYS),
@@ -58,7 +62,8 @@ def run(
     with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
         if work.done:
             return up_to_date(NAME, out)
-        taught = models.load(teacher, "encoder", where="base", new_head=True)
+        _, head = heads(recipe, catalog)
+        taught = models.load(teacher, head, where="base", new_head=head == "encoder")
         pupil = make_pupil(recipe, catalog, taught, student, initial, talk)
         objective = make_objective(recipe, catalog, Teacher(taught), taught, pupil)
         models.check_length(recipe.corpus.max_length, pupil.model.config, where="corpus.max_length")
@@ -69,7 +74,7 @@ def run(
             BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed),
             talk=talk,
         )
-        metrics = _train(recipe, objective, blocks, held, work.path, talk)
+        metrics = _train(recipe, objective, blocks, held, pupil.tokenizer, work.path, talk)
         projection = objective.projection.state_dict() if objective.projection is not None else None
         checkpoint.save_model(pupil.model, pupil.tokenizer, work.path, projection=projection)
         checkpoint.drop_states(work.path)
@@ -91,17 +96,18 @@ def make_pupil(
     """The student at its start: a checkpoint, or a new one as `initialise` says."""
     said, new = recipe.initialise, places.is_description(student, catalog)
     start = initialising.start(said.by, said.layers, taught, initial, talk=talk) if new else None
-    return places.encoder(student, catalog, seed=recipe.seed, teacher=taught, where="student", start=start)
+    head, _ = heads(recipe, catalog)
+    return places.encoder(student, catalog, seed=recipe.seed, teacher=taught, where="student", start=start, head=head)
 
 
 def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: Loaded, pupil: Loaded) -> Objective:
-    """The general stage's losses over the layer map; checks vocabulary, heads and depths before anything is trained."""
-    models.same_vocabulary(taught.tokenizer, pupil.tokenizer, where="student")
-    losses = {name: (term.weight, term.parameters) for name, term in recipe.general.losses.items()}
-    terms = make_terms(losses, catalog, given=SHOWN | {"teacher"}, where="general.losses")
+    """The general stage's losses over the layer map; checks that they can compare the two before anything is trained."""
+    terms = terms_of(recipe, catalog)
+    named = {f"general.losses.{term.name}": term for term in terms}
     theirs, ours = taught.model.config, pupil.model.config
-    if any("scores" in term.needs for term in terms):
-        check_heads(theirs, ours, where="student", key="general.losses.attention_scores")
+    check_pair(named, taught, pupil, where="student")
+    one_cut(taught.tokenizer, pupil.tokenizer, where="student")
+    check_depth(named, ours.num_hidden_layers)
     how = numerics.choose(places.device(recipe.device), **recipe.numerics())
     torch.manual_seed(recipe.seed)
     objective = Objective(
@@ -121,15 +127,45 @@ def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: L
     return objective.to(how.device)
 
 
-def _train(recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, directory: Path, talk: Talk) -> dict[str, Any]:
-    spec = recipe.general
-    device = places.device(recipe.device)
-    reference = recipe.normalisation == "reference"
-    pad_to = recipe.corpus.max_length if reference else None
+def terms_of(recipe: Recipe, catalog: Catalog) -> list[LossTerm]:
+    """The stage's losses; raises M091 where one asks for hidden words and no word is hidden."""
+    losses = {name: (term.weight, term.parameters) for name, term in recipe.general.losses.items()}
+    terms = make_terms(losses, catalog, given=SHOWN | WORDED | {"teacher"}, where="general.losses")
+    if (guessing := [term.name for term in terms if "token_labels" in term.needs]) and not recipe.general.masked:
+        raise _nothing_hidden(guessing[0])
+    return terms
 
-    def on_device(part: Blocks, rows: Any) -> Batch:
-        batch = processes.own_batch(lambda own: part.batch(own, pad_to), rows)
+
+def heads(recipe: Recipe, catalog: Catalog) -> tuple[str, str]:
+    """What the losses need the student and the teacher to be: "encoder", or "masked-lm" where they are to name words."""
+    terms = terms_of(recipe, catalog)
+    words = [term for term in terms if term.needs & WORDED]
+    named = {True: "masked-lm", False: "encoder"}
+    return named[bool(words)], named[any("token_head" in term.needs and term.asks_teacher for term in words)]
+
+
+def batch_maker(recipe: Recipe, tokenizer: Any, blocks: Blocks) -> Callable[[Blocks, Any, int], Batch]:
+    """(blocks, rows, number of the batch) -> this process's rows, with words hidden where the recipe hides any."""
+    spec, device = recipe.general, places.device(recipe.device)
+    pad_to = recipe.corpus.max_length if recipe.normalisation == "reference" else None
+    masks = Masks(tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens) if spec.masked else None
+
+    def make(part: Blocks, rows: Any, number: int) -> Batch:
+        if masks is None:
+            batch = processes.own_batch(lambda own: part.batch(own, pad_to), rows)
+        else:
+            batch = masks.own(part.batch(rows, pad_to), number)
         return {name: value.to(device) for name, value in batch.items()}
+
+    return make
+
+
+def _train(
+    recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, tokenizer: Any, directory: Path, talk: Talk
+) -> dict[str, Any]:
+    spec = recipe.general
+    reference = recipe.normalisation == "reference"
+    make = batch_maker(recipe, tokenizer, blocks)
 
     def batches(skip: int) -> Iterator[Batch]:
         order = endless(
@@ -140,12 +176,12 @@ def _train(recipe: Recipe, objective: Objective, blocks: Blocks, held: Blocks, d
             skip=skip,
             drop_last=reference,
         )
-        for rows in order:
-            yield on_device(blocks, rows)
+        for number, rows in enumerate(order, skip):
+            yield make(blocks, rows, number)
 
     def heldout() -> dict[str, float]:
         groups = in_order(held.lengths, batch_size=spec.batch_size)
-        return _losses(objective, [on_device(held, rows) for rows in groups])
+        return _losses(objective, [make(held, rows, -1 - i) for i, rows in enumerate(groups)])
 
     before = heldout()
     plan = make_plan(NAME, spec, blocks.lengths, drop_last=reference, seed=recipe.seed)
@@ -170,3 +206,13 @@ def _losses(objective: Objective, batches: list[Batch]) -> dict[str, float]:
     objective.student.train(training)
     sums = processes.mean(sums)
     return {**sums, "minus_loss": -sums["loss"]}
+
+
+def _nothing_hidden(loss: str) -> MbertError:
+    return MbertError(
+        "M091",
+        "this loss is about words that were hidden from the model, and the recipe hides none",
+        where=f"general.losses.{loss}",
+        allowed="A share of words above 0 that are masked, 0.15 in BERT and DistilBERT.",
+        fix=f"--set general.masked=0.15, or leave the loss out: --set general.losses.{loss}=0",
+    )

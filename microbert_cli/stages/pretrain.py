@@ -13,7 +13,7 @@ from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.capture import Want, look
 from microbert_cli.catalog import Catalog
 from microbert_cli.loop import train
-from microbert_cli.masking import mask_batch, own_rows
+from microbert_cli.masking import Masks
 from microbert_cli.models import Loaded
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.output import working
@@ -114,9 +114,10 @@ def _train(
     model = how.place(loaded.model)
     objective = Objective(make_terms({"masked_lm": (1.0, {})}, catalog), model, numerics=how)
 
-    def masked(batch: Batch, number: int) -> Batch:
-        drawn = mask_batch(dict(batch), loaded.tokenizer, share=spec.masked, seed=recipe.seed, number=number)
-        return {name: value.to(device) for name, value in own_rows(drawn).items()}
+    masks = Masks(loaded.tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens)
+
+    def masked(batch: dict[str, torch.Tensor], number: int) -> Batch:
+        return {name: value.to(device) for name, value in masks.own(batch, number).items()}
 
     def batches(skip: int) -> Iterator[Batch]:
         order = endless(blocks.lengths, batch_size=spec.batch_size, tokens=spec.batch_tokens, seed=recipe.seed, skip=skip)

@@ -20,6 +20,7 @@ from microbert_cli.importance import importance
 from microbert_cli.initialising import Start, layers_of, reorder_labels, start
 from microbert_cli.layer_map import layer_map
 from microbert_cli.lesson import Lesson
+from microbert_cli.matching import check_pair
 from microbert_cli.mixture import Mixture
 from microbert_cli.models import Loaded
 from microbert_cli.objective import AskAny, Objective
@@ -32,8 +33,7 @@ from microbert_cli.several import each_place, listed
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.task_results import experts_of, results, save_bests
 from microbert_cli.task_rows import TaskRows, facts_of, fingerprints_of, open_tasks
-from microbert_cli.teacher import check_heads
-from microbert_cli.terms import ANSWERED, LossTerm, make_terms, without_teacher
+from microbert_cli.terms import ANSWERED, MAPPED, LossTerm, check_depth, make_terms, without_teacher
 from microbert_cli.tracking import SILENT, Log, Talk
 
 NAME = "task-distill"
@@ -236,16 +236,16 @@ class Distiller:
         return [self._phase(name, spec, loaded) for name, spec in self.recipe.run_phases.items()]
 
     def _check(self, loaded: Loaded) -> None:
+        self.course.meet(loaded)
         models.check_length(self.course.max_length, loaded.model.config, where="data.max_length")
         terms = {f"phases.{name}.losses.{term.name}": term for name, phase in self.terms.items() for term in phase}
         for term in terms.values():
             term.own(**self.course.sizes)
         for one in self.course.instructors:
-            models.same_vocabulary(one.loaded.tokenizer, loaded.tokenizer, where=f"student {self.student}")
+            check_pair(terms, one.loaded, loaded, where=f"student {self.student}")
             theirs, ours = one.loaded.model.config, loaded.model.config
-            for key in (key for key, term in terms.items() if "scores" in term.needs):
-                check_heads(theirs, ours, where=f"student {self.student}", key=key)
-            if any(term.over in ("layers", "top") for term in terms.values()):
+            check_depth(terms, ours.num_hidden_layers)
+            if any(term.over in MAPPED for term in terms.values()):
                 self.map_layers = layer_map(
                     self.recipe.layer_map, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers
                 )

@@ -1,0 +1,27 @@
+"""Cosine: the student's top token vectors turn to where the teacher's point; lengths are left alone.
+
+    L = mean over real tokens t of  1 - cos(s_t, h_t)        (0 .. 2)
+
+s_t the student's last hidden state [d], h_t the mapped teacher layer's [D]; with layer_map = "top" or "last" that is its last.
+A student of another width is mapped first, by the map that the hidden-state losses use. normalisation = "reference" averages
+over padding as well.
+
+Source: DistilBERT (Sanh et al. 2019), whose widths are equal; the map between widths is this toolkit's.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from microbert_cli.reduce import mean_over_elements, mean_over_tokens
+
+needs = {"hidden", "mask"}
+over = "top"
+projects = "hidden"
+
+
+def cosine(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor, *, normalisation: str = "masked") -> Tensor:
+    """The top layer's term; see the module's formula."""
+    distance_BT = 1 - F.cosine_similarity(student_BTD.float(), teacher_BTD.float(), dim=-1)
+    if normalisation == "reference":
+        return mean_over_elements(distance_BT)
+    return mean_over_tokens(distance_BT[..., None], mask_BT)
