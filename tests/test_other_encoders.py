@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers import models as token_models
 
 from microbert_cli import api, models
-from microbert_cli.capture import Want
+from microbert_cli.capture import Want, look
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.lesson import Lesson
@@ -33,9 +33,9 @@ SHAPES = {
 }
 BY_TOKEN = {
     "embedding": 1.0, "hidden_states": 1.0, "attention_scores": 1.0, "attention_distribution": 1.0, "value_relation": 1.0,
-    "relations": {"weight": 1.0, "heads": 4},
+    "relations": {"weight": 1.0, "heads": 4}, "cosine": 1.0,
 }  # fmt: skip
-BY_TEXT = {"feature_alignment": 1.0, "discriminator": 1.0, "soft_target": 1.0, "hard_label": 1.0}
+BY_TEXT = {"feature_alignment": 1.0, "discriminator": 1.0, "patience": 1.0, "soft_target": 1.0, "hard_label": 1.0}
 TASK = {"task": "sst2", "data__max_length": 24, "data__folder": "glue", "teacher__allow_weak": True}
 STEPS = dict(steps=2, batch_size=8, evaluations=0)
 TAUGHT_BY = ["Roberta", "ModernBert"]
@@ -232,6 +232,10 @@ def test_illegal_pairs_name_the_column(tmp_path):
     with pytest.raises(MbertError) as caught:
         resolve(catalog=catalog, environment={}, flags={**flags, "general.losses": {"as_they_are": 1.0}})
     assert caught.value.code == "M094" and "128" in caught.value.what
+    (tmp_path / "losses" / "as_they_are.py").write_text(
+        'needs = {"hidden"}\nover = "top"\nrequires = {"token"}\nas_they_are = 1\n'
+    )
+    refused("M097", ("token", 'Did you mean "tokens"?'), make_terms, {"as_they_are": (1.0, {})}, catalog)
 
 
 def test_the_table_of_columns_is_that_of_the_losses(repo):
@@ -246,6 +250,18 @@ def test_the_table_of_columns_is_that_of_the_losses(repo):
         assert (tokens, heads) == tuple("yes" if one in term.requires else "no" for one in ("tokens", "heads")), name
         expected = "same" if "width" in term.requires else "mapped" if term.projects else "any"
         assert widths == (f"multiples of `{term.divides}`" if term.divides else expected), name
+
+
+@pytest.mark.parametrize("name", [*SHAPES])
+def test_a_masked_lm_head_by_itself(name, tmp_path):
+    """On the top vectors that a model shows it answers as the model does: what DistilBERT's soft targets rely on."""
+    encoder(tmp_path / name, name, head="ForMaskedLM")
+    model = models.load(tmp_path / name, "masked-lm", where="x").model.eval()
+    batch = {"input_ids": torch.randint(5, 60, (2, 7)), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
+    with torch.no_grad():
+        seen = look(model, batch, Want(hidden=frozenset({2}), token_head=True))
+        found, whole = seen.token_head(seen.hidden[2].flatten(0, 1)), model(**batch).logits.flatten(0, 1)
+    assert torch.allclose(found, whole, atol=1e-5)
 
 
 def test_positions_are_counted_from_behind_the_padding():

@@ -1,6 +1,7 @@
 """PKD, knowledge distillation, PD and DistilBERT: numbers that can be checked by hand, and what is asked of whom."""
 
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ from microbert_cli.losses.patience import patience
 from microbert_cli.losses.token_soft_target import token_soft_target
 from microbert_cli.masking import chances, mask_batch
 from microbert_cli.objective import Objective
-from microbert_cli.resolve import resolve
+from microbert_cli.resolve import overlay, resolve
 from microbert_cli.stages.general_distill import heads, make_pupil, terms_of
 from microbert_cli.teacher import Teacher
 from microbert_cli.terms import check_depth, make_terms
+from microbert_cli.wiring import steps
 
 CATALOG = Catalog()
 
@@ -352,3 +354,35 @@ def test_stage_one_of_distilbert(tmp_path, monkeypatch):
     assert models.load(result.out, "masked-lm", where="out").model.config.architectures == ["DistilBertForMaskedLM"]
     classifier = models.load(result.out, "classifier", where="out", new_head=True, num_labels=2)
     assert classifier.head_is_new and classifier.model.config.model_type == "distilbert"
+
+
+@pytest.mark.parametrize("method", ["kd", "pkd", "distilbert", "pd"])
+def test_each_method_has_a_recipe_that_runs_here_and_one_for_a_teacher_of_the_hub(method):
+    """Static: every stage finds its inputs; the small one names no model, the other one a Hub id and GLUE's SST-2."""
+    small, large = (resolve(recipe=f"{method}-{kind}", catalog=CATALOG) for kind in ("quickstart", "sst2"))
+    assert (small.recipe.method, large.recipe.method) == (method, method)
+    assert (small.recipe.task, large.recipe.task) == ("python-docs", "sst2")
+    assert small.recipe.base is None and large.recipe.base == "google-bert/bert-base-uncased"
+    reference = resolve(recipe="microbert-quickstart", catalog=CATALOG).recipe
+    assert small.recipe.keys("pretrain", "finetune", "corpus", "data") == reference.keys(
+        "pretrain", "finetune", "corpus", "data"
+    )
+    for resolved in (small, large):
+        named = {step.name: step for step in steps(resolved, Path("runs"), CATALOG)}
+        assert list(named) == resolved.recipe.stages
+        student = named["task-distill"].inputs["student"]
+        stage_one = {"distilbert": "general-distill", "pd": "student"}.get(method)
+        assert student == (str(Path("runs", stage_one)) if stage_one else resolved.recipe.student)
+        assert ("initial" in named["task-distill"].inputs) == (method == "pkd")
+
+
+def test_the_search_of_pkd_tries_alpha_without_patience_and_beta_with_it():
+    search = resolve(recipe="pkd-search", catalog=CATALOG)
+    losses = {
+        step.name: step.resolved.recipe.phases["distillation"].losses for step in steps(search, Path("runs"), CATALOG)[1:]
+    }
+    alphas = {name: (terms["hard_label"].weight, terms["soft_target"].weight) for name, terms in losses.items()}
+    assert alphas == {"alpha-0.2": (0.8, 0.2), "alpha-0.5": (0.5, 0.5), "alpha-0.7": (0.3, 0.7)}
+    assert {terms["patience"].weight for terms in losses.values()} == {0.0}
+    (_, beta) = steps(overlay(search, {"stages": ["finetune", "beta"]}, "test", CATALOG), Path("runs"), CATALOG)
+    assert beta.resolved.recipe.phases["distillation"].losses["patience"].weight == 500.0
