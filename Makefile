@@ -12,7 +12,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 SOURCES := microbert_cli tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types architecture real torture bench gpu clean
+.PHONY: help setup demo methods test slow check format lint types architecture real torture bench gpu clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -32,11 +32,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## the whole pipeline on the text inside Python: teacher to exported student
 	$(BIN)/mbert run recipes/quickstart.toml -o runs/quickstart
 
+methods: setup ## every other method on the same text, a few minutes each
+	@for recipe in recipes/*-quickstart.toml; do \
+		echo "== $$recipe"; $(BIN)/mbert run $$recipe -o runs/$$(basename $$recipe .toml) || exit 1; \
+	done
+
 test: setup ## the fast tests, with coverage
 	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu and not torture" -n $(WORKERS) --dist loadfile \
 		--cov=microbert_cli --cov-report=term --cov-fail-under=85
 
-check: setup format lint types architecture test ## all that must be green: format, lint, types, architecture, tests
+slow: setup ## tests of whole chains that take longer; part of check
+	$(BIN)/python -m pytest -q -m "slow and not real and not gpu and not torture" -n $(WORKERS) --dist worksteal
+
+check: setup format lint types architecture test slow ## all that must be green: format, lint, types, architecture, tests
 
 format: setup
 	$(BIN)/ruff format --check $(SOURCES)

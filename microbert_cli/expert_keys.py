@@ -29,8 +29,8 @@ def check_experts(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iter
         yield not_fewer(said["experts"], said["teacher_experts"], f"{_origin('experts', origins)}, moe.experts")
 
 
-def of_teacher(recipe: Recipe, teacher: str) -> dict[str, Any]:
-    """The values over a recipe by which task-distill makes `teacher` an expert teacher."""
+def of_teacher(recipe: Recipe) -> dict[str, Any]:
+    """The values over a recipe by which task-distill, whose student begins as the teacher, makes an expert teacher."""
     moe = recipe.moe
     student = {
         "side": "student", "layers": moe.teacher_layers, "experts": moe.teacher_experts, "expert_width": moe.teacher_width,
@@ -39,7 +39,7 @@ def of_teacher(recipe: Recipe, teacher: str) -> dict[str, Any]:
     }  # fmt: skip
     repair = moe.repair.model_dump()
     phases = {name: {"leave_out": True} for name in recipe.phases} | {"repair": repair}
-    return {"moe": student, "phases": phases, "student": teacher, "init": "random", "layer_map": "uniform"}
+    return {"moe": student, "phases": phases, "layer_map": "uniform"}
 
 
 def not_fewer(student: int, teacher: int, where: str) -> MbertError:

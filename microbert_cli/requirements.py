@@ -16,10 +16,11 @@ from math import gcd
 from typing import Any
 
 from microbert_cli.catalog import Catalog
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import MbertError, one_or_many
 from microbert_cli.shapes import Shape, shape_of
 
 USUAL = 768  # the width of a teacher, where a number is proposed before one is known
+COLUMNS = {"tokens", "heads", "width"}
 ANSWERS = frozenset({"logits", "labels", "augmented"})  # what plain text does not have
 
 
@@ -35,6 +36,11 @@ class Said:
     @property
     def where(self) -> str:
         return f"{self.origin}, {self.key}"
+
+
+def unknown_columns(requires: Iterable[str]) -> list[str]:
+    """Those that are none."""
+    return sorted(set(requires) - COLUMNS)
 
 
 def columns(needs: Iterable[str], *, projects: bool) -> frozenset[str]:
@@ -64,8 +70,17 @@ def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     base = _trained_here(values, catalog)
     named = _table(values, "teacher")
     taught = None if values.get("teachers") or values.get("tasks") or named.get("model") or named.get("models") else base
-    for said, teacher in [*((one, base) for one in of_text), *((one, taught) for one in of_rows)]:
+    begins_elsewhere = values.get("init") not in (None, "auto", "random")
+    pairs = [(said, base) for said in of_text] + [(said, taught) for said in of_rows if not begins_elsewhere]
+    for said, teacher in pairs:
         yield from _check_shapes(said, teacher, student)
+
+
+def check_stage(kind: str, values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> None:
+    """The same of one stage, which may run alone or as a variant, so that no list of stages names it: raises all there is."""
+    before = [stage for stage in _stages(values) if stage == "pretrain"]
+    if errors := list(check_losses({**values, "stages": [*before, kind]}, catalog, origins)):
+        raise one_or_many(errors)
 
 
 def check_widths(key: str, where: str, heads: Any, widths: Mapping[str, int]) -> Iterator[MbertError]:
@@ -108,12 +123,12 @@ def not_given(where: str, missing: list[str], given: str) -> MbertError:
 
 
 def _said(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> tuple[list[Said], list[Said]]:
-    """The losses of `general`, where the run has such a stage, and those of all phases."""
-    phases = {f"phases.{name}": phase for name, phase in _table(values, "phases").items()}
-    stages = values.get("stages") or ["general-distill"]
-    alone = isinstance(stages, list) and "general-distill" not in stages
-    general = {} if alone else {"general": values.get("general")}
-    return tuple([*_losses(tables, catalog, origins)] for tables in (general, phases))  # type: ignore[return-value]
+    """The losses of `general` and those of all phases, each where the run has the stage."""
+    stages = _stages(values)
+    general = {"general": values.get("general")} if "general-distill" in stages else {}
+    phases = _table(values, "phases") if "task-distill" in stages else {}
+    named = {f"phases.{name}": phase for name, phase in phases.items()}
+    return [*_losses(general, catalog, origins)], [*_losses(named, catalog, origins)]
 
 
 def _losses(tables: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[Said]:
@@ -144,9 +159,13 @@ def _check_shapes(said: Said, teacher: Shape | None, student: Shape) -> Iterator
 
 def _trained_here(values: Mapping[str, Any], catalog: Catalog) -> Shape | None:
     """The shape of the model that this run pre-trains, where it is what teaches."""
-    stages = values.get("stages")
-    trains = isinstance(stages, list) and "pretrain" in stages and not values.get("base")
+    trains = "pretrain" in _stages(values) and not values.get("base")
     return shape_of(_table(values, "pretrain").get("model"), catalog) if trains else None
+
+
+def _stages(values: Mapping[str, Any]) -> list[Any]:
+    found = values.get("stages")
+    return found if isinstance(found, list) else []
 
 
 def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

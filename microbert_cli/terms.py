@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest
-from microbert_cli.requirements import columns, not_given
+from microbert_cli.requirements import COLUMNS, columns, not_given, unknown_columns
 
 SHOWN = frozenset({"hidden", "scores", "qkv", "mask"})
 MAPPED = frozenset({"layers", "inner", "top"})  # what a loss is `over` that compares a student's layers with mapped ones
@@ -124,6 +124,8 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
     function = getattr(module, name)
     for key, value in parameters.items():
         _check_kind(function, name, key, value)
+    if unknown := unknown_columns(getattr(module, "requires", ())):
+        raise _no_columns(str(module.__file__), unknown)
     needs = frozenset(module.needs(**parameters) if callable(module.needs) else module.needs)
     projects = getattr(module, "projects", "") == "hidden"
     return LossTerm(
@@ -174,6 +176,16 @@ def check_depth(terms: Mapping[str, LossTerm], student_layers: int) -> None:
             allowed="A student of at least 2 layers.",
             fix=f"Choose a deeper student (mbert list students), or leave it out: --set {inner[0]}=0",
         )
+
+
+def _no_columns(file: str, unknown: Sequence[str]) -> MbertError:
+    return MbertError(
+        "M097",
+        f"what this loss requires is unknown: {', '.join(unknown)}",
+        where=f"{file}, requires",
+        allowed=f"Columns: {nearest(unknown[0], COLUMNS)}",
+        fix='Say what teacher and student must have in common: requires = {"tokens", "heads"}, or leave it out.',
+    )
 
 
 def _no_loss(file: str, missing: str, name: str) -> MbertError:

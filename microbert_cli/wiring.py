@@ -12,6 +12,7 @@ from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.expert_keys import EXPERT_TEACHER, of_teacher
 from microbert_cli.recipe import Recipe
+from microbert_cli.requirements import check_stage
 from microbert_cli.resolve import Resolved, overlay
 from microbert_cli.several import TASK, augmented_of, each_place, recipe_of, task_name, teachers_of
 
@@ -71,6 +72,7 @@ def step(
         resolved = overlay(resolved, over, "the comparison", catalog)
     if kind not in WIRES:
         raise _no_stage(name, kind)
+    check_stage(kind, resolved.recipe.model_dump(), catalog, resolved.origins)
     made = _Made(root, tuple(planned))
     inputs = WIRES[kind](resolved.recipe, made, catalog)
     inputs = _of_task(inputs, resolved.recipe.task)
@@ -78,7 +80,7 @@ def step(
         if not isinstance(inputs["teacher"], str):
             raise _one_teacher(name)
         kind = "task-distill"
-        resolved = overlay(resolved, of_teacher(resolved.recipe, inputs["teacher"]), f"stage {EXPERT_TEACHER}", catalog)
+        resolved = overlay(resolved, of_teacher(resolved.recipe), f"stage {EXPERT_TEACHER}", catalog)
     return Step(name, kind, resolved, out or root / name, inputs)
 
 

@@ -214,6 +214,7 @@ def test_the_command_line(monkeypatch, tmp_path, capsys):
         speed.main(["--only", "nothing"])
 
 
+@pytest.mark.slow
 def test_the_gpu_script_in_miniature_on_the_cpu(setup, monkeypatch):
     monkeypatch.setattr(general, "DOCUMENTS", 30)
     sizes = {"tokens": 64, "blocks": 8}

@@ -14,8 +14,8 @@ BUILT_IN = {
         "token_soft_target", "value_relation",
     ],
     "methods": [
-        "distilbert", "kd", "labels-alone", "microbert", "microbert-plus", "minilm", "minilmv2", "moebert", "mt-dnn",
-        "pd", "pkd", "soft-targets", "tinybert", "tinybert-reference",
+        "distilbert", "kd", "labels-alone", "microbert", "microbert-plus", "minilm", "minilmv2", "moebert", "mt-dnn", "pd",
+        "pkd", "soft-targets", "tinybert", "tinybert-reference",
     ],
     "students": [
         "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "demo-4l-64",

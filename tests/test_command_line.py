@@ -257,6 +257,7 @@ def test_a_reader_that_leaves_ends_the_command_as_it_ends_others() -> None:
     assert codes == {"141"}
 
 
+@pytest.mark.slow
 def test_a_terminated_run_goes_on_where_it_was(home: Path) -> None:
     steps = ("--set", "finetune.steps=400", "--set", "finetune.evaluations=2")
     words = ("finetune", "short.toml", *steps, "-o")

@@ -186,6 +186,7 @@ def test_an_added_row_runs_alone_and_a_changed_one_is_made_anew(copied: Path) ->
     assert "soft-targets: from the cache" in told
 
 
+@pytest.mark.slow
 def test_stopped_in_a_row_it_goes_on_there(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped at the second seed of the second row: the rest is trained, and equals what was never stopped."""
     before = made(copied)
@@ -216,6 +217,7 @@ def test_stopped_in_a_row_it_goes_on_there(copied: Path, monkeypatch: pytest.Mon
 # --- grids, ablations, tasks --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_grid_is_chosen_on_dev_with_the_first_seed(copied: Path) -> None:
     key = "phases.prediction.learning_rate"
     works("compare", "two.toml", "--grid", f"{key}=1e-9,2e-2,1e30", "--grid", "phases.prediction.warmup=0.1", "-q")
@@ -243,6 +245,7 @@ def test_a_row_that_fails_does_not_keep_the_others_from_running(copied: Path) ->
     assert made(copied)["comparison"], "and the table of before is as it was"
 
 
+@pytest.mark.slow
 def test_an_ablation_is_a_row_of_its_method(copied: Path) -> None:
     steps = [f"--set=phases.{name}.steps=2" for name in ("alignment", "all")]
     words = ("compare", "microbert", "-r", "two.toml", "--ablate", "dis", "--seeds", "1,2,3", "-o", copied, *steps)
@@ -256,6 +259,7 @@ def test_an_ablation_is_a_row_of_its_method(copied: Path) -> None:
     assert read(copied / "comparison") == metrics
 
 
+@pytest.mark.slow
 def test_several_tasks_each_with_its_teacher(copied: Path) -> None:
     shutil.copytree(copied / "finetune", "teachers/sst2")
     works("finetune", "two.toml", "--task", "mrpc", "-o", "teachers/mrpc", "-q")

@@ -107,7 +107,7 @@ def test_every_task_comes_out_as_transformers_alone_reads_it() -> None:
 
 def test_two_experts_are_joined_into_one_network() -> None:
     made = api.extract(out="joined", model="two", task="stsb", data__folder="glue")
-    assert made.metrics["ffn_width"] == 64 and made.metrics["parity"]["max_difference"] < 1e-6
+    assert made.out == Path("joined") and made.metrics["ffn_width"] == 64 and made.metrics["parity"]["max_difference"] < 1e-6
     assert len(made.metrics["experts"]["2"]) == 2
 
 
@@ -221,6 +221,7 @@ def test_without_experts_the_table_moe_says_nothing() -> None:
     assert models.read_config("plain", where="").model_type == "bert"
 
 
+@pytest.mark.slow
 def test_a_teacher_with_experts_and_both() -> None:
     short = ("moe.repair.steps=4", "moe.repair.batch_size=8", "data.max_length=24", "moe.teacher_experts=4")
     sets = [word for text in short for word in ("--set", text)]

@@ -90,6 +90,7 @@ def expected(directory: Path, rows: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_model_tokenizer_and_data_come_from_the_hub_once(tmp_path: Path, hub: HubStandIn) -> None:
     directory = tiny_bert(tmp_path / "teacher", labels=["negative", "positive"])
     hub.add_model(MODEL, directory)

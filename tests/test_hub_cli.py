@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hub_stand_in import HubStandIn
 from tiny_models import tiny_bert, tiny_glue_hub
 
@@ -35,6 +36,7 @@ def child(commands: list[tuple[str, ...]], env: dict[str, str], cwd: Path) -> li
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_hub_ids_work_wherever_a_directory_does(tmp_path: Path, hub: HubStandIn) -> None:
     hub.add_model("tiny/teacher", tiny_bert(tmp_path / "teacher", kind="masked-lm"))
     hub.add_dataset("nyu-mll/glue", tiny_glue_hub(["sst2", "rte"], rows=24))

@@ -20,7 +20,7 @@ from microbert_cli.resolve import overlay, resolve
 from microbert_cli.rows import Rows
 from microbert_cli.teacher import Teacher
 from microbert_cli.terms import make_terms
-from microbert_cli.wiring import steps
+from microbert_cli.wiring import step, steps
 
 CATALOG = Catalog()
 ALL = {"attention_distribution": {}, "value_relation": {}, "relations": {"heads": 4}}
@@ -177,9 +177,20 @@ def test_a_large_batch_is_asked_piece_by_piece(places, batch, monkeypatch):
 
 
 def refused(**keys):
+    flags = {"stages": ["general-distill"], **{key.replace("__", "."): value for key, value in keys.items()}}
     with pytest.raises(MbertError) as caught:
-        resolve(catalog=CATALOG, environment={}, flags={key.replace("__", "."): value for key, value in keys.items()})
+        resolve(catalog=CATALOG, environment={}, flags=flags)
     return caught.value
+
+
+def test_a_stage_alone_is_checked_as_one_of_many():
+    """What another stage would need does not matter to it."""
+    flags = {"method": "minilmv2", "student": "tinybert-4l-312", "base": "b", "corpus": "c", "teacher": "t", "task": "sst2"}
+    alone = resolve(catalog=CATALOG, environment={}, flags=flags)
+    with pytest.raises(MbertError) as caught:
+        step("general-distill", alone, Path("runs/x"), CATALOG)
+    assert caught.value.code == "M095"
+    assert step("task-distill", alone, Path("runs/x"), CATALOG).inputs["student"] == "tinybert-4l-312"
 
 
 def test_relation_heads_that_do_not_divide_are_refused_and_others_named():
@@ -190,6 +201,7 @@ def test_relation_heads_that_do_not_divide_are_refused_and_others_named():
     for heads in (24, 12):
         resolve(catalog=CATALOG, environment={}, flags={
             "method": "minilmv2", "student": "tinybert-4l-312", "general.losses.relations.heads": heads,
+            "stages": ["general-distill"],
         })  # fmt: skip
     ours = dict(method="minilmv2", student="demo-2l-64", stages=["pretrain", "general-distill"], pretrain__model="demo-4l-128")
     assert refused(**ours).fix == "--set general.losses.relations.heads=32"
@@ -213,10 +225,10 @@ def test_an_assistant_stands_between():
     """The teacher teaches the assistant, the assistant the student; the student is what goes on to the task."""
     resolved = resolve(catalog=CATALOG, environment={}, recipe="minilm-quickstart")
     root = Path("runs/x")
-    of = {step.name: step.inputs for step in steps(resolved, root, CATALOG)}
+    of = {one.name: one.inputs for one in steps(resolved, root, CATALOG)}
     assert of["assistant"]["teacher"] == str(root / "pretrain") and of["assistant"]["student"] == "demo-4l-64"
     assert of["general-distill"]["teacher"] == str(root / "assistant") and of["general-distill"]["student"] == "demo-2l-64"
     assert of["task-distill"]["student"] == str(root / "general-distill")
     direct = {"stages": ["pretrain", "finetune", "direct", "task-distill"], "init": "direct"}
-    of = {step.name: step.inputs for step in steps(overlay(resolved, direct, "test", CATALOG), root, CATALOG)}
+    of = {one.name: one.inputs for one in steps(overlay(resolved, direct, "test", CATALOG), root, CATALOG)}
     assert of["direct"]["teacher"] == str(root / "pretrain") and of["task-distill"]["student"] == str(root / "direct")

@@ -232,6 +232,10 @@ def test_illegal_pairs_name_the_column(tmp_path):
     with pytest.raises(MbertError) as caught:
         resolve(catalog=catalog, environment={}, flags={**flags, "general.losses": {"as_they_are": 1.0}})
     assert caught.value.code == "M094" and "128" in caught.value.what
+    (tmp_path / "losses" / "as_they_are.py").write_text(
+        'needs = {"hidden"}\nover = "top"\nrequires = {"token"}\nas_they_are = 1\n'
+    )
+    refused("M097", ("token", 'Did you mean "tokens"?'), make_terms, {"as_they_are": (1.0, {})}, catalog)
 
 
 def test_the_table_of_columns_is_that_of_the_losses(repo):

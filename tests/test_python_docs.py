@@ -65,6 +65,7 @@ def test_prose_is_kept_and_code_is_not(text: str, expected: list[list[str]]) -> 
     assert list(paragraphs(text)) == expected
 
 
+@pytest.mark.slow
 def test_the_text_does_not_depend_on_the_process() -> None:
     code = (
         "from microbert_cli import python_docs as p; "

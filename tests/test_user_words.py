@@ -105,6 +105,7 @@ def path_with_mbert(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
+@pytest.mark.slow
 def test_a_shell_script_of_the_subcommands(tmp_path: Path, path_with_mbert: str, monkeypatch: pytest.MonkeyPatch) -> None:
     furnish(tmp_path)
     monkeypatch.chdir(tmp_path)

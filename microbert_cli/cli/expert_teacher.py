@@ -11,7 +11,7 @@ from microbert_cli.expert_keys import EXPERT_TEACHER
 
 EPILOG = """Example:
 
-mbert expert-teacher --teacher DIR --task sst2 --set moe.teacher_experts=8 -o runs/sst2/expert-teacher --dry-run"""
+mbert expert-teacher --teacher runs/sst2/finetune --task sst2 --set moe.teacher_experts=8 -o runs/experts --dry-run"""
 
 
 def register(app: typer.Typer) -> None:

@@ -31,7 +31,7 @@ def extract(
     common: Common,
 ) -> None:
     """The plain BERT of one task, or without --task of each: its experts and head alone, logits equal to 1e-6."""
-    resolved = common.resolve(**known_task(model, about), **_trained_length(model, about))
+    resolved = common.resolve(**_known(model, about))
     if common.explain:
         explain(resolved, as_json=common.as_json)
         return
@@ -51,12 +51,13 @@ def extract(
     show_result(result, common)
 
 
-def _trained_length(model: str, about: About) -> dict[str, Any]:
-    """Where a task is typed, and so not taken from the model's manifest, its texts are still as long as in training."""
+def _known(model: str, about: About) -> dict[str, Any]:
+    """Flags for the tasks: as typed, else those of the model's manifest; texts are as long as they were in training."""
     path = Path(model)
-    if not about.task or not (path / manifest.FILE).is_file():
-        return {}
-    return {"data__max_length": manifest.read(path).get("recipe", {}).get("data", {}).get("max_length")}
+    made = [place for place in (path, *path.parents[1:2]) if (place / manifest.FILE).is_file()]  # itself, or of its best/TASK
+    recipe = manifest.read(made[0]).get("recipe", {}) if made else {}
+    length = {"data__max_length": recipe.get("data", {}).get("max_length")}
+    return length | known_task(model, about) | ({} if about.task else {"tasks": recipe.get("tasks")})
 
 
 def _dry_run(told: dict[str, Any], common: Common) -> None:

@@ -23,7 +23,7 @@ ELSEWHERE = {  # tables that a row's stage does not read
     "task-distill": ("finetune", "general", "pretrain", "augment", "evaluate", "export", "corpus", "vectors", "vocabulary"),
     "finetune": (
         "phases", "general", "pretrain", "augment", "evaluate", "export", "corpus", "vectors", "vocabulary", "cache",
-        "layer_map", "normalisation", "student", "init", "augmented",
+        "layer_map", "normalisation", "student", "init", "initialise", "moe", "augmented",
     ),
 }  # fmt: skip
 

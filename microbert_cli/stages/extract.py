@@ -1,6 +1,7 @@
 """The plain BERT of each task out of a model for several: a directory that transformers alone can load."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def run(
                 data=data.facts(),
             )
     if alone:
-        return next(iter(made.values()))
+        return replace(next(iter(made.values())), out=out)  # as it was named
     metrics = {"tasks": {name: result.metrics for name, result in made.items()}}
     return StageResult(NAME, out, metrics, up_to_date=all(result.up_to_date for result in made.values()))
 

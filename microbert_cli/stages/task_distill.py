@@ -82,6 +82,8 @@ def run(
     with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
         if work.done:
             return up_to_date(NAME, out)
+        for _, source in each_place("teacher", teacher) if recipe.moe.side in ("teacher", "both") else ():
+            check_expert_teacher(source, side=recipe.moe.side, experts=recipe.moe.experts)
         distiller = Distiller(recipe, catalog, data, teacher, student, inputs, talk, initial)
         distiller.teacher_log = work.path / ASKED
         course, seeds = distiller.course, recipe.seeds or [recipe.seed]
@@ -130,9 +132,6 @@ class Distiller:
         self.map_layers: list[int] = [0]
         self._important: Mapping[int, Tensor] | None = None
         self._start = self._beginning(initial)
-        if recipe.moe.side in ("teacher", "both"):
-            for one in self.course.instructors:
-                check_expert_teacher(one.source, side=recipe.moe.side, experts=recipe.moe.experts)
         self._check(self.load(recipe.seed))
 
     def _lesson(self, data: TaskRows, teacher: Teachers, identities: Mapping[str, Any]) -> Lesson:

@@ -72,12 +72,14 @@ def test_killed_and_gone_on(bench, alone):
     assert not report.failures, report
 
 
+@pytest.mark.slow
 def test_asked_to_stop(bench, alone):
     report = terminated(bench, alone, spread(kills_in_time(bench, 16, signal.SIGTERM, seed=1), 3))
     print(report)
     assert not report.failures, report
 
 
+@pytest.mark.slow
 def test_calls_that_fail(bench, alone):
     report = failing(bench, alone, spread(calls_to_fail(bench, 0), 4))
     print(report)
