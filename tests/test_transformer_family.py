@@ -1,5 +1,6 @@
 """PKD, knowledge distillation, PD and DistilBERT: numbers that can be checked by hand, and what is asked of whom."""
 
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_bert
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, BertConfig, DistilBertConfig
 
 from microbert_cli import api, models
 from microbert_cli import places as places_module
@@ -21,6 +22,10 @@ from microbert_cli.losses.patience import patience
 from microbert_cli.losses.token_soft_target import token_soft_target
 from microbert_cli.masking import chances, mask_batch
 from microbert_cli.objective import Objective
+from microbert_cli.planning.foreseen import Known
+from microbert_cli.planning.loads import answering
+from microbert_cli.planning.phase_costs import distil_jobs
+from microbert_cli.planning.rehearsal import rehearse
 from microbert_cli.resolve import overlay, resolve
 from microbert_cli.stages.general_distill import heads, make_pupil, terms_of
 from microbert_cli.teacher import Teacher
@@ -386,3 +391,18 @@ def test_the_search_of_pkd_tries_alpha_without_patience_and_beta_with_it():
     assert {terms["patience"].weight for terms in losses.values()} == {0.0}
     (_, beta) = steps(overlay(search, {"stages": ["finetune", "beta"]}, "test", CATALOG), Path("runs"), CATALOG)
     assert beta.resolved.recipe.phases["distillation"].losses["patience"].weight == 500.0
+
+
+def test_a_plan_rehearses_heads_over_all_tokens():
+    """A step of DistilBERT's stage one with random weights, the teacher's head among them; its products are counted."""
+    bert = BertConfig(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, vocab_size=200)
+    distilbert = DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, vocab_size=200)
+    recipe = resolve(catalog=CATALOG, flags={"method": "distilbert"}).recipe
+    job, ask = distil_jobs(recipe, recipe.general, CATALOG, Known(bert, None), Known(distilbert, None), "encoder")
+    assert ask.want == Want(hidden=frozenset({4}), token_head=True)
+    job = replace(job, head="masked-lm", logits=True, predicted=0.15, heads=2.0)
+    load = answering(np.array([16] * 4), batch_size=4)
+    without = replace(job, heads=0.0).flops(load)
+    assert job.flops(load) - without == 3 * 2 * 64 * (2 * 16 * 16 + 2 * 16 * 200)
+    (seconds,) = rehearse(job, [(4, 16)], catalog=CATALOG, device="cpu", budget=0.01).values()
+    assert seconds > 0
