@@ -162,16 +162,6 @@ def _check_kind(function: Callable[..., Tensor], name: str, key: str, value: Any
     )
 
 
-def _no_columns(file: str, unknown: Sequence[str]) -> MbertError:
-    return MbertError(
-        "M097",
-        f"what this loss requires is unknown: {', '.join(unknown)}",
-        where=f"{file}, requires",
-        allowed=f"Columns: {nearest(unknown[0], COLUMNS)}",
-        fix='Say what teacher and student must have in common: requires = {"tokens", "heads"}, or leave it out.',
-    )
-
-
 def _no_loss(file: str, missing: str, name: str) -> MbertError:
     return MbertError(
         "M009",
@@ -179,4 +169,14 @@ def _no_loss(file: str, missing: str, name: str) -> MbertError:
         where=file,
         allowed=f"A function {name}(...) -> Tensor, needs = {{...}}, and over = one of embedding, layers, top, batch.",
         fix="Start from one: mbert copy losses soft_target",
+    )
+
+
+def _no_columns(file: str, unknown: Sequence[str]) -> MbertError:
+    return MbertError(
+        "M097",
+        f"what this loss requires is unknown: {', '.join(unknown)}",
+        where=f"{file}, requires",
+        allowed=f"Columns: {nearest(unknown[0], COLUMNS)}",
+        fix='Say what teacher and student must have in common: requires = {"tokens", "heads"}, or leave it out.',
     )
