@@ -178,16 +178,6 @@ def check_depth(terms: Mapping[str, LossTerm], student_layers: int) -> None:
         )
 
 
-def _no_columns(file: str, unknown: Sequence[str]) -> MbertError:
-    return MbertError(
-        "M097",
-        f"what this loss requires is unknown: {', '.join(unknown)}",
-        where=f"{file}, requires",
-        allowed=f"Columns: {nearest(unknown[0], COLUMNS)}",
-        fix='Say what teacher and student must have in common: requires = {"tokens", "heads"}, or leave it out.',
-    )
-
-
 def _no_loss(file: str, missing: str, name: str) -> MbertError:
     return MbertError(
         "M009",
@@ -195,4 +185,14 @@ def _no_loss(file: str, missing: str, name: str) -> MbertError:
         where=file,
         allowed=f"A function {name}(...) -> Tensor, needs = {{...}}, and over = one of embedding, layers, inner, top, batch.",
         fix="Start from one: mbert copy losses soft_target",
+    )
+
+
+def _no_columns(file: str, unknown: Sequence[str]) -> MbertError:
+    return MbertError(
+        "M097",
+        f"what this loss requires is unknown: {', '.join(unknown)}",
+        where=f"{file}, requires",
+        allowed=f"Columns: {nearest(unknown[0], COLUMNS)}",
+        fix='Say what teacher and student must have in common: requires = {"tokens", "heads"}, or leave it out.',
     )
