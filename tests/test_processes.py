@@ -17,7 +17,7 @@ from mbert_command import refused, works
 from several_processes import CASES, compute
 from tiny_models import tiny_bert, tiny_glue
 
-from microbert_cli import numerics, processes, reduce
+from microbert_cli import checkpoint, numerics, processes, reduce
 from microbert_cli.errors import MbertError
 from microbert_cli.losses import attention_scores, embedding, hard_label, hidden_states, masked_lm, soft_target
 from microbert_cli.objective import Objective
@@ -379,7 +379,8 @@ def test_stopped_together_and_gone_on_bit_by_bit(place):
         running.send_signal(signal.SIGTERM)
         _, said = running.communicate(timeout=60)
     assert said.count("stopped by SIGTERM; the same command goes on from here") == 1
-    state = torch.load(place / "parts.partial" / "resume" / "phases" / "finetune" / "state.pt")
+    state = checkpoint.load_state(place / "parts.partial" / "resume" / "phases" / "finetune")
+    assert state is not None
     assert 0 < state["step"] < 1500 and len(log_of(place / "parts.partial")) >= state["step"]
     done = mbert_together(2, *finetune(out="parts", steps=1500), cwd=place)
     assert f"going on after step {state['step']}" in done.stderr
