@@ -221,6 +221,7 @@ def test_stages_run_in_a_thread(place):
     assert found and found[0].metrics["phases"]["finetune"]["steps"] == 3
 
 
+@pytest.mark.slow
 def test_a_phase_that_reads_logits_alone_may_ask_in_int8(place, teacher):
     pytest.importorskip("onnxscript")
     heard = []

@@ -289,6 +289,7 @@ print(json.dumps({"labels": model.config.id2label, "logits": model(**batch).logi
 """
 
 
+@pytest.mark.slow
 def test_a_student_loads_with_transformers_alone(home: Path) -> None:
     import torch
 

@@ -260,6 +260,7 @@ def test_a_manifest_of_the_first_schema_has_no_checksum(tmp_path):
 # --- signals ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code", "wait"), [(signal.SIGTERM, 143, 0.3), (signal.SIGINT, 130, 1.0)])
 def test_a_signal_before_and_between_steps_of_training(here, number, code, wait):
     """Sent while libraries are imported, models loaded or texts varied, where no training loop listens."""

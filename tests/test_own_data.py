@@ -83,6 +83,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [REVIEWS, PAIRS], ids=lambda case: case.file)
 @pytest.mark.parametrize("described", ["by flags", "by a task file"])
 def test_the_whole_chain(case: Case, described: str, place: Path) -> None:

@@ -20,6 +20,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 def test_two_undisturbed_runs_are_equal(bench):
     """The Bench itself compares them; and every stage was seen at work."""
     assert {told.stage for told in bench.calls} == set(STAGES)
@@ -65,6 +66,7 @@ def test_what_gets_its_name_is_on_the_disk(bench):
     assert unsynced(bench) == []
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on(bench, alone):
     kills = spread(kills_in_time(bench, 16, signal.SIGKILL), 2)
     report = killed(bench, alone, kills, inside=kills_in_calls(bench, 3))
