@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from microbert_cli.capture import Seen, Want, look
 from microbert_cli.errors import MbertError
 from microbert_cli.numerics import PLAIN, Numerics
-from microbert_cli.terms import LossTerm, takes_of, want_of, without_teacher
+from microbert_cli.terms import OVER, LossTerm, takes_of, want_of, without_teacher
 
 Batch = Mapping[str, Tensor]
 Ask = Callable[[Batch, Want], Seen]
@@ -137,8 +137,8 @@ class Objective(nn.Module):
         return torch.stack(values).sum()
 
     def _layers(self, term: LossTerm) -> Sequence[int]:
-        top = len(self.map_layers) - 1
-        return {"layers": range(1, top + 1), "inner": range(1, top), "top": [top]}.get(term.over, [0])
+        """The student's layers that the loss is called for; one that is over the batch is called once."""
+        return range(len(self.map_layers))[OVER.get(term.over, slice(0, 1))]
 
     def _call(
         self, function: Callable[..., Any], term: LossTerm, student: Seen, teacher: Seen, batch: Batch, layer: int

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, get_args
 
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from microbert_cli.errors import MbertError, nearest
 from microbert_cli.requirements import COLUMNS, columns, not_given, unknown_columns
 
 SHOWN = frozenset({"hidden", "scores", "qkv", "mask"})
-MAPPED = frozenset({"layers", "inner", "top"})  # what a loss is `over` that compares a student's layers with mapped ones
+OVER = {"layers": slice(1, None), "inner": slice(1, -1), "top": slice(-1, None), "embedding": slice(0, 1)}  # of mapped layers
+MAPPED = OVER.keys() - {"embedding"}  # what a loss is `over` that compares a student's layers with mapped ones
 WORDED = frozenset({"token_logits", "token_labels", "token_head"})  # of a masked-LM
 ANSWERED = SHOWN | {"logits", "labels", "augmented"}
 
@@ -43,7 +45,7 @@ class LossTerm:
         return self.asks_teacher and "tokens" in self.requires
 
     @property
-    def takes(self) -> list[str]:
+    def takes(self) -> tuple[str, ...]:
         """The names of the function's parameters, shape suffixes and all."""
         return takes_of(self.function)
 
@@ -93,9 +95,10 @@ def without_teacher(terms: Sequence[LossTerm]) -> list[LossTerm]:
     return [replace(term, weight=term.weight * whole / own) if own and term in answering else term for term in left]
 
 
-def takes_of(function: Callable[..., Any]) -> list[str]:
-    """The names of a function's parameters."""
-    return list(inspect.signature(function).parameters)
+@cache
+def takes_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's parameters; asked for every term of every step."""
+    return tuple(inspect.signature(function).parameters)
 
 
 def want_of(terms: Sequence[LossTerm], layers: Sequence[int]) -> Want:
@@ -103,8 +106,7 @@ def want_of(terms: Sequence[LossTerm], layers: Sequence[int]) -> Want:
 
     def of(kind: str) -> frozenset[int]:
         over = {term.over for term in terms if kind in term.needs}
-        places = {"layers": layers[1:], "embedding": layers[:1], "inner": layers[1:-1], "top": layers[-1:]}
-        return frozenset(layer for name, asked in places.items() if name in over for layer in asked)
+        return frozenset(layer for name, part in OVER.items() if name in over for layer in layers[part])
 
     return Want(
         logits=any("logits" in term.needs for term in terms),

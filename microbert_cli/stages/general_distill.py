@@ -198,11 +198,9 @@ def _losses(objective: Objective, batches: list[Batch]) -> dict[str, float]:
     sums: dict[str, float] = {"loss": 0.0}
     with torch.no_grad():
         for batch in batches:
-            for group, loss, parts in objective.losses(batch):
-                if group != "student":
-                    continue
-                for name, value in {"loss": loss, **parts}.items():
-                    sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
+            _, loss, parts = next(objective.losses(batch))  # the student's; an adversary's comes after it
+            for name, value in {"loss": loss, **parts}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
     objective.student.train(training)
     sums = processes.mean(sums)
     return {**sums, "minus_loss": -sums["loss"]}
