@@ -27,8 +27,8 @@ BUILT_IN = {
     "recipes": [
         "distilbert-quickstart", "distilbert-sst2", "glue-mt-dnn", "kd-quickstart", "kd-sst2", "microbert-quickstart",
         "microbert-sst2", "microbert-tasks", "minilm-quickstart", "minilm-sst2", "minilmv2-quickstart", "minilmv2-sst2",
-        "moebert-quickstart", "moebert-sst2", "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
-        "pkd-sst2", "quickstart", "sst2-tinybert",
+        "mobilebert-quickstart", "mobilebert-sst2", "moebert-quickstart", "moebert-sst2", "own-data", "pd-quickstart",
+        "pd-sst2", "pkd-quickstart", "pkd-search", "pkd-sst2", "quickstart", "sst2-tinybert",
     ],
     "augmenters": ["masked_lm", "word_vectors"],
     "machines": ["a100", "h100", "h200", "l4"],

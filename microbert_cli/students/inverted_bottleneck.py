@@ -34,7 +34,7 @@ class InvertedBottleneckConfig(MobileBertConfig):
 
     key_query_shared_bottleneck: bool = False
     num_feedforward_networks: int = 1
-    hidden_act: str = "gelu_new"
+    hidden_act: str = "gelu_pytorch_tanh"
     normalization_type: str = "layer_norm"
 
 
