@@ -2,6 +2,7 @@
 
 import copy
 from math import log
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,10 +25,11 @@ from microbert_cli.optimisers import Lamb, make_optimiser, schedule_factor, set_
 from microbert_cli.progressive import Progressive, check_layers, check_steps, layer_of
 from microbert_cli.resolve import resolve
 from microbert_cli.shapes import describe
-from microbert_cli.stages.general_distill import heads, make_objective, make_pupil
+from microbert_cli.stages.general_distill import _without_dropout, heads, make_objective, make_pupil
 from microbert_cli.teacher import Teacher
 from microbert_cli.terms import make_terms
 from microbert_cli.tracking import SILENT
+from microbert_cli.wiring import steps
 
 CATALOG = Catalog()
 TRANSFER = {"feature_maps": {}, "feature_statistics": {}, "attention_transfer": {"divergence": "kl"}}
@@ -414,3 +416,48 @@ def test_layer_rates_are_checked():
         with pytest.raises(MbertError) as caught:
             resolve(catalog=CATALOG, environment={}, flags={"general.layer_by_layer": value})
         assert caught.value.code == "M003", value
+
+
+def test_dropout_is_taken_out_wherever_it_is(tokenizer):
+    fields = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 8}
+    for kind in ("modernbert", "distilbert"):
+        model = models.build(
+            {"model_type": kind, **fields, "attention_dropout": 0.5, "mlp_dropout": 0.5},
+            kind="encoder",
+            tokenizer=tokenizer,
+            seed=0,
+        )
+        _without_dropout(model)
+        ids = torch.arange(5, 25)[None]
+        first, second = (model.train()(input_ids=ids).last_hidden_state for _ in range(2))
+        assert first.equal(second), kind
+
+
+def wired(**flags):
+    resolved = resolve(catalog=CATALOG, environment={}, recipe="mobilebert-quickstart", flags=flags)
+    return {one.name: one for one in steps(resolved, Path("runs/x"), CATALOG)}
+
+
+def test_one_step_goes_on_from_the_other():
+    of = wired()
+    assert of["transfer"].inputs["student"] == "demo-mobilebert" and of["transfer"].inputs["teacher"] == "runs/x/pretrain"
+    assert of["general-distill"].inputs == {**of["transfer"].inputs, "student": "runs/x/transfer"}
+    assert of["task-distill"].inputs["student"] == "runs/x/general-distill"
+    transfer, words = (of[name].resolved.recipe.general for name in ("transfer", "general-distill"))
+    assert (set(transfer.losses), transfer.layer_by_layer, transfer.masked) == (set(TRANSFER), (3.0, 0.3), 0.0)
+    assert (set(words.losses), words.layer_by_layer, words.masked) == ({"token_mixed_target"}, False, 0.15)
+
+
+def test_the_other_schedules_are_the_same_recipe():
+    joint = wired(**{"variant.transfer.ablate": ["layer_by_layer"]})
+    assert joint["transfer"].resolved.recipe.general.layer_by_layer is False
+    assert joint["general-distill"].inputs["student"] == "runs/x/transfer"
+    auxiliary = wired(stages=["pretrain", "finetune", "auxiliary", "task-distill"], init="auxiliary")
+    assert set(auxiliary["auxiliary"].resolved.recipe.general.losses) == {*TRANSFER, "token_mixed_target"}
+    assert auxiliary["task-distill"].inputs["student"] == "runs/x/auxiliary"
+
+
+def test_a_student_that_no_stage_makes_is_unknown():
+    with pytest.raises(MbertError) as caught:
+        wired(stages=["pretrain", "finetune", "general-distill", "task-distill"])
+    assert caught.value.code == "M005" and '"transfer"' in caught.value.what
