@@ -66,7 +66,7 @@ class Start:
 
     @torch.no_grad()
     def __call__(self, model: Any) -> dict[str, Tensor] | None:
-        """Raises M044 (layers), M045 (shape), M046 (architecture)."""
+        """Raises M044 (layers), M045 (shape), M046 and M099 (architecture)."""
         theirs, ours = self.source.model.config, model.config
         if self.by == "teacher-ends":
             self._ends(model)
@@ -84,12 +84,10 @@ class Start:
     @property
     def told(self) -> dict[str, Any]:
         """What is recorded of it."""
-        rule = (
-            {}
-            if self.by in ("svd-embed", "teacher-ends")
-            else {"layers": self.layers if isinstance(self.layers, str) else list(self.layers)}
-        )
-        return {"by": self.by, "of": self.source.source, **rule}
+        found = {"by": self.by, "of": self.source.source}
+        if self.by in ("svd-embed", "teacher-ends"):
+            return found
+        return {**found, "layers": self.layers if isinstance(self.layers, str) else list(self.layers)}
 
     def _layers(self, model: Any) -> Tensor:
         source, own = named(self.source.model), named(model)
