@@ -1,9 +1,11 @@
 """MobileBERT: its losses by hand, its nets, what is trained layer by layer and at what rate, and where the student begins."""
 
 import copy
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -22,6 +24,10 @@ from microbert_cli.losses.masked_lm import masked_lm
 from microbert_cli.losses.token_mixed_target import token_mixed_target
 from microbert_cli.objective import Objective
 from microbert_cli.optimisers import Lamb, make_optimiser, schedule_factor, set_rates
+from microbert_cli.planning.foreseen import Known
+from microbert_cli.planning.loads import answering
+from microbert_cli.planning.phase_costs import distil_jobs
+from microbert_cli.planning.rehearsal import rehearse
 from microbert_cli.progressive import Progressive, check_layers, check_steps, layer_of
 from microbert_cli.resolve import resolve
 from microbert_cli.shapes import describe
@@ -163,8 +169,7 @@ PARAMETERS = {  # as a masked-LM, as an encoder with its pooler, as a classifier
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_published_shapes(name):
-    fields = describe(name, CATALOG)
-    config = transformers.AutoConfig.for_model(**{key: value for key, value in fields.items() if key != "title"})
+    config = config_of(name)
     kinds = ("AutoModelForMaskedLM", "AutoModel", "AutoModelForSequenceClassification")
     with torch.device("meta"):
         made = [getattr(transformers, kind).from_config(config) for kind in kinds]
@@ -181,6 +186,25 @@ def test_what_a_layer_of_mobilebert_weighs():
     assert 24 * (2 * bottleneck + attention + 4 * ffn + out) + embeddings == PARAMETERS["mobilebert"][1]
     tiny = bottleneck + 3 * (128 * 128 + 128) + (128 * 128 + 128 + 2 * 128) + 2 * ffn + out
     assert 24 * tiny + embeddings == PARAMETERS["mobilebert-tiny"][1]
+
+
+def config_of(name):
+    fields = describe(name, CATALOG)
+    return transformers.AutoConfig.for_model(**{key: value for key, value in fields.items() if key != "title"})
+
+
+def test_what_is_printed_of_size_and_operations():
+    """Matrices alone are the printed 15.1 M, and 25.3 M with one more reader of 512 features a block; so are 3.1 and 5.7 G."""
+    outside, more = 30522 * 128 + 384 * 512, (512 - 128) * 128
+    tiny = 512 * 128 + 4 * 128 * 128 + 2 * 2 * 128 * 512 + 128 * 512
+    block = 2 * 512 * 128 + 3 * 128 * 128 + 512 * 128 + 4 * 2 * 128 * 512 + 128 * 512
+    assert (outside + 24 * tiny, outside + 24 * (block + more)) == (15_113_472, 25_337_088)
+    attention, top = 24 * 4 * 128 * 128 * 128, 2 * 512 * 2
+    for name, weights in (("mobilebert-tiny", tiny), ("mobilebert", block)):
+        expected = 2 * 128 * (24 * weights + 384 * 512) + attention + top
+        assert counting.flops(config_of(name), 128) == expected
+    assert [round(counting.flops(config_of(name), 128) / 1e9, 2) for name in ("mobilebert-tiny", "mobilebert")] == [3.07, 5.39]
+    assert (counting.flops(config_of("mobilebert"), 128) + 2 * 128 * 24 * more) / 1e9 == pytest.approx(5.69, abs=0.005)
 
 
 def test_a_mobilebert_shows_what_is_asked_and_computes_no_layer_above(nets, batch):
@@ -461,3 +485,14 @@ def test_a_student_that_no_stage_makes_is_unknown():
     with pytest.raises(MbertError) as caught:
         wired(stages=["pretrain", "finetune", "general-distill", "task-distill"])
     assert caught.value.code == "M005" and '"transfer"' in caught.value.what
+
+
+def test_a_plan_rehearses_it(nets):
+    """A step of all losses with random weights; each net's head runs at hidden words alone."""
+    recipe = resolve(catalog=CATALOG, environment={}, flags={"method": "mobilebert-auxiliary"}).recipe
+    teacher, student = (Known(one.model.config, one.tokenizer) for one in nets)
+    job, ask = distil_jobs(recipe, recipe.general, CATALOG, teacher, student, "encoder")
+    assert ask.want == Want(hidden=frozenset({1, 2, 3}), scores=frozenset({1, 2, 3}), token_head=True)
+    job = replace(job, head="masked-lm", logits=True, predicted=0.15)
+    (seconds,) = rehearse(job, [(4, 16)], catalog=CATALOG, device="cpu", budget=0.01).values()
+    assert seconds > 0 and job.flops(answering(np.array([16] * 4), batch_size=4)) > 0
