@@ -34,6 +34,25 @@ def writing(path: Path) -> Iterator[Path]:
         raise
 
 
+def sweep_beside(path: Path) -> None:
+    """Removes what writers of this one file that were killed left beside it; one that still lives keeps its own."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        if processes.is_main() and not _lives(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)
+
+
+def _lives(number: str) -> bool:
+    """Whether a process of this number runs here; where that cannot be asked without harm, it does."""
+    try:
+        if os.name == "posix":
+            os.kill(int(number), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
 def sweep(directory: Path) -> None:
     """Removes what writers that were killed left half-written, in a directory that nobody else writes to."""
     for path in directory.rglob(".*.tmp"):

@@ -37,8 +37,7 @@ def claim(root: Path, recipe: str, *, force: bool = False) -> None:
         )
     if owner != recipe or not (root / FILE).is_file():
         root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob(f".{FILE}.*.tmp"):
-            left.unlink(missing_ok=True)
+        durable.sweep_beside(root / FILE)
         durable.write_text(root / FILE, durable.seal({"recipe": recipe}))
 
 

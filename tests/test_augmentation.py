@@ -411,6 +411,7 @@ def test_one_file_adds_a_way_to_vary(tmp_path: Path, tokenizer: Any, vectors: Wo
     assert {copy[0] for copy in copies} == {"FILM?"} and {len(copy) for copy in copies} == {1, 2}
 
 
+@pytest.mark.slow
 def test_real_words(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real masked language model and GloVe on 20 rows of SST-2: other words, not other rows."""
     monkeypatch.setenv("MBERT_CACHE", str(tmp_path))

@@ -14,7 +14,7 @@ from microbert_cli.teacher_cache import CacheSettings, remember
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.usefixtures("own_cache"), pytest.mark.slow]
 TEXTS = ["a good film", "bad", "the plot of this film is not bad at all but long", "good"]
 
 

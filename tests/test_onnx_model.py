@@ -116,7 +116,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(path, model, found, talk)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=["bert", *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES if family != "bert")]
+)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, done: Done) -> Exported:
     """One model of each family in ONNX, fp32 and int8, both optimised, too."""
     if request.param == "bert":
@@ -175,6 +177,7 @@ def test_the_optimised_graph_has_fused_attention(written: Exported) -> None:
     assert small["written"]["nodes"] < operators(written.path / onnx_model.FILES["int8"])["loaded"]["nodes"]
 
 
+@pytest.mark.slow
 def test_attention_of_another_make_stays_as_it_is(tmp_path: Path) -> None:
     """Queries and keys of MobileBERT have another source than its values: one operator, but not the maps before it."""
     torch.manual_seed(7)
@@ -218,6 +221,7 @@ def test_the_graph_names_free_axes_and_no_paths(written: Exported) -> None:
         assert not re.search(rb"\.py\b", content) and str(Path.home()).encode() not in content
 
 
+@pytest.mark.slow
 def test_the_model_comes_back_as_it_was(
     done: Done, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +279,7 @@ def test_without_the_extra(package: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_architecture_that_decides_by_value(tmp_path: Path) -> None:
     class EarlyExit(transformers.BertForSequenceClassification):
         def forward(self, input_ids: torch.Tensor, **rest: Any) -> Any:
@@ -344,6 +349,7 @@ except ImportError:
 """
 
 
+@pytest.mark.slow
 def test_transformers_alone_reads_it(done: Done, tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-I", "-c", ALONE, str(done.path)], capture_output=True, text=True, cwd=tmp_path, timeout=120
@@ -370,6 +376,7 @@ def test_a_file_that_answers_differently_is_refused(done: Done, tmp_path: Path, 
     assert caught.value.code == "M612" and "0.001" in caught.value.what and caught.value.exit_code == 1
 
 
+@pytest.mark.slow
 def test_an_optimised_file_that_answers_differently_is_refused(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +392,7 @@ def test_an_optimised_file_that_answers_differently_is_refused(
     assert caught.value.code == "M612" and "model.optimized.onnx" in caught.value.where
 
 
+@pytest.mark.slow
 def test_parts_that_are_left_out(tmp_path: Path) -> None:
     assert onnx_model.forms() == tuple(onnx_model.FILES)
     assert onnx_model.forms(optimize=False) == ("fp32", "int8")

@@ -319,3 +319,21 @@ def test_two_runs_may_write_the_same_file_at_once(tmp_path):
     runs = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "run.json")]) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_what_killed_writers_left_is_swept_and_a_living_one_keeps_its_own(tmp_path, monkeypatch):
+    import subprocess
+    import sys
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, begun, other = (f".run.json.{ended.pid}.tmp", f".run.json.{os.getpid()}.tmp", ".log.json.1.tmp")
+    for name in (left, begun, other, ".run.json.none.tmp"):
+        (tmp_path / name).write_text("half")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    durable.sweep_beside(tmp_path / "run.json")
+    assert (tmp_path / left).is_file()
+    monkeypatch.setenv("RANK", "0")
+    durable.sweep_beside(tmp_path / "run.json")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([begun, other])

@@ -219,6 +219,7 @@ def assert_same(found, expected, *, losses=1e-5, weights=1e-6):
         torch.testing.assert_close(found["weights"][name], expected["weights"][name], rtol=0, atol=weights, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*(name for name in CASES if name != "bfloat16"), "masked-lm"])
 def test_two_processes_train_as_one(two, alone, case):
     assert_same(two[case], alone[case])
@@ -226,6 +227,7 @@ def test_two_processes_train_as_one(two, alone, case):
         torch.testing.assert_close(two[case]["dev"], alone[case]["dev"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_in_bfloat16(two, alone):
     """Products are rounded to 8 bits, and sums of other rows round otherwise."""
     assert_same(two["bfloat16"], alone["bfloat16"], losses=2e-2, weights=2e-3)

@@ -13,6 +13,7 @@ from microbert_cli.python_docs import LABELS, SPLITS, paragraphs, passages, task
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 def test_there_is_enough_text() -> None:
     words = sum(len(sentence.split()) for passage in passages() for sentence in passage.sentences)
     assert len(passages()) > 9_000

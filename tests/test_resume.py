@@ -7,9 +7,10 @@ is added to the catalogue is tested here without another line: quickly, in the m
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import tiny_bert, tiny_glue, tiny_rows
@@ -144,11 +145,16 @@ def student_of(method: str) -> str:
     return "bert-2x16x32" if of_method(method).initialise.by in ("teacher-layers", "teacher-ends") else "bert-2x8"
 
 
+QUICKLY = {"tinybert", "microbert", "moebert"}  # the others are slow because they are many
 FULLY = [pytest.param(False, id="middle"), pytest.param(True, id="fully", marks=pytest.mark.torture)]
 
 
+def each(methods: Iterable[str]) -> list[Any]:
+    return [pytest.param(method, marks=[] if method in QUICKLY else pytest.mark.slow) for method in methods]
+
+
 @pytest.mark.parametrize("fully", FULLY)
-@pytest.mark.parametrize("method", [method for method in METHODS if of_method(method).general.losses])
+@pytest.mark.parametrize("method", each(method for method in METHODS if of_method(method).general.losses))
 def test_stage_one_of_every_method(method: str, fully: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(out: Path, talk: Talk) -> StageResult:
         return api.general_distill(
@@ -160,7 +166,7 @@ def test_stage_one_of_every_method(method: str, fully: bool, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("fully", FULLY)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", each(METHODS))
 def test_stage_two_of_every_method(method: str, fully: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All phases, two seeds, a grid of learning rates where there is one, dropout, the cache of the teacher's answers."""
     phases = of_method(method).run_phases

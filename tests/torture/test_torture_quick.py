@@ -28,6 +28,7 @@ def test_two_undisturbed_runs_are_equal(bench):
     assert bench.undisturbed.seconds < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 def test_the_library_sees_what_is_written(bench, writer):
     """By Python, C++, Rust and Arrow, all of it: the bytes of a file are those that were counted."""
@@ -62,6 +63,7 @@ for name in ("a", "b1", "b2"):
     assert [(tmp_path / name).stat().st_size for name in ("a", "b1", "b2")] == [8, 4, 8]
 
 
+@pytest.mark.slow
 def test_what_gets_its_name_is_on_the_disk(bench):
     assert unsynced(bench) == []
 
