@@ -496,3 +496,13 @@ def test_a_plan_rehearses_it(nets):
     job = replace(job, head="masked-lm", logits=True, predicted=0.15)
     (seconds,) = rehearse(job, [(4, 16)], catalog=CATALOG, device="cpu", budget=0.01).values()
     assert seconds > 0 and job.flops(answering(np.array([16] * 4), batch_size=4)) > 0
+
+
+def test_a_tiny_one_reads_nothing_but_its_bottleneck(nets, batch):
+    fields = {**STUDENT, "use_bottleneck_attention": True, "key_query_shared_bottleneck": False}
+    model = models.build(fields, kind="encoder", tokenizer=nets[0].tokenizer, seed=0).eval()
+    layer = model.encoder.layer[0]
+    own = layer.attention.self
+    assert [part.in_features for part in (own.query, own.key, own.value)] == [8, 8, 8]
+    assert not [name for name, _ in layer.named_parameters() if name.startswith("bottleneck.attention")]  # nothing unused
+    assert look(model, batch, Want(scores=frozenset({3}))).scores[3].shape == (3, 2, 7, 7)
