@@ -40,7 +40,7 @@ def trained_splits(recipe: Recipe, catalog: Catalog) -> tuple[str, ...]:
 
 def not_taken(recipe: Recipe, catalog: Catalog) -> str | None:
     """A transfer set that no phase takes, in words; None where there is none, or some phase does."""
-    if recipe.data.transfer_file is None or _taken(recipe, catalog):
+    if not recipe.data.transfer_file or _taken(recipe, catalog):
         return None
     return (
         f"the transfer set {recipe.data.transfer_file} is not read: no phase takes it. One does that has "

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from mbert_command import refused, works
-from tiny_models import tiny_bert, tiny_glue, tiny_rows
+from tiny_models import WORDS, tiny_bert, tiny_glue, tiny_rows
 
 from microbert_cli import api, manifest
 from microbert_cli.catalog import Catalog
 from microbert_cli.comparing.costs import costs
 from microbert_cli.errors import ManyErrors, MbertError
+from microbert_cli.lineage import _lineage
 from microbert_cli.objective import Objective
 from microbert_cli.planning import stage_plans
 from microbert_cli.planning.uncalibrated import Uncalibrated
@@ -265,6 +266,16 @@ def test_labels_of_a_transfer_set_change_nothing(tmp_path: Path) -> None:
     without = distil(tmp_path / "without", **{**pairs, "data__transfer_file": None})
     weights = [(one.out / "model.safetensors").read_bytes() for one in (plain, labelled, without)]
     assert weights[0] == weights[1] != weights[2]
+    told = json.loads((labelled.out / "teacher.jsonl").read_text(encoding="utf-8"))
+    assert (told["rows"], told["asked"]) == (len(PAIRS), 0), "the same texts: the teacher was asked before"
+    assert f"transfer set: {len(PAIRS)} texts without labels" in _lineage(manifest.read(plain.out), None)
+
+
+def test_a_teacher_of_other_words_reads_it_in_its_own(tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "small", kind="encoder", layers=1, vocab=WORDS[:20])
+    made = distil(tmp_path / "out", student=str(tmp_path / "small"), data__transfer_file="texts.txt")
+    told = json.loads((made.out / "teacher.jsonl").read_text(encoding="utf-8"))
+    assert (told["rows"], told["asked"]) == (len(LINES), len(LINES))
 
 
 def test_a_changed_transfer_set_is_another_run_and_limit_does_not_cut_it(tmp_path: Path) -> None:
