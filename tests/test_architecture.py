@@ -22,10 +22,10 @@ FLOORS = {
     "processes shown nested expert_keys key_types requirements shapes splits",
     1: "losses methods students tasks augmenters metrics layer_map reduce experts",
     2: "models capture data readers rows own_data augmented encoding submission corpus python_docs vocabulary batching "
+    "transfer "
     "teacher_cache objective terms optimisers checkpoint word_table augmentation onnx_model counting timing model_card "
     "onnx_fusion exporting augmenter_tools teacher sources cache blocks masking scoring answering places baseline numerics "
-    "int8_teacher memory ancestry packed mixture ensemble extraction importance routed_student initialising slicing matching "
-    "transfer",
+    "int8_teacher memory ancestry packed mixture ensemble extraction importance routed_student initialising slicing matching",
     3: "loop phases bests",
     4: "stages pipeline api stage task_rows task_results lesson course racing lineage wiring run_record report_table planning "
     "preflight comparing",
