@@ -22,7 +22,8 @@ from transformers.modeling_outputs import BaseModelOutput
 ATTENTION = "mbert"
 Vectors = tuple[Tensor, Tensor, Tensor]
 FIRST_TOKEN_READ = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # whose heads read [CLS] and nothing else
-STACKED = (*FIRST_TOKEN_READ, "distilbert", "mbert-routed-bert")  # whose layers hand one tensor from each to the next
+# whose layers hand one tensor from each to the next
+STACKED = (*FIRST_TOKEN_READ, "distilbert", "mobilebert", "mbert-inverted-bottleneck", "mbert-routed-bert")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import nn
 # Encoders of the plain shape: d -> d attention, d -> F -> d feed-forward, a d -> d -> C head on the first token.
 PLAIN = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
 ROUTED = "mbert-routed-bert"
+BOTTLENECKED = ("mobilebert", "mbert-inverted-bottleneck")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def batch_flops(
     In a mixture of experts F is what a token meets, and a gate that reads tokens or rows adds its own product.
     Returns None for architectures of another shape.
     """
+    if config.model_type in BOTTLENECKED and config.use_bottleneck:
+        return _bottlenecked(config, rows, tokens, squares, head, predicted)
     if config.model_type not in (*PLAIN, ROUTED):
         return None
     d, L = config.hidden_size, config.num_hidden_layers
@@ -86,6 +89,26 @@ def batch_flops(
         "encoder": 0,
     }
     return int(body + widening + heads[head])
+
+
+def _bottlenecked(config: Any, rows: float, tokens: float, squares: float, head: str, predicted: float) -> int:
+    """MobileBERT and its teacher: 2 S (L W + 3 e d) + 4 L Q w + head, w the width within a block, W what its matrices hold.
+
+    W = b d w + 2 r w + v w + w^2 + 2 n w F + w d    b bottlenecks in, queries and keys read r features, values v, n FFNs
+    head  classifier: R (2 d^2 [activation] + 2 d C);  masked-lm: P (2 d^2 + 2 d V);  encoder: 0
+    """
+    d, w, F, e = config.hidden_size, config.intra_bottleneck_size, config.intermediate_size, config.embedding_size
+    narrow = config.use_bottleneck_attention
+    shared = config.key_query_shared_bottleneck and not narrow
+    read, values = w if narrow or shared else d, w if narrow else d
+    matrices = (1 + shared) * d * w + 2 * read * w + values * w + w * w + 2 * config.num_feedforward_networks * w * F + w * d
+    L, pieces = config.num_hidden_layers, 3 if config.trigram_input else int(e != d)
+    heads = {
+        "classifier": rows * (2 * d * d * config.classifier_activation + 2 * d * config.num_labels),
+        "masked-lm": predicted * (2 * d * d + 2 * d * config.vocab_size),
+        "encoder": 0,
+    }
+    return int(2 * tokens * (L * matrices + pieces * e * d) + 4 * L * squares * w + heads[head])
 
 
 def weights_bytes(path: Path) -> int:

@@ -2,17 +2,19 @@
 
 teacher-layers  layer m of the student is the teacher's layer g(m); embeddings, pooler and a fitting head come along; same width
 teacher-slice   the same, narrower: the most important columns, neurons, heads and dimensions of heads (`slicing.py`)
+teacher-ends    the teacher's embeddings, pooler and a fitting head, all that is not in a layer, where it has the same name;
+                the layers are random. A NoNorm does not take a LayerNorm's weights, and begins as 1 and 0. Same widths
 svd-embed       E ~ (E V) V^T, V [D, d] the d largest right singular vectors of the word embeddings E [rows, D]: each embedding
                 table P becomes P V, all else stays random. Squared error: the sum of the squared singular values left out
 
 The trained map from student to teacher width, where a method has one, begins as what undoes the cut: V, or the kept columns.
 
-Sources: layers as DistilBERT (0 2 4 7 9 11 of 12) and PKD (the first ones) take them; embeddings by SVD as XtremeDistil; slices
-are this toolkit's.
+Sources: layers as DistilBERT (0 2 4 7 9 11 of 12) and PKD (the first ones) take them; ends as the released code of MobileBERT;
+embeddings by SVD as XtremeDistil; slices are this toolkit's.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,10 +26,12 @@ from microbert_cli.errors import MbertError
 from microbert_cli.layer_map import layer_map
 from microbert_cli.matching import same_vocabulary
 from microbert_cli.models import Loaded
+from microbert_cli.progressive import LAYER
 from microbert_cli.slicing import axes_of, kept, shape_of, sliced
 from microbert_cli.tracking import Talk
 
 FAMILIES = (("bert", "distilbert"), ("roberta", "xlm-roberta", "camembert"), ("electra",))
+SAME_ENDS = {"mobilebert", "mbert-inverted-bottleneck"}
 RENAMED = {
     r"^transformer\.layer\.": "encoder.layer.",
     r"attention\.q_lin": "attention.self.query",
@@ -62,8 +66,11 @@ class Start:
 
     @torch.no_grad()
     def __call__(self, model: Any) -> dict[str, Tensor] | None:
-        """Raises M044 (layers), M045 (shape), M046 (architecture)."""
+        """Raises M044 (layers), M045 (shape), M046 and M099 (architecture)."""
         theirs, ours = self.source.model.config, model.config
+        if self.by == "teacher-ends":
+            self._ends(model)
+            return None
         if not any(theirs.model_type in family and ours.model_type in family for family in FAMILIES):
             raise _other_family(theirs.model_type, ours.model_type)
         for config in (theirs, ours):
@@ -77,8 +84,10 @@ class Start:
     @property
     def told(self) -> dict[str, Any]:
         """What is recorded of it."""
-        rule = {} if self.by == "svd-embed" else {"layers": self.layers if isinstance(self.layers, str) else list(self.layers)}
-        return {"by": self.by, "of": self.source.source, **rule}
+        found = {"by": self.by, "of": self.source.source}
+        if self.by in ("svd-embed", "teacher-ends"):
+            return found
+        return {**found, "layers": self.layers if isinstance(self.layers, str) else list(self.layers)}
 
     def _layers(self, model: Any) -> Tensor:
         source, own = named(self.source.model), named(model)
@@ -92,6 +101,24 @@ class Start:
             elif axes_of(name) and origin in source and origin not in self._untrained and not self._for_others(name, model):
                 _put(value, sliced(name, self._in_order(name, source[origin]), layer, keep))
         return torch.eye(config.hidden_size)[:, keep["hidden", -1]]
+
+    def _ends(self, model: Any) -> None:
+        theirs, ours = self.source.model.config, model.config
+        if theirs.model_type != ours.model_type and not {theirs.model_type, ours.model_type} <= SAME_ENDS:
+            raise _other_ends(theirs.model_type, ours.model_type)
+        source, own = named(self.source.model), named(model)
+        other_norm = getattr(theirs, "normalization_type", None) != getattr(ours, "normalization_type", None)
+        taken = {
+            name: value for name, value in own.items()
+            if name in source and not LAYER.search(name) and name not in self._untrained and not self._for_others(name, model)
+            and not (other_norm and name.startswith("embeddings.LayerNorm."))
+        }  # fmt: skip
+        wrong = {name: (tuple(source[name].shape), tuple(value.shape)) for name, value in taken.items()}
+        wrong = {name: pair for name, pair in wrong.items() if pair[0][1:] != pair[1][1:] or pair[0][0] < pair[1][0]}
+        if wrong:
+            raise _other_shape(wrong)
+        for name, value in taken.items():
+            _put(value, self._in_order(name, source[name]))
 
     def _embeddings(self, model: Any) -> Tensor:
         source, own = named(self.source.model), named(model)
@@ -157,14 +184,7 @@ def check_shapes(theirs: Any, ours: Any, by: str) -> None:
         name: (getattr(theirs, name), getattr(ours, name)) for name in rows if getattr(ours, name) > getattr(theirs, name)
     }
     if wrong:
-        told = "; ".join(f"{name} {pair[0]} and {pair[1]}" for name, pair in wrong.items())
-        raise MbertError(
-            "M045",
-            f"the student's weights cannot be taken from this model, whose shape does not fit (model and student: {told})",
-            where="initialise, student",
-            allowed="teacher-layers: the same widths and heads; teacher-slice: none larger; svd-embed: no larger hidden_size.",
-            fix="--set initialise=teacher-slice" if by == "teacher-layers" else "--set initialise=random",
-        )
+        raise _other_shape(wrong, fix="--set initialise=teacher-slice" if by == "teacher-layers" else "--set initialise=random")
 
 
 @torch.no_grad()
@@ -207,6 +227,28 @@ def _origin(name: str, taken: Sequence[int]) -> tuple[str, int]:
 def _put(own: Tensor, value: Tensor) -> None:
     """Over a tensor; of a longer table the first rows."""
     own.copy_(value[: len(own)])
+
+
+def _other_shape(wrong: Mapping[str, tuple[Any, Any]], fix: str = "--set initialise=random") -> MbertError:
+    told = "; ".join(f"{name} {pair[0]} and {pair[1]}" for name, pair in list(wrong.items())[:6])
+    return MbertError(
+        "M045",
+        f"the student's weights cannot be taken from this model, whose shape does not fit (model and student: {told})",
+        where="initialise, student",
+        allowed="teacher-layers: the same widths and heads; teacher-slice: none larger; svd-embed: no larger hidden_size; "
+        "teacher-ends: the same widths outside the layers.",
+        fix=fix,
+    )
+
+
+def _other_ends(theirs: str, ours: str) -> MbertError:
+    return MbertError(
+        "M099",
+        f'the embeddings and heads of "{theirs}" are not those of a student of "{ours}"',
+        where="initialise, student",
+        allowed="A teacher and a student of one architecture, such as ib-bert and mobilebert.",
+        fix="--set initialise=random, or another student: mbert list students",
+    )
 
 
 def _other_family(theirs: str, ours: str) -> MbertError:

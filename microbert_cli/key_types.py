@@ -1,6 +1,6 @@
 """What values of a recipe may be: numbers within bounds, names that can be files, tables whose keys are all known."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -8,6 +8,7 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
+LayerRates = Literal[False] | tuple[Positive, Annotated[float, Field(ge=0)]]  # of the current layer, of the lower ones
 
 LONGEST_NAME, LONGEST_PATH = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME
 

@@ -23,7 +23,7 @@ from microbert_cli import checkpoint, memory, processes
 from microbert_cli.bests import Bests
 from microbert_cli.errors import MbertError
 from microbert_cli.objective import Batch, Objective
-from microbert_cli.optimisers import clips_globally, make_optimiser, schedule_factor
+from microbert_cli.optimisers import clips_globally, make_optimiser, set_rates
 from microbert_cli.stopping import Interrupted, Stop, StoppedAtOnce, signals
 from microbert_cli.tracking import SILENT, Log, Talk
 
@@ -119,6 +119,7 @@ class _Run:
             weight_decay=plan.weight_decay,
             max_grad_norm=plan.max_grad_norm,
             leave_out=[p for adversary in objective.adversaries.values() for p in adversary.parameters()],
+            progressive=objective.progressive,
         )
         self.adversaries = {name: adversary.optimiser() for name, adversary in objective.adversaries.items()}
         self.step = 0
@@ -144,8 +145,7 @@ class _Run:
         self.objective.train()
         self.objective.student.train()
         self.objective.progress(self.step, self.plan.steps)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate()
+        set_rates(self.optimiser, self.plan, self.step, self.objective.progressive)
         self._draw_own_dropout()
         before = _random_state()
         parts = self._fitting(batches) or self._in_halves(batches, before)
@@ -161,7 +161,8 @@ class _Run:
         self.objective.note(parts)
         self.step += 1
         self.result.losses = parts
-        log.write(phase=self.plan.name, step=self.step, lr=self.optimiser.param_groups[0]["lr"], norm=norm, **parts)
+        rate = max(group["lr"] for group in self.optimiser.param_groups)
+        log.write(phase=self.plan.name, step=self.step, lr=rate, norm=norm, **parts)
         self.talk.progress(self.plan.name, self.step, self.plan.steps, loss=parts["loss"])
 
     def evaluate_if_due(self, log: Log, stop: Stop) -> None:
@@ -232,10 +233,6 @@ class _Run:
         _set_random_state(state["random"])
         self.result = Trained(**state["result"])
         self.talk.note(f"{self.plan.name}: going on after step {self.step} of {self.plan.steps}")
-
-    def _learning_rate(self) -> float:
-        plan = self.plan
-        return plan.learning_rate * schedule_factor(plan.schedule, self.step, plan.steps, plan.warmup)
 
     def _draw_own_dropout(self) -> None:
         """Each of several processes draws its own, from (seed, phase, step, rank) alone: there is nothing to save."""

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 from microbert_cli import checkpoint, counting, extraction, sources
 from microbert_cli.capture import show_scores
 from microbert_cli.errors import MbertError
+from microbert_cli.students import inverted_bottleneck as inverted_bottleneck  # registers what it is
 
 CLASSES = {
     "classifier": "AutoModelForSequenceClassification",

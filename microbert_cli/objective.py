@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from microbert_cli.capture import Seen, Want, look
 from microbert_cli.errors import MbertError
 from microbert_cli.numerics import PLAIN, Numerics
+from microbert_cli.progressive import Progressive
 from microbert_cli.terms import OVER, LossTerm, takes_of, want_of, without_teacher
 
 Batch = Mapping[str, Tensor]
@@ -32,6 +33,7 @@ class Objective(nn.Module):
                      released code does so
     classes, tasks   outputs of the head and tasks of the run, for what a term trains beside the student: `own`
     numerics         of the forward passes and the projection; losses are computed in float32
+    progressive      while the student trains, its layers learn one after the other; it is judged by all of them
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Objective(nn.Module):
         normalisation: str = "masked",
         always_project: bool = False,
         numerics: Numerics = PLAIN,
+        progressive: Progressive | None = None,
     ):
         super().__init__()
         if not terms:
@@ -56,6 +59,8 @@ class Objective(nn.Module):
         self.normalisation = normalisation
         self.numerics = numerics
         self.share = 0.0
+        self.progressive = progressive
+        self.turn = 1
         self.map_layers = list(map_layers)
         self._student = [student]
         self._ask_teacher = ask_teacher
@@ -77,11 +82,15 @@ class Objective(nn.Module):
 
     @property
     def student_want(self) -> Want:
-        return want_of(self.terms, range(len(self.map_layers)))
+        return want_of(self.terms, self._looked_at(range(len(self.map_layers))))
 
     @property
     def teacher_want(self) -> Want:
-        return want_of([term for term in self.terms if term.asks_teacher], self.map_layers)
+        return want_of([term for term in self.terms if term.asks_teacher], self._looked_at(self.map_layers))
+
+    def _looked_at(self, layers: Sequence[int]) -> Sequence[int]:
+        """Of a net's mapped layers those that losses read now: all, or that below the layers and the one whose turn it is."""
+        return layers if self.progressive is None or not self.student.training else (layers[0], layers[self.turn])
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         """(parameter group, scalar, named parts) of one batch; nothing of an "idle" one counts (`processes.own_batch`)."""
@@ -125,6 +134,7 @@ class Objective(nn.Module):
     def progress(self, step: int, steps: int) -> None:
         """How far the phase has come, told before every step: to terms that begin late, and to a student that asks for it."""
         self.share = step / steps
+        self.turn = self.progressive.layer(step, steps) if self.progressive else 1
         if (told := getattr(self.student, "progress", None)) is not None:
             told(self.share)
 
@@ -133,8 +143,8 @@ class Objective(nn.Module):
         return next(self.losses(batch))[1]
 
     def _value(self, term: LossTerm, student: Seen, teacher: Seen, batch: Batch) -> Tensor:
-        values = [self._call(term.function, term, student, teacher, batch, layer) for layer in self._layers(term)]
-        return torch.stack(values).sum()
+        layers = self._looked_at(range(len(self.map_layers)))[1:] if self.progressive else self._layers(term)
+        return torch.stack([self._call(term.function, term, student, teacher, batch, layer) for layer in layers]).sum()
 
     def _layers(self, term: LossTerm) -> Sequence[int]:
         """The student's layers that the loss is called for; one that is over the batch is called once."""

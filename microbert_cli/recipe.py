@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from microbert_cli.key_types import Count, Place, Positive, Seed, Share, Strict, Term
+from microbert_cli.key_types import Count, LayerRates, Place, Positive, Seed, Share, Strict, Term
 
 Normalisation = Literal["masked", "reference"]
 LayerMap = Literal["uniform", "first", "last", "top"] | Annotated[int, Field(gt=0, strict=True)] | list[int]
@@ -38,8 +38,8 @@ class Training(Strict):
     batch_size: Count = 32
     batch_tokens: Count | None = None
     learning_rate: Positive = 5e-5
-    optimizer: Literal["adamw", "adamw-distilbert", "bertadam", "adamax"] = "adamw"
-    schedule: Literal["constant", "linear"] = "linear"
+    optimizer: Literal["adamw", "adamw-distilbert", "bertadam", "adamax", "lamb"] = "adamw"
+    schedule: Literal["constant", "linear", "sqrt"] = "linear"
     warmup: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_grad_norm: Positive = 1.0
@@ -145,7 +145,7 @@ class Initialise(Strict):
     model   whose weights: a model, or "base" for the pre-trained one where there is one; else the stage's teacher
     """
 
-    by: Literal["random", "teacher-layers", "teacher-slice", "svd-embed"] = "random"
+    by: Literal["random", "teacher-layers", "teacher-slice", "teacher-ends", "svd-embed"] = "random"
     layers: LayerMap = "uniform"
     model: Place | None = None
 
@@ -198,10 +198,15 @@ class Pretrain(Training):
 
 
 class General(Phase):
-    """Stage one. A share `masked` of the words is hidden from both models, rare ones oftener by `smoothing` (masking.py)."""
+    """Stage one. A share `masked` of the words is hidden from both models, rare ones oftener by `smoothing` (masking.py).
+
+    layer_by_layer  false, or how much faster the layer that learns and the lower ones do, one by one (progressive.py)
+    """
 
     masked: Share = 0.0
     smoothing: Annotated[float, Field(ge=0)] = 0.0
+    dropout: bool = True
+    layer_by_layer: LayerRates = False
 
 
 class Finetune(Training):
@@ -319,6 +324,7 @@ class Recipe(Strict):
 
 OF_SEVERAL = ("tasks", "sampling", "teachers")  # without tasks they say nothing
 CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
+SILENT = {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False}  # of stage one: as if not said
 PLACES = {
     "data": ("folder", "train_file", "dev_file", "test_file", "transfer_file"),
     "corpus": ("source",),
@@ -339,5 +345,7 @@ def _without_places(name: str, value: Any) -> Any:
         return {phase: {key: inner for key, inner in numbers.items() if key not in CADENCE} for phase, numbers in value.items()}
     if name == "teachers":
         return sorted(value)
-    nought = {key for key in ("masked", "smoothing") if name in ("general", "pretrain") and not value[key]}
-    return {key: v for key, v in value.items() if key not in {*PLACES[name], *nought}} if name in PLACES else value
+    if name not in PLACES:
+        return value
+    unsaid = SILENT if name in ("general", "pretrain") else {}
+    return {key: v for key, v in value.items() if key not in PLACES[name] and not (key in unsaid and v == unsaid[key])}

@@ -43,20 +43,23 @@ def mean_over_pairs(values_BAQK: "Tensor", mask_BT: "Tensor") -> "Tensor":
     return (values_BAQK.mean(1) * pairs_BQK).sum() / denominator(pairs_BQK.sum())
 
 
-def divergence_of_attention(student_BAQK: "Tensor", teacher_BAQK: "Tensor", mask_BT: "Tensor") -> "Tensor":
+def divergence_of_attention(
+    student_BAQK: "Tensor", teacher_BAQK: "Tensor", mask_BT: "Tensor", *, entropy: bool = False
+) -> "Tensor":
     """KL of the teacher's attention from the student's, over real tokens alone.
 
         mean over heads a and real queries q of  sum_k p_aqk log(p_aqk / s_aqk),     p, s = softmax over the real keys
 
     student_BAQK, teacher_BAQK  scores before softmax, of whatever is attended to whatever;  mask_BT  1 = real token.
+    entropy  the cross-entropy - sum_k p_aqk log s_aqk instead: the teacher's entropy more
     Padded keys get no probability, padded queries are not counted.
     """
     from torch.nn.functional import kl_div
 
     unseen_B11K = (mask_BT == 0)[:, None, None, :]
     log_s, log_p = (scores.float().masked_fill(unseen_B11K, UNSEEN).log_softmax(-1) for scores in (student_BAQK, teacher_BAQK))
-    divergence_BAQ = kl_div(log_s, log_p, reduction="none", log_target=True).sum(-1)
-    return mean_over_tokens(divergence_BAQ.transpose(1, 2), mask_BT)
+    terms_BAQK = -log_p.exp() * log_s if entropy else kl_div(log_s, log_p, reduction="none", log_target=True)
+    return mean_over_tokens(terms_BAQK.sum(-1).transpose(1, 2), mask_BT)
 
 
 def mean_over_rows(values_B: "Tensor", counted_B: "Tensor | None" = None) -> "Tensor":

@@ -254,7 +254,8 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     named = [("students", "student", values.get("student")), ("tasks", "task", values.get("task"))]
     named += [("augmenters", "augment.sources", one) for one in _texts(_table_at(values, "augment").get("sources"))]
     for kind, key, called in named:
-        free = (kind == "students" and _is_checkpoint(called)) or (kind == "tasks" and _has_own_files(values))
+        made = _is_checkpoint(called) or called in _texts(values.get("stages"))
+        free = (kind == "students" and made) or (kind == "tasks" and _has_own_files(values))
         if isinstance(called, str) and not free:
             yield from catalog.check(kind, called, f"{_origin(key, origins)}, {key}")
 
@@ -271,7 +272,7 @@ def _losses(values: Mapping[str, Any]) -> Iterable[tuple[str, str, set[str]]]:
 
 
 def _is_checkpoint(name: Any) -> bool:
-    """A student may be a directory, an output to come, or a Hub id, as well as a name of the catalogue."""
+    """A student may be a directory or a Hub id, as well as a name of the catalogue or an output to come."""
     return isinstance(name, str) and ("/" in name or os.path.exists(name))
 
 

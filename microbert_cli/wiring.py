@@ -168,7 +168,7 @@ def _general(recipe: Recipe, made: _Made, catalog: Catalog) -> dict[str, Any]:
     teacher = made.resolve(recipe.base) or made.of("pretrain")
     return {
         "teacher": _needed(teacher, "base", "the pre-trained teacher of stage one", "--teacher google-bert/bert-base-uncased"),
-        "student": _needed(recipe.student, "student", "a student of the catalogue", "--student tinybert-4l-312"),
+        "student": _needed(made.resolve(recipe.student), "student", "a student of the catalogue", "--student tinybert-4l-312"),
         "source": _corpus(recipe),
         **_initial(recipe, made),
     }

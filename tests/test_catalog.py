@@ -9,24 +9,26 @@ from microbert_cli.errors import MbertError
 
 BUILT_IN = {
     "losses": [
-        "attention_distribution", "attention_scores", "cosine", "discriminator", "embedding", "feature_alignment",
-        "hard_label", "hidden_states", "load_balance", "masked_lm", "patience", "relations", "soft_target",
-        "token_soft_target", "value_relation",
+        "attention_distribution", "attention_scores", "attention_transfer", "cosine", "discriminator", "embedding",
+        "feature_alignment", "feature_maps", "feature_statistics", "hard_label", "hidden_states", "load_balance", "masked_lm",
+        "patience", "relations", "soft_target", "token_mixed_target", "token_soft_target", "value_relation",
     ],
     "methods": [
-        "distilbert", "kd", "labels-alone", "microbert", "microbert-plus", "minilm", "minilmv2", "moebert", "mt-dnn", "pd",
-        "pkd", "soft-targets", "tinybert", "tinybert-reference",
+        "distilbert", "kd", "labels-alone", "microbert", "microbert-plus", "minilm", "minilmv2", "mobilebert",
+        "mobilebert-auxiliary", "mobilebert-transfer", "moebert", "mt-dnn", "pd", "pkd", "soft-targets", "tinybert",
+        "tinybert-reference",
     ],
     "students": [
         "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "demo-4l-64",
-        "distilbert-LxH", "routed_bert", "tinybert-4l-312", "tinybert-6l-768",
+        "demo-ib-bert", "demo-mobilebert", "distilbert-LxH", "ib-bert", "inverted_bottleneck", "mobilebert",
+        "mobilebert-tiny", "routed_bert", "tinybert-4l-312", "tinybert-6l-768",
     ],
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
         "distilbert-quickstart", "distilbert-sst2", "glue-mt-dnn", "kd-quickstart", "kd-sst2", "microbert-quickstart",
         "microbert-sst2", "microbert-tasks", "minilm-quickstart", "minilm-sst2", "minilmv2-quickstart", "minilmv2-sst2",
-        "moebert-quickstart", "moebert-sst2", "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
-        "pkd-sst2", "quickstart", "sst2-tinybert",
+        "mobilebert-quickstart", "mobilebert-sst2", "moebert-quickstart", "moebert-sst2", "own-data", "pd-quickstart",
+        "pd-sst2", "pkd-quickstart", "pkd-search", "pkd-sst2", "quickstart", "sst2-tinybert",
     ],
     "augmenters": ["masked_lm", "word_vectors"],
     "machines": ["a100", "h100", "h200", "l4"],

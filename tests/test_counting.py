@@ -9,13 +9,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from microbert_cli.counting import batch_flops, flops, parameters, weights_bytes
+from microbert_cli.students import inverted_bottleneck
 
 LENGTH = 19
+BLOCK = {
+    "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intra_bottleneck_size": 8, "intermediate_size": 20,
+    "embedding_size": 12,
+}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 56},
     "roberta": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40},
     "electra": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 56},
     "distilbert": {"dim": 24, "n_layers": 2, "n_heads": 4, "hidden_dim": 56},
+    "mobilebert": {**BLOCK, "num_feedforward_networks": 3},
+    inverted_bottleneck.MODEL_TYPE: {**BLOCK, "intra_bottleneck_size": 32, "classifier_activation": False},
 }
 
 
@@ -42,7 +49,7 @@ def test_flops_of_published_models() -> None:
 
 
 def test_flops_of_an_unknown_shape_are_not_guessed() -> None:
-    assert flops(AutoConfig.for_model("mobilebert"), 128) is None
+    assert flops(AutoConfig.for_model("albert"), 128) is None
 
 
 def test_parameters_by_hand() -> None:

@@ -141,8 +141,8 @@ def of_method(method: str) -> Recipe:
 
 
 def student_of(method: str) -> str:
-    """A small one; of the teacher's width where the method takes the teacher's layers."""
-    return "bert-2x16x32" if of_method(method).initialise.by == "teacher-layers" else "bert-2x8"
+    """A small one; of the teacher's width where the method takes what is the teacher's."""
+    return "bert-2x16x32" if of_method(method).initialise.by in ("teacher-layers", "teacher-ends") else "bert-2x8"
 
 
 QUICKLY = {"tinybert", "microbert", "moebert"}  # the others are slow because they are many

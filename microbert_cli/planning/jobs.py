@@ -109,6 +109,7 @@ def _matrices(job: Job, layers: int, heads: int) -> int:
     """How many matrices of token pairs a row has in the graph: the scores, what the loss makes of them, the teacher's."""
     told = {name: parameters for name, (_, parameters) in job.losses.items()}
     kept = 4 * layers * heads if "attention_scores" in told else 0
+    kept += 5 * layers * heads if "attention_transfer" in told else 0
     kept += 5 * heads * sum(name in told for name in ("attention_distribution", "value_relation"))
     return kept + (15 * int(told["relations"].get("heads", RELATION_HEADS)) if "relations" in told else 0)
 

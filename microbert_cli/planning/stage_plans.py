@@ -47,7 +47,7 @@ from microbert_cli.planning.phase_costs import (
 from microbert_cli.recipe import Recipe
 from microbert_cli.splits import AUGMENTED, SELECTED_BY, TRAIN, not_taken, phase_split, trained_splits
 from microbert_cli.stage import read_metrics
-from microbert_cli.stages.general_distill import heads
+from microbert_cli.stages.general_distill import heads, terms_of
 from microbert_cli.tracking import SILENT, Talk
 from microbert_cli.wiring import Step, apart
 
@@ -141,8 +141,11 @@ def _general(step: Step, seen: Foreseen, costs: Costs) -> None:
     load = drawn(cut.lengths, spec, plan.steps, recipe.seed, drop_last=reference, pad_to=pad)
     job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "encoder")
     if head != "encoder":
-        often = HEADS if head_of_teacher != "encoder" else 0.0
+        wordy = [term.needs for term in terms_of(recipe, seen.catalog) if "token_head" in term.needs]
+        often = HEADS if any("token_labels" not in needs for needs in wordy) else 0.0
         job = replace(job, head=head, logits=True, predicted=spec.masked, heads=often)
+    if spec.layer_by_layer:
+        costs.plan.notes.append("layer by layer: counted as if every step went through all layers, which only the last ones do")
     costs.train("distillation", job, load, plan, scored=True, asked=(ask, load))
     held = loads.answering(cut.held, batch_size=spec.batch_size).times(1 + evaluations(plan))
     costs.work("held-out text", replace(job, kind="judge"), held)

@@ -1,10 +1,11 @@
 """Stage one: a small student learns a pre-trained teacher's behaviour on plain text, before it hears of any task."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from microbert_cli import checkpoint, corpus, initialising, models, numerics, places, processes
 from microbert_cli.batching import endless, in_order
@@ -19,6 +20,7 @@ from microbert_cli.models import Loaded
 from microbert_cli.objective import Batch, Objective
 from microbert_cli.output import working
 from microbert_cli.phases import make_plan
+from microbert_cli.progressive import Progressive, check_layers, check_steps
 from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.teacher import Teacher
@@ -97,7 +99,10 @@ def make_pupil(
     said, new = recipe.initialise, places.is_description(student, catalog)
     start = initialising.start(said.by, said.layers, taught, initial, talk=talk) if new else None
     head, _ = heads(recipe, catalog)
-    return places.encoder(student, catalog, seed=recipe.seed, teacher=taught, where="student", start=start, head=head)
+    pupil = places.encoder(student, catalog, seed=recipe.seed, teacher=taught, where="student", start=start, head=head)
+    if not recipe.general.dropout:
+        _without_dropout(pupil.model)
+    return pupil
 
 
 def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: Loaded, pupil: Loaded) -> Objective:
@@ -119,6 +124,7 @@ def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: L
         teacher_width=theirs.hidden_size,
         normalisation=recipe.normalisation,
         numerics=how,
+        progressive=_progressive(recipe, named, pupil),
     )
     if objective.projection is not None and pupil.projection is not None:
         objective.projection.load_state_dict(pupil.projection)
@@ -136,9 +142,32 @@ def terms_of(recipe: Recipe, catalog: Catalog) -> list[LossTerm]:
     return terms
 
 
+def _progressive(recipe: Recipe, terms: Mapping[str, LossTerm], pupil: Loaded) -> Progressive | None:
+    """How the student is trained layer by layer, if so; `terms` by their keys in the recipe."""
+    if not (rates := recipe.general.layer_by_layer):
+        return None
+    layers = pupil.model.config.num_hidden_layers
+    check_layers(pupil.model, [(key, term.over) for key, term in terms.items()], layers=layers)
+    return Progressive(layers, *rates)
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """For as long as this model is in memory: what is saved of it has its configuration's dropout."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):  # ModernBERT's
+            module.attention_dropout = 0.0
+
+
 def heads(recipe: Recipe, catalog: Catalog) -> tuple[str, str]:
-    """What the losses need the student and the teacher to be: "encoder", or "masked-lm" where they are to name words."""
+    """What the losses need the student and the teacher to be: "encoder", or "masked-lm" where they are to name words.
+
+    Both are masked-LMs where the student begins as the teacher's ends, which is its head, too.
+    """
     terms = terms_of(recipe, catalog)
+    if recipe.initialise.by == "teacher-ends":
+        return "masked-lm", "masked-lm"
     words = [term for term in terms if term.needs & WORDED]
     named = {True: "masked-lm", False: "encoder"}
     return named[bool(words)], named[any("token_head" in term.needs and term.asks_teacher for term in words)]
@@ -185,6 +214,8 @@ def _train(
 
     before = heldout()
     plan = make_plan(NAME, spec, blocks.lengths, drop_last=reference, seed=recipe.seed)
+    if objective.progressive is not None:
+        check_steps(plan.steps, objective.progressive.layers)
     trained = train(
         objective, batches, plan, directory=directory, seed=recipe.seed, score=heldout, primary="minus_loss", talk=talk
     )
