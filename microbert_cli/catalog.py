@@ -120,6 +120,15 @@ class Catalog:
                 return {argument.arg: _plain(value) for argument, value in pairs if value is not None}
         return {}
 
+    def loss_needs_labels(self, name: str) -> bool:
+        """Whether a loss, or what its adversary learns, cannot be called without labels: `labels_B` has no default."""
+        for node in self._loss(name).body:
+            if isinstance(node, ast.FunctionDef) and node.name in (name, "against"):
+                free = node.args.args[: len(node.args.args) - len(node.args.defaults)]
+                if any(argument.arg.rpartition("_")[0] == "labels" for argument in free):
+                    return True
+        return False
+
     def loss_facts(self, name: str) -> dict[str, Any]:
         """What a loss says of itself: `needs`, `over`, `projects`, `requires`, `divides`; None for what is no plain value."""
         found: dict[str, Any] = {}

@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from microbert_cli.capture import Want
+from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import Encoded
 from microbert_cli.ensemble import by_task
 from microbert_cli.errors import MbertError
@@ -18,6 +19,7 @@ from microbert_cli.objective import AskAny
 from microbert_cli.phases import rows_asked
 from microbert_cli.recipe import Phase as PhaseSpec
 from microbert_cli.recipe import Recipe
+from microbert_cli.splits import phase_split
 from microbert_cli.terms import LossTerm, without_teacher
 
 MEAN = "mean"
@@ -26,8 +28,8 @@ MEAN = "mean"
 class Course:
     """What is to be learned in a run."""
 
-    def __init__(self, recipe: Recipe, lessons: Sequence[Lesson]):
-        self.recipe, self.lessons = recipe, list(lessons)
+    def __init__(self, recipe: Recipe, catalog: Catalog, lessons: Sequence[Lesson]):
+        self.recipe, self.catalog, self.lessons = recipe, catalog, list(lessons)
 
     @property
     def several(self) -> bool:
@@ -82,7 +84,14 @@ class Course:
         return Mixture(parts, tuple(task_shares([len(part) for part in parts], sampling.by, cap=sampling.cap)))
 
     def _rows(self, lesson: Lesson, spec: PhaseSpec, loaded: Loaded) -> Encoded:
-        return lesson.data.encode(_split(lesson, spec), loaded, where="student")
+        return lesson.data.encode(self._split(lesson, spec), loaded, where="student")
+
+    def splits(self, spec: PhaseSpec) -> str:
+        """The name of the rows that a phase trains on, for the record; of several tasks all that there are."""
+        return ", ".join(dict.fromkeys(self._split(lesson, spec) for lesson in self.lessons))
+
+    def _split(self, lesson: Lesson, spec: PhaseSpec) -> str:
+        return phase_split(spec, self.catalog, lesson.data.rows)
 
     def meet(self, student: Loaded) -> None:
         """Notes which teachers read the student's rows in tokens of their own."""
@@ -95,11 +104,11 @@ class Course:
         if want == Want():
             return None
         if not isinstance(rows, Mixture):
-            return self.lessons[0].asked(rows, want, asks=asks, split=_split(self.lessons[0], spec))
+            return self.lessons[0].asked(rows, want, asks=asks, split=self._split(self.lessons[0], spec))
         pairs = zip(self.lessons, rows.parts, rows.shares, strict=True)
         return by_task(
             {
-                one.data.number: one.asked(part, want, asks=round(share * asks), split=_split(one, spec))
+                one.data.number: one.asked(part, want, asks=round(share * asks), split=self._split(one, spec))
                 for one, part, share in pairs
             }
         )
@@ -137,11 +146,6 @@ class Course:
         shapes = {one.source: _shape(one) for one in self.instructors}
         if len(set(shapes.values())) > 1:
             raise _unlike(shapes, key)
-
-
-def _split(lesson: Lesson, spec: PhaseSpec) -> str:
-    """The split that a phase trains on."""
-    return "augmented" if "augmented" in lesson.data.rows and spec.data != "original" else "train"
 
 
 def _looks_inside(term: LossTerm) -> bool:

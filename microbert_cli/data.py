@@ -19,8 +19,9 @@ from microbert_cli.readers import Table, read_table
 from microbert_cli.rows import Rows, from_table, read_labels
 from microbert_cli.task import FolderSource, HubSource, Task
 from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.transfer import load_transfer
 
-__all__ = ["Rows", "complete", "load_augmented", "load_split", "own_task", "write_augmented"]
+__all__ = ["Rows", "complete", "load_augmented", "load_split", "load_transfer", "own_task", "write_augmented"]
 
 DATA = "MBERT_DATA"
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")

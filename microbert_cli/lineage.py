@@ -9,6 +9,7 @@ from microbert_cli.model_card import Card, File, Score, megabytes
 from microbert_cli.models import Loaded
 from microbert_cli.recipe import Recipe
 from microbert_cli.sources import is_hub_id
+from microbert_cli.splits import TRANSFER
 from microbert_cli.stage import METRICS, read_metrics
 from microbert_cli.task_rows import TaskRows
 from microbert_cli.version import __version__
@@ -91,6 +92,8 @@ def _lineage(made: dict[str, Any], teacher: str | None) -> list[str]:
     if isinstance(phases := made.get("recipe", {}).get("phases"), dict):
         known = {name: phase.get("losses") or () for name, phase in phases.items() if isinstance(phase, dict)}
         steps += [f"phase {name}: {', '.join(map(str, losses))}" for name, losses in known.items()]
+    if texts := made.get("data", {}).get(TRANSFER):
+        steps.append(f"transfer set: {texts['rows']:,} texts without labels")
     return [f"teacher: {teacher}", *steps] if teacher else steps
 
 

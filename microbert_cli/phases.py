@@ -29,7 +29,10 @@ Numbers = dict[str, Any]
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase ready to run: its numbers, its rows of one task or of several, and whether dev scores mean something in it."""
+    """One phase ready to run: its numbers, its rows of one task or of several, and whether dev scores mean something in it.
+
+    split  what the rows are called in the record
+    """
 
     name: str
     training: Training
@@ -39,6 +42,7 @@ class Phase:
     scored: bool
     pad_to: int | None = None
     drop_last: bool = False
+    split: str = "train"
 
 
 @dataclass
@@ -159,7 +163,8 @@ def run_phases(
         model.load_state_dict(weights)
         choices.learning_rate[phase.name] = tried[best]
         projection = objective.projection.state_dict() if objective.projection is not None else projection
-        results[phase.name] = _told(trained, tried, [outcome[0] for outcome in outcomes], best, primary)
+        told = _told(trained, tried, [outcome[0] for outcome in outcomes], best, primary)
+        results[phase.name] = {"split": phase.split, **told}
     return results, {k: v.detach().cpu() for k, v in projection.items()} if projection else None
 
 

@@ -90,6 +90,18 @@ def read_table(
     return _rectangular(path, list(rows), header, skip_broken_rows, talk)
 
 
+def read_lines(path: Path, name: str) -> Table:
+    """A file of plain text as a table with one column, `name`: a text a line, blank lines passed over.
+
+    Only a line feed ends a line. Raises M252, M353, M356, M357.
+    """
+    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(_decode(_bytes(path), path).split("\n"), 1)]
+    found = [(number, line) for number, line in lines if line and not line.isspace()]
+    if not found:
+        raise _empty(path, "At least one line of text.")
+    return Table(str(path), (name,), [number for number, _ in found], lambda _: [line for _, line in found])
+
+
 def _bytes(path: Path) -> bytes:
     try:
         if path.suffix == ".gz":
@@ -286,12 +298,12 @@ def _not_json(path: Path, line: int, what: str) -> MbertError:
     )
 
 
-def _empty(path: Path) -> MbertError:
+def _empty(path: Path, allowed: str = "A header and at least one row.") -> MbertError:
     return MbertError(
         "M357",
         "there are no rows in this file",
         where=str(path),
-        allowed="A header and at least one row.",
+        allowed=allowed,
         fix=f"Look at it: head {path}",
     )
 

@@ -51,21 +51,22 @@ class Training(Strict):
 
 
 class Phase(Training):
-    """A training phase of a distillation method: which losses with which weights. `leave_out` skips it."""
+    """A phase of a method: which losses with which weights, on which rows (splits.py). `leave_out` skips it."""
 
     losses: dict[str, Term] = {}
-    data: Literal["auto", "original", "augmented"] = "auto"
+    data: Literal["auto", "original", "augmented", "transfer"] = "auto"
     learning_rates: list[Positive] = []
     leave_out: bool = False
 
 
 class Data(Strict):
-    """Where task data lies. `folder` is a GLUE folder; the file keys describe a table of the user's own."""
+    """Where task data lies: a GLUE `folder`, files of the user's own; of any task the unlabelled texts of a `transfer_file`."""
 
     folder: Place | None = None
     train_file: Place | None = None
     dev_file: Place | None = None
     test_file: Place | None = None
+    transfer_file: Place | None = None
     text: list[str] | str | None = None
     label: str | None = None
     labels: list[str] | None = None
@@ -325,7 +326,7 @@ OF_SEVERAL = ("tasks", "sampling", "teachers")  # without tasks they say nothing
 CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
 SILENT = {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False}  # of stage one: as if not said
 PLACES = {
-    "data": ("folder", "train_file", "dev_file", "test_file"),
+    "data": ("folder", "train_file", "dev_file", "test_file", "transfer_file"),
     "corpus": ("source",),
     "vectors": ("source",),
     "teacher": ("model", "models"),

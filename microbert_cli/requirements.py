@@ -18,6 +18,7 @@ from typing import Any
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, one_or_many
 from microbert_cli.shapes import Shape, shape_of
+from microbert_cli.splits import check_transfer
 
 USUAL = 768  # the width of a teacher, where a number is proposed before one is known
 COLUMNS = {"tokens", "heads", "width"}
@@ -51,7 +52,8 @@ def columns(needs: Iterable[str], *, projects: bool) -> frozenset[str]:
 
 
 def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[MbertError]:
-    """What is wrong with the losses of `general` and of every phase, as far as the recipe tells: M008, M013, M094 to M096.
+    """What is wrong with the losses of `general` and of every phase, as far as the recipe tells: M008, M013, M094 to M096,
+    M140, M141.
 
     values  raw, so that all that is wrong with a recipe is said at once
     """
@@ -59,6 +61,8 @@ def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     for said in of_text:
         if missing := sorted(ANSWERS & set(said.facts.get("needs") or ())):
             yield not_given(said.where, missing, "what models show of plain text")
+    if "task-distill" in _stages(values):
+        yield from check_transfer(values, catalog, origins)
     rule = values.get("layer_map")
     if rule == "top" or type(rule) is int:
         yield from (

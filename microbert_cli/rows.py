@@ -103,6 +103,11 @@ def from_table(
     return Rows(texts, labels, [str(value) for value in table.read(ids)] if ids else None)
 
 
+def unlabelled(table: Table, task: Task, talk: Talk = SILENT) -> Rows:
+    """A table's texts as rows of the task; its labels, if it has any, are not looked at. Raises M253, M352, M373."""
+    return Rows(_texts(table, task, {name: name for name in task.text}, talk))
+
+
 def _texts(table: Table, task: Task, real: Mapping[str, ColumnName], talk: Talk) -> list[tuple[str, ...]]:
     columns = [table.column(real[name]) for name in task.text]
     empty = 0

@@ -16,6 +16,7 @@ from microbert_cli import durable, manifest
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe import Recipe
+from microbert_cli.several import recipe_of, transfer_of
 from microbert_cli.task import load_task
 from microbert_cli.version import __version__
 from microbert_cli.wiring import Step
@@ -84,6 +85,8 @@ def _data_places(recipe: Recipe) -> Iterator[str]:
     """Every file or folder the task's rows may come from; a task file of the user's own among them."""
     data = recipe.data
     yield from (place for place in (data.train_file, data.dev_file, data.test_file) if place)
+    named = [transfer_of(recipe_of(recipe, task)) for task in recipe.tasks] or [transfer_of(recipe)]
+    yield from (place for place in named if place)
     folder = data.folder or os.environ.get("MBERT_DATA")
     for task in recipe.tasks or [recipe.task or ""]:
         yield from _places_of(task, folder) if task else ()

@@ -39,6 +39,12 @@ def augmented_of(recipe: Recipe) -> dict[str, str]:
     return {task_name(task): place.replace(TASK, task_name(task)) for task in recipe.tasks if place}
 
 
+def transfer_of(recipe: Recipe) -> str | None:
+    """The file of a task's transfer set, with the task's name where it says `{task}`."""
+    place = recipe.data.transfer_file
+    return place.replace(TASK, task_name(recipe.task)) if place and recipe.task else place
+
+
 def recipe_of(recipe: Recipe, task: str) -> Recipe:
     """The recipe as if it were about this one of its tasks."""
     return recipe.model_copy(update={"task": task, "tasks": []})

@@ -8,12 +8,13 @@ from typing import Any
 from microbert_cli import durable, models, scoring
 from microbert_cli.answering import Answers
 from microbert_cli.catalog import Catalog
-from microbert_cli.data import Rows, complete, load_augmented, load_split, own_task
+from microbert_cli.data import Rows, complete, load_augmented, load_split, load_transfer, own_task
 from microbert_cli.encoding import Encoded, encode, rules_of
 from microbert_cli.errors import MbertError
 from microbert_cli.models import Loaded
 from microbert_cli.recipe import Recipe
-from microbert_cli.several import recipe_of, task_name
+from microbert_cli.several import recipe_of, task_name, transfer_of
+from microbert_cli.splits import TRANSFER
 from microbert_cli.task import Task, load_task
 from microbert_cli.tracking import SILENT, Talk
 
@@ -99,11 +100,11 @@ def open_task(
 ) -> TaskRows:
     """Reads the recipe's task: one of the catalogue, a task TOML, or the user's own files named by `data.*` keys.
 
+    splits     of the task; "transfer" is the recipe's transfer set, whole: `data.limit` is about train
     augmented  a directory made by `mbert augment`; its rows are the split "augmented"
     """
     task = find_task(recipe, catalog, talk=talk)
-    folder = Path(recipe.data.folder) if recipe.data.folder else None
-    rows = {split: load_split(task, split, data_dir=folder, limit=_limit(recipe, split), talk=talk) for split in splits}
+    rows = {split: _split(recipe, task, split, talk) for split in splits}
     if augmented is not None:
         rows["augmented"] = load_augmented(Path(augmented), task)
     return TaskRows(task, rows, recipe.data.max_length or task.max_length, talk)
@@ -161,5 +162,8 @@ def find_task(recipe: Recipe, catalog: Catalog, *, talk: Talk = SILENT) -> Task:
     return complete(load_task(catalog.path("tasks", recipe.task, where="task")), talk)
 
 
-def _limit(recipe: Recipe, split: str) -> int | None:
-    return recipe.data.limit if split == "train" else None
+def _split(recipe: Recipe, task: Task, split: str, talk: Talk) -> Rows:
+    if split == TRANSFER and (place := transfer_of(recipe)):
+        return load_transfer(Path(place), task, talk)
+    folder = Path(recipe.data.folder) if recipe.data.folder else None
+    return load_split(task, split, data_dir=folder, limit=recipe.data.limit if split == "train" else None, talk=talk)

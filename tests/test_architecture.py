@@ -19,9 +19,10 @@ MAX_LINES = 350
 
 FLOORS = {
     0: "durable stopping errors recipe several resolve catalog manifest output tracking task words version toml_files "
-    "processes shown nested expert_keys key_types requirements shapes",
+    "processes shown nested expert_keys key_types requirements shapes splits",
     1: "losses methods students tasks augmenters metrics layer_map reduce experts",
     2: "models capture data readers rows own_data augmented encoding submission corpus python_docs vocabulary batching "
+    "transfer "
     "teacher_cache objective terms optimisers checkpoint word_table augmentation onnx_model counting timing model_card "
     "onnx_fusion exporting augmenter_tools teacher sources cache blocks masking scoring answering places baseline numerics "
     "int8_teacher memory ancestry packed mixture ensemble extraction importance routed_student initialising slicing matching "

@@ -182,6 +182,22 @@ def test_stage_two_of_every_method(method: str, fully: bool, tmp_path: Path, mon
     assert stops >= (2 * 3 if fully else 1) * len(phases)
 
 
+@pytest.mark.slow
+def test_a_transfer_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers come from the cache; a phase with labels follows."""
+    texts = "\n".join(texts[0] for texts, _ in tiny_rows("sst2", 29)["train"])
+    (tmp_path / "texts.txt").write_text(texts, encoding="utf-8")
+
+    def make(out: Path, talk: Talk) -> StageResult:
+        return api.distill(
+            out=out, talk=talk, method="pd", teacher="teacher", student="bert-2x8", teacher__allow_weak=True, **TASK,
+            data__transfer_file=tmp_path / "texts.txt", **table("phases__transfer", steps=6),
+            **table("phases__labels", leave_out=False),
+        )  # fmt: skip
+
+    assert stopped_everywhere(make, tmp_path / "out", fresh_cache=monkeypatch, fully=False) >= 2
+
+
 @pytest.mark.parametrize("routing", ["task", "token"])
 def test_a_student_with_experts(routing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise and counts of the routers go on as well, and the table is frozen at the same step."""

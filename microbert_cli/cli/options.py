@@ -25,7 +25,7 @@ OPTIONS = {
     "base": "--teacher", "teacher.model": "--teacher", "pretrain.model": "--model", "finetune.model": "--model",
     "evaluate.model": "MODEL", "export.model": "MODEL", "augment.masked_lm": "--masked-lm", "vectors.source": "--vectors",
     "corpus.source": "--corpus", "data.folder": "--data", "data.train_file": "--train-file", "data.dev_file": "--dev-file",
-    "data.test_file": "--test-file", "data.text": "--text", "data.label": "--label",
+    "data.test_file": "--test-file", "data.transfer_file": "--transfer-file", "data.text": "--text", "data.label": "--label",
 }  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def known_task(model: str | None, about: About) -> dict[str, Any]:
     if about.task or any(about.own_data().values()) or not model or not path.is_file():
         return flags
     made = manifest.read(path.parent).get("recipe", {})
-    data = {f"data__{key}": value for key, value in made.get("data", {}).items() if key != "folder"}
+    data = {f"data__{key}": value for key, value in made.get("data", {}).items() if key not in ("folder", "transfer_file")}
     return {**flags, **data, "task": made.get("task")}
 
 

@@ -12,6 +12,8 @@ EPILOG = """Examples:
 
 mbert task-distill --teacher DIR --student runs/sst2/general-distill --task sst2 --seeds 1,2,3 --dry-run
 
+mbert task-distill --teacher DIR --student bert-4x256 --task sst2 --set method=pd --transfer-file texts.txt --dry-run
+
 mbert task-distill --teacher 'runs/{task}/finetune' --student bert-3x312 --tasks sst2,mrpc,rte --dry-run"""
 
 
@@ -27,6 +29,10 @@ def task_distill(
     student: options.Student = None,
     tasks: Annotated[str | None, typer.Option("--tasks", help="Several tasks for one student, such as sst2,mrpc,rte.")] = None,
     augmented: Annotated[str | None, typer.Option(help="A directory made by `mbert augment`.")] = None,
+    transfer_file: Annotated[
+        str | None,
+        typer.Option("--transfer-file", help="Unlabelled texts the teacher answers: a table or .txt."),
+    ] = None,
     seeds: options.Seeds = None,
     *,
     about: About,
@@ -38,6 +44,7 @@ def task_distill(
         teacher__model=teacher,
         student=student,
         augmented=augmented,
+        data__transfer_file=transfer_file,
         seeds=options.seed_list(seeds),
         tasks=options.name_list(tasks),
         **about.keys(),

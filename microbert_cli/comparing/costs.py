@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from microbert_cli.splits import split_of
+
 LOG, ASKED = "log.jsonl", "teacher.jsonl"
 
 
@@ -79,7 +81,7 @@ def _rows_seen(made: Mapping[str, Any], phases: Mapping[str, Mapping[str, Any]])
     seen = 0.0
     for name, phase in phases.items():
         plan = plans.get(name, {})
-        split = "augmented" if "augmented" in data and plan.get("data") != "original" else "train"
+        split = phase.get("split") or split_of(plan.get("data", "auto"), needs_labels=True, there=data)  # older ones do not say
         rows, size = data.get(split, {}).get("rows"), plan.get("batch_size")
         if not rows or not size or plan.get("batch_tokens"):
             return None

@@ -47,6 +47,7 @@ def remarks(rows: Sequence[Row], *, majority: float, machine: Mapping[str, Any] 
         *_untaught(rows, majority),
         *_same("Training or dev rows differ", rows, "data"),
         *_same("Augmentation differs", rows, "augmented", lambda row: "with" if row["about"]["augmented"] else "without"),
+        *_same("Transfer sets differ", rows, "transfer", _texts),
         *_same("Teachers differ", [row for row in rows if row["about"]["teacher"]], "teacher"),
         *_same("Student shapes differ", rows, "shape", lambda row: f"{row['parameters']:,} parameters"),
         *_same("Students start from different weights", rows, "start", lambda row: row["about"]["from"]),
@@ -70,6 +71,11 @@ def _same(what: str, rows: Sequence[Row], key: str, shown: Callable[[Row], str] 
     if len(groups) > 1:
         told = [f"{_names(group)}{f' ({shown(group[0])})' if shown else ''}" for group in groups.values()]
         yield f"{what}: {'; '.join(told)}."
+
+
+def _texts(row: Row) -> str:
+    found = row["about"]["transfer"]
+    return f"{found['rows']:,} texts" if found else "none"
 
 
 def _names(rows: Sequence[Row]) -> str:

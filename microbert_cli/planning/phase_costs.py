@@ -22,6 +22,7 @@ from microbert_cli.planning.foreseen import Foreseen, Known
 from microbert_cli.planning.jobs import Job
 from microbert_cli.planning.loads import Load
 from microbert_cli.recipe import Phase, Recipe, Training
+from microbert_cli.splits import phase_split, trained_splits
 from microbert_cli.task_rows import TaskRows
 from microbert_cli.teacher_cache import CacheSettings, Layout, room_for
 from microbert_cli.terms import MAPPED, make_terms, want_of
@@ -101,14 +102,19 @@ def answer_job(known: Known, rows: int = DEV_BATCH) -> Job:
 
 
 def with_own_steps(parts: Sequence[Step], whole: Step, seen: Foreseen) -> list[Step]:
-    """Steps of one task each with that task's share of every phase's optimiser steps; an ensemble's teachers share it."""
-    sizes = [len(seen.task(part.resolved.recipe, ("train", "dev"))[0].rows["train"]) for part in parts]
+    """Steps of one task each with that task's share of every phase's optimiser steps; an ensemble's teachers share it.
+
+    Augmented rows are shared as their originals are.
+    """
     recipe = whole.resolved.recipe
-    shares = task_shares(sizes, recipe.sampling.by, cap=recipe.sampling.cap)
-    every = np.ones(sum(sizes), dtype=np.int64)
-    totals = {name: make_plan(name, spec, every).steps for name, spec in recipe.run_phases.items()}
-    return [_for_steps(part, {name: max(1, round(n * share)) for name, n in totals.items()})
-            for part, share in zip(parts, shares, strict=True)]  # fmt: skip
+    rows = [seen.task(part.resolved.recipe, trained_splits(recipe, seen.catalog))[0].rows for part in parts]
+    steps: list[dict[str, int]] = [{} for _ in parts]
+    for name, spec in recipe.run_phases.items():
+        sizes = [len(one[phase_split(spec, seen.catalog, one)]) for one in rows]
+        total = make_plan(name, spec, np.ones(sum(sizes), dtype=np.int64)).steps
+        for own, share in zip(steps, task_shares(sizes, recipe.sampling.by, cap=recipe.sampling.cap), strict=True):
+            own[name] = max(1, round(total * share))
+    return [_for_steps(part, own) for part, own in zip(parts, steps, strict=True)]
 
 
 def _for_steps(step: Step, steps: dict[str, int]) -> Step:

@@ -45,6 +45,7 @@ from microbert_cli.planning.phase_costs import (
     with_own_steps,
 )  # fmt: skip
 from microbert_cli.recipe import Recipe
+from microbert_cli.splits import AUGMENTED, SELECTED_BY, TRAIN, not_taken, phase_split, trained_splits
 from microbert_cli.stage import read_metrics
 from microbert_cli.stages.general_distill import heads, terms_of
 from microbert_cli.tracking import SILENT, Talk
@@ -183,12 +184,15 @@ def _task_distill(step: Step, seen: Foreseen, costs: Costs) -> None:
 
 def _one_task(step: Step, seen: Foreseen, costs: Costs) -> None:
     recipe = step.resolved.recipe
-    data = add_rows(costs, seen, recipe, ("train", "dev"))
+    data = add_rows(costs, seen, recipe, trained_splits(recipe, seen.catalog))
+    costs.plan.notes += filter(None, [not_taken(recipe, seen.catalog)])
     source = step.inputs["teacher"]
     teacher = seen.model(source, where="teacher.model").classifying(data.task)
     student = seen.model(step.inputs["student"], where="student", tokenizer=source, like=teacher.config).classifying(data.task)
-    original, dev = (add_lengths(costs, seen, data, split, student) for split in ("train", "dev"))
-    augmented = augmented_lengths(step, seen, costs, data, student, original)
+    found = {split: add_lengths(costs, seen, data, split, student) for split in data.rows}
+    dev = found[SELECTED_BY]
+    if (augmented := augmented_lengths(step, seen, costs, data, student, found[TRAIN])) is not None:
+        found[AUGMENTED] = augmented
     seeds = recipe.seeds or [recipe.seed]
     costs.open("teacher", teacher, "classifier")
     costs.open("student", student, "classifier", times=1 + len(seeds))
@@ -196,7 +200,7 @@ def _one_task(step: Step, seen: Foreseen, costs: Costs) -> None:
     kept: dict[str, bool] = {}
     for number, seed in enumerate(seeds):
         for name, spec in recipe.run_phases.items():
-            rows = augmented if augmented is not None and spec.data != "original" else original
+            rows = found[phase_split(spec, seen.catalog, found)]
             job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "classifier")
             runs = runs_of(spec.learning_rates, number)
             if number == 0:

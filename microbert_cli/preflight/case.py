@@ -22,6 +22,7 @@ from microbert_cli.planning.foreseen import Known, standing_in
 from microbert_cli.planning.stage_plans import state
 from microbert_cli.planning.uncalibrated import Uncalibrated, Unkept
 from microbert_cli.preflight.findings import Later
+from microbert_cli.splits import SELECTED_BY, TRAIN, trained_splits
 from microbert_cli.task import Task
 from microbert_cli.task_rows import TaskRows, find_task
 from microbert_cli.wiring import Step, apart
@@ -74,8 +75,13 @@ class Case:
         return self._once(("rows", durable.digest(recipe.keys("task", "data")), splits), lambda: self._rows(step, splits))
 
     def data(self, step: Step) -> TaskRows:
-        """The rows that a stage trains on and selects by."""
-        return self.rows(step, ("train", "dev"))
+        """The rows that a stage trains on and selects by, a transfer set that it takes among them."""
+        return self.rows(step, self.splits(step))
+
+    def splits(self, step: Step) -> tuple[str, ...]:
+        """What they are called."""
+        distils = step.kind == "task-distill"
+        return trained_splits(step.resolved.recipe, self.catalog) if distils else (TRAIN, SELECTED_BY)
 
     def data_sets(self) -> dict[str, Step]:
         """A stage for every set of rows that is trained on, by the names of all stages that have the same."""
@@ -85,11 +91,11 @@ class Case:
         alone = len(found) == 1
         return {"" if alone else ", ".join(step.name for step in steps): steps[0] for steps in found.values()}
 
-    def encoded(self, step: Step) -> Encoded:
-        """A stage's training rows as its model sees them; raises M012 where they may outgrow it."""
+    def encoded(self, step: Step, split: str = TRAIN) -> Encoded:
+        """A split of a stage's rows as its model sees them; raises M012 where they may outgrow it."""
         data, known = self.data(step), self.output(step)
         asked = models.Loaded(SimpleNamespace(config=known.config), known.tokenizer, "doctor", [])
-        return data.encode("train", asked, where="data.max_length")
+        return data.encode(split, asked, where="data.max_length")
 
     def find_corpus(self, step: Step) -> str:
         """How a stage gets its text; raises Later where the Hub streams it, and M637 where it may not."""

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from microbert_cli.encoding import rules_of
 from microbert_cli.errors import MbertError
 from microbert_cli.own_data import too_few_classes
 from microbert_cli.preflight.case import LABELLED, Case
 from microbert_cli.preflight.findings import Finding, attempt, doubtful, passed
+from microbert_cli.splits import SELECTED_BY, TRANSFER
 from microbert_cli.wiring import Step
 
 FEW = 8  # rows of a class that nobody learns from
@@ -48,9 +50,12 @@ def _labels(case: Case, step: Step) -> Finding:
 
 
 def duplicates(case: Case) -> Iterator[Finding]:
-    """Dev is not in train: texts are compared without regard to case and space."""
+    """Dev is not in train, nor in a transfer set: texts are compared without regard to case and space."""
     for about, step in case.data_sets().items():
         yield attempt(about, _duplicates, case, step)
+    for step in case.steps_of(LABELLED):
+        if TRANSFER in case.splits(step):
+            yield attempt(step.name, _in_transfer, case, step)
     if not case.data_sets():
         yield passed(NO_ROWS)
 
@@ -73,32 +78,43 @@ def _duplicates(case: Case, step: Step) -> Finding:
     return passed(told) if share <= SOME else doubtful(told)
 
 
+def _in_transfer(case: Case, step: Step) -> Finding:
+    """Dev texts of which a student learns the teacher's answers, though not the labels."""
+    rows = case.data(step).rows
+    known = {same(texts) for texts in rows[TRANSFER].texts}
+    both, dev = sum(same(texts) in known for texts in rows["dev"].texts), len(rows["dev"])
+    told = f"{both:,} of {dev:,} dev rows are in the transfer set of {len(rows[TRANSFER]):,} ({both / max(1, dev):.1%})"
+    return passed(told) if both <= SOME * dev else doubtful(f"{told}: the student learns the teacher's answers to them")
+
+
 def same(texts: tuple[str, ...]) -> str:
     """A row's texts without what makes no difference."""
     return "\x1f".join(" ".join(text.split()).casefold() for text in texts)
 
 
 def truncation(case: Case) -> Iterator[Finding]:
-    """Few training rows are longer than `data.max_length`."""
-    looked: set[tuple[int, str]] = set()
+    """Few training rows are longer than `data.max_length`, and few texts of a transfer set."""
+    looked: set[tuple[Any, ...]] = set()
     for step in case.steps_of(LABELLED):
-        found = attempt(step.name, _truncation, case, step, looked)
-        if found.what:
-            yield found
+        for split in (split for split in case.splits(step) if split != SELECTED_BY):
+            found = attempt(step.name, _truncation, case, step, split, looked)
+            if found.what:
+                yield found
     if not case.steps_of(LABELLED):
         yield passed(NO_ROWS)
 
 
-def _truncation(case: Case, step: Step, looked: set[tuple[int, str]]) -> Finding:
+def _truncation(case: Case, step: Step, split: str, looked: set[tuple[Any, ...]]) -> Finding:
     """Of stages with the same rows and tokenizer only the first one says something."""
     data = case.data(step)
-    encoded = case.encoded(step)
-    key = (id(data), rules_of(case.output(step).tokenizer))
+    encoded = case.encoded(step, split)
+    key = (data.rows[split].fingerprint, data.max_length, rules_of(case.output(step).tokenizer))
     if key in looked:
         return passed("")
     looked.add(key)
     share = encoded.truncated / max(1, len(encoded))
-    told = f"{encoded.truncated:,} of {len(encoded):,} training rows are cut to {data.max_length} tokens ({share:.1%})"
+    what = "texts of the transfer set" if split == TRANSFER else "training rows"
+    told = f"{encoded.truncated:,} of {len(encoded):,} {what} are cut to {data.max_length} tokens ({share:.1%})"
     positions = getattr(case.output(step).config, "max_position_embeddings", 2 * data.max_length)
     longer = min(2 * data.max_length, positions)
     more = f"; for more: --set data.max_length={longer}" if longer > data.max_length else ""

@@ -8,8 +8,9 @@ from microbert_cli import durable, matching, places
 from microbert_cli.data import load_augmented
 from microbert_cli.errors import MbertError
 from microbert_cli.planning.phase_costs import losses_of
-from microbert_cli.preflight.case import TAUGHT, Case, inputs_of
-from microbert_cli.preflight.findings import Finding, Later, attempt, passed
+from microbert_cli.preflight.case import LABELLED, TAUGHT, Case, inputs_of
+from microbert_cli.preflight.findings import Finding, Later, attempt, doubtful, passed
+from microbert_cli.splits import not_taken
 from microbert_cli.stages.evaluate import default_splits
 from microbert_cli.task_rows import find_task
 from microbert_cli.terms import make_terms
@@ -17,8 +18,7 @@ from microbert_cli.wiring import Step
 from microbert_cli.word_table import SUFFIXES, load_word_table
 
 SPLITS = {
-    "finetune": ("train", "dev"), "task-distill": ("train", "dev"), "augment": ("train",), "export": ("dev",),
-    "report": ("train", "dev"), "evaluate": (),
+    "augment": ("train",), "export": ("dev",), "report": ("train", "dev"), "evaluate": (),
 }  # fmt: skip
 TRIED = 500  # texts of the task
 PROBES = (
@@ -37,10 +37,12 @@ def inputs(case: Case) -> Iterator[Finding]:
             told.add(name)
     known: dict[str, set[str]] = {}
     for step in case.steps:
-        if step.kind in SPLITS:
+        if step.kind in (*SPLITS, *LABELLED):
             data = step.resolved.recipe.keys("task", "data")
             about = f"rows of {data['task'] or data['data']['train_file']}"
             yield from _new_rows(attempt(about, _rows, case, step), known.setdefault(durable.digest(data), set()))
+        if step.kind == "task-distill" and (left := not_taken(step.resolved.recipe, case.catalog)):
+            yield replace(doubtful(left), about=step.name)
 
 
 def _new_rows(found: Finding, known: set[str]) -> Iterator[Finding]:
@@ -76,7 +78,7 @@ def _vectors(name: str) -> Finding:
 
 def _rows(case: Case, step: Step) -> Finding:
     recipe = step.resolved.recipe
-    splits = SPLITS[step.kind]
+    splits = case.splits(step) if step.kind in LABELLED else SPLITS[step.kind]
     if not splits:
         splits = tuple(recipe.evaluate.splits or default_splits(find_task(recipe, case.catalog)))
     data = case.rows(step, splits)

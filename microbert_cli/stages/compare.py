@@ -16,12 +16,13 @@ from microbert_cli.comparing.table import as_markdown
 from microbert_cli.output import working
 from microbert_cli.racing import Entrant, race_models
 from microbert_cli.several import each_place
+from microbert_cli.splits import TRANSFER
 from microbert_cli.stage import StageResult, read_metrics, sign, up_to_date
 from microbert_cli.task_rows import open_task
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "compare"
-FORMAT = 3
+FORMAT = 4
 TABLE, PLOT = "table.md", "plot.svg"
 NOT_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "problem_type")
 Section = dict[str, Any]
@@ -125,12 +126,19 @@ def _row(one: Entry) -> Section:
         "about": {
             "data": [made["identity"]["data"].get(key) for key in ("task", "max_length", "train", "dev")],
             "augmented": made["inputs"].get("augmented"),
+            "transfer": _transfer(made, metrics),
             "teacher": {name: found for name, found in made["inputs"].items() if name.startswith("teacher")},
             "start": [start, began] if began else start,
             "from": " ".join([str(one.step.inputs.get("student", one.step.inputs.get("model"))), *_words(began)]),
             "shape": _shape(one.out),
         },
     }
+
+
+def _transfer(made: Mapping[str, Any], metrics: Mapping[str, Any]) -> Section | None:
+    """The transfer set of a row, by rows and content; None where no phase of it took one."""
+    taken = any(phase.get("split") == TRANSFER for phase in metrics["phases"].values())
+    return {key: made["data"][TRANSFER][key] for key in ("rows", "fingerprint")} if taken else None
 
 
 def _words(began: dict[str, Any] | None) -> list[str]:

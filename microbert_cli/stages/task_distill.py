@@ -30,6 +30,7 @@ from microbert_cli.recipe import NUMERICS, OF_SEVERAL, Recipe
 from microbert_cli.recipe import Phase as PhaseSpec
 from microbert_cli.routed_student import Wanted, check_expert_teacher, with_experts
 from microbert_cli.several import each_place, listed
+from microbert_cli.splits import not_taken, trained_splits
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.task_results import experts_of, results, save_bests
 from microbert_cli.task_rows import TaskRows, facts_of, fingerprints_of, open_tasks
@@ -67,7 +68,9 @@ def run(
     augmented  a directory made by `augment`, of several tasks one by name; without it the original training set is used
     initial    whose weights a new student takes where the recipe says that it takes any; else the teacher's
     """
-    data = open_tasks(recipe, catalog, splits=("train", "dev"), augmented=augmented, talk=talk)
+    if left := not_taken(recipe, catalog):
+        talk.warn(left)
+    data = open_tasks(recipe, catalog, splits=trained_splits(recipe, catalog), augmented=augmented, talk=talk)
     used = dict(each_place("teacher", teacher)) | {"student": student}
     if len(used) == 1 and recipe.base is not None:
         used["base"] = recipe.base  # nobody teaches: a new student's tokens are those of the base model
@@ -120,7 +123,7 @@ class Distiller:
         self.student = student
         self.device = places.device(recipe.device)
         self.numerics = numerics.choose(self.device, **recipe.numerics())
-        self.course = Course(recipe, [self._lesson(one, teacher, identities) for one in data])
+        self.course = Course(recipe, catalog, [self._lesson(one, teacher, identities) for one in data])
         self.asks: dict[str, AskAny | None] = {}
         self.choices = Choices()
         weighs = self._routes and recipe.moe.experts > 1 and recipe.moe.routing != "hash"  # a table keeps no gate busy
@@ -261,6 +264,7 @@ class Distiller:
             scored=any("logits" in term.needs for term in terms),
             pad_to=self.course.max_length if reference else None,
             drop_last=reference,
+            split=self.course.splits(spec),
         )
 
     def _objective(self, name: str, spec: PhaseSpec, rows: Encoded | Mixture, model: Any) -> Objective:
