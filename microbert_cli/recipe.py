@@ -198,10 +198,8 @@ class Pretrain(Training):
 
 
 class General(Phase):
-    """Stage one. A share `masked` of the words is hidden from both models, rare ones oftener by `smoothing` (masking.py).
-
-    layer_by_layer  false, or how much faster the layer that learns and the lower ones do, one by one (progressive.py)
-    """
+    """Stage one. `masked`, `smoothing`: words hidden from both models (masking.py). `layer_by_layer`: how much faster the layer
+    that learns and those below it do, one after another (progressive.py)."""
 
     masked: Share = 0.0
     smoothing: Annotated[float, Field(ge=0)] = 0.0

@@ -232,18 +232,16 @@ def test_every_example_of_the_help_runs(line: str, tmp_path: Path, monkeypatch: 
 # --- real processes -----------------------------------------------------------------------------------------------------------
 
 
-def test_help_is_fast_and_does_not_import_torch() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['mbert', '--help']\n"
         "from microbert_cli.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit as leaving:\n    assert leaving.code == 0\n"
-        "assert not {'torch', 'transformers', 'datasets', 'sklearn', 'pyarrow'} & set(sys.modules)\n"
-        "import time; print('cpu', time.process_time())"
+        "assert not {'torch', 'transformers', 'datasets', 'sklearn', 'pyarrow', 'numpy', 'pandas'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "task-distill" in done.stdout and "Exit codes" in done.stdout
-    assert float(done.stdout.rsplit("cpu", 1)[1]) < 0.5, "seconds of processor time, whatever else the machine does"
 
 
 def test_a_reader_that_leaves_ends_the_command_as_it_ends_others() -> None:
