@@ -443,9 +443,9 @@ def test_parity_batches_are_padded_and_of_several_shapes(count: int) -> None:
 
 @pytest.mark.slow
 def test_a_real_shape(tmp_path: Path) -> None:
-    """4 x 312 with the whole vocabulary: under 30 seconds, four times smaller as int8."""
+    """4 x 312 with the whole vocabulary: four times smaller as int8."""
     shape = {"hidden_size": 312, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1200}
     model = tiny("bert", **shape, vocab_size=30522, max_position_embeddings=512, initializer_range=0.05)
     found = export_model(model, tokenizer(), tmp_path, rows(50))["files"]
-    assert found["fp32"]["max_difference"] <= 1e-4 and found["fp32"]["seconds"] < 30
+    assert found["fp32"]["max_difference"] <= 1e-4
     assert found["fp32"]["bytes"] > 3.8 * found["int8"]["bytes"]
