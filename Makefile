@@ -38,7 +38,7 @@ methods: setup ## every other method on the same text, a few minutes each
 	done
 
 test: setup ## the fast tests, with coverage
-	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu and not torture" -n $(WORKERS) --dist loadfile \
+	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu and not torture" -n $(WORKERS) --dist worksteal \
 		--cov=microbert_cli --cov-report=term --cov-fail-under=85
 
 slow: setup ## tests of whole chains that take longer; part of check

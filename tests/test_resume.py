@@ -145,7 +145,7 @@ def student_of(method: str) -> str:
     return "bert-2x16x32" if of_method(method).initialise.by in ("teacher-layers", "teacher-ends") else "bert-2x8"
 
 
-QUICKLY = {"tinybert", "microbert", "moebert"}  # the others are slow because they are many
+QUICKLY = {"tinybert", "microbert"}  # the others are slow because they are many
 FULLY = [pytest.param(False, id="middle"), pytest.param(True, id="fully", marks=pytest.mark.torture)]
 
 
@@ -198,7 +198,7 @@ def test_a_transfer_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert stopped_everywhere(make, tmp_path / "out", fresh_cache=monkeypatch, fully=False) >= 2
 
 
-@pytest.mark.parametrize("routing", ["task", "token"])
+@pytest.mark.parametrize("routing", ["task", pytest.param("token", marks=pytest.mark.slow)])
 def test_a_student_with_experts(routing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise and counts of the routers go on as well, and the table is frozen at the same step."""
 
