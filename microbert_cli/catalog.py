@@ -107,27 +107,19 @@ class Catalog:
 
     def loss_parameters(self, name: str) -> set[str]:
         """The keyword parameters of a loss: its recipe keys. `normalisation` may be set for one term, too."""
-        for node in self._loss(name).body:
-            if isinstance(node, ast.FunctionDef) and node.name == name:
-                return {argument.arg for argument in node.args.kwonlyargs}
-        return set()
+        return {argument.arg for node in self._functions(name, name) for argument in node.args.kwonlyargs}
 
     def loss_defaults(self, name: str) -> dict[str, Any]:
         """What its keyword parameters are where a recipe does not say, as far as that is a plain value."""
-        for node in self._loss(name).body:
-            if isinstance(node, ast.FunctionDef) and node.name == name:
-                pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-                return {argument.arg: _plain(value) for argument, value in pairs if value is not None}
-        return {}
+        every = (node.args for node in self._functions(name, name))
+        pairs = (pair for own in every for pair in zip(own.kwonlyargs, own.kw_defaults, strict=True))
+        return {argument.arg: _plain(value) for argument, value in pairs if value is not None}
 
     def loss_needs_labels(self, name: str) -> bool:
         """Whether a loss, or what its adversary learns, cannot be called without labels: `labels_B` has no default."""
-        for node in self._loss(name).body:
-            if isinstance(node, ast.FunctionDef) and node.name in (name, "against"):
-                free = node.args.args[: len(node.args.args) - len(node.args.defaults)]
-                if any(argument.arg.rpartition("_")[0] == "labels" for argument in free):
-                    return True
-        return False
+        every = (node.args for node in self._functions(name, name, "against"))
+        free = (argument for own in every for argument in own.args[: len(own.args) - len(own.defaults)])
+        return any(argument.arg.rpartition("_")[0] == "labels" for argument in free)
 
     def loss_facts(self, name: str) -> dict[str, Any]:
         """What a loss says of itself: `needs`, `over`, `projects`, `requires`, `divides`; None for what is no plain value."""
@@ -137,6 +129,9 @@ class Catalog:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 found |= {target.id: _plain(node.value) for target in targets if isinstance(target, ast.Name)}
         return {fact: found[fact] for fact in ("needs", "over", "projects", "requires", "divides") if fact in found}
+
+    def _functions(self, loss: str, *names: str) -> list[ast.FunctionDef]:
+        return [node for node in self._loss(loss).body if isinstance(node, ast.FunctionDef) and node.name in names]
 
     def _loss(self, name: str) -> ast.Module:
         return ast.parse(self.path("losses", name, where="losses").read_text(encoding="utf-8"))

@@ -58,6 +58,12 @@ def nest(dotted: str, value: Any) -> dict[str, Any]:
     return nested
 
 
+def table_at(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The table of this key in raw values; empty where there is none, or something else, which is told elsewhere."""
+    found = values.get(key, {})
+    return found if isinstance(found, Mapping) else {}
+
+
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     """`upper` over `lower`, table by table; lists and values are replaced whole."""
     merged = dict(lower)

@@ -23,8 +23,33 @@ from microbert_cli.progressive import Progressive, layer_of
 NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight")
 
 
-class BertAdam(torch.optim.Optimizer):
-    """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  p <- p - lr (m / (sqrt v + eps) + decay p)
+class _Uncorrected(torch.optim.Optimizer):
+    """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  u = m / (sqrt v + eps) + decay p:  Adam's without bias correction."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _direction(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        """u of a tensor, its moments brought up to date."""
+        state = self.state[parameter]
+        if not state:
+            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        beta1, beta2 = group["betas"]
+        state["mean"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+        state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        update: torch.Tensor = state["mean"] / (state["square"].sqrt() + group["eps"])
+        return update + group["weight_decay"] * parameter
+
+
+class BertAdam(_Uncorrected):
+    """p <- p - lr u,  u = m / (sqrt v + eps) + decay p
 
     No bias correction; g is clipped to norm `max_grad_norm` tensor by tensor before it enters the moments.
     Source: the optimiser published with BERT's first PyTorch port and used by the released TinyBERT.
@@ -42,29 +67,13 @@ class BertAdam(torch.optim.Optimizer):
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-
-    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        gradient = parameter.grad
-        assert gradient is not None
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
         gradient = gradient * (group["max_grad_norm"] / (gradient.norm() + 1e-6)).clamp(max=1.0)
-        beta1, beta2 = group["betas"]
-        state["mean"].mul_(beta1).add_(gradient, alpha=1 - beta1)
-        state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        update = state["mean"] / (state["square"].sqrt() + group["eps"])
-        parameter.add_(update + group["weight_decay"] * parameter, alpha=-group["lr"])
+        parameter.add_(self._direction(parameter, gradient, group), alpha=-group["lr"])
 
 
-class Lamb(torch.optim.Optimizer):
-    """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  u = m / (sqrt v + eps) + decay p;  p <- p - lr (|p| / |u|) u
+class Lamb(_Uncorrected):
+    """p <- p - lr (|p| / |u|) u,  u = m / (sqrt v + eps) + decay p
 
     |p| / |u| is 1 where either is 0, and in groups with adapt = False (biases, norms). No bias correction.
     Source: You et al. 2020 (arXiv 1904.00962) as the code released with MobileBERT has it; the paper's Algorithm 2 corrects the
@@ -77,22 +86,8 @@ class Lamb(torch.optim.Optimizer):
     ):  # fmt: skip
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, adapt=adapt))
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-
     def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        beta1, beta2 = group["betas"]
-        state["mean"].mul_(beta1).add_(gradient, alpha=1 - beta1)
-        state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        update = state["mean"] / (state["square"].sqrt() + group["eps"])
-        update += group["weight_decay"] * parameter
+        update = self._direction(parameter, gradient, group)
         if group["adapt"]:
             length, own = parameter.norm(), update.norm()
             update *= torch.where((length > 0) & (own > 0), length / own, torch.ones_like(own))

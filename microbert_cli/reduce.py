@@ -75,6 +75,11 @@ def mean_over_elements(values: "Tensor") -> "Tensor":
     return values.sum() / denominator(values.new_tensor(values.numel()))
 
 
+def mean_by(normalisation: str, values_BTD: "Tensor", mask_BT: "Tensor") -> "Tensor":
+    """`mean_over_tokens`; with "reference" `mean_over_elements`, as released code that averages over padding has it."""
+    return mean_over_elements(values_BTD) if normalisation == "reference" else mean_over_tokens(values_BTD, mask_BT)
+
+
 def denominator(count: "Tensor", *, at_least: float = 0.0) -> "Tensor":
     """What a sum of this process is divided by: max(count over all processes, at_least) / number of processes.
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, one_or_many
+from microbert_cli.nested import table_at
 from microbert_cli.shapes import Shape, shape_of
 from microbert_cli.splits import check_transfer
 
@@ -72,7 +73,7 @@ def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     if student is None:
         return
     base = _trained_here(values, catalog)
-    named = _table(values, "teacher")
+    named = table_at(values, "teacher")
     taught = None if values.get("teachers") or values.get("tasks") or named.get("model") or named.get("models") else base
     begins_elsewhere = values.get("init") not in (None, "auto", "random")
     pairs = [(said, base) for said in of_text] + [(said, taught) for said in of_rows if not begins_elsewhere]
@@ -130,7 +131,7 @@ def _said(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str
     """The losses of `general` and those of all phases, each where the run has the stage."""
     stages = _stages(values)
     general = {"general": values.get("general")} if "general-distill" in stages else {}
-    phases = _table(values, "phases") if "task-distill" in stages else {}
+    phases = table_at(values, "phases") if "task-distill" in stages else {}
     named = {f"phases.{name}": phase for name, phase in phases.items()}
     return [*_losses(general, catalog, origins)], [*_losses(named, catalog, origins)]
 
@@ -140,7 +141,7 @@ def _losses(tables: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, s
     for table, phase in tables.items():
         if not isinstance(phase, Mapping) or phase.get("leave_out"):
             continue
-        for name, term in _table(phase, "losses").items():
+        for name, term in table_at(phase, "losses").items():
             if not isinstance(term, Mapping) or term.get("weight", 1.0) == 0 or list(catalog.check("losses", name, "")):
                 continue
             key = f"{table}.losses.{name}"
@@ -164,17 +165,12 @@ def _check_shapes(said: Said, teacher: Shape | None, student: Shape) -> Iterator
 def _trained_here(values: Mapping[str, Any], catalog: Catalog) -> Shape | None:
     """The shape of the model that this run pre-trains, where it is what teaches."""
     trains = "pretrain" in _stages(values) and not values.get("base")
-    return shape_of(_table(values, "pretrain").get("model"), catalog) if trains else None
+    return shape_of(table_at(values, "pretrain").get("model"), catalog) if trains else None
 
 
 def _stages(values: Mapping[str, Any]) -> list[Any]:
     found = values.get("stages")
     return found if isinstance(found, list) else []
-
-
-def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = values.get(key, {})
-    return found if isinstance(found, Mapping) else {}
 
 
 def _not_dividing(key: str, where: str, heads: Any, widths: Mapping[str, int]) -> MbertError:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.expert_keys import check_experts
-from microbert_cli.nested import Layer, flatten, merge, nest, normalise
+from microbert_cli.nested import Layer, flatten, merge, nest, normalise, table_at
 from microbert_cli.recipe import FOLDER_NAME, STAGES, Recipe
 from microbert_cli.requirements import check_losses
 from microbert_cli.several import check_tasks
@@ -245,14 +245,14 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     for key, name, parameters in _losses(values):
         yield from _check_loss(key, name, parameters, catalog, origins)
     for key in ("variant", "phases"):
-        yield from (_no_folder(key, name, origins) for name in _table_at(values, key) if not FOLDER_NAME.fullmatch(name))
+        yield from (_no_folder(key, name, origins) for name in table_at(values, key) if not FOLDER_NAME.fullmatch(name))
     for stage in _texts(values.get("stages")):
         yield from _check_stage(stage, values, origins)
     yield from check_tasks(values, catalog, origins)
     yield from check_experts(values, origins)
     yield from check_losses(values, catalog, origins)
     named = [("students", "student", values.get("student")), ("tasks", "task", values.get("task"))]
-    named += [("augmenters", "augment.sources", one) for one in _texts(_table_at(values, "augment").get("sources"))]
+    named += [("augmenters", "augment.sources", one) for one in _texts(table_at(values, "augment").get("sources"))]
     for kind, key, called in named:
         made = _is_checkpoint(called) or called in _texts(values.get("stages"))
         free = (kind == "students" and made) or (kind == "tasks" and _has_own_files(values))
@@ -262,12 +262,12 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
 
 def _losses(values: Mapping[str, Any]) -> Iterable[tuple[str, str, set[str]]]:
     """(key, loss, parameters) of every term of every phase."""
-    tables = {name: _table_at(values, name) for name in ("finetune", "general")}
-    tables["moe.repair"] = _table_at(_table_at(values, "moe"), "repair")
-    phases = _table_at(values, "phases")
-    tables |= {f"phases.{name}": _table_at(phases, name) for name in phases}
+    tables = {name: table_at(values, name) for name in ("finetune", "general")}
+    tables["moe.repair"] = table_at(table_at(values, "moe"), "repair")
+    phases = table_at(values, "phases")
+    tables |= {f"phases.{name}": table_at(phases, name) for name in phases}
     for table, phase in tables.items():
-        for name, term in _table_at(phase, "losses").items():
+        for name, term in table_at(phase, "losses").items():
             yield f"{table}.losses.{name}", name, set(term) - {"weight"} if isinstance(term, Mapping) else set()
 
 
@@ -278,13 +278,8 @@ def _is_checkpoint(name: Any) -> bool:
 
 def _has_own_files(values: Mapping[str, Any]) -> bool:
     """Where data files are named, `task` only names what they are about."""
-    data = _table_at(values, "data")
+    data = table_at(values, "data")
     return any(data.get(key) for key in ("train_file", "dev_file", "test_file"))
-
-
-def _table_at(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = values.get(key, {})
-    return found if isinstance(found, Mapping) else {}
 
 
 def _texts(value: Any) -> list[str]:
@@ -292,7 +287,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _check_stage(stage: str, values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
-    variants = _table_at(values, "variant")
+    variants = table_at(values, "variant")
     if stage not in STAGES and stage not in variants:
         yield MbertError(
             "M004",

@@ -14,6 +14,7 @@ from typing import Any
 
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
+from microbert_cli.nested import table_at
 from microbert_cli.recipe import Phase, Recipe
 
 TRAIN, AUGMENTED, TRANSFER = "train", "augmented", "transfer"
@@ -53,14 +54,14 @@ def check_transfer(values: Mapping[str, Any], catalog: Catalog, origins: Mapping
 
     values  raw, so that all that is wrong with a recipe is said at once
     """
-    there = bool(_table(values, "data").get("transfer_file"))
-    for name, phase in _table(values, "phases").items():
+    there = bool(table_at(values, "data").get("transfer_file"))
+    for name, phase in table_at(values, "phases").items():
         if not isinstance(phase, Mapping) or phase.get("data") != TRANSFER or phase.get("leave_out"):
             continue
         key = f"phases.{name}.data"
         if not there:
             yield _no_set(key, origins.get(key, "recipe"))
-        terms = _table(phase, "losses")
+        terms = table_at(phase, "losses")
         weighted = [loss for loss, term in terms.items() if not isinstance(term, Mapping) or term.get("weight", 1.0) != 0]
         for loss in _needing(weighted, catalog):
             yield _no_labels(f"phases.{name}", loss, origins.get(key, "recipe"))
@@ -78,11 +79,6 @@ def _needs_labels(phase: Phase, catalog: Catalog) -> bool:
 def _needing(losses: Iterable[str], catalog: Catalog) -> list[str]:
     """Those of the losses that need labels; a name that is none is told elsewhere."""
     return [name for name in losses if not list(catalog.check("losses", name, "")) and catalog.loss_needs_labels(name)]
-
-
-def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = values.get(key, {})
-    return found if isinstance(found, Mapping) else {}
 
 
 def _no_set(key: str, origin: str) -> MbertError:

@@ -12,7 +12,7 @@ Source: DistilBERT (Sanh et al. 2019), whose widths are equal; the map between w
 import torch.nn.functional as F
 from torch import Tensor
 
-from microbert_cli.reduce import mean_over_elements, mean_over_tokens
+from microbert_cli.reduce import mean_by
 
 needs = {"hidden", "mask"}
 over = "top"
@@ -22,6 +22,4 @@ projects = "hidden"
 def cosine(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor, *, normalisation: str = "masked") -> Tensor:
     """The top layer's term; see the module's formula."""
     distance_BT = 1 - F.cosine_similarity(student_BTD.float(), teacher_BTD.float(), dim=-1)
-    if normalisation == "reference":
-        return mean_over_elements(distance_BT)
-    return mean_over_tokens(distance_BT[..., None], mask_BT)
+    return mean_by(normalisation, distance_BT[..., None], mask_BT)

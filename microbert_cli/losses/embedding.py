@@ -10,7 +10,7 @@ Source: TinyBERT, embedding-layer loss; the map is shared with the hidden states
 
 from torch import Tensor
 
-from microbert_cli.reduce import mean_over_elements, mean_over_tokens, squared_error
+from microbert_cli.reduce import mean_by, squared_error
 
 needs = {"hidden", "mask"}
 over = "embedding"
@@ -19,5 +19,4 @@ projects = "hidden"
 
 def embedding(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor, *, normalisation: str = "masked") -> Tensor:
     """The layer-0 term; see the module's formula."""
-    square_BTD = squared_error(student_BTD, teacher_BTD)
-    return mean_over_elements(square_BTD) if normalisation == "reference" else mean_over_tokens(square_BTD, mask_BT)
+    return mean_by(normalisation, squared_error(student_BTD, teacher_BTD), mask_BT)

@@ -13,7 +13,7 @@ Source: MobileBERT (Sun et al., ACL 2020), feature map transfer; the arithmetic 
 import torch.nn.functional as F
 from torch import Tensor
 
-from microbert_cli.reduce import mean_over_elements, mean_over_tokens, squared_error
+from microbert_cli.reduce import mean_by, squared_error
 
 needs = {"hidden", "mask"}
 over = "layers"
@@ -25,6 +25,4 @@ def feature_maps(
 ) -> Tensor:
     """One layer's term; see the module's formula."""
     student_BTD, teacher_BTD = (F.layer_norm(x.float(), x.shape[-1:], eps=EPSILON) for x in (student_BTD, teacher_BTD))
-    square_BTD = squared_error(student_BTD, teacher_BTD)
-    mean = mean_over_elements(square_BTD) if normalisation == "reference" else mean_over_tokens(square_BTD, mask_BT)
-    return mean / mapped_layers
+    return mean_by(normalisation, squared_error(student_BTD, teacher_BTD), mask_BT) / mapped_layers

@@ -14,7 +14,7 @@ of the released code's README (beta_distill_factor, gamma_distill_factor).
 
 from torch import Tensor
 
-from microbert_cli.reduce import mean_over_elements, mean_over_tokens, squared_error
+from microbert_cli.reduce import mean_by, squared_error
 
 needs = {"hidden", "mask"}
 over = "layers"
@@ -33,8 +33,7 @@ def feature_statistics(
     """One layer's term; see the module's formula."""
     (s_mean_BT, s_var_BT), (t_mean_BT, t_var_BT) = (_statistics(x_BTD) for x_BTD in (student_BTD, teacher_BTD))
     value_BT = means * squared_error(s_mean_BT, t_mean_BT) + variances * (s_var_BT - t_var_BT).abs()
-    mean = mean_over_elements(value_BT) if normalisation == "reference" else mean_over_tokens(value_BT[..., None], mask_BT)
-    return mean / mapped_layers
+    return mean_by(normalisation, value_BT[..., None], mask_BT) / mapped_layers
 
 
 def _statistics(vectors_BTD: Tensor) -> tuple[Tensor, Tensor]:
