@@ -1,5 +1,6 @@
 """What values of a recipe may be: numbers within bounds, names that can be files, tables whose keys are all known."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -10,6 +11,7 @@ Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 LayerRates = Literal[False] | tuple[Positive, Annotated[float, Field(ge=0)]]  # of the current layer, of the lower ones
 
+FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases
 LONGEST_NAME, LONGEST_PATH = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME
 
 

@@ -6,25 +6,22 @@ OUT.old-N      what --force or a changed recipe moved aside
 OUT.lock       held while a run works on OUT
 """
 
-import errno
 import fcntl
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import durable, manifest, processes
+from microbert_cli import durable, manifest, processes, reusing
+from microbert_cli.disk import cannot_write, disk_error, refused
 from microbert_cli.errors import MbertError
 from microbert_cli.tracking import SILENT, Talk
 
 Identity = Mapping[str, Any]
-NEARLY_FULL = 2**20  # bytes
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENXIO)
 UNTOUCHED = ("begun.json", ".begun.json.")  # how the names of files begin that say nothing about work
 
 
@@ -48,6 +45,7 @@ def working(
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
+    reuse: Sequence[str] = (),
     talk: Talk = SILENT,
 ) -> Iterator[Work]:
     """Yields a directory to work in, and turns it into OUT when the block ends well.
@@ -55,6 +53,7 @@ def working(
     force   moves a finished OUT and any begun work aside first
     resume  goes on with begun work of the same identity; without it that is moved aside
     renew   moves an OUT, or begun work, of another identity aside, instead of raising M110 or M117; a damaged OUT too
+    reuse   runs whose output of the same identity is copied, where nothing was begun here
     A block that fails before it wrote anything leaves nothing behind, not even OUT.partial.
     Of several processes the main one does all this; the others get the same Work, and go on when OUT is whole.
     Raises M110 (OUT made by another recipe), M117 (work begun by another recipe), M306 (OUT is not what was made), M111 (OUT
@@ -71,7 +70,7 @@ def working(
         if force:
             _aside(out, talk)
             _aside(manifest.partial_path(out), talk)
-        elif _is_done(out, identity, renew, talk):
+        elif _is_done(out, identity, renew, talk) or _is_taken(out, reuse, stage, identity, talk):
             yield processes.share(Work(out, out, done=True))
             processes.wait()
             return
@@ -105,53 +104,6 @@ def _changed(before: Identity, identity: Identity) -> list[str]:
     return [f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}" for key in keys]
 
 
-def write_file(path: Path, text: str) -> None:
-    """Writes a result that the user asked for by name, whole or not at all; raises M220, M221."""
-    try:
-        durable.write_text(path, text)
-    except OSError as error:
-        raise cannot_write(error, path) from error
-
-
-def disk_error(error: BaseException, out: Path) -> int | None:
-    """The number of what a disk refused (ENOSPC, EIO ...), None where it was something else.
-
-    safetensors says the number in words alone, torch not even that.
-    """
-    if isinstance(error, OSError):
-        return error.errno if error.errno in REFUSED else None
-    said = str(error)
-    if found := re.search(r"os error (\d+)", said):
-        return int(found[1])
-    if any(words in said for words in ("PytorchStreamWriter", "inline_container", "iostream error")):
-        return errno.ENOSPC if free_bytes(out) < NEARLY_FULL else errno.EIO
-    return None
-
-
-def cannot_write(error: OSError, path: Path) -> MbertError:
-    """The error for a place that takes no file, whatever the reason."""
-    return refused(error.errno or errno.EIO, f"-o {path}")
-
-
-def refused(number: int, where: str) -> MbertError:
-    """The error for a disk that is full, failing, or not ours to write to."""
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return MbertError(
-            "M220",
-            f"the disk is full: {os.strerror(number)}",
-            where=where,
-            allowed="Nothing was lost: finished work is whole, begun work waits in the .partial directory beside.",
-            fix=f"Make room, then the same command again: {' '.join(manifest.command_line())}",
-        )
-    return MbertError(
-        "M221",
-        f"nothing can be written here: {os.strerror(number)}",
-        where=where,
-        allowed="A place in a folder that is there, or can be made, and may be written to; finished work is not touched.",
-        fix=f"Choose another -o, or look at the folder: ls -ld {Path(where.removeprefix('-o ')).parent}",
-    )
-
-
 def _is_done(out: Path, identity: Identity, renew: bool, talk: Talk) -> bool:
     if not out.exists() or not any(out.iterdir()):
         return False
@@ -179,6 +131,15 @@ def _is_done(out: Path, identity: Identity, renew: bool, talk: Talk) -> bool:
         allowed="A new or empty directory, or one that the same recipe and inputs made.",
         fix="Choose another -o, or move the old one aside: --force",
     )
+
+
+def _is_taken(out: Path, runs: Sequence[str], stage: str, identity: Identity, talk: Talk) -> bool:
+    copy = out.with_name(f".{out.name}.copy")
+    if not runs or manifest.partial_path(out).exists() or not (found := reusing.take(runs, stage, identity, copy)):
+        return False
+    _publish(Work(out, copy))
+    talk.note(f"{out.name}: copied from {found}, which was made of the same")
+    return True
 
 
 def _reasons(out: Path, identity: Identity) -> list[str]:
@@ -339,10 +300,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = "(none)" if value is None else str(value)
     return text if len(text) <= 24 else text[:12] + "…"
-
-
-def free_bytes(path: Path) -> int:
-    """Free space on the disk that holds `path`, bytes."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

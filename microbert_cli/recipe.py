@@ -4,7 +4,6 @@ A table that has one main key may be written as that key's value: `corpus = "pyt
 `losses.hidden_states = 1.0` means `losses.hidden_states.weight`. SHORTHAND lists them.
 """
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -18,7 +17,6 @@ SHORTHAND = {
     "data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size", "sampling": "by",
     "initialise": "by",
 }  # fmt: skip
-FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases
 NUMERICS = ("precision", "tf32", "compile")
 STAGES = (
     "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "task-distill", "evaluate", "export", "report",
@@ -255,6 +253,7 @@ class Recipe(Strict):
     """The whole run. Method files are recipes too: they fill `layer_map`, `general` and `phases`.
 
     precision, tf32, compile   how training computes its forward passes; see `numerics.py`
+    reuse  folders of other runs: what they made of the same keys and inputs is copied, not made again (reusing.py)
     init   the student of stage two: a checkpoint; auto = the general one of this run, else a new one; new = as `initialise`
            says; random = new, whatever that says; teacher = begins as the fine-tuned teacher itself
     """
@@ -277,6 +276,7 @@ class Recipe(Strict):
     init: Place = "auto"
     initialise: Initialise = Initialise()
     augmented: Place | Literal[False] | None = None
+    reuse: list[Place] = []
     normalisation: Normalisation = "masked"
     layer_map: LayerMap = "uniform"
     data: Data = Data()

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.expert_keys import check_experts
+from microbert_cli.key_types import FOLDER_NAME
 from microbert_cli.nested import Layer, flatten, merge, nest, normalise, table_at
-from microbert_cli.recipe import FOLDER_NAME, STAGES, Recipe
+from microbert_cli.recipe import STAGES, Recipe
 from microbert_cli.requirements import check_losses
 from microbert_cli.several import check_tasks
 from microbert_cli.toml_files import parse_value, read_toml, refuse_unsound

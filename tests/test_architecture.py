@@ -19,7 +19,7 @@ MAX_LINES = 350
 
 FLOORS = {
     0: "durable stopping errors recipe several resolve catalog manifest output tracking task words version toml_files "
-    "processes shown nested expert_keys key_types requirements shapes splits",
+    "processes shown nested expert_keys key_types requirements shapes splits disk reusing",
     1: "losses methods students tasks augmenters metrics layer_map reduce experts",
     2: "models capture data readers rows own_data augmented encoding submission corpus python_docs vocabulary batching "
     "transfer "

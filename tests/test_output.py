@@ -337,3 +337,65 @@ def test_what_killed_writers_left_is_swept_and_a_living_one_keeps_its_own(tmp_pa
     monkeypatch.setenv("RANK", "0")
     durable.sweep_beside(tmp_path / "run.json")
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([begun, other])
+
+
+def copied(out, *runs, identity=IDENTITY, **options):
+    """Whether the output was taken from one of these runs instead of made here."""
+    talk = Notes()
+    made = make(out, identity, text="made here", reuse=[str(run) for run in runs], talk=talk, **options)
+    taken = any("copied from" in said for said in talk.said)
+    assert taken != made
+    return taken
+
+
+def test_what_another_run_made_of_the_same_is_copied(tmp_path):
+    make(tmp_path / "one/teacher", text="made there")
+    assert copied(tmp_path / "two/finetune", tmp_path / "gone", tmp_path / "one")
+    assert litter(tmp_path / "two") == ["finetune"]
+    assert (tmp_path / "two/finetune/file.txt").read_text() == "made there"
+    assert manifest.checked(tmp_path / "two/finetune") == manifest.checked(tmp_path / "one/teacher")
+    assert not make(tmp_path / "two/finetune"), "afterwards it is up to date by itself"
+    assert copied(tmp_path / "three", tmp_path / "one/teacher"), "a single output may be named, too"
+
+
+def test_nothing_else_is_taken(tmp_path):
+    """Another identity, another stage, a damaged output, one that is not finished; and nothing where the user said --force."""
+    make(tmp_path / "other/x", {**IDENTITY, "model": "xyz"})
+    with output.working(tmp_path / "stage/x", stage="another", identity=IDENTITY) as work:
+        (work.path / "file.txt").write_text("result")
+    make(tmp_path / "damaged/x")
+    (tmp_path / "damaged/x/file.txt").write_text("resulT")
+    make(tmp_path / "partial/x.old")
+    (tmp_path / "partial/x.old/manifest.json").rename(tmp_path / "partial/x.old/manifest")
+    for number, run in enumerate(("other", "stage", "damaged", "partial")):
+        assert not copied(tmp_path / f"out/{number}", tmp_path / run)
+    make(tmp_path / "whole/x")
+    assert not copied(tmp_path / "out/forced", tmp_path / "whole", force=True)
+    assert litter(tmp_path / "out") == ["0", "1", "2", "3", "forced"]
+
+
+def test_begun_work_goes_on_and_is_not_replaced_by_a_copy(tmp_path):
+    make(tmp_path / "run/x")
+    stop(tmp_path / "out")
+    assert not copied(tmp_path / "out", tmp_path / "run")
+    assert litter(tmp_path) == ["out", "run"]
+
+
+@pytest.mark.parametrize("name", ["../escaped.txt", "/tmp/escaped.txt", "in/../../escaped.txt"])
+def test_a_manifest_of_others_writes_nothing_outside_the_copy(tmp_path, name):
+    make(tmp_path / "run/x")
+    (tmp_path / "run/escaped.txt").write_text("theirs")
+    file = tmp_path / "run/x/manifest.json"
+    values = durable.unseal(file.read_text())
+    values["outputs"][name] = durable.file_digest(tmp_path / "run/escaped.txt")
+    file.write_text(durable.seal(values))
+    assert not copied(tmp_path / "out/x", tmp_path / "run")
+    assert litter(tmp_path / "out") == ["x"]
+
+
+def test_a_copy_that_was_cut_short_is_made_anew(tmp_path):
+    make(tmp_path / "run/x")
+    (tmp_path / ".out.copy").mkdir()
+    (tmp_path / ".out.copy/half.txt").write_text("half")
+    assert copied(tmp_path / "out", tmp_path / "run")
+    assert litter(tmp_path) == ["out", "run"]

@@ -7,6 +7,7 @@ import pytest
 from tiny_models import tiny_bert, tiny_glue
 
 from microbert_cli import api, manifest, output
+from microbert_cli.ancestry import examine
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 from microbert_cli.resolve import resolve
@@ -353,3 +354,16 @@ def test_one_stage_alone_finds_its_neighbours(tmp_path):
         "teacher": str(tmp_path / "finetune"), "student": "bert-1x8", "augmented": str(tmp_path / "augment"),
     }  # fmt: skip
     assert found.out == tmp_path / "task-distill"
+
+
+def test_another_run_reuses_what_is_the_same(place, monkeypatch):
+    """With another stage one, what does not depend on it is copied, and the rest is trained."""
+    monkeypatch.chdir(place.path)
+    talk = Notes()
+    results = api.run("small.toml", out="runs/other", talk=talk, general__steps=5, reuse=["runs/small"])
+    said = [note for note in talk.said if "copied from" in note]
+    assert [note.partition(":")[0] for note in said] == ["finetune", "augment", "alone"]
+    assert [result.out.name for result in results if result.up_to_date] == ["finetune", "augment", "alone"]
+    for stage in ("finetune", "augment", "alone"):
+        assert manifest.checked(place.path / "runs/other" / stage) == manifest.checked(place / stage)
+    assert all(one.state == "whole" for one in examine(place.path / "runs/other") if "other" in one.place)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from microbert_cli import output, processes, stopping
+from microbert_cli import disk, processes, stopping
 from microbert_cli.cli.console import show, show_error, show_json, show_traceback, talk_console
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.version import __version__
@@ -59,9 +59,9 @@ def main() -> None:
     except MbertError as error:
         _refuse(error)
     except OSError as error:
-        if error.errno not in output.REFUSED:
+        if error.errno not in disk.REFUSED:
             _report_bug()
-        _refuse(output.refused(error.errno, str(Path(error.filename or ".").absolute())))
+        _refuse(disk.refused(error.errno, str(Path(error.filename or ".").absolute())))
     except (stopping.Halted, stopping.Interrupted) as stop:
         talk_console().print(f"stopped by {stop}; the same command goes on from here", markup=False)
         sys.exit(int(stop.exit_code))

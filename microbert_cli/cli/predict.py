@@ -8,7 +8,7 @@ import typer
 
 from microbert_cli import processes
 from microbert_cli.cli.console import ConsoleTalk, show, show_json
-from microbert_cli.output import write_file
+from microbert_cli.disk import write_file
 
 EPILOG = """Examples:
 

@@ -11,8 +11,8 @@ import torch
 from packaging.requirements import Requirement
 
 from microbert_cli import cache, checkpoint, places
+from microbert_cli.disk import disk_error, free_bytes, refused
 from microbert_cli.errors import MbertError
-from microbert_cli.output import disk_error, free_bytes, refused
 from microbert_cli.planning.costing import Costs, StagePlan
 from microbert_cli.planning.stage_plans import PLANNERS
 from microbert_cli.preflight.case import LABELLED, Case, inputs_of, localised

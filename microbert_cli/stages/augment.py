@@ -44,7 +44,9 @@ def run(
         "vectors": manifest.identify(vectors),
         "data": data.fingerprints(),
     }
-    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
+    with working(
+        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, talk=talk
+    ) as work:
         if work.done:
             return up_to_date(NAME, out)
         loaded = models.load(masked_lm, "masked-lm", where="augment.masked_lm")

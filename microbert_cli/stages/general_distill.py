@@ -61,7 +61,9 @@ def run(
         "corpus": corpus.identify(source),
         **({"initial": places.identify(initial, catalog)} if initial else {}),
     }
-    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
+    with working(
+        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, talk=talk
+    ) as work:
         if work.done:
             return up_to_date(NAME, out)
         _, head = heads(recipe, catalog)

@@ -54,7 +54,9 @@ def run(
         "tokenizer": places.identify(tokenizer, catalog),
         "corpus": corpus.identify(source),
     }
-    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
+    with working(
+        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, talk=talk
+    ) as work:
         if work.done:
             return up_to_date(NAME, out)
         loaded = _model(recipe, catalog, model, tokenizer, source, work.path, talk)

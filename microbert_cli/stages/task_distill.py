@@ -82,7 +82,9 @@ def run(
         **inputs,
         "data": fingerprints_of(data),
     }
-    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
+    with working(
+        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, talk=talk
+    ) as work:
         if work.done:
             return up_to_date(NAME, out)
         for _, source in each_place("teacher", teacher) if recipe.moe.side in ("teacher", "both") else ():

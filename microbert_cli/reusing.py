@@ -1,0 +1,44 @@
+"""Work that other runs have done: an output of exactly these keys and inputs, copied from there instead of made again."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from microbert_cli import durable, manifest
+from microbert_cli.errors import MbertError
+
+
+def take(runs: Sequence[str], stage: str, identity: Mapping[str, Any], copy: Path) -> Path | None:
+    """Copies what one of these runs made of the same identity to the directory `copy`, and says where it was found.
+
+    runs  folders of runs, or single outputs; one that is not there, or holds nothing of the kind, is passed over
+    The copy has the manifest's files and no others, and is compared with their hashes: what is damaged is not taken.
+    """
+    wanted = durable.digest(identity)
+    for place in (place for run in runs for place in _outputs(Path(run))):
+        try:
+            made = manifest.read(place)
+            if (made.get("stage"), made["identity_hash"]) == (stage, wanted) and _copy(place, made["outputs"], copy):
+                return place
+        except (MbertError, OSError):
+            shutil.rmtree(copy, ignore_errors=True)
+    return None
+
+
+def _outputs(run: Path) -> Iterator[Path]:
+    yield from (file.parent for file in (run / manifest.FILE, *sorted(run.glob(f"*/{manifest.FILE}"))) if file.is_file())
+
+
+def _copy(place: Path, outputs: Mapping[str, str], copy: Path) -> bool:
+    if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in outputs):
+        return False
+    shutil.rmtree(copy, ignore_errors=True)  # left by a run that was killed
+    for name in (*outputs, manifest.FILE):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place / name, copy / name)
+        durable.sync(copy / name)
+    whole = not durable.damaged(copy, outputs)
+    if not whole:
+        shutil.rmtree(copy)
+    return whole
