@@ -70,3 +70,37 @@ def test_hub_ids_work_wherever_a_directory_does(tmp_path: Path, hub: HubStandIn)
     assert weights[0] == weights[1], "from the cache comes what came from the Hub"
     assert missing[0] == 4 and "[M250]" in missing[2] and "HF_HUB_OFFLINE" in missing[2]
     assert hub.requests == [] and hub.outside() == []
+
+
+RECIPES = sorted(path.stem for path in (Path(__file__).parent.parent / "recipes").glob("*sst2*.toml"))
+HUB_TEACHER = "google-bert/bert-base-uncased"
+
+
+def test_a_dry_run_of_every_recipe_for_the_hub_asks_it_for_nothing(tmp_path: Path, hub: HubStandIn) -> None:
+    """Each finds its inputs, names the teacher by its Hub id, and neither the stand-in nor anyone else hears of it."""
+    assert {f"{name}-sst2" for name in ("kd", "pkd", "minilm", "mobilebert", "moebert")} <= {*RECIPES}
+    commands = [("run", name, "--dry-run", "--json") for name in RECIPES]
+    env = hub.env(MBERT_CACHE=str(tmp_path / "cache"))
+    for name, (code, out, err) in zip(RECIPES, child(commands, env, tmp_path), strict=True):
+        assert code == 0, (name, err)
+        stages = json.loads(out)["stages"]
+        assert {"finetune", "task-distill", "evaluate"} <= {stage["kind"] for stage in stages}, name
+        assert any(HUB_TEACHER in json.dumps(stage) for stage in stages), name
+    assert hub.requests == [] and hub.outside() == []
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_recipe_for_the_hub_runs_with_what_the_stand_in_serves(tmp_path: Path, hub: HubStandIn) -> None:
+    """kd-sst2 as it stands but for its sizes: teacher and rows by their Hub ids."""
+    hub.add_model(HUB_TEACHER, tiny_bert(tmp_path / "teacher", kind="masked-lm"))
+    hub.add_dataset("nyu-mll/glue", tiny_glue_hub(["sst2"], rows=24))
+    sizes = ("student=bert-1x16", "seeds=[1]", "finetune.steps=2", "phases.distillation.steps=2", "teacher.allow_weak=true")
+    words = [word for size in sizes for word in ("--set", size)]
+    ((code, out, err),) = child(
+        [("run", "kd-sst2", "-o", "run", *words)], hub.env(MBERT_CACHE=str(tmp_path / "cache")), tmp_path
+    )
+    assert code == 0 and out.strip().splitlines()[0] == "run", err
+    fetched = hub.downloads()
+    assert f"{HUB_TEACHER}/model.safetensors" in fetched and "nyu-mll/glue/sst2/train-00000-of-00001.parquet" in fetched
+    assert (tmp_path / "run/task-distill/model.safetensors").is_file() and hub.outside() == []
