@@ -36,6 +36,7 @@ from microbert_cli.tracking import SILENT, Talk
 
 Range = tuple[int, int, int, int]
 GROUP = 512  # documents tokenised at once
+ALONE = -100  # what cross-entropy passes over
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Blocks:
 
     def __init__(self, directory: Path, part: str, tokenizer: Any):
         self.ranges = _positions(directory / f"{part}.bin").reshape(-1, 4)
+        self.begins = _positions(directory / "sentences.bin")[_positions(directory / "documents.bin")]
         self.tokens = np.memmap(directory / "tokens.bin", dtype=_dtype(tokenizer), mode="r")
         self._cls, self._sep, self._pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
 
@@ -69,7 +71,10 @@ class Blocks:
         return a_end - a + b_end - b + 2 + (b_end > b)
 
     def batch(self, indices: np.ndarray, pad_to: int | None = None) -> dict[str, Tensor]:
-        """input_ids, token_type_ids and attention_mask [B, T], padded to the longest of the batch or to `pad_to` tokens."""
+        """input_ids, token_type_ids and attention_mask [B, T], padded to the longest of the batch or to `pad_to` tokens.
+
+        unrelated [B]: 1 where segment B is of another document, 0 where it goes on, ALONE where there is none
+        """
         rows = [self._row(*self.ranges[i]) for i in indices]
         length = max(pad_to or 0, *(len(ids) for ids, _ in rows))
         batch = {
@@ -81,7 +86,13 @@ class Blocks:
             batch["input_ids"][row, : len(ids)] = torch.from_numpy(ids)
             batch["token_type_ids"][row, first : len(ids)] = 1
             batch["attention_mask"][row, : len(ids)] = 1
+        a, _, b, b_end = np.asarray(self.ranges[indices]).T
+        unrelated = np.where(b_end > b, self._document(a) != self._document(b), ALONE)
+        batch["unrelated"] = torch.from_numpy(unrelated.astype(np.int64))
         return batch
+
+    def _document(self, positions: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.begins, positions, side="right")
 
     def _row(self, a: int, a_end: int, b: int, b_end: int) -> tuple[np.ndarray, int]:
         parts: list[Any] = [[self._cls], self.tokens[a:a_end], [self._sep]]

@@ -67,7 +67,8 @@ class Objective(nn.Module):
         self.projection: nn.Linear | None = None
         if any(term.projects for term in terms) and (student_width != teacher_width or always_project):
             self.projection = _fit_dense(student_width, teacher_width)
-        made = {term.name: term.own(classes=classes, teacher_width=teacher_width, tasks=tasks) for term in self.terms}
+        sizes = {"classes": classes, "tasks": tasks, "student_width": student_width, "teacher_width": teacher_width}
+        made = {term.name: term.own(**sizes) for term in self.terms}
         self.own = nn.ModuleDict({name: own for name, own in made.items() if own is not None})
 
     @property
@@ -162,7 +163,7 @@ class Objective(nn.Module):
             "student_logits": student.logits if "logits" in term.needs else None,
             "teacher_logits": teacher.logits if "logits" in term.needs else None,
             "student_hidden": student.hidden[layer] if "hidden" in term.needs else None,
-            "teacher_hidden": teacher.hidden[self._taught_by(layer)] if "hidden" in term.needs else None,
+            "teacher_hidden": teacher.hidden.get(self._taught_by(layer)) if "hidden" in term.needs else None,
             "student_qkv": student.qkv[layer] if "qkv" in term.needs else None,
             "teacher_qkv": teacher.qkv[self._taught_by(layer)] if "qkv" in term.needs else None,
             "mask": batch.get("attention_mask"),
@@ -170,6 +171,7 @@ class Objective(nn.Module):
             "labels": batch.get("labels"),
             "augmented": batch.get("augmented"),
             "task": batch.get("task"),
+            "unrelated": batch.get("unrelated"),
             "token_labels": batch.get("token_labels"),
             "token_positions": batch.get("token_positions"),
             "token_logits": student.token_logits,
@@ -194,7 +196,7 @@ class Objective(nn.Module):
         if "scores" in term.needs:
             return student.scores[layer], teacher.scores[self._taught_by(layer)]
         if "hidden" in term.needs:
-            return self._project(student.hidden[layer], term), teacher.hidden[self._taught_by(layer)]
+            return self._project(student.hidden[layer], term), teacher.hidden.get(self._taught_by(layer))
         return student.logits, teacher.logits
 
     def _head(self, seen: Seen) -> Callable[[Tensor], Tensor] | None:

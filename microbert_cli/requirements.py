@@ -53,8 +53,8 @@ def columns(needs: Iterable[str], *, projects: bool) -> frozenset[str]:
 
 
 def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[MbertError]:
-    """What is wrong with the losses of `general` and of every phase, as far as the recipe tells: M008, M013, M094 to M096,
-    M140, M141.
+    """What is wrong with the losses of `general` and of every phase, as far as the recipe tells: M008, M013, M092,
+    M094 to M096, M140, M141.
 
     values  raw, so that all that is wrong with a recipe is said at once
     """
@@ -62,6 +62,8 @@ def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     for said in of_text:
         if missing := sorted(ANSWERS & set(said.facts.get("needs") or ())):
             yield not_given(said.where, missing, "what models show of plain text")
+        if "unrelated" in (said.facts.get("needs") or ()) and table_at(values, "corpus").get("format", "pairs") != "pairs":
+            yield _no_pairs(said.where)
     if "task-distill" in _stages(values):
         yield from check_transfer(values, catalog, origins)
     rule = values.get("layer_map")
@@ -185,6 +187,16 @@ def _not_dividing(key: str, where: str, heads: Any, widths: Mapping[str, int]) -
         allowed=f"{', '.join(map(str, fitting[:12]))}{' ...' if len(fitting) > 12 else ''}, which divide "
         + ("both." if "teacher" in widths else f"it and a teacher's {USUAL}."),
         fix=f"--set {key}={best}",
+    )
+
+
+def _no_pairs(where: str) -> MbertError:
+    return MbertError(
+        "M092",
+        "this loss is about pairs of segments, and the corpus is cut into single ones",
+        where=where,
+        allowed='corpus.format = "pairs": second segments, a share corpus.random_next of them from another document.',
+        fix=f"--set corpus.format=pairs, or leave the loss out: --set {where.rpartition(', ')[2]}=0",
     )
 
 

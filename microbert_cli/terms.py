@@ -14,6 +14,7 @@ from microbert_cli.errors import MbertError, nearest
 from microbert_cli.requirements import COLUMNS, columns, not_given, unknown_columns
 
 SHOWN = frozenset({"hidden", "scores", "qkv", "mask"})
+PAIRED = frozenset({"unrelated"})  # of a corpus cut into pairs
 OVER = {"layers": slice(1, None), "inner": slice(1, -1), "top": slice(-1, None), "embedding": slice(0, 1)}  # of mapped layers
 MAPPED = OVER.keys() - {"embedding"}  # what a loss is `over` that compares a student's layers with mapped ones
 WORDED = frozenset({"token_logits", "token_labels", "token_head"})  # of a masked-LM
@@ -59,7 +60,7 @@ class LossTerm:
         return self.parameters.get(name, inspect.signature(self.function).parameters[name].default)
 
     def own(self, **sizes: int) -> nn.Module | None:
-        """What the term trains beside the student, if anything: `sizes` are classes, teacher_width and tasks."""
+        """What the term trains beside the student, if anything: `sizes` are classes, tasks, student_width and teacher_width."""
         return None if self.trains is None else self.trains(**sizes, **self.parameters)
 
 

@@ -170,6 +170,18 @@ def test_ranges_give_back_the_text(source, text, tokenizer, format):
         assert types == [0] * (a_end - a + 2) + [1] * (b_end - b + 1 if b_end > b else 0)
 
 
+def test_pairs_say_whether_they_belong_together(source, text, tokenizer):
+    where = Ranges(text, tokenizer)
+    for part in make_blocks(source, tokenizer, settings()):
+        told = part.batch(np.arange(len(part)))["unrelated"].tolist()
+        for said, (a, a_end, b, b_end) in zip(told, part.ranges.tolist(), strict=True):
+            assert said == (int(where.document(a, a_end) != where.document(b, b_end)) if b_end > b else -100)
+    train, _ = make_blocks(source, tokenizer, settings())
+    assert {0, 1} <= set(train.batch(np.arange(len(train)))["unrelated"].tolist())
+    packed, _ = make_blocks(source, tokenizer, settings(format="packed"))
+    assert packed.batch(np.arange(2))["unrelated"].tolist() == [-100, -100]
+
+
 def test_blocks_can_be_padded_to_a_length(source, tokenizer):
     train, _ = make_blocks(source, tokenizer, settings())
     assert train.batch(np.arange(3), pad_to=64)["input_ids"].shape == (3, 64)

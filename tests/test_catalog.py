@@ -11,7 +11,7 @@ BUILT_IN = {
     "losses": [
         "attention_distribution", "attention_scores", "attention_transfer", "cosine", "discriminator", "embedding",
         "feature_alignment", "feature_maps", "feature_statistics", "hard_label", "hidden_states", "load_balance", "masked_lm",
-        "patience", "relations", "soft_target", "token_mixed_target", "token_soft_target", "value_relation",
+        "next_sentence", "patience", "relations", "soft_target", "token_mixed_target", "token_soft_target", "value_relation",
     ],
     "methods": [
         "distilbert", "kd", "labels-alone", "microbert", "microbert-plus", "minilm", "minilmv2", "mobilebert",

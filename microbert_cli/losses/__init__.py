@@ -2,7 +2,7 @@
 
 Each module says
     needs     what a forward pass must show: logits, hidden, scores, qkv, pooled, token_logits, token_head,
-              labels, token_labels, mask, augmented; or a function of the loss's parameters that says it
+              labels, token_labels, unrelated, mask, augmented; or a function of the loss's parameters that says it
     over      "layers" (once per mapped layer, summed), "inner" (those below the student's last), "top" (the last one alone),
               "embedding" (layer 0 only) or "batch" (once)
     projects  optional: what of the student is mapped to the teacher's width first; the objective owns the map

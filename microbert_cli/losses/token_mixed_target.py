@@ -7,7 +7,7 @@ z_T, z_S  masked-LM logits [P, V] of teacher and student at the P positions whos
 alpha = 1 is masked_lm; a batch without masked positions gives 0.
 
 Source: MobileBERT (Sun et al., ACL 2020), pre-training distillation: alpha L_MLM + (1 - alpha) L_KD, which is this one
-cross-entropy; alpha = 0.5 is the released code's distill_ground_truth_ratio. Its next-sentence loss is not here.
+cross-entropy; alpha = 0.5 is the released code's distill_ground_truth_ratio; the third part of its sum is next_sentence.
 """
 
 from collections.abc import Callable

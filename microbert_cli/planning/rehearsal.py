@@ -201,6 +201,7 @@ def _batch(job: Job, rows: Encoded, number: int, device: str) -> Batch:
     batch: Mapping[str, torch.Tensor] = rows.batch(np.arange(len(rows)))
     if job.predicted:
         batch = mask_batch(dict(batch), _MadeUp(job.config.vocab_size), share=job.predicted, seed=0, number=number)
+    batch = {**batch, "unrelated": torch.zeros(len(rows), dtype=torch.long)}
     return {name: value.to(device) for name, value in batch.items()}
 
 

@@ -24,7 +24,7 @@ from microbert_cli.progressive import Progressive, check_layers, check_steps
 from microbert_cli.recipe import NUMERICS, Recipe
 from microbert_cli.stage import StageResult, sign, up_to_date
 from microbert_cli.teacher import Teacher
-from microbert_cli.terms import SHOWN, WORDED, LossTerm, check_depth, make_terms
+from microbert_cli.terms import PAIRED, SHOWN, WORDED, LossTerm, check_depth, make_terms
 from microbert_cli.tracking import SILENT, Talk
 
 NAME = "general-distill"
@@ -138,7 +138,7 @@ def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: L
 def terms_of(recipe: Recipe, catalog: Catalog) -> list[LossTerm]:
     """The stage's losses; raises M091 where one asks for hidden words and no word is hidden."""
     losses = {name: (term.weight, term.parameters) for name, term in recipe.general.losses.items()}
-    terms = make_terms(losses, catalog, given=SHOWN | WORDED | {"teacher"}, where="general.losses")
+    terms = make_terms(losses, catalog, given=SHOWN | WORDED | PAIRED | {"teacher"}, where="general.losses")
     if (guessing := [term.name for term in terms if "token_labels" in term.needs]) and not recipe.general.masked:
         raise _nothing_hidden(guessing[0])
     return terms

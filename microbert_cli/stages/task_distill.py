@@ -244,7 +244,7 @@ class Distiller:
         models.check_length(self.course.max_length, loaded.model.config, where="data.max_length")
         terms = {f"phases.{name}.losses.{term.name}": term for name, phase in self.terms.items() for term in phase}
         for term in terms.values():
-            term.own(**self.course.sizes)
+            term.own(**self.course.sizes, student_width=loaded.model.config.hidden_size)
         for one in self.course.instructors:
             check_pair(terms, one.loaded, loaded, where=f"student {self.student}")
             theirs, ours = one.loaded.model.config, loaded.model.config
