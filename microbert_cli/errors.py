@@ -102,6 +102,16 @@ def one_or_many(errors: Sequence[MbertError]) -> MbertError:
     return errors[0] if len(errors) == 1 else ManyErrors(errors)
 
 
+def at(origin: str, key: str) -> str:
+    """Where a key was said: `mine.toml, finetune.epochs`; of `--set finetune.epochs` the option alone, which names it."""
+    return origin if origin.split(" ")[-1] == key else f"{origin}, {key}"
+
+
+def key_at(where: str) -> str:
+    """The key in what `at` gives."""
+    return where.rpartition(", ")[2].removeprefix("--set ")
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """What is allowed, and the likeliest meant: `a, b, c. Did you mean "b"?`"""
     options = sorted(options)

@@ -16,7 +16,7 @@ from math import gcd
 from typing import Any
 
 from microbert_cli.catalog import Catalog
-from microbert_cli.errors import MbertError, one_or_many
+from microbert_cli.errors import MbertError, at, key_at, one_or_many
 from microbert_cli.nested import table_at
 from microbert_cli.shapes import Shape, shape_of
 from microbert_cli.splits import check_transfer
@@ -37,7 +37,7 @@ class Said:
 
     @property
     def where(self) -> str:
-        return f"{self.origin}, {self.key}"
+        return at(self.origin, self.key)
 
 
 def unknown_columns(requires: Iterable[str]) -> list[str]:
@@ -125,7 +125,7 @@ def not_given(where: str, missing: list[str], given: str) -> MbertError:
         f"this loss needs {', '.join(missing)}, and there is none in this stage",
         where=where,
         allowed=f"Losses that need no more than {given}.",
-        fix=f"Leave it out: --set {where.rpartition(', ')[2]}=0",
+        fix=f"Leave it out: --set {key_at(where)}=0",
     )
 
 
@@ -196,7 +196,7 @@ def _no_pairs(where: str) -> MbertError:
         "this loss is about pairs of segments, and the corpus is cut into single ones",
         where=where,
         allowed='corpus.format = "pairs": second segments, a share corpus.random_next of them from another document.',
-        fix=f"--set corpus.format=pairs, or leave the loss out: --set {where.rpartition(', ')[2]}=0",
+        fix=f"--set corpus.format=pairs, or leave the loss out: --set {key_at(where)}=0",
     )
 
 
@@ -206,5 +206,5 @@ def _one_pair(where: str, rule: str | int) -> MbertError:
         f"this loss compares every layer of the student, and layer_map = {rule!r} gives a teacher to its top layer alone",
         where=where,
         allowed="Losses of the top layer, such as relations; or a map of all layers: uniform, first, last or a list.",
-        fix=f"--set layer_map=uniform, or leave the loss out: --set {where.rpartition(', ')[2]}=0",
+        fix=f"--set layer_map=uniform, or leave the loss out: --set {key_at(where)}=0",
     )

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from microbert_cli.catalog import Catalog
-from microbert_cli.errors import MbertError, nearest, one_or_many
+from microbert_cli.errors import MbertError, at, nearest, one_or_many
 from microbert_cli.expert_keys import check_experts
 from microbert_cli.key_types import FOLDER_NAME
 from microbert_cli.nested import Layer, flatten, merge, nest, normalise, table_at
@@ -203,7 +203,7 @@ def _explain(error: Mapping[str, Any], loc: Sequence[int | str], origins: Mappin
     return MbertError(
         "M003",
         f"{error['input']!r} does not fit",
-        where=f"{origin}, {key}",
+        where=at(origin, key),
         allowed=f"{error['msg']}.",
         fix="Correct it; every key with its default: mbert run --explain-config",
     )
@@ -220,7 +220,7 @@ def _unknown(key: str, origin: str, options: Iterable[str]) -> MbertError:
     return MbertError(
         "M002",
         f'there is no key "{key}"',
-        where=f"{origin}, {key}",
+        where=at(origin, key),
         allowed=f"Known here: {nearest(key.split('.')[-1], options)}",
         fix="See all of them: mbert run RECIPE --explain-config",
     )

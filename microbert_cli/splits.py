@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from microbert_cli.catalog import Catalog
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import MbertError, at
 from microbert_cli.nested import table_at
 from microbert_cli.recipe import Phase, Recipe
 
@@ -85,7 +85,7 @@ def _no_set(key: str, origin: str) -> MbertError:
     return MbertError(
         "M140",
         "this phase is to train on a transfer set, and none is named",
-        where=f"{origin}, {key}",
+        where=at(origin, key),
         allowed='A file of texts as data.transfer_file; or "auto", "original" or "augmented" here.',
         fix=f"mbert task-distill --transfer-file FILE, or --set data.transfer_file=FILE; or --set {key}=auto",
     )
@@ -95,7 +95,7 @@ def _no_labels(phase: str, loss: str, origin: str) -> MbertError:
     return MbertError(
         "M141",
         f"the loss {loss} needs labels, and this phase trains on a transfer set, which has none",
-        where=f"{origin}, {phase}.losses.{loss}",
+        where=at(origin, f"{phase}.losses.{loss}"),
         allowed='Losses that ask the teacher alone, such as soft_target; or data = "original" for this phase.',
         fix=f"--set {phase}.losses.{loss}=0, or --set {phase}.data=original",
     )
