@@ -7,21 +7,20 @@ z  masked-LM logits [P, V] of the P positions: all real tokens ("all"), or those
 squared_temperature = false leaves T^2 out.
 
 All real tokens of a batch times a vocabulary is more than anything else in a step: 4 bytes x 4,096 tokens x 30,522 words =
-500 MB, several times over. So logits are made for AT_ONCE positions at a time, of both models, and made again in the backward
-pass; no more than that is ever there. Measured for one float32 step of that size at d = 768, over the weights: 0.6 GB at the
-most instead of 3.4 GB, in 1.4 times the seconds (two cores, beside other work).
+500 MB, several times over. So logits are made for AT_ONCE positions at a time, of both models, and their gradients with them;
+no more than that is ever there. Measured for one float32 step of that size at d = 768, over the weights: 0.7 GB at the most
+instead of 3.6 GB, in 0.77 times the seconds (docs/lab-notes.md).
 
 Source: DistilBERT (Sanh et al. 2019) and its released code, L_ce: the paper writes a cross-entropy, the code is this
 divergence; `restrict_ce_to_mask` there is positions = "masked".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from microbert_cli.reduce import denominator
 
@@ -30,6 +29,8 @@ over = "top"
 requires = {"tokens"}  # and one vocabulary
 
 Head = Callable[[Tensor], Tensor]
+Piece = tuple[Tensor, Tensor]
+Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def needs(*, positions: str = "all", **_: Any) -> set[str]:
@@ -63,8 +64,43 @@ def token_soft_target(
 
     pieces = list(zip(student_Pd.split(AT_ONCE), teacher_PD.split(AT_ONCE), strict=True))
     if len(pieces) == 1 or not torch.is_grad_enabled():
-        parts = [divergence(*piece) for piece in pieces]
+        total = torch.stack([divergence(*piece) for piece in pieces]).sum()
     else:
-        parts = [checkpoint(divergence, *piece, use_reentrant=False) for piece in pieces]
-    mean = torch.stack(parts).sum() / denominator(mask_BT.new_tensor(len(chosen_P), dtype=torch.float), at_least=1.0)
+        total = _Piecewise.apply(divergence, pieces, student_Pd, *_weights(divergence, *pieces[0]))
+    mean = total / denominator(mask_BT.new_tensor(len(chosen_P), dtype=torch.float), at_least=1.0)
     return mean * temperature**2 if squared_temperature else mean
+
+
+class _Piecewise(torch.autograd.Function):
+    """The sum of a divergence over pieces, and its gradients, each made where the piece's logits are there anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, divergence: Divergence, pieces: Sequence[Piece], student_Pd: Tensor, *weights: Tensor) -> Tensor:
+        total, of_vectors, of_weights = student_Pd.new_zeros(()), [], [torch.zeros_like(weight) for weight in weights]
+        for student_pd, teacher_pD in pieces:
+            leaf_pd = student_pd.detach().requires_grad_()
+            with torch.enable_grad():
+                value = divergence(leaf_pd, teacher_pD)
+            own, *others = torch.autograd.grad(value, [leaf_pd, *weights])
+            total += value.detach()
+            of_vectors.append(own)
+            for kept, more in zip(of_weights, others, strict=True):
+                kept += more
+        ctx.save_for_backward(torch.cat(of_vectors), *of_weights)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(given[0] * gradient for gradient in ctx.saved_tensors)
+
+
+def _weights(divergence: Divergence, student_pd: Tensor, teacher_pD: Tensor) -> list[Tensor]:
+    """What the student's head is made of: the leaves below a divergence of one position."""
+    leaf_1d = student_pd[:1].detach().requires_grad_()
+    ahead, leaves = [divergence(leaf_1d, teacher_pD[:1]).grad_fn], {}
+    while ahead:
+        node = ahead.pop()
+        if (leaf := getattr(node, "variable", None)) is not None and leaf is not leaf_1d:
+            leaves[id(leaf)] = leaf
+        ahead += [below for below, _ in node.next_functions if below is not None] if node is not None else []
+    return list(leaves.values())

@@ -51,7 +51,7 @@ from microbert_cli.stages.general_distill import heads, terms_of
 from microbert_cli.tracking import SILENT, Talk
 from microbert_cli.wiring import Step, apart
 
-HEADS = 2.0  # student's and teacher's heads over all tokens, made again in the backward pass: 6 forward passes' worth of 3
+HEADS = 4 / 3  # the teacher's head, the student's and its two gradients, over all tokens: 4 forward passes' worth of 3
 PACKED = 0.5  # bytes of Parquet a character of augmented text
 
 
