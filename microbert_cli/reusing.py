@@ -33,11 +33,15 @@ def _outputs(run: Path) -> Iterator[Path]:
 def _copy(place: Path, outputs: Mapping[str, str], copy: Path) -> bool:
     if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in outputs):
         return False
+    if copy.is_symlink():
+        copy.unlink()  # what is written must not leave the output's folder
     shutil.rmtree(copy, ignore_errors=True)  # left by a run that was killed
     for name in (*outputs, manifest.FILE):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place / name, copy / name)
         durable.sync(copy / name)
+    for folder in {(copy / name).parent for name in (*outputs, manifest.FILE)}:
+        durable.sync(folder)
     whole = not durable.damaged(copy, outputs)
     if not whole:
         shutil.rmtree(copy)

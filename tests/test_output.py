@@ -399,3 +399,11 @@ def test_a_copy_that_was_cut_short_is_made_anew(tmp_path):
     (tmp_path / ".out.copy/half.txt").write_text("half")
     assert copied(tmp_path / "out", tmp_path / "run")
     assert litter(tmp_path) == ["out", "run"]
+
+
+def test_a_copy_is_not_written_through_a_link(tmp_path):
+    make(tmp_path / "run/x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".out.copy").symlink_to(tmp_path / "elsewhere")
+    assert copied(tmp_path / "out", tmp_path / "run")
+    assert litter(tmp_path / "elsewhere") == [] and litter(tmp_path) == ["elsewhere", "out", "run"]

@@ -76,7 +76,8 @@ class _Piecewise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, divergence: Divergence, pieces: Sequence[Piece], student_Pd: Tensor, *weights: Tensor) -> Tensor:
-        total, of_vectors, of_weights = student_Pd.new_zeros(()), [], [torch.zeros_like(weight) for weight in weights]
+        total = torch.zeros((), device=student_Pd.device)
+        of_vectors, of_weights = [], [torch.zeros_like(weight) for weight in weights]
         for student_pd, teacher_pD in pieces:
             leaf_pd = student_pd.detach().requires_grad_()
             with torch.enable_grad():
