@@ -46,15 +46,18 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
     called: Mapping[str, str] | None = None,
+    beneath: Layer | None = None,
 ) -> Resolved:
     """Merges every source of values and checks the result; raises all errors at once.
 
     recipe  a TOML file or a catalogued recipe's name;  sets  `key=value` texts;  flags  dotted key -> value of named options;
-    called  dotted key -> the option's own name, where that is not `--key`.
+    called  dotted key -> the option's own name, where that is not `--key`;
+    beneath  values that hold where the recipe says nothing.
     """
     path = catalog.recipe_path(recipe) if recipe is not None else None
     own = Layer(str(path), read_toml(path)) if path else Layer("no recipe", {})
-    upper = [own, *_environment_layers(environment), *_set_layers(sets), *_flag_layers(flags or {}, called or {})]
+    lower = [beneath, own] if beneath else [own]
+    upper = [*lower, *_environment_layers(environment), *_set_layers(sets), *_flag_layers(flags or {}, called or {})]
     for layer in upper:
         refuse_unsound(layer.values, layer.origin)
     return _resolved(upper, path.stem if path else "mbert", catalog)

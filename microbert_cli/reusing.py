@@ -1,12 +1,16 @@
 """Work that other runs have done: an output of exactly these keys and inputs, copied from there instead of made again."""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from microbert_cli import durable, manifest
 from microbert_cli.errors import MbertError
+
+STAGES = ("pretrain", "finetune", "general-distill", "augment", "task-distill")  # those that look for it
 
 
 def take(runs: Sequence[str], stage: str, identity: Mapping[str, Any], copy: Path) -> Path | None:
@@ -16,7 +20,7 @@ def take(runs: Sequence[str], stage: str, identity: Mapping[str, Any], copy: Pat
     The copy has the manifest's files and no others, and is compared with their hashes: what is damaged is not taken.
     """
     wanted = durable.digest(identity)
-    for place in (place for run in runs for place in _outputs(Path(run))):
+    for place in _outputs(runs):
         try:
             made = manifest.read(place)
             if (made.get("stage"), made["identity_hash"]) == (stage, wanted) and _copy(place, made["outputs"], copy):
@@ -26,8 +30,20 @@ def take(runs: Sequence[str], stage: str, identity: Mapping[str, Any], copy: Pat
     return None
 
 
-def _outputs(run: Path) -> Iterator[Path]:
-    yield from (file.parent for file in (run / manifest.FILE, *sorted(run.glob(f"*/{manifest.FILE}"))) if file.is_file())
+def like(runs: Sequence[str], stage: str, recipe: Mapping[str, Any]) -> Path | None:
+    """What one of these runs made of the same recipe keys, inputs not compared; None for a stage that looks for none."""
+    wanted = json.loads(json.dumps(recipe))
+    for place in _outputs(runs if stage in STAGES else ()):
+        with suppress(MbertError, OSError):
+            made = manifest.read(place)
+            if (made.get("stage"), made["identity"].get("recipe")) == (stage, wanted):
+                return place
+    return None
+
+
+def _outputs(runs: Sequence[str]) -> Iterator[Path]:
+    for run in map(Path, runs):
+        yield from (file.parent for file in (run / manifest.FILE, *sorted(run.glob(f"*/{manifest.FILE}"))) if file.is_file())
 
 
 def _copy(place: Path, outputs: Mapping[str, str], copy: Path) -> bool:

@@ -72,6 +72,8 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(home: Path) -> Non
         "stage": "labels-alone", "kind": "finetune", "out": "runs/short/labels-alone", "state": "new",
         "model": "bert-1x16", "tokenizer": "base",
     }  # fmt: skip
+    told = works("run", "short.toml", "--dry-run", "--json", "--set", 'reuse=["runs/a", "runs/b"]').json["stages"]
+    assert [one.get("reuse") for one in told] == [*["runs/a runs/b"] * 4, None]
     assert files(home) == before
 
 

@@ -105,6 +105,17 @@ def test_every_task_comes_out_as_transformers_alone_reads_it() -> None:
     assert "up to date" in works("extract", "one", "--data", "glue", "-o", "all").err
 
 
+def test_the_data_is_where_training_found_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = works("evaluate", "teacher", "-o", "where", "--explain-config", "--json").json["data.folder"]
+    assert told == {"value": "glue", "from": "teacher/manifest.json"}
+    assert works("evaluate", "teacher", "--task", "sst2", "-o", "found", "--json").json["dev"]
+    assert works("evaluate", "teacher", "--data", "else", "--explain-config", "--json").json["data.folder"]["value"] == "else"
+    Path("says.toml").write_text('data.folder = "said"')
+    assert works("evaluate", "teacher", "-r", "says.toml", "--explain-config", "--json").json["data.folder"]["value"] == "said"
+    monkeypatch.setenv("MBERT_DATA", "named")
+    assert works("evaluate", "teacher", "--explain-config", "--json").json["data.folder"]["value"] is None
+
+
 def test_two_experts_are_joined_into_one_network() -> None:
     made = api.extract(out="joined", model="two", task="stsb", data__folder="glue")
     assert made.out == Path("joined") and made.metrics["ffn_width"] == 64 and made.metrics["parity"]["max_difference"] < 1e-6

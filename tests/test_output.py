@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from microbert_cli import durable, manifest, output, sources
+from microbert_cli import durable, manifest, output, reusing, sources
 from microbert_cli.errors import MbertError
 from microbert_cli.tracking import Talk
 
@@ -372,6 +372,12 @@ def test_nothing_else_is_taken(tmp_path):
     make(tmp_path / "whole/x")
     assert not copied(tmp_path / "out/forced", tmp_path / "whole", force=True)
     assert litter(tmp_path / "out") == ["0", "1", "2", "3", "forced"]
+
+
+def test_the_stages_that_reuse_are_those_that_say_so():
+    """`mbert plan` and `--dry-run` go by the list."""
+    places = Path(reusing.__file__).parent.glob("stages/*.py")
+    assert sorted(reusing.STAGES) == sorted(p.stem.replace("_", "-") for p in places if "recipe.reuse" in p.read_text())
 
 
 def test_begun_work_goes_on_and_is_not_replaced_by_a_copy(tmp_path):

@@ -90,11 +90,11 @@ def quick(monkeypatch):
     return asked
 
 
-def plan(*sets, **options):
+def plan(*sets, root="runs/small", **options):
     catalog = Catalog()
     resolved = resolve(catalog=catalog, recipe="small.toml", sets=sets)
     prices = Calibration(device="cpu", catalog=catalog)
-    planned = stage_plans.plan_steps(steps(resolved, Path("runs/small"), catalog), catalog=catalog, here=prices, **options)
+    planned = stage_plans.plan_steps(steps(resolved, Path(root), catalog), catalog=catalog, here=prices, **options)
     return {one.name: one for one in planned}
 
 
@@ -209,6 +209,11 @@ def test_the_run_does_what_the_plan_says(quick, monkeypatch):
     assert before == again["finetune"].tokens + again["general-distill"].tokens, "their inputs were there before"
     assert seen["tokens"] == pytest.approx(sum(one.tokens for one in exact), rel=0.05), "augmented rows differ in length"
     assert plan("finetune.steps=8")["finetune"].state == "changed"
+    other = plan('reuse=["runs/small"]', "general.steps=4", root="runs/other")
+    assert {name: one.state for name, one in other.items()} == dict.fromkeys(STAGES, "copied") | {
+        "general-distill": "new", "task-distill": "new", "evaluate": "new"}  # fmt: skip
+    assert "copied from runs/small/augment" in other["augment"].notes[0]
+    assert plan('reuse=["runs/small"]', root="runs/third")["task-distill"].state == "copied"
 
 
 def test_the_run_of_one_stage_has_exactly_the_tokens_planned(quick, monkeypatch):

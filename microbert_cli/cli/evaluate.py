@@ -9,7 +9,7 @@ import typer
 from microbert_cli.cli import options
 from microbert_cli.cli.console import show_table
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.cli.running import known_task, run_stage, telling
+from microbert_cli.cli.running import data_of, known_task, run_stage, telling
 from microbert_cli.errors import MbertError
 
 EPILOG = """Examples:
@@ -42,6 +42,7 @@ def evaluate(
     resolved = common.resolve(
         evaluate__model=model,
         teacher__model=teacher,
+        beneath=data_of(model),
         **known_task(model, about),
     )
     result = run_stage("evaluate", common, resolved, **({"submit": True} if submission else {}))

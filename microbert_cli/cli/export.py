@@ -6,7 +6,7 @@ import typer
 
 from microbert_cli.cli import options
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.cli.running import known_task, run_stage, show_result
+from microbert_cli.cli.running import data_of, known_task, run_stage, show_result
 
 EPILOG = """Example:
 
@@ -30,6 +30,7 @@ def export(
     resolved = common.resolve(
         export__model=model,
         teacher__model=teacher,
+        beneath=data_of(model),
         **known_task(model, about),
     )
     show_result(run_stage("export", common, resolved), common)

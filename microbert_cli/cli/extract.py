@@ -1,6 +1,5 @@
 """`mbert extract`: the plain BERT of each task out of a model for several."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,7 +7,7 @@ import typer
 from microbert_cli import manifest, processes
 from microbert_cli.cli.console import show, show_json
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.cli.running import explain, known_task, show_result
+from microbert_cli.cli.running import data_of, explain, known_task, made_in, show_result
 from microbert_cli.wiring import default_root
 
 EPILOG = """Examples:
@@ -31,7 +30,7 @@ def extract(
     common: Common,
 ) -> None:
     """The plain BERT of one task, or without --task of each: its experts and head alone, logits equal to 1e-6."""
-    resolved = common.resolve(**_known(model, about))
+    resolved = common.resolve(beneath=data_of(model), **_known(model, about))
     if common.explain:
         explain(resolved, as_json=common.as_json)
         return
@@ -53,9 +52,8 @@ def extract(
 
 def _known(model: str, about: About) -> dict[str, Any]:
     """Flags for the tasks: as typed, else those of the model's manifest; texts are as long as they were in training."""
-    path = Path(model)
-    made = [place for place in (path, *path.parents[1:2]) if (place / manifest.FILE).is_file()]  # itself, or of its best/TASK
-    recipe = manifest.read(made[0]).get("recipe", {}) if made else {}
+    made = made_in(model)
+    recipe = manifest.read(made).get("recipe", {}) if made else {}
     length = {"data__max_length": recipe.get("data", {}).get("max_length")}
     return length | known_task(model, about) | ({} if about.task else {"tasks": recipe.get("tasks")})
 

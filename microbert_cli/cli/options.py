@@ -17,6 +17,7 @@ from microbert_cli import processes
 from microbert_cli.catalog import Catalog
 from microbert_cli.cli.console import ConsoleTalk
 from microbert_cli.errors import MbertError
+from microbert_cli.nested import Layer
 from microbert_cli.resolve import Resolved, resolve
 from microbert_cli.toml_files import parse_value
 
@@ -55,12 +56,17 @@ class Common:
         """The voice on stderr."""
         return ConsoleTalk(quiet=self.quiet or not processes.is_main())
 
-    def resolve(self, **flags: Any) -> Resolved:
-        """The recipe with all its layers; `mbert.toml` here is the one if none is named. Flags: `teacher__model="x"`."""
+    def resolve(self, *, beneath: Layer | None = None, **flags: Any) -> Resolved:
+        """The recipe with all its layers; `mbert.toml` here is the one if none is named. Flags: `teacher__model="x"`.
+
+        beneath  values where the recipe says nothing
+        """
         recipe = self.recipe or (str(DEFAULT_RECIPE) if DEFAULT_RECIPE.is_file() else None)
         named = {key.replace("__", "."): value for key, value in flags.items() if value not in (None, [])}
         named |= {"seed": self.seed, "device": self.device}
-        return resolve(catalog=self.catalog(), recipe=recipe, sets=self.sets or [], flags=named, called=OPTIONS)
+        return resolve(
+            catalog=self.catalog(), recipe=recipe, sets=self.sets or [], flags=named, called=OPTIONS, beneath=beneath
+        )
 
 
 TaskName = Annotated[str | None, typer.Option("--task", help="A task of the catalogue, or a task TOML.")]

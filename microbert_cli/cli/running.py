@@ -1,15 +1,16 @@
 """How every stage command goes: resolve, show or check if asked, run, print the result."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microbert_cli import manifest
+from microbert_cli import manifest, reusing
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.options import About, Common
 from microbert_cli.errors import MbertError
-from microbert_cli.nested import flatten
+from microbert_cli.nested import Layer, flatten
 from microbert_cli.recipe import STAGES
 from microbert_cli.resolve import Resolved
 from microbert_cli.wiring import RUNS, Step, default_root, step, steps
@@ -104,6 +105,21 @@ def known_task(model: str | None, about: About) -> dict[str, Any]:
     return {**flags, **data, "task": made.get("task")}
 
 
+def data_of(model: str | None) -> Layer | None:
+    """The folder that the model was trained on, for where the recipe names none; None where `MBERT_DATA` does."""
+    if os.environ.get("MBERT_DATA") or not (made := made_in(model)):
+        return None
+    folder = manifest.read(made).get("recipe", {}).get("data", {}).get("folder")
+    known = isinstance(folder, str) and Path(folder).is_dir()
+    return Layer(str(made / manifest.FILE), {"data": {"folder": folder}}) if known else None
+
+
+def made_in(model: str | None) -> Path | None:
+    """The output that a model is, or whose best/TASK it is."""
+    path = Path(model or "")
+    return next((place for place in (path, *path.parents[1:2]) if model and (place / manifest.FILE).is_file()), None)
+
+
 def explain(resolved: Resolved, *, as_json: bool = False) -> None:
     """Every key, its value and its origin."""
     from microbert_cli.stage import to_toml
@@ -132,8 +148,10 @@ def dry_run(planned: list[Step], common: Common) -> None:
 
 
 def _shown(one: Step) -> dict[str, Any]:
-    """The inputs, and those that are lists or tables one by one."""
-    return {**{key: value for key, value in one.inputs.items() if not isinstance(value, list | dict)}, **one.places}
+    """The inputs, those that are lists or tables one by one; and the runs whose output may be copied instead."""
+    inputs = {key: value for key, value in one.inputs.items() if not isinstance(value, list | dict)}
+    reuse = " ".join(one.resolved.recipe.reuse) if one.kind in reusing.STAGES else ""
+    return {**inputs, **one.places, **({"reuse": reuse} if reuse else {})}
 
 
 def state(one: Step) -> str:

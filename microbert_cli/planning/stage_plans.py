@@ -5,12 +5,13 @@ of this machine, or of a machine on paper.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from microbert_cli import places
+from microbert_cli import places, reusing
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import Exit, MbertError
@@ -71,8 +72,12 @@ def plan_steps(
     seen = Foreseen(catalog, here, talk)
     plans: list[StagePlan] = []
     missing: list[MbertError] = []
+    anew: set[str] = set()
     for step in steps:
-        plan = StagePlan(step.name, step.kind, state(step))
+        plan = StagePlan(step.name, step.kind, state(step, anew))
+        anew |= set() if plan.state in ("done", "copied") else {str(step.out)}
+        if plan.state == "copied":
+            plan.notes.append(f"copied from {_copied_from(step)}, where it was made of the same inputs")
         try:
             PLANNERS[step.kind](step, seen, Costs(plan, here, machine))
             plan.parts = [part for part in plan.parts if part.flops or part.seconds is None or part.seconds > 0]
@@ -87,16 +92,29 @@ def plan_steps(
     return plans
 
 
-def state(step: Step) -> str:
-    """new, begun, done, or changed: done by a recipe that said something else."""
+def state(step: Step, anew: Container[str] = ()) -> str:
+    """new, begun, done, changed: done by a recipe that said something else, or copied: another run did it (`reuse`).
+
+    anew  outputs that this run has yet to make: what is made of them is no copy
+    """
     if not (step.out / FILE).is_file():
-        return "begun" if partial_path(step.out).is_dir() else "new"
+        begun = partial_path(step.out).is_dir()
+        copied = _copied_from(step) and not any(place in anew for place in step.places.values())
+        return "begun" if begun else "copied" if copied else "new"
     try:
         before = json.loads((step.out / FILE).read_text(encoding="utf-8"))["identity"]["recipe"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return "changed"
+    return "done" if before == json.loads(json.dumps(_identity(step))) else "changed"
+
+
+def _copied_from(step: Step) -> Path | None:
+    return reusing.like(step.resolved.recipe.reuse, step.kind, _identity(step))
+
+
+def _identity(step: Step) -> dict[str, Any]:
     keys = import_module(f"microbert_cli.stages.{step.kind.replace('-', '_')}").KEYS
-    return "done" if before == json.loads(json.dumps(step.resolved.recipe.identity(*keys))) else "changed"
+    return step.resolved.recipe.identity(*keys)
 
 
 def _pretrain(step: Step, seen: Foreseen, costs: Costs) -> None:
