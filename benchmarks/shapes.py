@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from microbert_cli import models
+from microbert_cli import building
 from microbert_cli.batching import epoch_batches
 from microbert_cli.catalog import Catalog
 from microbert_cli.data import load_split
@@ -125,7 +125,7 @@ def build(shape: Shape, kind: str, tokenizer: Any, *, seed: int, **changes: Any)
         "intermediate_size": shape.inner,
         **changes,
     }
-    return models.build(description, kind=kind, tokenizer=tokenizer, seed=seed, num_labels=2)
+    return building.build(description, kind=kind, tokenizer=tokenizer, seed=seed, num_labels=2)
 
 
 def catalog() -> Catalog:

@@ -22,7 +22,7 @@ def check_experts(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iter
     said = {name: moe.get(name, field.default) for name, field in Moe.model_fields.items()}
     if not all(type(said[name]) is int for name in ("experts", "top_k", "teacher_experts")):
         return
-    if said["top_k"] > said["experts"]:
+    if said["top_k"] > said["experts"] > 0:
         yield _too_many(said["top_k"], said["experts"], f"{_origin('top_k', origins)}, moe.top_k")
     yield from _exclusive(said, origins)
     if said["side"] == "both" and said["experts"] >= said["teacher_experts"]:

@@ -1,6 +1,9 @@
-"""When memory runs out: whether that is what happened, and the same batch in two halves."""
+"""What fits into memory: a model before it is built; whether memory ran out, and the same batch in two halves."""
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,6 +30,30 @@ def exhausted(error: BaseException, *, where: str, fix: str) -> MbertError:
         allowed="Work that fits into memory: `mbert plan` says how much each stage takes.",
         fix=fix,
     )
+
+
+def check_room(parameters: int, *, where: str, fix: str) -> None:
+    """Raises M223 for a model whose float32 weights and gradients, 8 bytes a parameter, are more than this machine has."""
+    needed, there = 8 * parameters, machine_bytes()
+    if there and needed > there:
+        raise MbertError(
+            "M223",
+            f"a model of {parameters:,} parameters does not fit: its weights and gradients take {needed / 1e9:,.0f} GB, "
+            f"and this machine has {there / 1e9:,.0f}",
+            where=where,
+            allowed=f"Fewer than {there // 8:,} parameters; training needs twice the room, for the optimiser.",
+            fix=fix,
+        )
+
+
+def machine_bytes() -> int | None:
+    """The machine's memory, or what its control group is allowed of it; None where the system does not say."""
+    found = []
+    with suppress(ValueError, OSError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(ValueError, OSError):  # "max" is no number
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(found, default=None)
 
 
 def halves(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Loads and builds models; refuses silent surprises.
+"""Loads models; refuses silent surprises.
 
 A source is a directory or a Hub id. What transformers would only print - missing or unexpected weights - is an error unless it
 is a head that training will make. Weights come as float32, a configuration is never shared between two models. Nothing that a
@@ -6,7 +6,6 @@ directory brings is executed: weights are safetensors, or `.bin` read by `torch.
 code beside a model or named by it is neither run nor asked about, nor handed on to what is made of the model.
 """
 
-import copy
 import pickle
 import re
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ IGNORED = (
     r"|(generator_|discriminator_)?predictions\..*|generator_lm_head\..*|head\..*|decoder\..*"
 )
 
-MAX_LENGTH = 512  # of a new student, where the model it is made after has no positions to count
 COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 NO_CODE = {"trust_remote_code": False}  # left out, transformers asks on stdin, where `mbert predict` is given texts
@@ -91,7 +89,7 @@ def load(
     if extraction.is_routed(config):
         return _routed(path, kind, config, task, str(source), where)
     if new_head:
-        _set_labels(config, labels, num_labels)
+        set_labels(config, labels, num_labels)
     model, info = _from_pretrained(path, kind, config, where, seed)
     new = _check_weights(info, kind, where, path, new_head)
     show_scores(model)
@@ -133,7 +131,7 @@ def load_routed(path: Path, config: Any, *, where: str) -> Any:
 def read_config(path: str | Path, *, where: str) -> Any:
     """The configuration of a checkpoint; released TinyBERT files name no model_type, and are BERT."""
     try:
-        return _without_code(AutoConfig.from_pretrained(path, **NO_CODE))
+        return without_code(AutoConfig.from_pretrained(path, **NO_CODE))
     except Exception as error:  # a foreign file fails in more ways than can be listed
         raw = checkpoint.read_json(Path(path) / "config.json", where=where)
         if "auto_map" in raw:
@@ -142,7 +140,7 @@ def read_config(path: str | Path, *, where: str) -> Any:
             raise sources.unreadable(path, where, error) from error
         known = {key: value for key, value in raw.items() if key not in ("pre_trained", "training")}
         try:
-            return _without_code(transformers.BertConfig(**known))
+            return without_code(transformers.BertConfig(**known))
         except Exception as wrong:
             raise sources.unreadable(path, where, wrong) from error
 
@@ -154,7 +152,7 @@ def _projection(path: Path, where: str) -> dict[str, torch.Tensor] | None:
         raise sources.unreadable(path, where, error) from error
 
 
-def _without_code(config: Any) -> Any:
+def without_code(config: Any) -> Any:
     """The configuration without what names code: files to run, and attention kernels to fetch from the Hub."""
     for name in ("auto_map", "custom_pipelines"):
         config.__dict__.pop(name, None)
@@ -184,7 +182,7 @@ def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
     # Both would be written beside what is made of the model: templates under names of their own, and a call for code.
     tokenizer.chat_template, tokenizer._auto_map = None, None
     tokenizer.init_kwargs.pop("auto_map", None)
-    size, rows = _rows_needed(tokenizer), config.vocab_size
+    size, rows = rows_needed(tokenizer), config.vocab_size
     if size > rows or size <= len(tokenizer.all_special_ids):
         raise MbertError(
             "M303",
@@ -196,7 +194,7 @@ def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
     return tokenizer
 
 
-def _rows_needed(tokenizer: Any) -> int:
+def rows_needed(tokenizer: Any) -> int:
     """One more than the highest id: a vocabulary that has a piece twice knows fewer tokens than that."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
@@ -206,49 +204,6 @@ def load_vocabulary(source: str | Path, *, where: str) -> tuple[Any, Any]:
     path = sources.find(source, where=where)
     config = read_config(path, where=where)
     return load_tokenizer(path, config, where=where), config
-
-
-def build(
-    student: dict[str, Any], *, kind: str, tokenizer: Any, seed: int, like: Any = None, labels: list[str] | None = None,
-    num_labels: int | None = None, where: str = "student",
-) -> Any:  # fmt: skip
-    """A new model from a student description (its TOML with numbers filled in), initialised from `seed`.
-
-    like  the teacher's configuration: heads where the description says "teacher", positions and padding
-    """
-    fields = {key: value for key, value in student.items() if key not in ("title", "model_type")}
-    fields |= {"vocab_size": _rows_needed(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    if like is not None and "max_position_embeddings" not in student:
-        wasted = tokenizer.pad_token_id + 1 if student.get("model_type") in COUNT_FROM_PADDING else 0
-        fields["max_position_embeddings"] = (positions_of(like) or MAX_LENGTH) + wasted
-    try:
-        fields["num_attention_heads"] = _heads(fields, like)
-        config = _without_code(AutoConfig.for_model(student["model_type"], **fields))
-    except Exception as error:  # as of a foreign configuration
-        raise _no_student(where, error) from error
-    _set_labels(config, labels, num_labels)
-    if config.hidden_size % config.num_attention_heads:
-        raise MbertError(
-            "M011",
-            f"{config.num_attention_heads} heads do not divide a width of {config.hidden_size}",
-            where=where,
-            allowed="A width that is a multiple of the number of heads.",
-            fix="Choose another student: mbert list students",
-        )
-    torch.manual_seed(seed)
-    model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
-    show_scores(model)
-    return model
-
-
-def _no_student(where: str, error: Exception) -> MbertError:
-    return MbertError(
-        "M042",
-        f"this description makes no model: {type(error).__name__}: {str(error)[:200]}",
-        where=where,
-        allowed="The keys of a configuration of transformers: model_type, num_hidden_layers, num_attention_heads ...",
-        fix="Start from one: mbert copy students tinybert-4l-312",
-    )
 
 
 def check_length(max_length: int, config: Any, *, where: str) -> None:
@@ -282,7 +237,8 @@ def frozen(model: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _set_labels(config: Any, labels: list[str] | None, num_labels: int | None) -> None:
+def set_labels(config: Any, labels: list[str] | None, num_labels: int | None) -> None:
+    """Writes a task's labels, or their number, into a configuration."""
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: i for i, name in enumerate(labels)}
@@ -338,13 +294,3 @@ def no_head(kind: str, where: str, path: Any, missing: list[str]) -> MbertError:
         allowed=f"A model that was trained with a {what} head.",
         fix=f"{fix} {path}",
     )
-
-
-def _heads(fields: dict[str, Any], like: Any) -> int:
-    heads = fields["num_attention_heads"]
-    if heads != "teacher":
-        return int(heads)
-    width: int = fields["hidden_size"]
-    if like is not None and width % like.num_attention_heads == 0:
-        return int(like.num_attention_heads)
-    return next(heads for heads in (12, 8, 6, 4, 3, 2, 1) if width % heads == 0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from microbert_cli import manifest, models, processes
+from microbert_cli import building, manifest, models, processes
 from microbert_cli.capture import show_scores
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
@@ -49,7 +49,9 @@ def classifier(
         raise no_vocabulary(name, where)
     tokens, config = models.load_vocabulary(tokenizer, where="tokenizer")
     description = describe(name, catalog)
-    model = models.build(description, kind="classifier", tokenizer=tokens, seed=seed, like=like or config, where=where, **heads)
+    model = building.build(
+        description, kind="classifier", tokenizer=tokens, seed=seed, like=like or config, where=where, **heads
+    )
     return Loaded(model, tokens, name, [], start(model) if start else None)
 
 
@@ -85,7 +87,7 @@ def encoder(
         return models.load(name, head, where=where, new_head=True, seed=seed)
     description, tokens = describe(name, catalog), teacher.tokenizer
     like = teacher.model.config
-    model = models.build(description, kind=head, tokenizer=tokens, seed=seed, like=like, where=where)
+    model = building.build(description, kind=head, tokenizer=tokens, seed=seed, like=like, where=where)
     return Loaded(model, tokens, name, [], start(model) if start else None)
 
 

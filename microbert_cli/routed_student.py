@@ -14,7 +14,8 @@ from microbert_cli.capture import show_scores
 from microbert_cli.errors import MbertError
 from microbert_cli.expert_keys import not_fewer
 from microbert_cli.experts import deal
-from microbert_cli.models import Loaded, read_config
+from microbert_cli.memory import check_room
+from microbert_cli.models import Loaded, parameters, read_config
 from microbert_cli.sources import find
 from microbert_cli.students.routed_bert import RoutedBertForSequenceClassification
 
@@ -41,7 +42,8 @@ def with_experts(loaded: Loaded, wanted: Wanted, *, seed: int, importance: Impor
     """A BERT with task heads, with experts; what is new comes from `seed`. One that has the wanted experts stays as it is.
 
     importance  of the neurons of these layers of the model; asked where init = "importance"
-    Raises M071 (layers), M072 (widths), M076 (copies of another width), M078 (no trained head), M079 (other experts).
+    Raises M071 (layers), M072 (widths), M076 (copies of another width), M078 (no trained head), M079 (other experts),
+    M223 (more experts than memory holds).
     """
     config = loaded.model.config
     layers = layers_of(wanted.layers, config.num_hidden_layers)
@@ -49,6 +51,7 @@ def with_experts(loaded: Loaded, wanted: Wanted, *, seed: int, importance: Impor
         _check_same(config, layers, wanted)
         return loaded
     width, shared = fitting(wanted, config.intermediate_size)
+    _check_room(loaded.model, layers=len(layers), experts=wanted.experts, width=width)
     neurons = None
     if wanted.init == "importance":
         if importance is None or loaded.head_is_new or len(config.tasks) > 1:
@@ -111,6 +114,15 @@ def fitting(wanted: Wanted, own: int) -> tuple[int, int]:
             fix=f"Leave width and shared out: {wanted.experts} experts of {own // wanted.experts} neurons",
         )
     return width, shared
+
+
+def _check_room(model: Any, *, layers: int, experts: int, width: int) -> None:
+    d = model.config.hidden_size
+    check_room(
+        parameters(model) + layers * experts * (2 * d * width + width + d),
+        where=f"moe: {experts} experts of {width} neurons in {layers} layer{'s' * (layers > 1)}",
+        fix="--set moe.experts=4",
+    )
 
 
 def check_expert_teacher(source: str, *, side: str, experts: int) -> None:

@@ -26,7 +26,7 @@ FLOORS = {
     "teacher_cache objective terms optimisers checkpoint word_table augmentation onnx_model counting timing model_card "
     "onnx_fusion exporting augmenter_tools teacher sources cache blocks masking scoring answering places baseline numerics "
     "int8_teacher memory ancestry packed mixture ensemble extraction importance routed_student initialising slicing matching "
-    "progressive",
+    "progressive building",
     3: "loop phases bests",
     4: "stages pipeline api stage task_rows task_results lesson course racing lineage wiring run_record report_table planning "
     "preflight comparing",

@@ -12,12 +12,12 @@ from tiny_routed import TASKS, apart, routed, rows
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from microbert_cli import api, checkpoint, extraction, manifest, models
+from microbert_cli import api, checkpoint, extraction, manifest, memory, models
 from microbert_cli.errors import MbertError
 from microbert_cli.experts import deal
 from microbert_cli.importance import importance
 from microbert_cli.models import Loaded
-from microbert_cli.routed_student import Wanted, fitting, layers_of
+from microbert_cli.routed_student import Wanted, fitting, layers_of, with_experts
 from microbert_cli.students.routed_bert import RoutedBertForSequenceClassification
 
 GLUE = {"sst2": {"labels": ["negative", "positive"], "num_labels": 2}, "stsb": {"labels": None, "num_labels": 1}}
@@ -200,6 +200,22 @@ def test_widths_that_fit() -> None:
         with pytest.raises(MbertError) as caught:
             layers_of(asked, depth)
         assert caught.value.code == "M071"
+
+
+def test_more_experts_than_memory_holds_are_refused_before_they_are_made(
+    dense: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 wide, 32 within, 2 layers: 2 x 1,072 weights an expert, of 8 bytes."""
+    loaded = Loaded(routed(dense, moe_layers=[]), dense.tokenizer, "shared", [])
+    base = models.parameters(loaded.model)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 8 * (base + 2 * 4 * 1072))
+    with_experts(loaded, Wanted(experts=4), seed=0)
+    with pytest.raises(MbertError) as caught:
+        with_experts(loaded, Wanted(experts=5), seed=0)
+    assert caught.value.code == "M223" and "5 experts of 32 neurons in 2 layers" in caught.value.where
+    with pytest.raises(MbertError) as caught:
+        distil("nothing", moe__side="student", moe__experts=10**9)
+    assert caught.value.code == "M223" and not Path("nothing").exists() and not Path("nothing.partial").exists()
 
 
 # --- the recipe's table moe -------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import transformers
 from tiny_models import tiny_bert, tiny_tokenizer
 from torch import nn
 
-from microbert_cli import counting, initialising, models
+from microbert_cli import building, counting, initialising, models
 from microbert_cli.capture import Want, look
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
@@ -62,7 +62,8 @@ def tokenizer(tmp_path_factory):
 def nets(tokenizer):
     """Teacher and student, masked-LMs."""
     made = [
-        models.build(fields, kind="masked-lm", tokenizer=tokenizer, seed=seed) for seed, fields in ((1, TEACHER), (2, STUDENT))
+        building.build(fields, kind="masked-lm", tokenizer=tokenizer, seed=seed)
+        for seed, fields in ((1, TEACHER), (2, STUDENT))
     ]
     made[0].eval()
     with torch.no_grad():
@@ -342,7 +343,7 @@ def test_layer_by_layer_refuses(nets):
     fine = [("general.losses.feature_maps", "layers")]
     check_layers(student, fine, layers=3)
     check_steps(3, 3)
-    shared = models.build(
+    shared = building.build(
         {"model_type": "albert", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "embedding_size": 8},
         kind="encoder", tokenizer=nets[1].tokenizer, seed=0,
     )  # fmt: skip
@@ -375,7 +376,7 @@ def test_lamb_by_hand():
 
 
 def begun(nets, student=STUDENT, kind="masked-lm", **keys):
-    made = models.build(student, kind=kind, tokenizer=nets[0].tokenizer, seed=5, **keys)
+    made = building.build(student, kind=kind, tokenizer=nets[0].tokenizer, seed=5, **keys)
     start = initialising.start("teacher-ends", "uniform", nets[0], None, talk=SILENT)
     return made, start
 
@@ -406,7 +407,7 @@ def test_ends_that_do_not_fit(nets, tmp_path):
 
 def test_a_bert_takes_a_berts_ends(tmp_path):
     taught = models.load(tiny_bert(tmp_path / "base", kind="masked-lm"), "masked-lm", where="base")
-    made = models.build(
+    made = building.build(
         {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 8},
         kind="masked-lm", tokenizer=taught.tokenizer, seed=5, like=taught.model.config,
     )  # fmt: skip
@@ -445,7 +446,7 @@ def test_layer_rates_are_checked():
 def test_dropout_is_taken_out_wherever_it_is(tokenizer):
     fields = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 8}
     for kind in ("modernbert", "distilbert"):
-        model = models.build(
+        model = building.build(
             {"model_type": kind, **fields, "attention_dropout": 0.5, "mlp_dropout": 0.5},
             kind="encoder",
             tokenizer=tokenizer,
@@ -506,7 +507,7 @@ def test_a_plan_rehearses_it(nets):
 
 def test_a_tiny_one_reads_nothing_but_its_bottleneck(nets, batch):
     fields = {**STUDENT, "use_bottleneck_attention": True, "key_query_shared_bottleneck": False}
-    model = models.build(fields, kind="encoder", tokenizer=nets[0].tokenizer, seed=0).eval()
+    model = building.build(fields, kind="encoder", tokenizer=nets[0].tokenizer, seed=0).eval()
     layer = model.encoder.layer[0]
     own = layer.attention.self
     assert [part.in_features for part in (own.query, own.key, own.value)] == [8, 8, 8]

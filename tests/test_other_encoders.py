@@ -9,7 +9,7 @@ from tiny_models import tiny_bert, tiny_glue, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers import models as token_models
 
-from microbert_cli import api, models
+from microbert_cli import api, building, models
 from microbert_cli.capture import Want, look
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
@@ -270,4 +270,4 @@ def test_positions_are_counted_from_behind_the_padding():
     refused("M012", ("512",), models.check_length, 513, config, where="data.max_length")
     tokens = models.load("Roberta-bytes", "encoder", where="t").tokenizer
     bert = {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
-    assert models.build(bert, kind="encoder", tokenizer=tokens, seed=0, like=config).config.max_position_embeddings == 512
+    assert building.build(bert, kind="encoder", tokenizer=tokens, seed=0, like=config).config.max_position_embeddings == 512

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
+import transformers
 from test_mobilebert import PARAMETERS
 from tiny_models import tiny_bert, tiny_tokenizer
 from transformers import BertConfig
 
-from microbert_cli import models, places
+from microbert_cli import building, memory, models, places
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
 
@@ -50,7 +51,7 @@ class Tokens:
 def on_meta(name, like=TEACHER, **more):
     """The student without its weights: shapes alone."""
     with torch.device("meta"):
-        return models.build(
+        return building.build(
             places.describe(name, CATALOG), kind="encoder", tokenizer=Tokens(), seed=0, like=like, where="student", **more
         )
 
@@ -102,6 +103,37 @@ def test_heads_that_do_not_divide_are_refused(tmp_path):
     assert caught.value.code == "M011"
 
 
+def test_a_student_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    tokens = tiny_tokenizer(tmp_path)
+    size = models.parameters(build_tiny(tokens))
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 8 * size - 1)
+    with pytest.raises(MbertError) as caught:
+        build_tiny(tokens)
+    assert caught.value.code == "M223" and f"{size:,} parameters" in caught.value.what
+    with torch.device("meta"):
+        assert models.parameters(build_tiny(tokens)) == size, "a plan on paper may be of any size"
+    monkeypatch.setattr(memory, "machine_bytes", lambda: None)
+    build_tiny(tokens)
+    monkeypatch.undo()
+    assert 1e8 < memory.machine_bytes() < 1e15
+
+
+@pytest.mark.parametrize("name", ["tinybert-6l-768", "distilbert-6x768", "mobilebert", "ib-bert", "bert-1x8"])
+def test_a_model_is_counted_before_it_is_built(name):
+    model = on_meta(name)
+    assert building.size_of(transformers.AutoModel, model.config) == models.parameters(model)
+
+
+def test_the_depth_is_no_burden_to_count(tmp_path):
+    with pytest.raises(MbertError) as caught:
+        building.build(places.describe("bert-99999999x16", CATALOG), kind="encoder", tokenizer=tiny_tokenizer(tmp_path), seed=0)
+    assert caught.value.code == "M223"
+
+
+def build_tiny(tokens):
+    return building.build(places.describe("bert-1x8", CATALOG), kind="encoder", tokenizer=tokens, seed=0)
+
+
 def test_positions_are_the_teachers():
     assert on_meta("bert-2x128", BertConfig(max_position_embeddings=1024)).config.max_position_embeddings == 1024
 
@@ -110,7 +142,7 @@ def test_building_a_student_leaves_the_teacher_alone(tmp_path):
     taught = models.load(tiny_bert(tmp_path / "teacher", num_labels=3), "classifier", where="teacher")
     before = copy.deepcopy(taught.model.config.to_dict())
     description = places.describe("bert-1x8", CATALOG)
-    student = models.build(
+    student = building.build(
         description, kind="classifier", tokenizer=taught.tokenizer, seed=0, like=taught.model.config, num_labels=2
     )
     assert taught.model.config.to_dict() == before
@@ -124,7 +156,7 @@ def test_the_seed_decides_the_weights(tmp_path):
 
     def weights(seed):
         torch.rand(7)  # whatever was drawn before does not matter
-        return models.build(description, kind="encoder", tokenizer=tokens, seed=seed).state_dict()
+        return building.build(description, kind="encoder", tokenizer=tokens, seed=seed).state_dict()
 
     one, same, other = weights(1), weights(1), weights(2)
     assert all(torch.equal(one[name], same[name]) for name in one)

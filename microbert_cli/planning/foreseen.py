@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli import cache, corpus, durable, extraction, models, places, sources
+from microbert_cli import building, cache, corpus, durable, extraction, models, places, sources
 from microbert_cli.blocks import BlockSettings, cut_blocks, find_blocks
 from microbert_cli.catalog import Catalog
 from microbert_cli.encoding import rules_of
@@ -92,7 +92,7 @@ class Foreseen:
         """A student of the catalogue with this vocabulary; nothing is allocated."""
         description = places.describe(name, self.catalog)
         with torch.device("meta"), torch.random.fork_rng():
-            model = models.build(description, kind="encoder", tokenizer=tokenizer, seed=0, like=like, where=where)
+            model = building.build(description, kind="encoder", tokenizer=tokenizer, seed=0, like=like, where=where)
         return Known(model.config, tokenizer)
 
     def task(self, recipe: Recipe, splits: tuple[str, ...]) -> tuple[TaskRows, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli import models, numerics, places
+from microbert_cli import building, models, numerics, places
 from microbert_cli.encoding import Encoded
 from microbert_cli.errors import MbertError
 from microbert_cli.loop import Plan, train
@@ -109,7 +109,7 @@ def _pretrain(case: Case, step: Step) -> Iterator[Trial]:
     with case.standing(name, "masked-lm", where="pretrain.model") as source:
         if places.is_description(name, case.catalog):
             described = places.describe(name, case.catalog)
-            model = models.build(described, kind="masked-lm", tokenizer=known.tokenizer, seed=recipe.seed, like=known.config)
+            model = building.build(described, kind="masked-lm", tokenizer=known.tokenizer, seed=recipe.seed, like=known.config)
         else:
             model = models.load(source, "masked-lm", where="pretrain.model", new_head=True, seed=recipe.seed).model
         spec = recipe.pretrain

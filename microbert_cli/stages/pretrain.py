@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from microbert_cli import checkpoint, corpus, models, numerics, places, processes
+from microbert_cli import building, checkpoint, corpus, models, numerics, places, processes
 from microbert_cli.batching import endless, in_order
 from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.capture import Want, look
@@ -93,7 +93,9 @@ def _model(recipe: Recipe, catalog: Catalog, model: str, tokenizer: str | None, 
     else:
         raise places.no_vocabulary(model, "pretrain.model")
     description = places.describe(model, catalog)
-    built = models.build(description, kind="masked-lm", tokenizer=tokens, seed=recipe.seed, like=config, where="pretrain.model")
+    built = building.build(
+        description, kind="masked-lm", tokenizer=tokens, seed=recipe.seed, like=config, where="pretrain.model"
+    )
     return Loaded(built, tokens, model, [])
 
 
