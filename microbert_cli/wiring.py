@@ -11,6 +11,7 @@ from typing import Any
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
 from microbert_cli.expert_keys import EXPERT_TEACHER, of_teacher
+from microbert_cli.nested import Layer
 from microbert_cli.recipe import Recipe
 from microbert_cli.requirements import check_stage
 from microbert_cli.resolve import Resolved, overlay
@@ -60,7 +61,7 @@ def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
 
 def step(
     name: str, resolved: Resolved, root: Path, catalog: Catalog, *, out: Path | None = None, planned: Sequence[str] = (),
-    over: Mapping[str, Any] | None = None,
+    over: Sequence[Layer] = (),
 ) -> Step:  # fmt: skip
     """One stage with its inputs; `planned` are stages that will have run before it, `over` lies over the variant's values."""
     kind = name
@@ -68,8 +69,8 @@ def step(
         values = dict(variant)
         kind = str(values.pop("stage", name))
         resolved = overlay(resolved, values, f"variant {name}", catalog)
-    if over:
-        resolved = overlay(resolved, over, "the comparison", catalog)
+    for layer in over:
+        resolved = overlay(resolved, layer.values, layer.origin, catalog)
     if kind not in WIRES:
         raise _no_stage(name, kind)
     check_stage(kind, resolved.recipe.model_dump(), catalog, resolved.origins)

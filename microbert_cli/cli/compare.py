@@ -166,7 +166,8 @@ def _table_of_plans(plans: Sequence[Plan], grid: Grid, common: Common, *, err: b
             tried = f"{len(row['trials'])} choices ({done} done)" if row["trials"] else ""
             seeds = ",".join(map(str, row["seeds"]))
             rows.append([row["row"], row["stage"], "; ".join(row["phases"]), seeds, row["state"], tried])
-        show_table(f"{plan.task}: {len(plan.rows)} rows in {plan.root}", PLAN, rows, err=err)
+        many = "s" if len(plan.rows) > 1 else ""
+        show_table(f"{plan.task}: {len(plan.rows)} row{many} in {plan.root}", PLAN, rows, err=err)
 
 
 def _show(metrics: dict[str, Any], common: Common, root: Path) -> None:

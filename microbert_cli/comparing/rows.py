@@ -14,7 +14,7 @@ from typing import Any
 
 from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError, nearest, one_or_many
-from microbert_cli.nested import merge, nest
+from microbert_cli.nested import Layer, merge, nest
 from microbert_cli.recipe import Recipe
 from microbert_cli.resolve import Resolved, overlay
 from microbert_cli.several import each_place
@@ -47,10 +47,9 @@ class Row:
 
     def step(self, catalog: Catalog, more: Mapping[str, Any] | None = None, out: Path | None = None) -> Step:
         """The stage to run, with `more` values, for instance those of a grid."""
-        over = {**self.over, **(more or {})}
-        made = step(
-            self.stage, self.resolved, self.root, catalog, out=out or self.out, planned=self.planned, over=_nested(over)
-        )
+        layers = [Layer("the comparison", _nested(self.over)), Layer("--grid", _nested(more or {}))]
+        over = [layer for layer in layers if layer.values]
+        made = step(self.stage, self.resolved, self.root, catalog, out=out or self.out, planned=self.planned, over=over)
         return replace(made, name=self.name)
 
 
