@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from microbert_cli.capture import show_scores
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.experts import gates_of
+from microbert_cli.several import which_of
 from microbert_cli.students.routed_bert import MODEL_TYPE, OWN_FIELDS
 
 FFN = ("intermediate.dense.weight", "intermediate.dense.bias", "output.dense.weight", "output.dense.bias")
@@ -76,13 +77,7 @@ def _is_sound(depth: int, *, tasks: Any, moe_layers: Any, experts: int, top_k: i
 def known_task(model: Any, task: str | None, *, where: str) -> str:
     """The name of the task, once the model is seen to know it."""
     if task is None and len(model.tasks) > 1:
-        raise MbertError(
-            "M265",
-            f"this model answers {len(model.tasks)} tasks, and it is not said which: {', '.join(model.tasks)}",
-            where=where,
-            allowed="One of its tasks by --task where the command has that option, or the plain model of one.",
-            fix="Take each task's plain model out: mbert extract DIR -o OUT",
-        )
+        raise which_of(model.tasks, where)
     if task is not None and task not in model.tasks:
         raise MbertError(
             "M266",

@@ -24,6 +24,17 @@ def task_name(named: str) -> str:
     return Path(named).stem if named.endswith(".toml") else named
 
 
+def which_of(tasks: Sequence[str], where: str) -> MbertError:
+    """The error for a model of several tasks of which none is named."""
+    return MbertError(
+        "M265",
+        f"this model answers {len(tasks)} tasks, and it is not said which: {', '.join(tasks)}",
+        where=where,
+        allowed="One of its tasks by --task where the command has that option, or the plain model of one.",
+        fix="Take each task's plain model out: mbert extract DIR -o OUT",
+    )
+
+
 def teachers_of(recipe: Recipe) -> dict[str, list[str]]:
     """The teachers of every task of several, by the task's name; an empty list where it learns from labels alone."""
     pattern = recipe.teacher.models or ([recipe.teacher.model] if recipe.teacher.model else [])

@@ -219,10 +219,12 @@ def test_each_task_alone_scores_as_inside(experts: dict[str, Any]) -> None:
     keys = {"teacher__model": "teacher-{task}", "phases__multi-task__evaluations": 6, **experts}
     made = distil(f"best-{len(experts)}", tasks=["sst2", "stsb"], **keys)
     assert ("experts" in made.metrics) is ("routing_failed" in made.metrics) is bool(experts)
+    for command in ("evaluate", "export", "bench"):
+        assert "mbert extract" in refused(4, "M265", command, made.out)["fix"]
     for task, told in made.metrics["tasks"].items():
         for source, dev in ((made.out, told["dev"]), (made.out / told["best"]["directory"], told["best"]["dev"])):
             out = f"{task}-of-{source.name}-{len(experts)}"
-            works("extract", source, "--task", task, "-o", out, "--data", "glue")
+            works("extract", source, "--task", task, "-o", out)
             scored = api.evaluate(model=out, out=f"{out}-scores", task=task, **COMMON).metrics
             # The correlation of answers that hardly differ hangs on their last digits, which follow the batches.
             assert scored["dev"] == pytest.approx(dev, abs=1e-3 if task == "stsb" else 1e-6), source

@@ -7,7 +7,7 @@ import typer
 from microbert_cli import processes
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.cli.running import data_of, explain, known_task
+from microbert_cli.cli.running import explain, resolve_for
 from microbert_cli.report_table import COLUMNS, cells
 
 EPILOG = """Example:
@@ -40,7 +40,7 @@ def bench(
     common: Common,
 ) -> None:
     """Parameters, size, FLOPs, latency (batch 1) and throughput; an export directory enters with all its files."""
-    resolved = common.resolve(beneath=data_of(models[0]), **known_task(models[0], about))
+    resolved = resolve_for(models[0], about, common)
     if common.explain:
         explain(resolved, as_json=common.as_json)
         return

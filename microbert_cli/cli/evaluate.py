@@ -9,7 +9,7 @@ import typer
 from microbert_cli.cli import options
 from microbert_cli.cli.console import show_table
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.cli.running import data_of, known_task, run_stage, telling
+from microbert_cli.cli.running import resolve_for, run_stage, telling
 from microbert_cli.errors import MbertError
 
 EPILOG = """Examples:
@@ -39,12 +39,7 @@ def evaluate(
     """Official metrics, predictions per example, agreement with a teacher, submission files."""
     minimum = {name: value for name, value in map(_bound, min_score or [])}
     before = _read_baseline(baseline)
-    resolved = common.resolve(
-        evaluate__model=model,
-        teacher__model=teacher,
-        beneath=data_of(model),
-        **known_task(model, about),
-    )
+    resolved = resolve_for(model, about, common, evaluate__model=model, teacher__model=teacher)
     result = run_stage("evaluate", common, resolved, **({"submit": True} if submission else {}))
     if result is None:
         return

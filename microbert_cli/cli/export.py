@@ -6,7 +6,7 @@ import typer
 
 from microbert_cli.cli import options
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.cli.running import data_of, known_task, run_stage, show_result
+from microbert_cli.cli.running import resolve_for, run_stage, show_result
 
 EPILOG = """Example:
 
@@ -27,10 +27,5 @@ def export(
     common: Common,
 ) -> None:
     """Safetensors, ONNX fp32 and int8, the same with fused operators, parity checked on real rows, a model card."""
-    resolved = common.resolve(
-        export__model=model,
-        teacher__model=teacher,
-        beneath=data_of(model),
-        **known_task(model, about),
-    )
+    resolved = resolve_for(model, about, common, export__model=model, teacher__model=teacher)
     show_result(run_stage("export", common, resolved), common)

@@ -13,6 +13,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.nested import Layer, flatten
 from microbert_cli.recipe import STAGES
 from microbert_cli.resolve import Resolved
+from microbert_cli.several import task_name, which_of
 from microbert_cli.wiring import RUNS, Step, default_root, step, steps
 
 if TYPE_CHECKING:
@@ -92,6 +93,19 @@ def telling(result: "StageResult", common: Common) -> Iterator[None]:
         error.told = result.metrics
         raise
     show_result(result, common)
+
+
+def resolve_for(model: str | None, about: About, common: Common, **keys: Any) -> Resolved:
+    """The recipe of a command about a trained model: what is not said, the model's own manifest says.
+
+    Raises M265 where that names several tasks and nobody one of them.
+    """
+    resolved = common.resolve(beneath=data_of(model), **keys, **known_task(model, about))
+    made = made_in(model)
+    tasks = [task_name(task) for task in manifest.read(made).get("recipe", {}).get("tasks") or []] if made else []
+    if len(tasks) > 1 and not (resolved.recipe.task or resolved.recipe.data.train_file or common.explain):
+        raise which_of(tasks, f"MODEL {model}")
+    return resolved
 
 
 def known_task(model: str | None, about: About) -> dict[str, Any]:
