@@ -94,11 +94,12 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
     """Whether what others read of it has the shape that `write` gives it."""
     tables = [manifest["identity"], manifest.get("recipe", {}), manifest["outputs"]]
     tables += [table.get("data", {}) for table in tables[:2]]
-    texts = [manifest["identity_hash"], manifest["result"]]
+    lists = [manifest.get("argv", []), tables[1].get("tasks", [])]
+    texts = [manifest["identity_hash"], manifest["result"], *(text for words in lists for text in words)]
     return (
         all(isinstance(table, dict) for table in tables)
+        and all(isinstance(words, list) for words in lists)
         and all(isinstance(text, str) for text in texts)
-        and isinstance(manifest.get("argv", []), list)
     )
 
 

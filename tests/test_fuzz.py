@@ -715,8 +715,8 @@ def each(*looks: Callable[[], Any]) -> None:
 
 @holds_for(ANY_JSON, torture=3_000)
 def manifests(content: bytes) -> None:
-    from microbert_cli.cli.options import About
-    from microbert_cli.cli.running import known_task
+    from microbert_cli.cli.options import About, Common
+    from microbert_cli.cli.running import known_task, resolve_for
 
     folder = put("made/manifest.json", content).parent
     put("made/config.json", "{}")
@@ -726,6 +726,7 @@ def manifests(content: bytes) -> None:
         lambda: differences(folder, {"a": 1}),
         lambda: predict._trained_length(folder),
         lambda: known_task(str(folder), About()),
+        lambda: resolve_for(str(folder), About(), Common()),
     )
 
 
@@ -844,6 +845,8 @@ FOUND: list[tuple[Callable[[Any], Any], Any]] = [
     (manifests, _manifest(identity=5)),
     (manifests, _manifest(identity={"data": []})),
     (manifests, _manifest(recipe=[1])),
+    (manifests, _manifest(argv=[["mbert"]])),
+    (manifests, _manifest(recipe={"tasks": 5})),
     (manifests, DEEP),
     (begun_work, b"[]"),
     (begun_work, b'{"argv": 5, "identity_hash": 5}'),
