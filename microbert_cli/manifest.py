@@ -79,7 +79,7 @@ def checked(directory: Path) -> dict[str, Any]:
             f"this output is no longer what was made: {', '.join(found[:4])}",
             where=str(directory),
             allowed="The files that its manifest.json lists, as they were written.",
-            fix=f"Make it again, the old one is moved aside: {' '.join(manifest.get('argv', ['mbert ...']))} --force",
+            fix=f"Make it again, the old one is moved aside: {' '.join(map(str, manifest.get('argv', ['mbert ...'])))} --force",
         )
     return manifest
 
@@ -95,7 +95,7 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
     tables = [manifest["identity"], manifest.get("recipe", {}), manifest["outputs"]]
     tables += [table.get("data", {}) for table in tables[:2]]
     lists = [manifest.get("argv", []), tables[1].get("tasks", [])]
-    texts = [manifest["identity_hash"], manifest["result"], *(text for words in lists for text in words)]
+    texts = [manifest["identity_hash"], manifest["result"], *lists[1]]
     return (
         all(isinstance(table, dict) for table in tables)
         and all(isinstance(words, list) for words in lists)
