@@ -12,6 +12,7 @@ import pickle
 import shutil
 import stat
 import struct
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -675,3 +676,27 @@ def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(console.sys.stdout, "isatty", lambda: False)
     console.show("a\x1b[2J \ud800")
     assert capsys.readouterr().out == "a\\x1b[2J\\x9bb\tc\na\x1b[2J \\ud800\n"
+
+
+LOOK = """
+from microbert_cli.cli.console import show_marked, show_table
+show_table("a [title]", ["head"], [["cell\\x1b[2J"]])
+show_marked("before\\x1b[2J ", "+", " after", "red")
+"""
+
+
+def test_on_a_terminal_our_own_colours_are_colours_and_foreign_ones_are_text() -> None:
+    leader, follower = os.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
+        environment.pop(name, None)
+    with os.fdopen(leader, "rb", buffering=0) as terminal:
+        subprocess.run([sys.executable, "-c", LOOK], stdout=follower, env=environment, check=True, timeout=60)
+        os.close(follower)
+        parts: list[bytes] = []
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while part := terminal.read(4096):
+                parts.append(part)
+    seen = b"".join(parts).decode()
+    assert "\x1b[1mhead" in seen and "\x1b[31m+" in seen and "a [title]" in seen
+    assert "cell\\x1b[2J" in seen and "before\\x1b[2J" in seen and "\x1b[2J" not in seen.replace("\\x1b[2J", "")

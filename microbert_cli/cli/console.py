@@ -103,15 +103,19 @@ def show_traceback() -> None:
 
 
 def show(text: str) -> None:
-    """One line of the main process's result. Where nobody reads any more (`| head`) the command ends, as others do.
+    """One line of the main process's result.
 
     A terminal gets no control characters; a file or pipe gets every byte, and what is no character written out.
     """
+    _write(harmless(text) if sys.stdout.isatty() else text)
+
+
+def _write(text: str) -> None:
+    """What may hold our own colours. Where nobody reads any more (`| head`) the command ends, as others do."""
     if not processes.is_main():
         return
-    text = harmless(text) if sys.stdout.isatty() else text.encode(errors="backslashreplace").decode()
     try:
-        print(text, flush=True)
+        print(text.encode(errors="backslashreplace").decode(), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(int(Exit.BROKEN_PIPE))
@@ -126,8 +130,8 @@ def show_marked(before: str, mark: str, after: str, style: str) -> None:
         mark = mark.translate(SIGNS)
     console = Console(highlight=False, soft_wrap=True)
     with console.capture() as captured:
-        console.print(f"{escape(before)}[{style}]{escape(mark)}[/]{escape(after)}")
-    show(captured.get().rstrip("\n").encode(encoding, "replace").decode(encoding))
+        console.print(f"{escape(harmless(before))}[{style}]{escape(mark)}[/]{escape(harmless(after))}")
+    _write(captured.get().rstrip("\n").encode(encoding, "replace").decode(encoding))
 
 
 def show_json(value: Any) -> None:
@@ -137,7 +141,7 @@ def show_json(value: Any) -> None:
 
 def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bool = False) -> None:
     """A table: a result on stdout, or with `err` talk on stderr."""
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(title=escape(harmless(title)) or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:
@@ -149,4 +153,4 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bo
         return
     with console.capture() as captured:
         console.print(table)
-    show("\n".join(line.rstrip() for line in captured.get().rstrip().split("\n")))
+    _write("\n".join(line.rstrip() for line in captured.get().rstrip().split("\n")))
