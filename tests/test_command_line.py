@@ -66,6 +66,7 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(home: Path) -> Non
     lines = done.out.splitlines()
     assert [line.split()[0] for line in lines] == ["finetune", "general-distill", "task-distill", "labels-alone", "evaluate"]
     assert all(" new " in line for line in lines)
+    assert "None" not in done.out
     assert "teacher=runs/short/finetune" in lines[2] and "student=runs/short/general-distill" in lines[2]
     told = works("run", "short.toml", "--dry-run", "--json").json["stages"]
     assert told[3] == {

@@ -157,8 +157,9 @@ def dry_run(planned: list[Step], common: Common) -> None:
         show_json({"stages": told})
         return
     for one in told:
-        inputs = ", ".join(f"{key}={value}" for key, value in one.items() if key not in ("stage", "kind", "out", "state"))
-        show(f"{one['stage']:<16} {one['state']:<9} -> {one['out']}   {inputs}")
+        inputs = {key: value for key, value in one.items() if key not in ("stage", "kind", "out", "state")}
+        named = ", ".join(f"{key}={value}" for key, value in inputs.items() if value is not None)
+        show(f"{one['stage']:<16} {one['state']:<9} -> {one['out']}   {named}")
 
 
 def _shown(one: Step) -> dict[str, Any]:
