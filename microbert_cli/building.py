@@ -52,26 +52,33 @@ def build(
             allowed="A width that is a multiple of the number of heads.",
             fix="Choose another student: mbert list students",
         )
-    architecture = getattr(transformers, CLASSES[kind])
     if torch.get_default_device().type != "meta":  # where nothing is allocated, anything fits
-        memory.check_room(size_of(architecture, config), where=where, fix="Choose a smaller student: mbert list students")
+        memory.check_room(size_of(config, kind), where=where, fix="Choose a smaller student: mbert list students")
     torch.manual_seed(seed)
-    model = architecture.from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
+    model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
     show_scores(model)
     return model
 
 
-def size_of(architecture: Any, config: Any) -> int:
+def size_of(config: Any, kind: str) -> int:
     """Parameters of a model to come, from those of one layer and of two, so that any depth is counted as fast."""
-
-    def of(layers: int) -> int:
-        shallow = copy.deepcopy(config)
-        shallow.num_hidden_layers = layers
-        with torch.device("meta"):
-            return parameters(architecture.from_config(shallow, **NO_CODE))
-
     depth = int(config.num_hidden_layers)
-    return of(depth) if depth < 3 else of(1) + (depth - 1) * (of(2) - of(1))
+    if depth < 3:
+        return counted(config, kind)
+    one, two = (counted(_of_depth(config, layers), kind) for layers in (1, 2))
+    return one + (depth - 1) * (two - one)
+
+
+def counted(config: Any, kind: str) -> int:
+    """Parameters of a model to come; nothing is allocated."""
+    with torch.device("meta"):
+        return parameters(getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), **NO_CODE))
+
+
+def _of_depth(config: Any, layers: int) -> Any:
+    other = copy.deepcopy(config)
+    other.num_hidden_layers = layers
+    return other
 
 
 def _no_student(where: str, error: Exception) -> MbertError:

@@ -1,6 +1,5 @@
 """Work that other runs have done: an output of exactly these keys and inputs, copied from there instead of made again."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,12 +30,14 @@ def take(runs: Sequence[str], stage: str, identity: Mapping[str, Any], copy: Pat
 
 
 def like(runs: Sequence[str], stage: str, recipe: Mapping[str, Any]) -> Path | None:
-    """What one of these runs made of the same recipe keys, inputs not compared; None for a stage that looks for none."""
-    wanted = json.loads(json.dumps(recipe))
+    """What one of these runs made of the same recipe keys as a manifest has them, inputs not compared.
+
+    None for a stage that looks for none.
+    """
     for place in _outputs(runs if stage in STAGES else ()):
         with suppress(MbertError, OSError):
             made = manifest.read(place)
-            if (made.get("stage"), made["identity"].get("recipe")) == (stage, wanted):
+            if (made.get("stage"), made["identity"].get("recipe")) == (stage, recipe):
                 return place
     return None
 

@@ -9,12 +9,12 @@ import pytest
 from mbert_command import mbert, refused, works
 from tiny_folder import tiny_folder
 
-from microbert_cli import counting, models
+from microbert_cli import building, counting, models
 from microbert_cli.batching import endless
 from microbert_cli.capture import Want
 from microbert_cli.catalog import Catalog
 from microbert_cli.phases import make_plan
-from microbert_cli.planning import calibration, jobs, loads, stage_plans
+from microbert_cli.planning import calibration, loads, stage_plans
 from microbert_cli.planning.calibration import Calibration
 from microbert_cli.planning.costing import evaluations
 from microbert_cli.planning.foreseen import Foreseen
@@ -138,7 +138,7 @@ def test_flops_of_batches_are_those_of_their_rows():
     d, V = config.hidden_size, config.vocab_size
     body = Job("ask", config, 8, logits=False).flops(load)
     assert Job("ask", config, 8, "masked-lm", predicted=0.25).flops(load) - body == 20 * (2 * d * d + 2 * d * V)
-    assert jobs.parameters(config, "masked-lm") == models.parameters(models.load("base", "masked-lm", where="base").model)
+    assert building.counted(config, "masked-lm") == models.parameters(models.load("base", "masked-lm", where="base").model)
 
 
 def test_evaluations_are_counted_as_the_loop_makes_them():

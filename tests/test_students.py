@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import transformers
 from test_mobilebert import PARAMETERS
 from tiny_models import tiny_bert, tiny_tokenizer
 from transformers import BertConfig
@@ -121,7 +120,7 @@ def test_a_student_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, m
 @pytest.mark.parametrize("name", ["tinybert-6l-768", "distilbert-6x768", "mobilebert", "ib-bert", "bert-1x8"])
 def test_a_model_is_counted_before_it_is_built(name):
     model = on_meta(name)
-    assert building.size_of(transformers.AutoModel, model.config) == models.parameters(model)
+    assert building.size_of(model.config, "encoder") == models.parameters(model)
 
 
 def test_the_depth_is_no_burden_to_count(tmp_path):

@@ -4,10 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
-from microbert_cli import manifest, processes
+from microbert_cli import processes
 from microbert_cli.cli.console import show, show_json
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.cli.running import data_of, explain, known_task, made_in, show_result
+from microbert_cli.cli.running import data_of, explain, known_task, made_by, show_result
+from microbert_cli.nested import Layer
 from microbert_cli.wiring import default_root
 
 EPILOG = """Examples:
@@ -30,7 +31,8 @@ def extract(
     common: Common,
 ) -> None:
     """The plain BERT of one task, or without --task of each: its experts and head alone, logits equal to 1e-6."""
-    resolved = common.resolve(beneath=data_of(model), **_known(model, about))
+    made = made_by(model)
+    resolved = common.resolve(beneath=data_of(made), **_known(model, made, about))
     if common.explain:
         explain(resolved, as_json=common.as_json)
         return
@@ -50,12 +52,10 @@ def extract(
     show_result(result, common)
 
 
-def _known(model: str, about: About) -> dict[str, Any]:
-    """Flags for the tasks: as typed, else those of the model's manifest; texts are as long as they were in training."""
-    made = made_in(model)
-    recipe = manifest.read(made).get("recipe", {}) if made else {}
-    length = {"data__max_length": recipe.get("data", {}).get("max_length")}
-    return length | known_task(model, about) | ({} if about.task else {"tasks": recipe.get("tasks")})
+def _known(model: str, made: Layer, about: About) -> dict[str, Any]:
+    """Flags for the tasks: as typed, else those of what made the model; texts are as long as they were in training."""
+    length = {"data__max_length": made.values.get("data", {}).get("max_length")}
+    return length | known_task(model, about) | ({} if about.task else {"tasks": made.values.get("tasks")})
 
 
 def _dry_run(told: dict[str, Any], common: Common) -> None:

@@ -76,8 +76,8 @@ def _told(plans: "list[StagePlan]") -> dict[str, Any]:
 
 
 def _left(plans: "list[StagePlan]") -> "list[StagePlan]":
-    """What is not done yet, here or in a run that it is copied from."""
-    return [one for one in plans if one.state not in ("done", "copied")]
+    """What is not done yet."""
+    return [one for one in plans if not one.is_done]
 
 
 def _totals(plans: "list[StagePlan]") -> dict[str, Any]:

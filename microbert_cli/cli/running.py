@@ -100,9 +100,9 @@ def resolve_for(model: str | None, about: About, common: Common, **keys: Any) ->
 
     Raises M265 where that names several tasks and nobody one of them.
     """
-    resolved = common.resolve(beneath=data_of(model), **keys, **known_task(model, about))
-    made = made_in(model)
-    tasks = [task_name(task) for task in manifest.read(made).get("recipe", {}).get("tasks") or []] if made else []
+    made = made_by(model)
+    resolved = common.resolve(beneath=data_of(made), **keys, **known_task(model, about))
+    tasks = [task_name(task) for task in made.values.get("tasks") or []]
     if len(tasks) > 1 and not (resolved.recipe.task or resolved.recipe.data.train_file or common.explain):
         raise which_of(tasks, f"MODEL {model}")
     return resolved
@@ -119,19 +119,19 @@ def known_task(model: str | None, about: About) -> dict[str, Any]:
     return {**flags, **data, "task": made.get("task")}
 
 
-def data_of(model: str | None) -> Layer | None:
-    """The folder that the model was trained on, for where the recipe names none; None where `MBERT_DATA` does."""
-    if os.environ.get("MBERT_DATA") or not (made := made_in(model)):
-        return None
-    folder = manifest.read(made).get("recipe", {}).get("data", {}).get("folder")
-    known = isinstance(folder, str) and Path(folder).is_dir()
-    return Layer(str(made / manifest.FILE), {"data": {"folder": folder}}) if known else None
+def data_of(made: Layer) -> Layer | None:
+    """The folder that a model was trained on, for where the recipe names none; None where `MBERT_DATA` does."""
+    folder = made.values.get("data", {}).get("folder")
+    known = isinstance(folder, str) and not os.environ.get("MBERT_DATA") and Path(folder).is_dir()
+    return Layer(made.origin, {"data": {"folder": folder}}) if known else None
 
 
-def made_in(model: str | None) -> Path | None:
-    """The output that a model is, or whose best/TASK it is."""
+def made_by(model: str | None) -> Layer:
+    """The recipe keys that made the output which a model is, or whose best/TASK it is; empty for any other model."""
     path = Path(model or "")
-    return next((place for place in (path, *path.parents[1:2]) if model and (place / manifest.FILE).is_file()), None)
+    files = (place / manifest.FILE for place in (path, *path.parents[1:2]))
+    made = next((file for file in files if model and file.is_file()), None)
+    return Layer(str(made), manifest.read(made.parent).get("recipe", {})) if made else Layer("no manifest", {})
 
 
 def explain(resolved: Resolved, *, as_json: bool = False) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli import durable, exporting, models
+from microbert_cli.building import counted
 from microbert_cli.loop import Plan
 from microbert_cli.onnx_model import forms
 from microbert_cli.planning.calibration import Calibration
 from microbert_cli.planning.foreseen import Known, standing_in
-from microbert_cli.planning.jobs import FLOAT, PROCESS, Job, activations, parameters, shape, shown, state_bytes, training_bytes
+from microbert_cli.planning.jobs import FLOAT, PROCESS, Job, activations, shape, shown, state_bytes, training_bytes
 from microbert_cli.planning.loads import Load
 from microbert_cli.planning.machines import Machine
 
@@ -60,6 +61,11 @@ class StagePlan:
         """Of all parts; None if one is not known."""
         found = [part.seconds for part in self.parts]
         return None if self.unknown or None in found else sum(seconds or 0.0 for seconds in found)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do, here or beyond a copy of what another run made."""
+        return self.state in ("done", "copied")
 
     @property
     def scratch(self) -> int:
@@ -119,7 +125,7 @@ class Costs:
 
     def keep(self, known: Known, head: str, copies: int = 1) -> None:
         """Adds saving a model; its bytes stay."""
-        size = FLOAT * parameters(known.config, head) * copies
+        size = FLOAT * counted(known.config, head) * copies
         self.plan.disk += size
         self.write("saving", size)
 
@@ -139,7 +145,7 @@ class Costs:
 
         stored = self.here.once("export", [shape(known.config), parts], measure)
         self.host("files and parity", stored["seconds"])
-        size = FLOAT * parameters(known.config, "classifier")
+        size = FLOAT * counted(known.config, "classifier")
         self.plan.disk += int(size * (1 + sum(0.25 if form.startswith("int8") else 1 for form in forms(**parts))))
 
     def once(self, what: str, key: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -161,7 +167,7 @@ class Costs:
         saves = 1 + int(spent / plan.checkpoint_seconds) + (plan.steps // plan.checkpoint_steps if plan.checkpoint_steps else 0)
         self.write(f"{what}: states", state * saves)
         rows, length = load.widest
-        teacher = FLOAT * parameters(asked[0].config, asked[0].head) + shown(asked[0], rows, length) if asked else 0
+        teacher = FLOAT * counted(asked[0].config, asked[0].head) + shown(asked[0], rows, length) if asked else 0
         need = PROCESS + training_bytes(job, scored=scored) + activations(job, rows, length) + teacher
         self.plan.memory = max(self.plan.memory, need)
 

@@ -7,12 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import transformers
-
 from microbert_cli import counting, durable
+from microbert_cli.building import counted
 from microbert_cli.capture import FIRST_TOKEN_READ, Want
-from microbert_cli.models import CLASSES
 from microbert_cli.planning.loads import Load
 
 PASSES = {"train": 3, "judge": 1, "ask": 1, "answer": 1}  # forward passes' worth of products; backward has two
@@ -81,13 +78,6 @@ def shape(config: Any) -> dict[str, Any] | None:
     return None if config is None else {k: v for k, v in config.to_dict().items() if k not in NAMELESS}
 
 
-def parameters(config: Any, head: str) -> int:
-    """Weights of a model of this configuration; nothing is allocated."""
-    with torch.device("meta"):
-        model = getattr(transformers, CLASSES[head]).from_config(config)
-    return counting.parameters(model).total
-
-
 def activations(job: Job, rows: int, length: int) -> int:
     """Bytes that the forward pass of a training step keeps for the backward pass; an estimate.
 
@@ -126,9 +116,9 @@ def shown(job: Job, rows: int, length: int) -> int:
 
 def training_bytes(job: Job, *, scored: bool, copies: int = 1) -> int:
     """Weights, gradients and AdamW's two moments; the best weights so far; `copies` of the start of a race of rates."""
-    return FLOAT * parameters(job.config, job.head) * (4 + scored + copies)
+    return FLOAT * counted(job.config, job.head) * (4 + scored + copies)
 
 
 def state_bytes(job: Job, *, scored: bool) -> int:
     """A resume state on disk: weights, both moments, and the best weights so far."""
-    return FLOAT * parameters(job.config, job.head) * (3 + scored)
+    return FLOAT * counted(job.config, job.head) * (3 + scored)

@@ -74,10 +74,12 @@ def plan_steps(
     missing: list[MbertError] = []
     anew: set[str] = set()
     for step in steps:
-        plan = StagePlan(step.name, step.kind, state(step, anew))
-        anew |= set() if plan.state in ("done", "copied") else {str(step.out)}
-        if plan.state == "copied":
-            plan.notes.append(f"copied from {_copied_from(step)}, where it was made of the same inputs")
+        plan = StagePlan(step.name, step.kind, state(step))
+        if plan.state == "new" and (source := _copied_from(step, anew)):
+            plan.state = "copied"
+            plan.notes.append(f"copied from {source}, where it was made of the same inputs")
+        if not plan.is_done:
+            anew.add(str(step.out))
         try:
             PLANNERS[step.kind](step, seen, Costs(plan, here, machine))
             plan.parts = [part for part in plan.parts if part.flops or part.seconds is None or part.seconds > 0]
@@ -92,29 +94,28 @@ def plan_steps(
     return plans
 
 
-def state(step: Step, anew: Container[str] = ()) -> str:
-    """new, begun, done, changed: done by a recipe that said something else, or copied: another run did it (`reuse`).
-
-    anew  outputs that this run has yet to make: what is made of them is no copy
-    """
+def state(step: Step) -> str:
+    """new, begun, done, or changed: done by a recipe that said something else."""
     if not (step.out / FILE).is_file():
-        begun = partial_path(step.out).is_dir()
-        copied = _copied_from(step) and not any(place in anew for place in step.places.values())
-        return "begun" if begun else "copied" if copied else "new"
+        return "begun" if partial_path(step.out).is_dir() else "new"
     try:
         before = json.loads((step.out / FILE).read_text(encoding="utf-8"))["identity"]["recipe"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return "changed"
-    return "done" if before == json.loads(json.dumps(_identity(step))) else "changed"
+    return "done" if before == _recorded(step) else "changed"
 
 
-def _copied_from(step: Step) -> Path | None:
-    return reusing.like(step.resolved.recipe.reuse, step.kind, _identity(step))
+def _copied_from(step: Step, anew: Container[str]) -> Path | None:
+    """Where another run made the like (`reuse`); of `anew`, what this run has yet to make, nothing is copied."""
+    if any(place in anew for place in step.places.values()):
+        return None
+    return reusing.like(step.resolved.recipe.reuse, step.kind, _recorded(step))
 
 
-def _identity(step: Step) -> dict[str, Any]:
+def _recorded(step: Step) -> Any:
+    """The recipe keys that decide a stage's output, as its manifest has them."""
     keys = import_module(f"microbert_cli.stages.{step.kind.replace('-', '_')}").KEYS
-    return step.resolved.recipe.identity(*keys)
+    return json.loads(json.dumps(step.resolved.recipe.identity(*keys)))
 
 
 def _pretrain(step: Step, seen: Foreseen, costs: Costs) -> None:
