@@ -13,10 +13,10 @@ from meter import TRAINING, Lap, Watch, compared, in_turns
 from ours import INTERMEDIATE, PREDICTION, Pair
 from shapes import Sample, Setup, Shape, bucketed, build, by_length, evenly, shuffled
 
-from microbert_cli.batching import epoch_batches, useful_share
-from microbert_cli.capture import Want
-from microbert_cli.encoding import encode
-from microbert_cli.scoring import logits_of
+from microbert_cli.data.batching import epoch_batches, useful_share
+from microbert_cli.data.tokenized import tokenize_examples
+from microbert_cli.evaluation.scoring import logits_of
+from microbert_cli.models.capture import OutputRequest
 
 Result = dict[str, Any]
 BUCKETS = 8  # of mbert's batches to one of the plain code's, which all cost the same: 6 steps are about a pool of 50
@@ -67,7 +67,7 @@ def teacher_pass(setup: Setup, steps: int, rounds: int) -> Result:
     The speed is that of some rows, evenly drawn, whose batches are less even in length than those of all rows.
     """
     rows = setup.train.take(sorted(evenly(setup.encoded.lengths, PASS_ROWS * steps)[:, 0]))
-    sample = Sample(encode(rows, setup.tokenizer, setup.length), [], setup.pad_id)
+    sample = Sample(tokenize_examples(rows, setup.tokenizer, setup.length), [], setup.pad_id)
     watch, pair, turns = Watch(), Pair(setup), iter(range(10**6, 10**9))  # no entry of another row
     watch.sees(pair.teacher.model.base_model)
     found = in_turns({"mbert": lambda: _pass_lap(pair, sample, watch, next(turns))}, rounds=rounds)
@@ -154,7 +154,7 @@ def _whole_stage(pair: Pair, sample: Sample, watch: Watch, turn: int) -> Lap:
 def _pass_lap(pair: Pair, sample: Sample, watch: Watch, turn: int) -> Lap:
     with torch.inference_mode():  # warm up on the widest rows
         widest = sample.rows.lengths.argsort()[-2:]
-        pair.asked.ask(sample.rows.batch(widest, pad_id=sample.pad_id), Want(logits=True))
+        pair.asked.ask(sample.rows.batch(widest, pad_id=sample.pad_id), OutputRequest(logits=True))
     watch.start()
     if ours.has_cache():
         ours.cached(pair, sample, PREDICTION, turn=turn)

@@ -10,10 +10,10 @@ import plain
 from meter import Lap, Watch, compared, in_turns
 from shapes import Sample, Setup, build, evenly
 
-from microbert_cli.encoding import encode
+from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.errors import MbertError
-from microbert_cli.onnx_model import OnnxClassifier, quantise, write_onnx
-from microbert_cli.scoring import logits_of
+from microbert_cli.evaluation.scoring import logits_of
+from microbert_cli.models.onnx import OnnxClassifier, quantise, write_onnx
 
 BATCHES = 5  # of 32 rows, for each step asked for; 6 steps are all of SST-2's dev set
 Result = dict[str, Any]
@@ -22,9 +22,9 @@ Result = dict[str, Any]
 def evaluate(setup: Setup, steps: int, rounds: int) -> Result:
     """Evaluation of the student: padded to the maximum, as they come, against mbert's way; ONNX int8 beside."""
     model = build(setup.student, "classifier", setup.tokenizer, seed=2).eval()
-    encoded = encode(setup.dev, setup.tokenizer, setup.length)
+    encoded = tokenize_examples(setup.dev, setup.tokenizer, setup.length)
     picked = np.sort(evenly(encoded.lengths, BATCHES * steps * setup.batch_size)[:, 0])
-    rows = encode(setup.dev.take(picked), setup.tokenizer, setup.length)
+    rows = tokenize_examples(setup.dev.take(picked), setup.tokenizer, setup.length)
     cuts = list(range(setup.batch_size, len(rows), setup.batch_size))
     sample = Sample(rows, np.split(np.arange(len(rows)), cuts), setup.pad_id)
     watch, slow = Watch(), plain.classifier_like(model)

@@ -24,9 +24,9 @@ from meter import Lap, Watch, compared, in_turns, peak_bytes
 from ours import INTERMEDIATE, Pair
 from shapes import Sample, Setup, evenly, real_setup
 
-from microbert_cli import processes
-from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
-from microbert_cli.timing import load_average
+from microbert_cli import distributed
+from microbert_cli.data.corpus.blocks import Blocks, BlockSettings, make_blocks
+from microbert_cli.evaluation.benchmark import load_average
 
 NEEDED = 20 * 2**30  # bytes free: the published way, with the teacher under autograd, peaks at 16.8 GiB
 DOCUMENTS = 1_500  # of the corpus, for the rate: blocks of one text are like those of another
@@ -95,7 +95,7 @@ def lap_of(name: str, setup: Setup, blocks: Blocks, steps: int, *, autograd: boo
     watch, pair = Watch(), Pair(setup, kind="encoder")
     sample = sample_of(setup, blocks, steps)
     if name == "mbert":
-        processes.keep_memory()
+        distributed.keep_memory()
         pair.watched(watch)
         return ours.training_lap(pair.objective(INTERMEDIATE), sample.batch, steps, watch, warm=0)
     teacher, student, optimiser = plain_pair(pair, watch)

@@ -35,10 +35,10 @@ from meter import Lap, Watch
 from ours import INTERMEDIATE, PREDICTION, Pair
 from shapes import Sample, Setup, Shape, bucketed, build, evenly, real_setup, shared_folder, shuffled
 
-from microbert_cli.batching import epoch_batches
-from microbert_cli.encoding import encode
-from microbert_cli.numerics import Numerics, choose
-from microbert_cli.objective import Batch
+from microbert_cli.data.batching import epoch_batches
+from microbert_cli.data.tokenized import tokenize_examples
+from microbert_cli.models.device import Precision, choose_precision
+from microbert_cli.training.objective import Batch
 
 MINILM, SMALL = Shape(6, 384, 12, 1536), Shape(3, 312, 12, 1200)
 PRECISIONS = ("fp32", "bf16")
@@ -62,8 +62,8 @@ class Bench:
     def plain_steps(self) -> int:
         return max(2, self.steps // 10)
 
-    def numerics(self, precision: str) -> Numerics:
-        return choose(self.device, precision=precision)
+    def numerics(self, precision: str) -> Precision:
+        return choose_precision(self.device, precision=precision)
 
     def carry(self, batch: Batch) -> Batch:
         return {name: value.to(self.device) for name, value in batch.items()}
@@ -164,7 +164,7 @@ def budgeted(setup: Setup, tokens: int, batches: int = 24) -> Sample:
     """Batches of mbert's as an epoch has them, filled to `tokens` tokens; rows evenly drawn by length."""
     count = round(batches * tokens / float(setup.encoded.lengths.mean()))
     picked = sorted(evenly(setup.encoded.lengths, count)[:, 0])
-    encoded = encode(setup.train.take(picked), setup.tokenizer, setup.length)
+    encoded = tokenize_examples(setup.train.take(picked), setup.tokenizer, setup.length)
     return Sample(encoded, epoch_batches(encoded.lengths, batch_size=1, seed=0, epoch=0, tokens=tokens), setup.pad_id)
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from microbert_cli import counting
-from microbert_cli.timing import cores, load_average
+from microbert_cli.evaluation.benchmark import cores, load_average
+from microbert_cli.models.size import batch_flops
 
 QUIET = 2.3  # a run at a higher load says nothing: two threads that wait for a third process collapse
 GEMM = 2048  # rows and columns of the product that stands for the machine's peak
@@ -84,7 +84,7 @@ class Watch:
             rows, width = mask.shape
             single = type(encoder.encoder.layer[-1]).__name__ == "_FirstToken" if hasattr(encoder, "encoder") else False
             sizes = {"rows": rows, "tokens": rows * width, "squares": rows * width**2}
-            self._lap.flops += passes * (counting.batch_flops(encoder.config, **sizes, first_token=single) or 0)
+            self._lap.flops += passes * (batch_flops(encoder.config, **sizes, first_token=single) or 0)
             self._lap.flops += heads(rows, width) if heads else 0.0
             self._lap.tokens += rows * width
             self._lap.real += int(mask.sum())

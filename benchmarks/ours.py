@@ -16,14 +16,14 @@ import torch
 from meter import TRAINING, Lap, Watch
 from shapes import Sample, Setup, build, catalog
 
-from microbert_cli.layer_map import layer_map
-from microbert_cli.loop import Plan, train
-from microbert_cli.models import Loaded
-from microbert_cli.numerics import PLAIN, Numerics
-from microbert_cli.objective import Ask, Batch, Objective
-from microbert_cli.teacher import Teacher
-from microbert_cli.terms import make_terms
-from microbert_cli.tracking import Talk
+from microbert_cli.distillation.layer_map import layer_map
+from microbert_cli.distillation.teacher import Teacher
+from microbert_cli.models.device import PLAIN, Precision
+from microbert_cli.models.load import LoadedModel
+from microbert_cli.reporter import Reporter
+from microbert_cli.training.loop import TrainingPlan, train
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Ask, Batch, Objective
 
 INTERMEDIATE = {"embedding": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
 PREDICTION = {"soft_target": 1.0}
@@ -37,7 +37,7 @@ class NoCache(Exception):
 class Pair:
     """A teacher and a student of the setup's shapes with random weights."""
 
-    def __init__(self, setup: Setup, *, kind: str = "classifier", numerics: Numerics = PLAIN):
+    def __init__(self, setup: Setup, *, kind: str = "classifier", numerics: Precision = PLAIN):
         self.setup, self.kind, self.numerics = setup, kind, numerics
         self.teacher = self._loaded(build(setup.teacher, kind, setup.tokenizer, seed=1))
         self.student = self._loaded(build(setup.student, kind, setup.tokenizer, seed=2))
@@ -61,11 +61,11 @@ class Pair:
             numerics=self.numerics,
         ).to(self.numerics.device)
 
-    def _loaded(self, model: Any) -> Loaded:
-        return Loaded(self.numerics.place(model), self.setup.tokenizer, "random", [])
+    def _loaded(self, model: Any) -> LoadedModel:
+        return LoadedModel(self.numerics.place(model), self.setup.tokenizer, "random", [])
 
 
-class _Clock(Talk):
+class _Clock(Reporter):
     """Stops the watch at the end of every step."""
 
     def __init__(self, watch: Watch):
@@ -91,7 +91,7 @@ def training_lap(
 
     numbers = {"name": "bench", "steps": warm + steps, "learning_rate": 5e-5, **plan}
     with tempfile.TemporaryDirectory() as place:
-        train(objective, batches, Plan(**numbers), directory=Path(place), seed=0, talk=clock)
+        train(objective, batches, TrainingPlan(**numbers), directory=Path(place), seed=0, reporter=clock)
     lap = watch.lap()
     lap.facts["loss"] = losses_of(objective, batch(0))
     return lap
@@ -105,7 +105,7 @@ def losses_of(objective: Objective, batch: Batch) -> float:
 
 def has_cache() -> bool:
     """Whether this mbert keeps the teacher's answers."""
-    return importlib.util.find_spec("microbert_cli.teacher_cache") is not None
+    return importlib.util.find_spec("microbert_cli.distillation.teacher_cache") is not None
 
 
 def cached(pair: Pair, sample: Sample, losses: Mapping[str, float], *, turn: int = 0) -> Ask:
@@ -115,8 +115,8 @@ def cached(pair: Pair, sample: Sample, losses: Mapping[str, float], *, turn: int
     Raises NoCache where mbert has none.
     """
     if not has_cache():
-        raise NoCache("microbert_cli.teacher_cache is not there yet")
-    from microbert_cli.teacher_cache import CacheSettings, remember
+        raise NoCache("microbert_cli.distillation.teacher_cache is not there yet")
+    from microbert_cli.distillation.teacher_cache import CacheSettings, remember
 
     settings = CacheSettings(teacher="auto", budget="8GB", precision="fp16")
     asked_by = {"benchmark": pair.setup.teacher.name, "turn": turn}

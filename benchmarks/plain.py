@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microbert_cli.objective import Batch
-from microbert_cli.optimisers import BertAdam
+from microbert_cli.training.objective import Batch
+from microbert_cli.training.optimisers import BertAdam
 
 UNSEEN = -100.0  # scores at or below are padding
 HIDE = -10_000.0  # added to the scores of padded keys

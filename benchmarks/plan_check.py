@@ -96,12 +96,12 @@ def plan_here(options: argparse.Namespace) -> None:
 
 def run_here(options: argparse.Namespace) -> None:
     """The stages one by one, up to the last that is asked for; one JSON object on stdout."""
-    from microbert_cli.catalog import Catalog
-    from microbert_cli.cli.console import ConsoleTalk
-    from microbert_cli.pipeline import run_step
-    from microbert_cli.planning.stage_plans import PLANNERS  # imports what the shell would have imported by now
-    from microbert_cli.resolve import resolve
-    from microbert_cli.wiring import steps
+    from microbert_cli.cli.console import ConsoleReporter
+    from microbert_cli.plan.stages import PLANNERS  # imports what the shell would have imported by now
+    from microbert_cli.recipe.registry import Catalog
+    from microbert_cli.recipe.resolve import resolve
+    from microbert_cli.runs.pipeline import run_step
+    from microbert_cli.runs.stage_inputs import steps
 
     catalog = Catalog()
     flags = {"task": options.task, "data.folder": options.data}
@@ -111,7 +111,7 @@ def run_here(options: argparse.Namespace) -> None:
     for step in steps(resolved, Path(options.root), catalog)[: None if last is None else last + 1]:
         assert step.kind in PLANNERS
         begun = time.perf_counter()
-        run_step(step, catalog=catalog, talk=ConsoleTalk(), renew=True)
+        run_step(step, catalog=catalog, reporter=ConsoleReporter(), renew=True)
         seconds, peak = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         found[step.name] = {"seconds": seconds, "peak": peak}
     print(json.dumps(found))

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from microbert_cli import building
-from microbert_cli.batching import epoch_batches
-from microbert_cli.catalog import Catalog
-from microbert_cli.data import load_split
-from microbert_cli.encoding import Encoded, encode
-from microbert_cli.objective import Batch
-from microbert_cli.rows import Rows
-from microbert_cli.task import load_task
+from microbert_cli.data.batching import epoch_batches
+from microbert_cli.data.examples import Examples
+from microbert_cli.data.load import load_split
+from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples
+from microbert_cli.models.factory import build_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.task import load_task
+from microbert_cli.training.objective import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,8 +52,8 @@ class Setup:
     """
 
     tokenizer: Any
-    train: Rows
-    dev: Rows
+    train: Examples
+    dev: Examples
     corpus: Path | None = None
     vectors: Path | None = None
     teacher: Shape = TEACHER
@@ -63,9 +63,9 @@ class Setup:
     batch_size: int = 32
 
     @cached_property
-    def encoded(self) -> Encoded:
+    def encoded(self) -> TokenizedExamples:
         """All training rows as token ids."""
-        return encode(self.train, self.tokenizer, self.length)
+        return tokenize_examples(self.train, self.tokenizer, self.length)
 
     @property
     def pad_id(self) -> int:
@@ -76,7 +76,7 @@ class Setup:
 class Sample:
     """Some rows, and batches of them that stand for an epoch: lists of row numbers."""
 
-    rows: Encoded
+    rows: TokenizedExamples
     batches: list[np.ndarray]
     pad_id: int = 0
 
@@ -93,7 +93,7 @@ def shared_folder() -> Path:
 def real_setup() -> Setup:
     """SST-2, BERT's vocabulary, the Wikipedia corpus and the GloVe words of the shared folder, at the true sizes."""
     data = shared_folder() / "data"
-    task = load_task(ROOT / "microbert_cli" / "tasks" / "sst2.toml")
+    task = load_task(ROOT / "microbert_cli" / "catalog" / "tasks" / "sst2.toml")
     train, dev = (load_split(task, split, data_dir=data / "glue") for split in ("train", "dev"))
     return Setup(
         tokenizer=bert_tokenizer(data / "vocab" / "bert-base-uncased-vocab.txt"),
@@ -125,7 +125,7 @@ def build(shape: Shape, kind: str, tokenizer: Any, *, seed: int, **changes: Any)
         "intermediate_size": shape.inner,
         **changes,
     }
-    return building.build(description, kind=kind, tokenizer=tokenizer, seed=seed, num_labels=2)
+    return build_model(description, kind=kind, tokenizer=tokenizer, seed=seed, num_labels=2)
 
 
 def catalog() -> Catalog:
@@ -148,7 +148,7 @@ def bucketed(setup: Setup, steps: int, *, seed: int = 0) -> Sample:
     With as many batches as a pool has (50) its padding is that of the real thing; with fewer there is a little more.
     """
     picked = np.sort(evenly(setup.encoded.lengths, steps * setup.batch_size)[:, 0])
-    encoded = encode(setup.train.take(picked), setup.tokenizer, setup.length)
+    encoded = tokenize_examples(setup.train.take(picked), setup.tokenizer, setup.length)
     batches = epoch_batches(encoded.lengths, batch_size=setup.batch_size, seed=seed, epoch=0, drop_last=True)
     return Sample(encoded, batches, setup.pad_id)
 

@@ -40,7 +40,7 @@ import peer_textbrewer
 from ours import NoCache
 from shapes import Setup, real_setup, shared_folder
 
-from microbert_cli.timing import load_average
+from microbert_cli.evaluation.benchmark import load_average
 from microbert_cli.version import __version__
 
 Row = Callable[[Setup, int, int], dict[str, Any]]

@@ -14,6 +14,7 @@ from microbert_cli.version import __version__
 if TYPE_CHECKING:
     from microbert_cli.api import augment, distill, evaluate, export, extract, finetune, general_distill, predict, pretrain, run
 
+
 __all__ = [
     "__version__",
     "augment",

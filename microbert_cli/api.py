@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from microbert_cli.catalog import Catalog
-from microbert_cli.pipeline import run_step, run_steps
-from microbert_cli.resolve import Resolved, resolve
-from microbert_cli.stage import StageResult
-from microbert_cli.tracking import SILENT, Talk
-from microbert_cli.wiring import step, steps
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import Resolved, resolve
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs.pipeline import run_step, run_steps
+from microbert_cli.runs.stage_inputs import step, steps
+from microbert_cli.runs.stage_result import StageResult
 
 Place = str | Path
 
@@ -71,7 +71,7 @@ def extract(*, out: Place, model: Place, task: Place | None = None, **keys: Any)
     """The plain BERT of `task`, or of every task, out of a `model` of several; parity checked on the task's dev rows."""
     from microbert_cli.stages.extract import run as stage
 
-    controls = {name: keys.pop(name) for name in ("force", "resume", "talk") if name in keys}
+    controls = {name: keys.pop(name) for name in ("force", "resume", "reporter") if name in keys}
     include, recipe = keys.pop("include", ()), keys.pop("recipe", None)
     resolved = _resolved(recipe, {**keys, **({} if task is None else {"task": str(task)})}, include)
     return stage(resolved.recipe, Path(out), catalog=Catalog(include), model=str(model), **controls)
@@ -92,17 +92,17 @@ def predict(
     return stage(str(model), rows, task=task, max_length=max_length)
 
 
-def run(recipe: Place, *, out: Place, force: bool = False, talk: Talk = SILENT, **keys: Any) -> list[StageResult]:
+def run(recipe: Place, *, out: Place, force: bool = False, reporter: Reporter = SILENT, **keys: Any) -> list[StageResult]:
     """All stages of a recipe; what is up to date is skipped."""
     catalog = Catalog()
     resolved = _resolved(recipe, keys)
-    return list(run_steps(steps(resolved, Path(out), catalog), catalog=catalog, talk=talk, force=force))
+    return list(run_steps(steps(resolved, Path(out), catalog), catalog=catalog, reporter=reporter, force=force))
 
 
 def _stage(
     kind: str, out: Place, keys: dict[str, Any], options: dict[str, Any] | None = None, **named: Place | None
 ) -> StageResult:
-    controls = {name: keys.pop(name) for name in ("force", "resume", "talk") if name in keys}
+    controls = {name: keys.pop(name) for name in ("force", "resume", "reporter") if name in keys}
     include = keys.pop("include", ())
     recipe = keys.pop("recipe", None)
     flags = {key: str(value) for key, value in named.items() if value is not None}

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
-from microbert_cli.shown import shortened, shown
+from microbert_cli.text import safe_text, shortened
 
 
 class Exit(IntEnum):
@@ -59,7 +59,7 @@ class MbertError(Exception):
 
     def __init__(self, code: str, what: str, *, where: str, allowed: str, fix: str):
         self.code = code
-        parts = (shown(shortened(part)) for part in (what, where, allowed, fix))
+        parts = (safe_text(shortened(part)) for part in (what, where, allowed, fix))
         self.what, self.where, self.allowed, self.fix = parts
         super().__init__(self.what)
 
@@ -118,3 +118,8 @@ def nearest(name: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
     hint = f' Did you mean "{close[0]}"?' if close else ""
     return f"{', '.join(options) or '(none)'}.{hint}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or the name of its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -9,10 +9,11 @@ denominators from here, one of your own too. A process alone divides by its own 
 
 from typing import TYPE_CHECKING
 
-from microbert_cli import processes
+from microbert_cli import distributed
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 UNSEEN = -1e9  # its exponential is 0, and unlike with -inf the difference of two is a number
 
@@ -85,7 +86,7 @@ def denominator(count: "Tensor", *, at_least: float = 0.0) -> "Tensor":
 
     count  of tokens, pairs, rows, masked positions or elements here, a scalar tensor
     """
-    count = processes.total(count)
+    count = distributed.total(count)
     if at_least:
         count = count.clamp(min=at_least)
-    return count / processes.world() if processes.world() > 1 else count
+    return count / distributed.world() if distributed.world() > 1 else count

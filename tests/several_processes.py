@@ -12,21 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli import models, processes
-from microbert_cli.batching import endless
-from microbert_cli.capture import Want
-from microbert_cli.catalog import Catalog
-from microbert_cli.encoding import Encoded
-from microbert_cli.loop import train
-from microbert_cli.masking import mask_batch, own_rows
-from microbert_cli.numerics import Numerics
-from microbert_cli.objective import Ask, Objective
-from microbert_cli.phases import Phase, make_plan, row_batches
-from microbert_cli.recipe import Training
-from microbert_cli.scoring import logits_of
-from microbert_cli.teacher import TOKENS, Teacher
-from microbert_cli.teacher_cache import CacheSettings, remember
-from microbert_cli.terms import make_terms
+from microbert_cli import distributed
+from microbert_cli.data.batching import endless
+from microbert_cli.data.corpus.masking import mask_batch, own_rows
+from microbert_cli.data.tokenized import TokenizedExamples
+from microbert_cli.distillation.teacher import Teacher
+from microbert_cli.distillation.teacher_cache import CacheSettings, remember
+from microbert_cli.evaluation.scoring import logits_of
+from microbert_cli.models.capture import TOKENS_AT_ONCE, OutputRequest
+from microbert_cli.models.device import Precision
+from microbert_cli.models.load import load_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Training
+from microbert_cli.training.loop import train
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Ask, Objective
+from microbert_cli.training.phases import Phase, make_plan, row_batches
 
 LONGEST = 12
 LOSSES = ("embedding", "hidden_states", "attention_scores", "soft_target", "hard_label")
@@ -36,17 +37,19 @@ CASES: dict[str, dict[str, Any]] = {
     "one row a batch": {"batch_size": 1},
     "from the cache": {"batch_size": 7, "cached": True},
     "a budget of tokens": {"batch_size": 7, "batch_tokens": 40},
-    "bfloat16": {"batch_size": 8, "numerics": Numerics("bf16")},
+    "bfloat16": {"batch_size": 8, "numerics": Precision("bf16")},
 }
 
 
-def ragged_rows(count: int = 23) -> Encoded:
+def ragged_rows(count: int = 23) -> TokenizedExamples:
     """Rows of 3 to 12 tokens, some of them augmented."""
     random = np.random.default_rng(3)
     lengths = random.integers(3, LONGEST + 1, count)
     ids = random.integers(5, 100, lengths.sum()).astype(np.int32)
     offsets = np.cumsum([0, *lengths])
-    return Encoded(ids, np.zeros(len(ids), np.int8), offsets, random.integers(0, 2, count), random.random(count) < 0.5)
+    return TokenizedExamples(
+        ids, np.zeros(len(ids), np.int8), offsets, random.integers(0, 2, count), random.random(count) < 0.5
+    )
 
 
 def compute(folder: Path) -> dict[str, Any]:
@@ -60,12 +63,12 @@ def distil(
     name: str,
     *,
     normalisation: str = "masked",
-    numerics: Numerics | None = None,
+    numerics: Precision | None = None,
     cached: bool = False,
     **numbers: Any,
 ) -> dict[str, Any]:
     """Six steps of all five losses."""
-    taught, pupil = (models.load(folder / one, "classifier", where=one) for one in ("teacher", "student"))
+    taught, pupil = (load_model(folder / one, "classifier", where=one) for one in ("teacher", "student"))
     torch.manual_seed(5)
     objective = Objective(
         make_terms(dict.fromkeys(LOSSES, (1.0, {})), Catalog()),
@@ -75,14 +78,14 @@ def distil(
         student_width=8,
         teacher_width=16,
         normalisation=normalisation,
-        numerics=numerics or Numerics(),
+        numerics=numerics or Precision(),
     )
     rows, spec = ragged_rows(), Training(steps=6, learning_rate=1e-3, **numbers)
     if cached:
         objective.asking(from_cache(Teacher(taught), rows, objective.teacher_want))
     phase = Phase("phase", spec, rows, [], lambda model: objective, False, LONGEST if normalisation == "reference" else None)
     source = row_batches(phase, seed=1, pad_id=0, device="cpu")
-    place = folder / f"{name} {processes.world()}"
+    place = folder / f"{name} {distributed.world()}"
     place.mkdir(exist_ok=True)
     train(objective, source, make_plan("phase", spec, rows.lengths), directory=place, seed=1)
     weights = {**pupil.model.state_dict(), **objective.state_dict()}
@@ -90,16 +93,16 @@ def distil(
     return told(place, weights) | {"dev": torch.from_numpy(dev)}
 
 
-def from_cache(teacher: Teacher, rows: Encoded, want: Want) -> Ask:
+def from_cache(teacher: Teacher, rows: TokenizedExamples, want: OutputRequest) -> Ask:
     """An entry of its own for every number of processes, which fill it together, a few rows at a time."""
-    TOKENS["cpu"] = 24
-    key = {"processes": processes.world()}
+    TOKENS_AT_ONCE["cpu"] = 24
+    key = {"processes": distributed.world()}
     return remember(teacher, rows, want, asked_by=key, pad_id=0, settings=CacheSettings(precision="fp32"))
 
 
 def masked_lm(folder: Path) -> dict[str, Any]:
     """Six steps of masked-LM training, batches of three rows, sometimes fewer masked positions than processes."""
-    loaded = models.load(folder / "masked-lm", "masked-lm", where="masked-lm")
+    loaded = load_model(folder / "masked-lm", "masked-lm", where="masked-lm")
     rows, spec = ragged_rows(), Training(steps=6, batch_size=3, learning_rate=1e-3)
 
     def batches(skip: int) -> Any:
@@ -108,7 +111,7 @@ def masked_lm(folder: Path) -> dict[str, Any]:
             yield own_rows(mask_batch(batch, loaded.tokenizer, share=0.15, seed=1, number=number))
 
     objective = Objective(make_terms({"masked_lm": (1.0, {})}, Catalog()), loaded.model)
-    place = folder / f"masked-lm {processes.world()}"
+    place = folder / f"masked-lm {distributed.world()}"
     place.mkdir(exist_ok=True)
     train(objective, batches, make_plan("phase", spec, rows.lengths), directory=place, seed=1)
     return told(place, loaded.model.state_dict())
@@ -116,16 +119,16 @@ def masked_lm(folder: Path) -> dict[str, Any]:
 
 def told(place: Path, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The log's numbers, the weights, and how far the processes' weights lie apart."""
-    processes.wait()
+    distributed.wait()
     log = [json.loads(line) for line in (place / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     total = torch.stack([value.double().sum() for value in weights.values()]).sum().item()
-    totals = processes.gather([total])
+    totals = distributed.gather([total])
     return {"log": log, "weights": weights, "apart": max(totals) - min(totals)}
 
 
 if __name__ == "__main__":
-    processes.start("cpu")
+    distributed.start("cpu")
     computed = compute(Path(sys.argv[1]))
-    if processes.is_main():
-        torch.save(computed, Path(sys.argv[1]) / f"{processes.world()}.pt")
-    processes.end()
+    if distributed.is_main():
+        torch.save(computed, Path(sys.argv[1]) / f"{distributed.world()}.pt")
+    distributed.end()

@@ -13,8 +13,8 @@ from tiny_models import tiny_bert, tiny_glue, tiny_rows
 import microbert_cli
 from microbert_cli import api
 from microbert_cli.errors import MbertError
-from microbert_cli.stage import StageResult
-from microbert_cli.tracking import Talk
+from microbert_cli.reporter import Reporter
+from microbert_cli.runs.stage_result import StageResult
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 QUICK = {"batch_size": 8, "steps": 3}
@@ -179,7 +179,7 @@ def test_another_recipe_in_the_same_place(place, teacher):
 
 
 def test_a_talk_hears_everything(place):
-    class Heard(Talk):
+    class Heard(Reporter):
         def __init__(self):
             self.notes, self.steps = [], []
 
@@ -191,7 +191,7 @@ def test_a_talk_hears_everything(place):
 
     heard = Heard()
     api.finetune(
-        model=place / "base", **sst2(place), out=place / "heard", talk=heard,
+        model=place / "base", **sst2(place), out=place / "heard", reporter=heard,
         **keys("finetune"),
     )  # fmt: skip
     assert ("finetune", 3, 3) in heard.steps and any(note.startswith("seed 42: accuracy") for note in heard.notes)
@@ -226,12 +226,12 @@ def test_a_phase_that_reads_logits_alone_may_ask_in_int8(place, teacher):
     pytest.importorskip("onnxscript")
     heard = []
 
-    class Heard(Talk):
+    class Heard(Reporter):
         def note(self, text):
             heard.append(text)
 
     made = api.distill(
-        teacher=teacher.out, student="bert-1x8", **sst2(place), teacher__precision="int8", talk=Heard(),
+        teacher=teacher.out, student="bert-1x8", **sst2(place), teacher__precision="int8", reporter=Heard(),
         out=place / "int8", **keys("phases__intermediate"), **keys("phases__prediction"),
     )  # fmt: skip
     assert made.metrics["phases"]["prediction"]["steps"] == 3

@@ -1,7 +1,7 @@
-"""The house rules, read off the source with `ast`: floors, siblings, light start-up, sizes, docstrings.
+"""Rules of the package, read off the source with `ast`: direction between folders, light start-up, sizes, docstrings.
 
-A thing imports only from floors below, or from its own floor where that makes no circle. What the rules protect: any
-file can be read alone, `mbert --help` stays fast, and one more loss or method stays one more file.
+A file imports from its own folder or from folders below it, and no two files import each other in a circle. What the rules
+protect: any file can be read alone, `mbert --help` stays fast, and one more loss or method stays one more file.
 """
 
 import ast
@@ -17,28 +17,24 @@ PACKAGE = "microbert_cli"
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 350
 
-FLOORS = {
-    0: "durable stopping errors recipe several resolve catalog manifest output tracking task words version toml_files "
-    "processes shown nested expert_keys key_types requirements shapes splits disk reusing",
-    1: "losses methods students tasks augmenters metrics layer_map reduce experts",
-    2: "models capture data readers rows own_data augmented encoding submission corpus python_docs vocabulary batching "
-    "transfer "
-    "teacher_cache objective terms optimisers checkpoint word_table augmentation onnx_model counting timing model_card "
-    "onnx_fusion exporting augmenter_tools teacher sources cache blocks masking scoring answering places baseline numerics "
-    "int8_teacher memory ancestry packed mixture ensemble extraction importance routed_student initialising slicing matching "
-    "progressive building",
-    3: "loop phases bests",
-    4: "stages pipeline api stage task_rows task_results lesson course racing lineage wiring run_record report_table planning "
-    "preflight comparing",
-    5: "cli __init__ __main__",
-}
-FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
+MAX_FILES = 14
+MAX_ROOT_FILES = 12
 
-IDEAS = {"losses", "methods", "students", "tasks", "augmenters"}
-NO_SIBLINGS = IDEAS | {"stages"}
-SHARED_BY_IDEAS = {"reduce", "experts"}
+# A file imports only from folders of a lower rank, or from its own; folders of one rank do not know each other.
+ORDER = (
+    ("root",), ("recipe",), ("runs",), ("models",), ("data",), ("training", "evaluation", "augmentation"),
+    ("distillation", "exporting"), ("plan",), ("stages",), ("cli",),
+)  # fmt: skip
+RANK = {folder: rank for rank, folders in enumerate(ORDER) for folder in folders}
+ENTRY = {"__init__", "__main__", "api"}  # files of the root that offer what the stages do
+# A plug-in may import the root, the models, and the interface of its kind; the registry alone imports plug-ins.
+CATALOG_MAY_IMPORT = {"root", "models"}
+INTERFACES = {"augmenters": "augmentation.interface"}
+LIGHT = {"root", "recipe", "runs", "cli"}  # load nothing heavy at start, so that `mbert --help` is quick
+HEAVY_ROOT = {"reduce"}  # what losses share: tensors
+
 SHELL_ONLY = {"typer", "rich", "click"}
-WORDS_MAY_IMPORT = {"pydantic", PACKAGE}
+LIGHT_MAY_IMPORT = {"pydantic", PACKAGE}
 HEAVY_NAMES = """torch transformers datasets tokenizers safetensors accelerate onnx onnxruntime onnxscript
     sklearn scipy nltk numpy pandas pyarrow"""
 HEAVY = set(HEAVY_NAMES.split())
@@ -63,12 +59,19 @@ class Module:
     tree: ast.Module
 
     @property
-    def top(self) -> str:
-        return self.name.split(".")[0]
+    def folder(self) -> str:
+        """The folder directly under the package; "root" for the files beside them."""
+        return (
+            self.name.split(".")[0]
+            if "." in self.name or self.path.name == "__init__.py" and self.name != "__init__"
+            else "root"
+        )
 
     @property
-    def floor(self) -> int | None:
-        return FLOOR_OF.get(self.top)
+    def kind(self) -> str | None:
+        """Of a plug-in under catalog/ its kind, such as "losses"."""
+        parts = self.name.split(".")
+        return parts[1] if parts[0] == "catalog" and len(parts) > 2 else None
 
 
 def read_package(root: Path) -> dict[str, Module]:
@@ -131,29 +134,35 @@ def ours(module: Module, modules: dict[str, Module]) -> Iterator[tuple[Import, M
             yield found, modules[name]
 
 
-def wrong_floors(modules: dict[str, Module]) -> list[str]:
-    """Imports that go up, and ideas that import more than words and the two shared files."""
-    wrong = []
-    for module in modules.values():
-        for found, target in ours(module, modules):
-            if module.floor is None or target.floor is None or target is module:
-                continue
-            where = f"{module.path}:{found.line}"
-            if target.floor > module.floor:
-                wrong.append(f"{where} {module.name} (floor {module.floor}) imports {target.name} ({target.floor})")
-            elif module.top in IDEAS and target.floor == 1 and target.top not in SHARED_BY_IDEAS | {module.top}:
-                wrong.append(f"{where} an idea imports {target.name}; of floor 1 only reduce and experts are allowed")
-    return wrong
+def wrong_directions(modules: dict[str, Module]) -> list[str]:
+    """Imports of a folder that is not below the importing one, and plug-ins that import more than they may."""
+    return [
+        f"{module.path}:{found.line} {module.name} imports {target.name}"
+        for module in modules.values()
+        for found, target in ours(module, modules)
+        if target is not module and module.name not in ENTRY and not may_import(module, target)
+    ]
+
+
+def may_import(module: Module, target: Module) -> bool:
+    """Whether the direction between folders allows this import."""
+    if module.folder == "catalog":
+        inside = target.path.parent == module.path.parent and target.path.name == "__init__.py"
+        return inside or target.folder in CATALOG_MAY_IMPORT or target.name == INTERFACES.get(module.kind or "")
+    if target.folder == "catalog" or target.name in ENTRY - {"__init__"}:
+        return False
+    same = module.folder == target.folder
+    return same or RANK[target.folder] < RANK[module.folder]
 
 
 def siblings(modules: dict[str, Module]) -> list[str]:
-    """Imports of one file of an idea folder, or one stage, by another."""
+    """Imports of one stage by another."""
     return [
         f"{module.path}:{found.line} imports its sibling {target.name}"
         for module in modules.values()
-        if module.top in NO_SIBLINGS and module.path.name != "__init__.py"
+        if module.folder == "stages" and module.path.name != "__init__.py"
         for found, target in ours(module, modules)
-        if target.top == module.top and target is not module and target.path.name != "__init__.py"
+        if target.folder == "stages" and target is not module and target.path.name != "__init__.py"
     ]
 
 
@@ -173,11 +182,16 @@ def loaded_by(name: str, modules: dict[str, Module]) -> dict[str, list[str]]:
     return chains
 
 
+def is_light(module: Module) -> bool:
+    """Whether the file must load nothing heavy when it is imported."""
+    return module.folder in LIGHT and module.name not in HEAVY_ROOT
+
+
 def heavy_at_start(modules: dict[str, Module]) -> list[str]:
-    """Heavy libraries that importing a word (floor 0) or a part of the shell would load."""
+    """Heavy libraries that importing a file of the light folders would load."""
     wrong = set()
     for module in modules.values():
-        if module.floor == 0 or module.top == "cli":
+        if is_light(module):
             for name, chain in loaded_by(module.name, modules).items():
                 for found in imports_of(modules[name], modules):
                     if found.at_start and found.target.split(".")[0] in HEAVY:
@@ -220,15 +234,24 @@ def modules() -> dict[str, Module]:
     return found
 
 
-def test_every_module_has_a_floor(modules: dict[str, Module]) -> None:
-    unknown = [
-        f"{module.path} stands nowhere: give it a floor in FLOORS" for module in modules.values() if module.floor is None
-    ]
-    assert not unknown, report(unknown)
+def test_every_folder_has_a_rank(modules: dict[str, Module]) -> None:
+    unknown = {module.folder for module in modules.values()} - RANK.keys() - {"catalog"}
+    assert not unknown, f"these folders stand nowhere in ORDER: {unknown}"
 
 
-def test_imports_go_down(modules: dict[str, Module]) -> None:
-    wrong = wrong_floors(modules)
+def test_imports_follow_the_direction_between_folders(modules: dict[str, Module]) -> None:
+    wrong = wrong_directions(modules)
+    assert not wrong, report(wrong)
+
+
+def test_folders_are_small(modules: dict[str, Module]) -> None:
+    """cli/ and the kinds of the catalogue hold a file for each command and plug-in, as many as there are."""
+    folders: dict[Path, int] = {}
+    for module in modules.values():
+        if module.folder not in ("cli", "catalog"):
+            folders[module.path.parent] = folders.get(module.path.parent, 0) + 1
+    limits = {folder: MAX_ROOT_FILES if folder == ROOT / PACKAGE else MAX_FILES for folder in folders}
+    wrong = [f"{folder} has {count} files" for folder, count in folders.items() if count > limits[folder]]
     assert not wrong, report(wrong)
 
 
@@ -247,17 +270,17 @@ def test_typer_and_rich_only_in_the_shell(modules: dict[str, Module]) -> None:
         f"{module.path}:{found.line} imports {found.target}"
         for module in modules.values()
         for found in imports_of(module, modules)
-        if found.target.split(".")[0] in SHELL_ONLY - ({"typer", "rich"} if module.top == "cli" else set())
+        if found.target.split(".")[0] in SHELL_ONLY - ({"typer", "rich"} if module.folder == "cli" else set())
     ]
     assert not wrong, report(wrong)
 
 
-def test_words_import_the_standard_library_and_pydantic(modules: dict[str, Module]) -> None:
-    allowed = WORDS_MAY_IMPORT | sys.stdlib_module_names
+def test_light_files_import_the_standard_library_and_pydantic(modules: dict[str, Module]) -> None:
+    allowed = LIGHT_MAY_IMPORT | sys.stdlib_module_names
     wrong = [
         f"{module.path}:{found.line} imports {found.target}"
         for module in modules.values()
-        if module.floor == 0
+        if is_light(module) and module.folder != "cli"
         for found in imports_of(module, modules)
         if found.at_start and found.target.split(".")[0] not in allowed
     ]
@@ -273,7 +296,7 @@ def test_nothing_heavy_at_start_in_a_real_process(modules: dict[str, Module]) ->
     names = [
         PACKAGE if module.name == "__init__" else f"{PACKAGE}.{module.name}"
         for module in modules.values()
-        if (module.floor == 0 or module.floor == 5) and module.name.split(".")[-1] != "__main__"
+        if is_light(module) and module.name != "__main__"
     ]
     code = f"import sys, importlib\nfor name in {names!r}: importlib.import_module(name)\n"
     code += "print(*sorted({'torch', 'transformers', 'datasets', 'sklearn'} & sys.modules.keys()))"
@@ -314,35 +337,47 @@ def test_public_things_are_documented(modules: dict[str, Module]) -> None:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> dict[str, Module]:
-    """A small house that breaks rules, to see that the rules are seen to be broken."""
+def broken_package(tmp_path: Path) -> dict[str, Module]:
+    """A small package that breaks every rule, to see that the rules notice."""
     sources = {
         "__init__.py": "",
-        "errors.py": "from .losses import one\n",
-        "recipe.py": "def f():\n    import torch\n",
-        "losses/__init__.py": "import torch\n",
-        "losses/one.py": "from microbert_cli.losses.two import g\nfrom microbert_cli import metrics, reduce\n",
-        "losses/two.py": "class Open: pass\n",
-        "metrics.py": "import microbert_cli.layer_map\n",
-        "layer_map.py": "from microbert_cli import metrics\n",
-        "reduce.py": "",
+        "errors.py": "from microbert_cli.recipe import schema\n",
+        "reduce.py": "import torch\n",
+        "recipe/__init__.py": "",
+        "recipe/schema.py": "def f():\n    import torch\n",
+        "recipe/registry.py": "from microbert_cli.catalog.losses import one\n",
+        "catalog/losses/__init__.py": "import torch\n",
+        "catalog/losses/one.py": "from microbert_cli.catalog.losses.two import g\nfrom microbert_cli import reduce\n",
+        "catalog/losses/two.py": "class Open: pass\nfrom microbert_cli.data import load\n",
+        "catalog/augmenters/mine.py": "from microbert_cli.augmentation.interface import Slot\n",
+        "augmentation/interface.py": "class Slot:\n    'A word.'\n",
+        "data/load.py": "import microbert_cli.data.tables\n",
+        "data/tables.py": "from microbert_cli.data import load\n",
+        "stages/a.py": "from microbert_cli.stages import b\n",
+        "stages/b.py": "",
         "cli/__init__.py": "",
         "cli/main.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n",
-        "attic.py": "",
+        "attic/old.py": "",
     }
     for name, text in sources.items():
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text(text)
     return read_package(tmp_path)
 
 
-def test_the_rules_bite(house: dict[str, Module]) -> None:
-    assert [module.name for module in house.values() if module.floor is None] == ["attic"]
-    up, idea = wrong_floors(house)
-    assert "errors (floor 0) imports losses.one (1)" in up
-    assert "an idea imports metrics" in idea
-    assert len(siblings(house)) == 1 and "imports its sibling losses.two" in siblings(house)[0]
-    assert len(heavy_at_start(house)) == 1 and "errors -> losses.one -> losses loads torch" in heavy_at_start(house)[0]
-    assert {"metrics", "layer_map"} <= set(circles(house)) and "reduce" not in circles(house)
-    assert [line.split()[-1] for line in undocumented(house)] == ["Open", "f"]
+def test_the_rules_notice(broken_package: dict[str, Module]) -> None:
+    modules = {name: module for name, module in broken_package.items() if module.folder != "attic"}
+    assert {module.folder for module in broken_package.values()} - RANK.keys() == {"catalog", "attic"}
+    wrong = [line.split(" ", 1)[1] for line in wrong_directions(modules)]
+    assert sorted(wrong) == [
+        "catalog.losses.one imports catalog.losses.two",
+        "catalog.losses.two imports data.load",
+        "errors imports recipe.schema",
+        "recipe.registry imports catalog.losses.one",
+    ]
+    assert len(siblings(modules)) == 1 and "imports its sibling stages.b" in siblings(modules)[0]
+    heavy = heavy_at_start(modules)
+    assert len(heavy) == 2 and all("recipe.registry -> catalog.losses.one" in line for line in heavy)
+    assert {"data.load", "data.tables"} <= set(circles(modules)) and "reduce" not in circles(modules)
+    assert [line.split()[-1] for line in undocumented(modules)] == ["Open", "f"]

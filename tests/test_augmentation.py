@@ -19,14 +19,14 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from microbert_cli.augmentation import Augmentation, AugmentSettings, augment, augment_shard, join, seeded
-from microbert_cli.capture import Seen, Want
-from microbert_cli.catalog import Catalog
+from microbert_cli.augmentation.algorithm import AugmentedRows, AugmentSettings, augment, augment_shard, join, seeded
+from microbert_cli.augmentation.word_vectors import WordTable, load_word_table
+from microbert_cli.augmentation.words import Spelling, Splitter
+from microbert_cli.data.examples import Examples
 from microbert_cli.errors import Exit, MbertError
-from microbert_cli.rows import Rows
-from microbert_cli.tracking import Talk
-from microbert_cli.word_table import WordTable, load_word_table
-from microbert_cli.words import Spelling, Splitter
+from microbert_cli.models.capture import ModelOutputs, OutputRequest
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.reporter import Reporter
 
 SPECIAL = "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
 PROSE = "film plot actor scene story good bad fine great dull long short funny slow".split()
@@ -53,13 +53,13 @@ class StubLM(torch.nn.Module):
         self.ids, self.asked = tokenizer.convert_tokens_to_ids(list(words)), []
         self.tokenizer = tokenizer
 
-    def look(self, batch: Mapping[str, torch.Tensor], want: Want) -> Seen:
+    def look(self, batch: Mapping[str, torch.Tensor], want: OutputRequest) -> ModelOutputs:
         assert want.token_logits and not self.training
         real = [row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
         self.asked += [" ".join(self.tokenizer.convert_ids_to_tokens(row)) for row in real]
         logits = torch.zeros(len(self.tokenizer))
         logits[self.ids] = torch.arange(len(self.ids), 0, -1).float()
-        return Seen(token_logits=logits.expand(len(batch["token_positions"]), -1))
+        return ModelOutputs(token_logits=logits.expand(len(batch["token_positions"]), -1))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def vectors() -> WordTable:
     return WordTable([*PROSE, *LONG], random.normal(size=(len(PROSE) + 2, 8)).astype(np.float32))
 
 
-class Heard(Talk):
+class Heard(Reporter):
     def __init__(self) -> None:
         self.warnings: list[str] = []
         self.steps: list[tuple[str, int, int]] = []
@@ -88,31 +88,31 @@ class Heard(Talk):
         self.steps.append((stage, step, total))
 
 
-def rows_of(*texts: str | tuple[str, ...], labels: list[int] | None = None) -> Rows:
+def rows_of(*texts: str | tuple[str, ...], labels: list[int] | None = None) -> Examples:
     pairs = [(text,) if isinstance(text, str) else text for text in texts]
-    return Rows(pairs, labels, [f"r{i}" for i in range(len(pairs))])
+    return Examples(pairs, labels, [f"r{i}" for i in range(len(pairs))])
 
 
-def made_up(count: int, *, sides: int = 1) -> Rows:
+def made_up(count: int, *, sides: int = 1) -> Examples:
     random = Random(1)
     texts = [
         tuple(" ".join(random.choices([*PLAIN, *LONG], k=random.randint(0, 14))) for _ in range(sides)) for _ in range(count)
     ]
-    return Rows(texts, list(range(count)), [f"r{i}" for i in range(count)])
+    return Examples(texts, list(range(count)), [f"r{i}" for i in range(count)])
 
 
-def by_id(rows: Rows) -> dict[str, tuple[str, ...]]:
+def by_id(rows: Examples) -> dict[str, tuple[str, ...]]:
     return dict(zip(rows.ids, rows.texts, strict=True))
 
 
-Make = Callable[..., Rows]
+Make = Callable[..., Examples]
 
 
 @pytest.fixture
 def make(tokenizer: Any, vectors: WordTable) -> Make:
     """`augment` with a stub model, and settings as keywords."""
 
-    def made(rows: Rows, *, model: Any = None, keep_original: bool = True, **settings: Any) -> Rows:
+    def made(rows: Examples, *, model: Any = None, keep_original: bool = True, **settings: Any) -> Examples:
         return augment(
             rows,
             keep_original=keep_original,
@@ -269,9 +269,9 @@ def test_only_seed_and_row_decide(tokenizer: Any, bert: Any, vectors: WordTable,
     """Batches of 1 and 64, shuffled rows, and two shards joined: the same copies of every row."""
     rows = made_up(24, sides=2)
 
-    def work(rows: Rows, batch_size: int) -> Augmentation:
+    def work(rows: Examples, batch_size: int) -> AugmentedRows:
         settings = AugmentSettings(copies=4, query=query, candidates=candidates, batch_size=batch_size)
-        return Augmentation(rows, tokenizer=tokenizer, masked_lm_model=bert, vectors=vectors, settings=settings)
+        return AugmentedRows(rows, tokenizer=tokenizer, masked_lm_model=bert, vectors=vectors, settings=settings)
 
     whole = work(rows, 64).shard(0)
     assert whole == work(rows, 1).shard(0)
@@ -279,7 +279,7 @@ def test_only_seed_and_row_decide(tokenizer: Any, bert: Any, vectors: WordTable,
     assert work(rows, 16).shards(15) == 2
     assert join(halves[::-1]) == whole
     order = Random(5).sample(range(24), 24)
-    shuffled = Rows([rows.texts[i] for i in order], order, [rows.ids[i] for i in order])
+    shuffled = Examples([rows.texts[i] for i in order], order, [rows.ids[i] for i in order])
     assert by_id(work(shuffled, 64).shard(0)) == by_id(whole)
 
 
@@ -297,7 +297,7 @@ def test_sequential_asks_about_the_altered_sentence(make: Make, tokenizer: Any) 
 def test_unlabelled_and_empty_rows(make: Make) -> None:
     made = make(rows_of("good film", "", " . "))
     assert made.labels is None and made.texts[-2:] == [("",), (" . ",)]
-    assert make(Rows([], [], [])).texts == []
+    assert make(Examples([], [], [])).texts == []
 
 
 def test_a_cased_tokenizer_keeps_case(tmp_path: Path) -> None:
@@ -342,10 +342,10 @@ def byte_level() -> Any:
 def test_few_eligible_words_are_said_aloud(tokenizer: Any, vectors: WordTable) -> None:
     heard = Heard()
     common = {"tokenizer": tokenizer, "vectors": vectors, "settings": AugmentSettings(sources=("word_vectors",))}
-    Augmentation(rows_of("the 7 and 19 was not a 7 the film ."), talk=heard, **common)
+    AugmentedRows(rows_of("the 7 and 19 was not a 7 the film ."), reporter=heard, **common)
     assert len(heard.warnings) == 1 and "only 10%" in heard.warnings[0]
     quiet = Heard()
-    work = Augmentation(rows_of("the film , a plot ."), talk=quiet, **common)
+    work = AugmentedRows(rows_of("the film , a plot ."), reporter=quiet, **common)
     assert not quiet.warnings and work.eligible_share == 0.5
 
 
@@ -360,14 +360,14 @@ def test_words_of_other_scripts_are_varied(tokenizer: Any) -> None:
 def test_progress_is_told(tokenizer: Any, vectors: WordTable) -> None:
     heard = Heard()
     settings = AugmentSettings(sources=("word_vectors",), copies=1)
-    augment(made_up(600), tokenizer=tokenizer, vectors=vectors, settings=settings, talk=heard)
+    augment(made_up(600), tokenizer=tokenizer, vectors=vectors, settings=settings, reporter=heard)
     assert heard.steps == [("augment", step, 600) for step in (256, 512, 600)]
 
 
 def test_a_source_without_its_tool_is_left_out_aloud(tokenizer: Any) -> None:
     heard = Heard()
     model = StubLM(tokenizer, ["good"])
-    made = augment(rows_of("blockbuster film"), tokenizer=tokenizer, masked_lm_model=model, talk=heard)
+    made = augment(rows_of("blockbuster film"), tokenizer=tokenizer, masked_lm_model=model, reporter=heard)
     assert len(made.texts) > 1 and all(text.startswith("blockbuster ") for (text,) in made.texts)
     assert len(heard.warnings) == 1 and "word_vectors" in heard.warnings[0]
     with pytest.raises(MbertError) as caught:

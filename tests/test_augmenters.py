@@ -14,11 +14,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-from microbert_cli.augmenters import Slot, Tools, masked_lm, word_vectors
-from microbert_cli.capture import Want, look
+from microbert_cli.augmentation.interface import Slot, Tools
+from microbert_cli.augmentation.word_vectors import WordTable, load_word_table
+from microbert_cli.augmentation.words import STOP_WORDS, Spelling, Splitter, is_letters, stop_words
+from microbert_cli.catalog.augmenters import masked_lm, word_vectors
 from microbert_cli.errors import Exit, MbertError
-from microbert_cli.word_table import WordTable, load_word_table
-from microbert_cli.words import STOP_WORDS, Spelling, Splitter, is_letters, stop_words
+from microbert_cli.models.capture import OutputRequest, forward_outputs
 
 WORDS = "the a film was good bad fine great dull long short plot actor scene felt looked very not 1 2 . , ! 's".split()
 SPECIAL = "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
@@ -67,7 +68,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def filler(model: Any) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
-    return lambda batch: look(model, batch, Want(token_logits=True)).token_logits
+    return lambda batch: forward_outputs(model, batch, OutputRequest(token_logits=True)).token_logits
 
 
 def tools(tokenizer: Any, model: Any, **changed: Any) -> Tools:
@@ -207,7 +208,7 @@ def test_the_first_words_are_kept_and_cached(tmp_path: Path, own_cache: Path, mo
     def never(*_: object, **__: object) -> None:
         raise AssertionError("parsed again")
 
-    monkeypatch.setattr("microbert_cli.word_table.read_vectors", never)
+    monkeypatch.setattr("microbert_cli.augmentation.word_vectors.read_vectors", never)
     assert load_word_table(path, limit=2).words == ["good", "great"]
     text_file(path, "other 1 2")
     with pytest.raises(AssertionError, match="parsed again"):

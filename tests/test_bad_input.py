@@ -16,7 +16,7 @@ import pytest
 from mbert_command import Done, mbert, refused, works
 from tiny_models import tiny_bert, tiny_glue, tiny_rows
 
-from microbert_cli import durable
+from microbert_cli.runs import atomic
 
 TRAIN = ("--set", "finetune.learning_rate=1e-2", "--set", "finetune.epochs=12", "--set", "finetune.batch_size=8")
 SHORT = ("--set", "phases.intermediate.steps=2", "--set", "phases.prediction.steps=2", "--set", "phases.prediction.warmup=0")
@@ -418,7 +418,7 @@ def test_damaged_state_of_begun_work(tmp_path: Path) -> None:
     whole = (out / "model.safetensors").read_bytes()
     identity = json.loads((out / "manifest.json").read_text())["identity"]
     begun = out.rename(tmp_path / "model.partial")
-    (begun / "begun.json").write_text(durable.seal({"identity": identity, "argv": []}), encoding="utf-8")
+    (begun / "begun.json").write_text(atomic.seal({"identity": identity, "argv": []}), encoding="utf-8")
     (begun / "seed.json").write_text("{", encoding="utf-8")
     (begun / "resume/phases/finetune").mkdir(parents=True)
     (begun / "resume/phases/finetune/step-00000002-00112233.pt").write_bytes(b"half")
@@ -488,7 +488,7 @@ def on_manifest(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 FAULTS = {
-    "at the first file": lambda patch: patch.setattr("microbert_cli.durable.write_text", full),
+    "at the first file": lambda patch: patch.setattr("microbert_cli.runs.atomic.write_text", full),
     "at the weights": lambda patch: patch.setattr("transformers.modeling_utils.safe_save_file", full_safetensors),
     "at the training state": lambda patch: patch.setattr("torch.save", full),
     "at the manifest": lambda patch: patch.setattr(Path, "open", on_manifest(Path.open)),

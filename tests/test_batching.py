@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from microbert_cli.batching import POOL, ROW, endless, epoch_batches, in_order, steps_per_epoch, useful_share
+from microbert_cli.data.batching import POOL, ROW, endless, epoch_batches, in_order, steps_per_epoch, useful_share
 
 LENGTHS = np.random.default_rng(0).integers(4, 120, size=1003)
 

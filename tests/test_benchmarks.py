@@ -18,14 +18,14 @@ from ours import INTERMEDIATE, Pair
 from shapes import Setup, Shape, bucketed, build, by_length, evenly, shuffled
 from tiny_models import WORDS, tiny_tokenizer
 
-from microbert_cli import counting
-from microbert_cli.batching import useful_share
-from microbert_cli.capture import Want, look
-from microbert_cli.catalog import Catalog
-from microbert_cli.objective import Objective
-from microbert_cli.rows import Rows
-from microbert_cli.terms import make_terms
-from microbert_cli.words import Spelling, stop_words
+from microbert_cli.augmentation.words import Spelling, stop_words
+from microbert_cli.data.batching import useful_share
+from microbert_cli.data.examples import Examples
+from microbert_cli.models.capture import OutputRequest, forward_outputs
+from microbert_cli.models.size import forward_flops
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Objective
 
 TEACHER, STUDENT = Shape(4, 16, 2, 32), Shape(2, 8, 2, 16)
 CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -45,8 +45,8 @@ def setup(tmp_path_factory):
     train, dev = ([(text,) for text in sentences(count, seed)] for count, seed in ((160, 100), (24, 101)))
     return Setup(
         tokenizer=tiny_tokenizer(folder / "tokenizer"),
-        train=Rows(train, [i % 2 for i in range(len(train))]),
-        dev=Rows(dev, [i % 2 for i in range(len(dev))]),
+        train=Examples(train, [i % 2 for i in range(len(train))]),
+        dev=Examples(dev, [i % 2 for i in range(len(dev))]),
         corpus=corpus,
         teacher=TEACHER,
         student=STUDENT,
@@ -74,7 +74,7 @@ def calm_objective(setup, normalisation):
     objective = Objective(
         make_terms({name: (1.0, {}) for name in INTERMEDIATE}, Catalog()),
         student,
-        ask_teacher=lambda batch, want: look(teacher, batch, want),
+        ask_teacher=lambda batch, want: forward_outputs(teacher, batch, want),
         map_layers=[0, 2, 4],
         student_width=STUDENT.width,
         teacher_width=TEACHER.width,
@@ -87,7 +87,7 @@ def test_the_plain_model_is_the_same_function(setup, batch):
     model = build(TEACHER, "classifier", setup.tokenizer, seed=1)
     shown = plain.classifier_like(model).eval()(**plain.inputs(batch))
     layers = frozenset(range(1, 5))
-    expected = look(model.eval(), batch, Want(logits=True, hidden=layers | {0}, scores=layers))
+    expected = forward_outputs(model.eval(), batch, OutputRequest(logits=True, hidden=layers | {0}, scores=layers))
     real = batch["attention_mask"].bool()
     assert not real.all()
     torch.testing.assert_close(shown.logits, expected.logits, atol=1e-6, rtol=1e-5)
@@ -142,7 +142,7 @@ def test_laps_count_what_is_executed(setup):
     lap = ours.training_lap(pair.objective(INTERMEDIATE), sample.batch, 3, watch)
     shapes = [tuple(sample.batch(i)["input_ids"].shape) for i in range(3)]
     one, other = pair.teacher.model.config, pair.student.model.config
-    expected = sum(rows * (counting.flops(one, width) + 3 * counting.flops(other, width)) for rows, width in shapes)
+    expected = sum(rows * (forward_flops(one, width) + 3 * forward_flops(other, width)) for rows, width in shapes)
     assert lap.flops == expected and lap.samples == 12 and len(lap.seconds) == 3
     assert lap.tokens == 2 * sum(rows * width for rows, width in shapes)
     assert lap.real == 2 * int(sample.rows.lengths.sum())

@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_models import WORDS, tiny_tokenizer
 
-from microbert_cli import blocks as blocks_module
-from microbert_cli import corpus
-from microbert_cli.blocks import BlockSettings, make_blocks
+from microbert_cli.data.corpus.blocks import BlockSettings, make_blocks
+from microbert_cli.data.corpus.documents import identify_corpus, read_documents, split_sentences
 from microbert_cli.errors import MbertError
 
 DOCUMENTS = 120
@@ -82,10 +81,10 @@ class Ranges:
 
 
 def test_sentences_end_before_a_capital():
-    assert corpus.sentences("It rained. We left! Why? e.g. this one stays. 3 more.") == [
+    assert split_sentences("It rained. We left! Why? e.g. this one stays. 3 more.") == [
         "It rained.", "We left!", "Why? e.g. this one stays.", "3 more.",
     ]  # fmt: skip
-    assert corpus.sentences("   ") == []
+    assert split_sentences("   ") == []
 
 
 def test_every_kind_of_file_gives_the_same_documents(tmp_path, text):
@@ -97,14 +96,14 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, text):
         pa.table({"id": range(len(text)), "text": ["\n".join(document) for document in text]}), tmp_path / "a.parquet"
     )
     for name in ("a.txt", "a.txt.gz", "a.parquet"):
-        assert list(corpus.documents(str(tmp_path / name))) == text, name
-    assert list(corpus.documents(str(tmp_path))) == text * 3
-    assert list(corpus.documents(str(tmp_path), limit=5)) == text[:5]
+        assert list(read_documents(str(tmp_path / name))) == text, name
+    assert list(read_documents(str(tmp_path))) == text * 3
+    assert list(read_documents(str(tmp_path), limit=5)) == text[:5]
 
 
 def test_a_corpus_is_read_as_it_is_needed(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"One.\n\nTwo.\n\n" + b"\xff\n")
-    stream = corpus.documents(str(tmp_path / "a.txt"))
+    stream = read_documents(str(tmp_path / "a.txt"))
     assert [next(stream), next(stream)] == [["One."], ["Two."]]
     with pytest.raises(MbertError) as caught:
         next(stream)
@@ -124,17 +123,17 @@ def test_sources_that_are_none(tmp_path):
         ("c.parquet", "M330"),
     ):
         with pytest.raises(MbertError) as caught:
-            list(corpus.documents(str(tmp_path / name)))
+            list(read_documents(str(tmp_path / name)))
         assert caught.value.code == code, name
 
 
 def test_the_identity_of_a_corpus_is_its_text(tmp_path):
     (tmp_path / "a.txt").write_text("One.")
     (tmp_path / "b.txt").write_text("One.")
-    same = corpus.identify(str(tmp_path / "a.txt"))
-    assert same == corpus.identify(str(tmp_path / "b.txt"))
+    same = identify_corpus(str(tmp_path / "a.txt"))
+    assert same == identify_corpus(str(tmp_path / "b.txt"))
     (tmp_path / "a.txt").write_text("Two.")
-    assert corpus.identify(str(tmp_path / "a.txt")) != same
+    assert identify_corpus(str(tmp_path / "a.txt")) != same
 
 
 # Blocks
@@ -200,7 +199,7 @@ def test_packed_blocks_hold_every_token_once(source, text, tokenizer):
 def test_packed_blocks_cut_only_sentences_that_are_too_long(tmp_path, tokenizer):
     path = tmp_path / "long.txt"
     path.write_text("\n\n".join([" ".join(["boat"] * 100) + ".", "A boat. The boat.", "The lamp."]))
-    where = Ranges(list(corpus.documents(str(path))), tokenizer)
+    where = Ranges(list(read_documents(str(path))), tokenizer)
     parts = make_blocks(str(path), tokenizer, settings(format="packed", heldout=0.0))
     spans = sorted(tuple(row[:2]) for part in parts for row in part.ranges.tolist())
     assert spans[:3] == [(0, 46), (46, 92), (92, 101)]
@@ -292,7 +291,7 @@ def test_seed_and_settings_decide(source, tokenizer, monkeypatch, tmp_path):
 def test_blocks_are_made_once(source, tokenizer, monkeypatch):
     first, _ = make_blocks(source, tokenizer, settings())
     tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=7)  # what it was last asked does not count
-    monkeypatch.setattr(corpus, "documents", None)
+    monkeypatch.setattr("microbert_cli.data.corpus.blocks.read_documents", None)
     again, _ = make_blocks(source, tokenizer, settings())
     assert again.ranges.tolist() == first.ranges.tolist()
     with pytest.raises(TypeError):
@@ -301,7 +300,7 @@ def test_blocks_are_made_once(source, tokenizer, monkeypatch):
 
 def test_a_stopped_making_leaves_nothing_that_is_read(source, tokenizer, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(blocks_module, "_write_blocks", lambda *_: 1 / 0)
+        patch.setattr("microbert_cli.data.corpus.blocks._write_blocks", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make_blocks(source, tokenizer, settings())
     assert len(make_blocks(source, tokenizer, settings())[0]) > 0

@@ -8,8 +8,8 @@ import transformers
 from tiny_models import tiny_bert
 from torch.nn.functional import layer_norm, linear
 
-from microbert_cli import models
-from microbert_cli.capture import ATTENTION, Seen, Want, input_names, look, show_scores
+from microbert_cli.models.capture import ATTENTION, ModelOutputs, OutputRequest, forward_outputs, input_names, show_scores
+from microbert_cli.models.load import load_model
 
 SHAPE = dict(
     vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=40
@@ -28,7 +28,7 @@ ARCHITECTURES = {
 }
 # Computes its attention by itself: everything else works.
 CLOSED = {"DebertaV2": SHAPE}
-EVERY = Want(logits=True, hidden=frozenset({0, 1, 2}), scores=frozenset({1, 2}))
+EVERY = OutputRequest(logits=True, hidden=frozenset({0, 1, 2}), scores=frozenset({1, 2}))
 
 
 def build(name, head="ForSequenceClassification"):
@@ -64,7 +64,7 @@ def test_nothing_changes_by_looking(name, reference, batch):
     expected = plain_output(model, batch, output_hidden_states=True)
     show_scores(model)
     for scores in (frozenset(), frozenset({2}), frozenset({1, 2})):
-        seen = look(model, batch, Want(logits=True, hidden=frozenset({0, 1, 2}), scores=scores))
+        seen = forward_outputs(model, batch, OutputRequest(logits=True, hidden=frozenset({0, 1, 2}), scores=scores))
         assert torch.allclose(seen.logits, expected.logits, atol=1e-5)
         assert sorted(seen.scores) == sorted(scores)
         for layer, hidden in seen.hidden.items():
@@ -78,7 +78,7 @@ def test_softmax_of_the_scores_is_the_attention(name, batch):
     model.set_attn_implementation("eager")
     expected = plain_output(model, batch, output_attentions=True).attentions
     show_scores(model)
-    seen = look(model, batch, EVERY)
+    seen = forward_outputs(model, batch, EVERY)
     hidden = ~batch["attention_mask"].bool()[:, None, None, :]
     for layer, probabilities in enumerate(expected, 1):
         ours = seen.scores[layer].masked_fill(hidden, float("-inf")).softmax(-1)
@@ -90,7 +90,7 @@ def test_softmax_of_the_scores_is_the_attention(name, batch):
 def test_queries_and_keys_make_the_scores(name, batch):
     model = build(name)
     show_scores(model)
-    seen = look(model, batch, Want(scores=frozenset({2}), qkv=frozenset({1, 2})))
+    seen = forward_outputs(model, batch, OutputRequest(scores=frozenset({2}), qkv=frozenset({1, 2})))
     assert sorted(seen.qkv) == [1, 2]
     queries, keys, values = seen.qkv[2]
     assert torch.allclose(queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5, seen.scores[2], atol=1e-5)
@@ -100,7 +100,7 @@ def test_queries_and_keys_make_the_scores(name, batch):
 def test_values_by_hand(batch):
     model = build("Bert")
     show_scores(model)
-    seen = look(model, batch, Want(hidden=frozenset({1}), qkv=frozenset({2})))
+    seen = forward_outputs(model, batch, OutputRequest(hidden=frozenset({1}), qkv=frozenset({2})))
     own = model.bert.encoder.layer[1].attention.self.value
     assert torch.allclose(seen.qkv[2][2], heads(linear(seen.hidden[1], own.weight, own.bias), 2), atol=1e-6)
 
@@ -120,7 +120,7 @@ def by_hand(hidden_BTd, layer, count):
 def test_scores_by_hand(name, batch):
     model = build(name)
     show_scores(model)
-    seen = look(model, batch, EVERY)
+    seen = forward_outputs(model, batch, EVERY)
     for number, layer in enumerate(model.base_model.encoder.layer, 1):
         # The scores are before mask and softmax: padded positions have them, too.
         assert torch.allclose(seen.scores[number], by_hand(seen.hidden[number - 1], layer, 2), atol=1e-6)
@@ -129,7 +129,7 @@ def test_scores_by_hand(name, batch):
 def test_scores_of_distilbert_by_hand(batch):
     model = build("DistilBert")
     show_scores(model)
-    seen = look(model, batch, EVERY)
+    seen = forward_outputs(model, batch, EVERY)
     for number, layer in enumerate(model.distilbert.transformer.layer, 1):
         own = layer.attention
         query, key = (heads(linear(seen.hidden[number - 1], p.weight, p.bias), 2) for p in (own.q_lin, own.k_lin))
@@ -143,16 +143,16 @@ def test_layer_0_is_the_embedding_output_after_its_layer_norm(batch):
     total = total + table.position_embeddings.weight[:9]
     expected = layer_norm(total, (16,), table.LayerNorm.weight, table.LayerNorm.bias, 1e-12)
     show_scores(model)
-    assert torch.allclose(look(model, batch, EVERY).hidden[0], expected, atol=1e-6)
+    assert torch.allclose(forward_outputs(model, batch, EVERY).hidden[0], expected, atol=1e-6)
 
 
 def test_only_what_was_asked_is_kept(batch):
     model = build("Bert")
     show_scores(model)
-    seen = look(model, batch, Want(hidden=frozenset({1}), scores=frozenset({2})))
+    seen = forward_outputs(model, batch, OutputRequest(hidden=frozenset({1}), scores=frozenset({2})))
     assert sorted(seen.hidden) == [1] and sorted(seen.scores) == [2]
     assert seen.logits is None and seen.token_logits is None
-    assert look(model, batch, Want(logits=True)).scores == {}
+    assert forward_outputs(model, batch, OutputRequest(logits=True)).scores == {}
 
 
 def test_two_passes_do_not_mix(batch):
@@ -160,9 +160,9 @@ def test_two_passes_do_not_mix(batch):
     one, other = build("Bert"), build("DistilBert")
     show_scores(one)
     show_scores(other)
-    first = look(one, batch, EVERY)
+    first = forward_outputs(one, batch, EVERY)
     kept = {layer: scores.clone() for layer, scores in first.scores.items()}
-    look(other, batch, EVERY)
+    forward_outputs(other, batch, EVERY)
     assert all(torch.equal(first.scores[layer], kept[layer]) for layer in kept)
 
 
@@ -170,7 +170,7 @@ def test_padding_does_not_reach_real_tokens(batch):
     model = build("Bert")
     show_scores(model)
     longer = {name: torch.nn.functional.pad(value, (0, 7)) for name, value in batch.items()}
-    short, long = look(model, batch, EVERY), look(model, longer, EVERY)
+    short, long = forward_outputs(model, batch, EVERY), forward_outputs(model, longer, EVERY)
     assert torch.allclose(short.logits, long.logits, atol=1e-6)
     for layer in (1, 2):
         assert torch.allclose(real(short.hidden[layer], batch), real(long.hidden[layer], longer), atol=1e-6)
@@ -182,7 +182,9 @@ def test_gradients_are_those_of_eager_attention(name, batch):
     def gradients(attention):
         model = build(name)
         model.set_attn_implementation(attention)
-        seen = look(model, batch, Want(logits=True, scores=frozenset({1, 2} if attention == ATTENTION else {})))
+        seen = forward_outputs(
+            model, batch, OutputRequest(logits=True, scores=frozenset({1, 2} if attention == ATTENTION else {}))
+        )
         seen.logits.square().sum().backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -198,7 +200,7 @@ def test_the_vocabulary_head_at_chosen_positions(name, batch):
     expected = plain_output(model, batch).logits.flatten(0, 1)
     positions = torch.tensor([0, 4, 10])
     show_scores(model)
-    seen = look(model, batch | {"token_positions": positions}, Want(token_logits=True))
+    seen = forward_outputs(model, batch | {"token_positions": positions}, OutputRequest(token_logits=True))
     assert torch.allclose(seen.token_logits, expected[positions], atol=1e-5)
     again = plain_output(model, batch).logits  # the model is whole afterwards
     assert torch.allclose(again.flatten(0, 1), expected, atol=1e-5)
@@ -207,7 +209,7 @@ def test_the_vocabulary_head_at_chosen_positions(name, batch):
 def test_gradients_go_through_the_vocabulary_head(batch):
     model = build("Bert", "ForMaskedLM")
     show_scores(model)
-    seen = look(model, batch | {"token_positions": torch.tensor([3])}, Want(token_logits=True))
+    seen = forward_outputs(model, batch | {"token_positions": torch.tensor([3])}, OutputRequest(token_logits=True))
     seen.token_logits.sum().backward()
     assert model.bert.embeddings.LayerNorm.weight.grad.abs().sum() > 0
 
@@ -215,17 +217,17 @@ def test_gradients_go_through_the_vocabulary_head(batch):
 def test_what_computes_its_attention_by_itself_says_so(batch):
     model = build("DebertaV2")
     show_scores(model)
-    assert look(model, batch, Want(logits=True, hidden=frozenset({1}))).logits.shape == (3, 2)
+    assert forward_outputs(model, batch, OutputRequest(logits=True, hidden=frozenset({1}))).logits.shape == (3, 2)
     with pytest.raises(RuntimeError, match=r"DebertaV2.*layers \[1\]"):
-        look(model, batch, Want(scores=frozenset({1})))
+        forward_outputs(model, batch, OutputRequest(scores=frozenset({1})))
 
 
 def test_an_architecture_of_our_own_shows_itself(batch):
     class Own(torch.nn.Module):
         def look(self, batch, want):
-            return Seen(logits=torch.zeros(3, 2), hidden=dict.fromkeys(want.hidden, torch.ones(1)))
+            return ModelOutputs(logits=torch.zeros(3, 2), hidden=dict.fromkeys(want.hidden, torch.ones(1)))
 
-    assert sorted(look(Own(), batch, Want(hidden=frozenset({1}))).hidden) == [1]
+    assert sorted(forward_outputs(Own(), batch, OutputRequest(hidden=frozenset({1}))).hidden) == [1]
 
 
 def test_segments_go_only_where_there_are_several(batch):
@@ -234,11 +236,11 @@ def test_segments_go_only_where_there_are_several(batch):
         model = build(name)
         assert "token_type_ids" not in input_names(model)
         show_scores(model)
-        look(model, batch, Want(logits=True))  # a segment id of 1 would be beyond RoBERTa's table
+        forward_outputs(model, batch, OutputRequest(logits=True))  # a segment id of 1 would be beyond RoBERTa's table
 
 
 def test_config_json_has_no_trace_of_us(tmp_path):
-    loaded = models.load(tiny_bert(tmp_path / "one"), "classifier", where="model")
+    loaded = load_model(tiny_bert(tmp_path / "one"), "classifier", where="model")
     loaded.model.save_pretrained(tmp_path / "two")
     text = (tmp_path / "two" / "config.json").read_text()
     assert ATTENTION not in text and "attn_implementation" not in json.loads(text)
@@ -251,12 +253,12 @@ def test_config_json_has_no_trace_of_us(tmp_path):
 def test_what_lies_above_the_deepest_layer_asked_does_not_change_it(name, hidden, scores, batch):
     model = build(name)
     show_scores(model)
-    whole = look(model, batch, EVERY)
-    some = look(model, batch, Want(hidden=frozenset(hidden), scores=frozenset(scores)))
+    whole = forward_outputs(model, batch, EVERY)
+    some = forward_outputs(model, batch, OutputRequest(hidden=frozenset(hidden), scores=frozenset(scores)))
     assert some.hidden.keys() == hidden and some.scores.keys() == scores
     assert all(torch.allclose(some.hidden[layer], whole.hidden[layer], atol=1e-5) for layer in hidden)
     assert all(torch.allclose(some.scores[layer], whole.scores[layer], atol=1e-5) for layer in scores)
-    assert torch.equal(look(model, batch, EVERY).logits, whole.logits)  # all is in its place again
+    assert torch.equal(forward_outputs(model, batch, EVERY).logits, whole.logits)  # all is in its place again
 
 
 @pytest.mark.parametrize(("deepest", "ran"), [(0, [1]), (1, [1]), (2, [1, 2])])
@@ -266,9 +268,9 @@ def test_layers_and_pooler_that_nobody_reads_do_not_run(deepest, ran, batch):
     for number, layer in enumerate(model.bert.encoder.layer, 1):
         layer.register_forward_hook(lambda *_, number=number: seen.append(number))
     model.bert.pooler.register_forward_hook(lambda *_: seen.append("pooler"))
-    look(model, batch, Want(hidden=frozenset({deepest})))
+    forward_outputs(model, batch, OutputRequest(hidden=frozenset({deepest})))
     assert seen == ran
-    look(model, batch, Want(logits=True, hidden=frozenset({2})))
+    forward_outputs(model, batch, OutputRequest(logits=True, hidden=frozenset({2})))
     assert seen == [*ran, 1, 2, "pooler"]
 
 
@@ -276,7 +278,7 @@ def test_layers_come_back_after_an_error(batch):
     model = build("Bert")
     show_scores(model)
     with pytest.raises(IndexError):
-        look(model, {**batch, "input_ids": batch["input_ids"] + 1000}, Want(hidden=frozenset({1})))
+        forward_outputs(model, {**batch, "input_ids": batch["input_ids"] + 1000}, OutputRequest(hidden=frozenset({1})))
     assert len(model.bert.encoder.layer) == 2 and model.bert.pooler is not None
 
 
@@ -290,7 +292,7 @@ def test_logits_alone_are_the_same_with_less_work_at_the_top(name, batch):
     whole.square().sum().backward()
     expected = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
-    some = look(model, batch, Want(logits=True)).logits
+    some = forward_outputs(model, batch, OutputRequest(logits=True)).logits
     some.square().sum().backward()
     assert torch.allclose(some, whole, atol=1e-5)
     found = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
@@ -306,8 +308,8 @@ def test_how_many_tokens_the_top_layer_computes(name, width, batch):
     last = stack.layer[-1]
     part = last.ffn if name == "DistilBert" else last.intermediate
     part.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
-    look(model, batch, Want(logits=True))
-    look(model, batch, EVERY)
+    forward_outputs(model, batch, OutputRequest(logits=True))
+    forward_outputs(model, batch, EVERY)
     assert seen == [width, 9]
     assert stack.layer[-1] is last
 
@@ -315,7 +317,7 @@ def test_how_many_tokens_the_top_layer_computes(name, width, batch):
 def test_dropout_is_at_work_in_the_first_token(batch):
     model = build("Bert").train()
     show_scores(model)
-    one, other = (look(model, batch, Want(logits=True)).logits for _ in range(2))
+    one, other = (forward_outputs(model, batch, OutputRequest(logits=True)).logits for _ in range(2))
     assert not torch.equal(one, other)
 
 
@@ -324,6 +326,6 @@ def test_a_shallow_first_look_takes_nothing_from_later_ones(name, batch):
     """transformers decides at the first call which layers it listens to."""
     model = build(name)
     show_scores(model)
-    look(model, batch, Want(hidden=frozenset({1})))
-    look(model, batch, Want(logits=True))
-    assert look(model, batch, EVERY).hidden.keys() == {0, 1, 2}
+    forward_outputs(model, batch, OutputRequest(hidden=frozenset({1})))
+    forward_outputs(model, batch, OutputRequest(logits=True))
+    assert forward_outputs(model, batch, EVERY).hidden.keys() == {0, 1, 2}

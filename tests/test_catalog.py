@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from microbert_cli.catalog import KINDS, Catalog
 from microbert_cli.errors import MbertError
+from microbert_cli.recipe.registry import KINDS, Catalog
 
 BUILT_IN = {
     "losses": [

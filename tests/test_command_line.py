@@ -165,7 +165,7 @@ def test_a_loss_a_method_a_student_and_a_task_of_ones_own(home: Path, tmp_path: 
         ("students", "slim.toml", (
             'model_type = "bert"\nnum_hidden_layers = 1\nhidden_size = 8\nintermediate_size = 16\nnum_attention_heads = 2\n'
         )),
-        ("tasks", "films.toml", (ROOT / "microbert_cli/tasks/sst2.toml").read_text(encoding="utf-8")),
+        ("tasks", "films.toml", (ROOT / "microbert_cli/catalog/tasks/sst2.toml").read_text(encoding="utf-8")),
     ]:  # fmt: skip
         (tmp_path / kind).mkdir()
         (tmp_path / kind / name).write_text(content, encoding="utf-8")
@@ -294,7 +294,7 @@ print(json.dumps({"labels": model.config.id2label, "logits": model(**batch).logi
 def test_a_student_loads_with_transformers_alone(home: Path) -> None:
     import torch
 
-    from microbert_cli import models
+    from microbert_cli.models.load import load_model
 
     if not (home / "teacher").exists():
         works("finetune", "short.toml", "-o", "teacher")
@@ -307,7 +307,7 @@ def test_a_student_loads_with_transformers_alone(home: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["labels"] == {"0": "negative", "1": "positive"}
-    loaded = models.load(home / "student", "classifier", where="student")
+    loaded = load_model(home / "student", "classifier", where="student")
     with torch.no_grad():
         logits = loaded.model.eval()(**loaded.tokenizer(texts, return_tensors="pt", padding=True)).logits
     assert torch.tensor(found["logits"]) == pytest.approx(logits, abs=1e-6)

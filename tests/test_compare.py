@@ -12,13 +12,13 @@ import pytest
 from mbert_command import mbert, refused, works
 from tiny_models import tiny_bert, tiny_glue
 
-from microbert_cli import phases
-from microbert_cli.catalog import Catalog
-from microbert_cli.comparing import drawing, judging, table
-from microbert_cli.comparing.costs import seconds_by_phase
-from microbert_cli.resolve import resolve
-from microbert_cli.stopping import Interrupted
-from microbert_cli.wiring import step
+from microbert_cli.evaluation.compare import fairness, plot, table
+from microbert_cli.evaluation.compare.costs import seconds_by_phase
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.runs.stage_inputs import step
+from microbert_cli.signals import Interrupted
+from microbert_cli.training import phases
 
 RECIPE = """
 task = "sst2"
@@ -316,11 +316,11 @@ def compared(name: str, scores: list[float], of: str | None = None) -> dict:
 def test_a_difference_smaller_than_the_spread_is_told_as_none() -> None:
     rows = [compared("a", [0.5, 0.6, 0.7]), compared("b", [0.55, 0.65, 0.75]), compared("c", [0.9, 0.91, 0.92])]
     rows += [compared("b without x", [0.6, 0.7, 0.5], of="b"), compared("d", [0.9])]
-    found = {(one["row"], one["against"]): one for one in judging.differences(rows)}
+    found = {(one["row"], one["against"]): one for one in fairness.differences(rows)}
     assert list(found) == [("b", "a"), ("c", "a"), ("b without x", "a"), ("d", "a"), ("b without x", "b")]
     assert found["b", "a"]["paired"]["mean"] == pytest.approx(0.05) and found["b", "a"]["paired"]["spread"] < 1e-9
     assert [found[pair]["beyond_spread"] for pair in found] == [False, True, False, None, False]
-    assert list(judging._untaught(rows, 0.6)) == [
+    assert list(fairness._untaught(rows, 0.6)) == [
         "No better than the commonest class: a, b without x. They learnt nothing; differences from them show nothing."
     ]
     words = [line[-1] for line in table.differences_lines({"differences": list(found.values())})]
@@ -330,7 +330,7 @@ def test_a_difference_smaller_than_the_spread_is_told_as_none() -> None:
 
 @pytest.mark.parametrize("wanted", [[0.1] * 6, [0.95] * 6, [0.0, 0.5, 0.5, 0.5, 0.51, 1.0], [0.5]])
 def test_names_in_the_plot_do_not_overlap(wanted: list[float]) -> None:
-    found = drawing._apart(wanted, 0.1, 0.05, 0.95)
+    found = plot._apart(wanted, 0.1, 0.05, 0.95)
     assert all(right - left >= 0.0999 for left, right in zip(found[:-1], found[1:], strict=True))
     assert all(0.0499 <= height <= 0.9501 for height in found)
 

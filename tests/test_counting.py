@@ -8,8 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from microbert_cli.counting import batch_flops, flops, parameters, weights_bytes
-from microbert_cli.students import inverted_bottleneck
+from microbert_cli.catalog.students import inverted_bottleneck
+from microbert_cli.models.size import batch_flops, count_parameters, forward_flops, weights_bytes
 
 LENGTH = 19
 BLOCK = {
@@ -38,23 +38,23 @@ def test_flops_are_those_that_torch_counts(model_type: str) -> None:
     ids = torch.randint(2, 50, (1, LENGTH))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    assert flops(model.config, LENGTH) == counter.get_total_flops()
+    assert forward_flops(model.config, LENGTH) == counter.get_total_flops()
 
 
 def test_flops_of_published_models() -> None:
     base = AutoConfig.for_model("bert")
     small = AutoConfig.for_model("bert", hidden_size=312, num_hidden_layers=4, num_attention_heads=12, intermediate_size=1200)
-    assert flops(base, 128) == pytest.approx(22.5e9, rel=0.01)
-    assert round((flops(small, 128) or 0) / 1e9, 1) == 1.2
+    assert forward_flops(base, 128) == pytest.approx(22.5e9, rel=0.01)
+    assert round((forward_flops(small, 128) or 0) / 1e9, 1) == 1.2
 
 
 def test_flops_of_an_unknown_shape_are_not_guessed() -> None:
-    assert flops(AutoConfig.for_model("albert"), 128) is None
+    assert forward_flops(AutoConfig.for_model("albert"), 128) is None
 
 
 def test_parameters_by_hand() -> None:
     d, f, layers = 24, 56, 3
-    found = parameters(tiny("bert", max_position_embeddings=40))
+    found = count_parameters(tiny("bert", max_position_embeddings=40))
     embedding = (50 + 40 + 2) * d
     layer = 4 * (d * d + d) + d * f + f + f * d + d + 4 * d
     assert found.embedding == embedding
@@ -67,7 +67,7 @@ def test_shared_weights_count_once() -> None:
     model.words = torch.nn.Embedding(10, 4)
     model.decoder = torch.nn.Linear(4, 10)
     model.decoder.weight = model.words.weight
-    assert (parameters(model).total, parameters(model).embedding) == (50, 40)
+    assert (count_parameters(model).total, count_parameters(model).embedding) == (50, 40)
 
 
 def test_weights_bytes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows of tasks from every source: the same rows wherever they lie, and a plain word where they cannot be had."""
+"""Examples of tasks from every source: the same rows wherever they lie, and a plain word where they cannot be had."""
 
 import csv
 import gzip
@@ -14,19 +14,19 @@ import pytest
 from tiny_glue import TASKS as TINY
 from tiny_glue import tiny_glue, tiny_glue_hub, tiny_rows
 
-from microbert_cli import data
-from microbert_cli.augmented import load_augmented, write_augmented
-from microbert_cli.data import Rows, load_split, own_task
+from microbert_cli.data.augmented_files import load_augmented, write_augmented
+from microbert_cli.data.examples import Examples
+from microbert_cli.data.load import BUILT_IN_TASKS, load_split, own_task
+from microbert_cli.data.own_files import complete, held_out
 from microbert_cli.errors import MbertError
-from microbert_cli.own_data import complete, held_out
-from microbert_cli.task import Task, load_task
-from microbert_cli.tracking import Talk
+from microbert_cli.recipe.task import Task, load_task
+from microbert_cli.reporter import Reporter
 
-TASKS = Path(__file__).resolve().parent.parent / "microbert_cli" / "tasks"
+TASKS = Path(__file__).resolve().parent.parent / "microbert_cli" / "catalog" / "tasks"
 TINY_SPLITS = {"dev": "dev_matched", "test": "test_matched"}
 
 
-class Heard(Talk):
+class Heard(Reporter):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.warnings: list[str] = []
@@ -120,7 +120,7 @@ def test_bad_rows_name_their_line(tmp_path: Path, line: str, code: str, said: st
 def test_a_row_without_text_is_kept_where_the_official_files_have_some(tmp_path: Path) -> None:
     heard = Heard()
     write_tsv(tmp_path, "dev.tsv", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "0\t1\t2\tWhy?\t\t0", "x\ty")
-    rows = load_split(builtin("qqp"), "dev", data_dir=tmp_path, talk=heard)
+    rows = load_split(builtin("qqp"), "dev", data_dir=tmp_path, reporter=heard)
     assert rows.texts == [("Why?", "")] and rows.labels == [0]
     assert any("1 empty" in warning for warning in heard.warnings)
     assert any("1 rows with a wrong number" in warning for warning in heard.warnings)
@@ -198,7 +198,7 @@ def test_the_hub_gives_the_same_rows(tmp_path: Path, glue: Path, name: str, monk
     monkeypatch.delenv("HF_HUB_OFFLINE")
     task, heard = builtin(name), Heard()
     for split in task.splits:
-        rows = load_split(task, split, talk=heard)
+        rows = load_split(task, split, reporter=heard)
         assert (rows.texts, rows.labels) == expected(name, split)
         assert rows.fingerprint == load_split(task, split, data_dir=glue).fingerprint
     assert len(heard.notes) == len(task.splits) == len(asked) and all("Hub" in note for note in heard.notes)
@@ -257,17 +257,17 @@ def test_a_split_that_the_task_has_not(glue: Path) -> None:
 
 def test_built_in_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task({"name": "own", "text": ["text"], "label": {"names": ["no", "yes"]}, "builtin": "python-docs"})
-    monkeypatch.setitem(data.BUILT_IN, "python-docs", lambda split: ([("a",), ("b",)], [0, "yes"]))
+    monkeypatch.setitem(BUILT_IN_TASKS, "python-docs", lambda split: ([("a",), ("b",)], [0, "yes"]))
     assert load_split(task, "dev").labels == [0, 1]
     other = load_task({**task.model_dump(), "builtin": "pyton-docs"})
     assert "python-docs" in refused("M032", 3, load_split, other, "dev").allowed
 
 
-# Rows
+# Examples
 
 
 def test_rows_are_taken_and_limited_the_same_way_each_time() -> None:
-    rows = Rows([(str(i),) for i in range(50)], list(range(50)), augmented=[i % 2 == 1 for i in range(50)])
+    rows = Examples([(str(i),) for i in range(50)], list(range(50)), augmented=[i % 2 == 1 for i in range(50)])
     some = rows.take([3, 1])
     assert (some.texts, some.labels, some.ids, some.augmented) == ([("3",), ("1",)], [3, 1], ["3", "1"], [True, True])
     assert rows.limit(9).labels == rows.limit(9).labels == sorted(rows.limit(9).labels or [])
@@ -276,15 +276,15 @@ def test_rows_are_taken_and_limited_the_same_way_each_time() -> None:
 
 
 def test_the_fingerprint_is_of_texts_labels_and_flags() -> None:
-    base = Rows([("a", "b"), ("c", "d")], [0, 1])
-    same = Rows([("a", "b"), ("c", "d")], [0, 1], ids=["x", "y"])
+    base = Examples([("a", "b"), ("c", "d")], [0, 1])
+    same = Examples([("a", "b"), ("c", "d")], [0, 1], ids=["x", "y"])
     assert base.fingerprint == same.fingerprint and len(base.fingerprint) == 64
     others = [
-        Rows([("a", "b"), ("c", "d")], [1, 0]),
-        Rows([("a", "b"), ("c", "d")], None),
-        Rows([("a", "b"), ("c", "d")], [0.0, 1.0]),
-        Rows([("ab", ""), ("c", "d")], [0, 1]),
-        Rows([("a", "b"), ("c", "d")], [0, 1], augmented=[False, True]),
+        Examples([("a", "b"), ("c", "d")], [1, 0]),
+        Examples([("a", "b"), ("c", "d")], None),
+        Examples([("a", "b"), ("c", "d")], [0.0, 1.0]),
+        Examples([("ab", ""), ("c", "d")], [0, 1]),
+        Examples([("a", "b"), ("c", "d")], [0, 1], augmented=[False, True]),
     ]
     assert len({rows.fingerprint for rows in (base, *others)}) == 6
 
@@ -320,11 +320,11 @@ FORMATS = [".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.gz"]
 def test_own_classes(tmp_path: Path, suffix: str) -> None:
     heard = Heard()
     path = write_own(tmp_path, reviews(), suffix)
-    task = own_task(path, text=("text",), label="stars", talk=heard)
+    task = own_task(path, text=("text",), label="stars", reporter=heard)
     assert task.label.names == ("bad", "good", "Ünsure") and task.name == "train"
     assert task.metrics == ("accuracy", "macro_f1", "matthews") and task.primary == "accuracy"
     assert "bad, good, Ünsure" in heard.notes[0]
-    train, dev = load_split(task, "train", talk=heard), load_split(task, "dev")
+    train, dev = load_split(task, "train", reporter=heard), load_split(task, "dev")
     assert len(train) + len(dev) == 200 and len(dev) == 50
     assert not {*train.texts} & {*dev.texts}
     assert any("held out" in note for note in heard.notes)
@@ -475,7 +475,7 @@ def test_equal_texts_are_held_out_together() -> None:
 def test_augmented_rows_come_back_as_they_were(tmp_path: Path, format: Any, name: str) -> None:
     task = builtin(name)
     texts = [('"a\t', "b\nc"), ("two", "'three"), ("é\u2028", 'x"')]
-    rows = Rows(
+    rows = Examples(
         [pair[: len(task.text)] for pair in texts],
         [0.5, 3.8, 5.0] if task.is_regression else [1, 0, 1],
         ["0", "0-a1", "1"],
@@ -505,7 +505,7 @@ def test_a_column_name_that_augmented_data_needs(tmp_path: Path) -> None:
     task = load_task(
         {"name": "own", "text": ["id"], "label": {"names": ["a", "b"]}, "files": {"train": str(tmp_path / "x.csv")}}
     )
-    refused("M031", 3, write_augmented, Rows([("x",)], [0]), tmp_path / "a.tsv", task, "tsv")
+    refused("M031", 3, write_augmented, Examples([("x",)], [0]), tmp_path / "a.tsv", task, "tsv")
     assert not (tmp_path / "a.tsv").exists()
 
 
@@ -529,7 +529,7 @@ def test_real_files_are_read_whole(shared: Path, name: str) -> None:
     task = builtin(name)
     for split, count in REAL[name].items():
         heard = Heard()
-        rows = load_split(task, split, data_dir=shared / "data/glue", talk=heard)
+        rows = load_split(task, split, data_dir=shared / "data/glue", reporter=heard)
         assert len(rows) == count and heard.warnings == []
         assert len(set(rows.ids or ())) == count
         assert (rows.labels is None) == (split == "test")

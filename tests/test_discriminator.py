@@ -9,16 +9,16 @@ import pytest
 import torch
 from tiny_models import tiny_bert
 
-from microbert_cli import models
-from microbert_cli.catalog import Catalog
+from microbert_cli.catalog.losses import discriminator as module
+from microbert_cli.distillation.layer_map import layer_map
+from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
-from microbert_cli.layer_map import layer_map
-from microbert_cli.loop import Plan, train
-from microbert_cli.losses import discriminator as module
-from microbert_cli.objective import Objective
-from microbert_cli.stopping import Interrupted
-from microbert_cli.teacher import Teacher
-from microbert_cli.terms import make_terms
+from microbert_cli.models.load import load_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.signals import Interrupted
+from microbert_cli.training.loop import TrainingPlan, train
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Objective
 
 CATALOG = Catalog()
 INPUTS = ["logits", "cls", "both"]
@@ -45,7 +45,7 @@ def places(tmp_path_factory):
 
 
 def make(places, *, others=None, student="student", **parameters):
-    taught, pupil = (models.load(places / name, "classifier", where=name) for name in ("teacher", student))
+    taught, pupil = (load_model(places / name, "classifier", where=name) for name in ("teacher", student))
     terms = {**(others or {}), "discriminator": (1.0, parameters)}
     torch.manual_seed(5)
     return Objective(
@@ -152,7 +152,7 @@ def run(places, directory, *, stop=None, gradient_norms=0):
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch(number)
 
-    plan = Plan(name="phase", steps=8, learning_rate=1e-3, gradient_norms=gradient_norms)
+    plan = TrainingPlan(name="phase", steps=8, learning_rate=1e-3, gradient_norms=gradient_norms)
     train(objective, batches, plan, directory=directory, seed=11)
     log_lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     return {**objective.student.state_dict(), **objective.state_dict()}, log_lines
@@ -182,7 +182,7 @@ def test_gradient_norms_are_logged_and_change_nothing(places, tmp_path):
 
 def test_the_norm_of_a_single_term_is_the_norm_of_all(places, tmp_path):
     objective = make(places, others={"soft_target": (2.0, {})}, begin=1.0)
-    plan = Plan(name="phase", steps=1, learning_rate=1e-3, gradient_norms=1, max_grad_norm=1e9)
+    plan = TrainingPlan(name="phase", steps=1, learning_rate=1e-3, gradient_norms=1, max_grad_norm=1e9)
     train(objective, lambda skip: iter([batch()]), plan, directory=tmp_path, seed=1)
     line = json.loads((tmp_path / "log.jsonl").read_text())
     assert line["soft_target_gradient"] == pytest.approx(line["norm"], rel=1e-5) and line["discriminator_gradient"] == 0

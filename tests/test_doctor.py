@@ -12,18 +12,18 @@ from packaging.requirements import Requirement
 from tiny_folder import tiny_folder
 from tiny_models import WORDS, tiny_bert
 
-from microbert_cli import checkpoint
-from microbert_cli.catalog import Catalog
 from microbert_cli.cli.console import show_marked
 from microbert_cli.errors import MbertError
-from microbert_cli.preflight import data_checks, machine_checks, model_checks
-from microbert_cli.preflight.case import Case
-from microbert_cli.preflight.checks import CHECKS, examine
-from microbert_cli.preflight.findings import Finding, Later, Result, attempt, doubtful, failed, passed
-from microbert_cli.preflight.first_step import first_step
-from microbert_cli.preflight.network import NAMES, is_offline, without_network
-from microbert_cli.resolve import resolve
-from microbert_cli.wiring import steps
+from microbert_cli.hub import NAMES, is_offline, no_network
+from microbert_cli.plan.doctor import data_checks, machine_checks, model_checks
+from microbert_cli.plan.doctor.checks import CHECKS, examine
+from microbert_cli.plan.doctor.context import DoctorContext
+from microbert_cli.plan.doctor.findings import Finding, Later, Result, attempt, doubtful, failed, passed
+from microbert_cli.plan.doctor.first_step import first_step
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.runs.stage_inputs import steps
+from microbert_cli.training import checkpoint
 
 RECIPE = """
 task    = "sst2"
@@ -65,7 +65,7 @@ def here(home, monkeypatch, tmp_path):
 def case(*sets, recipe="small.toml", offline=True, root="runs/small"):
     catalog = Catalog()
     resolved = resolve(catalog=catalog, recipe=recipe, sets=sets)
-    return Case(steps(resolved, Path(root), catalog), Path(root), catalog, offline=offline)
+    return DoctorContext(steps(resolved, Path(root), catalog), Path(root), catalog, offline=offline)
 
 
 def look(check, *sets, **options):
@@ -263,7 +263,7 @@ def test_heads_are_compared_before_the_teacher_is_made():
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_a_step_that_is_no_number_fails(broken, monkeypatch):
     """BertAdam clips tensor by tensor, so that the loop sees no norm: the weights tell."""
-    from microbert_cli.losses import hard_label
+    from microbert_cli.catalog.losses import hard_label
 
     original = hard_label.hard_label
 
@@ -310,15 +310,15 @@ def test_disk(monkeypatch):
 
 
 def test_the_disk_is_counted_as_planning_counts_it(monkeypatch):
-    from microbert_cli.planning import calibration, stage_plans
-    from microbert_cli.planning.calibration import Calibration
-    from microbert_cli.planning.uncalibrated import Uncalibrated
+    from microbert_cli.plan import calibration, stages
+    from microbert_cli.plan.calibration import Calibration
+    from microbert_cli.plan.counts_only import Uncalibrated
 
     monkeypatch.setattr(calibration, "rehearse", lambda job, shapes, **_: dict.fromkeys(shapes, 1e-3))
     catalog = Catalog()
     planned = case('stages=["finetune", "general-distill", "task-distill"]').steps
     timed, counted = (
-        stage_plans.plan_steps(planned, catalog=catalog, here=kind(device="cpu", catalog=catalog))
+        stages.plan_steps(planned, catalog=catalog, here=kind(device="cpu", catalog=catalog))
         for kind in (Calibration, Uncalibrated)
     )
     assert [one.disk for one in timed] == [one.disk for one in counted]
@@ -359,11 +359,11 @@ def test_the_network_is_forbidden_for_a_while(monkeypatch):
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     assert not is_offline()
-    with without_network():
+    with no_network():
         assert is_offline()
     assert not is_offline()
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    with without_network():
+    with no_network():
         assert is_offline()
     assert not is_offline()
 

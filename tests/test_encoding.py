@@ -9,11 +9,11 @@ import torch
 from tiny_glue import WORDS
 from tiny_models import tiny_tokenizer
 
-from microbert_cli.encoding import Encoded, encode
-from microbert_cli.rows import Rows
+from microbert_cli.data.examples import Examples
+from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples
 
-ONE = Rows([("the baker mended a lamp .",), ("why",), ("a lovely , bright garden by the harbour is sold",)], [0, 1, 1])
-TWO = Rows(
+ONE = Examples([("the baker mended a lamp .",), ("why",), ("a lovely , bright garden by the harbour is sold",)], [0, 1, 1])
+TWO = Examples(
     [(" ".join(WORDS[:n]), " ".join(WORDS[-m:])) for n, m in [(3, 4), (9, 2), (2, 9), (8, 8), (9, 8), (8, 9), (1, 1)]],
     [0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 0.0],
 )
@@ -40,13 +40,13 @@ def other_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_input_names=["input_ids", "attention_mask"], **names)
 
 
-def ids(encoded: Encoded) -> list[list[int]]:
+def ids(encoded: TokenizedExamples) -> list[list[int]]:
     return [encoded.row(i)["input_ids"] for i in range(len(encoded))]
 
 
 @pytest.mark.parametrize("rows", [ONE, TWO], ids=["one", "two"])
-def test_what_fits_is_what_the_tokenizer_makes(tokenizer: Any, rows: Rows) -> None:
-    encoded = encode(rows, tokenizer, 64)
+def test_what_fits_is_what_the_tokenizer_makes(tokenizer: Any, rows: Examples) -> None:
+    encoded = tokenize_examples(rows, tokenizer, 64)
     expected = tokenizer(*map(list, zip(*rows.texts, strict=True)))
     assert ids(encoded) == expected["input_ids"]
     assert [encoded.row(i)["token_type_ids"] for i in range(len(rows))] == expected["token_type_ids"]
@@ -55,12 +55,12 @@ def test_what_fits_is_what_the_tokenizer_makes(tokenizer: Any, rows: Rows) -> No
 
 
 @pytest.mark.parametrize("rows", [ONE, TWO], ids=["one", "two"])
-def test_other_special_tokens(other_tokenizer: Any, rows: Rows) -> None:
-    encoded = encode(rows, other_tokenizer, 64)
+def test_other_special_tokens(other_tokenizer: Any, rows: Examples) -> None:
+    encoded = tokenize_examples(rows, other_tokenizer, 64)
     assert ids(encoded) == other_tokenizer(*map(list, zip(*rows.texts, strict=True)))["input_ids"]
     assert encoded.types is None and set(encoded.row(0)) == {"input_ids"}
     assert set(encoded.batch([0], pad_id=1)) == {"input_ids", "attention_mask", "labels", "rows"}
-    assert encode(rows, other_tokenizer, 7).lengths.max() == 7
+    assert tokenize_examples(rows, other_tokenizer, 7).lengths.max() == 7
 
 
 def cut_one_by_one(first: list[str], second: list[str], room: int) -> tuple[list[str], list[str]]:
@@ -72,7 +72,7 @@ def cut_one_by_one(first: list[str], second: list[str], room: int) -> tuple[list
 
 @pytest.mark.parametrize("max_length", range(3, 22))
 def test_pairs_are_cut_as_in_the_released_code(tokenizer: Any, max_length: int) -> None:
-    encoded = encode(TWO, tokenizer, max_length)
+    encoded = tokenize_examples(TWO, tokenizer, max_length)
     wholes = [sum(len(text.split()) for text in row) for row in TWO.texts]
     assert encoded.truncated == sum(whole > max_length - 3 for whole in wholes)
     for row, found in zip(TWO.texts, ids(encoded), strict=True):
@@ -81,13 +81,13 @@ def test_pairs_are_cut_as_in_the_released_code(tokenizer: Any, max_length: int) 
 
 
 def test_single_texts_lose_their_end(tokenizer: Any) -> None:
-    encoded = encode(ONE, tokenizer, 5)
+    encoded = tokenize_examples(ONE, tokenizer, 5)
     assert ids(encoded) == tokenizer([text for (text,) in ONE.texts], truncation=True, max_length=5)["input_ids"]
     assert encoded.truncated == 2
 
 
 def test_batches_are_padded_to_the_longest_or_further(tokenizer: Any) -> None:
-    encoded = encode(TWO, tokenizer, 64)
+    encoded = tokenize_examples(TWO, tokenizer, 64)
     batch = encoded.batch([6, 0, 3], pad_id=7)
     expected = tokenizer([TWO.texts[i] for i in (6, 0, 3)], padding=True, return_tensors="pt")
     mask = expected["attention_mask"]
@@ -103,36 +103,36 @@ def test_batches_are_padded_to_the_longest_or_further(tokenizer: Any) -> None:
 
 
 def test_labels_and_flags_travel_with_the_rows(tokenizer: Any) -> None:
-    rows = Rows(ONE.texts, [2, 0, 1], augmented=[False, True, False])
-    batch = encode(rows, tokenizer, 16).batch([2, 1])
+    rows = Examples(ONE.texts, [2, 0, 1], augmented=[False, True, False])
+    batch = tokenize_examples(rows, tokenizer, 16).batch([2, 1])
     assert batch["labels"].tolist() == [1, 0] and batch["labels"].dtype == torch.int64
     assert batch["augmented"].tolist() == [False, True] and batch["augmented"].dtype == torch.bool
-    assert "labels" not in encode(Rows(ONE.texts), tokenizer, 16).batch([0])
+    assert "labels" not in tokenize_examples(Examples(ONE.texts), tokenizer, 16).batch([0])
 
 
 def test_chunks_do_not_show(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = encode(TWO, tokenizer, 12)
-    monkeypatch.setattr("microbert_cli.encoding.CHUNK", 3)
-    parts = encode(TWO, tokenizer, 12)
+    whole = tokenize_examples(TWO, tokenizer, 12)
+    monkeypatch.setattr("microbert_cli.data.tokenized.CHUNK", 3)
+    parts = tokenize_examples(TWO, tokenizer, 12)
     assert np.array_equal(whole.ids, parts.ids) and np.array_equal(whole.offsets, parts.offsets)
 
 
 def test_texts_without_any_token(tokenizer: Any) -> None:
-    encoded = encode(Rows([("\u200b",), ("the",)], [0, 1]), tokenizer, 8)
+    encoded = tokenize_examples(Examples([("\u200b",), ("the",)], [0, 1]), tokenizer, 8)
     assert encoded.lengths.tolist() == [2, 3]
 
 
 def test_a_real_task_is_encoded_as_the_library_would(shared: Path) -> None:
     from transformers import BertTokenizerFast
 
-    from microbert_cli.data import load_split
-    from microbert_cli.task import load_task
+    from microbert_cli.data.load import load_split
+    from microbert_cli.recipe.task import load_task
 
     vocabulary = shared / "data/vocab/bert-base-uncased-vocab.txt"
     words = vocabulary.read_text(encoding="utf-8").split("\n")
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words[:30522])})
-    task = load_task(Path(__file__).resolve().parent.parent / "microbert_cli/tasks/rte.toml")
+    task = load_task(Path(__file__).resolve().parent.parent / "microbert_cli/catalog/tasks/rte.toml")
     rows = load_split(task, "dev", data_dir=shared / "data/glue")
-    encoded = encode(rows, tokenizer, 512)
+    encoded = tokenize_examples(rows, tokenizer, 512)
     assert ids(encoded) == tokenizer(*map(list, zip(*rows.texts, strict=True)))["input_ids"]
-    assert encode(rows, tokenizer, 128).truncated == int((encoded.lengths > 128).sum()) > 0
+    assert tokenize_examples(rows, tokenizer, 128).truncated == int((encoded.lengths > 128).sum()) > 0

@@ -10,9 +10,9 @@ import torch
 from mbert_command import refused, works
 from tiny_folder import tiny_folder
 
-from microbert_cli.catalog import Catalog
-from microbert_cli.objective import Objective
-from microbert_cli.terms import OVER
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.training.loss_terms import OVER
+from microbert_cli.training.objective import Objective
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
 RECIPE = """

@@ -12,13 +12,18 @@ from tiny_routed import TASKS, apart, routed, rows
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from microbert_cli import api, checkpoint, extraction, manifest, memory, models
+from microbert_cli import api
 from microbert_cli.errors import MbertError
-from microbert_cli.experts import deal
-from microbert_cli.importance import importance
-from microbert_cli.models import Loaded
-from microbert_cli.routed_student import Wanted, fitting, layers_of, with_experts
-from microbert_cli.students.routed_bert import RoutedBertForSequenceClassification
+from microbert_cli.models import size
+from microbert_cli.models.config import read_config
+from microbert_cli.models.load import LoadedModel, count_all_parameters, load_model, load_routed
+from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
+from microbert_cli.models.moe.convert import MoeSettings, add_experts, expert_layers, fitting
+from microbert_cli.models.moe.extract import dense_model
+from microbert_cli.models.moe.importance import importance
+from microbert_cli.models.moe.layers import deal
+from microbert_cli.models.save import save_model
+from microbert_cli.runs import manifest
 
 GLUE = {"sst2": {"labels": ["negative", "positive"], "num_labels": 2}, "stsb": {"labels": None, "num_labels": 1}}
 ROWS = {"data__folder": "glue", "data__max_length": 24, "teacher__allow_weak": True}
@@ -35,9 +40,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.setenv("MBERT_CACHE", str(folder / "cache"))
         tiny_glue("glue", ["sst2", "stsb"], rows=48)
-        base = models.load(tiny_bert("base", layers=4), "classifier", where="base")
+        base = load_model(tiny_bert("base", layers=4), "classifier", where="base")
         for name, more in {"one": {}, "two": {"top_k": 2}, "token": {"routing": "token"}}.items():
-            checkpoint.save_model(apart(routed(base, tasks=GLUE, **more)), base.tokenizer, Path(name))
+            save_model(apart(routed(base, tasks=GLUE, **more)), base.tokenizer, Path(name))
         api.finetune(model="base", out="teacher", task="sst2", data__folder="glue", data__max_length=24, finetune__steps=60,
                      finetune__batch_size=8, finetune__learning_rate=1e-2)  # fmt: skip
         yield folder
@@ -49,8 +54,8 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def dense(place: Path) -> Loaded:
-    return models.load(place / "base", "classifier", where="base")
+def dense(place: Path) -> LoadedModel:
+    return load_model(place / "base", "classifier", where="base")
 
 
 @pytest.mark.parametrize(
@@ -58,10 +63,12 @@ def dense(place: Path) -> Loaded:
     [({}, 32), ({"top_k": 2}, 64), ({"moe_layers": [1, 2, 3, 4], "top_k": 3}, 96), ({"moe_layers": []}, 32)],
 )
 @pytest.mark.parametrize("task", TASKS)
-def test_the_plain_model_says_what_the_routed_one_says(dense: Loaded, more: dict[str, object], width: int, task: str) -> None:
+def test_the_plain_model_says_what_the_routed_one_says(
+    dense: LoadedModel, more: dict[str, object], width: int, task: str
+) -> None:
     made = apart(routed(dense, **more))
     batch = rows(list(TASKS).index(task))
-    plain = extraction.dense(made, task)
+    plain = dense_model(made, task)
     own = plain(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert (own - made(**batch).logits).abs().max() < 1e-6
     assert type(plain) is BertForSequenceClassification and plain.config.intermediate_size == width
@@ -74,11 +81,11 @@ def test_the_published_size_is_left() -> None:
     made = RoutedBertForSequenceClassification.from_dense(
         BertForSequenceClassification(config), tasks=TASKS, moe_layers=[2, 4], experts=4
     )
-    plain = extraction.dense(made.eval(), "film")
-    assert models.parameters(plain) == 14_350_248 + 312 * 2 + 2
+    plain = dense_model(made.eval(), "film")
+    assert count_all_parameters(plain) == 14_350_248 + 312 * 2 + 2
     one_ffn = 2 * 312 * 1200 + 1200 + 312
     routers = 2 * 64 * 4 + 2 * 64
-    assert models.parameters(made) == 14_350_248 + 2 * 3 * one_ffn + routers + 312 * 3 + 3
+    assert count_all_parameters(made) == 14_350_248 + 2 * 3 * one_ffn + routers + 312 * 3 + 3
     ids_BT = torch.randint(5, 30_000, (2, 9), generator=torch.Generator().manual_seed(0))
     assert (plain(ids_BT).logits - made(ids_BT, task=0).logits).abs().max() < 1e-6
 
@@ -86,7 +93,7 @@ def test_the_published_size_is_left() -> None:
 def test_every_task_comes_out_as_transformers_alone_reads_it() -> None:
     out = works("extract", "one", "--data", "glue", "-o", "all")
     assert out.out.strip() == "all" and sorted(path.name for path in Path("all").iterdir()) == ["sst2", "stsb"]
-    whole = models.load_routed(Path("one"), models.read_config("one", where=""), where="").eval()
+    whole = load_routed(Path("one"), read_config("one", where=""), where="").eval()
     for task, own in GLUE.items():
         plain = AutoModelForSequenceClassification.from_pretrained(Path("all") / task)
         told = json.loads((Path("all") / task / "metrics.json").read_text())
@@ -152,7 +159,7 @@ def test_neurons_are_dealt_in_turn() -> None:
     assert deal(important_F, experts=3, width=2, shared=0) == [[3, 1], [0, 5], [4, 2]]
 
 
-def test_importance_is_the_sum_over_examples_of_the_absolute_value(dense: Loaded) -> None:
+def test_importance_is_the_sum_over_examples_of_the_absolute_value(dense: LoadedModel) -> None:
     """Against the definition: each example's own gradient of the weights themselves."""
     model, batch = dense.model.eval(), {**rows(), "labels": torch.tensor([0, 1, 1])}
     found = importance(
@@ -171,7 +178,7 @@ def test_importance_is_the_sum_over_examples_of_the_absolute_value(dense: Loaded
         assert torch.allclose(found[number].float(), expected[number], rtol=1e-4, atol=1e-7)
 
 
-def test_experts_of_all_neurons_are_the_network(dense: Loaded) -> None:
+def test_experts_of_all_neurons_are_the_network(dense: LoadedModel) -> None:
     """One expert that gets everything, in the order of importance, is the layer as it was."""
     neurons = {layer: deal(torch.rand(32), experts=1, width=32, shared=0) for layer in (2, 4)}
     tasks = {"film": TASKS["film"]}
@@ -182,36 +189,40 @@ def test_experts_of_all_neurons_are_the_network(dense: Loaded) -> None:
 
 
 def test_widths_that_fit() -> None:
-    assert fitting(Wanted(experts=4), 3072) == (3072, 0)
-    assert fitting(Wanted(experts=4, init="importance"), 3072) == (768, 512), "as MoEBERT"
-    assert fitting(Wanted(experts=2, width=20, shared=8, init="importance"), 32) == (20, 8)
+    assert fitting(MoeSettings(experts=4), 3072) == (3072, 0)
+    assert fitting(MoeSettings(experts=4, init="importance"), 3072) == (768, 512), "as MoEBERT"
+    assert fitting(MoeSettings(experts=2, width=20, shared=8, init="importance"), 32) == (20, 8)
     for wrong, code in (
-        (Wanted(experts=4, width=30, shared=8, init="importance"), "M072"),
-        (Wanted(experts=4, width=8, shared=9, init="importance"), "M072"),
-        (Wanted(experts=40, init="importance"), "M072"),
-        (Wanted(width=16), "M076"),
-        (Wanted(shared=4), "M076"),
+        (MoeSettings(experts=4, width=30, shared=8, init="importance"), "M072"),
+        (MoeSettings(experts=4, width=8, shared=9, init="importance"), "M072"),
+        (MoeSettings(experts=40, init="importance"), "M072"),
+        (MoeSettings(width=16), "M076"),
+        (MoeSettings(shared=4), "M076"),
     ):
         with pytest.raises(MbertError) as caught:
             fitting(wrong, 32)
         assert caught.value.code == code
-    assert layers_of("every-second", 5) == [2, 4] and layers_of("all", 3) == [1, 2, 3] and layers_of([3, 1], 3) == [1, 3]
+    assert (
+        expert_layers("every-second", 5) == [2, 4]
+        and expert_layers("all", 3) == [1, 2, 3]
+        and expert_layers([3, 1], 3) == [1, 3]
+    )
     for asked, depth in (("every-second", 1), ([0], 4), ([5], 4), ([2, 2], 4), ([], 4)):
         with pytest.raises(MbertError) as caught:
-            layers_of(asked, depth)
+            expert_layers(asked, depth)
         assert caught.value.code == "M071"
 
 
 def test_more_experts_than_memory_holds_are_refused_before_they_are_made(
-    dense: Loaded, monkeypatch: pytest.MonkeyPatch
+    dense: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """16 wide, 32 within, 2 layers: 2 x 1,072 weights an expert, of 8 bytes."""
-    loaded = Loaded(routed(dense, moe_layers=[]), dense.tokenizer, "shared", [])
-    base = models.parameters(loaded.model)
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 8 * (base + 2 * 4 * 1072))
-    with_experts(loaded, Wanted(experts=4), seed=0)
+    loaded = LoadedModel(routed(dense, moe_layers=[]), dense.tokenizer, "shared", [])
+    base = count_all_parameters(loaded.model)
+    monkeypatch.setattr(size, "machine_bytes", lambda: 8 * (base + 2 * 4 * 1072))
+    add_experts(loaded, MoeSettings(experts=4), seed=0)
     with pytest.raises(MbertError) as caught:
-        with_experts(loaded, Wanted(experts=5), seed=0)
+        add_experts(loaded, MoeSettings(experts=5), seed=0)
     assert caught.value.code == "M223" and "5 experts of 32 neurons in 2 layers" in caught.value.where
     with pytest.raises(MbertError) as caught:
         distil("nothing", moe__side="student", moe__experts=10**9)
@@ -230,7 +241,7 @@ def distil(out: str, **keys: object) -> dict[str, object]:
 def test_a_student_with_experts(routing: str) -> None:
     told = distil(f"student-{routing}", moe__side="student", moe__routing=routing)
     assert told["phases"]["prediction"]["losses"]["load_balance"] >= 1 - 1e-3
-    config = models.read_config(f"student-{routing}", where="")
+    config = read_config(f"student-{routing}", where="")
     assert (config.moe_layers, config.experts, config.routing) == ([2, 4], 4, routing)
     assert bool(told.get("experts")) == (routing == "task")
     if routing == "task":
@@ -245,7 +256,7 @@ def test_without_experts_the_table_moe_says_nothing() -> None:
     """So that runs made before there were experts stay what they are."""
     distil("plain")
     assert "moe" not in manifest.read(Path("plain"))["identity"]["recipe"]
-    assert models.read_config("plain", where="").model_type == "bert"
+    assert read_config("plain", where="").model_type == "bert"
 
 
 @pytest.mark.slow
@@ -253,7 +264,7 @@ def test_a_teacher_with_experts_and_both() -> None:
     short = ("moe.repair.steps=4", "moe.repair.batch_size=8", "data.max_length=24", "moe.teacher_experts=4")
     sets = [word for text in short for word in ("--set", text)]
     made = works("expert-teacher", "--teacher", "teacher", "--task", "sst2", "--data", "glue", "-o", "experts", *sets)
-    config = models.read_config("experts", where="")
+    config = read_config("experts", where="")
     assert made.out.strip() == "experts"
     assert (config.moe_layers, config.experts, config.expert_width) == ([1, 2, 3, 4], 4, 8)
     parts = json.loads(Path("experts/metrics.json").read_text())["phases"]
@@ -261,9 +272,9 @@ def test_a_teacher_with_experts_and_both() -> None:
         "loss", "embedding", "hidden_states", "soft_target", "hard_label",
     }  # fmt: skip
     taught = distil("of-experts", teacher="experts", moe__side="teacher")
-    assert models.read_config("of-experts", where="").model_type == "bert" and "load_balance" not in str(taught["phases"])
+    assert read_config("of-experts", where="").model_type == "bert" and "load_balance" not in str(taught["phases"])
     distil("both", teacher="experts", moe__side="both", moe__experts=2)
-    assert models.read_config("both", where="").experts == 2
+    assert read_config("both", where="").experts == 2
     for wrong, code in (
         ({"teacher": "teacher", "moe__side": "teacher"}, "M077"),
         ({"teacher": "experts", "moe__side": "both", "moe__experts": 4, "moe__teacher_experts": 9}, "M074"),

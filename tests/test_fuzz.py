@@ -33,28 +33,31 @@ from hypothesis import strategies as st
 from strange_inputs import HALVES, TEXTS, damaged, long, replaced, values
 from tiny_models import WORDS, tiny_bert, tiny_glue, tiny_rows
 
-from microbert_cli import manifest, models, run_record
-from microbert_cli.augmentation import Augmentation, AugmentSettings
-from microbert_cli.batching import epoch_batches
-from microbert_cli.catalog import Catalog
-from microbert_cli.corpus import documents, sentences
-from microbert_cli.data import complete, load_augmented, load_split, own_task, write_augmented
-from microbert_cli.encoding import encode
+from microbert_cli.augmentation.algorithm import AugmentedRows, AugmentSettings
+from microbert_cli.augmentation.word_vectors import load_word_table, read_vectors
+from microbert_cli.augmentation.words import Spelling, has_substance, stop_words
+from microbert_cli.data.batching import epoch_batches
+from microbert_cli.data.corpus.documents import read_documents, split_sentences
+from microbert_cli.data.examples import Examples, from_table
+from microbert_cli.data.load import complete, load_augmented, load_split, own_task, write_augmented
+from microbert_cli.data.tables import read_table
+from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.errors import FAMILIES, MbertError
-from microbert_cli.metrics import compute
-from microbert_cli.nested import flatten
-from microbert_cli.output import differences, is_up_to_date, working
-from microbert_cli.readers import read_table
-from microbert_cli.recipe import Recipe
-from microbert_cli.resolve import resolve
-from microbert_cli.rows import Rows, from_table
-from microbert_cli.stage import read_metrics, to_toml
+from microbert_cli.evaluation.metrics import compute
+from microbert_cli.evaluation.submission import assemble_zip, write_submission
+from microbert_cli.models import predictor
+from microbert_cli.models.load import load_model
+from microbert_cli.recipe.layers import flatten
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.task import Task, load_task
+from microbert_cli.recipe.toml import to_toml
+from microbert_cli.runs import manifest, run_record
+from microbert_cli.runs.output_dir import differences, is_up_to_date, working
+from microbert_cli.runs.stage_inputs import steps
+from microbert_cli.runs.stage_result import read_metrics
 from microbert_cli.stages import augment, evaluate, predict
-from microbert_cli.submission import assemble_zip, write_submission
-from microbert_cli.task import Task, load_task
-from microbert_cli.wiring import steps
-from microbert_cli.word_table import load_word_table, read_vectors
-from microbert_cli.words import Spelling, has_substance, stop_words
 
 SLOW = 60  # seconds after which an input counts as one that hangs; a megabyte of text takes a few
 LEAST = 100_000
@@ -160,8 +163,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("MBERT_CACHE", str(root / "cache"))
-        patch.setattr(predict.answering, "open_model", functools.cache(predict.answering.open_model))
-        patch.setattr(models, "load", functools.cache(models.load))
+        patch.setattr(predict, "open_predictor", functools.cache(predict.open_predictor))
+        patch.setattr(predictor, "load_model", functools.cache(load_model))
         tiny_glue("glue", FOLDERS, rows=12)
         tiny_bert("classifier", labels=["bad", "good"], positions=48, dropout=0.0)
         tiny_bert("filler", kind="masked-lm", positions=48, dropout=0.0)
@@ -197,7 +200,7 @@ def put(name: str, content: bytes | str) -> Path:
 ROOT = Path(__file__).resolve().parent.parent
 CATALOG = Catalog()
 RECIPES = [path.read_bytes() for path in sorted((ROOT / "recipes").glob("*.toml"))]
-METHODS = [path.read_bytes() for path in sorted((ROOT / "microbert_cli" / "methods").glob("*.toml"))]
+METHODS = [path.read_bytes() for path in sorted((ROOT / "microbert_cli" / "catalog" / "methods").glob("*.toml"))]
 KEYS = [
     *flatten(Recipe().model_dump(mode="json")),
     *(f"phases.{phase}.{key}" for phase in ("intermediate", "prediction") for key in ("steps", "epochs", "losses", "data")),
@@ -267,7 +270,7 @@ def environments(environment: dict[str, str]) -> None:
 # --- tasks ------------------------------------------------------------------------------------------------------------------
 
 FOLDERS = ("sst2", "cola", "mrpc", "stsb", "mnli", "rte")
-TASK_FILES = {path.stem: path.read_bytes() for path in sorted((ROOT / "microbert_cli" / "tasks").glob("*.toml"))}
+TASK_FILES = {path.stem: path.read_bytes() for path in sorted((ROOT / "microbert_cli" / "catalog" / "tasks").glob("*.toml"))}
 OWN_TASK = {
     "name": "own",
     "text": ["text"],
@@ -290,7 +293,7 @@ def usable(task: Task) -> None:
             well_formed(load_split(task, split, data_dir=Path("glue")), task)
 
 
-def well_formed(rows: Rows, task: Task) -> None:
+def well_formed(rows: Examples, task: Task) -> None:
     """Rows as every stage expects them."""
     assert len(rows) and all(len(texts) == len(task.text) for texts in rows.texts)
     for texts in rows.texts:
@@ -470,14 +473,14 @@ CORPORA = st.one_of(
 
 @holds_for(CORPORA, torture=9_000)
 def corpora(case: tuple[str, bytes]) -> None:
-    for document in documents(str(put(*case))):
+    for document in read_documents(str(put(*case))):
         assert document and all(isinstance(sentence, str) and sentence.strip() for sentence in document)
 
 
 @holds_for(st.one_of(long(), TEXTS), quick=3, torture=200)
 def long_paragraphs(text: str) -> None:
-    assert all(sentences(text)) and all(map(str.strip, sentences(text)))
-    list(documents(str(put("c.txt", text))))
+    assert all(split_sentences(text)) and all(map(str.strip, split_sentences(text)))
+    list(read_documents(str(put("c.txt", text))))
 
 
 GLOVE = b"".join(b"%s %.2f %.2f -0.5\n" % (word.encode(), i / 7, 1 - i / 5) for i, word in enumerate(WORDS[:20]))
@@ -530,7 +533,7 @@ PAIRS = st.one_of(st.lists(st.tuples(TEXTS), max_size=4), st.lists(st.tuples(TEX
 
 @functools.cache
 def _loaded(kind: str) -> Any:
-    return models.load(kind, {"filler": "masked-lm"}.get(kind, kind), where="test")
+    return load_model(kind, {"filler": "masked-lm"}.get(kind, kind), where="test")
 
 
 @functools.cache
@@ -541,7 +544,7 @@ def _table() -> Any:
 @holds_for(st.tuples(PAIRS, st.integers(3, 48)), torture=10_000)
 def encoded(case: tuple[list[tuple[str, ...]], int]) -> None:
     texts, length = case
-    found = encode(Rows(texts), _loaded("classifier").tokenizer, length)
+    found = tokenize_examples(Examples(texts), _loaded("classifier").tokenizer, length)
     assert len(found) == len(texts) and len(found.ids) == found.offsets[-1] and found.types is not None
     assert all(1 < n <= length for n in found.lengths) and 0 <= found.truncated <= len(texts)
     batch = found.batch(range(len(texts)))
@@ -586,10 +589,10 @@ def augmented_rows(case: tuple[list[str], str, Any]) -> None:
         _varied(rows, task, candidates, form)
 
 
-def _varied(rows: Rows, task: Task, candidates: str, form: Any) -> None:
+def _varied(rows: Examples, task: Task, candidates: str, form: Any) -> None:
     loaded = _loaded("filler")
     tools = {"tokenizer": loaded.tokenizer, "masked_lm_model": loaded.model, "vectors": _table()}
-    made = Augmentation(rows, settings=AugmentSettings(copies=2, candidates=candidates), **tools).shard(0)
+    made = AugmentedRows(rows, settings=AugmentSettings(copies=2, candidates=candidates), **tools).shard(0)
     kept = [row for row, varied in zip(made.texts, made.augmented or (), strict=True) if not varied]
     assert kept == rows.texts
     assert made.source == sorted(made.source or ()) and len(made) <= 3 * len(rows)
@@ -674,7 +677,7 @@ def predicted_tables(case: tuple[str, bytes]) -> None:
 def long_texts(text: str) -> None:
     predicted([(text,), ("short",), (text + "a",)])
     task = own_rows_file([text, "the baker"])
-    encode(load_split(task, "dev"), _loaded("classifier").tokenizer, 48)
+    tokenize_examples(load_split(task, "dev"), _loaded("classifier").tokenizer, 48)
     _spelling().splitter.split(text)
 
 
@@ -715,8 +718,8 @@ def each(*looks: Callable[[], Any]) -> None:
 
 @holds_for(ANY_JSON, torture=3_000)
 def manifests(content: bytes) -> None:
+    from microbert_cli.cli.execute import known_task, resolve_for
     from microbert_cli.cli.options import About, Common
-    from microbert_cli.cli.running import known_task, resolve_for
 
     folder = put("made/manifest.json", content).parent
     put("made/config.json", "{}")

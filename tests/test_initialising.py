@@ -15,15 +15,18 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from microbert_cli import api, manifest, models, places
-from microbert_cli.capture import Want, look
-from microbert_cli.catalog import Catalog
+from microbert_cli import api
+from microbert_cli.distillation.initialise import InitialWeights, layers_of, named, right_vectors
+from microbert_cli.distillation.slice import SliceShape, columns, heads, neurons, top
 from microbert_cli.errors import MbertError
-from microbert_cli.initialising import Start, layers_of, named, right_vectors
-from microbert_cli.resolve import resolve
-from microbert_cli.slicing import Shape, columns, heads, neurons, top
-from microbert_cli.task import load_task
-from microbert_cli.wiring import step
+from microbert_cli.models import factory
+from microbert_cli.models.capture import OutputRequest, forward_outputs
+from microbert_cli.models.load import LoadedModel, load_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.recipe.task import load_task
+from microbert_cli.runs import manifest
+from microbert_cli.runs.stage_inputs import step
 
 SST2 = load_task(Catalog().path("tasks", "sst2", where="task"))
 BATCH = {"input_ids": torch.arange(5, 19).view(2, 7), "attention_mask": torch.tensor([[1] * 7, [1] * 4 + [0] * 3])}
@@ -33,20 +36,20 @@ LABELS = ["negative", "positive"]
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """A classifier of 4 x 16, 2 heads of 8, 32 neurons."""
-    return models.load(tiny_bert(tmp_path_factory.mktemp("teacher"), layers=4, labels=LABELS), "classifier", where="here")
+    return load_model(tiny_bert(tmp_path_factory.mktemp("teacher"), layers=4, labels=LABELS), "classifier", where="here")
 
 
 def student(name, teacher, by, layers="uniform", **more):
-    start = None if by == "random" else Start(by, layers, teacher, teacher.model.config.hidden_size, **more)
-    return places.classifier(
+    start = None if by == "random" else InitialWeights(by, layers, teacher, teacher.model.config.hidden_size, **more)
+    return factory.classifier(
         name, Catalog(), task=SST2, seed=3, tokenizer=teacher.source, where="student", like=teacher.model.config, start=start
     )
 
 
 def shown(model):
-    want = Want(logits=True, hidden=frozenset(range(model.config.num_hidden_layers + 1)))
+    want = OutputRequest(logits=True, hidden=frozenset(range(model.config.num_hidden_layers + 1)))
     with torch.no_grad():
-        return look(model.eval(), BATCH, want)
+        return forward_outputs(model.eval(), BATCH, want)
 
 
 @pytest.mark.parametrize("by", ["teacher-layers", "teacher-slice"])
@@ -107,7 +110,7 @@ def test_importance_by_hand():
     state = by_hand()
     assert columns(state, [0]).tolist() == pytest.approx([10 + 13, 125 + 85])
     assert neurons(state, 0).tolist() == pytest.approx([5 * 1, 1 * 5, 2 * 1])
-    scores, values = heads(state, 0, Shape(2, 3, 2), Shape(1, 3, 1))
+    scores, values = heads(state, 0, SliceShape(2, 3, 2), SliceShape(1, 3, 1))
     assert scores.tolist() == [0] and values.tolist() == [0], "sqrt(5) * 5 against 2 * 1"
 
 
@@ -125,7 +128,7 @@ def test_a_slice_keeps_what_matters_most(teacher):
         assert torch.equal(own[f"encoder.layer.{mine}.intermediate.dense.weight"], expected)
         expected = source[f"encoder.layer.{theirs}.output.dense.weight"][:, rows][cols]
         assert torch.equal(own[f"encoder.layer.{mine}.output.dense.weight"], expected)
-        scores, values = heads(source, theirs, Shape(16, 32, 2), Shape(8, 12, 2))
+        scores, values = heads(source, theirs, SliceShape(16, 32, 2), SliceShape(8, 12, 2))
         assert [int(row) // 8 for row in scores] == [0] * 4 + [1] * 4, "each head is cut, none is left out"
         query, out = "attention.self.query.bias", "attention.output.dense.weight"
         assert torch.equal(own[f"encoder.layer.{mine}.{query}"], source[f"encoder.layer.{theirs}.{query}"][scores])
@@ -156,17 +159,17 @@ def test_embeddings_by_svd(teacher):
 
 def test_distilbert_takes_berts_layers(tmp_path):
     """The masked-LM head as well; token types are left out, so the first hidden states differ by one row of theirs."""
-    taught = models.load(tiny_bert(tmp_path / "bert", layers=4, kind="masked-lm"), "masked-lm", where="here")
+    taught = load_model(tiny_bert(tmp_path / "bert", layers=4, kind="masked-lm"), "masked-lm", where="here")
     config = DistilBertConfig(
         vocab_size=taught.model.config.vocab_size, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=128
     )
     made = DistilBertForMaskedLM(config)
-    Start("teacher-layers", [0, 3], taught, 16)(made)
+    InitialWeights("teacher-layers", [0, 3], taught, 16)(made)
     source, own = named(taught.model), named(made)
     assert all(torch.equal(value, source[name.replace("layer.1", "layer.3")]) for name, value in own.items())
     assert "cls.predictions.transform.dense.weight" in own and len(own) == 2 * 16 + 4 + 5
     taught.model.bert.embeddings.token_type_embeddings.weight.data.zero_()
-    Start("teacher-layers", [0, 1], taught, 16)(made)
+    InitialWeights("teacher-layers", [0, 1], taught, 16)(made)
     with torch.no_grad():
         theirs = taught.model.eval().bert(**BATCH, output_hidden_states=True).hidden_states[2]
         ours = made.eval().distilbert(**BATCH).last_hidden_state
@@ -198,14 +201,14 @@ ROBERTA = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_att
 def test_another_family_is_refused_and_its_own_is_taken(teacher):
     one, other = (RobertaForSequenceClassification(RobertaConfig(**ROBERTA)) for _ in range(2))
     with pytest.raises(MbertError) as caught:
-        Start("teacher-layers", "first", teacher, 16)(other)
+        InitialWeights("teacher-layers", "first", teacher, 16)(other)
     assert caught.value.code == "M046"
-    Start("teacher-layers", "first", models.Loaded(one, teacher.tokenizer, "roberta", []), 16, labels=[1, 0])(other)
+    InitialWeights("teacher-layers", "first", LoadedModel(one, teacher.tokenizer, "roberta", []), 16, labels=[1, 0])(other)
     turned = {name: value[[1, 0]] if "out_proj" in name else value for name, value in one.state_dict().items()}
     assert all(torch.equal(value, turned[name]) for name, value in other.state_dict().items())
     electra = ElectraModel(ElectraConfig(**ROBERTA, embedding_size=8))
     with pytest.raises(MbertError) as caught:
-        Start("teacher-layers", "first", models.Loaded(electra, teacher.tokenizer, "electra", []), 16)(electra)
+        InitialWeights("teacher-layers", "first", LoadedModel(electra, teacher.tokenizer, "electra", []), 16)(electra)
     assert caught.value.code == "M046"
 
 
@@ -232,7 +235,7 @@ def test_both_stages_begin_so(place, monkeypatch):
         teacher="base", student="bert-2x16x32", corpus="text.txt", out="run/general-distill", corpus__max_length=16,
         initialise="teacher-layers", initialise__layers=[0, 3], **keys,
     )  # fmt: skip
-    own, theirs = (models.load(path, "encoder", where="x", new_head=True).model.state_dict() for path in (made.out, "base"))
+    own, theirs = (load_model(path, "encoder", where="x", new_head=True).model.state_dict() for path in (made.out, "base"))
     pairs = {"encoder.layer.0.output.dense.weight": "encoder.layer.0", "encoder.layer.1.output.dense.weight": "encoder.layer.3"}
     for name, layer in pairs.items():
         assert (own[name] - theirs[f"{layer}.output.dense.weight"]).abs().max() < 1e-6
@@ -251,8 +254,8 @@ def test_both_stages_begin_so(place, monkeypatch):
     of_teacher = api.distill(teacher="teacher", out="run/of-teacher", **task, **first, **keys)
     of_base = api.distill(teacher="teacher", out="run/of-base", initialise__model="base", base="base", **task, **first, **keys)
     for result, source in ((of_teacher, "teacher"), (of_base, "base")):
-        own = models.load(result.out, "classifier", where="x").model.bert.state_dict()
-        theirs = models.load(source, "encoder", where="x", new_head=True).model.state_dict()
+        own = load_model(result.out, "classifier", where="x").model.bert.state_dict()
+        theirs = load_model(source, "encoder", where="x", new_head=True).model.state_dict()
         name = "encoder.layer.1.attention.self.query.weight"
         assert (own[name] - theirs[name]).abs().max() < 1e-6
     assert of_base.metrics["start"] == {"by": "teacher-layers", "of": "base", "layers": "first"}

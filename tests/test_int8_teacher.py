@@ -4,13 +4,14 @@ import pytest
 import torch
 from tiny_models import tiny_bert
 
-from microbert_cli import cache, models
-from microbert_cli.capture import Want
-from microbert_cli.encoding import encode
-from microbert_cli.int8_teacher import LOGITS, Int8Teacher
-from microbert_cli.rows import Rows
-from microbert_cli.teacher import Teacher
-from microbert_cli.teacher_cache import CacheSettings, remember
+from microbert_cli.data.examples import Examples
+from microbert_cli.data.tokenized import tokenize_examples
+from microbert_cli.distillation.int8_teacher import LOGITS, Int8Teacher
+from microbert_cli.distillation.teacher import Teacher
+from microbert_cli.distillation.teacher_cache import CacheSettings, remember
+from microbert_cli.models.capture import OutputRequest
+from microbert_cli.models.load import load_model
+from microbert_cli.runs import cache
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -21,7 +22,7 @@ TEXTS = ["a good film", "bad", "the plot of this film is not bad at all but long
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     path = tiny_bert(tmp_path_factory.mktemp("teacher"), layers=2, num_labels=3, labels=["x", "y", "z"], seed=1)
-    return models.load(path, "classifier", where="teacher")
+    return load_model(path, "classifier", where="teacher")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def int8(loaded):
 
 @pytest.fixture
 def rows(loaded):
-    return encode(Rows([(text,) for text in TEXTS]), loaded.tokenizer, 32)
+    return tokenize_examples(Examples([(text,) for text in TEXTS]), loaded.tokenizer, 32)
 
 
 def test_logits_are_near_and_in_the_tasks_order(loaded, int8, rows):
@@ -41,13 +42,13 @@ def test_logits_are_near_and_in_the_tasks_order(loaded, int8, rows):
 
 
 def test_more_than_logits_is_exact(loaded, int8, rows):
-    batch, want = rows.batch(range(4)), Want(logits=True, hidden=frozenset({1}))
+    batch, want = rows.batch(range(4)), OutputRequest(logits=True, hidden=frozenset({1}))
     near, exact = int8.ask(batch, want), Teacher(loaded, [2, 0, 1]).ask(batch, want)
     assert torch.equal(near.logits, exact.logits) and torch.equal(near.hidden[1], exact.hidden[1])
 
 
 def test_the_copy_is_written_once(loaded, int8, monkeypatch):
-    monkeypatch.setattr("microbert_cli.onnx_model.write_onnx", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr("microbert_cli.models.onnx.write_onnx", lambda *_: pytest.fail("written again"))
     Int8Teacher(Teacher(loaded), weights={"weights": "w"})
     (entry,) = (cache.root() / "int8").glob("*/complete")
     assert sorted(path.name for path in entry.parent.iterdir()) == ["complete", "config.json", "model.int8.onnx"]

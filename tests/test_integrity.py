@@ -14,9 +14,10 @@ import pytest
 from mbert_command import mbert, refused, works
 from tiny_folder import tiny_folder
 
-from microbert_cli import ancestry, cache, durable, manifest
 from microbert_cli.errors import MbertError
-from microbert_cli.tracking import Talk
+from microbert_cli.reporter import Reporter
+from microbert_cli.runs import atomic, cache, manifest
+from microbert_cli.runs.verify import verify_directory
 
 RECIPE = """
 stages = ["finetune", "general-distill", "augment", "task-distill", "evaluate"]
@@ -41,7 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = ("run", "small.toml", "-o", "runs/small")
 
 
-class Heard(Talk):
+class Heard(Reporter):
     def __init__(self):
         self.said = []
 
@@ -87,15 +88,15 @@ def results(root: str = "runs/small") -> dict[str, str]:
 
 def test_every_flipped_bit_of_a_sealed_text_is_found_or_harmless():
     values = {"name": "öl", "numbers": [1, 2.5, None, True], "inner": {"key": "value"}}
-    sealed = durable.seal(values).encode()
-    assert durable.unseal(sealed.decode()) == values
+    sealed = atomic.seal(values).encode()
+    assert atomic.unseal(sealed.decode()) == values
     found = 0
     for position in range(len(sealed)):
         for bit in range(8):
             altered = bytearray(sealed)
             altered[position] ^= 1 << bit
             try:
-                assert durable.unseal(altered.decode()) == values
+                assert atomic.unseal(altered.decode()) == values
             except ValueError:
                 found += 1
     assert found > 6 * len(sealed)
@@ -104,14 +105,14 @@ def test_every_flipped_bit_of_a_sealed_text_is_found_or_harmless():
 def test_a_file_is_hashed_again_once_it_changed(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"one")
-    first = durable.file_digest(path)
+    first = atomic.file_digest(path)
     path.write_bytes(b"two and more")
-    assert durable.file_digest(path) != first
+    assert atomic.file_digest(path) != first
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
-    durable.write_text(tmp_path / "file", "old")
-    with pytest.raises(RuntimeError), durable.writing(tmp_path / "file") as begun:
+    atomic.write_text(tmp_path / "file", "old")
+    with pytest.raises(RuntimeError), atomic.writing(tmp_path / "file") as begun:
         begun.write_text("half")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
@@ -178,7 +179,7 @@ def test_an_entry_without_its_last_bytes_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("MBERT_CACHE", str(tmp_path))
     heard = Heard()
     for expected in (False, True, False, True):
-        with cache.entry("kind", "key", talk=heard) as (folder, ready):
+        with cache.entry("kind", "key", reporter=heard) as (folder, ready):
             assert ready is expected
             if not ready:
                 (folder / "numbers.bin").write_bytes(np.arange(1000).tobytes())
@@ -193,7 +194,7 @@ def test_an_entry_without_its_last_bytes_is_made_anew(tmp_path, monkeypatch):
 
 
 def test_verify_goes_through_the_whole_ancestry(here):
-    found = {(one.place, one.role.partition(" of ")[0]): one.state for one in ancestry.examine(Path("runs/small/evaluate"))}
+    found = {(one.place, one.role.partition(" of ")[0]): one.state for one in verify_directory(Path("runs/small/evaluate"))}
     assert found == {
         ("runs/small/evaluate", "itself"): "whole",
         ("runs/small/task-distill", "model"): "whole",
@@ -228,18 +229,18 @@ def test_verify_names_what_is_no_longer_what_it_was(here, place, state):
 
 def test_verify_of_a_moved_tree_and_of_one_whose_ancestors_stayed_behind(here, tmp_path):
     shutil.move(here, tmp_path / "there")
-    assert len(ancestry.examine(tmp_path / "there/runs/small/evaluate")) == 7
+    assert len(verify_directory(tmp_path / "there/runs/small/evaluate")) == 7
     shutil.copytree(tmp_path / "there/runs/small/task-distill", tmp_path / "alone/task-distill")
-    found = ancestry.examine(tmp_path / "alone/task-distill")
+    found = verify_directory(tmp_path / "alone/task-distill")
     assert [one.state for one in found] == ["whole", *["not here"] * (len(found) - 1)] and len(found) > 1
 
 
 def test_verify_sees_what_was_added_and_what_was_replaced(here):
     (here / "runs/small/finetune/pytorch_model.bin").write_bytes(b"?")
-    (found, *_) = ancestry.examine(Path("runs/small/finetune"))
+    (found, *_) = verify_directory(Path("runs/small/finetune"))
     assert found.state == "whole" and found.notes == ["pytorch_model.bin was added"]
     works("finetune", "small.toml", "-o", "runs/small/finetune", "--force", "--set", "finetune.steps=2")
-    told = {one.place: one.state for one in ancestry.examine(Path("runs/small/task-distill"))}
+    told = {one.place: one.state for one in verify_directory(Path("runs/small/task-distill"))}
     assert told["runs/small/finetune"] == "changed"
 
 

@@ -11,17 +11,19 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_bert
 
-from microbert_cli import checkpoint, loop, memory, models
-from microbert_cli.batching import endless
-from microbert_cli.catalog import Catalog
+from microbert_cli.data.batching import endless
+from microbert_cli.distillation.layer_map import layer_map
+from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
-from microbert_cli.layer_map import layer_map
-from microbert_cli.loop import Interrupted, Plan, train
-from microbert_cli.objective import Objective
-from microbert_cli.stopping import Halted
-from microbert_cli.teacher import Teacher
-from microbert_cli.terms import make_terms
-from microbert_cli.tracking import Talk
+from microbert_cli.models.load import load_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.reporter import Reporter
+from microbert_cli.signals import Halted
+from microbert_cli.training import checkpoint, loop
+from microbert_cli.training.loop import Interrupted, TrainingPlan, train
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Objective
+from microbert_cli.training.oom import halves
 
 CATALOG = Catalog()
 ROWS, LENGTH = 64, 10
@@ -48,7 +50,7 @@ def batches(skip, *, size=8, touch=None):
 
 
 def objective_of(places, student="student", terms=TERMS):
-    taught, pupil = (models.load(places / name, "classifier", where=name) for name in ("teacher", student))
+    taught, pupil = (load_model(places / name, "classifier", where=name) for name in ("teacher", student))
     torch.manual_seed(5)
     return Objective(
         make_terms(terms, CATALOG),
@@ -73,7 +75,7 @@ class Scores:
 
 
 def plan_of(**changed):
-    return Plan(**{"name": "phase", "steps": 12, "learning_rate": 1e-3, "evaluate_every": 4, **changed})
+    return TrainingPlan(**{"name": "phase", "steps": 12, "learning_rate": 1e-3, "evaluate_every": 4, **changed})
 
 
 def run(places, directory, *, plan=None, score=None, source=batches, student="student", terms=TERMS):
@@ -283,7 +285,7 @@ def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path)
         assert path.with_suffix(".damaged").is_file() and str(path) in heard.said[-1]
 
 
-class Heard(Talk):
+class Heard(Reporter):
     def __init__(self):
         self.said = []
 
@@ -320,7 +322,7 @@ def scarce_run(places, directory, most, plan=None, source=batches):
     directory.mkdir(exist_ok=True)
     objective, heard = objective_of(places, "student", TERMS), Heard()
     objective.losses = scarce = Scarce(objective, most)
-    trained = train(objective, source, plan or plan_of(), directory=directory, seed=11, talk=heard)
+    trained = train(objective, source, plan or plan_of(), directory=directory, seed=11, reporter=heard)
     return trained, weights_of(objective), scarce.rows, heard.said
 
 
@@ -347,11 +349,11 @@ def test_halves_share_out_masked_positions():
         "token_positions": torch.tensor([1, 6, 7, 9]),
         "token_labels": torch.tensor([10, 60, 70, 90]),
     }
-    first, second = memory.halves(batch)
+    first, second = halves(batch)
     assert first["input_ids"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]] and second["input_ids"].tolist() == [[8, 9, 10, 11]]
     assert first["token_positions"].tolist() == [1, 6, 7] and first["token_labels"].tolist() == [10, 60, 70]
     assert second["token_positions"].tolist() == [1] and second["token_labels"].tolist() == [90]
-    assert len(memory.halves({"input_ids": torch.zeros(1, 4)})) == 1
+    assert len(halves({"input_ids": torch.zeros(1, 4)})) == 1
 
 
 def test_a_batch_that_diverges_is_kept_and_so_is_the_last_good_state(places, tmp_path):

@@ -5,17 +5,17 @@ from math import log
 import pytest
 import torch
 
+from microbert_cli.catalog.losses import feature_alignment as feature_alignment_module
+from microbert_cli.catalog.losses.attention_scores import attention_scores
+from microbert_cli.catalog.losses.embedding import embedding
+from microbert_cli.catalog.losses.feature_alignment import feature_alignment
+from microbert_cli.catalog.losses.hard_label import hard_label
+from microbert_cli.catalog.losses.hidden_states import hidden_states
+from microbert_cli.catalog.losses.masked_lm import masked_lm
+from microbert_cli.catalog.losses.soft_target import soft_target
+from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.errors import MbertError
-from microbert_cli.layer_map import layer_map
-from microbert_cli.losses import feature_alignment as feature_alignment_module
-from microbert_cli.losses.attention_scores import attention_scores
-from microbert_cli.losses.embedding import embedding
-from microbert_cli.losses.feature_alignment import feature_alignment
-from microbert_cli.losses.hard_label import hard_label
-from microbert_cli.losses.hidden_states import hidden_states
-from microbert_cli.losses.masked_lm import masked_lm
-from microbert_cli.losses.soft_target import soft_target
-from microbert_cli.optimisers import make_optimiser, schedule_factor
+from microbert_cli.training.optimisers import make_optimiser, schedule_factor
 
 
 def tensor(*values):

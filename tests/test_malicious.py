@@ -26,16 +26,20 @@ from markdown_it import MarkdownIt
 from mbert_command import mbert, refused, works
 from tiny_models import tiny_bert, tiny_glue
 
-from microbert_cli import durable, models, output, packed
-from microbert_cli.catalog import Catalog
+from microbert_cli.augmentation.word_vectors import load_word_table
 from microbert_cli.cli import console
+from microbert_cli.data import limits
+from microbert_cli.data.limits import FREE, LINE, TEXT
 from microbert_cli.errors import MbertError
-from microbert_cli.model_card import Card, Score, model_card
-from microbert_cli.report_table import as_markdown
-from microbert_cli.resolve import resolve
-from microbert_cli.shown import shown
-from microbert_cli.wiring import default_root
-from microbert_cli.word_table import load_word_table
+from microbert_cli.evaluation.report_table import as_markdown
+from microbert_cli.exporting.model_card import Card, Score, model_card
+from microbert_cli.models.load import load_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.runs import atomic
+from microbert_cli.runs.output_dir import working
+from microbert_cli.runs.stage_inputs import default_root
+from microbert_cli.text import safe_text
 
 TOKEN = "hf_" + "Ab1" * 12
 QUICK = ("--set", "finetune.steps=1", "--set", "finetune.evaluations=0")
@@ -355,7 +359,7 @@ def test_no_name_of_a_recipe_file_leaves_runs(name: str) -> None:
 
 def begin(out: Path) -> None:
     """A stage that goes on with what it finds, as logs and models are written."""
-    with output.working(out, stage="test", identity={"a": 1}) as work:
+    with working(out, stage="test", identity={"a": 1}) as work:
         (work.path / "seed-1").mkdir(exist_ok=True)
         for name in ("log.jsonl", "seed-1/model.safetensors"):
             with (work.path / name).open("a", encoding="utf-8") as file:
@@ -383,7 +387,7 @@ def test_begun_work_with_links_is_refused(link: str, tmp_path: Path) -> None:
         begin(Path("out"))
     assert caught.value.code == "M370"
     assert before == {file: file.read_bytes() for file in Path("elsewhere").rglob("*") if file.is_file()}
-    with output.working(Path("out"), stage="test", identity={"a": 1}, force=True) as work:
+    with working(Path("out"), stage="test", identity={"a": 1}, force=True) as work:
         (work.path / "log.jsonl").write_text("new", encoding="utf-8")
     assert Path("out/log.jsonl").read_text(encoding="utf-8") == "new"
 
@@ -406,11 +410,11 @@ def test_a_state_that_is_a_pickle_is_refused(workshop: Path) -> None:
     works(*words)
     identity = json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))["identity"]
     begun = Path("out").rename("out.partial")
-    (begun / "begun.json").write_text(durable.seal({"identity": identity, "argv": []}), encoding="utf-8")
+    (begun / "begun.json").write_text(atomic.seal({"identity": identity, "argv": []}), encoding="utf-8")
     (begun / "seed.json").unlink()
     (begun / "resume/phases/finetune").mkdir(parents=True)
     torch.save({"step": Evil()}, state := begun / "resume/phases/finetune/state.pt")
-    state.rename(state.with_name(f"step-00000001-{durable.file_digest(state)[:32]}.pt"))
+    state.rename(state.with_name(f"step-00000001-{atomic.file_digest(state)[:32]}.pt"))
     refused(5, "M304", *words)
 
 
@@ -445,7 +449,7 @@ def test_a_zip_whose_names_lead_out_is_refused(name: str, workshop: Path) -> Non
 def test_links_and_crowds_in_a_zip_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     archive("link.zip", {"good.txt": GLOVE, "vectors.txt": b"/etc/passwd"}, link="vectors.txt")
     archive("many.zip", {f"{i}.txt": GLOVE for i in range(40)})
-    monkeypatch.setattr(packed, "MEMBERS", 39)
+    monkeypatch.setattr(limits, "MEMBERS", 39)
     for name in ("link.zip", "many.zip"):
         with pytest.raises(MbertError) as caught:
             load_word_table(name)
@@ -453,8 +457,8 @@ def test_links_and_crowds_in_a_zip_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bombs_are_refused() -> None:
-    archive("bomb.zip", {"vectors.txt": b"\0" * (packed.FREE + 1)})
-    archive("bombs.zip", {f"{i}.txt": b"\0" * (packed.FREE // 8 + 1) for i in range(8)})
+    archive("bomb.zip", {"vectors.txt": b"\0" * (FREE + 1)})
+    archive("bombs.zip", {f"{i}.txt": b"\0" * (FREE // 8 + 1) for i in range(8)})
     for name in ("bomb.zip", "bombs.zip", "bombs.zip/1.txt"):
         with pytest.raises(MbertError) as caught:
             load_word_table(name)
@@ -484,7 +488,7 @@ def test_a_zip_with_a_password_is_damaged() -> None:
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "text.gz", "v.gz"])
 def test_gzip_bombs_are_refused_wherever_gzip_is_read(name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "FREE", 2**16)
+    monkeypatch.setattr(limits, "FREE", 2**16)
     with gzip.open(name, "wb") as file:
         file.write(b"\n" * 2_000_000)
     base = str(workshop / "base")
@@ -507,11 +511,11 @@ def test_an_honest_archive_is_read() -> None:
 def test_endless_lines_and_texts_are_refused_by_their_line(workshop: Path) -> None:
     base = str(workshop / "base")
     with open("text.txt", "wb") as file:
-        file.write(b"A boat.\n\n" + b"x" * (packed.LINE + 1))
+        file.write(b"A boat.\n\n" + b"x" * (LINE + 1))
     words = ("general-distill", "--teacher", base, "--student", "bert-1x16", "--corpus", "text.txt", "-o", "out")
     assert refused(5, "M373", *words)["where"] == "text.txt, line 3"
-    long = "x" * (packed.TEXT + 1)
-    Path("v.txt").write_bytes(GLOVE + b"y" * (packed.LINE + 1))
+    long = "x" * (TEXT + 1)
+    Path("v.txt").write_bytes(GLOVE + b"y" * (LINE + 1))
     with pytest.raises(MbertError) as caught:
         load_word_table("v.txt")
     assert (caught.value.code, caught.value.where) == ("M373", "v.txt, line 3")
@@ -598,7 +602,7 @@ def test_the_card_of_a_foreign_model_and_task(workshop: Path) -> None:
     made = json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))
     made["argv"] = ["mbert", f"```\n{SCRIPT}\n```", TOKEN]
     del made["checksum"]
-    Path("out/manifest.json").write_text(durable.seal(made), encoding="utf-8")
+    Path("out/manifest.json").write_text(atomic.seal(made), encoding="utf-8")
     works("export", "out", "--task", "evil.toml", "-o", "runs/export", "--set", "export.onnx=false")
     text = Path("runs/export/README.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)
@@ -634,7 +638,7 @@ def test_secrets_are_not_in_begun_work(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = json.loads(Path("out.partial/begun.json").read_text(encoding="utf-8"))
     assert begun["argv"] == ["mbert", "finetune", "--set", "title=***", "https://***@host"]
     with pytest.raises(MbertError) as caught:
-        models.load("out", "classifier", where="m")
+        load_model("out", "classifier", where="m")
     assert "title=***" in str(caught.value)
 
 
@@ -657,7 +661,7 @@ def test_secrets_are_not_in_the_environment_shown(monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_no_secret_stays() -> None:
     for text in ("--set finetune.batch_tokens=4096", "https://huggingface.co/x", "hf_cache", "unk_tokens=[UNK]", "a@b.c"):
-        assert shown(text) == text
+        assert safe_text(text) == text
 
 
 def test_escape_sequences_do_not_reach_the_terminal(workshop: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import tiny_tokenizer
 
-from microbert_cli.masking import mask_batch
+from microbert_cli.data.corpus.masking import mask_batch
 
 
 @pytest.fixture(scope="module")

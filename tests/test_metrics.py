@@ -5,14 +5,14 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
-from microbert_cli import metrics
 from microbert_cli.errors import MbertError
-from microbert_cli.tracking import Talk
+from microbert_cli.evaluation import metrics
+from microbert_cli.reporter import Reporter
 
 SEEDS = range(20)
 
 
-class Heard(Talk):
+class Heard(Reporter):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
@@ -61,9 +61,9 @@ def test_the_report_is_scikit_learns(seed: int) -> None:
 
 def test_constant_answers_score_zero_and_are_spoken_of() -> None:
     heard = Heard()
-    assert metrics.compute(["matthews", "f1"], [0] * 4, [0, 1, 0, 1], 2, talk=heard) == {"matthews": 0.0, "f1": 0.0}
+    assert metrics.compute(["matthews", "f1"], [0] * 4, [0, 1, 0, 1], 2, reporter=heard) == {"matthews": 0.0, "f1": 0.0}
     assert heard.warnings == []
-    found = metrics.compute(["pearson", "spearman"], [2.5] * 4, [0.0, 1.0, 2.0, 3.0], 1, talk=heard)
+    found = metrics.compute(["pearson", "spearman"], [2.5] * 4, [0.0, 1.0, 2.0, 3.0], 1, reporter=heard)
     assert found == {"pearson": 0.0, "spearman": 0.0}
     assert len(heard.warnings) == 1 and "undefined" in heard.warnings[0]
 

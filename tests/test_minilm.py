@@ -6,21 +6,22 @@ import pytest
 import torch
 from tiny_models import tiny_bert
 
-from microbert_cli import models, teacher, teacher_cache
-from microbert_cli.capture import Want, look
-from microbert_cli.catalog import Catalog
-from microbert_cli.encoding import encode
+from microbert_cli.catalog.losses.attention_distribution import attention_distribution
+from microbert_cli.catalog.losses.relations import related, relations
+from microbert_cli.catalog.losses.value_relation import value_relation
+from microbert_cli.data.examples import Examples
+from microbert_cli.data.tokenized import tokenize_examples
+from microbert_cli.distillation.layer_map import layer_map
+from microbert_cli.distillation.teacher import Teacher
+from microbert_cli.distillation.teacher_cache import remember
 from microbert_cli.errors import MbertError
-from microbert_cli.layer_map import layer_map
-from microbert_cli.losses.attention_distribution import attention_distribution
-from microbert_cli.losses.relations import related, relations
-from microbert_cli.losses.value_relation import value_relation
-from microbert_cli.objective import Objective
-from microbert_cli.resolve import overlay, resolve
-from microbert_cli.rows import Rows
-from microbert_cli.teacher import Teacher
-from microbert_cli.terms import make_terms
-from microbert_cli.wiring import step, steps
+from microbert_cli.models.capture import TOKENS_AT_ONCE, OutputRequest, forward_outputs
+from microbert_cli.models.load import load_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import overlay, resolve
+from microbert_cli.runs.stage_inputs import step, steps
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Objective
 
 CATALOG = Catalog()
 ALL = {"attention_distribution": {}, "value_relation": {}, "relations": {"heads": 4}}
@@ -43,7 +44,7 @@ def batch():
 
 
 def objective(places, losses, *, student="student", rule="top"):
-    taught, pupil = (models.load(places / name, "classifier", where=name) for name in ("teacher", student))
+    taught, pupil = (load_model(places / name, "classifier", where=name) for name in ("teacher", student))
     layers = [one.model.config.num_hidden_layers for one in (taught, pupil)]
     return Objective(
         make_terms({name: (1.0, parameters) for name, parameters in losses.items()}, CATALOG),
@@ -142,8 +143,8 @@ def test_it_can_be_learned(name, places, batch):
 def test_only_the_top_pair_is_asked(places):
     own = objective(places, ALL, rule=2)
     assert (own.student_want, own.teacher_want) == (
-        Want(scores=frozenset({3}), qkv=frozenset({3})),
-        Want(scores=frozenset({2}), qkv=frozenset({2})),
+        OutputRequest(scores=frozenset({3}), qkv=frozenset({3})),
+        OutputRequest(scores=frozenset({2}), qkv=frozenset({2})),
     )
 
 
@@ -159,19 +160,19 @@ def test_maps_of_one_pair():
 
 def test_the_cache_does_not_keep_them(places, tmp_path, monkeypatch):
     monkeypatch.setenv("MBERT_CACHE", str(tmp_path))
-    loaded = models.load(places / "teacher", "classifier", where="teacher")
-    rows = encode(Rows([("a good film",), ("bad",)]), loaded.tokenizer, 16)
+    loaded = load_model(places / "teacher", "classifier", where="teacher")
+    rows = tokenize_examples(Examples([("a good film",), ("bad",)]), loaded.tokenizer, 16)
     asked = Teacher(loaded)
-    for want, kept in ((Want(qkv=frozenset({4})), False), (Want(scores=frozenset({4})), True)):
-        ask = teacher_cache.remember(asked, rows, want, asked_by={}, pad_id=0)
+    for want, kept in ((OutputRequest(qkv=frozenset({4})), False), (OutputRequest(scores=frozenset({4})), True)):
+        ask = remember(asked, rows, want, asked_by={}, pad_id=0)
         assert (ask != asked.ask) == kept
 
 
 def test_a_large_batch_is_asked_piece_by_piece(places, batch, monkeypatch):
-    monkeypatch.setitem(teacher.TOKENS, "cpu", 7)
-    loaded = models.load(places / "teacher", "classifier", where="teacher")
-    want = Want(qkv=frozenset({2}))
-    whole, pieces = look(loaded.model, batch, want), Teacher(loaded).ask(batch, want)
+    monkeypatch.setitem(TOKENS_AT_ONCE, "cpu", 7)
+    loaded = load_model(places / "teacher", "classifier", where="teacher")
+    want = OutputRequest(qkv=frozenset({2}))
+    whole, pieces = forward_outputs(loaded.model, batch, want), Teacher(loaded).ask(batch, want)
     for one, other in zip(whole.qkv[2], pieces.qkv[2], strict=True):
         torch.testing.assert_close(one, other)
 

@@ -12,30 +12,33 @@ import transformers
 from tiny_models import tiny_bert, tiny_tokenizer
 from torch import nn
 
-from microbert_cli import building, counting, initialising, models
-from microbert_cli.capture import Want, look
-from microbert_cli.catalog import Catalog
+from microbert_cli.catalog.losses.attention_transfer import attention_transfer
+from microbert_cli.catalog.losses.feature_maps import feature_maps
+from microbert_cli.catalog.losses.feature_statistics import feature_statistics
+from microbert_cli.catalog.losses.masked_lm import masked_lm
+from microbert_cli.catalog.losses.token_mixed_target import token_mixed_target
+from microbert_cli.distillation.general import _without_dropout, heads, make_objective, make_pupil
+from microbert_cli.distillation.initialise import initial_weights
+from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
-from microbert_cli.loop import Plan, train
-from microbert_cli.losses.attention_transfer import attention_transfer
-from microbert_cli.losses.feature_maps import feature_maps
-from microbert_cli.losses.feature_statistics import feature_statistics
-from microbert_cli.losses.masked_lm import masked_lm
-from microbert_cli.losses.token_mixed_target import token_mixed_target
-from microbert_cli.objective import Objective
-from microbert_cli.optimisers import Lamb, make_optimiser, schedule_factor, set_rates
-from microbert_cli.planning.foreseen import Known
-from microbert_cli.planning.loads import answering
-from microbert_cli.planning.phase_costs import distil_jobs
-from microbert_cli.planning.rehearsal import rehearse
-from microbert_cli.progressive import Progressive, check_layers, check_steps, layer_of
-from microbert_cli.resolve import resolve
-from microbert_cli.shapes import describe
-from microbert_cli.stages.general_distill import _without_dropout, heads, make_objective, make_pupil
-from microbert_cli.teacher import Teacher
-from microbert_cli.terms import make_terms
-from microbert_cli.tracking import SILENT
-from microbert_cli.wiring import steps
+from microbert_cli.models.capture import OutputRequest, forward_outputs
+from microbert_cli.models.factory import build_model
+from microbert_cli.models.load import LoadedModel, load_model
+from microbert_cli.models.size import count_parameters, forward_flops
+from microbert_cli.plan.expected_inputs import ModelInfo
+from microbert_cli.plan.load import answering_load
+from microbert_cli.plan.phases import distil_jobs
+from microbert_cli.plan.rehearsal import rehearse
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.recipe.student_shapes import describe
+from microbert_cli.reporter import SILENT
+from microbert_cli.runs.stage_inputs import steps
+from microbert_cli.training.loop import TrainingPlan, train
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Objective
+from microbert_cli.training.optimisers import Lamb, make_optimiser, schedule_factor, set_rates
+from microbert_cli.training.progressive import Progressive, check_layers, check_steps, layer_of
 
 CATALOG = Catalog()
 TRANSFER = {"feature_maps": {}, "feature_statistics": {}, "attention_transfer": {"divergence": "kl"}}
@@ -62,13 +65,12 @@ def tokenizer(tmp_path_factory):
 def nets(tokenizer):
     """Teacher and student, masked-LMs."""
     made = [
-        building.build(fields, kind="masked-lm", tokenizer=tokenizer, seed=seed)
-        for seed, fields in ((1, TEACHER), (2, STUDENT))
+        build_model(fields, kind="masked-lm", tokenizer=tokenizer, seed=seed) for seed, fields in ((1, TEACHER), (2, STUDENT))
     ]
     made[0].eval()
     with torch.no_grad():
         made[0].base_model.embeddings.LayerNorm.weight.fill_(2.0)
-    return [models.Loaded(model, tokenizer, name, []) for name, model in zip(("teacher", "student"), made, strict=True)]
+    return [LoadedModel(model, tokenizer, name, []) for name, model in zip(("teacher", "student"), made, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +176,7 @@ def test_published_shapes(name):
     kinds = ("AutoModelForMaskedLM", "AutoModel", "AutoModelForSequenceClassification")
     with torch.device("meta"):
         made = [getattr(transformers, kind).from_config(config) for kind in kinds]
-    assert tuple(counting.parameters(model).total for model in made) == PARAMETERS[name]
+    assert tuple(count_parameters(model).total for model in made) == PARAMETERS[name]
 
 
 def test_what_a_layer_of_mobilebert_weighs():
@@ -203,9 +205,9 @@ def test_what_is_printed_of_size_and_operations():
     attention, top = 24 * 4 * 128 * 128 * 128, 2 * 512 * 2
     for name, weights in (("mobilebert-tiny", tiny), ("mobilebert", block)):
         expected = 2 * 128 * (24 * weights + 384 * 512) + attention + top
-        assert counting.flops(config_of(name), 128) == expected
-    assert [round(counting.flops(config_of(name), 128) / 1e9, 2) for name in ("mobilebert-tiny", "mobilebert")] == [3.07, 5.39]
-    assert (counting.flops(config_of("mobilebert"), 128) + 2 * 128 * 24 * more) / 1e9 == pytest.approx(5.69, abs=0.005)
+        assert forward_flops(config_of(name), 128) == expected
+    assert [round(forward_flops(config_of(name), 128) / 1e9, 2) for name in ("mobilebert-tiny", "mobilebert")] == [3.07, 5.39]
+    assert (forward_flops(config_of("mobilebert"), 128) + 2 * 128 * 24 * more) / 1e9 == pytest.approx(5.69, abs=0.005)
 
 
 def test_a_mobilebert_shows_what_is_asked_and_computes_no_layer_above(nets, batch):
@@ -216,12 +218,12 @@ def test_a_mobilebert_shows_what_is_asked_and_computes_no_layer_above(nets, batc
     hooks = [
         layer.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, layer in enumerate(teacher.base_model.encoder.layer)
     ]
-    seen = look(teacher, batch, Want(hidden=frozenset({2}), scores=frozenset({2})))
+    seen = forward_outputs(teacher, batch, OutputRequest(hidden=frozenset({2}), scores=frozenset({2})))
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(seen.hidden[2], whole.hidden_states[2])
     assert seen.scores[2].shape == (3, 2, 7, 7) and ran == [0, 1]
-    seen = look(teacher, batch, Want(token_logits=True))
+    seen = forward_outputs(teacher, batch, OutputRequest(token_logits=True))
     torch.testing.assert_close(seen.token_logits, whole.logits.flatten(0, 1)[batch["token_positions"]])
 
 
@@ -237,7 +239,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(name, nets, batch):
 
 def test_attention_to_itself_is_the_entropy(nets, batch):
     same = objective(nets[0], copy.deepcopy(nets[0].model).eval(), {"attention_transfer": {}})
-    scores = look(nets[0].model, batch, Want(scores=frozenset({1, 2, 3}))).scores
+    scores = forward_outputs(nets[0].model, batch, OutputRequest(scores=frozenset({1, 2, 3}))).scores
     entropy = 0.0
     for layer in scores.values():
         for row in range(3):
@@ -297,7 +299,7 @@ def test_the_rate_of_a_layers_part():
 
 
 def test_rates_of_the_groups(nets):
-    plan = Plan("x", steps=30, learning_rate=1e-2, schedule="constant")
+    plan = TrainingPlan("x", steps=30, learning_rate=1e-2, schedule="constant")
     turns = Progressive(3)
     student, beside = own(nets), nn.Linear(2, 2)
     made = make_optimiser("adamw", [student, beside], learning_rate=1.0, weight_decay=0.1, max_grad_norm=1.0, progressive=turns)
@@ -305,7 +307,7 @@ def test_rates_of_the_groups(nets):
     rates = {group["layer"]: group["lr"] for group in made.param_groups}
     assert rates == pytest.approx({0: 0.0, 1: 3e-3, 2: 3e-2, 3: 0.0, None: 3e-2})
     counted = sum(p.numel() for group in made.param_groups for p in group["params"])
-    assert counted == counting.parameters(student).total + 6
+    assert counted == count_parameters(student).total + 6
     assert {group["weight_decay"] for group in made.param_groups[::2]} == {0.1}
     assert {group["weight_decay"] for group in made.param_groups[1::2]} == {0.0}
 
@@ -323,7 +325,7 @@ def test_layer_by_layer_only_the_layer_whose_turn_it_is_learns(nets, batch, tmp_
             states.append({name: value.clone() for name, value in student.state_dict().items()})
             yield batch
 
-    plan = Plan("x", steps=6, learning_rate=1e-3, optimizer="adamw", schedule="constant", weight_decay=0.0)
+    plan = TrainingPlan("x", steps=6, learning_rate=1e-3, optimizer="adamw", schedule="constant", weight_decay=0.0)
     train(one, batches, plan, directory=tmp_path, seed=0)
     states.append(student.state_dict())
     for step, (before, after) in enumerate(zip(states, states[1:], strict=False)):
@@ -343,7 +345,7 @@ def test_layer_by_layer_refuses(nets):
     fine = [("general.losses.feature_maps", "layers")]
     check_layers(student, fine, layers=3)
     check_steps(3, 3)
-    shared = building.build(
+    shared = build_model(
         {"model_type": "albert", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "embedding_size": 8},
         kind="encoder", tokenizer=nets[1].tokenizer, seed=0,
     )  # fmt: skip
@@ -376,8 +378,8 @@ def test_lamb_by_hand():
 
 
 def begun(nets, student=STUDENT, kind="masked-lm", **keys):
-    made = building.build(student, kind=kind, tokenizer=nets[0].tokenizer, seed=5, **keys)
-    start = initialising.start("teacher-ends", "uniform", nets[0], None, talk=SILENT)
+    made = build_model(student, kind=kind, tokenizer=nets[0].tokenizer, seed=5, **keys)
+    start = initial_weights("teacher-ends", "uniform", nets[0], None, reporter=SILENT)
     return made, start
 
 
@@ -406,12 +408,12 @@ def test_ends_that_do_not_fit(nets, tmp_path):
 
 
 def test_a_bert_takes_a_berts_ends(tmp_path):
-    taught = models.load(tiny_bert(tmp_path / "base", kind="masked-lm"), "masked-lm", where="base")
-    made = building.build(
+    taught = load_model(tiny_bert(tmp_path / "base", kind="masked-lm"), "masked-lm", where="base")
+    made = build_model(
         {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 8},
         kind="masked-lm", tokenizer=taught.tokenizer, seed=5, like=taught.model.config,
     )  # fmt: skip
-    initialising.start("teacher-ends", "uniform", taught, None, talk=SILENT)(made)
+    initial_weights("teacher-ends", "uniform", taught, None, reporter=SILENT)(made)
     for part in (lambda m: m.bert.embeddings, lambda m: m.cls):
         for one, other in zip(part(made).parameters(), part(taught.model).parameters(), strict=True):
             assert one.equal(other)
@@ -446,7 +448,7 @@ def test_layer_rates_are_checked():
 def test_dropout_is_taken_out_wherever_it_is(tokenizer):
     fields = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 8}
     for kind in ("modernbert", "distilbert"):
-        model = building.build(
+        model = build_model(
             {"model_type": kind, **fields, "attention_dropout": 0.5, "mlp_dropout": 0.5},
             kind="encoder",
             tokenizer=tokenizer,
@@ -497,19 +499,19 @@ def test_a_student_that_no_stage_makes_is_unknown():
 def test_a_plan_rehearses_it(nets):
     """A step of all losses with random weights; each net's head runs at hidden words alone."""
     recipe = resolve(catalog=CATALOG, environment={}, flags={"method": "mobilebert-auxiliary"}).recipe
-    teacher, student = (Known(one.model.config, one.tokenizer) for one in nets)
+    teacher, student = (ModelInfo(one.model.config, one.tokenizer) for one in nets)
     job, ask = distil_jobs(recipe, recipe.general, CATALOG, teacher, student, "encoder")
-    assert ask.want == Want(hidden=frozenset({1, 2, 3}), scores=frozenset({1, 2, 3}), token_head=True)
+    assert ask.want == OutputRequest(hidden=frozenset({1, 2, 3}), scores=frozenset({1, 2, 3}), token_head=True)
     job = replace(job, head="masked-lm", logits=True, predicted=0.15)
     (seconds,) = rehearse(job, [(4, 16)], catalog=CATALOG, device="cpu", budget=0.01).values()
-    assert seconds > 0 and job.flops(answering(np.array([16] * 4), batch_size=4)) > 0
+    assert seconds > 0 and job.flops(answering_load(np.array([16] * 4), batch_size=4)) > 0
 
 
 def test_a_tiny_one_reads_nothing_but_its_bottleneck(nets, batch):
     fields = {**STUDENT, "use_bottleneck_attention": True, "key_query_shared_bottleneck": False}
-    model = building.build(fields, kind="encoder", tokenizer=nets[0].tokenizer, seed=0).eval()
+    model = build_model(fields, kind="encoder", tokenizer=nets[0].tokenizer, seed=0).eval()
     layer = model.encoder.layer[0]
     own = layer.attention.self
     assert [part.in_features for part in (own.query, own.key, own.value)] == [8, 8, 8]
     assert not [name for name, _ in layer.named_parameters() if name.startswith("bottleneck.attention")]  # nothing unused
-    assert look(model, batch, Want(scores=frozenset({3}))).scores[3].shape == (3, 2, 7, 7)
+    assert forward_outputs(model, batch, OutputRequest(scores=frozenset({3}))).scores[3].shape == (3, 2, 7, 7)

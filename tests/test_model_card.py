@@ -6,7 +6,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from microbert_cli.model_card import Card, File, Score, model_card
+from microbert_cli.exporting.model_card import Card, File, Score, model_card
 
 
 def card(**changes: Any) -> Card:

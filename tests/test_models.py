@@ -8,15 +8,20 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import WORDS, tiny_bert, tiny_tokenizer
 
-from microbert_cli import checkpoint, models
-from microbert_cli.capture import ATTENTION
-from microbert_cli.catalog import Catalog
+from microbert_cli.distillation.pair_checks import check_pair
 from microbert_cli.errors import MbertError
-from microbert_cli.matching import check_pair, same_vocabulary
-from microbert_cli.places import classifier
-from microbert_cli.task import load_task
-from microbert_cli.teacher import match_labels
-from microbert_cli.terms import make_terms
+from microbert_cli.models.architectures import check_length
+from microbert_cli.models.capture import ATTENTION
+from microbert_cli.models.config import read_config
+from microbert_cli.models.factory import classifier
+from microbert_cli.models.labels import match_labels
+from microbert_cli.models.load import load_model
+from microbert_cli.models.save import PROJECTION_FILE, copy_model, read_projection, save_model
+from microbert_cli.models.tokenizers import same_vocabulary
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.task import load_task
+from microbert_cli.training import checkpoint
+from microbert_cli.training.loss_terms import make_terms
 
 NAMES = ["negative", "positive"]
 
@@ -37,7 +42,7 @@ def copied(plain, tmp_path):
 
 def refused(code, source, kind="classifier", **more):
     with pytest.raises(MbertError) as caught:
-        models.load(source, kind, where="--model", **more)
+        load_model(source, kind, where="--model", **more)
     assert caught.value.code == code, caught.value
     assert "--model" in caught.value.where
     return caught.value
@@ -71,7 +76,7 @@ def released(tmp_path_factory):
 
 def test_a_released_checkpoint_loads(released):
     path, weights = released
-    loaded = models.load(path, "encoder", where="student")
+    loaded = load_model(path, "encoder", where="student")
     assert isinstance(loaded.model, transformers.BertModel) and loaded.new == []
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, weights[f"bert.{name}"]), name
@@ -81,14 +86,14 @@ def test_a_released_checkpoint_loads(released):
 
 
 def test_a_released_checkpoint_becomes_a_student(released):
-    loaded = models.load(released[0], "classifier", where="student", new_head=True, labels=NAMES, num_labels=2)
+    loaded = load_model(released[0], "classifier", where="student", new_head=True, labels=NAMES, num_labels=2)
     assert loaded.head_is_new and loaded.label_names == NAMES
     assert torch.equal(loaded.model.bert.pooler.dense.weight, released[1]["bert.pooler.dense.weight"])
 
 
 def test_fit_dense_in_safetensors_is_found_too(released, tmp_path):
     save_file(released[1], tmp_path / "model.safetensors")
-    assert torch.equal(checkpoint.read_projection(tmp_path)["bias"], released[1]["fit_dense.bias"])
+    assert torch.equal(read_projection(tmp_path)["bias"], released[1]["fit_dense.bias"])
 
 
 def test_no_pickle_is_executed(copied):
@@ -107,10 +112,10 @@ def test_no_pickle_is_executed(copied):
 
 def test_label_k_are_no_names(tmp_path):
     path = tiny_bert(tmp_path / "m", num_labels=3)
-    loaded = models.load(path, "classifier", where="m")
+    loaded = load_model(path, "classifier", where="m")
     assert loaded.label_names is None
     assert match_labels(loaded, load_task(Catalog().path("tasks", "mnli", where="t")), None, where="m") is None
-    named = models.load(tiny_bert(tmp_path / "n", labels=["neutral", "Contradiction", "entailment"]), "classifier", where="n")
+    named = load_model(tiny_bert(tmp_path / "n", labels=["neutral", "Contradiction", "entailment"]), "classifier", where="n")
     assert match_labels(named, load_task(Catalog().path("tasks", "mnli", where="t")), None, where="n") == [2, 0, 1]
 
 
@@ -118,7 +123,7 @@ def test_weights_are_float32_whatever_was_saved(copied):
     change(copied, lambda weights: {name: value.half() for name, value in weights.items()})
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
-    loaded = models.load(copied, "classifier", where="--model")
+    loaded = load_model(copied, "classifier", where="--model")
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
 
 
@@ -144,14 +149,14 @@ def test_a_raw_encoder_is_no_classifier(tmp_path):
     path = tiny_bert(tmp_path / "raw", kind="masked-lm")
     error = refused("M311", path)
     assert "mbert finetune" in error.fix
-    assert models.load(path, "classifier", where="m", new_head=True, num_labels=2).head_is_new
+    assert load_model(path, "classifier", where="m", new_head=True, num_labels=2).head_is_new
     refused("M311", tiny_bert(tmp_path / "bare", kind="encoder"), "masked-lm")
 
 
 def test_a_head_of_another_size_is_made_anew_from_the_seed(plain):
     def head(seed, labels):
         torch.rand(3)
-        loaded = models.load(plain, "classifier", where="m", new_head=True, num_labels=labels, seed=seed)
+        loaded = load_model(plain, "classifier", where="m", new_head=True, num_labels=labels, seed=seed)
         return loaded.head_is_new, loaded.model.classifier.weight.detach()
 
     new, first = head(1, 3)
@@ -189,7 +194,7 @@ def test_a_lost_vocabulary_is_refused(copied):
     for file in ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
         (copied / file).unlink(missing_ok=True)
     with pytest.raises(MbertError) as caught:
-        models.load(copied, "classifier", where="--model")
+        load_model(copied, "classifier", where="--model")
     assert caught.value.code in ("M302", "M303")
 
 
@@ -204,10 +209,10 @@ def test_vocabularies_are_compared_token_by_token(tmp_path):
 
 
 def test_lengths_beyond_the_positions(plain):
-    config = models.read_config(plain, where="m")
-    models.check_length(128, config, where="m")
+    config = read_config(plain, where="m")
+    check_length(128, config, where="m")
     with pytest.raises(MbertError) as caught:
-        models.check_length(129, config, where="m")
+        check_length(129, config, where="m")
     assert caught.value.code == "M012" and "128" in caught.value.fix
 
 
@@ -237,19 +242,19 @@ def other_model(name, path):
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_masked_lm_of_any_architecture_serves_as_every_kind(name, tmp_path):
     path = other_model(name, tmp_path / name)
-    assert [part for part in models.load(path, "masked-lm", where="m").new if "pooler" not in part] == []
-    assert [part for part in models.load(path, "encoder", where="m").new if "pooler" not in part] == []
-    loaded = models.load(path, "classifier", where="m", new_head=True, labels=NAMES, num_labels=2)
+    assert [part for part in load_model(path, "masked-lm", where="m").new if "pooler" not in part] == []
+    assert [part for part in load_model(path, "encoder", where="m").new if "pooler" not in part] == []
+    loaded = load_model(path, "classifier", where="m", new_head=True, labels=NAMES, num_labels=2)
     assert loaded.head_is_new and loaded.label_names == NAMES
-    checkpoint.save_model(loaded.model, loaded.tokenizer, tmp_path / "out")
-    again = models.load(tmp_path / "out", "classifier", where="m")
+    save_model(loaded.model, loaded.tokenizer, tmp_path / "out")
+    again = load_model(tmp_path / "out", "classifier", where="m")
     assert again.new == [] and again.label_names == NAMES
 
 
 def test_heads_must_match_and_scores_must_show(tmp_path):
-    bert = models.load(tiny_bert(tmp_path / "bert"), "encoder", where="m", new_head=True)
-    four = models.load(tiny_bert(tmp_path / "four", heads=4), "encoder", where="m", new_head=True)
-    closed = models.load(other_model("DebertaV2", tmp_path / "deberta"), "encoder", where="m")
+    bert = load_model(tiny_bert(tmp_path / "bert"), "encoder", where="m", new_head=True)
+    four = load_model(tiny_bert(tmp_path / "four", heads=4), "encoder", where="m", new_head=True)
+    closed = load_model(other_model("DebertaV2", tmp_path / "deberta"), "encoder", where="m")
     terms = {"general": make_terms({"attention_scores": (1.0, {})}, Catalog())[0]}
     check_pair(terms, bert, bert, where="student")
     for one, other, code in ((bert, four, "M013"), (closed, bert, "M014"), (bert, closed, "M014")):
@@ -260,18 +265,18 @@ def test_heads_must_match_and_scores_must_show(tmp_path):
 
 
 def test_a_saved_model_is_plain_hugging_face(plain, tmp_path):
-    loaded = models.load(plain, "classifier", where="m")
+    loaded = load_model(plain, "classifier", where="m")
     projection = {"weight": torch.randn(4, 3).T, "bias": torch.zeros(3)}
-    checkpoint.save_model(loaded.model, loaded.tokenizer, tmp_path / "out", projection=projection)
+    save_model(loaded.model, loaded.tokenizer, tmp_path / "out", projection=projection)
     kept = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "resume/projection.safetensors"} <= kept
     assert not any(name.startswith(".") for name in kept)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert model.config.id2label == {0: "negative", 1: "positive"}
-    again = models.load(tmp_path / "out", "classifier", where="m")
+    again = load_model(tmp_path / "out", "classifier", where="m")
     assert torch.equal(again.projection["weight"], projection["weight"])
-    checkpoint.copy_model(tmp_path / "out", tmp_path / "copy")
-    assert models.load(tmp_path / "copy", "classifier", where="m").projection.keys() == projection.keys()
+    copy_model(tmp_path / "out", tmp_path / "copy")
+    assert load_model(tmp_path / "copy", "classifier", where="m").projection.keys() == projection.keys()
 
 
 def test_finished_models_keep_no_training_state(tmp_path):
@@ -279,9 +284,9 @@ def test_finished_models_keep_no_training_state(tmp_path):
     checkpoint.drop_states(tmp_path)
     assert list(tmp_path.iterdir()) == []
     checkpoint.save_state({"step": 1}, tmp_path / "resume" / "phases" / "x")
-    save_file({"weight": torch.zeros(1)}, tmp_path / "resume" / checkpoint.PROJECTION)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "resume" / PROJECTION_FILE)
     checkpoint.drop_states(tmp_path)
-    assert [path.name for path in (tmp_path / "resume").iterdir()] == [checkpoint.PROJECTION]
+    assert [path.name for path in (tmp_path / "resume").iterdir()] == [PROJECTION_FILE]
 
 
 def test_a_new_student_needs_a_vocabulary(tmp_path):

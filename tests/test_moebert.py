@@ -11,25 +11,29 @@ from tiny_routed import TASKS, apart, routed, rows
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from microbert_cli import api, counting, manifest, models
-from microbert_cli.capture import Want, look, show_scores
-from microbert_cli.catalog import Catalog
+from microbert_cli import api
+from microbert_cli.catalog.losses.soft_target import soft_target
+from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
-from microbert_cli.experts import Experts, HashRouter, NormedExpert, Pass, SentenceRouter, TokenRouter, deal
-from microbert_cli.importance import importance
-from microbert_cli.losses.soft_target import soft_target
-from microbert_cli.objective import Objective
-from microbert_cli.resolve import resolve
-from microbert_cli.students.routed_bert import RoutedBertConfig, RoutedBertForSequenceClassification
-from microbert_cli.teacher import Teacher
-from microbert_cli.terms import make_terms
+from microbert_cli.models.capture import OutputRequest, forward_outputs, show_scores
+from microbert_cli.models.config import read_config
+from microbert_cli.models.load import count_all_parameters, load_model
+from microbert_cli.models.moe.bert import RoutedBertConfig, RoutedBertForSequenceClassification
+from microbert_cli.models.moe.importance import importance
+from microbert_cli.models.moe.layers import Experts, HashRouter, NormedExpert, Pass, SentenceRouter, TokenRouter, deal
+from microbert_cli.models.size import forward_flops
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.runs import manifest
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Objective
 
 FILM = {"film": TASKS["film"]}
 
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    return models.load(tiny_bert(tmp_path_factory.mktemp("dense"), layers=4), "classifier", where="here")
+    return load_model(tiny_bert(tmp_path_factory.mktemp("dense"), layers=4), "classifier", where="here")
 
 
 def terms(weights=None):
@@ -140,8 +144,10 @@ def test_a_saved_model_comes_back_bit_by_bit(dense, tmp_path, routing):
     assert len(tables) == (2 if routing == "hash" else 0)
     batch = rows()
     assert torch.equal(made(**batch).logits, back(**batch).logits)
-    whole = look(back, batch, Want(logits=True, hidden=frozenset({2})))
-    assert torch.allclose(look(back, batch, Want(hidden=frozenset({2}))).hidden[2], whole.hidden[2], atol=1e-6)
+    whole = forward_outputs(back, batch, OutputRequest(logits=True, hidden=frozenset({2})))
+    assert torch.allclose(
+        forward_outputs(back, batch, OutputRequest(hidden=frozenset({2}))).hidden[2], whole.hidden[2], atol=1e-6
+    )
 
 
 def test_parameters_of_the_papers_model():
@@ -152,16 +158,16 @@ def test_parameters_of_the_papers_model():
     with torch.device("meta"):
         model = RoutedBertForSequenceClassification(config)
     expert = sum(parameter.numel() for parameter in model.bert.expert_layers[1].experts[0].parameters())
-    assert models.parameters(model) == 109_566_722 and expert == 2 * 768 * 768 + 2 * 768 + 2 * 768
-    assert models.parameters(model) - 3 * 12 * expert == 66_988_802
+    assert count_all_parameters(model) == 109_566_722 and expert == 2 * 768 * 768 + 2 * 768 + 2 * 768
+    assert count_all_parameters(model) - 3 * 12 * expert == 66_988_802
 
 
 @pytest.mark.parametrize(("routing", "gate"), [("hash", 0), ("token", 2 * 128 * 768 * 4 * 12), ("sentence", 2 * 768 * 4 * 12)])
 def test_a_pass_costs_what_a_token_meets(routing, gate):
     """BERT-base with an inner width of 768, and the gate's product where one reads tokens or rows."""
     shape = {"tasks": FILM, "moe_layers": list(range(1, 13)), "experts": 4, "expert_width": 768}
-    narrow = counting.flops(BertConfig(intermediate_size=768), 128)
-    assert counting.flops(RoutedBertConfig(**shape, routing=routing), 128) == narrow + gate
+    narrow = forward_flops(BertConfig(intermediate_size=768), 128)
+    assert forward_flops(RoutedBertConfig(**shape, routing=routing), 128) == narrow + gate
 
 
 def test_importance_of_frozen_weights_and_of_other_columns(dense):
@@ -215,11 +221,11 @@ def test_the_student_begins_as_its_teacher(place, monkeypatch):
     """Outputs in the task's order, though the teacher's are not; experts of a quarter, two thirds of that shared."""
     monkeypatch.chdir(place)
     made = distil("run")
-    config = models.read_config(made.out, where="")
+    config = read_config(made.out, where="")
     assert (config.moe_layers, config.experts, config.expert_width, config.routing) == ([1, 2, 3, 4], 4, 8, "hash")
     assert (config.expert_norm, config.top_k, config.tasks["sst2"]["labels"]) == ("expert", 1, ["negative", "positive"])
-    student = models.load(made.out, "classifier", where="", task="sst2").model
-    teacher = models.load("teacher", "classifier", where="").model
+    student = load_model(made.out, "classifier", where="", task="sst2").model
+    teacher = load_model("teacher", "classifier", where="").model
     assert torch.allclose(student.heads["sst2"].weight, teacher.classifier.weight[[1, 0]], atol=1e-6)
     ups = [expert.up.weight for expert in student.bert.expert_layers[1].experts]
     assert all(torch.allclose(up[:5], ups[0][:5], atol=1e-6) for up in ups) and not torch.allclose(
@@ -237,8 +243,8 @@ def test_a_shallower_student_takes_layers_and_their_neurons(place, monkeypatch):
     monkeypatch.chdir(place)
     new = {"init": "new", "student": "bert-2x16x32", "initialise": "teacher-layers", "initialise__layers": [0, 2]}
     made = distil("shallow", **new)
-    student = models.load(made.out, "classifier", where="", task="sst2").model
-    teacher = models.load("teacher", "classifier", where="").model
+    student = load_model(made.out, "classifier", where="", task="sst2").model
+    teacher = load_model("teacher", "classifier", where="").model
     for own, theirs in ((1, 0), (2, 2)):
         network = teacher.bert.encoder.layer[theirs].intermediate.dense.weight
         for row in student.bert.expert_layers[own].experts[3].up.weight:

@@ -7,12 +7,13 @@ import torch
 from tiny_models import tiny_bert
 from torch import nn
 
-from microbert_cli import api, models
-from microbert_cli.catalog import Catalog
+from microbert_cli import api
+from microbert_cli.catalog.losses.next_sentence import next_sentence, trains
 from microbert_cli.errors import MbertError
-from microbert_cli.losses.next_sentence import next_sentence, trains
-from microbert_cli.objective import Objective
-from microbert_cli.terms import ANSWERED, make_terms
+from microbert_cli.models.load import load_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.training.loss_terms import ANSWERED, make_terms
+from microbert_cli.training.objective import Objective
 
 CATALOG = Catalog()
 
@@ -41,7 +42,7 @@ def test_the_map_begins_as_berts_layers_do():
 
 
 def test_student_and_map_learn_and_nobody_is_asked(tmp_path):
-    loaded = models.load(tiny_bert(tmp_path / "student", layers=2, hidden=16), "encoder", where="student")
+    loaded = load_model(tiny_bert(tmp_path / "student", layers=2, hidden=16), "encoder", where="student")
     objective = Objective(
         make_terms({"next_sentence": (1.0, {})}, CATALOG),
         loaded.model,
@@ -87,7 +88,7 @@ def test_stage_one_of_mobilebert_has_it_and_its_student_does_not(place):
     held = result.metrics["heldout"]
     assert held["loss"] == pytest.approx(held["token_mixed_target"] + held["next_sentence"], rel=1e-5)
     assert held["next_sentence"] == pytest.approx(log(2), abs=0.1)
-    made = models.load(result.out, "masked-lm", where="out")
+    made = load_model(result.out, "masked-lm", where="out")
     assert made.model.config.architectures == ["BertForMaskedLM"]
     assert not [name for name, _ in made.model.named_parameters() if "next" in name or "seq_relationship" in name]
 

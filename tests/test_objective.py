@@ -4,14 +4,14 @@ import pytest
 import torch
 from tiny_models import tiny_bert
 
-from microbert_cli import models, teacher
-from microbert_cli.capture import Want, look
-from microbert_cli.catalog import Catalog
+from microbert_cli.distillation.layer_map import layer_map
+from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
-from microbert_cli.layer_map import layer_map
-from microbert_cli.objective import Objective
-from microbert_cli.teacher import Teacher
-from microbert_cli.terms import make_terms
+from microbert_cli.models.capture import TOKENS_AT_ONCE, OutputRequest, forward_outputs
+from microbert_cli.models.load import load_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Objective
 
 CATALOG = Catalog()
 INTERMEDIATE = {"embedding": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
@@ -27,7 +27,7 @@ def places(tmp_path_factory):
 
 
 def load(places, name):
-    return models.load(places / name, "classifier", where=name)
+    return load_model(places / name, "classifier", where=name)
 
 
 class Asked:
@@ -99,8 +99,8 @@ def test_the_total_is_the_weighted_sum(places, batch):
 def test_each_student_layer_learns_from_the_mapped_one(places, batch, rule, taught_by):
     objective, asked, student = make(places, {"attention_scores": 1.0}, rule=rule)
     total, _ = told(objective, batch)
-    theirs = asked.teacher.ask(batch, Want(scores=frozenset(range(1, 5)))).scores
-    ours = look(student, batch, Want(scores=frozenset({1, 2}))).scores
+    theirs = asked.teacher.ask(batch, OutputRequest(scores=frozenset(range(1, 5)))).scores
+    ours = forward_outputs(student, batch, OutputRequest(scores=frozenset({1, 2}))).scores
     mask = batch["attention_mask"].float()
     pairs = mask[:, None, :, None] * mask[:, None, None, :]
     by_hand = sum(
@@ -112,18 +112,18 @@ def test_each_student_layer_learns_from_the_mapped_one(places, batch, rule, taug
 @pytest.mark.parametrize(
     ("weights", "teacher", "student"),
     [
-        ({"soft_target": 1.0}, Want(logits=True), Want(logits=True)),
-        ({"hard_label": 1.0}, None, Want(logits=True)),
-        ({"embedding": 1.0}, Want(hidden=frozenset({0})), Want(hidden=frozenset({0}))),
-        ({"hidden_states": 1.0}, Want(hidden=frozenset({2, 4})), Want(hidden=frozenset({1, 2}))),
-        ({"feature_alignment": 1.0}, Want(hidden=frozenset({2, 4})), Want(hidden=frozenset({1, 2}))),
-        ({"attention_scores": 1.0}, Want(scores=frozenset({2, 4})), Want(scores=frozenset({1, 2}))),
+        ({"soft_target": 1.0}, OutputRequest(logits=True), OutputRequest(logits=True)),
+        ({"hard_label": 1.0}, None, OutputRequest(logits=True)),
+        ({"embedding": 1.0}, OutputRequest(hidden=frozenset({0})), OutputRequest(hidden=frozenset({0}))),
+        ({"hidden_states": 1.0}, OutputRequest(hidden=frozenset({2, 4})), OutputRequest(hidden=frozenset({1, 2}))),
+        ({"feature_alignment": 1.0}, OutputRequest(hidden=frozenset({2, 4})), OutputRequest(hidden=frozenset({1, 2}))),
+        ({"attention_scores": 1.0}, OutputRequest(scores=frozenset({2, 4})), OutputRequest(scores=frozenset({1, 2}))),
         (
             INTERMEDIATE,
-            Want(hidden=frozenset({0, 2, 4}), scores=frozenset({2, 4})),
-            Want(hidden=frozenset({0, 1, 2}), scores=frozenset({1, 2})),
+            OutputRequest(hidden=frozenset({0, 2, 4}), scores=frozenset({2, 4})),
+            OutputRequest(hidden=frozenset({0, 1, 2}), scores=frozenset({1, 2})),
         ),
-        ({"soft_target": 1.0, "hidden_states": 0.0}, Want(logits=True), Want(logits=True)),
+        ({"soft_target": 1.0, "hidden_states": 0.0}, OutputRequest(logits=True), OutputRequest(logits=True)),
     ],
 )
 def test_only_what_is_needed_is_asked(places, batch, weights, teacher, student):
@@ -221,10 +221,10 @@ def test_permuted_columns_of_the_teacher_are_put_in_order(places, batch):
 
 def test_a_large_batch_goes_through_the_teacher_in_pieces(places, batch, monkeypatch):
     asked = Teacher(load(places, "teacher"))
-    want = Want(logits=True, hidden=frozenset({0, 2}), scores=frozenset({4}))
+    want = OutputRequest(logits=True, hidden=frozenset({0, 2}), scores=frozenset({4}))
     whole = asked.ask(batch, want)
     rows, width = batch["input_ids"].shape
-    monkeypatch.setitem(teacher.TOKENS, "cpu", 2 * width)
+    monkeypatch.setitem(TOKENS_AT_ONCE, "cpu", 2 * width)
     seen = []
     asked.model.register_forward_pre_hook(lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True)
     pieces = asked.ask({**batch, "token_positions": batch["input_ids"].new_zeros(rows + 1)}, want)
@@ -239,8 +239,8 @@ def test_feature_alignment_maps_sentence_vectors_and_averages_layers(places, bat
     value.backward()
     assert objective.projection.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in asked.teacher.model.parameters())
-    seen = look(student, batch, Want(hidden=frozenset({1, 2})))
-    theirs = asked.teacher.ask(batch, Want(hidden=frozenset({2, 4})))
+    seen = forward_outputs(student, batch, OutputRequest(hidden=frozenset({1, 2})))
+    theirs = asked.teacher.ask(batch, OutputRequest(hidden=frozenset({2, 4})))
     by_hand = [(objective.projection(seen.hidden[m][:, 0]) - theirs.hidden[2 * m][:, 0]).square().mean() for m in (1, 2)]
     assert value.item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)
 

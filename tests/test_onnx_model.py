@@ -16,12 +16,22 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizerFast
 
-from microbert_cli import exporting, onnx_model
 from microbert_cli.errors import MbertError
-from microbert_cli.exporting import export_model, parity_batches
-from microbert_cli.onnx_fusion import operators, write_optimized
-from microbert_cli.onnx_model import OnnxClassifier, is_export, precisions, quantise, torch_logits, write_onnx
-from microbert_cli.tracking import Talk
+from microbert_cli.exporting.directory import _warn_of_drop, export_model, parity_batches
+from microbert_cli.exporting.onnx_fusion import operators, write_optimized
+from microbert_cli.models import onnx
+from microbert_cli.models.onnx import (
+    ONNX_FILES,
+    LogitsFunction,
+    OnnxClassifier,
+    is_export,
+    onnx_forms,
+    precisions,
+    quantise,
+    torch_logits,
+    write_onnx,
+)
+from microbert_cli.reporter import Reporter
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(195))]
 POSITIONS = 72
@@ -74,7 +84,7 @@ def batch(rows: int, length: int, config: Any) -> dict[str, torch.Tensor]:
     }
 
 
-class Notes(Talk):
+class Notes(Reporter):
     """Keeps what was said."""
 
     def __init__(self) -> None:
@@ -99,21 +109,21 @@ class Done:
     path: Path
     model: Any
     found: dict[str, Any]
-    talk: Notes
+    reporter: Notes
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """A whole export of a BERT with named labels; the score is a stand-in: the mean answer."""
-    path, talk = tmp_path_factory.mktemp("export") / "out", Notes()
+    path, reporter = tmp_path_factory.mktemp("export") / "out", Notes()
     model = tiny("bert", id2label={0: "no", 1: "maybe", 2: "yes"}, label2id={"no": 0, "maybe": 1, "yes": 2})
     dev = list(parity_batches(rows(20), 0, longest=POSITIONS))
 
-    def score(logits: onnx_model.Logits) -> Mapping[str, float]:
+    def score(logits: LogitsFunction) -> Mapping[str, float]:
         return {"accuracy": float(np.mean([logits(each).argmax(-1).mean() for each in dev]))}
 
-    found = export_model(model, tokenizer(), path, rows(20), score=score, primary="accuracy", talk=talk)
-    return Done(path, model, found, talk)
+    found = export_model(model, tokenizer(), path, rows(20), score=score, primary="accuracy", reporter=reporter)
+    return Done(path, model, found, reporter)
 
 
 @pytest.fixture(
@@ -142,7 +152,7 @@ def test_fp32_says_what_the_model_says(written: Exported, shape: tuple[int, int]
     assert np.abs(answered - expected).max() <= 1e-4
 
 
-@pytest.mark.parametrize("precision", onnx_model.FILES)
+@pytest.mark.parametrize("precision", ONNX_FILES)
 def test_the_mask_matters(written: Exported, precision: str) -> None:
     """What the parity above is worth: the same batch without its mask answers differently."""
     inputs = batch(4, 20, written.model.config)
@@ -166,15 +176,15 @@ def test_int8_is_near_and_smaller(written: Exported) -> None:
 def test_the_optimised_graph_has_fused_attention(written: Exported) -> None:
     """One operator a layer for attention, its three maps inside; what ONNX Runtime fuses by itself does not have that."""
     layers = written.model.config.num_hidden_layers
-    plain, whole = (operators(written.path / onnx_model.FILES[name]) for name in ("fp32", "fp32-optimized"))
+    plain, whole = (operators(written.path / ONNX_FILES[name]) for name in ("fp32", "fp32-optimized"))
     assert "Attention" not in plain["loaded"]["fused"]
     assert whole["written"]["fused"]["Attention"] == layers
     assert whole["written"]["fused"]["SkipLayerNormalization"] >= 2 * layers
     assert whole["written"]["fused"]["BiasGelu"] == layers
     assert whole["written"]["nodes"] < plain["loaded"]["nodes"] < plain["written"]["nodes"]
-    small = operators(written.path / onnx_model.FILES["int8-optimized"])
+    small = operators(written.path / ONNX_FILES["int8-optimized"])
     assert small["written"]["fused"]["QAttention"] == layers
-    assert small["written"]["nodes"] < operators(written.path / onnx_model.FILES["int8"])["loaded"]["nodes"]
+    assert small["written"]["nodes"] < operators(written.path / ONNX_FILES["int8"])["loaded"]["nodes"]
 
 
 @pytest.mark.slow
@@ -216,7 +226,7 @@ def test_the_graph_names_free_axes_and_no_paths(written: Exported) -> None:
     (logits,) = graph.graph.output
     first, second = logits.type.tensor_type.shape.dim
     assert (first.dim_param, second.dim_value) == ("batch", written.model.config.num_labels)
-    for file in onnx_model.FILES.values():
+    for file in ONNX_FILES.values():
         content = (written.path / file).read_bytes()
         assert not re.search(rb"\.py\b", content) and str(Path.home()).encode() not in content
 
@@ -237,7 +247,7 @@ def test_the_model_comes_back_as_it_was(
     assert logging.getLogger().handlers == [] and logging.root.manager.disable == 0
     before = done.model.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    for file in onnx_model.FILES.values():
+    for file in ONNX_FILES.values():
         assert (tmp_path / file).read_bytes() == (done.path / file).read_bytes()
 
 
@@ -297,7 +307,7 @@ def test_an_architecture_that_decides_by_value(tmp_path: Path) -> None:
 
 
 def test_too_large_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_model, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(onnx, "MOST_BYTES", 10_000)
     with pytest.raises(MbertError, match="2") as caught:
         write_onnx(tiny("bert"), tmp_path / "model.onnx")
     assert caught.value.code == "M611"
@@ -316,13 +326,17 @@ def test_export_measures_all_forms(done: Done) -> None:
         assert set(each["scores"]) == {"accuracy"}
     assert files["fp32"]["scores"] == files["safetensors"]["scores"]
     assert done.found["parity"]["shapes"][:3] == [[1, 8], [3, 17], [8, 64]] and done.found["parity"]["rows"] == 44
-    assert len(done.talk.notes) == 5 and "model.int8.onnx" in done.talk.notes[2] and "2 QAttention" in done.talk.notes[4]
+    assert (
+        len(done.reporter.notes) == 5
+        and "model.int8.onnx" in done.reporter.notes[2]
+        and "2 QAttention" in done.reporter.notes[4]
+    )
     json.dumps(done.found)
 
 
 def test_export_directory_holds_all_it_needs(done: Done) -> None:
     names = {path.name for path in done.path.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", *onnx_model.FILES.values()} <= names
+    assert {"config.json", "model.safetensors", "tokenizer.json", *ONNX_FILES.values()} <= names
     assert not [name for name in names if name.startswith(".") or name == "resume"]
     assert is_export(done.path)
 
@@ -368,7 +382,7 @@ def test_a_file_that_answers_differently_is_refused(done: Done, tmp_path: Path, 
         path.write_bytes((done.path / "model.onnx").read_bytes())
         return 0.0
 
-    monkeypatch.setattr(exporting, "write_onnx", of_another_model)
+    monkeypatch.setattr("microbert_cli.exporting.directory.write_onnx", of_another_model)
     model = tiny("bert")
     model.classifier.bias.data += 0.001
     with pytest.raises(MbertError) as caught:
@@ -384,7 +398,7 @@ def test_an_optimised_file_that_answers_differently_is_refused(
         (directory / "model.optimized.onnx").write_bytes((done.path / "model.optimized.onnx").read_bytes())
         return {"fp32-optimized": 0.0}
 
-    monkeypatch.setattr(exporting, "write_optimized", of_another_model)
+    monkeypatch.setattr("microbert_cli.exporting.directory.write_optimized", of_another_model)
     model = tiny("bert")
     model.classifier.bias.data += 0.001
     with pytest.raises(MbertError) as caught:
@@ -394,10 +408,10 @@ def test_an_optimised_file_that_answers_differently_is_refused(
 
 @pytest.mark.slow
 def test_parts_that_are_left_out(tmp_path: Path) -> None:
-    assert onnx_model.forms() == tuple(onnx_model.FILES)
-    assert onnx_model.forms(optimize=False) == ("fp32", "int8")
-    assert onnx_model.forms(int8=False) == ("fp32", "fp32-optimized")
-    assert onnx_model.forms(onnx=False) == ()
+    assert onnx_forms() == tuple(ONNX_FILES)
+    assert onnx_forms(optimize=False) == ("fp32", "int8")
+    assert onnx_forms(int8=False) == ("fp32", "fp32-optimized")
+    assert onnx_forms(onnx=False) == ()
     found = export_model(tiny("bert"), tokenizer(), tmp_path, rows(4), int8=False, optimize=False)
     assert list(found["files"]) == ["safetensors", "fp32"]
     assert precisions(tmp_path) == ("fp32",)
@@ -420,11 +434,11 @@ def test_safetensors_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_drop_by_int8_is_said() -> None:
-    talk = Notes()
+    reporter = Notes()
     for small in (0.89, 0.80):
         scores = {"fp32": {"scores": {"f1": 0.9}}, "int8": {"scores": {"f1": small}}}
-        exporting._warn_of_drop(scores, "f1", talk)
-    assert len(talk.warnings) == 1 and "0.8000" in talk.warnings[0]
+        _warn_of_drop(scores, "f1", reporter)
+    assert len(reporter.warnings) == 1 and "0.8000" in reporter.warnings[0]
 
 
 @pytest.mark.parametrize("count", [1, 5, 200])

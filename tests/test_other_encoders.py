@@ -9,17 +9,21 @@ from tiny_models import tiny_bert, tiny_glue, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers import models as token_models
 
-from microbert_cli import api, building, models
-from microbert_cli.capture import Want, look
-from microbert_cli.catalog import Catalog
+from microbert_cli import api
+from microbert_cli.data.task_data import load_all_task_data
+from microbert_cli.distillation.pair_checks import check_pair
+from microbert_cli.distillation.taught_task import TaughtTask
 from microbert_cli.errors import MbertError
-from microbert_cli.lesson import Lesson
-from microbert_cli.matching import check_pair
-from microbert_cli.numerics import PLAIN
-from microbert_cli.resolve import resolve
-from microbert_cli.task_rows import open_tasks
-from microbert_cli.terms import make_terms
-from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.models.architectures import check_length
+from microbert_cli.models.capture import OutputRequest, forward_outputs
+from microbert_cli.models.config import read_config
+from microbert_cli.models.device import PLAIN
+from microbert_cli.models.factory import build_model
+from microbert_cli.models.load import load_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.training.loss_terms import make_terms
 
 SHAPE = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=72)
 SHAPES = {
@@ -92,7 +96,7 @@ def here(place, tmp_path, monkeypatch):
     monkeypatch.setenv("MBERT_CACHE", str(tmp_path / "cache"))
 
 
-class Notes(Talk):
+class Notes(Reporter):
     def __init__(self):
         self.said = []
 
@@ -100,10 +104,10 @@ class Notes(Talk):
         self.said.append(text)
 
 
-def task_stage(teacher, student, losses, out, *, steps=2, talk=SILENT):
+def task_stage(teacher, student, losses, out, *, steps=2, reporter=SILENT):
     only = {"method": "soft-targets", "phases__prediction__losses": {"soft_target": 0.0, **losses}}
     numbers = {f"phases__prediction__{key}": value for key, value in {**STEPS, "steps": steps}.items()}
-    return api.distill(teacher=teacher, student=student, out=out, talk=talk, **TASK, **numbers, **only)
+    return api.distill(teacher=teacher, student=student, out=out, reporter=reporter, **TASK, **numbers, **only)
 
 
 def general_stage(teacher, student, losses, out):
@@ -136,7 +140,7 @@ def test_every_loss_of_stage_one(teacher, tmp_path):
 
 @pytest.mark.parametrize("teacher", TAUGHT_BY)
 def test_every_loss_of_whole_texts_with_other_tokens(teacher, tmp_path):
-    losses = told(task_stage(f"{teacher}-bytes", "student", BY_TEXT, tmp_path / "out", steps=9, talk=(heard := Notes())))
+    losses = told(task_stage(f"{teacher}-bytes", "student", BY_TEXT, tmp_path / "out", steps=9, reporter=(heard := Notes())))
     assert all(0 < losses[name] < 100 for name in BY_TEXT)
     assert sum("another vocabulary" in note for note in heard.said) == 1
 
@@ -149,18 +153,18 @@ def test_every_architecture_is_taught(student, tmp_path):
     losses = BY_TOKEN | BY_TEXT
     found = told(task_stage("Bert", student, losses, tmp_path / "out", steps=1))
     assert all(0 <= found[name] < 100 for name in losses)
-    assert models.read_config(tmp_path / "out", where="out").model_type == models.read_config(student, where="s").model_type
+    assert read_config(tmp_path / "out", where="out").model_type == read_config(student, where="s").model_type
 
 
 @pytest.mark.parametrize("cache", ["off", "auto"])
 def test_a_teacher_reads_a_text_in_its_own_tokens(cache, place):
     """What it shows of rows by their numbers is what it shows of their texts; through the cache, too."""
     recipe = resolve(catalog=Catalog(), environment={}, flags={**_dotted(TASK), "cache.teacher": cache}).recipe
-    (data,) = open_tasks(recipe, Catalog(), splits=("train", "dev"))
-    lesson = Lesson(recipe, data, ["Roberta-bytes"], ["w"], PLAIN, SILENT)
-    student = models.load("student", "encoder", where="student", new_head=True)
+    (data,) = load_all_task_data(recipe, Catalog(), splits=("train", "dev"))
+    lesson = TaughtTask(recipe, data, ["Roberta-bytes"], ["w"], PLAIN, SILENT)
+    student = load_model("student", "encoder", where="student", new_head=True)
     lesson.meet(student)
-    rows, want = data.encode("train", student, where="student"), Want(logits=True, hidden=frozenset({2}))
+    rows, want = data.encode("train", student, where="student"), OutputRequest(logits=True, hidden=frozenset({2}))
     batch = rows.batch([5, 0, 7])
     seen = lesson.asked(rows, want, asks=10**6)(batch, want)
     teacher = lesson.instructors[0].loaded
@@ -211,11 +215,11 @@ def test_illegal_pairs_name_the_column(tmp_path):
     tiny_bert(tmp_path / "wide", hidden=24, kind="encoder")
     closed = transformers.DebertaV2Config(vocab_size=len(tiny_tokenizer(tmp_path / "closed")), **SHAPE)
     transformers.DebertaV2Model(closed).save_pretrained(tmp_path / "closed")
-    teacher = models.load("Roberta", "encoder", where="teacher")
+    teacher = load_model("Roberta", "encoder", where="teacher")
 
     def pair(loss, student, **parameters):
         terms = {f"general.losses.{term.name}": term for term in make_terms({loss: (1.0, parameters)}, catalog)}
-        check_pair(terms, teacher, models.load(tmp_path / student, "encoder", where="student"), where="student")
+        check_pair(terms, teacher, load_model(tmp_path / student, "encoder", where="student"), where="student")
 
     for loss in ("attention_scores", "attention_distribution", "value_relation"):
         refused("M013", ("same heads", "2 attention heads", "4", f"general.losses.{loss}"), pair, loss, "four")
@@ -256,18 +260,18 @@ def test_the_table_of_columns_is_that_of_the_losses(repo):
 def test_a_masked_lm_head_by_itself(name, tmp_path):
     """On the top vectors that a model shows it answers as the model does: what DistilBERT's soft targets rely on."""
     encoder(tmp_path / name, name, head="ForMaskedLM")
-    model = models.load(tmp_path / name, "masked-lm", where="x").model.eval()
+    model = load_model(tmp_path / name, "masked-lm", where="x").model.eval()
     batch = {"input_ids": torch.randint(5, 60, (2, 7)), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
     with torch.no_grad():
-        seen = look(model, batch, Want(hidden=frozenset({2}), token_head=True))
+        seen = forward_outputs(model, batch, OutputRequest(hidden=frozenset({2}), token_head=True))
         found, whole = seen.token_head(seen.hidden[2].flatten(0, 1)), model(**batch).logits.flatten(0, 1)
     assert torch.allclose(found, whole, atol=1e-5)
 
 
 def test_positions_are_counted_from_behind_the_padding():
     config = transformers.RobertaConfig(max_position_embeddings=514, pad_token_id=1)
-    models.check_length(512, config, where="data.max_length")
-    refused("M012", ("512",), models.check_length, 513, config, where="data.max_length")
-    tokens = models.load("Roberta-bytes", "encoder", where="t").tokenizer
+    check_length(512, config, where="data.max_length")
+    refused("M012", ("512",), check_length, 513, config, where="data.max_length")
+    tokens = load_model("Roberta-bytes", "encoder", where="t").tokenizer
     bert = {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
-    assert building.build(bert, kind="encoder", tokenizer=tokens, seed=0, like=config).config.max_position_embeddings == 512
+    assert build_model(bert, kind="encoder", tokenizer=tokens, seed=0, like=config).config.max_position_embeddings == 512

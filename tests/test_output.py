@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from microbert_cli import durable, manifest, output, reusing, sources
 from microbert_cli.errors import MbertError
-from microbert_cli.tracking import Talk
+from microbert_cli.models.find import find_model
+from microbert_cli.reporter import Reporter
+from microbert_cli.runs import atomic, manifest, reuse
+from microbert_cli.runs.output_dir import differences, is_up_to_date, working
+from microbert_cli.runs.reuse import REUSABLE_STAGES
 
 IDENTITY = {"recipe": {"seed": 1, "finetune": {"epochs": 3.0}}, "model": "abc"}
 
 
-class Notes(Talk):
+class Notes(Reporter):
     """What was said."""
 
     def __init__(self):
@@ -27,7 +30,7 @@ class Notes(Talk):
 
 def make(out, identity=IDENTITY, text="result", **options):
     """A stage that writes one file; returns whether it had anything to do."""
-    with output.working(out, stage="test", identity=identity, **options) as work:
+    with working(out, stage="test", identity=identity, **options) as work:
         if not work.done:
             (work.path / "file.txt").write_text(text)
         return not work.done
@@ -35,7 +38,7 @@ def make(out, identity=IDENTITY, text="result", **options):
 
 def stop(out, name="half.txt", identity=IDENTITY):
     """A stage that is stopped in the middle."""
-    with pytest.raises(KeyboardInterrupt), output.working(out, stage="test", identity=identity) as work:
+    with pytest.raises(KeyboardInterrupt), working(out, stage="test", identity=identity) as work:
         (work.path / name).write_text("half")
         raise KeyboardInterrupt
 
@@ -57,7 +60,7 @@ def test_a_new_output_is_whole(tmp_path):
     assert litter(tmp_path / "out") == ["file.txt", "manifest.json"]
     found = manifest.read(tmp_path / "out")
     assert found["status"] == "complete" and found["stage"] == "test" and found["identity"] == IDENTITY
-    assert found["outputs"] == {"file.txt": durable.file_digest(tmp_path / "out" / "file.txt")}
+    assert found["outputs"] == {"file.txt": atomic.file_digest(tmp_path / "out" / "file.txt")}
     assert {"argv", "versions", "started", "finished", "schema", "result", "git"} <= found.keys()
 
 
@@ -68,7 +71,7 @@ def test_an_empty_directory_is_as_good_as_none(tmp_path):
 
 def test_nothing_is_there_before_the_end(tmp_path):
     out = tmp_path / "out"
-    with output.working(out, stage="test", identity=IDENTITY) as work:
+    with working(out, stage="test", identity=IDENTITY) as work:
         (work.path / "file.txt").write_text("x")
         assert not out.exists() and work.path == manifest.partial_path(out)
         assert not (work.path / manifest.FILE).exists()
@@ -80,7 +83,7 @@ def test_up_to_date(tmp_path):
     before = manifest.read(out)
     assert not make(out)
     assert manifest.read(out) == before
-    assert output.is_up_to_date(out, dict(reversed(IDENTITY.items())))
+    assert is_up_to_date(out, dict(reversed(IDENTITY.items())))
 
 
 def test_another_recipe_is_refused_with_the_differing_keys(tmp_path):
@@ -90,13 +93,13 @@ def test_another_recipe_is_refused_with_the_differing_keys(tmp_path):
     error = refused("M110", out, other)
     assert "recipe.seed: 1 -> 2" in error.what and "teacher: (none) -> t" in error.what and "epochs" not in error.what
     assert (out / "file.txt").read_text() == "result"
-    assert output.differences(out, other) == ["recipe.seed: 1 -> 2", "teacher: (none) -> t"]
+    assert differences(out, other) == ["recipe.seed: 1 -> 2", "teacher: (none) -> t"]
 
 
 def test_renew_moves_the_old_one_aside_and_says_why(tmp_path):
     out, notes = tmp_path / "out", Notes()
     make(out)
-    assert make(out, {**IDENTITY, "model": "xyz"}, "second", renew=True, talk=notes)
+    assert make(out, {**IDENTITY, "model": "xyz"}, "second", renew=True, reporter=notes)
     assert (out / "file.txt").read_text() == "second"
     assert (tmp_path / "out.old-1" / "file.txt").read_text() == "result"
     assert any("model: abc -> xyz" in text for text in notes.said)
@@ -124,7 +127,7 @@ def test_begun_work_is_found_again(tmp_path):
     out, notes = tmp_path / "out", Notes()
     stop(out)
     assert litter(tmp_path) == ["out.partial"]
-    with output.working(out, stage="test", identity=IDENTITY, talk=notes) as work:
+    with working(out, stage="test", identity=IDENTITY, reporter=notes) as work:
         assert work.resumed and (work.path / "half.txt").read_text() == "half"
     assert "begun.json" not in litter(out)
     assert notes.said
@@ -149,7 +152,7 @@ def test_begun_work_of_another_kind_is_moved_aside(tmp_path, options):
 
 
 def test_work_that_fails_before_it_wrote_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match="early"), output.working(tmp_path / "a" / "out", stage="test", identity=IDENTITY):
+    with pytest.raises(ValueError, match="early"), working(tmp_path / "a" / "out", stage="test", identity=IDENTITY):
         raise ValueError("early")
     assert litter(tmp_path) == []
 
@@ -163,7 +166,7 @@ def test_a_damaged_beginning_is_not_resumed(tmp_path):
 
 
 def hold(out, ready, end):
-    with output.working(Path(out), stage="test", identity=IDENTITY) as work:
+    with working(Path(out), stage="test", identity=IDENTITY) as work:
         (work.path / "file.txt").write_text("x")
         ready.set()
         end.wait(20)
@@ -195,7 +198,7 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch, where):
 
     with monkeypatch.context() as patch:
         patch.setattr(os if where == "fsync" else Path, where, full)
-        with pytest.raises(MbertError) as caught, output.working(out, stage="test", identity=IDENTITY) as work:
+        with pytest.raises(MbertError) as caught, working(out, stage="test", identity=IDENTITY) as work:
             (work.path / "file.txt").write_text("x")
     assert caught.value.code == "M220" and not out.exists()
     make(out)
@@ -204,16 +207,16 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch, where):
 
 def test_a_full_disk_in_the_middle_is_resumed(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(MbertError) as caught, output.working(out, stage="test", identity=IDENTITY) as work:
+    with pytest.raises(MbertError) as caught, working(out, stage="test", identity=IDENTITY) as work:
         (work.path / "half.txt").write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.code == "M220" and int(caught.value.exit_code) == 4
-    with output.working(out, stage="test", identity=IDENTITY) as work:
+    with working(out, stage="test", identity=IDENTITY) as work:
         assert work.resumed and (work.path / "half.txt").is_file()
 
 
 def test_another_failure_stays_itself(tmp_path):
-    with pytest.raises(OSError, match="odd"), output.working(tmp_path / "out", stage="test", identity=IDENTITY):
+    with pytest.raises(OSError, match="odd"), working(tmp_path / "out", stage="test", identity=IDENTITY):
         raise OSError(errno.ECHILD, "odd")
 
 
@@ -230,7 +233,7 @@ def test_another_failure_stays_itself(tmp_path):
     ids=str,
 )
 def test_what_a_disk_refuses_is_an_error_that_helps(tmp_path, error, code):
-    with pytest.raises(MbertError) as caught, output.working(tmp_path / "out", stage="test", identity=IDENTITY):
+    with pytest.raises(MbertError) as caught, working(tmp_path / "out", stage="test", identity=IDENTITY):
         raise error
     assert caught.value.code == code
 
@@ -241,7 +244,7 @@ def test_readers_refuse_what_is_unfinished_and_name_the_command(tmp_path, monkey
     stop(out, "config.json")
     for place in (out, manifest.partial_path(out)):
         with pytest.raises(MbertError) as caught:
-            sources.find(place, where="--model")
+            find_model(place, where="--model")
         assert caught.value.code == "M210"
         assert caught.value.fix == "Finish it: mbert finetune --task sst2"
     with pytest.raises(MbertError) as caught:
@@ -261,7 +264,7 @@ def test_a_damaged_manifest(tmp_path, text):
 
 def test_identity_of_an_output_is_its_result_not_its_talk(tmp_path):
     for name, said in (("a", "x"), ("b", "y")):
-        with output.working(tmp_path / name, stage="test", identity={"from": name}) as work:
+        with working(tmp_path / name, stage="test", identity={"from": name}) as work:
             (work.path / "file.txt").write_text("same")
             (work.path / "log.jsonl").write_text(said)
             (work.path / "README.md").write_text(said)
@@ -278,7 +281,7 @@ def test_identity_of_a_plain_directory_a_file_and_a_name(tmp_path):
     assert before == manifest.identify(plain)
     (plain / "config.json").write_text("{ }")
     assert manifest.identify(plain) != before
-    assert manifest.identify(plain / "config.json") == durable.file_digest(plain / "config.json")
+    assert manifest.identify(plain / "config.json") == atomic.file_digest(plain / "config.json")
     assert manifest.identify("google-bert/bert-base-uncased") == "google-bert/bert-base-uncased"
     assert manifest.identify(None) is None
 
@@ -293,20 +296,20 @@ def test_linked_files_count_as_the_hubs_cache_has_them(tmp_path):
 
 def test_text_is_written_whole(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    durable.write_text(path, "old")
+    atomic.write_text(path, "old")
 
     def broken(_):
         raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(os, "fsync", broken)
-        durable.write_text(path, "new")
+        atomic.write_text(path, "new")
     assert path.read_text() == "old"
 
 
 def test_digest_ignores_key_order():
-    assert durable.digest({"a": 1, "b": [1, 2]}) == durable.digest(json.loads('{"b": [1, 2], "a": 1}'))
-    assert durable.digest({"a": 1}) != durable.digest({"a": "1"})
+    assert atomic.digest({"a": 1, "b": [1, 2]}) == atomic.digest(json.loads('{"b": [1, 2], "a": 1}'))
+    assert atomic.digest({"a": 1}) != atomic.digest({"a": "1"})
 
 
 def test_two_runs_may_write_the_same_file_at_once(tmp_path):
@@ -314,7 +317,7 @@ def test_two_runs_may_write_the_same_file_at_once(tmp_path):
     import subprocess
     import sys
 
-    program = "import sys\nfrom pathlib import Path\nfrom microbert_cli.durable import write_text\n"
+    program = "import sys\nfrom pathlib import Path\nfrom microbert_cli.runs.atomic import write_text\n"
     program += "for i in range(200): write_text(Path(sys.argv[1]), str(i))"
     runs = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "run.json")]) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
@@ -332,18 +335,18 @@ def test_what_killed_writers_left_is_swept_and_a_living_one_keeps_its_own(tmp_pa
         (tmp_path / name).write_text("half")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    durable.sweep_beside(tmp_path / "run.json")
+    atomic.sweep_beside(tmp_path / "run.json")
     assert (tmp_path / left).is_file()
     monkeypatch.setenv("RANK", "0")
-    durable.sweep_beside(tmp_path / "run.json")
+    atomic.sweep_beside(tmp_path / "run.json")
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([begun, other])
 
 
 def copied(out, *runs, identity=IDENTITY, **options):
     """Whether the output was taken from one of these runs instead of made here."""
-    talk = Notes()
-    made = make(out, identity, text="made here", reuse=[str(run) for run in runs], talk=talk, **options)
-    taken = any("copied from" in said for said in talk.said)
+    reporter = Notes()
+    made = make(out, identity, text="made here", reuse=[str(run) for run in runs], reporter=reporter, **options)
+    taken = any("copied from" in said for said in reporter.said)
     assert taken != made
     return taken
 
@@ -361,7 +364,7 @@ def test_what_another_run_made_of_the_same_is_copied(tmp_path):
 def test_nothing_else_is_taken(tmp_path):
     """Another identity, another stage, a damaged output, one that is not finished; and nothing where the user said --force."""
     make(tmp_path / "other/x", {**IDENTITY, "model": "xyz"})
-    with output.working(tmp_path / "stage/x", stage="another", identity=IDENTITY) as work:
+    with working(tmp_path / "stage/x", stage="another", identity=IDENTITY) as work:
         (work.path / "file.txt").write_text("result")
     make(tmp_path / "damaged/x")
     (tmp_path / "damaged/x/file.txt").write_text("resulT")
@@ -376,8 +379,8 @@ def test_nothing_else_is_taken(tmp_path):
 
 def test_the_stages_that_reuse_are_those_that_say_so():
     """`mbert plan` and `--dry-run` go by the list."""
-    places = Path(reusing.__file__).parent.glob("stages/*.py")
-    assert sorted(reusing.STAGES) == sorted(p.stem.replace("_", "-") for p in places if "recipe.reuse" in p.read_text())
+    places = Path(reuse.__file__).parents[1].glob("stages/*.py")
+    assert sorted(REUSABLE_STAGES) == sorted(p.stem.replace("_", "-") for p in places if "recipe.reuse" in p.read_text())
 
 
 def test_begun_work_goes_on_and_is_not_replaced_by_a_copy(tmp_path):
@@ -392,9 +395,9 @@ def test_a_manifest_of_others_writes_nothing_outside_the_copy(tmp_path, name):
     make(tmp_path / "run/x")
     (tmp_path / "run/escaped.txt").write_text("theirs")
     file = tmp_path / "run/x/manifest.json"
-    values = durable.unseal(file.read_text())
-    values["outputs"][name] = durable.file_digest(tmp_path / "run/escaped.txt")
-    file.write_text(durable.seal(values))
+    values = atomic.unseal(file.read_text())
+    values["outputs"][name] = atomic.file_digest(tmp_path / "run/escaped.txt")
+    file.write_text(atomic.seal(values))
     assert not copied(tmp_path / "out/x", tmp_path / "run")
     assert litter(tmp_path / "out") == ["x"]
 

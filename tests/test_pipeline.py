@@ -6,13 +6,15 @@ import os
 import pytest
 from tiny_models import tiny_bert, tiny_glue
 
-from microbert_cli import api, manifest, output
-from microbert_cli.ancestry import examine
-from microbert_cli.catalog import Catalog
+from microbert_cli import api
 from microbert_cli.errors import MbertError
-from microbert_cli.resolve import resolve
-from microbert_cli.tracking import Talk
-from microbert_cli.wiring import step, steps
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.reporter import Reporter
+from microbert_cli.runs import manifest
+from microbert_cli.runs.output_dir import working
+from microbert_cli.runs.stage_inputs import step, steps
+from microbert_cli.runs.verify import verify_directory
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 RECIPE = """
@@ -66,7 +68,7 @@ phases.intermediate.losses = { embedding = 0, hidden_states = 0, attention_score
 STAGES = ["finetune", "general-distill", "augment", "alone", "task-distill", "evaluate"]
 
 
-class Notes(Talk):
+class Notes(Reporter):
     """What was said."""
 
     def __init__(self):
@@ -98,7 +100,7 @@ class Inside:
         before, notes = os.getcwd(), Notes()
         os.chdir(self.path)
         try:
-            return api.run("small.toml", out="runs/small", talk=notes, **keys), notes.said
+            return api.run("small.toml", out="runs/small", reporter=notes, **keys), notes.said
         finally:
             os.chdir(before)
 
@@ -236,7 +238,7 @@ def test_a_seed_that_was_done_is_not_trained_again(place, tmp_path, monkeypatch)
     """Stopped between two seeds: the rest gives the same as if it had not been."""
     import shutil
 
-    from microbert_cli import checkpoint, phases
+    from microbert_cli.training import checkpoint, phases
 
     copy = Inside(shutil.copytree(place.path, tmp_path / "copy"))
     shutil.rmtree(copy / "alone")
@@ -302,7 +304,7 @@ def test_what_feeds_what(tmp_path):
 
 def test_a_named_base_counts_before_an_older_runs_output(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with output.working(tmp_path / "runs" / "mbert" / "pretrain", stage="pretrain", identity={}) as work:
+    with working(tmp_path / "runs" / "mbert" / "pretrain", stage="pretrain", identity={}) as work:
         (work.path / "x").write_text("")
     root = tmp_path / "runs" / "r"
     named = planned('base = "b"\ntask = "sst2"\nstages = ["finetune"]', tmp_path, root)
@@ -346,7 +348,7 @@ stages = ["general-distill", "task-distill"]
 
 def test_one_stage_alone_finds_its_neighbours(tmp_path):
     for name in ("finetune", "augment"):
-        with output.working(tmp_path / name, stage=name, identity={}) as work:
+        with working(tmp_path / name, stage=name, identity={}) as work:
             (work.path / "x").write_text("")
     resolved = resolve(catalog=Catalog(), environment={}, flags={"task": "sst2", "student": "bert-1x8"})
     found = step("task-distill", resolved, tmp_path, Catalog())
@@ -359,11 +361,11 @@ def test_one_stage_alone_finds_its_neighbours(tmp_path):
 def test_another_run_reuses_what_is_the_same(place, monkeypatch):
     """With another stage one, what does not depend on it is copied, and the rest is trained."""
     monkeypatch.chdir(place.path)
-    talk = Notes()
-    results = api.run("small.toml", out="runs/other", talk=talk, general__steps=5, reuse=["runs/small"])
-    said = [note for note in talk.said if "copied from" in note]
+    reporter = Notes()
+    results = api.run("small.toml", out="runs/other", reporter=reporter, general__steps=5, reuse=["runs/small"])
+    said = [note for note in reporter.said if "copied from" in note]
     assert [note.partition(":")[0] for note in said] == ["finetune", "augment", "alone"]
     assert [result.out.name for result in results if result.up_to_date] == ["finetune", "augment", "alone"]
     for stage in ("finetune", "augment", "alone"):
         assert manifest.checked(place.path / "runs/other" / stage) == manifest.checked(place / stage)
-    assert all(one.state == "whole" for one in examine(place.path / "runs/other") if "other" in one.place)
+    assert all(one.state == "whole" for one in verify_directory(place.path / "runs/other") if "other" in one.place)

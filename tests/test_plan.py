@@ -9,21 +9,24 @@ import pytest
 from mbert_command import mbert, refused, works
 from tiny_folder import tiny_folder
 
-from microbert_cli import building, counting, models
-from microbert_cli.batching import endless
-from microbert_cli.capture import Want
-from microbert_cli.catalog import Catalog
-from microbert_cli.phases import make_plan
-from microbert_cli.planning import calibration, loads, stage_plans
-from microbert_cli.planning.calibration import Calibration
-from microbert_cli.planning.costing import evaluations
-from microbert_cli.planning.foreseen import Foreseen
-from microbert_cli.planning.jobs import Job
-from microbert_cli.planning.loads import Load
-from microbert_cli.planning.machines import find_machine
-from microbert_cli.recipe import Training
-from microbert_cli.resolve import resolve
-from microbert_cli.wiring import steps
+from microbert_cli.data.batching import endless
+from microbert_cli.models.capture import OutputRequest
+from microbert_cli.models.config import read_config
+from microbert_cli.models.factory import counted
+from microbert_cli.models.load import count_all_parameters, load_model
+from microbert_cli.models.size import batch_flops, forward_flops
+from microbert_cli.plan import calibration, load, stages
+from microbert_cli.plan.calibration import Calibration
+from microbert_cli.plan.expected_inputs import ExpectedInputs
+from microbert_cli.plan.hardware import find_hardware
+from microbert_cli.plan.load import Workload, answering_load, training_load
+from microbert_cli.plan.stage_cost import evaluations
+from microbert_cli.plan.work import Job
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.recipe.schema import Training
+from microbert_cli.runs.stage_inputs import steps
+from microbert_cli.training.phases import make_plan
 
 RECIPE = """
 task    = "sst2"
@@ -94,7 +97,7 @@ def plan(*sets, root="runs/small", **options):
     catalog = Catalog()
     resolved = resolve(catalog=catalog, recipe="small.toml", sets=sets)
     prices = Calibration(device="cpu", catalog=catalog)
-    planned = stage_plans.plan_steps(steps(resolved, Path(root), catalog), catalog=catalog, here=prices, **options)
+    planned = stages.plan_steps(steps(resolved, Path(root), catalog), catalog=catalog, here=prices, **options)
     return {one.name: one for one in planned}
 
 
@@ -103,42 +106,42 @@ def plan(*sets, root="runs/small", **options):
 
 def test_a_load_is_what_the_loop_draws():
     lengths = np.random.default_rng(0).integers(3, 40, size=101)
-    found = loads.training(lengths, batches=40, batch_size=8, seed=3)
+    found = training_load(lengths, batches=40, batch_size=8, seed=3)
     drawn = [lengths[rows] for rows in itertools.islice(endless(lengths, batch_size=8, seed=3), 40)]
     assert found.batches == 40 and found.useful == sum(int(batch.sum()) for batch in drawn)
     assert found.tokens == sum(len(batch) * int(batch.max()) for batch in drawn)
     assert found.squares == sum(len(batch) * int(batch.max()) ** 2 for batch in drawn)
-    padded = loads.training(lengths, batches=40, batch_size=8, seed=3, drop_last=True, pad_to=64)
+    padded = training_load(lengths, batches=40, batch_size=8, seed=3, drop_last=True, pad_to=64)
     assert padded.shapes == {(8, 64): 40}
 
 
 def test_long_training_takes_the_epochs_counted_for_the_others(monkeypatch):
     lengths = np.random.default_rng(0).integers(3, 40, size=1001)
-    exact = loads.training(lengths, batches=2000, batch_size=8, seed=3)
-    monkeypatch.setattr(loads, "EXACT", 3000)
-    told = loads.training(lengths, batches=2000, batch_size=8, seed=3)
+    exact = training_load(lengths, batches=2000, batch_size=8, seed=3)
+    monkeypatch.setattr(load, "EXACT", 3000)
+    told = training_load(lengths, batches=2000, batch_size=8, seed=3)
     assert told.batches == pytest.approx(2000) and told.tokens == pytest.approx(exact.tokens, rel=0.01)
     assert told != exact, "pools differ from epoch to epoch"
 
 
 def test_evaluation_goes_through_all_rows_once():
-    found = loads.answering([50, 90, 70, 20, 20], batch_size=8)  # 128 tokens a batch
+    found = answering_load([50, 90, 70, 20, 20], batch_size=8)  # 128 tokens a batch
     assert found.shapes == {(1, 90): 1, (1, 70): 1, (2, 50): 1, (1, 20): 1} and found.rows == 5 and found.useful == 250
     assert (found + found).tokens == found.times(2).tokens == 2 * (90 + 70 + 100 + 20)
 
 
 def test_flops_of_batches_are_those_of_their_rows():
-    config = models.read_config("base", where="base")
-    load = Load({(3, 10): 2, (5, 7): 1}, 80)
-    rows = 6 * counting.flops(config, 10) + 5 * counting.flops(config, 7)
-    logits = counting.batch_flops(config, rows=11, tokens=95, squares=845, first_token=True)
+    config = read_config("base", where="base")
+    load = Workload({(3, 10): 2, (5, 7): 1}, 80)
+    rows = 6 * forward_flops(config, 10) + 5 * forward_flops(config, 7)
+    logits = batch_flops(config, rows=11, tokens=95, squares=845, first_token=True)
     assert Job("answer", config, 8).flops(load) == logits < rows
     assert Job("train", config, 8).flops(load) == 3 * logits
     assert Job("train", config, 8, layers=(0, 1)).flops(load) == 3 * rows
     d, V = config.hidden_size, config.vocab_size
     body = Job("ask", config, 8, logits=False).flops(load)
     assert Job("ask", config, 8, "masked-lm", predicted=0.25).flops(load) - body == 20 * (2 * d * d + 2 * d * V)
-    assert building.counted(config, "masked-lm") == models.parameters(models.load("base", "masked-lm", where="base").model)
+    assert counted(config, "masked-lm") == count_all_parameters(load_model("base", "masked-lm", where="base").model)
 
 
 def test_evaluations_are_counted_as_the_loop_makes_them():
@@ -165,16 +168,16 @@ def test_seconds_add_up(quick):
     """finetune: 2 x 7 steps and its dev evaluations, each with a fixed part and one that grows with tokens."""
     part = {part.what: part for part in plan()["finetune"].parts}
     lengths, dev = _lengths("train"), _lengths("dev")
-    load = loads.training(lengths, batches=7, batch_size=8, seed=42)
+    load = training_load(lengths, batches=7, batch_size=8, seed=42)
     assert part["labels: steps"].seconds == pytest.approx(7e-3 + load.tokens / 1e6, rel=1e-3)
-    scored = loads.answering(dev, batch_size=64)
+    scored = answering_load(dev, batch_size=64)
     assert part["labels: dev"].seconds == pytest.approx(6 * (1e-3 * scored.batches + scored.tokens / 1e6), rel=1e-3)
 
 
 def _lengths(split):
     catalog = Catalog()
     resolved = resolve(catalog=catalog, recipe="small.toml")
-    seen = Foreseen(catalog, Calibration(device="cpu", catalog=catalog))
+    seen = ExpectedInputs(catalog, Calibration(device="cpu", catalog=catalog))
     data, _ = seen.task(resolved.recipe, ("train", "dev"))
     return seen.lengths(data, split, seen.model("base", where="base"))[0]
 
@@ -182,7 +185,7 @@ def _lengths(split):
 def test_the_run_does_what_the_plan_says(quick, monkeypatch):
     """Steps and padded tokens of training, counted as the loop sees them; then the plan knows what is done."""
     from microbert_cli import api
-    from microbert_cli.objective import Objective
+    from microbert_cli.training.objective import Objective
 
     found = plan()
     seen = {"steps": 0, "tokens": 0}
@@ -218,7 +221,7 @@ def test_the_run_does_what_the_plan_says(quick, monkeypatch):
 
 def test_the_run_of_one_stage_has_exactly_the_tokens_planned(quick, monkeypatch):
     from microbert_cli import api
-    from microbert_cli.objective import Objective
+    from microbert_cli.training.objective import Objective
 
     tokens, losses = [], Objective.losses
     monkeypatch.setattr(
@@ -250,29 +253,29 @@ def test_the_fit_finds_what_made_the_times():
 
 
 def test_what_is_rehearsed_stands_for_what_comes():
-    config = models.read_config("base", where="base")
-    load = Load({(8, 5): 100, (8, 30): 80, (8, 60): 20, (3, 9): 1}, 1)
+    config = read_config("base", where="base")
+    load = Workload({(8, 5): 100, (8, 30): 80, (8, 60): 20, (3, 9): 1}, 1)
     shapes = calibration.representative(Job("train", config, 8), load)
     assert {rows for rows, _ in shapes} == {8} and shapes[0][1] < 30 <= shapes[-1][1]
-    assert len(calibration.representative(Job("train", config, 8), Load({(8, 32): 5}, 1))) == 2
+    assert len(calibration.representative(Job("train", config, 8), Workload({(8, 32): 5}, 1))) == 2
     config.num_hidden_layers, config.hidden_size, config.intermediate_size = 6, 384, 1536
     heavy = Job("train", config, 256)
-    shapes = calibration.representative(heavy, Load({(256, 128): 5}, 1))
+    shapes = calibration.representative(heavy, Workload({(256, 128): 5}, 1))
     assert shapes[1][0] < 256 and shapes == [(shapes[1][0], 64), (shapes[1][0], 128), (shapes[1][0] // 2, 128)]
-    assert heavy.flops(Load({shapes[1]: 1})) <= calibration.HEAVY
+    assert heavy.flops(Workload({shapes[1]: 1})) <= calibration.HEAVY
 
 
 def test_steps_are_really_taken_and_remembered(monkeypatch):
     """Every kind of job on a tiny model; the second time nothing is measured, but anew with `renew`."""
-    monkeypatch.setattr("microbert_cli.planning.rehearsal.MOST", 2)
-    config = models.read_config("base", where="base")
+    monkeypatch.setattr("microbert_cli.plan.rehearsal.MOST", 2)
+    config = read_config("base", where="base")
     config.num_labels = 2
     losses = {"hidden_states": (1.0, {}), "attention_scores": (1.0, {}), "relations": (1.0, {"heads": 4})}
     train = Job("train", config, 4, losses=losses, layers=(0, 2), teacher=config, logits=False, accumulate=2)
     masked = Job("train", config, 4, "masked-lm", losses={"masked_lm": (1.0, {})}, predicted=0.15)
     kinds = [train, masked, dataclasses.replace(masked, kind="judge"), Job("answer", config, 4)]
-    kinds.append(Job("ask", config, 4, want=Want(logits=True, hidden=frozenset({1}))))
-    load = Load({(4, 8): 10, (4, 24): 10}, 1)
+    kinds.append(Job("ask", config, 4, want=OutputRequest(logits=True, hidden=frozenset({1}))))
+    load = Workload({(4, 8): 10, (4, 24): 10}, 1)
     here = Calibration(device="cpu", catalog=Catalog())
     first = [here.seconds(job, load) for job in kinds]
     assert min(first) > 0 and here.measured >= 5
@@ -285,7 +288,7 @@ def test_steps_are_really_taken_and_remembered(monkeypatch):
 
 def test_a_measurement_of_a_busy_machine_is_made_again_when_it_is_quiet(monkeypatch):
     loads_now = iter([99.0, 99.0, 0.0])
-    monkeypatch.setattr("microbert_cli.timing.load_average", lambda: next(loads_now))
+    monkeypatch.setattr("microbert_cli.plan.calibration.load_average", lambda: next(loads_now))
     busy, still_busy, quiet = (Calibration(device="cpu", catalog=Catalog()) for _ in range(3))
     assert busy.once("x", 1, lambda: {"seconds": 5.0})["seconds"] == 5.0
     assert still_busy.once("x", 1, lambda: {"seconds": 1.0})["seconds"] == 5.0
@@ -299,13 +302,13 @@ def test_a_machine_on_paper(quick):
     told = works("plan", "small.toml", "--on", "h200:8", "--json").json
     assert "8 x NVIDIA H200" in told["basis"] and "assumed" in told["basis"] and not quick, "nothing is rehearsed"
     assert [stage["name"] for stage in told["stages"]] == STAGES
-    config = models.read_config("base", where="base")
-    one, eight = (find_machine(name, Catalog()) for name in ("h200", "h200:8"))
-    job, large = Job("train", config, 32), Load({(1_000_000, 512): 1}, 1)
+    config = read_config("base", where="base")
+    one, eight = (find_hardware(name, Catalog()) for name in ("h200", "h200:8"))
+    job, large = Job("train", config, 32), Workload({(1_000_000, 512): 1}, 1)
     expected = job.flops(large) / (67e12 * 0.4)
     assert one.seconds(job, large) == pytest.approx(expected) and eight.seconds(job, large) == pytest.approx(expected / 8)
     assert eight.seconds(job, large, precision="bf16") == pytest.approx(job.flops(large) / (989e12 * 0.4 * 8))
-    assert eight.seconds(job, Load({(1, 8): 1}, 1)) == pytest.approx((25 * 3 * 2 + 10) * 1e-5), "kernels bound small steps"
+    assert eight.seconds(job, Workload({(1, 8): 1}, 1)) == pytest.approx((25 * 3 * 2 + 10) * 1e-5), "kernels bound small steps"
 
 
 def test_wrong_machines():

@@ -17,11 +17,13 @@ from mbert_command import refused, works
 from several_processes import CASES, compute
 from tiny_models import tiny_bert, tiny_glue
 
-from microbert_cli import checkpoint, numerics, processes, reduce
+from microbert_cli import distributed, reduce
+from microbert_cli.catalog.losses import attention_scores, embedding, hard_label, hidden_states, masked_lm, soft_target
 from microbert_cli.errors import MbertError
-from microbert_cli.losses import attention_scores, embedding, hard_label, hidden_states, masked_lm, soft_target
-from microbert_cli.objective import Objective
-from microbert_cli.terms import make_terms
+from microbert_cli.models.device import Precision, choose_precision
+from microbert_cli.training import checkpoint
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Objective
 
 ROOT = Path(__file__).resolve().parent.parent
 MATHS = {"masked": {}, "reference": {"normalisation": "reference"}}
@@ -52,14 +54,14 @@ def played(dealt, loss):
     """The mean over `dealt` shares of `loss(share)`, where every count asked for is the sum over the shares."""
     asked = [[] for _ in dealt]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "world", lambda: len(dealt))
+        patch.setattr(distributed, "world", lambda: len(dealt))
         for number, share in enumerate(dealt):
-            patch.setattr(processes, "total", lambda count, number=number: asked[number].append(count) or count)
+            patch.setattr(distributed, "total", lambda count, number=number: asked[number].append(count) or count)
             loss(share)
         values = []
         for share in dealt:
             sums = iter([sum(counts) for counts in zip(*asked, strict=True)])
-            patch.setattr(processes, "total", lambda count, sums=sums: next(sums))
+            patch.setattr(distributed, "total", lambda count, sums=sums: next(sums))
             values.append(loss(share))
     return torch.stack(values).mean()
 
@@ -136,7 +138,7 @@ def test_rows_are_dealt_out_once_each(monkeypatch):
     rows, got = np.arange(10, 18), []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        batch = processes.own_batch(lambda own: {"ids": torch.from_numpy(own)}, rows)
+        batch = distributed.own_batch(lambda own: {"ids": torch.from_numpy(own)}, rows)
         assert "idle" not in batch
         got += batch["ids"].tolist()
     assert sorted(got) == rows.tolist()
@@ -145,22 +147,22 @@ def test_rows_are_dealt_out_once_each(monkeypatch):
 def test_a_process_without_rows_idles_on_one(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")
-    batch = processes.own_batch(lambda own: {"ids": torch.from_numpy(own)}, np.array([4, 9]))
+    batch = distributed.own_batch(lambda own: {"ids": torch.from_numpy(own)}, np.array([4, 9]))
     assert batch["ids"].tolist() == [4] and "idle" in batch
 
 
 def test_alone_nothing_is_said_to_anybody():
     numbers, value = {"loss": 1.5}, torch.tensor(2.0)
-    assert processes.mean(numbers) is numbers and processes.total(value) is value
-    assert processes.share(value) is value and processes.gather([1]) == [1] and processes.on_main(lambda: 3) == 3
-    assert (processes.rank(), processes.world(), processes.is_main()) == (0, 1, True)
+    assert distributed.mean(numbers) is numbers and distributed.total(value) is value
+    assert distributed.share(value) is value and distributed.gather([1]) == [1] and distributed.on_main(lambda: 3) == 3
+    assert (distributed.rank(), distributed.world(), distributed.is_main()) == (0, 1, True)
 
 
 def test_the_main_process_alone_is_as_if_alone(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(processes, "share", lambda value: value)
-    assert processes.on_main(processes.world) == 1 and processes.world() == 2
+    monkeypatch.setattr(distributed, "share", lambda value: value)
+    assert distributed.on_main(distributed.world) == 1 and distributed.world() == 2
 
 
 @pytest.mark.parametrize("command", ["predict", "bench"])
@@ -170,7 +172,7 @@ def test_commands_of_one_process(tmp_path, monkeypatch, command):
     monkeypatch.setenv("RANK", "0")
     if command == "bench":
         with pytest.raises(Exception, match="one process"):
-            processes.only_one("mbert bench")
+            distributed.only_one("mbert bench")
     else:
         refused(2, "M119", command, tmp_path / "model", "some text")
 
@@ -180,7 +182,7 @@ def test_one_gpu_for_two_processes(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(MbertError) as caught:
-        processes.start("auto")
+        distributed.start("auto")
     assert caught.value.code == "M118" and "--device cpu" in caught.value.fix
 
 
@@ -255,40 +257,40 @@ def test_three_processes_train_as_one(folder, alone):
 
 
 def test_auto_is_float32_on_a_cpu():
-    assert numerics.choose("cpu") == numerics.Numerics("fp32", False, "cpu")
-    assert numerics.choose("cpu", precision="bf16").precision == "bf16"
+    assert choose_precision("cpu") == Precision("fp32", False, "cpu")
+    assert choose_precision("cpu", precision="bf16").precision == "bf16"
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_losses_and_projection_see_bfloat16_forward_passes(folder):
-    from microbert_cli import models
-    from microbert_cli.capture import Want, look
-    from microbert_cli.catalog import Catalog
+    from microbert_cli.models.capture import OutputRequest, forward_outputs
+    from microbert_cli.models.load import load_model
+    from microbert_cli.recipe.registry import Catalog
 
-    student = models.load(folder / "student", "classifier", where="student").model
+    student = load_model(folder / "student", "classifier", where="student").model
     batch = {"input_ids": torch.randint(5, 50, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
-    with numerics.Numerics("bf16").forward():
-        seen = look(student, batch, Want(logits=True, scores=frozenset({1})))
+    with Precision("bf16").forward():
+        seen = forward_outputs(student, batch, OutputRequest(logits=True, scores=frozenset({1})))
     assert seen.scores[1].dtype == seen.logits.dtype == torch.bfloat16
     terms = make_terms({"hard_label": (1.0, {})}, Catalog())
-    objective = Objective(terms, student, numerics=numerics.Numerics("bf16"))
+    objective = Objective(terms, student, numerics=Precision("bf16"))
     assert objective({**batch, "labels": torch.tensor([0, 1])}).dtype == torch.float32
 
 
 @pytest.mark.slow
 def test_a_compiled_model_shows_the_same(folder, monkeypatch):
     """With the tracer alone, which is what could lose the scores kept on the way; that needs no C++ compiler."""
-    from microbert_cli import models
-    from microbert_cli.capture import Want, look
+    from microbert_cli.models.capture import OutputRequest, forward_outputs
+    from microbert_cli.models.load import load_model
 
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **k: compile_module(self, backend="eager", **k))
-    plain, compiled = (models.load(folder / "teacher", "classifier", where="teacher").model.eval() for _ in range(2))
-    numerics.Numerics(compile=True).place(compiled)
+    plain, compiled = (load_model(folder / "teacher", "classifier", where="teacher").model.eval() for _ in range(2))
+    Precision(compile=True).place(compiled)
     for rows, length in ((2, 6), (3, 9)):
         batch = {"input_ids": torch.randint(5, 50, (rows, length)), "attention_mask": torch.ones(rows, length).long()}
-        want = Want(logits=True, hidden=frozenset({0, 2}), scores=frozenset({1}))
-        expected, seen = look(plain, batch, want), look(compiled, batch, want)
+        want = OutputRequest(logits=True, hidden=frozenset({0, 2}), scores=frozenset({1}))
+        expected, seen = forward_outputs(plain, batch, want), forward_outputs(compiled, batch, want)
         torch.testing.assert_close(seen.logits, expected.logits)
         torch.testing.assert_close(seen.hidden, expected.hidden)
         torch.testing.assert_close(seen.scores, expected.scores)

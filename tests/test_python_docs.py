@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from microbert_cli import python_docs
-from microbert_cli.python_docs import LABELS, SPLITS, paragraphs, passages, task_rows, words_of
+from microbert_cli.data.corpus import python_docs
+from microbert_cli.data.corpus.python_docs import LABELS, SPLITS, paragraphs, passages, python_task_rows, words_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,16 +32,16 @@ def test_no_sentence_occurs_twice() -> None:
 
 
 def test_the_corpus_holds_no_dev_and_no_test_sentence() -> None:
-    corpus = {words_of(sentence) for document in python_docs.documents() for sentence in document}
+    corpus = {words_of(sentence) for document in python_docs.python_documents() for sentence in document}
     held_out = {words_of(s) for passage in passages() if passage.split != "train" for s in passage.sentences}
     assert len(held_out) > 1_000
     assert not corpus & held_out
-    everything = {words_of(sentence) for document in python_docs.documents(exclude_dev=False) for sentence in document}
+    everything = {words_of(sentence) for document in python_docs.python_documents(exclude_dev=False) for sentence in document}
     assert everything == corpus | held_out
 
 
 def test_documents_keep_their_sentences_together() -> None:
-    documents = list(python_docs.documents())
+    documents = list(python_docs.python_documents())
     assert all(documents)
     assert sum(len(document) > 1 for document in documents) > 1_000
 
@@ -69,7 +69,7 @@ def test_prose_is_kept_and_code_is_not(text: str, expected: list[list[str]]) -> 
 @pytest.mark.slow
 def test_the_text_does_not_depend_on_the_process() -> None:
     code = (
-        "from microbert_cli import python_docs as p; "
+        "from microbert_cli.data.corpus import python_docs as p; "
         "print(p.stable_hash(repr(list(p.documents()))), 'torch' in __import__('sys').modules)"
     )
     outputs = {
@@ -89,7 +89,7 @@ def test_the_text_does_not_depend_on_the_process() -> None:
 
 def test_nothing_is_imported() -> None:
     code = (
-        "import sys; from microbert_cli import python_docs as p; before = set(sys.modules); "
+        "import sys; from microbert_cli.data.corpus import python_docs as p; before = set(sys.modules); "
         "list(p.docstrings()); print(*sorted(set(sys.modules) - before))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -97,12 +97,12 @@ def test_nothing_is_imported() -> None:
 
 
 def test_every_split_has_rows_of_both_labels() -> None:
-    sizes = {split: len(task_rows(split)[0]) for split in SPLITS}
+    sizes = {split: len(python_task_rows(split)[0]) for split in SPLITS}
     assert sizes["train"] > 8_000
     assert sizes["dev"] > 1_000
     assert sizes["test"] > 1_000
     for split in SPLITS:
-        labels = task_rows(split)[1]
+        labels = python_task_rows(split)[1]
         assert set(labels) == set(LABELS)
         assert labels.count("rotated") / len(labels) == pytest.approx(0.5, abs=0.06)
 
@@ -114,14 +114,14 @@ def test_a_row_is_a_sentence_whole_or_with_its_halves_exchanged() -> None:
         if passage.split == "dev"
         for sentence in passage.sentences
     }
-    for text, label in zip(*task_rows("dev"), strict=True):
+    for text, label in zip(*python_task_rows("dev"), strict=True):
         words = text.split()
         turns = {" ".join(words[cut:] + words[:cut]) for cut in range(2, len(words) - 1)}
         assert text in sentences if label == "whole" else turns & sentences
 
 
 def test_no_row_is_shared_between_splits() -> None:
-    rows = {split: {" ".join(sorted(words_of(text).split())) for text in task_rows(split)[0]} for split in SPLITS}
+    rows = {split: {" ".join(sorted(words_of(text).split())) for text in python_task_rows(split)[0]} for split in SPLITS}
     shared = (rows["train"] & rows["dev"]) | (rows["train"] & rows["test"])
     assert len(shared) < 0.02 * len(rows["dev"])  # other sentences of the very same words: rare, not a leak
 
@@ -133,5 +133,5 @@ def test_word_pairs_alone_do_not_solve_the_task() -> None:
     from sklearn.pipeline import make_pipeline
 
     linear = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=300))
-    linear.fit(*task_rows("train"))
-    assert linear.score(*task_rows("dev")) < 0.62
+    linear.fit(*python_task_rows("train"))
+    assert linear.score(*python_task_rows("dev")) < 0.62

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from microbert_cli.data.tables import Table, read_table
 from microbert_cli.errors import MbertError
-from microbert_cli.readers import Table, read_table
-from microbert_cli.tracking import Talk
+from microbert_cli.reporter import Reporter
 
 
-class Heard(Talk):
+class Heard(Reporter):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
@@ -119,7 +119,7 @@ def test_rows_of_another_width_are_refused(tmp_path: Path, row: str, said: str, 
 def test_some_broken_rows_may_be_passed_over(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tsv", "text\tlabel\nx\t1\nbroken\n\ny\t0\n\n")
     heard = Heard()
-    table = read_table(path, quoting=False, skip_broken_rows=2, talk=heard)
+    table = read_table(path, quoting=False, skip_broken_rows=2, reporter=heard)
     assert table.column("text") == ["x", "y"] and list(table.lines) == [2, 5]
     assert len(heard.warnings) == 1 and "2 rows" in heard.warnings[0] and "line 3" in heard.warnings[0]
     with pytest.raises(MbertError):

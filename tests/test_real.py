@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from microbert_cli import api, models
-from microbert_cli.blocks import BlockSettings, make_blocks
-from microbert_cli.masking import mask_batch
+from microbert_cli import api
+from microbert_cli.data.corpus.blocks import BlockSettings, make_blocks
+from microbert_cli.data.corpus.masking import mask_batch
+from microbert_cli.models.load import load_model
 from microbert_cli.stages.pretrain import masked_lm_scores
 
 pytestmark = pytest.mark.real
@@ -22,7 +23,7 @@ def folder(tmp_path_factory):
 
 def test_masked_lm_knows_wikipedia(shared, folder):
     """Its maker measured an accuracy of 0.359 at masked positions of held-out 64-token blocks."""
-    loaded = models.load(shared / "models" / "minilm-l6-mlm", "masked-lm", where="test")
+    loaded = load_model(shared / "models" / "minilm-l6-mlm", "masked-lm", where="test")
     settings = BlockSettings(format="packed", max_length=64, documents=300, heldout=0.2)
     _, held = make_blocks(str(shared / "data" / "corpus" / "wiki_en.txt.gz"), loaded.tokenizer, settings)
     rows = np.arange(200).reshape(4, 50)

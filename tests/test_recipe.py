@@ -5,13 +5,12 @@ import tomllib
 
 import pytest
 
-from microbert_cli.catalog import Catalog
 from microbert_cli.errors import ManyErrors, MbertError
-from microbert_cli.nested import flatten, merge, nest, normalise
-from microbert_cli.recipe import Recipe
-from microbert_cli.resolve import overlay, resolve
-from microbert_cli.stage import to_toml
-from microbert_cli.toml_files import parse_value, read_toml
+from microbert_cli.recipe.layers import flatten, merge, nest, normalise
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import overlay, resolve
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.toml import parse_value, read_toml, to_toml
 
 CATALOG = Catalog()
 KEY = "phases.intermediate.epochs"

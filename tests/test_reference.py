@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from microbert_cli.capture import Want, look, show_scores
-from microbert_cli.catalog import Catalog
-from microbert_cli.layer_map import layer_map
-from microbert_cli.losses.cosine import cosine
-from microbert_cli.losses.hard_label import hard_label
-from microbert_cli.losses.hidden_states import hidden_states
-from microbert_cli.losses.patience import patience
-from microbert_cli.losses.soft_target import soft_target
-from microbert_cli.objective import Objective
-from microbert_cli.optimisers import make_optimiser, schedule_factor
-from microbert_cli.terms import make_terms
+from microbert_cli.catalog.losses.cosine import cosine
+from microbert_cli.catalog.losses.hard_label import hard_label
+from microbert_cli.catalog.losses.hidden_states import hidden_states
+from microbert_cli.catalog.losses.patience import patience
+from microbert_cli.catalog.losses.soft_target import soft_target
+from microbert_cli.distillation.layer_map import layer_map
+from microbert_cli.models.capture import OutputRequest, forward_outputs, show_scores
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Objective
+from microbert_cli.training.optimisers import make_optimiser, schedule_factor
 
 INTERMEDIATE = {"embedding": (1.0, {}), "hidden_states": (1.0, {}), "attention_scores": (1.0, {})}
 CLOSE = dict(rel=1e-5)
@@ -59,7 +59,7 @@ def make_objective(reference, terms, *, general=False, normalisation="reference"
     objective = Objective(
         make_terms(terms, Catalog()),
         student,
-        ask_teacher=lambda batch, want: look(teacher.requires_grad_(False), batch, want),
+        ask_teacher=lambda batch, want: forward_outputs(teacher.requires_grad_(False), batch, want),
         map_layers=layer_map("uniform", teacher_layers=6, student_layers=2),
         student_width=24,
         teacher_width=48,
@@ -98,7 +98,7 @@ def test_each_layer(reference, stage, loss):
     batch = batch_of(reference)
     teacher, student = (
         objective._ask_teacher(batch, objective.teacher_want),
-        look(objective.student, batch, objective.student_want),
+        forward_outputs(objective.student, batch, objective.student_want),
     )
     name = {"att": "attention_scores", "rep": "hidden_states"}[loss]
     term = next(term for term in objective.terms if term.name == name)
@@ -130,7 +130,7 @@ def test_stored_logits_agree_with_the_models(reference):
     tensors, batch = reference[2], batch_of(reference)
     for name in ("teacher", "student"):
         model, _ = released_model(reference[0], f"{name}_seqcls")
-        seen = look(model, batch, Want(logits=True))
+        seen = forward_outputs(model, batch, OutputRequest(logits=True))
         assert torch.allclose(seen.logits, tensors[f"{name}_logits"], atol=1e-5)
     assert soft_target(tensors["student_logits"], tensors["teacher_logits"]).item() == pytest.approx(
         reference[1]["task_stage2_T1"]["batchmean_ce_sum_over_classes"], **CLOSE

@@ -15,21 +15,22 @@ from typing import Any
 import pytest
 from tiny_models import tiny_bert, tiny_glue, tiny_rows
 
-from microbert_cli import api, manifest
-from microbert_cli.augmentation import Augmentation
-from microbert_cli.catalog import Catalog
-from microbert_cli.recipe import Recipe
-from microbert_cli.resolve import resolve
-from microbert_cli.stage import StageResult
-from microbert_cli.stopping import Halted, Interrupted
-from microbert_cli.tracking import Talk
+from microbert_cli import api
+from microbert_cli.augmentation.algorithm import AugmentedRows
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.reporter import Reporter
+from microbert_cli.runs import manifest
+from microbert_cli.runs.stage_result import StageResult
+from microbert_cli.signals import Halted, Interrupted
 
 Event = tuple[str, int]
-Make = Callable[[Path, Talk], StageResult]
+Make = Callable[[Path, Reporter], StageResult]
 METHODS = Catalog().names("methods")
 
 
-class Noting(Talk):
+class Noting(Reporter):
     """Remembers every step told of."""
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class Noting(Talk):
         self.events.append((stage, step))
 
 
-class Stopping(Talk):
+class Stopping(Reporter):
     """Asks to stop at one event: by a signal in training, which finishes the step, else there and then."""
 
     def __init__(self, event: Event):
@@ -113,22 +114,22 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 STAGES: dict[str, Make] = {
-    "pretrain": lambda out, talk: api.pretrain(
-        out=out, talk=talk, model="base", corpus="text.txt", corpus__max_length=24, **table("pretrain")
+    "pretrain": lambda out, reporter: api.pretrain(
+        out=out, reporter=reporter, model="base", corpus="text.txt", corpus__max_length=24, **table("pretrain")
     ),
-    "finetune": lambda out, talk: api.finetune(
-        out=out, talk=talk, model="base", seeds=[1, 2], **TASK, **table("finetune", evaluations=2, accumulate=2)
+    "finetune": lambda out, reporter: api.finetune(
+        out=out, reporter=reporter, model="base", seeds=[1, 2], **TASK, **table("finetune", evaluations=2, accumulate=2)
     ),
-    "augment": lambda out, talk: api.augment(out=out, talk=talk, masked_lm="base", **TASK, augment__copies=2),
-    "evaluate": lambda out, talk: api.evaluate(out=out, talk=talk, model="teacher", **TASK, evaluate__batch_size=8),
+    "augment": lambda out, reporter: api.augment(out=out, reporter=reporter, masked_lm="base", **TASK, augment__copies=2),
+    "evaluate": lambda out, reporter: api.evaluate(out=out, reporter=reporter, model="teacher", **TASK, evaluate__batch_size=8),
 }
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if stage == "augment":
-        monkeypatch.setattr(Augmentation.shards, "__defaults__", (8,))
-        monkeypatch.setattr(Augmentation.shard, "__kwdefaults__", {"size": 8, "keep_original": True})
+        monkeypatch.setattr(AugmentedRows.shards, "__defaults__", (8,))
+        monkeypatch.setattr(AugmentedRows.shard, "__kwdefaults__", {"size": 8, "keep_original": True})
     stops = stopped_everywhere(STAGES[stage], tmp_path / stage, fresh_cache=monkeypatch)
     assert stops >= 3
 
@@ -156,9 +157,9 @@ def each(methods: Iterable[str]) -> list[Any]:
 @pytest.mark.parametrize("fully", FULLY)
 @pytest.mark.parametrize("method", each(method for method in METHODS if of_method(method).general.losses))
 def test_stage_one_of_every_method(method: str, fully: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(out: Path, talk: Talk) -> StageResult:
+    def make(out: Path, reporter: Reporter) -> StageResult:
         return api.general_distill(
-            out=out, talk=talk, method=method, teacher="base", student=student_of(method), corpus="text.txt",
+            out=out, reporter=reporter, method=method, teacher="base", student=student_of(method), corpus="text.txt",
             corpus__max_length=24, **table("general", steps=5, evaluations=2), **NARROW.get(method, {}),
         )  # fmt: skip
 
@@ -172,9 +173,9 @@ def test_stage_two_of_every_method(method: str, fully: bool, tmp_path: Path, mon
     phases = of_method(method).run_phases
     shorter = {key: value for name in phases for key, value in table(f"phases__{name}", evaluations=2).items()}
 
-    def make(out: Path, talk: Talk) -> StageResult:
+    def make(out: Path, reporter: Reporter) -> StageResult:
         return api.distill(
-            out=out, talk=talk, method=method, teacher="teacher", student=student_of(method), augmented="augmented",
+            out=out, reporter=reporter, method=method, teacher="teacher", student=student_of(method), augmented="augmented",
             seeds=[1, 2] if fully else [1], teacher__allow_weak=True, **TASK, **shorter, **NARROW.get(method, {}),
         )  # fmt: skip
 
@@ -188,9 +189,10 @@ def test_a_transfer_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     texts = "\n".join(texts[0] for texts, _ in tiny_rows("sst2", 29)["train"])
     (tmp_path / "texts.txt").write_text(texts, encoding="utf-8")
 
-    def make(out: Path, talk: Talk) -> StageResult:
+    def make(out: Path, reporter: Reporter) -> StageResult:
         return api.distill(
-            out=out, talk=talk, method="pd", teacher="teacher", student="bert-2x8", teacher__allow_weak=True, **TASK,
+            out=out, reporter=reporter, method="pd", teacher="teacher", student="bert-2x8", teacher__allow_weak=True,
+            **TASK,
             data__transfer_file=tmp_path / "texts.txt", **table("phases__transfer", steps=6),
             **table("phases__labels", leave_out=False),
         )  # fmt: skip
@@ -202,9 +204,10 @@ def test_a_transfer_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_student_with_experts(routing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise and counts of the routers go on as well, and the table is frozen at the same step."""
 
-    def make(out: Path, talk: Talk) -> StageResult:
+    def make(out: Path, reporter: Reporter) -> StageResult:
         return api.distill(
-            out=out, talk=talk, method="soft-targets", teacher="teacher", student="bert-2x8", teacher__allow_weak=True, **TASK,
+            out=out, reporter=reporter, method="soft-targets", teacher="teacher", student="bert-2x8", teacher__allow_weak=True,
+            **TASK,
             **{f"moe__{key}": value for key, value in {"side": "student", "routing": routing, "top_k": 2}.items()},
             **table("phases__prediction", steps=6, evaluations=3, accumulate=2),
         )  # fmt: skip

@@ -10,20 +10,22 @@ from tiny_routed import TASKS, apart, routed, rows
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from microbert_cli import extraction, models
-from microbert_cli.capture import Want, look, show_scores
-from microbert_cli.catalog import Catalog
+from microbert_cli.catalog.losses.load_balance import load_balance
 from microbert_cli.errors import MbertError
-from microbert_cli.experts import WINDOW, Expert, Experts, Pass, TaskRouter, TokenRouter, gates_of
-from microbert_cli.losses.load_balance import load_balance
-from microbert_cli.objective import Objective
-from microbert_cli.students.routed_bert import RoutedBertConfig, RoutedBertForSequenceClassification
-from microbert_cli.terms import make_terms
+from microbert_cli.models.capture import OutputRequest, forward_outputs, show_scores
+from microbert_cli.models.config import read_config
+from microbert_cli.models.load import load_model
+from microbert_cli.models.moe.bert import RoutedBertConfig, RoutedBertForSequenceClassification
+from microbert_cli.models.moe.extract import is_routed
+from microbert_cli.models.moe.layers import WINDOW, Expert, Experts, Pass, TaskRouter, TokenRouter, gates_of
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Objective
 
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    return models.load(tiny_bert(tmp_path_factory.mktemp("dense"), layers=4), "classifier", where="here")
+    return load_model(tiny_bert(tmp_path_factory.mktemp("dense"), layers=4), "classifier", where="here")
 
 
 def test_the_gate_of_one_expert_is_exactly_one_and_has_a_gradient():
@@ -205,12 +207,14 @@ def test_it_shows_what_a_plain_bert_shows(dense, routing):
     """Hidden states and attention scores of the asked layers, logits, and the routing, each alone and together."""
     made = apart(routed(dense, routing=routing))
     batch = rows(task=1)
-    whole = look(made, batch, Want(True, hidden=frozenset({0, 2, 4}), scores=frozenset({1, 4}), routing=True))
+    whole = forward_outputs(
+        made, batch, OutputRequest(True, hidden=frozenset({0, 2, 4}), scores=frozenset({1, 4}), routing=True)
+    )
     assert whole.logits.shape == (3, 1) and whole.scores[4].shape == (3, 2, 7, 7) and whole.routing[0].shape == (2, 4)
-    assert torch.allclose(whole.logits, look(made, batch, Want(logits=True)).logits, atol=1e-6)
-    low = look(made, batch, Want(hidden=frozenset({2})))
+    assert torch.allclose(whole.logits, forward_outputs(made, batch, OutputRequest(logits=True)).logits, atol=1e-6)
+    low = forward_outputs(made, batch, OutputRequest(hidden=frozenset({2})))
     assert torch.allclose(low.hidden[2], whole.hidden[2], atol=1e-6) and low.routing is None
-    routing_LE = look(made, batch, Want(hidden=frozenset({2}), routing=True)).routing[1]
+    routing_LE = forward_outputs(made, batch, OutputRequest(hidden=frozenset({2}), routing=True)).routing[1]
     assert torch.allclose(routing_LE, whole.routing[1], atol=1e-6), "every layer routes, though nobody reads the upper ones"
 
 
@@ -221,7 +225,7 @@ def test_padding_counts_nowhere(dense):
             module.p = 0.0
     batch = rows()
     other = {**batch, "input_ids": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 59)}
-    one, two = (look(made, each, Want(logits=True, routing=True)) for each in (batch, other))
+    one, two = (forward_outputs(made, each, OutputRequest(logits=True, routing=True)) for each in (batch, other))
     assert torch.allclose(one.logits, two.logits, atol=1e-6)
     assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in zip(one.routing, two.routing, strict=True))
 
@@ -253,7 +257,7 @@ def test_a_configuration_that_routes_to_nothing_is_refused(dense, tmp_path, wron
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | wrong))
     with pytest.raises(MbertError) as caught:
-        models.load(tmp_path, "classifier", where="MODEL", task="film")
+        load_model(tmp_path, "classifier", where="MODEL", task="film")
     assert caught.value.code in ("M390", "M302")
 
 
@@ -261,11 +265,11 @@ def test_an_encoder_is_wanted_and_this_is_none(dense, tmp_path):
     routed(dense).save_pretrained(tmp_path)
     dense.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(MbertError) as caught:
-        models.load(tmp_path, "encoder", where="base")
+        load_model(tmp_path, "encoder", where="base")
     assert caught.value.code == "M267" and "mbert extract" in caught.value.fix
-    loaded = models.load(tmp_path, "classifier", where="MODEL", task="film")
+    loaded = load_model(tmp_path, "classifier", where="MODEL", task="film")
     assert type(loaded.model).__name__ == "BertForSequenceClassification" and loaded.label_names == ["bad", "good"]
-    assert extraction.is_routed(models.read_config(tmp_path, where="MODEL"))
+    assert is_routed(read_config(tmp_path, where="MODEL"))
 
 
 def test_tasks_are_numbered_by_name_since_a_saved_configuration_sorts_them(dense, tmp_path):

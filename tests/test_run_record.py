@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from microbert_cli import durable, manifest, run_record
-from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
-from microbert_cli.resolve import resolve
-from microbert_cli.wiring import steps
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.runs import atomic, manifest, run_record
+from microbert_cli.runs.stage_inputs import steps
 
 RECIPE = """
 task = "sst2"
@@ -70,7 +70,7 @@ def test_another_recipe_in_the_folder(run):
         run_record.claim(root, "other")
     assert error.value.code == "M115" and "mine" in str(error.value)
     run_record.claim(root, "other", force=True)
-    assert durable.unseal((root / "run.json").read_text()) == {"recipe": "other"}
+    assert atomic.unseal((root / "run.json").read_text()) == {"recipe": "other"}
 
 
 def test_no_torch_is_loaded(run, repo):

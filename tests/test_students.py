@@ -8,9 +8,12 @@ from test_mobilebert import PARAMETERS
 from tiny_models import tiny_bert, tiny_tokenizer
 from transformers import BertConfig
 
-from microbert_cli import building, memory, models, places
-from microbert_cli.catalog import Catalog
 from microbert_cli.errors import MbertError
+from microbert_cli.models.factory import build_model, size_of
+from microbert_cli.models.load import count_all_parameters, load_model
+from microbert_cli.models.size import machine_bytes
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.student_shapes import describe
 
 CATALOG = Catalog()
 V, P = 30522, 512
@@ -50,8 +53,8 @@ class Tokens:
 def on_meta(name, like=TEACHER, **more):
     """The student without its weights: shapes alone."""
     with torch.device("meta"):
-        return building.build(
-            places.describe(name, CATALOG), kind="encoder", tokenizer=Tokens(), seed=0, like=like, where="student", **more
+        return build_model(
+            describe(name, CATALOG), kind="encoder", tokenizer=Tokens(), seed=0, like=like, where="student", **more
         )
 
 
@@ -65,7 +68,7 @@ def test_published_parameter_counts(name):
     L, d, i, count = PUBLISHED[name]
     assert formula(L, d, i) == count
     model = on_meta(name)
-    assert models.parameters(model) == count
+    assert count_all_parameters(model) == count
     assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.intermediate_size) == (L, d, i)
 
 
@@ -104,33 +107,33 @@ def test_heads_that_do_not_divide_are_refused(tmp_path):
 
 def test_a_student_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, monkeypatch):
     tokens = tiny_tokenizer(tmp_path)
-    size = models.parameters(build_tiny(tokens))
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 8 * size - 1)
+    size = count_all_parameters(build_tiny(tokens))
+    monkeypatch.setattr("microbert_cli.models.size.machine_bytes", lambda: 8 * size - 1)
     with pytest.raises(MbertError) as caught:
         build_tiny(tokens)
     assert caught.value.code == "M223" and f"{size:,} parameters" in caught.value.what
     with torch.device("meta"):
-        assert models.parameters(build_tiny(tokens)) == size, "a plan on paper may be of any size"
-    monkeypatch.setattr(memory, "machine_bytes", lambda: None)
+        assert count_all_parameters(build_tiny(tokens)) == size, "a plan on paper may be of any size"
+    monkeypatch.setattr("microbert_cli.models.size.machine_bytes", lambda: None)
     build_tiny(tokens)
     monkeypatch.undo()
-    assert 1e8 < memory.machine_bytes() < 1e15
+    assert 1e8 < machine_bytes() < 1e15
 
 
 @pytest.mark.parametrize("name", ["tinybert-6l-768", "distilbert-6x768", "mobilebert", "ib-bert", "bert-1x8"])
 def test_a_model_is_counted_before_it_is_built(name):
     model = on_meta(name)
-    assert building.size_of(model.config, "encoder") == models.parameters(model)
+    assert size_of(model.config, "encoder") == count_all_parameters(model)
 
 
 def test_the_depth_is_no_burden_to_count(tmp_path):
     with pytest.raises(MbertError) as caught:
-        building.build(places.describe("bert-99999999x16", CATALOG), kind="encoder", tokenizer=tiny_tokenizer(tmp_path), seed=0)
+        build_model(describe("bert-99999999x16", CATALOG), kind="encoder", tokenizer=tiny_tokenizer(tmp_path), seed=0)
     assert caught.value.code == "M223"
 
 
 def build_tiny(tokens):
-    return building.build(places.describe("bert-1x8", CATALOG), kind="encoder", tokenizer=tokens, seed=0)
+    return build_model(describe("bert-1x8", CATALOG), kind="encoder", tokenizer=tokens, seed=0)
 
 
 def test_positions_are_the_teachers():
@@ -138,24 +141,24 @@ def test_positions_are_the_teachers():
 
 
 def test_building_a_student_leaves_the_teacher_alone(tmp_path):
-    taught = models.load(tiny_bert(tmp_path / "teacher", num_labels=3), "classifier", where="teacher")
+    taught = load_model(tiny_bert(tmp_path / "teacher", num_labels=3), "classifier", where="teacher")
     before = copy.deepcopy(taught.model.config.to_dict())
-    description = places.describe("bert-1x8", CATALOG)
-    student = building.build(
+    description = describe("bert-1x8", CATALOG)
+    student = build_model(
         description, kind="classifier", tokenizer=taught.tokenizer, seed=0, like=taught.model.config, num_labels=2
     )
     assert taught.model.config.to_dict() == before
     assert student.config is not taught.model.config and student.config.num_labels == 2
-    assert description == places.describe("bert-1x8", CATALOG)
+    assert description == describe("bert-1x8", CATALOG)
 
 
 def test_the_seed_decides_the_weights(tmp_path):
     tokens = tiny_tokenizer(tmp_path)
-    description = places.describe("bert-1x8", CATALOG)
+    description = describe("bert-1x8", CATALOG)
 
     def weights(seed):
         torch.rand(7)  # whatever was drawn before does not matter
-        return building.build(description, kind="encoder", tokenizer=tokens, seed=seed).state_dict()
+        return build_model(description, kind="encoder", tokenizer=tokens, seed=seed).state_dict()
 
     one, same, other = weights(1), weights(1), weights(2)
     assert all(torch.equal(one[name], same[name]) for name in one)

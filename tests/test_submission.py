@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from microbert_cli.errors import MbertError
-from microbert_cli.submission import TASKS, assemble_zip, file_name, format_predictions, write_submission
-from microbert_cli.task import Task, load_task
-from microbert_cli.tracking import Talk
+from microbert_cli.evaluation.submission import TASKS, assemble_zip, file_name, format_predictions, write_submission
+from microbert_cli.recipe.task import Task, load_task
+from microbert_cli.reporter import Reporter
 
 OFFICIAL = {
     "CoLA.tsv": 1063,
@@ -26,7 +26,7 @@ OFFICIAL = {
 }
 
 
-class Heard(Talk):
+class Heard(Reporter):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
@@ -46,7 +46,7 @@ def test_the_zip_has_all_files_with_the_official_number_of_rows(tmp_path: Path) 
     rte = tmp_path / "RTE.tsv"
     write_submission(task("rte"), "test", [str(i) for i in range(3000)], [i % 2 for i in range(3000)], rte)
     heard = Heard()
-    missing = assemble_zip({"RTE.tsv": rte}, tmp_path / "glue.zip", talk=heard)
+    missing = assemble_zip({"RTE.tsv": rte}, tmp_path / "glue.zip", reporter=heard)
     assert missing == [name for name in OFFICIAL if name != "RTE.tsv"]
     assert len(heard.warnings) == 10 and all("missing" in warning for warning in heard.warnings)
     with zipfile.ZipFile(tmp_path / "glue.zip") as bundle:
@@ -105,10 +105,10 @@ def test_mnli_has_a_file_for_each_half() -> None:
 
 def test_a_file_of_another_length_is_spoken_of(tmp_path: Path) -> None:
     heard = Heard()
-    write_submission(task("wnli"), "test", ["0", "1"], [0, 1], tmp_path / "WNLI.tsv", talk=heard)
+    write_submission(task("wnli"), "test", ["0", "1"], [0, 1], tmp_path / "WNLI.tsv", reporter=heard)
     assert "2 rows" in heard.warnings[0] and "146" in heard.warnings[0]
     heard = Heard()
-    assemble_zip({"WNLI.tsv": tmp_path / "WNLI.tsv"}, tmp_path / "z.zip", tasks=[task("wnli")], talk=heard)
+    assemble_zip({"WNLI.tsv": tmp_path / "WNLI.tsv"}, tmp_path / "z.zip", tasks=[task("wnli")], reporter=heard)
     assert "146" in heard.warnings[0]
 
 

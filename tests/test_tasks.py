@@ -13,19 +13,20 @@ from mbert_command import mbert, refused, works
 from safetensors.torch import load_file
 from tiny_models import tiny_bert, tiny_glue
 
-from microbert_cli import api, models
-from microbert_cli.batching import endless
-from microbert_cli.bests import Bests
-from microbert_cli.capture import Seen, Want
-from microbert_cli.catalog import Catalog
-from microbert_cli.checkpoint import save_model
-from microbert_cli.ensemble import averaged, by_task, together
+from microbert_cli import api
+from microbert_cli.data.batching import endless
+from microbert_cli.data.multitask_batching import mixed, task_sequence, task_shares
+from microbert_cli.distillation.ensemble import averaged, by_task, together
+from microbert_cli.distillation.results import routing_failed
 from microbert_cli.errors import ManyErrors, MbertError
-from microbert_cli.mixture import mixed, task_shares, turns
-from microbert_cli.objective import Objective
-from microbert_cli.resolve import resolve
-from microbert_cli.task_results import routing_failed
-from microbert_cli.terms import make_terms, without_teacher
+from microbert_cli.models.capture import ModelOutputs, OutputRequest
+from microbert_cli.models.load import load_model
+from microbert_cli.models.save import save_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.training.best_weights import BestWeights
+from microbert_cli.training.loss_terms import make_terms, without_teacher_terms
+from microbert_cli.training.objective import Objective
 
 CATALOG = Catalog()
 TASKS = ("sst2", "mrpc", "stsb")
@@ -49,10 +50,10 @@ def test_shares_by_hand(by: str, cap: int, expected: list[float]) -> None:
 
 
 def test_turns_come_as_often_as_their_shares() -> None:
-    drawn = Counter(islice(turns([0.2, 0.5, 0.3], seed=3), 20_000))
+    drawn = Counter(islice(task_sequence([0.2, 0.5, 0.3], seed=3), 20_000))
     assert [drawn[task] / 20_000 for task in range(3)] == pytest.approx([0.2, 0.5, 0.3], abs=0.01)
-    one, other = (list(islice(turns([0.5, 0.5], seed=seed), 64)) for seed in (1, 2))
-    assert one != other and one == list(islice(turns([0.5, 0.5], seed=1), 64))
+    one, other = (list(islice(task_sequence([0.5, 0.5], seed=seed), 64)) for seed in (1, 2))
+    assert one != other and one == list(islice(task_sequence([0.5, 0.5], seed=1), 64))
 
 
 LENGTHS = np.random.default_rng(0).integers(3, 30, 70)
@@ -92,12 +93,12 @@ def test_an_ensembles_answer_by_hand() -> None:
 
 
 def answering(value: float) -> Any:
-    return lambda batch, want: Seen(logits=torch.full((1, 2), value))
+    return lambda batch, want: ModelOutputs(logits=torch.full((1, 2), value))
 
 
 def test_the_teacher_of_the_batchs_task_is_asked() -> None:
     ask = by_task({0: answering(1.0), 2: together([answering(2.0), answering(2.0)]), 1: None})
-    seen = [ask({"task": torch.tensor([task, task])}, Want(logits=True)) for task in range(3)]
+    seen = [ask({"task": torch.tensor([task, task])}, OutputRequest(logits=True)) for task in range(3)]
     assert seen[1] is None and seen[0].logits[0, 0] == 1.0
     assert seen[2].logits.softmax(-1).tolist() == [[0.5, 0.5]]
 
@@ -112,14 +113,14 @@ class Student(torch.nn.Module):
         super().__init__()
         self.logits = torch.nn.Parameter(torch.tensor([probabilities]).log())
 
-    def look(self, batch: Any, want: Want) -> Seen:
-        return Seen(logits=self.logits.expand(len(batch["labels"]), -1))
+    def look(self, batch: Any, want: OutputRequest) -> ModelOutputs:
+        return ModelOutputs(logits=self.logits.expand(len(batch["labels"]), -1))
 
 
 def mt_dnn(student: Student, *, taught: bool) -> tuple[float, dict[str, float]]:
     losses = resolve(catalog=CATALOG, flags={"method": "mt-dnn"}, environment={}).recipe.phases["multi-task"].losses
     terms = make_terms({name: (term.weight, term.parameters) for name, term in losses.items()}, CATALOG)
-    teacher = Seen(logits=torch.tensor([[0.75, 0.25]]).log())
+    teacher = ModelOutputs(logits=torch.tensor([[0.75, 0.25]]).log())
     objective = Objective(terms, student, ask_teacher=lambda batch, want: teacher if taught else None)
     _, total, parts = next(objective.losses({"labels": torch.tensor([0])}))
     return total.item(), {name: value.item() for name, value in parts.items()}
@@ -140,7 +141,7 @@ def test_mt_dnn_by_hand(probabilities: tuple[float, float], hard: float, soft: f
 def test_what_is_left_without_a_teacher() -> None:
     def weights(**losses: float) -> dict[str, float]:
         terms = make_terms({name: (weight, {}) for name, weight in losses.items()}, CATALOG)
-        return {term.name: term.weight for term in without_teacher(terms)}
+        return {term.name: term.weight for term in without_teacher_terms(terms)}
 
     assert weights(hard_label=0.3, soft_target=0.7, feature_alignment=0.1) == {"hard_label": pytest.approx(1.0)}
     assert weights(hard_label=2.0) == {"hard_label": 2.0}
@@ -234,9 +235,9 @@ def test_each_task_alone_scores_as_inside(experts: dict[str, Any]) -> None:
 def test_stopped_and_resumed_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from test_resume import stopped_everywhere
 
-    def make(out: Path, talk: Any) -> api.StageResult:
+    def make(out: Path, reporter: Any) -> api.StageResult:
         more = {"phases__multi-task__evaluations": 3, "tasks": ["sst2", "mrpc"], "teacher__model": "teacher-{task}"}
-        return distil(out, talk=talk, sampling__by="square-root", **more, **EXPERTS)
+        return distil(out, reporter=reporter, sampling__by="square-root", **more, **EXPERTS)
 
     assert stopped_everywhere(make, tmp_path / "runs", fresh_cache=monkeypatch, fully=False) >= 3
 
@@ -304,7 +305,7 @@ def test_plan_and_doctor_look_at_every_task() -> None:
 
 
 def test_bests_keep_the_first_of_equals_and_one_copy() -> None:
-    model, bests = torch.nn.Linear(1, 1), Bests(["a", "b"])
+    model, bests = torch.nn.Linear(1, 1), BestWeights(["a", "b"])
     for step, scores in enumerate(({"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 2.0}, {"a": 0.5, "b": 1.0}), 1):
         torch.nn.init.constant_(model.weight, step)
         bests.take(step, scores, model)
@@ -320,9 +321,9 @@ def test_routing_that_routes_nothing_has_failed() -> None:
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_the_experts_of_every_task_are_told(alike: bool) -> None:
-    from microbert_cli.students.routed_bert import RoutedBertForSequenceClassification
+    from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
 
-    loaded = models.load("teacher-sst2", "classifier", where="student")
+    loaded = load_model("teacher-sst2", "classifier", where="student")
     tasks = {"mrpc": {"labels": ["not_equivalent", "equivalent"], "num_labels": 2}}
     tasks["sst2"] = {"labels": ["negative", "positive"], "num_labels": 2}
     routed = RoutedBertForSequenceClassification.from_dense(loaded.model, tasks=tasks, moe_layers=[2], experts=2, seed=1)

@@ -5,16 +5,19 @@ import pytest
 import torch
 from tiny_models import tiny_bert, tiny_glue
 
-from microbert_cli import api, cache, models, teacher_cache
-from microbert_cli.capture import Want
-from microbert_cli.encoding import encode
-from microbert_cli.rows import Rows
-from microbert_cli.teacher import TOKENS, Teacher
-from microbert_cli.teacher_cache import CacheSettings, in_bytes, remember
-from microbert_cli.tracking import Talk
+from microbert_cli import api
+from microbert_cli.data.examples import Examples
+from microbert_cli.data.tokenized import tokenize_examples
+from microbert_cli.distillation import teacher_cache
+from microbert_cli.distillation.teacher import Teacher
+from microbert_cli.distillation.teacher_cache import CacheSettings, in_bytes, remember
+from microbert_cli.models.capture import TOKENS_AT_ONCE, OutputRequest
+from microbert_cli.models.load import load_model
+from microbert_cli.reporter import Reporter
+from microbert_cli.runs import cache
 
 TEXTS = ["a good film", "bad", "a good film", "the plot of this film is not bad at all but long", "good", "bad film", "bad"]
-EVERYTHING = Want(logits=True, hidden=frozenset({0, 2, 4}), scores=frozenset({2, 4}))
+EVERYTHING = OutputRequest(logits=True, hidden=frozenset({0, 2, 4}), scores=frozenset({2, 4}))
 EXACT = CacheSettings(precision="fp32")
 
 
@@ -28,7 +31,7 @@ class Counted(Teacher):
         return super().ask(batch, want)
 
 
-class Notes(Talk):
+class Notes(Reporter):
     def __init__(self):
         self.said = []
 
@@ -44,12 +47,12 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     path = tiny_bert(tmp_path_factory.mktemp("teacher"), layers=4, num_labels=3, labels=["x", "y", "z"], seed=1)
-    return models.load(path, "classifier", where="teacher")
+    return load_model(path, "classifier", where="teacher")
 
 
 @pytest.fixture(scope="module")
 def encoded(loaded):
-    return encode(Rows([(text,) for text in TEXTS]), loaded.tokenizer, 64)
+    return tokenize_examples(Examples([(text,) for text in TEXTS]), loaded.tokenizer, 64)
 
 
 def asking(teacher, encoded, want=EVERYTHING, settings=EXACT, weights="w", **more):
@@ -97,16 +100,16 @@ def test_what_differs_misses(loaded, encoded, changed):
     asking(teacher, encoded)
     other = {
         "weights": dict(weights="v"),
-        "want": dict(want=Want(logits=True, hidden=frozenset({0}))),
+        "want": dict(want=OutputRequest(logits=True, hidden=frozenset({0}))),
         "precision": dict(settings=CacheSettings(precision="fp16")),
-        "rows": dict(encoded=encode(Rows([(text + " film",) for text in TEXTS]), loaded.tokenizer, 64)),
+        "rows": dict(encoded=tokenize_examples(Examples([(text + " film",) for text in TEXTS]), loaded.tokenizer, 64)),
     }[changed]
     asking(teacher, **{"encoded": encoded, **other})
     assert teacher.rows == 2 * len(set(TEXTS))
 
 
 def test_a_stopped_pass_goes_on_where_it_was(loaded, encoded, monkeypatch):
-    monkeypatch.setitem(TOKENS, "cpu", 8)
+    monkeypatch.setitem(TOKENS_AT_ONCE, "cpu", 8)
     monkeypatch.setattr(teacher_cache, "FLUSH_SECONDS", 0.0)
 
     class Dies(Counted):
@@ -156,18 +159,18 @@ def test_a_teacher_with_dropout_is_never_kept(loaded, encoded):
 
 def test_the_budget_rules_over_hidden_states_and_never_over_logits(loaded, encoded):
     teacher, notes, small = Teacher(loaded), Notes(), CacheSettings(budget="1kB")
-    assert asking(teacher, encoded, settings=small, talk=notes) == teacher.ask
+    assert asking(teacher, encoded, settings=small, reporter=notes) == teacher.ask
     assert "more than" in notes.said[0] and "cache.budget" in notes.said[0]
-    assert asking(teacher, encoded, Want(logits=True), settings=small) != teacher.ask
+    assert asking(teacher, encoded, OutputRequest(logits=True), settings=small) != teacher.ask
 
 
 def test_without_a_place_or_room_the_teacher_is_asked_every_time(loaded, encoded, monkeypatch):
     teacher, notes = Teacher(loaded), Notes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "is_writable", lambda: False)
-        assert asking(teacher, encoded, talk=notes) == teacher.ask
+        assert asking(teacher, encoded, reporter=notes) == teacher.ask
     monkeypatch.setattr(cache, "free_bytes", lambda: 100)
-    assert asking(teacher, encoded, settings=CacheSettings(budget="8GB"), talk=notes) == teacher.ask
+    assert asking(teacher, encoded, settings=CacheSettings(budget="8GB"), reporter=notes) == teacher.ask
     assert "MBERT_CACHE" in notes.said[0] and "do not fit" in notes.said[1]
 
 
@@ -205,7 +208,7 @@ def weights_of(place, out, **keys):
         out=out, teacher=place / "teacher", student=place / "student", task="sst2", data__folder=place / "glue",
         teacher__allow_weak=True, phases__intermediate__epochs=3, phases__prediction__epochs=3, **keys,
     )  # fmt: skip
-    return models.load(made.out, "classifier", where="student").model.state_dict()
+    return load_model(made.out, "classifier", where="student").model.state_dict()
 
 
 def test_a_cached_run_gives_the_weights_of_one_without(place, tmp_path):

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from microbert_cli import timing
-from microbert_cli.timing import Contestant, in_turn, race
-from microbert_cli.tracking import Talk
+from microbert_cli.evaluation import benchmark
+from microbert_cli.evaluation.benchmark import TimedModel, _speed, in_turn, time_interleaved
+from microbert_cli.reporter import Reporter
 
 
 class Clock:
@@ -55,10 +55,10 @@ def test_warm_up_does_not_count() -> None:
 def test_race_numbers() -> None:
     clock, diary = Clock(), []
     contestants = {
-        name: Contestant(worker(clock, cost, diary, name), single=[rows(1)], batches=[rows(4), rows(3)])
+        name: TimedModel(worker(clock, cost, diary, name), single=[rows(1)], batches=[rows(4), rows(3)])
         for name, cost in {"slow": 0.010, "fast": 0.002}.items()
     }
-    found = race(contestants, rounds=5, passes=3, warmup=2, clock=clock)
+    found = time_interleaved(contestants, rounds=5, passes=3, warmup=2, clock=clock)
     slow, fast = found.speeds["slow"], found.speeds["fast"]
     assert slow.latency_ms == pytest.approx(10) and fast.latency_ms == pytest.approx(2)
     assert slow.throughput == pytest.approx(100) and fast.throughput == pytest.approx(500)
@@ -68,10 +68,10 @@ def test_race_numbers() -> None:
 
 
 def test_p90() -> None:
-    speed = timing._speed([0.001] * 9 + [5.0], [1.0, 2.0, 4.0], rows=8)
+    speed = _speed([0.001] * 9 + [5.0], [1.0, 2.0, 4.0], rows=8)
     assert (speed.latency_ms, speed.latency_p90_ms) == (1.0, 1.0)
     assert (speed.throughput, speed.throughput_low, speed.throughput_high) == (4.0, 2.0, 8.0)
-    assert timing._speed([0.001] * 8 + [5.0] * 2, [1.0], rows=1).latency_p90_ms == 5000.0
+    assert _speed([0.001] * 8 + [5.0] * 2, [1.0], rows=1).latency_p90_ms == 5000.0
 
 
 def test_single_rows_are_gone_through_in_step() -> None:
@@ -81,34 +81,34 @@ def test_single_rows_are_gone_through_in_step() -> None:
         return lambda batch: seen[name].append(batch["input_ids"][0][0])
 
     single = [{"input_ids": [[number]]} for number in range(3)]
-    contestants = {name: Contestant(answer(name), single, [{"input_ids": [[9]]}]) for name in seen}
-    race(contestants, rounds=5, passes=1, warmup=0)
+    contestants = {name: TimedModel(answer(name), single, [{"input_ids": [[9]]}]) for name in seen}
+    time_interleaved(contestants, rounds=5, passes=1, warmup=0)
     assert seen["A"] == seen["B"] == [9, 9, 0, 1, 2, 0, 1]
 
 
-@pytest.mark.parametrize("other", [Contestant(print, [rows(1)], [rows(5)]), Contestant(print, [rows(1)] * 2, [rows(4)])])
-def test_unequal_work_is_refused(other: Contestant) -> None:
+@pytest.mark.parametrize("other", [TimedModel(print, [rows(1)], [rows(5)]), TimedModel(print, [rows(1)] * 2, [rows(4)])])
+def test_unequal_work_is_refused(other: TimedModel) -> None:
     with pytest.raises(ValueError, match="same rows"):
-        race({"A": Contestant(print, [rows(1)], [rows(4)]), "B": other})
+        time_interleaved({"A": TimedModel(print, [rows(1)], [rows(4)]), "B": other})
 
 
 def test_nothing_to_run_is_refused() -> None:
     with pytest.raises(ValueError):
-        race({})
+        time_interleaved({})
     with pytest.raises(ValueError):
-        race({"A": Contestant(print, [], [])})
+        time_interleaved({"A": TimedModel(print, [], [])})
 
 
 def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 
-    class Ear(Talk):
+    class Ear(Reporter):
         def warn(self, text: str) -> None:
             said.append(text)
 
-    monkeypatch.setattr(timing, "cores", lambda: 2)
-    contestants = {"A": Contestant(lambda batch: None, [rows(1)], [rows(1)])}
+    monkeypatch.setattr(benchmark, "cores", lambda: 2)
+    contestants = {"A": TimedModel(lambda batch: None, [rows(1)], [rows(1)])}
     for load in (0.2, 3.5):
-        monkeypatch.setattr(timing, "load_average", lambda load=load: load)
-        assert race(contestants, rounds=1, passes=1, talk=Ear()).load_before == load
+        monkeypatch.setattr(benchmark, "load_average", lambda load=load: load)
+        assert time_interleaved(contestants, rounds=1, passes=1, reporter=Ear()).load_before == load
     assert len(said) == 1 and "load 3.5 on 2 cores" in said[0]

@@ -10,24 +10,25 @@ import pytest
 from mbert_command import refused, works
 from tiny_models import WORDS, tiny_bert, tiny_glue, tiny_rows
 
-from microbert_cli import api, manifest
-from microbert_cli.catalog import Catalog
-from microbert_cli.comparing.costs import costs
+from microbert_cli import api
+from microbert_cli.data.transfer_set import load_transfer
 from microbert_cli.errors import ManyErrors, MbertError
-from microbert_cli.lineage import _lineage
-from microbert_cli.objective import Objective
-from microbert_cli.planning import stage_plans
-from microbert_cli.planning.uncalibrated import Uncalibrated
-from microbert_cli.preflight import data_checks, model_checks
-from microbert_cli.preflight.case import Case
-from microbert_cli.preflight.first_step import first_step
-from microbert_cli.resolve import Resolved, resolve
-from microbert_cli.run_record import _data_places
-from microbert_cli.splits import not_taken, phase_split, split_of, trained_splits
-from microbert_cli.task import Task, load_task
-from microbert_cli.tracking import Talk
-from microbert_cli.transfer import load_transfer
-from microbert_cli.wiring import steps
+from microbert_cli.evaluation.compare.costs import costs
+from microbert_cli.exporting.card_facts import _lineage
+from microbert_cli.plan import stages
+from microbert_cli.plan.counts_only import Uncalibrated
+from microbert_cli.plan.doctor import data_checks, model_checks
+from microbert_cli.plan.doctor.context import DoctorContext
+from microbert_cli.plan.doctor.first_step import first_step
+from microbert_cli.recipe.phase_data import not_taken, phase_split, split_of, trained_splits
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import Resolved, resolve
+from microbert_cli.recipe.task import Task, load_task
+from microbert_cli.reporter import Reporter
+from microbert_cli.runs import manifest
+from microbert_cli.runs.run_record import _data_places
+from microbert_cli.runs.stage_inputs import steps
+from microbert_cli.training.objective import Objective
 
 CATALOG = Catalog()
 LINES = [texts[0] for texts, _ in tiny_rows("sst2", 21)["train"]]
@@ -92,7 +93,7 @@ def distil(out: Path, *, phase: str = "transfer", **keys: Any) -> Any:
 def planned(resolved: Resolved) -> Any:
     """The plan of a recipe of one stage, without prices."""
     here = Uncalibrated(device="cpu", catalog=CATALOG)
-    (found,) = stage_plans.plan_steps(steps(resolved, Path("runs"), CATALOG), catalog=CATALOG, here=here)
+    (found,) = stages.plan_steps(steps(resolved, Path("runs"), CATALOG), catalog=CATALOG, here=here)
     return found
 
 
@@ -101,16 +102,16 @@ def look(check: Any, *sets: str) -> dict[str, Any]:
     return {finding.about: finding for finding in check(_case(*sets))}
 
 
-def _case(*sets: str) -> Case:
+def _case(*sets: str) -> DoctorContext:
     resolved = resolve(catalog=CATALOG, recipe="small.toml", sets=sets, environment={})
-    return Case(steps(resolved, Path("elsewhere"), CATALOG), Path("elsewhere"), CATALOG, offline=True)
+    return DoctorContext(steps(resolved, Path("elsewhere"), CATALOG), Path("elsewhere"), CATALOG, offline=True)
 
 
 def task(name: str) -> Task:
     return load_task(CATALOG.path("tasks", name, where="task"))
 
 
-class Heard(Talk):
+class Heard(Reporter):
     """What was said aloud."""
 
     def __init__(self) -> None:
@@ -295,7 +296,7 @@ def test_a_changed_transfer_set_is_another_run_and_limit_does_not_cut_it(tmp_pat
 
 def test_a_transfer_set_that_no_phase_takes_is_said_aloud_and_not_read(tmp_path: Path) -> None:
     heard = Heard()
-    made = distil(tmp_path / "out", method="kd", phase="distillation", data__transfer_file="gone.txt", talk=heard)
+    made = distil(tmp_path / "out", method="kd", phase="distillation", data__transfer_file="gone.txt", reporter=heard)
     assert "gone.txt" in heard.warnings[0] and "transfer" not in manifest.read(made.out)["data"]
 
 

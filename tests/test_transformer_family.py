@@ -10,27 +10,27 @@ import torch
 from tiny_models import tiny_bert
 from transformers import AutoConfig, AutoModel, BertConfig, DistilBertConfig
 
-from microbert_cli import api, models
-from microbert_cli import places as places_module
-from microbert_cli.capture import Want
-from microbert_cli.catalog import Catalog
+from microbert_cli import api
+from microbert_cli.catalog.losses.cosine import cosine
+from microbert_cli.catalog.losses.patience import patience
+from microbert_cli.catalog.losses.token_soft_target import token_soft_target
+from microbert_cli.data.corpus.masking import chances, mask_batch
+from microbert_cli.distillation.general import heads, make_pupil, terms_of
+from microbert_cli.distillation.layer_map import layer_map
+from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
-from microbert_cli.layer_map import layer_map
-from microbert_cli.losses import token_soft_target as words
-from microbert_cli.losses.cosine import cosine
-from microbert_cli.losses.patience import patience
-from microbert_cli.losses.token_soft_target import token_soft_target
-from microbert_cli.masking import chances, mask_batch
-from microbert_cli.objective import Objective
-from microbert_cli.planning.foreseen import Known
-from microbert_cli.planning.loads import answering
-from microbert_cli.planning.phase_costs import distil_jobs
-from microbert_cli.planning.rehearsal import rehearse
-from microbert_cli.resolve import overlay, resolve
-from microbert_cli.stages.general_distill import heads, make_pupil, terms_of
-from microbert_cli.teacher import Teacher
-from microbert_cli.terms import check_depth, make_terms
-from microbert_cli.wiring import steps
+from microbert_cli.models import factory as places_module
+from microbert_cli.models.capture import OutputRequest
+from microbert_cli.models.load import count_all_parameters, load_model
+from microbert_cli.plan.expected_inputs import ModelInfo
+from microbert_cli.plan.load import answering_load
+from microbert_cli.plan.phases import distil_jobs
+from microbert_cli.plan.rehearsal import rehearse
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import overlay, resolve
+from microbert_cli.runs.stage_inputs import steps
+from microbert_cli.training.loss_terms import check_depth, make_terms
+from microbert_cli.training.objective import Objective
 
 CATALOG = Catalog()
 
@@ -81,7 +81,7 @@ class Asked:
 
 def make(places, terms, *, student="student", rule="uniform", kind="classifier"):
     taught, pupil = (
-        models.load(places / name, kind, where=name, new_head=True, num_labels=2 if kind == "classifier" else None)
+        load_model(places / name, kind, where=name, new_head=True, num_labels=2 if kind == "classifier" else None)
         for name in ("teacher", student)
     )
     theirs, ours = taught.model.config, pupil.model.config
@@ -135,7 +135,9 @@ def test_the_published_maps_are_rules_that_there_are():
 def test_patience_is_about_inner_layers_alone(places, batch):
     objective, asked = make(places, {"patience": (1.0, {})}, student="wide")
     objective(batch).backward()
-    assert asked.wants == [Want(hidden=frozenset({2, 4}))] and objective.student_want == Want(hidden=frozenset({1, 2}))
+    assert asked.wants == [OutputRequest(hidden=frozenset({2, 4}))] and objective.student_want == OutputRequest(
+        hidden=frozenset({1, 2})
+    )
     touched = reached(objective.student)
     assert any("layer.1." in name for name in touched)
     assert not any("layer.2." in name or "classifier" in name or "pooler" in name for name in touched)
@@ -197,7 +199,7 @@ def test_pd_asks_for_answers_and_ends_with_labels_only_if_told(places, batch):
     objective, asked = make(places, weights_of("pd", "transfer"))
     unlabelled = {name: value for name, value in batch.items() if name != "labels"}
     objective(unlabelled).backward()
-    assert asked.wants == [Want(logits=True)] and "classifier.weight" in reached(objective.student)
+    assert asked.wants == [OutputRequest(logits=True)] and "classifier.weight" in reached(objective.student)
 
 
 def test_cosine_by_hand():
@@ -235,7 +237,7 @@ def test_words_in_pieces_are_the_same_words(places, batch, monkeypatch):
     """Loss and gradients of a few positions at a time are those of all at once."""
     found = []
     for at_once in (512, 5):
-        monkeypatch.setattr(words, "AT_ONCE", at_once)
+        monkeypatch.setattr("microbert_cli.catalog.losses.token_soft_target.AT_ONCE", at_once)
         objective, _ = make(places, DISTILBERT, rule="last", kind="masked-lm")
         loss = objective(batch)
         loss.backward()
@@ -249,8 +251,8 @@ def test_words_in_pieces_are_the_same_words(places, batch, monkeypatch):
 def test_distilbert_asks_for_the_top_and_trains_all_of_the_student(places, batch):
     objective, asked = make(places, DISTILBERT, student="wide", rule="last", kind="masked-lm")
     objective(batch).backward()
-    assert asked.wants == [Want(hidden=frozenset({6}), token_head=True)]
-    assert objective.student_want == Want(hidden=frozenset({3}), token_head=True, token_logits=True)
+    assert asked.wants == [OutputRequest(hidden=frozenset({6}), token_head=True)]
+    assert objective.student_want == OutputRequest(hidden=frozenset({3}), token_head=True, token_logits=True)
     weights = {name for name, weight in objective.student.named_parameters() if weight.requires_grad}
     assert {name for name in weights - reached(objective.student) if "key.bias" not in name} == set()
     assert all(weight.grad is None for weight in asked.teacher.model.parameters())
@@ -267,9 +269,9 @@ def test_a_distilbert_has_the_published_size_and_learns_from_a_bert(places, batc
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-    assert models.parameters(model) == 66_362_880
+    assert count_all_parameters(model) == 66_362_880
     assert not [name for name, _ in model.named_parameters() if "token_type" in name or "pooler" in name]
-    taught = models.load(places / "teacher", "masked-lm", where="teacher")
+    taught = load_model(places / "teacher", "masked-lm", where="teacher")
     pupil = places_module.encoder("distilbert-3x16", CATALOG, seed=0, teacher=taught, where="student", head="masked-lm")
     objective = Objective(
         make_terms(DISTILBERT, CATALOG), pupil.model, ask_teacher=Teacher(taught).ask, map_layers=[0, 4, 5, 6],
@@ -343,7 +345,7 @@ def test_stage_one_of_distilbert(tmp_path, monkeypatch):
     initialise = {"by": "teacher-layers", "layers": [0, 2, 5]}
     tiny_bert(tmp_path / "teacher", layers=6, hidden=16, intermediate=64, kind="masked-lm", seed=1)
     flags = {"method": "distilbert", "initialise": initialise}
-    taught = models.load(tmp_path / "teacher", "masked-lm", where="teacher")
+    taught = load_model(tmp_path / "teacher", "masked-lm", where="teacher")
     pupil = make_pupil(resolve(catalog=CATALOG, flags=flags).recipe, CATALOG, taught, "distilbert-3x16").model
     theirs = taught.model.cls.predictions
     assert torch.equal(pupil.vocab_transform.weight, theirs.transform.dense.weight)
@@ -356,8 +358,8 @@ def test_stage_one_of_distilbert(tmp_path, monkeypatch):
     )  # fmt: skip
     held = result.metrics["heldout"]
     assert held["loss"] == pytest.approx(5 * held["token_soft_target"] + 2 * held["masked_lm"] + held["cosine"], rel=1e-5)
-    assert models.load(result.out, "masked-lm", where="out").model.config.architectures == ["DistilBertForMaskedLM"]
-    classifier = models.load(result.out, "classifier", where="out", new_head=True, num_labels=2)
+    assert load_model(result.out, "masked-lm", where="out").model.config.architectures == ["DistilBertForMaskedLM"]
+    classifier = load_model(result.out, "classifier", where="out", new_head=True, num_labels=2)
     assert classifier.head_is_new and classifier.model.config.model_type == "distilbert"
 
 
@@ -398,10 +400,10 @@ def test_a_plan_rehearses_heads_over_all_tokens():
     bert = BertConfig(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, vocab_size=200)
     distilbert = DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, vocab_size=200)
     recipe = resolve(catalog=CATALOG, flags={"method": "distilbert"}).recipe
-    job, ask = distil_jobs(recipe, recipe.general, CATALOG, Known(bert, None), Known(distilbert, None), "encoder")
-    assert ask.want == Want(hidden=frozenset({4}), token_head=True)
+    job, ask = distil_jobs(recipe, recipe.general, CATALOG, ModelInfo(bert, None), ModelInfo(distilbert, None), "encoder")
+    assert ask.want == OutputRequest(hidden=frozenset({4}), token_head=True)
     job = replace(job, head="masked-lm", logits=True, predicted=0.15, heads=2.0)
-    load = answering(np.array([16] * 4), batch_size=4)
+    load = answering_load(np.array([16] * 4), batch_size=4)
     without = replace(job, heads=0.0).flops(load)
     assert job.flops(load) - without == 3 * 2 * 64 * (2 * 16 * 16 + 2 * 16 * 200)
     (seconds,) = rehearse(job, [(4, 16)], catalog=CATALOG, device="cpu", budget=0.01).values()

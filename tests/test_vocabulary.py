@@ -9,7 +9,7 @@ import pytest
 from tiny_glue import tiny_rows
 from transformers import AutoTokenizer
 
-from microbert_cli.vocabulary import SPECIAL, train_vocabulary
+from microbert_cli.data.corpus.vocabulary import SPECIAL, train_vocabulary
 
 
 def documents():

@@ -23,8 +23,8 @@ def routed(
     **more: Any,
 ) -> Any:
     """A routed model of a loaded plain one's weights."""
-    from microbert_cli.capture import show_scores
-    from microbert_cli.students.routed_bert import RoutedBertForSequenceClassification
+    from microbert_cli.models.capture import show_scores
+    from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
 
     made = RoutedBertForSequenceClassification.from_dense(
         dense.model, tasks=tasks, moe_layers=moe_layers, experts=experts, seed=seed, **more

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
-from microbert_cli import processes
+from microbert_cli import distributed
 from microbert_cli.cli.console import show, show_json, show_table
+from microbert_cli.cli.execute import explain, resolve_for
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.cli.running import explain, resolve_for
-from microbert_cli.report_table import COLUMNS, cells
+from microbert_cli.evaluation.report_table import COLUMNS, cells
 
 EPILOG = """Example:
 
@@ -50,18 +50,18 @@ def bench(
         else:
             show("\n".join(f"bench            {model}" for model in models))
         return
-    processes.only_one("mbert bench")
-    from microbert_cli.racing import race_models
-    from microbert_cli.task_rows import open_task
+    distributed.only_one("mbert bench")
+    from microbert_cli.data.task_data import load_task_data
+    from microbert_cli.evaluation.compare_speed import benchmark_models
 
-    talk = common.talk()
-    found_task = open_task(resolved.recipe, common.catalog(), splits=("dev",), talk=talk)
+    reporter = common.reporter()
+    found_task = load_task_data(resolved.recipe, common.catalog(), splits=("dev",), reporter=reporter)
     try:
-        found = race_models(
-            _entrants(models), found_task, rows=rows, batch_size=batch_size, rounds=rounds, passes=passes, talk=talk
+        found = benchmark_models(
+            _entrants(models), found_task, rows=rows, batch_size=batch_size, rounds=rounds, passes=passes, reporter=reporter
         )
     finally:
-        talk.close()
+        reporter.close()
     if common.as_json:
         show_json(found)
         return
@@ -76,13 +76,13 @@ def show_report(metrics: dict[str, Any]) -> None:
 def _entrants(models: list[str]) -> list[Any]:
     from pathlib import Path
 
-    from microbert_cli.onnx_model import precisions
-    from microbert_cli.racing import Entrant
+    from microbert_cli.evaluation.compare_speed import BenchmarkModel
+    from microbert_cli.models.onnx import precisions
 
     entrants = []
     for model in models:
         forms = precisions(Path(model)) if Path(model).is_dir() else ()
-        entrants += [Entrant(f"{model} ({form})", model, form) for form in forms] or [Entrant(model, model)]
+        entrants += [BenchmarkModel(f"{model} ({form})", model, form) for form in forms] or [BenchmarkModel(model, model)]
     return entrants
 
 

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from microbert_cli import processes
+from microbert_cli import distributed
 from microbert_cli.cli import options
 from microbert_cli.cli.console import show, show_json, show_table
+from microbert_cli.cli.execute import explain, state
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.cli.running import explain, state
-from microbert_cli.comparing.grids import check_grid, parse_grid, told, trials_of
-from microbert_cli.comparing.rows import COMPARISON, Plan, Row, kind_of, lengths, plan_rows, seeds_of
 from microbert_cli.errors import MbertError
-from microbert_cli.resolve import Resolved
-from microbert_cli.wiring import RUNS
+from microbert_cli.evaluation.compare.grid_search import check_grid, parse_grid, told, trials_of
+from microbert_cli.evaluation.compare.rows import COMPARISON, ComparisonPlan, Row, kind_of, lengths, plan_rows, seeds_of
+from microbert_cli.recipe.resolve import Resolved
+from microbert_cli.runs.stage_inputs import RUNS
 
 EPILOG = """Examples:
 
@@ -70,7 +70,7 @@ def compare(
     if common.dry_run:
         _show_plans(plans, wanted, common, root)
         return
-    processes.only_one("mbert compare")
+    distributed.only_one("mbert compare")
     if not (common.quiet or common.as_json):
         _table_of_plans(plans, wanted, common, err=True)
     _show(_run(plans, wanted, common, root), common, root)
@@ -79,10 +79,10 @@ def compare(
 def _plans(
     names: list[str], common: Common, values: dict[str, Any], root: Path, tasks: list[str], seeds: list[int] | None,
     ablate: list[str],
-) -> list[Plan]:  # fmt: skip
+) -> list[ComparisonPlan]:  # fmt: skip
     catalog = common.catalog()
 
-    def plan(place: Path, task: dict[str, Any]) -> Plan:
+    def plan(place: Path, task: dict[str, Any]) -> ComparisonPlan:
         def resolve(recipe: str | None) -> Resolved:
             return _resolved(common, recipe or common.recipe or names[0], {**values, **task}, catalog)
 
@@ -119,35 +119,35 @@ def _listed(text: str | None, option: str) -> list[str]:
     )
 
 
-def _run(plans: Sequence[Plan], grid: Grid, common: Common, root: Path) -> dict[str, Any]:
-    from microbert_cli.comparing.running import run_plans
+def _run(plans: Sequence[ComparisonPlan], grid: Grid, common: Common, root: Path) -> dict[str, Any]:
+    from microbert_cli.evaluation.compare.run import run_plans
     from microbert_cli.stages import compare as stage
 
-    catalog, talk = common.catalog(), common.talk()
-    how = {"catalog": catalog, "talk": talk, "force": common.force, "resume": common.resume}
+    catalog, reporter = common.catalog(), common.reporter()
+    how = {"catalog": catalog, "reporter": reporter, "force": common.force, "resume": common.resume}
     try:
         result = stage.run(run_plans(plans, grid, **how), root / COMPARISON, **how)
     finally:
-        talk.close()
+        reporter.close()
     if result.up_to_date:
-        talk.note("everything up to date")
+        reporter.note("everything up to date")
     return result.metrics
 
 
-def _show_plans(plans: Sequence[Plan], grid: Grid, common: Common, root: Path) -> None:
+def _show_plans(plans: Sequence[ComparisonPlan], grid: Grid, common: Common, root: Path) -> None:
     if common.as_json:
         show_json({"out": str(root), "tasks": {plan.task: _told(plan, grid, common) for plan in plans}})
         return
     _table_of_plans(plans, grid, common)
 
 
-def _told(plan: Plan, grid: Grid, common: Common) -> dict[str, Any]:
+def _told(plan: ComparisonPlan, grid: Grid, common: Common) -> dict[str, Any]:
     catalog = common.catalog()
     before = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": state(one)} for one in plan.before]
     return {"before": before, "rows": [_told_row(row, plan, grid, catalog) for row in plan.rows]}
 
 
-def _told_row(row: Row, plan: Plan, grid: Grid, catalog: Any) -> dict[str, Any]:
+def _told_row(row: Row, plan: ComparisonPlan, grid: Grid, catalog: Any) -> dict[str, Any]:
     one = row.step(catalog)
     trials = trials_of(row, grid, plan, catalog)
     return {
@@ -157,7 +157,7 @@ def _told_row(row: Row, plan: Plan, grid: Grid, catalog: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _table_of_plans(plans: Sequence[Plan], grid: Grid, common: Common, *, err: bool = False) -> None:
+def _table_of_plans(plans: Sequence[ComparisonPlan], grid: Grid, common: Common, *, err: bool = False) -> None:
     for plan in plans:
         found = _told(plan, grid, common)
         rows = [[f"({one['stage']})", one["kind"], "", "", one["state"], ""] for one in found["before"]]
@@ -171,7 +171,7 @@ def _table_of_plans(plans: Sequence[Plan], grid: Grid, common: Common, *, err: b
 
 
 def _show(metrics: dict[str, Any], common: Common, root: Path) -> None:
-    from microbert_cli.comparing import table
+    from microbert_cli.evaluation.compare import table
 
     if common.as_json:
         show_json(metrics)

@@ -12,25 +12,25 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from microbert_cli import processes
+from microbert_cli import distributed
 from microbert_cli.errors import Exit, MbertError
-from microbert_cli.shown import harmless, shown
-from microbert_cli.tracking import Talk
+from microbert_cli.reporter import Reporter
+from microbert_cli.text import harmless, safe_text
 
 INTERVAL = 10.0
 SIGNS = str.maketrans({"✓": "+", "✗": "x", "·": "-"})
 
 
-def talk_console() -> Console:
+def error_console() -> Console:
     """Where messages go: stderr, colours only on a terminal; of several processes only the main one's are seen."""
-    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_main())
+    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=not distributed.is_main())
 
 
-class ConsoleTalk(Talk):
+class ConsoleReporter(Reporter):
     """Bars on a terminal, `key=value` lines every ten seconds in a log file, nothing but warnings under --quiet."""
 
     def __init__(self, *, quiet: bool = False):
-        self.console = talk_console()
+        self.console = error_console()
         self.quiet = quiet
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
@@ -40,11 +40,11 @@ class ConsoleTalk(Talk):
     def note(self, text: str) -> None:
         if not self.quiet:
             self._stop_bars()
-            self.console.print(escape(shown(text)))
+            self.console.print(escape(safe_text(text)))
 
     def warn(self, text: str) -> None:
         self._stop_bars()
-        self.console.print(f"[yellow]warning:[/yellow] {escape(shown(text))}")
+        self.console.print(f"[yellow]warning:[/yellow] {escape(safe_text(text))}")
 
     def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
         if self.quiet:
@@ -99,7 +99,7 @@ def show_error(error: MbertError) -> None:
 
 def show_traceback() -> None:
     """Where the error at hand was raised, on stderr."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(shown(traceback.format_exc().rstrip()), markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(safe_text(traceback.format_exc().rstrip()), markup=False)
 
 
 def show(text: str) -> None:
@@ -112,7 +112,7 @@ def show(text: str) -> None:
 
 def _write(text: str) -> None:
     """What may hold our own colours. Where nobody reads any more (`| head`) the command ends, as others do."""
-    if not processes.is_main():
+    if not distributed.is_main():
         return
     try:
         print(text.encode(errors="backslashreplace").decode(), flush=True)
@@ -147,7 +147,7 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bo
     for row in rows:
         table.add_row(*(escape(harmless(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 200
-    console = Console(width=width, highlight=False, stderr=err, quiet=err and not processes.is_main())
+    console = Console(width=width, highlight=False, stderr=err, quiet=err and not distributed.is_main())
     if err:
         console.print(table)
         return

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from microbert_cli.cli.console import show_json, show_marked
+from microbert_cli.cli.execute import recipe_steps
 from microbert_cli.cli.options import Common, DataDir, TaskName, with_options
-from microbert_cli.cli.running import recipe_steps
 from microbert_cli.errors import MbertError
-from microbert_cli.preflight.network import is_offline, without_network
+from microbert_cli.hub import is_offline, no_network
 
 if TYPE_CHECKING:
-    from microbert_cli.preflight.findings import Finding, Result
+    from microbert_cli.plan.doctor.findings import Finding, Result
+
 
 EPILOG = """Examples:
 
@@ -45,8 +46,8 @@ def doctor(
         return
     steps, root = found
     offline, results = is_offline(), []
-    with without_network():
-        from microbert_cli.preflight.checks import examine
+    with no_network():
+        from microbert_cli.plan.doctor.checks import examine
 
         for result in examine(steps, root, catalog=common.catalog(), offline=offline):
             results.append(result)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from microbert_cli.cli.console import show, show_json
-from microbert_cli.manifest import PACKAGES
-from microbert_cli.shown import without_secrets
+from microbert_cli.runs.manifest import PACKAGES
+from microbert_cli.text import without_secrets
 from microbert_cli.version import __version__
 
 SETTINGS = ("MBERT_DATA", "MBERT_CACHE", "MBERT_DEVICE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "OMP_NUM_THREADS")

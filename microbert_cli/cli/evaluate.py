@@ -8,8 +8,8 @@ import typer
 
 from microbert_cli.cli import options
 from microbert_cli.cli.console import show_table
+from microbert_cli.cli.execute import resolve_for, run_stage, telling
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.cli.running import resolve_for, run_stage, telling
 from microbert_cli.errors import MbertError
 
 EPILOG = """Examples:

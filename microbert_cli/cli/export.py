@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from microbert_cli.cli import options
+from microbert_cli.cli.execute import resolve_for, run_stage, show_result
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.cli.running import resolve_for, run_stage, show_result
 
 EPILOG = """Example:
 

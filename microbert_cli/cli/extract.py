@@ -4,12 +4,12 @@ from typing import Annotated, Any
 
 import typer
 
-from microbert_cli import processes
+from microbert_cli import distributed
 from microbert_cli.cli.console import show, show_json
+from microbert_cli.cli.execute import data_of, explain, known_task, made_by, show_result
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.cli.running import data_of, explain, known_task, made_by, show_result
-from microbert_cli.nested import Layer
-from microbert_cli.wiring import default_root
+from microbert_cli.recipe.layers import Layer
+from microbert_cli.runs.stage_inputs import default_root
 
 EPILOG = """Examples:
 
@@ -40,15 +40,15 @@ def extract(
     if common.dry_run:
         _dry_run({"stage": "extract", "model": model, "task": resolved.recipe.task, "out": str(out)}, common)
         return
-    processes.only_one("mbert extract")
+    distributed.only_one("mbert extract")
     from microbert_cli.stages.extract import run
 
-    talk = common.talk()
-    controls: dict[str, Any] = {"force": common.force, "resume": common.resume, "talk": talk}
+    reporter = common.reporter()
+    controls: dict[str, Any] = {"force": common.force, "resume": common.resume, "reporter": reporter}
     try:
         result = run(resolved.recipe, out, catalog=common.catalog(), model=model, **controls)
     finally:
-        talk.close()
+        reporter.close()
     show_result(result, common)
 
 

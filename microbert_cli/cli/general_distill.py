@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from microbert_cli.cli import options
+from microbert_cli.cli.execute import run_stage, show_result
 from microbert_cli.cli.options import Common, with_options
-from microbert_cli.cli.running import run_stage, show_result
 
 EPILOG = """Examples:
 

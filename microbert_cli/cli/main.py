@@ -9,9 +9,11 @@ from typing import Any, NoReturn
 
 import typer
 
-from microbert_cli import disk, processes, stopping
-from microbert_cli.cli.console import show, show_error, show_json, show_traceback, talk_console
+from microbert_cli import distributed
+from microbert_cli.cli.console import error_console, show, show_error, show_json, show_traceback
 from microbert_cli.errors import Exit, MbertError
+from microbert_cli.runs import disk
+from microbert_cli.signals import Halted, Interrupted, raise_on_signal
 from microbert_cli.version import __version__
 
 COMMANDS = (
@@ -52,24 +54,24 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        with stopping.halting():
+        with raise_on_signal():
             code = app(standalone_mode=False, prog_name="mbert")
-            processes.end()
+            distributed.end()
         sys.exit(code or int(Exit.DONE))
     except MbertError as error:
         _refuse(error)
     except OSError as error:
         if error.errno not in disk.REFUSED:
             _report_bug()
-        _refuse(disk.refused(error.errno, str(Path(error.filename or ".").absolute())))
-    except (stopping.Halted, stopping.Interrupted) as stop:
-        talk_console().print(f"stopped by {stop}; the same command goes on from here", markup=False)
+        _refuse(disk.disk_refused(error.errno, str(Path(error.filename or ".").absolute())))
+    except (Halted, Interrupted) as stop:
+        error_console().print(f"stopped by {stop}; the same command goes on from here", markup=False)
         sys.exit(int(stop.exit_code))
     except Exception as error:
         if hasattr(error, "format_message"):
             _refuse_usage(error)
         if (code := getattr(error, "exit_code", None)) is not None:
-            talk_console().print(f"stopped by {error}; the same command goes on from here", markup=False)
+            error_console().print(f"stopped by {error}; the same command goes on from here", markup=False)
             sys.exit(int(code))
         _report_bug()
 
@@ -77,7 +79,7 @@ def main() -> None:
 def _report_bug() -> NoReturn:
     _let_main_speak()
     show_traceback()
-    talk_console().print(
+    error_console().print(
         f"[B070] this is a bug in mbert {__version__}, not your mistake. The report should hold the above and `mbert env`.",
         markup=False,
     )
@@ -89,7 +91,7 @@ def _let_main_speak() -> None:
 
     So whoever is here after a while met something that the main one did not, and says it.
     """
-    if not processes.is_main():
+    if not distributed.is_main():
         time.sleep(LATER)
 
 

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from microbert_cli.catalog import KINDS, Catalog, singular
 from microbert_cli.cli.console import show, show_json
-from microbert_cli.disk import write_file
 from microbert_cli.errors import MbertError, nearest
+from microbert_cli.recipe.registry import KINDS, Catalog, singular
+from microbert_cli.runs.disk import write_file
 
 Kind = Annotated[str, typer.Argument(metavar="KIND", help=", ".join(KINDS))]
 Include = Annotated[list[Path] | None, typer.Option("--include", help="A folder with names of your own.")]

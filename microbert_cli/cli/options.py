@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from microbert_cli import processes
-from microbert_cli.catalog import Catalog
-from microbert_cli.cli.console import ConsoleTalk
+from microbert_cli import distributed
+from microbert_cli.cli.console import ConsoleReporter
 from microbert_cli.errors import MbertError
-from microbert_cli.nested import Layer
-from microbert_cli.resolve import Resolved, resolve
-from microbert_cli.toml_files import parse_value
+from microbert_cli.recipe.layers import Layer
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import Resolved, resolve
+from microbert_cli.recipe.toml import parse_value
 
 DEFAULT_RECIPE = Path("mbert.toml")
 OPTIONS = {
@@ -52,9 +52,9 @@ class Common:
         """Built-in names and those of --include."""
         return Catalog(self.include or ())
 
-    def talk(self) -> ConsoleTalk:
+    def reporter(self) -> ConsoleReporter:
         """The voice on stderr."""
-        return ConsoleTalk(quiet=self.quiet or not processes.is_main())
+        return ConsoleReporter(quiet=self.quiet or not distributed.is_main())
 
     def resolve(self, *, beneath: Layer | None = None, **flags: Any) -> Resolved:
         """The recipe with all its layers; `mbert.toml` here is the one if none is named. Flags: `teacher__model="x"`.

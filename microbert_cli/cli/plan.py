@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from microbert_cli.cli.console import show, show_json, show_table
+from microbert_cli.cli.execute import recipe_steps
 from microbert_cli.cli.options import Common, DataDir, TaskName, with_options
-from microbert_cli.cli.running import recipe_steps
 
 if TYPE_CHECKING:
-    from microbert_cli.planning.costing import StagePlan
+    from microbert_cli.plan.stage_cost import StagePlan
+
 
 EPILOG = """Examples:
 
@@ -45,19 +46,19 @@ def plan(
     if (found := recipe_steps(common, resolved)) is None:
         return
     steps, _ = found
-    from microbert_cli import places
-    from microbert_cli.planning.calibration import Calibration
-    from microbert_cli.planning.costing import PRECISION
-    from microbert_cli.planning.machines import find_machine
-    from microbert_cli.planning.stage_plans import plan_steps
+    from microbert_cli.models.device import pick_device
+    from microbert_cli.plan.calibration import Calibration
+    from microbert_cli.plan.hardware import find_hardware
+    from microbert_cli.plan.stage_cost import PRECISION
+    from microbert_cli.plan.stages import plan_steps
 
-    catalog, talk = common.catalog(), common.talk()
-    machine = find_machine(on, catalog) if on else None
+    catalog, reporter = common.catalog(), common.reporter()
+    machine = find_hardware(on, catalog) if on else None
     try:
-        here = Calibration(device=places.device(resolved.recipe.device), catalog=catalog, renew=renew, talk=talk)
-        plans = plan_steps(steps, catalog=catalog, here=here, machine=machine, talk=talk)
+        here = Calibration(device=pick_device(resolved.recipe.device), catalog=catalog, renew=renew, reporter=reporter)
+        plans = plan_steps(steps, catalog=catalog, here=here, machine=machine, reporter=reporter)
     finally:
-        talk.close()
+        reporter.close()
     basis = machine.assumptions(PRECISION) if machine else _here(here)
     if common.as_json:
         show_json({"recipe": resolved.name, "on": on or "here", "basis": basis, **_told(plans)})

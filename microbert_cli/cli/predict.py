@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from microbert_cli import processes
-from microbert_cli.cli.console import ConsoleTalk, show, show_json
-from microbert_cli.disk import write_file
+from microbert_cli import distributed
+from microbert_cli.cli.console import ConsoleReporter, show, show_json
+from microbert_cli.runs.disk import write_file
 
 EPILOG = """Examples:
 
@@ -36,14 +36,14 @@ def predict(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False,
 ) -> None:
     """One label a line, in the order of the texts; a score for regression."""
-    processes.only_one("mbert predict")
+    distributed.only_one("mbert predict")
     from microbert_cli.stages.predict import as_lines, read_inputs, run
 
-    talk = ConsoleTalk(quiet=quiet)
+    reporter = ConsoleReporter(quiet=quiet)
     piped = sys.stdin.buffer if not texts and (file is None or str(file) == "-") else None
     inputs = read_inputs(texts or [], file, piped, columns=text or [], pairs=pairs)
-    answers = run(model, inputs, task=task, max_length=max_length, batch_size=batch_size, talk=talk)
-    talk.close()
+    answers = run(model, inputs, task=task, max_length=max_length, batch_size=batch_size, reporter=reporter)
+    reporter.close()
     if out is not None:
         write_file(out, "".join(f"{line}\n" for line in as_lines(answers, as_json=as_json)))
         show(str(out))

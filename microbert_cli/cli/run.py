@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from microbert_cli import run_record
 from microbert_cli.cli.bench import show_report
 from microbert_cli.cli.console import show, show_json
+from microbert_cli.cli.execute import recipe_steps
 from microbert_cli.cli.options import Common, DataDir, TaskName, with_options
-from microbert_cli.cli.running import recipe_steps
-from microbert_cli.stage import read_metrics
-from microbert_cli.wiring import Step
+from microbert_cli.runs import run_record
+from microbert_cli.runs.stage_inputs import Step
+from microbert_cli.runs.stage_result import read_metrics
 
 EPILOG = """Examples:
 
@@ -48,16 +48,16 @@ def run(
 
 
 def _run(common: Common, planned: list[Step], root: Path) -> None:
-    from microbert_cli.pipeline import run_steps
+    from microbert_cli.runs.pipeline import run_steps
 
-    talk = common.talk()
+    reporter = common.reporter()
     results = []
     try:
-        for result in run_steps(planned, catalog=common.catalog(), talk=talk, force=common.force, resume=common.resume):
+        for result in run_steps(planned, catalog=common.catalog(), reporter=reporter, force=common.force, resume=common.resume):
             results.append(result)
-            talk.note(f"{result.out.name}: {'up to date' if result.up_to_date else 'done'}")
+            reporter.note(f"{result.out.name}: {'up to date' if result.up_to_date else 'done'}")
     finally:
-        talk.close()
+        reporter.close()
     unchanged = all(result.up_to_date for result in results)
     _show(common, root, [result.metrics for result in results], planned, unchanged=unchanged)
 

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from microbert_cli import ancestry
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.errors import MbertError
+from microbert_cli.runs.verify import VerifiedDirectory, verify_directory
 
 EPILOG = """Examples:
 
@@ -28,7 +28,7 @@ def verify(
     """Checks a directory and everything that it was made from against the hashes in their manifests; exit 5 if one differs."""
     if not directory.is_dir():
         raise _no_directory(directory)
-    found = ancestry.examine(directory)
+    found = verify_directory(directory)
     told = {"directories": [one.as_dict() for one in found]}
     wrong = [one for one in found if one.is_wrong]
     if wrong:
@@ -44,7 +44,7 @@ def verify(
         show(f"{len(found)} examined, nothing wrong")
 
 
-def _not_as_made(wrong: list[ancestry.Examined], count: int) -> MbertError:
+def _not_as_made(wrong: list[VerifiedDirectory], count: int) -> MbertError:
     return MbertError(
         "M307",
         f"{len(wrong)} of {count} are not what they were: {', '.join(f'{one.place} is {one.state}' for one in wrong[:3])}",

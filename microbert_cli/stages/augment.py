@@ -4,16 +4,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import durable, manifest, models, places, processes
-from microbert_cli.augmentation import Augmentation, AugmentSettings, join
-from microbert_cli.catalog import Catalog
-from microbert_cli.data import load_augmented, write_augmented
-from microbert_cli.output import working
-from microbert_cli.recipe import Recipe
-from microbert_cli.stage import StageResult, sign, up_to_date
-from microbert_cli.task_rows import open_task
-from microbert_cli.tracking import SILENT, Talk
-from microbert_cli.word_table import load_word_table
+from microbert_cli import distributed
+from microbert_cli.augmentation.algorithm import AugmentedRows, join, settings_of
+from microbert_cli.augmentation.word_vectors import load_word_table
+from microbert_cli.data.load import load_augmented, write_augmented
+from microbert_cli.data.task_data import load_task_data
+from microbert_cli.models.device import pick_device
+from microbert_cli.models.load import load_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import atomic, manifest
+from microbert_cli.runs.output_dir import working
+from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
 
 NAME = "augment"
 KEYS = ("task", "data", "augment", "vectors", "seed")
@@ -29,14 +32,14 @@ def run(
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
-    talk: Talk = SILENT,
+    reporter: Reporter = SILENT,
 ) -> StageResult:
     """Writes OUT/augmented.parquet (or .tsv): every original row, then its variants, labels copied and rows flagged.
 
     masked_lm  proposes words for single-piece words: a directory or Hub id
     vectors    word vectors for the others: GloVe text or zip, or a BERT directory for its input embeddings
     """
-    data = open_task(recipe, catalog, splits=("train",), talk=talk)
+    data = load_task_data(recipe, catalog, splits=("train",), reporter=reporter)
     identity = {
         "recipe": recipe.identity(*KEYS),
         "own_files": catalog.own_files(),
@@ -45,29 +48,29 @@ def run(
         "data": data.fingerprints(),
     }
     with working(
-        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, talk=talk
+        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
             return up_to_date(NAME, out)
-        loaded = models.load(masked_lm, "masked-lm", where="augment.masked_lm")
-        loaded.model.to(places.device(recipe.device)).eval()
-        table = load_word_table(vectors, limit=recipe.vectors.limit, talk=talk) if vectors else None
-        driver = Augmentation(
+        loaded = load_model(masked_lm, "masked-lm", where="augment.masked_lm")
+        loaded.model.to(pick_device(recipe.device)).eval()
+        table = load_word_table(vectors, limit=recipe.vectors.limit, reporter=reporter) if vectors else None
+        driver = AugmentedRows(
             data.rows["train"],
             tokenizer=loaded.tokenizer,
             masked_lm_model=loaded.model,
             vectors=table,
             settings=settings_of(recipe),
             catalog=catalog,
-            talk=talk,
+            reporter=reporter,
         )
         shards = work.path / "shards"
         shards.mkdir(exist_ok=True)
-        for number in range(driver.shards())[processes.rank() :: processes.world()]:
+        for number in range(driver.shards())[distributed.rank() :: distributed.world()]:
             _shard(driver, number, shards, data.task)
-        processes.wait()
+        distributed.wait()
         target = work.path / f"augmented.{recipe.augment.format}"
-        rows_out = processes.on_main(lambda: _join(shards, target, data.task, recipe.augment.format))
+        rows_out = distributed.on_main(lambda: _join(shards, target, data.task, recipe.augment.format))
         metrics: dict[str, Any] = {
             "task": data.task.name,
             "rows_in": len(data.rows["train"]),
@@ -87,39 +90,22 @@ def run(
         )
 
 
-def _shard(driver: Augmentation, number: int, shards: Path, task: Any) -> None:
+def _shard(driver: AugmentedRows, number: int, shards: Path, task: Any) -> None:
     """Makes a shard, unless it is there and is what its name says."""
     for path in shards.glob(f"{number:06d}-*.parquet"):
-        if durable.is_as_named(path):
+        if atomic.is_as_named(path):
             return
-        driver.talk.warn(f"{path} is damaged and is made anew")
+        driver.reporter.warn(f"{path} is damaged and is made anew")
         path.unlink()
-    begun = shards / f".begun-{processes.rank()}"
+    begun = shards / f".begun-{distributed.rank()}"
     write_augmented(driver.shard(number), begun, task, format="parquet")
-    durable.name_by_content(begun, f"{number:06d}", ".parquet")
+    atomic.name_by_content(begun, f"{number:06d}", ".parquet")
 
 
 def _join(shards: Path, target: Path, task: Any, form: str) -> int:
     """All shards as one file, whoever made them; returns its rows."""
     rows = join([load_augmented(path, task) for path in sorted(shards.glob("*.parquet"))])
-    with durable.writing(target) as begun:
+    with atomic.writing(target) as begun:
         write_augmented(rows, begun, task, format=form)
     shutil.rmtree(shards)
     return len(rows)
-
-
-def settings_of(recipe: Recipe) -> AugmentSettings:
-    """The numbers of Algorithm 1 as a recipe says them."""
-    spec = recipe.augment
-    return AugmentSettings(
-        copies=spec.copies,
-        replace_probability=spec.replace_probability,
-        candidates_per_word=spec.candidates_per_word,
-        query=spec.query,
-        candidates=spec.candidates,
-        stop_words=spec.stop_words,
-        seed=recipe.seed,
-        batch_size=spec.batch_size,
-        vectors_limit=recipe.vectors.limit,
-        sources=tuple(spec.sources),
-    )

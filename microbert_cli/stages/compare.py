@@ -7,19 +7,20 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from microbert_cli import checkpoint, durable, manifest
-from microbert_cli.catalog import Catalog
-from microbert_cli.comparing.costs import costs
-from microbert_cli.comparing.judging import differences, remarks
-from microbert_cli.comparing.running import Entry
-from microbert_cli.comparing.table import as_markdown
-from microbert_cli.output import working
-from microbert_cli.racing import Entrant, race_models
-from microbert_cli.several import each_place
-from microbert_cli.splits import TRANSFER
-from microbert_cli.stage import StageResult, read_metrics, sign, up_to_date
-from microbert_cli.task_rows import open_task
-from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.data.task_data import load_task_data
+from microbert_cli.evaluation.compare.costs import costs
+from microbert_cli.evaluation.compare.fairness import differences, remarks
+from microbert_cli.evaluation.compare.run import Entry
+from microbert_cli.evaluation.compare.table import as_markdown
+from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
+from microbert_cli.models.save import read_json
+from microbert_cli.recipe.multitask import named_inputs
+from microbert_cli.recipe.phase_data import TRANSFER
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import atomic, manifest
+from microbert_cli.runs.output_dir import working
+from microbert_cli.runs.stage_result import StageResult, read_metrics, sign, up_to_date
 
 NAME = "compare"
 FORMAT = 4
@@ -35,7 +36,7 @@ def run(
     catalog: Catalog,
     force: bool = False,
     resume: bool = True,
-    talk: Talk = SILENT,
+    reporter: Reporter = SILENT,
 ) -> StageResult:
     """Gathers the finished rows of every task (task -> entries), and measures one model of each shape in one interleaved run.
 
@@ -46,19 +47,21 @@ def run(
         "rows": {task: [[one.identity(), manifest.identify(one.out)] for one in rows] for task, rows in entries.items()},
         "plot": find_spec("matplotlib") is not None,
     }
-    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=True, talk=talk) as work:
+    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=True, reporter=reporter) as work:
         if work.done:
             return up_to_date(NAME, out)
-        tasks = {task: _section(rows, catalog, talk) for task, rows in entries.items()}
+        tasks = {task: _section(rows, catalog, reporter) for task, rows in entries.items()}
         metrics: Section = {"tasks": tasks, "average": _average(tasks), "plot": None}
         if identity["plot"]:
-            from microbert_cli.comparing.drawing import draw
+            from microbert_cli.evaluation.compare.plot import draw
 
             draw(metrics, work.path / PLOT)
             metrics["plot"] = PLOT
         else:
-            talk.note('no plot: matplotlib is not installed; pip install "microbert-cli[plot]", then the same command again')
-        durable.write_text(work.path / TABLE, as_markdown(metrics))
+            reporter.note(
+                'no plot: matplotlib is not installed; pip install "microbert-cli[plot]", then the same command again'
+            )
+        atomic.write_text(work.path / TABLE, as_markdown(metrics))
         sources = {f"{task}: {one.row.name}": str(one.out) for task, rows in entries.items() for one in rows}
         return sign(
             work,
@@ -70,7 +73,7 @@ def run(
         )
 
 
-def _section(entries: Sequence[Entry], catalog: Catalog, talk: Talk) -> Section:
+def _section(entries: Sequence[Entry], catalog: Catalog, reporter: Reporter) -> Section:
     """One task: the rows, their teacher, and what is to be said of them."""
     rows = [_row(one) for one in entries]
     measured = [read_metrics(one.out) for one in entries]
@@ -81,11 +84,11 @@ def _section(entries: Sequence[Entry], catalog: Catalog, talk: Talk) -> Section:
     raced = False
     if taught:
         entry, found = taught
-        own = [place for _, place in each_place("teacher", entry.step.inputs["teacher"])]
+        own = [place for _, place in named_inputs("teacher", entry.step.inputs["teacher"])]
         teacher = {"score": found["teacher"][primary], "directory": ", ".join(own)}
         places[""] = own[0]
         raced = len(own) == 1 and not entry.step.resolved.recipe.teacher.label_order  # a race knows no other order of outputs
-    machine = _race([*rows, *([teacher] if raced else [])], places, entries[0], catalog, talk)
+    machine = _race([*rows, *([teacher] if raced else [])], places, entries[0], catalog, reporter)
     for row in rows:
         row["retention"] = row["score"] / teacher["score"] if teacher and teacher["score"] > 0 else None
     return {
@@ -155,19 +158,19 @@ def _trial_seconds(out: Path) -> float:
 
 def _shape(model: Path) -> str:
     """What decides a model's speed: its configuration without names."""
-    config = checkpoint.read_json(model / "config.json", where=str(model))
-    return durable.digest({key: value for key, value in config.items() if key not in NOT_SHAPE and "dropout" not in key})
+    config = read_json(model / "config.json", where=str(model))
+    return atomic.digest({key: value for key, value in config.items() if key not in NOT_SHAPE and "dropout" not in key})
 
 
-def _race(rows: Sequence[Section], places: Mapping[str, str], some: Entry, catalog: Catalog, talk: Talk) -> Section:
+def _race(rows: Sequence[Section], places: Mapping[str, str], some: Entry, catalog: Catalog, reporter: Reporter) -> Section:
     """One model of each shape in one interleaved run; what was measured of it goes to all rows of its shape."""
     shapes = {row.get("row", ""): row["about"]["shape"] if "about" in row else places[""] for row in rows}
     firsts: dict[str, str] = {}
     for name, shape in shapes.items():
         firsts.setdefault(shape, name)
-    data = open_task(some.step.resolved.recipe, catalog, splits=("dev",), talk=talk)
-    entrants = [Entrant(name, places[name], "torch") for name in firsts.values()]
-    found = race_models(entrants, data, talk=talk)
+    data = load_task_data(some.step.resolved.recipe, catalog, splits=("dev",), reporter=reporter)
+    entrants = [BenchmarkModel(name, places[name], "torch") for name in firsts.values()]
+    found = benchmark_models(entrants, data, reporter=reporter)
     for row in rows:
         first = firsts[shapes[row.get("row", "")]]
         speed = found["models"][first]

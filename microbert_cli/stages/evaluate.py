@@ -6,16 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from microbert_cli import answering, manifest, metrics, places, processes, submission
-from microbert_cli.catalog import Catalog
+from microbert_cli import distributed
+from microbert_cli.data.load import default_splits
+from microbert_cli.data.task_data import TaskData, find_task, load_task_data
 from microbert_cli.errors import MbertError, nearest
-from microbert_cli.output import working
-from microbert_cli.recipe import Recipe
-from microbert_cli.scoring import predictions, score
-from microbert_cli.stage import StageResult, sign, up_to_date
-from microbert_cli.task import Task
-from microbert_cli.task_rows import TaskRows, find_task, open_task
-from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.evaluation import metrics, submission
+from microbert_cli.evaluation.scoring import predict_logits, predictions, score
+from microbert_cli.models.device import move_to_device
+from microbert_cli.models.predictor import open_predictor, probabilities
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import manifest
+from microbert_cli.runs.output_dir import working
+from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
 
 NAME = "evaluate"
 KEYS = ("task", "data", "evaluate")
@@ -32,7 +36,7 @@ def run(
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
-    talk: Talk = SILENT,
+    reporter: Reporter = SILENT,
 ) -> StageResult:
     """Scores `model` on the labelled splits; MNLI's matched and mismatched parts are two splits, never mixed.
 
@@ -41,12 +45,12 @@ def run(
     submit   predicts the unlabelled test splits into OUT/submission, and zips what there is for all of GLUE
     Writes metrics.json and predictions.parquet. Raises M260 if a split with hidden labels was asked to be scored.
     """
-    task = find_task(recipe, catalog, talk=talk)
+    task = find_task(recipe, catalog, reporter=reporter)
     labelled = list(default_splits(task, submit) if recipe.evaluate.splits is None else recipe.evaluate.splits)
     unlabelled = [split for split in (task.submission.files if task.submission else {}) if submit]
     if submit and not unlabelled:
-        talk.warn(f"{task.name} is no task of the GLUE server: there is nothing to submit")
-    data = open_task(recipe, catalog, splits=[*labelled, *unlabelled], talk=talk)
+        reporter.warn(f"{task.name} is no task of the GLUE server: there is nothing to submit")
+    data = load_task_data(recipe, catalog, splits=[*labelled, *unlabelled], reporter=reporter)
     if recipe.evaluate.splits is None:
         labelled = [split for split in labelled if data.rows[split].labels is not None]
     identity = {
@@ -56,20 +60,20 @@ def run(
         "submission": submit,
         "data": data.fingerprints(),
     }
-    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
+    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
         if work.done:
             return up_to_date(NAME, out)
-        answers = answering.open_model(model, task, precision=recipe.evaluate.precision, where="evaluate.model")
-        taught = answering.open_model(teacher, task, where="teacher.model") if teacher else None
+        answers = open_predictor(model, task, precision=recipe.evaluate.precision, where="evaluate.model")
+        taught = open_predictor(teacher, task, where="teacher.model") if teacher else None
         for one in (answers, taught):
-            places.settle(one, recipe.device)
+            move_to_device(one, recipe.device)
         found = _Evaluation(data, answers, taught, recipe.evaluate.batch_size)
         scored = {split: found.scores(split) for split in labelled}
         for split in unlabelled:
             found.of(split)  # by all processes; what follows is written by one
-        if unlabelled and processes.is_main():
-            _submit(found, unlabelled, work.path, out, talk)
-        if processes.is_main():
+        if unlabelled and distributed.is_main():
+            _submit(found, unlabelled, work.path, out, reporter)
+        if distributed.is_main():
             found.write_predictions(work.path / "predictions.parquet")
         result: dict[str, Any] = {"task": task.name, "primary": task.primary, "model": model, "splits": scored}
         result["dev"] = scored[labelled[0]]["metrics"] if labelled else {}
@@ -78,22 +82,6 @@ def run(
             "sources": {"model": model, "teacher": teacher},
         }
         return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=result, data=data.facts(), **made_from)
-
-
-def default_splits(task: Task, submit: bool = False) -> list[str]:
-    """The splits whose labels a task shows: dev and its relatives; for a user's own files those that are there."""
-    if task.files is not None:
-        return [split for split in ("dev", "test") if split == "dev" or task.files.path(split)]
-    found = [split for split in task.splits if split.startswith("dev")]
-    if not found and not submit:
-        raise MbertError(
-            "M261",
-            f"{task.name} has no labelled split to score",
-            where=f"task {task.name}",
-            allowed="A task with a dev split. AX is predicted with an MNLI model, for a submission.",
-            fix=f"mbert evaluate MODEL --task {task.name} --submission",
-        )
-    return found
 
 
 def check(
@@ -116,7 +104,7 @@ def check(
 class _Evaluation:
     """Logits of model and teacher, computed once a split."""
 
-    def __init__(self, data: TaskRows, model: Any, teacher: Any, batch_size: int):
+    def __init__(self, data: TaskData, model: Any, teacher: Any, batch_size: int):
         self.data, self.model, self.teacher, self.batch_size = data, model, teacher, batch_size
         self.logits: dict[str, np.ndarray] = {}
 
@@ -156,7 +144,7 @@ class _Evaluation:
         names = list(task.label.names or ())
         columns["prediction"] = [names[i] for i in logits.argmax(-1)]
         columns["label"] = _gold(rows, lambda label: names[label])
-        shares = answering.probabilities(logits)
+        shares = probabilities(logits)
         return columns | {f"p_{name}": shares[:, i].tolist() for i, name in enumerate(names)}
 
     def _compare(self, split: str) -> dict[str, float]:
@@ -164,16 +152,16 @@ class _Evaluation:
         told = {f"teacher_{name}": value for name, value in score(task, taught, self.data.rows[split]).items()}
         if task.is_regression:
             return told | {"mean_difference": float(np.abs(logits - taught).mean())}
-        p, q = answering.probabilities(taught), answering.probabilities(logits)
+        p, q = probabilities(taught), probabilities(logits)
         kl = (p * (np.log(p + 1e-12) - np.log(q + 1e-12))).sum(-1).mean()
         return told | {"agreement": float((p.argmax(-1) == q.argmax(-1)).mean()), "kl": float(kl)}
 
     def _ask(self, model: Any, split: str) -> np.ndarray:
-        found: np.ndarray = self.data.logits(split, model.answers, model, batch_size=self.batch_size)
+        found: np.ndarray = predict_logits(self.data, split, model.answers, model, batch_size=self.batch_size)
         return found
 
 
-def _submit(found: _Evaluation, splits: list[str], work: Path, out: Path, talk: Talk) -> None:
+def _submit(found: _Evaluation, splits: list[str], work: Path, out: Path, reporter: Reporter) -> None:
     """This task's files, and the zip of all GLUE tasks: files of neighbouring evaluations, a constant for the rest."""
     task = found.data.task
     assert task.submission is not None
@@ -182,16 +170,16 @@ def _submit(found: _Evaluation, splits: list[str], work: Path, out: Path, talk: 
     for split in splits:
         path = folder / task.submission.files[split]
         submission.write_submission(
-            task, split, found.data.rows[split].ids, predictions(task, found.of(split)), path, talk=talk
+            task, split, found.data.rows[split].ids, predictions(task, found.of(split)), path, reporter=reporter
         )
     neighbours = [*out.parent.glob("*/submission/*.tsv"), *out.parent.parent.glob(f"*/{out.name}/submission/*.tsv")]
     own = {path.name: path for path in folder.glob("*.tsv")}
     others = {path.name: path for path in sorted(neighbours) if work not in path.parents and out not in path.parents}
     files = {**others, **own}
     for name in sorted(others.keys() - own.keys()):
-        talk.note(f"submission: {name} comes from {others[name]}")
+        reporter.note(f"submission: {name} comes from {others[name]}")
     for name in submission.assemble_zip(files, work / "submission.zip"):
-        talk.warn(f"submission: {name} was never predicted, it is filled with a constant")
+        reporter.warn(f"submission: {name} was never predicted, it is filled with a constant")
 
 
 def _gold(rows: Any, tell: Any) -> list[Any]:

@@ -3,17 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import exporting, extraction, lineage, manifest, models, places, scoring
-from microbert_cli.catalog import Catalog
-from microbert_cli.model_card import model_card
-from microbert_cli.onnx_model import FILES
-from microbert_cli.output import working
-from microbert_cli.racing import Entrant, race_models
-from microbert_cli.recipe import Recipe
-from microbert_cli.stage import StageResult, sign, up_to_date
-from microbert_cli.task_rows import TaskRows, open_task
-from microbert_cli.teacher import match_labels
-from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.data.task_data import TaskData, load_task_data
+from microbert_cli.evaluation import scoring
+from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
+from microbert_cli.exporting.card_facts import Facts, card
+from microbert_cli.exporting.directory import export_model
+from microbert_cli.exporting.model_card import model_card
+from microbert_cli.models import factory
+from microbert_cli.models.labels import match_labels
+from microbert_cli.models.load import LoadedModel, load_model
+from microbert_cli.models.moe.extract import is_routed, no_plain_model
+from microbert_cli.models.onnx import ONNX_FILES
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import manifest
+from microbert_cli.runs.output_dir import working
+from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
 
 NAME = "export"
 KEYS = ("task", "data", "export")
@@ -30,29 +36,29 @@ def run(
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
-    talk: Talk = SILENT,
+    reporter: Reporter = SILENT,
 ) -> StageResult:
     """Exports `model`; nothing is called done before its files gave the model's own logits on padded dev rows.
 
     teacher  measured beside it in one interleaved run, if named
     metrics.json: per file size, largest difference of logits, dev scores, fused operators; speed; retention.
     """
-    data = open_task(recipe, catalog, splits=("dev",), talk=talk)
+    data = load_task_data(recipe, catalog, splits=("dev",), reporter=reporter)
     identity = {
         "recipe": recipe.identity(*KEYS),
         "model": manifest.identify(model),
         "teacher": manifest.identify(teacher),
         "data": data.fingerprints(),
     }
-    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
+    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
         if work.done:
             return up_to_date(NAME, out)
-        loaded = models.load(model, "classifier", where="export.model", task=data.task.name)
-        if extraction.is_routed(loaded.model.config):
-            raise extraction.no_plain_one(data.task.name)
+        loaded = load_model(model, "classifier", where="export.model", task=data.task.name)
+        if is_routed(loaded.model.config):
+            raise no_plain_model(data.task.name)
         match_labels(loaded, data.task, None, where=f"export.model {model}")
         encoded = data.encode("dev", loaded, where="export.model")
-        measured = exporting.export_model(
+        measured = export_model(
             loaded.model,
             loaded.tokenizer,
             work.path,
@@ -63,14 +69,14 @@ def run(
             int8=recipe.export.int8,
             optimize=recipe.export.optimize,
             tolerance=recipe.export.tolerance,
-            talk=talk,
+            reporter=reporter,
         )
         entrants = _entrants(work.path, model, teacher, measured["files"])
-        speeds = race_models(entrants, data, talk=talk)
+        speeds = benchmark_models(entrants, data, reporter=reporter)
         metrics: dict[str, Any] = {"task": data.task.name, "primary": data.task.primary, **measured}
         metrics |= {"dev": measured["files"]["safetensors"]["scores"], "speed": speeds, "model": model}
-        facts = lineage.Facts(recipe, data, loaded, Path(model), teacher, metrics)
-        (work.path / "README.md").write_text(model_card(lineage.card(facts)), encoding="utf-8")
+        facts = Facts(recipe, data, loaded, Path(model), teacher, metrics)
+        (work.path / "README.md").write_text(model_card(card(facts)), encoding="utf-8")
         made_from = {
             "inputs": {"model": identity["model"], "teacher": identity["teacher"]},
             "sources": {"model": model, "teacher": teacher},
@@ -78,17 +84,17 @@ def run(
         return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, data=data.facts(), **made_from)
 
 
-def _scorer(data: TaskRows, loaded: models.Loaded) -> Any:
+def _scorer(data: TaskData, loaded: LoadedModel) -> Any:
     encoded, pad_id = data.encode("dev", loaded, where="export.model"), loaded.tokenizer.pad_token_id
 
     def score(logits: Any) -> dict[str, float]:
-        found = scoring.logits_of(places.Answering(logits), encoded, pad_id=pad_id)
+        found = scoring.logits_of(factory.FunctionModel(logits), encoded, pad_id=pad_id)
         return scoring.score(data.task, found, data.rows["dev"])
 
     return score
 
 
-def _entrants(path: Path, model: str, teacher: str | None, files: dict[str, Any]) -> list[Entrant]:
-    entrants = [Entrant("teacher", teacher, "torch")] if teacher else []
-    entrants.append(Entrant("torch", model, "torch"))
-    return entrants + [Entrant(name, str(path), name) for name in files if name in FILES]
+def _entrants(path: Path, model: str, teacher: str | None, files: dict[str, Any]) -> list[BenchmarkModel]:
+    entrants = [BenchmarkModel("teacher", teacher, "torch")] if teacher else []
+    entrants.append(BenchmarkModel("torch", model, "torch"))
+    return entrants + [BenchmarkModel(name, str(path), name) for name in files if name in ONNX_FILES]

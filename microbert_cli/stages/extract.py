@@ -7,17 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from microbert_cli import checkpoint, exporting, extraction, manifest, models, sources
-from microbert_cli.catalog import Catalog
+from microbert_cli.data.task_data import TaskData, find_task, load_task_data
 from microbert_cli.errors import MbertError
-from microbert_cli.models import Loaded
-from microbert_cli.onnx_model import torch_logits
-from microbert_cli.output import working
-from microbert_cli.recipe import Recipe
-from microbert_cli.stage import StageResult, sign, up_to_date
-from microbert_cli.task_rows import TaskRows, find_task, open_task
-from microbert_cli.teacher import match_labels
-from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.evaluation.scoring import score_split
+from microbert_cli.exporting.directory import compare, parity_batches, read_back, refuse_difference
+from microbert_cli.models.config import read_config
+from microbert_cli.models.find import find_model
+from microbert_cli.models.labels import match_labels
+from microbert_cli.models.load import LoadedModel, count_all_parameters, load_routed
+from microbert_cli.models.moe.extract import default_task, dense_model, is_routed, no_plain_model
+from microbert_cli.models.onnx import torch_logits
+from microbert_cli.models.save import save_model
+from microbert_cli.models.tokenizers import load_tokenizer
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import manifest
+from microbert_cli.runs.output_dir import working
+from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
 
 NAME = "extract"
 KEYS = ("task", "data")
@@ -34,7 +41,7 @@ def run(
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
-    talk: Talk = SILENT,
+    reporter: Reporter = SILENT,
 ) -> StageResult:
     """Extracts the recipe's task into OUT; where none is named every task of `model` into OUT/TASK, or its only one into OUT.
 
@@ -42,25 +49,25 @@ def run(
     task. metrics.json: largest difference, dev scores, experts of every layer, parameters before and after.
     Raises M127 for a model that is not routed by task, M128 for one that is plain already, M266 for a task it does not know.
     """
-    path = sources.find(model, where="MODEL")
-    config = models.read_config(path, where="MODEL")
-    if not extraction.is_routed(config):
+    path = find_model(model, where="MODEL")
+    config = read_config(path, where="MODEL")
+    if not is_routed(config):
         raise _is_plain(model)
-    routed = models.load_routed(path, config, where="MODEL").eval()
+    routed = load_routed(path, config, where="MODEL").eval()
     if config.moe_layers and config.routing != "task":
-        raise extraction.no_plain_one(next(iter(routed.tasks)))
-    whole = Loaded(routed, models.load_tokenizer(path, config, where="MODEL"), model, [])
+        raise no_plain_model(next(iter(routed.tasks)))
+    whole = LoadedModel(routed, load_tokenizer(path, config, where="MODEL"), model, [])
     made, alone = {}, _names_one(recipe) or len(routed.tasks) == 1
     for one in _each_task(recipe, routed.tasks):
-        name = extraction.known_task(routed, find_task(one, catalog, talk=talk).name, where=f"MODEL {model}")
-        data = open_task(one, catalog, splits=("dev",), talk=talk)
+        name = default_task(routed, find_task(one, catalog, reporter=reporter).name, where=f"MODEL {model}")
+        data = load_task_data(one, catalog, splits=("dev",), reporter=reporter)
         place = out if alone else out / name
         identity = {"recipe": one.identity(*KEYS), "model": manifest.identify(model), "data": data.fingerprints()}
-        with working(place, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
+        with working(place, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
             if work.done:
                 made[name] = up_to_date(NAME, place)
                 continue
-            metrics = _extract(whole, name, data, work.path, talk)
+            metrics = _extract(whole, name, data, work.path, reporter)
             made[name] = sign(
                 work,
                 stage=NAME,
@@ -88,28 +95,30 @@ def _each_task(recipe: Recipe, known: Sequence[str]) -> list[Recipe]:
     return [recipe.model_copy(update={"task": files.get(name, name), "tasks": []}) for name in known]
 
 
-def _extract(whole: Loaded, name: str, data: TaskRows, place: Path, talk: Talk) -> dict[str, Any]:
+def _extract(whole: LoadedModel, name: str, data: TaskData, place: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes one task's plain model, reads it back, compares, and returns what was measured."""
     routed, tokenizer = whole.model, whole.tokenizer
-    plain = extraction.dense(routed, name)
-    checkpoint.save_model(plain, tokenizer, place)
-    read = Loaded(exporting.read_back(place), tokenizer, str(place), [])
+    plain = dense_model(routed, name)
+    save_model(plain, tokenizer, place)
+    read = LoadedModel(read_back(place), tokenizer, str(place), [])
     encoded = data.encode("dev", read, where="MODEL")
     rows = [encoded.row(i) for i in range(min(len(encoded), ROWS))]
     longest = min(plain.config.max_position_embeddings, tokenizer.model_max_length)
-    batches = list(exporting.parity_batches(rows, tokenizer.pad_token_id or 0, longest=longest))
+    batches = list(parity_batches(rows, tokenizer.pad_token_id or 0, longest=longest))
     with routed.answering(name):
         expected = [torch_logits(routed)(batch) for batch in batches]
-    found = exporting.compare(torch_logits(read.model), batches, expected, regression=plain.config.num_labels == 1)
+    found = compare(torch_logits(read.model), batches, expected, regression=plain.config.num_labels == 1)
     largest = max(1.0, float(np.max([np.abs(logits).max() for logits in expected])))
-    exporting.refuse_difference(place / "model.safetensors", found["max_difference"], SAME * largest)
+    refuse_difference(place / "model.safetensors", found["max_difference"], SAME * largest)
     match_labels(read, data.task, None, where=f"MODEL {whole.source}")
-    sizes = {"before": models.parameters(routed), "after": models.parameters(plain)}
-    talk.note(f"{name}: {sizes['before']:,} -> {sizes['after']:,} parameters, logits differ by {found['max_difference']:.1e}")
+    sizes = {"before": count_all_parameters(routed), "after": count_all_parameters(plain)}
+    reporter.note(
+        f"{name}: {sizes['before']:,} -> {sizes['after']:,} parameters, logits differ by {found['max_difference']:.1e}"
+    )
     return {
         "task": name,
         "primary": data.task.primary,
-        "dev": data.score("dev", read.model, read),
+        "dev": score_split(data, "dev", read.model, read),
         "parity": {**found, "rows": len(rows), "shapes": [list(batch["input_ids"].shape) for batch in batches]},
         "parameters": sizes,
         "experts": {str(layer): [int(e) for e in chosen] for layer, chosen in routed.chosen()[name].items()},

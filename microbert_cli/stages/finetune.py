@@ -3,19 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import checkpoint, models, numerics, places
-from microbert_cli.catalog import Catalog
-from microbert_cli.objective import Objective
-from microbert_cli.output import working
-from microbert_cli.phases import Choices, Phase, over_seeds, run_phases
-from microbert_cli.recipe import NUMERICS, Recipe
-from microbert_cli.stage import StageResult, sign, up_to_date
-from microbert_cli.task_rows import TaskRows, open_task
-from microbert_cli.terms import ANSWERED, make_terms
-from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.data.task_data import TaskData, load_task_data
+from microbert_cli.evaluation.scoring import majority_of_split, score_split
+from microbert_cli.models import factory
+from microbert_cli.models.device import choose_precision, pick_device
+from microbert_cli.models.load import count_all_parameters
+from microbert_cli.models.save import save_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs.output_dir import working
+from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.training.loss_terms import ANSWERED, make_terms
+from microbert_cli.training.objective import Objective
+from microbert_cli.training.phases import Choices, Phase, over_seeds, run_phases
 
 NAME = "finetune"
-KEYS = ("task", "data", "finetune", "seed", "seeds", *NUMERICS)
+KEYS = ("task", "data", "finetune", "seed", "seeds", *PRECISION_KEYS)
 
 
 def run(
@@ -28,7 +32,7 @@ def run(
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
-    talk: Talk = SILENT,
+    reporter: Reporter = SILENT,
 ) -> StageResult:
     """Trains on the task's labels and keeps the checkpoint that is best on dev.
 
@@ -36,23 +40,23 @@ def run(
     tokenizer  whose vocabulary a student of the catalogue gets
     metrics.json: dev scores, majority class, and with several seeds each seed's, their mean and spread.
     """
-    data = open_task(recipe, catalog, splits=("train", "dev"), talk=talk)
+    data = load_task_data(recipe, catalog, splits=("train", "dev"), reporter=reporter)
     identity = {
         "recipe": recipe.identity(*KEYS),
         "own_files": catalog.own_files(),
-        "model": places.identify(model, catalog),
-        "tokenizer": places.identify(tokenizer, catalog),
+        "model": factory.identify(model, catalog),
+        "tokenizer": factory.identify(tokenizer, catalog),
         "data": data.fingerprints(),
     }
     with working(
-        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, talk=talk
+        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
             return up_to_date(NAME, out)
         seeds = recipe.seeds or [recipe.seed]
-        trainer = _Trainer(recipe, catalog, data, model, tokenizer, talk)
-        metrics = over_seeds(seeds, work.path, data.task.primary, trainer.train_one, trainer.choices, talk)
-        metrics |= {"task": data.task.name, "primary": data.task.primary, "majority": data.majority("dev")}
+        trainer = _Trainer(recipe, catalog, data, model, tokenizer, reporter)
+        metrics = over_seeds(seeds, work.path, data.task.primary, trainer.train_one, trainer.choices, reporter)
+        metrics |= {"task": data.task.name, "primary": data.task.primary, "majority": majority_of_split(data, "dev")}
         return sign(
             work,
             stage=NAME,
@@ -68,20 +72,20 @@ def run(
 class _Trainer:
     """One seed after the other, with the learning rate that the first one chose."""
 
-    def __init__(self, recipe: Recipe, catalog: Catalog, data: TaskRows, model: str, tokenizer: str | None, talk: Talk):
-        self.recipe, self.catalog, self.data, self.talk = recipe, catalog, data, talk
+    def __init__(self, recipe: Recipe, catalog: Catalog, data: TaskData, model: str, tokenizer: str | None, reporter: Reporter):
+        self.recipe, self.catalog, self.data, self.reporter = recipe, catalog, data, reporter
         self.model, self.tokenizer = model, tokenizer
         self.choices = Choices()
         terms = {name: (term.weight, term.parameters) for name, term in recipe.finetune.losses.items()}
         self.terms = make_terms(terms, catalog, given=ANSWERED, where="finetune.losses")
 
     def train_one(self, seed: int, place: Path) -> dict[str, Any]:
-        loaded = places.classifier(
+        loaded = factory.classifier(
             self.model, self.catalog, task=self.data.task, seed=seed, tokenizer=self.tokenizer, where="finetune.model"
         )
         rows = self.data.encode("train", loaded, where="finetune.model")
-        device = places.device(self.recipe.device)
-        how = numerics.choose(device, **self.recipe.numerics())
+        device = pick_device(self.recipe.device)
+        how = choose_precision(device, **self.recipe.numerics())
         model = how.place(loaded.model)
         phase = Phase(
             name=NAME,
@@ -98,10 +102,10 @@ class _Trainer:
             seed=seed,
             pad_id=loaded.tokenizer.pad_token_id,
             device=device,
-            score=lambda: self.data.score("dev", model, loaded),
+            score=lambda: score_split(self.data, "dev", model, loaded),
             primary=self.data.task.primary,
             choices=self.choices,
-            talk=self.talk,
+            reporter=self.reporter,
         )
-        checkpoint.save_model(model, loaded.tokenizer, place)
-        return {"dev": results[NAME]["dev"], "phases": results, "parameters": models.parameters(model)}
+        save_model(model, loaded.tokenizer, place)
+        return {"dev": results[NAME]["dev"], "phases": results, "parameters": count_all_parameters(model)}

@@ -5,14 +5,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from microbert_cli import answering, manifest, models, scoring
-from microbert_cli.data import Rows
-from microbert_cli.encoding import encode
+from microbert_cli.data.examples import Examples
+from microbert_cli.data.limits import check_text
+from microbert_cli.data.tables import Table, read_table
+from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.errors import MbertError
-from microbert_cli.packed import check_text
-from microbert_cli.readers import Table, read_table
-from microbert_cli.tracking import SILENT, Talk
-from microbert_cli.words import is_whole
+from microbert_cli.evaluation import scoring
+from microbert_cli.models.architectures import check_length
+from microbert_cli.models.predictor import open_predictor, probabilities
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import manifest
+from microbert_cli.text import is_valid_text
 
 Texts = list[tuple[str, ...]]
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -25,22 +28,24 @@ def run(
     task: str | None = None,
     max_length: int | None = None,
     batch_size: int = 64,
-    talk: Talk = SILENT,
+    reporter: Reporter = SILENT,
 ) -> list[dict[str, Any]]:
     """One record a text: {"label", "score", "probabilities"}, or {"score"} for regression; `task` of a model of several."""
-    answers = answering.open_model(model, None, task_name=task)
+    answers = open_predictor(model, None, task_name=task)
     if not texts:
         return []
     length = max_length or _trained_length(Path(model)) or min(answers.model.config.max_position_embeddings, 512)
-    models.check_length(length, answers.model.config, where="--max-length")
+    check_length(length, answers.model.config, where="--max-length")
     _check_whole(texts)
-    encoded = encode(Rows(texts), answers.tokenizer, length)
+    encoded = tokenize_examples(Examples(texts), answers.tokenizer, length)
     pad_id = answers.tokenizer.pad_token_id
-    logits = scoring.logits_of(answers.answers, encoded, pad_id=pad_id, batch_size=batch_size, talk=talk, name="predict")
+    logits = scoring.logits_of(
+        answers.answers, encoded, pad_id=pad_id, batch_size=batch_size, reporter=reporter, name="predict"
+    )
     if logits.shape[1] == 1:
         return [{"score": float(row[0])} for row in logits]
     names = [str(answers.model.config.id2label[i]) for i in range(logits.shape[1])]
-    return [_record(names, shares) for shares in answering.probabilities(logits)]
+    return [_record(names, shares) for shares in probabilities(logits)]
 
 
 def read_inputs(
@@ -101,7 +106,7 @@ def _texts(table: Table, column: str) -> list[str]:
 
 def _check_whole(texts: Texts) -> None:
     for number, row in enumerate(texts, 1):
-        if not all(map(is_whole, row)):
+        if not all(map(is_valid_text, row)):
             raise MbertError(
                 "M382",
                 "this text holds half a character (a lone surrogate)",

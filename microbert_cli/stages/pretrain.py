@@ -7,25 +7,33 @@ from typing import Any
 
 import torch
 
-from microbert_cli import building, checkpoint, corpus, models, numerics, places, processes
-from microbert_cli.batching import endless, in_order
-from microbert_cli.blocks import Blocks, BlockSettings, make_blocks
-from microbert_cli.capture import Want, look
-from microbert_cli.catalog import Catalog
-from microbert_cli.loop import train
-from microbert_cli.masking import Masks
-from microbert_cli.models import Loaded
-from microbert_cli.objective import Batch, Objective
-from microbert_cli.output import working
-from microbert_cli.phases import make_plan
-from microbert_cli.recipe import NUMERICS, Recipe
-from microbert_cli.stage import StageResult, sign, up_to_date
-from microbert_cli.terms import make_terms
-from microbert_cli.tracking import SILENT, Talk
-from microbert_cli.vocabulary import train_vocabulary
+from microbert_cli import distributed
+from microbert_cli.data.batching import endless, in_order
+from microbert_cli.data.corpus.blocks import Blocks, BlockSettings, make_blocks
+from microbert_cli.data.corpus.documents import identify_corpus, read_documents
+from microbert_cli.data.corpus.masking import Masks
+from microbert_cli.data.corpus.vocabulary import train_vocabulary
+from microbert_cli.models import factory
+from microbert_cli.models.architectures import check_length
+from microbert_cli.models.capture import OutputRequest, forward_outputs
+from microbert_cli.models.device import choose_precision, pick_device
+from microbert_cli.models.factory import build_model
+from microbert_cli.models.load import LoadedModel, count_all_parameters, load_model, load_vocabulary
+from microbert_cli.models.save import save_model
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
+from microbert_cli.recipe.student_shapes import describe
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs.output_dir import working
+from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.training import checkpoint
+from microbert_cli.training.loop import train
+from microbert_cli.training.loss_terms import make_terms
+from microbert_cli.training.objective import Batch, Objective
+from microbert_cli.training.phases import make_plan
 
 NAME = "pretrain"
-KEYS = ("corpus", "vocabulary", "pretrain", "seed", *NUMERICS)
+KEYS = ("corpus", "vocabulary", "pretrain", "seed", *PRECISION_KEYS)
 
 
 def run(
@@ -39,7 +47,7 @@ def run(
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
-    talk: Talk = SILENT,
+    reporter: Reporter = SILENT,
 ) -> StageResult:
     """Trains a masked-LM; the loss on held-out text is in metrics.json.
 
@@ -50,25 +58,25 @@ def run(
     identity = {
         "recipe": recipe.identity(*KEYS),
         "own_files": catalog.own_files(),
-        "model": places.identify(model, catalog),
-        "tokenizer": places.identify(tokenizer, catalog),
-        "corpus": corpus.identify(source),
+        "model": factory.identify(model, catalog),
+        "tokenizer": factory.identify(tokenizer, catalog),
+        "corpus": identify_corpus(source),
     }
     with working(
-        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, talk=talk
+        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
             return up_to_date(NAME, out)
-        loaded = _model(recipe, catalog, model, tokenizer, source, work.path, talk)
-        models.check_length(recipe.corpus.max_length, loaded.model.config, where="corpus.max_length")
+        loaded = _model(recipe, catalog, model, tokenizer, source, work.path, reporter)
+        check_length(recipe.corpus.max_length, loaded.model.config, where="corpus.max_length")
         blocks, held = make_blocks(
             source,
             loaded.tokenizer,
             BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed),
-            talk=talk,
+            reporter=reporter,
         )
-        metrics = _train(recipe, catalog, loaded, blocks, held, work.path, talk)
-        checkpoint.save_model(loaded.model, loaded.tokenizer, work.path)
+        metrics = _train(recipe, catalog, loaded, blocks, held, work.path, reporter)
+        save_model(loaded.model, loaded.tokenizer, work.path)
         checkpoint.drop_states(work.path)
         return sign(
             work,
@@ -82,27 +90,27 @@ def run(
         )
 
 
-def _model(recipe: Recipe, catalog: Catalog, model: str, tokenizer: str | None, source: str, work: Path, talk: Talk) -> Loaded:
-    if not places.is_description(model, catalog):
-        return models.load(model, "masked-lm", where="pretrain.model", new_head=True, seed=recipe.seed)
+def _model(
+    recipe: Recipe, catalog: Catalog, model: str, tokenizer: str | None, source: str, work: Path, reporter: Reporter
+) -> LoadedModel:
+    if not factory.is_description(model, catalog):
+        return load_model(model, "masked-lm", where="pretrain.model", new_head=True, seed=recipe.seed)
     config = None
     if recipe.vocabulary.size:
-        tokens = _vocabulary(recipe, source, talk)
+        tokens = _vocabulary(recipe, source, reporter)
     elif tokenizer:
-        tokens, config = models.load_vocabulary(tokenizer, where="base")
+        tokens, config = load_vocabulary(tokenizer, where="base")
     else:
-        raise places.no_vocabulary(model, "pretrain.model")
-    description = places.describe(model, catalog)
-    built = building.build(
-        description, kind="masked-lm", tokenizer=tokens, seed=recipe.seed, like=config, where="pretrain.model"
-    )
-    return Loaded(built, tokens, model, [])
+        raise factory.no_vocabulary(model, "pretrain.model")
+    description = describe(model, catalog)
+    built = build_model(description, kind="masked-lm", tokenizer=tokens, seed=recipe.seed, like=config, where="pretrain.model")
+    return LoadedModel(built, tokens, model, [])
 
 
-def _vocabulary(recipe: Recipe, source: str, talk: Talk) -> Any:
-    talk.note(f"vocabulary: at most {recipe.vocabulary.size} pieces from {source}")
+def _vocabulary(recipe: Recipe, source: str, reporter: Reporter) -> Any:
+    reporter.note(f"vocabulary: at most {recipe.vocabulary.size} pieces from {source}")
     return train_vocabulary(
-        lambda: corpus.documents(source, limit=recipe.corpus.documents),
+        lambda: read_documents(source, limit=recipe.corpus.documents),
         size=recipe.vocabulary.size or 0,
         lowercase=recipe.vocabulary.lowercase,
         max_length=512,
@@ -110,11 +118,11 @@ def _vocabulary(recipe: Recipe, source: str, talk: Talk) -> Any:
 
 
 def _train(
-    recipe: Recipe, catalog: Catalog, loaded: Loaded, blocks: Blocks, held: Blocks, directory: Path, talk: Talk
+    recipe: Recipe, catalog: Catalog, loaded: LoadedModel, blocks: Blocks, held: Blocks, directory: Path, reporter: Reporter
 ) -> dict[str, Any]:
     spec = recipe.pretrain
-    device = places.device(recipe.device)
-    how = numerics.choose(device, **recipe.numerics())
+    device = pick_device(recipe.device)
+    how = choose_precision(device, **recipe.numerics())
     model = how.place(loaded.model)
     objective = Objective(make_terms({"masked_lm": (1.0, {})}, catalog), model, numerics=how)
 
@@ -134,13 +142,13 @@ def _train(
 
     plan = make_plan(NAME, spec, blocks.lengths, seed=recipe.seed)
     trained = train(
-        objective, batches, plan, directory=directory, seed=recipe.seed, score=heldout, primary="accuracy", talk=talk
+        objective, batches, plan, directory=directory, seed=recipe.seed, score=heldout, primary="accuracy", reporter=reporter
     )
     return {
         "heldout": trained.best,
         "steps": trained.steps,
         "vocabulary": len(loaded.tokenizer),
-        "parameters": models.parameters(model),
+        "parameters": count_all_parameters(model),
     }
 
 
@@ -151,13 +159,13 @@ def masked_lm_scores(model: Any, batches: list[Batch]) -> dict[str, float]:
     model.eval()
     with torch.inference_mode():
         for batch in batches:
-            seen = look(model, batch, Want(token_logits=True))
+            seen = forward_outputs(model, batch, OutputRequest(token_logits=True))
             assert seen.token_logits is not None
             labels = batch["token_labels"]
             right += int((seen.token_logits.argmax(-1) == labels).sum())
             loss += float(torch.nn.functional.cross_entropy(seen.token_logits, labels, reduction="sum"))
             count += len(labels)
     model.train(training)
-    right, loss, count = processes.mean({"right": right, "loss": loss, "count": count}).values()
+    right, loss, count = distributed.mean({"right": right, "loss": loss, "count": count}).values()
     mean = loss / (count or 1)
     return {"accuracy": right / (count or 1), "loss": mean, "perplexity": math.exp(min(mean, 50.0))}

@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from microbert_cli import baseline, manifest
-from microbert_cli.catalog import Catalog
-from microbert_cli.onnx_model import FILES
-from microbert_cli.output import working
-from microbert_cli.racing import Entrant, race_models
-from microbert_cli.recipe import Recipe
-from microbert_cli.report_table import as_markdown
-from microbert_cli.stage import StageResult, read_metrics, sign, up_to_date
-from microbert_cli.task_rows import TaskRows, open_task
-from microbert_cli.tracking import SILENT, Talk
+from microbert_cli.data.task_data import TaskData, load_task_data
+from microbert_cli.evaluation.baseline import linear_baseline
+from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
+from microbert_cli.evaluation.report_table import as_markdown
+from microbert_cli.models.onnx import ONNX_FILES
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import manifest
+from microbert_cli.runs.output_dir import working
+from microbert_cli.runs.stage_result import StageResult, read_metrics, sign, up_to_date
 
 NAME = "report"
 KEYS = ("task", "data")
@@ -28,40 +29,40 @@ def run(
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
-    talk: Talk = SILENT,
+    reporter: Reporter = SILENT,
 ) -> StageResult:
     """Gathers dev scores of `models` (name -> directory), measures all of them and `exported` in one interleaved run.
 
     metrics.json and report.md hold the table: a linear baseline first, then each model with mean and spread over its seeds.
     """
-    data = open_task(recipe, catalog, splits=("train", "dev"), talk=talk)
+    data = load_task_data(recipe, catalog, splits=("train", "dev"), reporter=reporter)
     sources = {**models, **({"exported": exported} if exported else {})}
     identity = {
         "recipe": recipe.identity(*KEYS),
         "models": {name: manifest.identify(path) for name, path in sources.items()},
         "data": data.fingerprints(),
     }
-    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, talk=talk) as work:
+    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
         if work.done:
             return up_to_date(NAME, out)
-        rows = [_baseline_row(data)] + _model_rows(data, models, exported, talk)
+        rows = [_baseline_row(data)] + _model_rows(data, models, exported, reporter)
         metrics = {"task": data.task.name, "primary": data.task.primary, "table": rows}
         (work.path / "report.md").write_text(as_markdown(rows), encoding="utf-8")
         return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=identity["models"], sources=sources)
 
 
-def _baseline_row(data: TaskRows) -> dict[str, Any]:
-    scores = baseline.linear_baseline(data.task, data.rows["train"], data.rows["dev"])
+def _baseline_row(data: TaskData) -> dict[str, Any]:
+    scores = linear_baseline(data.task, data.rows["train"], data.rows["dev"])
     return {"model": "linear, TF-IDF of word pairs", "score": scores[data.task.primary]}
 
 
-def _model_rows(data: TaskRows, models: dict[str, str], exported: str | None, talk: Talk) -> list[dict[str, Any]]:
+def _model_rows(data: TaskData, models: dict[str, str], exported: str | None, reporter: Reporter) -> list[dict[str, Any]]:
     primary = data.task.primary
     files = read_metrics(Path(exported))["files"] if exported else {}
-    forms = [form for form in files if form in FILES]
-    entrants = [Entrant(name, path, "torch") for name, path in models.items()]
-    entrants += [Entrant(f"export, {form}", str(exported), form) for form in forms]
-    raced = race_models(entrants, data, talk=talk)["models"]
+    forms = [form for form in files if form in ONNX_FILES]
+    entrants = [BenchmarkModel(name, path, "torch") for name, path in models.items()]
+    entrants += [BenchmarkModel(f"export, {form}", str(exported), form) for form in forms]
+    raced = benchmark_models(entrants, data, reporter=reporter)["models"]
     measured = {name: read_metrics(Path(path)) for name, path in models.items()}
     teacher = next((m["teacher"][primary] for m in measured.values() if "teacher" in m), None)
     rows = [_row(name, result, raced[name], primary, teacher) for name, result in measured.items()]

@@ -15,14 +15,14 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 import torch  # noqa: E402
 from tiny_models import tiny_bert  # noqa: E402
 
-from microbert_cli import models  # noqa: E402
-from microbert_cli.batching import endless  # noqa: E402
-from microbert_cli.catalog import Catalog  # noqa: E402
-from microbert_cli.layer_map import layer_map  # noqa: E402
-from microbert_cli.loop import Plan, train  # noqa: E402
-from microbert_cli.objective import Objective  # noqa: E402
-from microbert_cli.teacher import Teacher  # noqa: E402
-from microbert_cli.terms import make_terms  # noqa: E402
+from microbert_cli.data.batching import endless  # noqa: E402
+from microbert_cli.distillation.layer_map import layer_map  # noqa: E402
+from microbert_cli.distillation.teacher import Teacher  # noqa: E402
+from microbert_cli.models.load import load_model  # noqa: E402
+from microbert_cli.recipe.registry import Catalog  # noqa: E402
+from microbert_cli.training.loop import TrainingPlan, train  # noqa: E402
+from microbert_cli.training.loss_terms import make_terms  # noqa: E402
+from microbert_cli.training.objective import Objective  # noqa: E402
 
 ROWS, SIZE = 64, 8
 TERMS = {"hidden_states": (1.0, {}), "attention_scores": (1.0, {}), "soft_target": (1.0, {}), "hard_label": (1.0, {})}
@@ -37,7 +37,7 @@ def main(folder: Path, steps: int) -> None:
     """Distils a toy teacher into a toy student, saves every 0.2 s, scores every hundred steps."""
     for name, hidden in (("teacher", 16), ("student", 8)):
         tiny_bert(folder / name, layers=2 if name == "teacher" else 1, hidden=hidden, seed=hidden)
-    taught, pupil = (models.load(folder / name, "classifier", where=name) for name in ("teacher", "student"))
+    taught, pupil = (load_model(folder / name, "classifier", where=name) for name in ("teacher", "student"))
     objective = Objective(
         make_terms(TERMS, Catalog()),
         pupil.model,
@@ -60,7 +60,7 @@ def main(folder: Path, steps: int) -> None:
             chosen = ids[rows][:, : mask.shape[1]] * mask
             yield {"input_ids": chosen, "attention_mask": mask, "labels": ids[rows, 1] % 2}
 
-    plan = Plan("toy", steps=steps, learning_rate=1e-4, evaluate_every=100, checkpoint_seconds=0.2)
+    plan = TrainingPlan("toy", steps=steps, learning_rate=1e-4, evaluate_every=100, checkpoint_seconds=0.2)
     scores = iter(range(10**9))
     train(
         objective,

@@ -1,0 +1,311 @@
+"""Data augmentation of TinyBERT: copies of each training sentence with some words replaced (Algorithm 1).
+
+N_a copies, p_t probability that a word is replaced, K candidates a word. For every copy, and every eligible word x_i
+of it:
+
+    C = the candidates of the first augmenter that serves x_i     (masked LM: one piece; word vectors: several)
+    replace x_i by a word drawn uniformly from C, if u < p_t      (u uniform in [0, 1); an empty C is {x_i})
+
+Eligible are words of letters, of any script, that are no stop words. Sentences are cut as by BERT's basic tokenizer,
+and a copy is its words joined by single spaces. A copy that was there before is discarded but counts: a sentence gets
+at most N_a copies. Where a row has two sentences, first one is varied and then the other, each beside the ORIGINAL
+partner: at most 2 N_a new rows. Labels are copied. The original row comes first, untouched.
+
+    candidates "once"         C is found once a sentence, at each position of the original (released code)
+    candidates "sequential"   C is found on the sentence as altered so far, for every copy anew (the paper, to the
+                              letter), where u < p_t: about p_t N_a times the work
+
+Two things differ from the released code on purpose: there, the second sentence of a pair is varied beside the last
+copy of the first; and special tokens may become words. The order of candidates is no matter of chance either: see the
+augmenters.
+
+Chance is seeded per row and sentence (and per copy, if sequential) by a hash of seed and row id, so the copies of a
+row depend on that row alone: not on batch size, order, shards or workers.
+
+Source: Jiao et al. 2020 (TinyBERT), Algorithm 1, and the released data augmentation where named.
+"""
+
+import hashlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from microbert_cli.augmentation.interface import Chooses, Rewrites, Slot
+from microbert_cli.augmentation.tools import lend, open_augmenters
+from microbert_cli.augmentation.word_vectors import WordTable
+from microbert_cli.augmentation.words import Spelling, StopWords, has_substance, stop_words
+from microbert_cli.data.examples import Examples, Labels
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.reporter import SILENT, Reporter
+
+SHARD = 1000  # rows; a killed run repeats at most so many
+CHUNK = {"once": 256, "sequential": 32}  # rows whose queries are batched together
+LOOK = 2000  # rows looked at for the share of eligible words
+FEW = 0.2
+
+Words = list[str]
+Chain = Generator[Slot, list[str], Words]
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """The numbers of Algorithm 1 and the choices beside them; see the module.
+
+    query, candidates   "with-original" or "alone"; "once" or "sequential"
+    stop_words   "builtin", "nltk", or a file with one word a line
+    sources      names of augmenters; the first that serves a word is asked for its candidates
+    batch_size   queries per forward pass of the masked language model
+    vectors_limit   words kept of a file of word vectors, for whoever loads it
+    options      keyword parameters of augmenters, by name
+    """
+
+    copies: int = 20
+    replace_probability: float = 0.4
+    candidates_per_word: int = 15
+    query: str = "with-original"
+    candidates: str = "once"
+    stop_words: str = "builtin"
+    sources: tuple[str, ...] = ("masked_lm", "word_vectors")
+    seed: int = 42
+    batch_size: int = 64
+    vectors_limit: int = 100_000
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence of a row to be varied: its words, and for each eligible position the augmenter that is asked."""
+
+    text: str
+    words: tuple[str, ...]
+    sources: dict[int, Chooses]
+    key: str
+
+
+class AugmentedRows:
+    """All that is needed to vary the rows of one training set, shard by shard.
+
+    Raises M240, M241, M344 (stop words), M244 (nothing to take candidates from), M245 (no mask token).
+    """
+
+    def __init__(
+        self,
+        rows: Examples,
+        *,
+        tokenizer: Any,
+        masked_lm_model: Any = None,
+        vectors: WordTable | None = None,
+        settings: AugmentSettings | None = None,
+        catalog: Catalog | None = None,
+        reporter: Reporter = SILENT,
+    ):
+        self.rows, self.settings, self.reporter = rows, settings or AugmentSettings(), reporter
+        self.stop_words: StopWords = stop_words(self.settings.stop_words)
+        self._spelling = Spelling(tokenizer)
+        tools = lend(
+            self._spelling,
+            masked_lm_model,
+            vectors=vectors,
+            candidates_per_word=self.settings.candidates_per_word,
+            query=self.settings.query,
+            batch_size=self.settings.batch_size,
+            sentences=self._all_words,
+        )
+        names, options = self.settings.sources, self.settings.options
+        augmenters = open_augmenters(names, tools, options=options, catalog=catalog or Catalog(), reporter=reporter)
+        self._choosers = [augmenter for augmenter in augmenters if isinstance(augmenter, Chooses)]
+        self._rewriters = [augmenter for augmenter in augmenters if isinstance(augmenter, Rewrites)]
+        self.eligible_share = self._eligible_share()
+
+    def shards(self, size: int = SHARD) -> int:
+        """Into how many shards of `size` rows the rows fall."""
+        return -(-len(self.rows) // size)
+
+    def shard(self, number: int, *, size: int = SHARD, keep_original: bool = True) -> Examples:
+        """The rows `number * size` up to the next shard, each followed by its copies."""
+        stop = min((number + 1) * size, len(self.rows))
+        made: list[Examples] = []
+        count = 0
+        step = CHUNK[self.settings.candidates]
+        for start in range(number * size, stop, step):
+            indices = range(start, min(start + step, stop))
+            made.append(self._chunk(indices, keep_original))
+            count += len(made[-1])
+            self.reporter.progress("augment", indices.stop, len(self.rows), shard=number, rows_out=count)
+        return join(made)
+
+    def _chunk(self, indices: range, keep_original: bool) -> Examples:
+        sides = [(i, side) for i in indices for side in range(len(self.rows.texts[i]))]
+        sentences = [self._sentence(i, side) for i, side in sides]
+        copies = self._once(sentences) if self.settings.candidates == "once" else self._sequential(sentences)
+        variants = {
+            place: _distinct(sentence.text, found) for place, sentence, found in zip(sides, sentences, copies, strict=True)
+        }
+        return _collect(self.rows, indices, variants, keep_original)
+
+    def _sentence(self, row: int, side: int) -> Sentence:
+        text = self.rows.texts[row][side]
+        words = tuple(self._spelling.splitter.split(text))
+        asked = {i: self._source(word) for i, word in enumerate(words) if not self.stop_words.keeps(word)}
+        sources = {i: source for i, source in asked.items() if source is not None}
+        return Sentence(text, words, sources, f"{self.settings.seed}\0{_id(self.rows, row)}\0{side}")
+
+    def _source(self, word: str) -> Chooses | None:
+        return next((chooser for chooser in self._choosers if chooser.serves(word)), None)
+
+    def _once(self, sentences: Sequence[Sentence]) -> list[list[Words]]:
+        slots = [(s, s.sources[i], Slot(s.words, i, s.words)) for s in sentences for i in s.sources]
+        found = iter(_ask([(source, slot) for _, source, slot in slots]))
+        choices = [{i: next(found) or [sentence.words[i]] for i in sentence.sources} for sentence in sentences]
+        return [self._copies(sentence, chosen) for sentence, chosen in zip(sentences, choices, strict=True)]
+
+    def _copies(self, sentence: Sentence, choices: Mapping[int, list[str]]) -> list[Words]:
+        random = seeded(sentence.key)
+        return [self._copy(sentence.words, choices, random) for _ in range(self.settings.copies)]
+
+    def _copy(self, words: Sequence[str], choices: Mapping[int, list[str]], random: Random) -> Words:
+        copy = list(words)
+        for position, candidates in choices.items():
+            candidate = random.choice(candidates)
+            if random.random() < self.settings.replace_probability:
+                copy[position] = candidate
+        return self._rewritten(copy, random)
+
+    def _sequential(self, sentences: Sequence[Sentence]) -> list[list[Words]]:
+        """All copies of all sentences advance together, a replacement at a time: their queries share batches."""
+        total = self.settings.copies
+        chains = [(s, self._chain(s, seeded(f"{s.key}\0{copy}"))) for s in sentences for copy in range(total)]
+        done: list[Words] = [[] for _ in chains]
+        waiting: dict[int, Slot] = {}
+        for number in range(len(chains)):
+            _step(number, chains[number][1], None, waiting, done)
+        while waiting:
+            asked, waiting = waiting, {}
+            answers = _ask([(chains[n][0].sources[slot.position], slot) for n, slot in asked.items()])
+            for number, answer in zip(asked, answers, strict=True):
+                _step(number, chains[number][1], answer, waiting, done)
+        return [done[start : start + total] for start in range(0, len(done), total)]
+
+    def _chain(self, sentence: Sentence, random: Random) -> Chain:
+        copy = list(sentence.words)
+        for position in sentence.sources:
+            if random.random() < self.settings.replace_probability:
+                candidates = yield Slot(tuple(copy), position, sentence.words)
+                copy[position] = random.choice(candidates or [copy[position]])
+        return self._rewritten(copy, random)
+
+    def _rewritten(self, copy: Words, random: Random) -> Words:
+        for rewriter in self._rewriters:
+            copy = rewriter.rewrite(copy, random)
+        return copy
+
+    def _all_words(self) -> Iterator[Words]:
+        return (self._spelling.splitter.split(text) for texts in self.rows.texts for text in texts)
+
+    def _eligible_share(self) -> float:
+        sample = self.rows.texts[:: max(1, len(self.rows.texts) // LOOK)]
+        split = self._spelling.splitter.split
+        words = [word for texts in sample for text in texts for word in split(text) if has_substance(word)]
+        share = sum(not self.stop_words.keeps(word) for word in words) / max(1, len(words))
+        if words and share < FEW:
+            self.reporter.warn(
+                f"only {share:.0%} of the words may be replaced (letters only, no stop words): copies hardly differ. "
+                "Check that the text is prose, and that augment.stop_words fits its language."
+            )
+        return share
+
+
+def augment(rows: Examples, *, keep_original: bool = True, **made_of: Any) -> Examples:
+    """The rows, each followed by its copies; `augmented` and `source` say which is which, ids end in -a1, -a2, ...
+
+    made_of  what `Augmentation` takes: tokenizer, masked_lm_model, vectors, settings, catalog, talk
+    """
+    work = AugmentedRows(rows, **made_of)
+    return join([work.shard(number, keep_original=keep_original) for number in range(work.shards())])
+
+
+def augment_shard(work: AugmentedRows, number: int, *, size: int = SHARD, keep_original: bool = True) -> Examples:
+    """One shard; all shards of one size, joined in order, are what `augment` gives, wherever they were made."""
+    return work.shard(number, size=size, keep_original=keep_original)
+
+
+def join(shards: Sequence[Examples]) -> Examples:
+    """Shards one after another."""
+    unlabelled = any(shard.labels is None for shard in shards)
+    return Examples(
+        [texts for shard in shards for texts in shard.texts],
+        None if unlabelled else [label for shard in shards for label in shard.labels or ()],
+        [identity for shard in shards for identity in shard.ids or ()],
+        [flag for shard in shards for flag in shard.augmented or ()],
+        [index for shard in shards for index in shard.source or ()],
+    )
+
+
+def seeded(key: str) -> Random:
+    """A generator that depends on `key` alone."""
+    return Random(int.from_bytes(hashlib.sha256(key.encode()).digest()))
+
+
+def _ask(asked: Sequence[tuple[Chooses, Slot]]) -> list[list[str]]:
+    """Each slot's candidates, in order; every augmenter is asked once for all of its slots."""
+    answers: list[list[str]] = [[] for _ in asked]
+    for source in {id(source): source for source, _ in asked}.values():
+        own = [i for i, (other, _) in enumerate(asked) if other is source]
+        for i, found in zip(own, source.candidates([asked[i][1] for i in own]), strict=True):
+            answers[i] = found
+    return answers
+
+
+def _step(number: int, chain: Chain, answer: list[str] | None, waiting: dict[int, Slot], done: list[Words]) -> None:
+    try:
+        waiting[number] = next(chain) if answer is None else chain.send(answer)
+    except StopIteration as end:
+        done[number] = end.value
+
+
+def _distinct(text: str, copies: Sequence[Words]) -> list[str]:
+    """The copies as text, each once, and none that is the sentence itself, or nothing at all."""
+    seen = {" ".join(text.split()): None} | {" ".join(words): None for words in copies}
+    return [copy for copy in list(seen)[1:] if copy.strip()]
+
+
+def _collect(rows: Examples, indices: range, variants: Mapping[tuple[int, int], list[str]], keep_original: bool) -> Examples:
+    texts: list[tuple[str, ...]] = []
+    ids: list[str] = []
+    source: list[int] = []
+    augmented: list[bool] = []
+    for i in indices:
+        sides, own = rows.texts[i], _id(rows, i)
+        found = [(*sides[:side], text, *sides[side + 1 :]) for side in range(len(sides)) for text in variants[i, side]]
+        texts += [sides] * keep_original + found
+        ids += [own] * keep_original + [f"{own}-a{n}" for n in range(1, len(found) + 1)]
+        augmented += [False] * keep_original + [True] * len(found)
+        source += [i] * (keep_original + len(found))
+    return Examples(texts, _picked(rows.labels, source), ids, augmented, source)
+
+
+def _picked(labels: Labels | None, source: Sequence[int]) -> Any:
+    return None if labels is None else [labels[i] for i in source]
+
+
+def _id(rows: Examples, row: int) -> str:
+    return str(row) if rows.ids is None else rows.ids[row]
+
+
+def settings_of(recipe: Recipe) -> AugmentSettings:
+    """The numbers of Algorithm 1 as a recipe says them."""
+    spec = recipe.augment
+    return AugmentSettings(
+        copies=spec.copies,
+        replace_probability=spec.replace_probability,
+        candidates_per_word=spec.candidates_per_word,
+        query=spec.query,
+        candidates=spec.candidates,
+        stop_words=spec.stop_words,
+        seed=recipe.seed,
+        batch_size=spec.batch_size,
+        vectors_limit=recipe.vectors.limit,
+        sources=tuple(spec.sources),
+    )

@@ -1,0 +1,83 @@
+"""What augmenters work with: the masked language model, its tokenizer and word vectors, lent by the driver."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from microbert_cli.augmentation.interface import Tools
+from microbert_cli.augmentation.words import Spelling
+from microbert_cli.errors import MbertError
+from microbert_cli.models.capture import OutputRequest, forward_outputs
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.reporter import Reporter
+
+MISSING = {"masked_lm": "no masked language model is named", "vectors": "no word vectors are named"}
+
+
+def lend(spelling: Spelling, model: Any, **others: Any) -> Tools:
+    """The tools of one run; without a model there is no `masked_lm` among them."""
+    given = {} if model is None else {"masked_lm": _filler(model), "max_positions": _positions(model, spelling)}
+    return Tools(spelling, **given, **others)
+
+
+def open_augmenters(
+    names: Sequence[str], tools: Tools, *, options: Mapping[str, Mapping[str, Any]], catalog: Catalog, reporter: Reporter
+) -> list[Any]:
+    """The augmenters of these names, made with their options; those whose tool is missing are left out, aloud.
+
+    Raises M244 where none remains, M245 where a masked language model has no mask token.
+    """
+    have = {"masked_lm": tools.masked_lm, "vectors": tools.vectors}
+    modules = {name: catalog.module("augmenters", name) for name in names}
+    lacking = {
+        name: MISSING.get(need, f"there is no tool {need}")
+        for name, module in modules.items()
+        for need in sorted(module.needs)
+        if have.get(need) is None
+    }
+    if len(lacking) == len(modules):
+        raise _no_source(lacking)
+    if any("masked_lm" in modules[name].needs for name in modules.keys() - lacking.keys()):
+        _require_mask(tools)
+    for name, missing in lacking.items():
+        reporter.warn(f"{name} is left out, because {missing}: words that only it serves stay as they are")
+    return [m.Augmenter(tools, **options.get(name, {})) for name, m in modules.items() if name not in lacking]
+
+
+def _no_source(lacking: Mapping[str, str]) -> MbertError:
+    return MbertError(
+        "M244",
+        f"there is nothing to take other words from: {' and '.join(sorted(set(lacking.values()))) or 'no augmenter'}",
+        where=f"augment.sources = {list(lacking)}",
+        allowed="At least one augmenter that has what it needs.",
+        fix="--set augment.masked_lm=DIR (a BERT with its masked-LM head), --set vectors.source=FILE, or both",
+    )
+
+
+def _require_mask(tools: Tools) -> None:
+    if tools.tokenizer.mask_token_id is None:
+        raise MbertError(
+            "M245",
+            "the tokenizer of this model has no mask token",
+            where="augment.masked_lm",
+            allowed="A masked language model: BERT, RoBERTa and their kin.",
+            fix='Name another model, or use word vectors alone: --set augment.sources=["word_vectors"]',
+        )
+
+
+def _filler(model: Any) -> Any:
+    model.eval()
+    device = next(model.parameters()).device
+
+    def fill(batch: Mapping[str, Any]) -> Any:
+        there = {name: tensor.to(device) for name, tensor in batch.items()}
+        return forward_outputs(model, there, OutputRequest(token_logits=True)).token_logits
+
+    return fill
+
+
+def _positions(model: Any, spelling: Spelling) -> int:
+    """The longest input; models of RoBERTa's kind number their positions from behind the padding index."""
+    embeddings = getattr(getattr(model, "base_model", None), "embeddings", None)
+    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    rows = getattr(model.config, "max_position_embeddings", 512) - (0 if padding is None else padding + 1)
+    return int(min(rows, spelling.tokenizer.model_max_length))

@@ -1,0 +1,1 @@
+"""Plug-ins, found by file name: losses, methods, students, tasks, augmenters, machines."""

@@ -1,0 +1,1 @@
+"""Augmenters, one a file, found by file name."""

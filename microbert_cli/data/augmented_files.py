@@ -1,0 +1,117 @@
+"""Augmented data on disk: the text columns, label, source, augmented and id, as Parquet or as quoted TSV."""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from microbert_cli.data.examples import Examples, from_table, label_text, plain
+from microbert_cli.data.tables import Table, read_table
+from microbert_cli.errors import MbertError
+from microbert_cli.recipe.task import Task
+from microbert_cli.runs import manifest
+
+STEM = "augmented"
+OWN = ("source", "augmented", "id")
+POSITION = re.compile(r"\d{1,18}")
+YES_NO = {"true": True, "false": False, "1": True, "0": False}
+
+
+def write_augmented(rows: Examples, path: Path, task: Task, format: Literal["parquet", "tsv"] = "parquet") -> None:
+    """Writes rows that `load_augmented` reads back; classes by name. The caller writes into a directory of its own."""
+    names = (*task.text, task.label.column, *OWN)
+    if clash := {*task.text, task.label.column} & set(OWN):
+        raise _reserved(task, clash.pop())
+    labels = None if rows.labels is None else [label_text(task, label) for label in rows.labels]
+    columns: list[Any] = [list(column) for column in zip(*rows.texts, strict=True)] or [[] for _ in task.text]
+    columns += [labels if labels is not None else [None] * len(rows)]
+    columns += [rows.source or list(range(len(rows))), rows.augmented or [False] * len(rows), rows.ids]
+    if format == "tsv":
+        _write_tsv(path, names, columns)
+    else:
+        _write_parquet(path, names, columns)
+
+
+def load_augmented(path: Path, task: Task) -> Examples:
+    """Rows made by `mbert augment`: its output directory, or the file in it. Labels of varied rows stay, flagged.
+
+    Raises M255 where there is no such file or directory, M306 where it is not what was made, M253 for a missing column, M364
+    for a flag or source that is none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        path = _file_in(path)
+    table = read_table(path)
+    rows = from_table(table, task, "train")
+    flags = [_flag(table, row, value) for row, value in enumerate(table.column("augmented"))]
+    source = [_position(table, row, value) for row, value in enumerate(table.column("source"))]
+    return Examples(rows.texts, rows.labels, [str(value) for value in table.column("id")], flags, source)
+
+
+def _write_tsv(path: Path, names: tuple[str, ...], columns: list[Any]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        # all quoted: a lone carriage return inside a text would end its row
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(names)
+        writer.writerows([_cell(value) for value in row] for row in zip(*columns, strict=True))
+
+
+def _cell(value: Any) -> Any:
+    return plain(value) if value is None or isinstance(value, bool) else value
+
+
+def _write_parquet(path: Path, names: tuple[str, ...], columns: list[Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({name: pa.array(column) for name, column in zip(names, columns, strict=True)})
+    pq.write_table(table, path, compression="zstd")
+
+
+def _file_in(folder: Path) -> Path:
+    if (folder / manifest.FILE).is_file():
+        manifest.checked(folder)
+    for suffix in (".parquet", ".tsv"):
+        if (folder / f"{STEM}{suffix}").is_file():
+            return folder / f"{STEM}{suffix}"
+    raise MbertError(
+        "M255",
+        "there is no augmented data here",
+        where=str(folder),
+        allowed=f"An output of `mbert augment`: it holds {STEM}.parquet or {STEM}.tsv.",
+        fix=f"Make it: mbert augment --task TASK -o {folder}",
+    )
+
+
+def _flag(table: Table, row: int, value: Any) -> bool:
+    text = plain(value).lower()
+    if text not in YES_NO:
+        raise _malformed(table, row, f'"{value}" in column "augmented" is neither true nor false')
+    return YES_NO[text]
+
+
+def _position(table: Table, row: int, value: Any) -> int:
+    text = plain(value)
+    if not POSITION.fullmatch(text):
+        raise _malformed(table, row, f'"{value}" in column "source" is no position of a row')
+    return int(text)
+
+
+def _malformed(table: Table, row: int, what: str) -> MbertError:
+    return MbertError(
+        "M364",
+        what,
+        where=table.where(row),
+        allowed="source: the position of the original row from 0; augmented: true or false.",
+        fix="Make the file again: mbert augment --task TASK",
+    )
+
+
+def _reserved(task: Task, name: str) -> MbertError:
+    return MbertError(
+        "M031",
+        f'the column name "{name}" is needed for augmented data itself',
+        where=f"task {task.name}",
+        allowed=f"Text and label columns with other names than {', '.join(OWN)}.",
+        fix="Rename the column in the data file and in the task.",
+    )

@@ -1,0 +1,287 @@
+"""A corpus as token blocks on disk: tokenised once, memory-mapped, shared between runs.
+
+    tokens.bin      every token id of every sentence, in order
+    sentences.bin   where each sentence begins in tokens.bin
+    documents.bin   where each document begins in sentences.bin
+    train.bin, heldout.bin   one block a row: [a, a_end, b, b_end), ranges of tokens.bin; b = b_end where there is no segment B
+
+Blocks are ranges, not copies, so they cost 32 bytes each whatever their length. All files are written piece by piece and read
+memory-mapped: memory does not grow with the corpus, but for 8 bytes a document. No block crosses a document, a sentence is
+cut only where a pair is too long. Held-out documents are chosen by a hash of their tokens.
+
+    pairs    segments A and B as BERT's: a chunk of consecutive sentences is split at a random sentence; with probability
+             `random_next` B is replaced by text of another document; a `short` share of chunks has a random smaller target.
+             What is too long loses tokens at random from the front or the back of the longer segment.
+    packed   consecutive sentences up to the maximum length, one segment.
+
+Source: BERT's data preparation as the released TinyBERT uses it, without the masking.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microbert_cli.data.corpus.documents import identify_corpus, read_documents
+from microbert_cli.data.tokenized import rules_of
+from microbert_cli.errors import MbertError
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import atomic, cache
+
+Range = tuple[int, int, int, int]
+GROUP = 512  # documents tokenised at once
+ALONE = -100  # what cross-entropy passes over
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """How blocks are cut; everything here changes the result, so all of it is part of the cache's key."""
+
+    format: str = "pairs"
+    max_length: int = 128
+    heldout: float = 0.02
+    documents: int | None = None
+    random_next: float = 0.5
+    short: float = 0.1
+    seed: int = 42
+
+
+class Blocks:
+    """Blocks of one part (train or held out), read from disk as they are asked for."""
+
+    def __init__(self, directory: Path, part: str, tokenizer: Any):
+        self.ranges = _positions(directory / f"{part}.bin").reshape(-1, 4)
+        self.begins = _positions(directory / "sentences.bin")[_positions(directory / "documents.bin")]
+        self.tokens = np.memmap(directory / "tokens.bin", dtype=_dtype(tokenizer), mode="r")
+        self._cls, self._sep, self._pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each block, special ones included."""
+        a, a_end, b, b_end = np.asarray(self.ranges).T
+        return a_end - a + b_end - b + 2 + (b_end > b)
+
+    def batch(self, indices: np.ndarray, pad_to: int | None = None) -> dict[str, Tensor]:
+        """input_ids, token_type_ids and attention_mask [B, T], padded to the longest of the batch or to `pad_to` tokens.
+
+        unrelated [B]: 1 where segment B is of another document, 0 where it goes on, ALONE where there is none
+        """
+        rows = [self._row(*self.ranges[i]) for i in indices]
+        length = max(pad_to or 0, *(len(ids) for ids, _ in rows))
+        batch = {
+            "input_ids": torch.full((len(rows), length), self._pad),
+            "token_type_ids": torch.zeros(len(rows), length, dtype=torch.long),
+            "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
+        }
+        for row, (ids, first) in enumerate(rows):
+            batch["input_ids"][row, : len(ids)] = torch.from_numpy(ids)
+            batch["token_type_ids"][row, first : len(ids)] = 1
+            batch["attention_mask"][row, : len(ids)] = 1
+        a, _, b, b_end = np.asarray(self.ranges[indices]).T
+        unrelated = np.where(b_end > b, self._document(a) != self._document(b), ALONE)
+        batch["unrelated"] = torch.from_numpy(unrelated.astype(np.int64))
+        return batch
+
+    def _document(self, positions: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.begins, positions, side="right")
+
+    def _row(self, a: int, a_end: int, b: int, b_end: int) -> tuple[np.ndarray, int]:
+        parts: list[Any] = [[self._cls], self.tokens[a:a_end], [self._sep]]
+        if b_end > b:
+            parts += [self.tokens[b:b_end], [self._sep]]
+        return np.concatenate(parts).astype(np.int64), int(a_end - a + 2)
+
+
+def make_blocks(
+    source: str, tokenizer: Any, settings: BlockSettings, *, reporter: Reporter = SILENT, where: str = "corpus.source"
+) -> tuple[Blocks, Blocks]:
+    """Training and held-out blocks of a corpus; taken from the cache where the same were made before."""
+    with cache.entry("blocks", _key(source, tokenizer, settings), reporter=reporter) as (directory, ready):
+        if not ready:
+            documents = read_documents(source, limit=settings.documents, where=where, reporter=reporter)
+            cut_blocks(documents, tokenizer, settings, directory, reporter=reporter, where=where)
+    return _both(directory, tokenizer)
+
+
+def find_blocks(source: str, tokenizer: Any, settings: BlockSettings) -> tuple[Blocks, Blocks] | None:
+    """Training and held-out blocks if they are in the cache; nothing is made."""
+    directory = cache.find("blocks", _key(source, tokenizer, settings))
+    return _both(directory, tokenizer) if directory else None
+
+
+def cut_blocks(
+    documents: Iterable[list[str]],
+    tokenizer: Any,
+    settings: BlockSettings,
+    directory: Path,
+    *,
+    reporter: Reporter = SILENT,
+    where: str = "corpus.source",
+) -> tuple[Blocks, Blocks]:
+    """Training and held-out blocks of some documents, made in `directory`; by itself past the cache, for a look at a sample."""
+    _write_tokens(documents, tokenizer, directory, reporter)
+    _write_blocks(directory, settings, _dtype(tokenizer), where)
+    return _both(directory, tokenizer)
+
+
+def _both(directory: Path, tokenizer: Any) -> tuple[Blocks, Blocks]:
+    return Blocks(directory, "train", tokenizer), Blocks(directory, "heldout", tokenizer)
+
+
+def _key(source: str, tokenizer: Any, settings: BlockSettings) -> str:
+    return atomic.digest({"corpus": identify_corpus(source), "tokenizer": rules_of(tokenizer), **vars(settings)})
+
+
+def _write_tokens(documents: Iterable[list[str]], tokenizer: Any, directory: Path, reporter: Reporter) -> None:
+    documents, number, tokens, count = iter(documents), 0, 0, 0
+    with (
+        (directory / "tokens.bin").open("wb") as token_file,
+        (directory / "sentences.bin").open("wb") as sentence_file,
+        (directory / "documents.bin").open("wb") as document_file,
+    ):
+        _append(sentence_file, [0])
+        _append(document_file, [0])
+        while group := list(islice(documents, GROUP)):
+            number += len(group)
+            for document in _encode(group, tokenizer):
+                if not document:
+                    continue
+                token_file.write(np.concatenate(document).astype(_dtype(tokenizer)).tobytes())
+                _append(sentence_file, tokens + np.cumsum([len(sentence) for sentence in document]))
+                tokens, count = tokens + sum(map(len, document)), count + len(document)
+                _append(document_file, [count])
+            reporter.progress("tokenise", number, 0, tokens=tokens)
+
+
+def _encode(documents: list[list[str]], tokenizer: Any) -> Iterator[list[list[int]]]:
+    """The token ids of each document's sentences, empty ones left out."""
+    flat = [sentence for document in documents for sentence in document]
+    encoded = iter(tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"])
+    for document in documents:
+        yield [ids for ids in islice(encoded, len(document)) if ids]
+
+
+def _write_blocks(directory: Path, settings: BlockSettings, dtype: type, where: str) -> None:
+    count = len(_positions(directory / "documents.bin")) - 1
+    if count < 2:
+        raise MbertError(
+            "M331",
+            f"the corpus has too few documents: {count}",
+            where=where,
+            allowed="At least two: one is held out, and segments B come from another document. A blank line ends a document.",
+            fix="Put a blank line between documents, or name a larger corpus.",
+        )
+    text = _Text(directory, dtype)
+    numbers = range(count)
+    held = np.fromiter((text.is_held_out(n, settings.heldout) for n in numbers), dtype=bool)
+    if held.all() or not held.any():
+        held = np.arange(len(held)) == len(held) - 1
+    cut = _pairs if settings.format == "pairs" else _packed
+    for part, chosen in (("train", np.flatnonzero(~held)), ("heldout", np.flatnonzero(held))):
+        with (directory / f"{part}.bin").open("wb") as file:
+            for place, n in enumerate(chosen.tolist()):
+                draw = random.Random(f"{settings.seed} {n}")
+                _append(file, list(cut(text, place, chosen, settings, draw)))
+
+
+class _Text:
+    """Random access to the tokenised corpus."""
+
+    def __init__(self, directory: Path, dtype: type):
+        self.tokens = np.memmap(directory / "tokens.bin", dtype=dtype, mode="r")
+        self.sentences = _positions(directory / "sentences.bin")
+        self.documents = _positions(directory / "documents.bin")
+
+    def bounds(self, document: int) -> list[int]:
+        """Token positions where the document's sentences begin, and its end."""
+        first, last = self.documents[document], self.documents[document + 1]
+        return [int(position) for position in self.sentences[first : last + 1]]
+
+    def is_held_out(self, document: int, share: float) -> bool:
+        bounds = self.bounds(document)
+        value = hashlib.sha256(self.tokens[bounds[0] : bounds[-1]].tobytes()).digest()
+        return int.from_bytes(value[:8]) < share * 2**64
+
+
+def _packed(text: _Text, place: int, part: np.ndarray, settings: BlockSettings, draw: random.Random) -> Iterator[Range]:
+    """Blocks of the document `part[place]`."""
+    room = settings.max_length - 2
+    start, end = (bounds := text.bounds(part[place]))[0], bounds[0]
+    for sentence, sentence_end in pairwise(bounds):
+        if sentence_end - start > room and end > start:
+            yield start, end, end, end
+            start = sentence
+        while sentence_end - start > room:
+            yield start, start + room, start + room, start + room
+            start += room
+        end = sentence_end
+    if end > start:
+        yield start, end, end, end
+
+
+def _pairs(text: _Text, place: int, part: np.ndarray, settings: BlockSettings, draw: random.Random) -> Iterator[Range]:
+    """Blocks of the document `part[place]`; segments B from elsewhere come from other documents of the same part."""
+    room = settings.max_length - 3
+    bounds = text.bounds(part[place])
+    i = 0
+    while i < len(bounds) - 1:
+        target = draw.randint(2, room) if draw.random() < settings.short else room
+        last = i + 1
+        while last < len(bounds) - 1 and bounds[last] - bounds[i] < target:
+            last += 1
+        split = draw.randint(i + 1, max(i + 1, last - 1))
+        alone = split == last
+        replaced = len(part) > 1 and (alone or draw.random() < settings.random_next)
+        if replaced:
+            b, b_end = _elsewhere(text, place, part, max(1, target - (bounds[split] - bounds[i])), draw)
+            last = split
+        else:
+            b, b_end = bounds[split], bounds[last]
+        yield _fit(bounds[i], bounds[split], b, b_end, room, draw)
+        i = last
+
+
+def _elsewhere(text: _Text, place: int, part: np.ndarray, wanted: int, draw: random.Random) -> tuple[int, int]:
+    """Consecutive sentences of another document, about `wanted` tokens."""
+    other = draw.randrange(len(part))
+    if other == place:
+        other = (other + 1) % len(part)
+    bounds = text.bounds(part[other])
+    first = draw.randrange(len(bounds) - 1)
+    last = first + 1
+    while last < len(bounds) - 1 and bounds[last] - bounds[first] < wanted:
+        last += 1
+    return bounds[first], bounds[last]
+
+
+def _fit(a: int, a_end: int, b: int, b_end: int, room: int, draw: random.Random) -> Range:
+    """Drops tokens of the longer segment, from the front or the back, until the pair fits."""
+    while (a_end - a) + (b_end - b) > room:
+        front = draw.random() < 0.5
+        if a_end - a > b_end - b:
+            a, a_end = (a + 1, a_end) if front else (a, a_end - 1)
+        else:
+            b, b_end = (b + 1, b_end) if front else (b, b_end - 1)
+    return a, a_end, b, b_end
+
+
+def _append(file: IO[bytes], positions: Any) -> None:
+    file.write(np.asarray(positions, dtype=np.int64).tobytes())
+
+
+def _positions(path: Path) -> np.ndarray:
+    return np.memmap(path, dtype=np.int64, mode="r")
+
+
+def _dtype(tokenizer: Any) -> type:
+    return np.uint16 if len(tokenizer) <= 2**16 else np.uint32

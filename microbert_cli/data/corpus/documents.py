@@ -1,0 +1,154 @@
+"""Plain text as a stream of documents, each a list of sentences; never the whole corpus in memory.
+
+Sources: `python-docs` (built in), a text file, the same gzipped, a Parquet file with a text column, a folder of those, or a Hub
+data set as `owner/name:config`. In text files a blank line ends a document. A Parquet row is a document.
+"""
+
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+from microbert_cli.data.corpus import python_docs
+from microbert_cli.data.limits import bounded_lines, open_gzip
+from microbert_cli.errors import MbertError
+from microbert_cli.hub import is_hub_id
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import manifest
+
+BUILT_IN_CORPUS = "python-docs"
+CORPUS_SUFFIXES = (".txt", ".gz", ".parquet")
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
+
+Document = list[str]
+
+
+def read_documents(
+    source: str, *, limit: int | None = None, where: str = "corpus.source", reporter: Reporter = SILENT
+) -> Iterator[Document]:
+    """The documents of a source in order, at most `limit`; raises M2xx and M3xx as readers do."""
+    found = (document for document in _documents(source, where, reporter) if document)
+    return islice(found, limit) if limit else found
+
+
+def identify_corpus(source: str) -> str | None:
+    """What the text is, for caches and manifests: hashes of files, or the name."""
+    return _built_in_fingerprint() if source == BUILT_IN_CORPUS else manifest.identify(source)
+
+
+def split_sentences(paragraph: str) -> list[str]:
+    """A paragraph's sentences: a full stop, question or exclamation mark before a space and a capital or digit ends one."""
+    return [sentence for sentence in SENTENCE_END.split(paragraph.strip()) if sentence]
+
+
+@cache
+def _built_in_fingerprint() -> str:
+    digest = hashlib.sha256()
+    for document in python_docs.python_documents():
+        digest.update("\n".join([*document, ""]).encode())
+    return digest.hexdigest()
+
+
+def _documents(source: str, where: str, reporter: Reporter) -> Iterator[Document]:
+    if source == BUILT_IN_CORPUS:
+        yield from python_docs.python_documents()
+        return
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in CORPUS_SUFFIXES)
+        if not files:
+            raise _nothing(source, where, f"no file in it ends in {', '.join(CORPUS_SUFFIXES)}")
+        for file in files:
+            yield from _file(file, where)
+    elif path.is_file():
+        yield from _file(path, where)
+    elif is_hub_id(source.partition(":")[0]) and path.suffix not in CORPUS_SUFFIXES:
+        yield from _hub(source, where, reporter)
+    else:
+        raise _nothing(source, where, "there is no such file or folder")
+
+
+def _file(path: Path, where: str) -> Iterator[Document]:
+    if path.suffix == ".parquet":
+        return _parquet(path, where)
+    return _lines(path, where)
+
+
+def _lines(path: Path, where: str) -> Iterator[Document]:
+    document: Document = []
+    for line in _text(path, where):
+        if line.strip():
+            document += split_sentences(line)
+        else:
+            yield document
+            document = []
+    yield document
+
+
+def _text(path: Path, where: str) -> Iterator[str]:
+    opened = open_gzip(path) if path.suffix == ".gz" else path.open("rb")
+    try:
+        with opened as file:
+            for number, line in enumerate(bounded_lines(file, str(path)), 1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise _damaged(f"{path}, line {number}", where, f"this is not UTF-8: {error.reason}") from None
+    except (EOFError, zlib.error, OSError) as error:
+        raise _damaged(str(path), where, str(error)) from error
+
+
+def _parquet(path: Path, where: str) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+        if "text" not in table.schema_arrow.names:
+            raise _damaged(str(path), where, f"it has no column text, only {', '.join(table.schema_arrow.names)}")
+        for batch in table.iter_batches(columns=["text"], batch_size=256):
+            for text in batch.column(0).to_pylist():
+                if not isinstance(text, str):
+                    raise _damaged(str(path), where, f"a row of its column text is no text but {type(text).__name__}")
+                yield _as_document(text)
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        raise _damaged(str(path), where, str(error) or type(error).__name__) from error
+
+
+def _hub(source: str, where: str, reporter: Reporter) -> Iterator[Document]:
+    import datasets
+
+    name, _, config = source.partition(":")
+    reporter.note(f"corpus: streaming {source} from the Hub")
+    try:
+        rows: Iterable[dict[str, str]] = datasets.load_dataset(name, config or None, split="train", streaming=True)
+        yield from (_as_document(row["text"]) for row in rows)
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        raise _nothing(source, where, f"the Hub did not give it: {str(error).splitlines()[0][:200]}") from error
+
+
+def _as_document(text: str) -> Document:
+    return [sentence for line in text.splitlines() for sentence in split_sentences(line)]
+
+
+def _nothing(source: str, where: str, why: str) -> MbertError:
+    return MbertError(
+        "M230",
+        f'"{source}" is no corpus: {why}',
+        where=where,
+        allowed=f"{BUILT_IN_CORPUS}, a file or folder of {', '.join(CORPUS_SUFFIXES)}, or a Hub data set as owner/name:config.",
+        fix="For instance: --corpus corpus.txt.gz",
+    )
+
+
+def _damaged(place: str, where: str, why: str) -> MbertError:
+    return MbertError(
+        "M330",
+        why,
+        where=f"{where} {place}",
+        allowed="UTF-8 text, one sentence or paragraph a line, a blank line between documents; or Parquet with a column text.",
+        fix="Convert it: iconv -f LATIN1 -t UTF-8 FILE > FILE.utf8, or fetch it again.",
+    )

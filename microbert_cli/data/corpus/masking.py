@@ -1,0 +1,102 @@
+"""Dynamic masking: which words a masked-LM must guess is drawn anew for every batch, from (seed, batch number) alone.
+
+Of the real, non-special tokens a share is chosen; of these 80 % become [MASK], 10 % a random token, 10 % stay.
+Each is chosen with the same probability; or, where chances c are given, ceil(share x real tokens, special ones counted) are,
+one after another, each with a probability proportional to its token's c = max(count in the corpus, 1)^-s: rare words oftener.
+Sources: BERT (Devlin et al. 2019), with RoBERTa's re-drawing; DistilBERT's released code for s = 0.7.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microbert_cli import distributed
+
+DRAWN = ("token_positions", "token_labels")
+
+
+def mask_batch(
+    batch: dict[str, Tensor], tokenizer: Any, *, share: float, seed: int, number: int, chances_V: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The batch with altered input_ids, plus token_positions [P] (into the flattened [B x T]) and token_labels [P]."""
+    random = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    ids_BT = batch["input_ids"]
+    special = torch.isin(ids_BT, torch.tensor(tokenizer.all_special_ids)) | (batch["attention_mask"] == 0)
+    if chances_V is None:
+        positions = _alike(special, share, random)
+    else:
+        wanted = math.ceil(share * int(batch["attention_mask"].sum()))
+        positions = _by_chance(chances_V[ids_BT].masked_fill(special, 0.0).flatten(), wanted, random)
+    labels = ids_BT.flatten()[positions]
+    how = torch.rand(len(positions), generator=random)
+    noise = torch.randint(len(tokenizer), (len(positions),), generator=random)
+    masked = ids_BT.flatten().clone()
+    masked[positions] = torch.where(how < 0.8, tokenizer.mask_token_id, torch.where(how < 0.9, noise, labels))
+    return {**batch, "input_ids": masked.view_as(ids_BT), "token_positions": positions, "token_labels": labels}
+
+
+class Masks:
+    """How a run hides words: a share of them, rare ones oftener by `smoothing`, from its seed.
+
+    tokens  of the corpus, for their frequencies
+    """
+
+    def __init__(self, tokenizer: Any, share: float, smoothing: float, seed: int, tokens: np.ndarray):
+        self.tokenizer, self.share, self.seed = tokenizer, share, seed
+        self.chances_V = chances(tokens, len(tokenizer), smoothing) if smoothing else None
+
+    def draw(self, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+        """`mask_batch` of the run's batch of that number."""
+        return mask_batch(batch, self.tokenizer, share=self.share, seed=self.seed, number=number, chances_V=self.chances_V)
+
+    def own(self, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+        """This process's rows of it."""
+        return own_rows(self.draw(batch, number))
+
+
+def chances(tokens: np.ndarray, vocabulary: int, smoothing: float) -> Tensor:
+    """max(count, 1)^-smoothing of every token of the vocabulary [V]; `tokens` is the corpus, read piece by piece."""
+    counts = sum((np.bincount(piece, minlength=vocabulary) for piece in _pieces(tokens)), np.zeros(vocabulary, dtype=np.int64))
+    return torch.from_numpy(np.maximum(counts, 1).astype(np.float64) ** -smoothing).float()
+
+
+def _pieces(tokens: np.ndarray, size: int = 2**24) -> Iterable[np.ndarray]:
+    return (np.asarray(tokens[first : first + size], dtype=np.int64) for first in range(0, len(tokens), size))
+
+
+def _alike(special_BT: Tensor, share: float, random: torch.Generator) -> Tensor:
+    """Each token with the same probability, and at least one."""
+    draw_BT = torch.rand(special_BT.shape, generator=random).masked_fill(special_BT, 2.0)
+    chosen_BT = draw_BT < share
+    if not chosen_BT.any():
+        chosen_BT = (draw_BT == draw_BT.min()) & ~special_BT
+    return chosen_BT.flatten().nonzero()[:, 0]
+
+
+def _by_chance(chances: Tensor, wanted: int, random: torch.Generator) -> Tensor:
+    """So many positions, in order, drawn without replacement."""
+    wanted = min(wanted, int((chances > 0).sum()))
+    if not wanted:
+        return torch.zeros(0, dtype=torch.long)
+    return torch.multinomial(chances, wanted, generator=random).sort().values
+
+
+def own_rows(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """This process's rows of a masked batch. Masks are drawn for the whole batch, so they are those of one process.
+
+    Where there are fewer rows than processes, some get the first row, no position of it, and "idle" (`processes.own_batch`).
+    """
+    rank, world = distributed.rank(), distributed.world()
+    if world == 1:
+        return batch
+    rows, columns = batch["token_positions"] // (width := batch["input_ids"].shape[1]), batch["token_positions"] % width
+    mine = rows % world == rank
+    chosen = slice(rank, None, world) if rank < len(batch["input_ids"]) else slice(0, 1)
+    found = {name: value[chosen] for name, value in batch.items() if name not in DRAWN}
+    positions = (rows[mine] // world) * width + columns[mine]
+    idle = {} if rank < len(batch["input_ids"]) else {"idle": torch.ones(1)}
+    return {**found, "token_positions": positions, "token_labels": batch["token_labels"][mine], **idle}

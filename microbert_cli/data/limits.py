@@ -1,0 +1,121 @@
+"""Packed and long input, read within limits: what is small on disk must not fill the memory.
+
+    .gz, .zip  may unpack to RATIO times their size, and to FREE bytes in any case; GloVe unpacks to 3 times its size
+    .zip       no member whose name leaves its folder, no links; nothing is ever extracted, one member is read as a stream
+    a line     LINE bytes;  a text of a row  TEXT characters
+
+Tables are held in memory whole anyway: their lines end with the file.
+"""
+
+import gzip
+import io
+import stat
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from microbert_cli.errors import MbertError
+
+FREE = 2**26
+RATIO = 200
+MEMBERS = 10_000
+LINE = 4_000_000
+TEXT = 1_000_000
+
+
+def open_gzip(path: Path) -> IO[bytes]:
+    """A gzipped file as a stream of bytes that ends with M371 where it unpacks to too much."""
+    return io.BufferedReader(_Measured(path))
+
+
+class _Measured(io.RawIOBase):
+    """Counts what it unpacks; the file says nothing of its own size that could be believed."""
+
+    def __init__(self, path: Path):
+        self._path, self._file, self._read = path, gzip.open(path, "rb"), 0
+        self._most = _most(path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._read += count
+        if self._read > self._most:
+            raise _bomb(str(self._path), self._most)
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def check_zip(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raises M372 for a zip with hostile members, M371 for one that unpacks to too much by its own table.
+
+    zipfile reads no more of a member than the table says, so the table may be believed.
+    """
+    members = archive.infolist()
+    if len(members) > MEMBERS:
+        raise _hostile(path, f"it has {len(members):,} members")
+    for member in members:
+        parts = member.filename.replace("\\", "/").split("/")
+        if ".." in parts or not parts[0] and len(parts) > 1 or parts[0].endswith(":"):
+            raise _hostile(path, f'the name of its member "{member.filename}" leads out of the folder')
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise _hostile(path, f'its member "{member.filename}" is a link')
+    packed = min(path.stat().st_size, sum(member.compress_size for member in members))
+    if sum(member.file_size for member in members) > _most(packed):
+        raise _bomb(str(path), _most(packed))
+
+
+def bounded_lines(stream: IO[bytes], place: str) -> Iterator[bytes]:
+    """The lines of a stream with their ends; raises M373 for one beyond LINE bytes, which is never read whole."""
+    number = 0
+    while line := stream.readline(LINE + 1):
+        number += 1
+        if len(line) > LINE:
+            raise _too_long(f"this line has more than {LINE:,} bytes", f"{place}, line {number}")
+        yield line
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises M373 for a text beyond TEXT characters."""
+    if len(text) > TEXT:
+        raise _too_long(f"this text has {len(text):,} characters", where)
+
+
+def _most(packed: int) -> int:
+    return max(FREE, RATIO * packed)
+
+
+def _bomb(place: str, most: int) -> MbertError:
+    return MbertError(
+        "M371",
+        f"this unpacks to more than {most:,} bytes, which no text does",
+        where=place,
+        allowed=f"What unpacks to at most {RATIO} times its size.",
+        fix="Look where it comes from; one that is trusted can be unpacked by hand and named as it is.",
+    )
+
+
+def _hostile(path: Path, what: str) -> MbertError:
+    return MbertError(
+        "M372",
+        f"this archive is not to be trusted: {what}",
+        where=str(path),
+        allowed=f"A zip of at most {MEMBERS:,} plain files in plain folders.",
+        fix="Fetch it from its source, or unpack the vectors by hand and name the text file.",
+    )
+
+
+def _too_long(what: str, where: str) -> MbertError:
+    return MbertError(
+        "M373",
+        what,
+        where=where,
+        allowed=f"A text of at most {TEXT:,} characters, a line of at most {LINE:,} bytes; a model reads a few hundred words.",
+        fix="Split or drop it; in one endless line the line feeds may be missing.",
+    )

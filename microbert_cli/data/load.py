@@ -1,0 +1,207 @@
+"""The rows of a task's split, wherever they lie: built in, a user's own files, a GLUE folder, or the Hub.
+
+Task data is looked for in this order: the folder that is named, `MBERT_DATA`, the local cache of Hugging Face data
+sets, and the task's Hub id, which is said aloud and refused under `HF_HUB_OFFLINE`.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microbert_cli.data.augmented_files import load_augmented, write_augmented
+from microbert_cli.data.examples import Examples, from_table, read_labels
+from microbert_cli.data.own_files import complete, own_rows, own_task
+from microbert_cli.data.tables import Table, read_table
+from microbert_cli.data.transfer_set import load_transfer
+from microbert_cli.errors import MbertError, nearest
+from microbert_cli.recipe.task import FolderSource, HubSource, Task
+from microbert_cli.reporter import SILENT, Reporter
+
+__all__ = ["Examples", "complete", "load_augmented", "load_split", "load_transfer", "own_task", "write_augmented"]
+
+DATA = "MBERT_DATA"
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+TRUE = {"1", "true", "yes", "on"}
+
+
+def load_split(
+    task: Task, split: str, *, data_dir: Path | None = None, limit: int | None = None, reporter: Reporter = SILENT
+) -> Examples:
+    """The rows of one split: train, dev, test, or a further one the task has, such as dev_mismatched.
+
+    data_dir  a GLUE folder, or the task's own folder in it;  limit  at most so many rows, always the same ones
+    Raises M251 where the task has no such split, M256 where no file is named for it, M250 where its rows are nowhere, and
+    what readers and rows raise.
+    """
+    if split not in task.splits:
+        raise _no_split(task, split)
+    if task.builtin:
+        rows = _built_in(task, split)
+    elif task.files:
+        rows = own_rows(task, split, reporter)
+    else:
+        rows = _benchmark(task, split, data_dir, reporter)
+    return rows.limit(limit)
+
+
+def _python_docs(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
+    from microbert_cli.data.corpus import python_docs
+
+    texts, labels = python_docs.python_task_rows(split)
+    return [(text,) for text in texts], labels
+
+
+BUILT_IN_TASKS: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]]]] = {"python-docs": _python_docs}
+
+
+def _built_in(task: Task, split: str) -> Examples:
+    if task.builtin not in BUILT_IN_TASKS:
+        raise MbertError(
+            "M032",
+            f'there is no built-in source "{task.builtin}"',
+            where=f"task {task.name}, builtin",
+            allowed=nearest(str(task.builtin), BUILT_IN_TASKS),
+            fix="Correct the name, or give the task a [folder], [hub] or [files].",
+        )
+    texts, labels = BUILT_IN_TASKS[task.builtin](split)
+    return Examples(texts, read_labels(labels, task, lambda row: f"{task.builtin} {split}, row {row + 1}"))
+
+
+def _benchmark(task: Task, split: str, data_dir: Path | None, reporter: Reporter) -> Examples:
+    looked: list[str] = []
+    folders = [data_dir] if data_dir else [Path(os.environ[DATA])] if os.environ.get(DATA) else []
+    if task.folder and split in task.folder.splits:
+        for folder in folders:
+            if path := _find(task.folder, split, folder, looked):
+                return _folder_rows(task, task.folder, split, path, reporter)
+    if data_dir is None and task.hub and split in task.hub.splits:
+        if table := _cached(task.hub, split, looked):
+            return _hub_rows(task, task.hub, split, table, reporter)
+        if not _offline():
+            return _hub_rows(task, task.hub, split, _download(task.hub, split, looked, reporter), reporter)
+    raise _nowhere(task, split, looked, named=data_dir is not None)
+
+
+def _find(source: FolderSource, split: str, folder: Path, looked: list[str]) -> Path | None:
+    for place in (folder / source.name, folder):
+        for name in source.splits[split].files:
+            looked.append(str(place / name))
+            if os.path.isfile(place / name):  # False, not an error, where a name is longer than a name can be
+                return place / name
+    return None
+
+
+def _folder_rows(task: Task, source: FolderSource, split: str, path: Path, reporter: Reporter) -> Examples:
+    file = source.splits[split]
+    skip = source.skip_broken_rows
+    table = read_table(path, quoting=source.quoting, header=file.header, skip_broken_rows=skip, reporter=reporter)
+    columns = {**source.columns, **file.columns}
+    return from_table(table, task, split, columns=columns, row_id=source.row_id if file.header else (), reporter=reporter)
+
+
+def _offline() -> bool:
+    return any(os.environ.get(name, "").lower() in TRUE for name in OFFLINE)
+
+
+def _cached(source: HubSource, split: str, looked: list[str]) -> Table | None:
+    """The split as the `datasets` library has kept it after an earlier download; nothing is asked of the network."""
+    import datasets
+
+    root = Path(datasets.config.HF_DATASETS_CACHE) / source.id.replace("/", "___")
+    looked.append(f"{root} (cache of Hugging Face data sets)")
+    stem = f"{source.id.split('/')[-1]}-{source.splits[split]}"
+    name = re.compile(rf"{re.escape(stem)}(-\d+-of-\d+)?\.arrow")
+    files = [file for file in root.glob(f"{source.config or '*'}/**/*.arrow") if name.fullmatch(file.name)]
+    if not files:
+        return None
+    newest = max({file.parent for file in files}, key=lambda folder: (folder.stat().st_mtime, str(folder)))
+    parts = [datasets.Dataset.from_file(str(file)) for file in sorted(files) if file.parent == newest]
+    return hub_table(datasets.concatenate_datasets(parts), source, split)
+
+
+def _download(source: HubSource, split: str, looked: list[str], reporter: Reporter) -> Table:
+    import datasets
+
+    called = " ".join(part for part in (source.id, source.config) if part)
+    reporter.note(f"{called}: {source.splits[split]} comes from the Hugging Face Hub")
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(source.id, source.config, split=source.splits[split])
+    except Exception as error:  # the network and the libraries below fail in more ways than can be listed
+        raise _no_hub(called, looked, error) from error
+    return hub_table(found, source, split)
+
+
+def hub_table(dataset: Any, source: HubSource, split: str) -> Table:
+    """A `datasets.Dataset` as a table; class labels become their names, hidden ones stay -1.
+
+    Scores kept in 32 bits become the decimals they stand for, so that 3.8 is the same here and in the folder's file.
+    """
+
+    def read(name: str) -> list[Any]:
+        values, kind = list(dataset[name]), dataset.features[name]
+        if classes := getattr(kind, "names", None):
+            return [classes[value] if value is not None and value >= 0 else value for value in values]
+        return [str(np.float32(value)) for value in values] if getattr(kind, "dtype", "") == "float32" else values
+
+    place = f"{source.id}, {source.config or 'default'}, {source.splits[split]}"
+    return Table(place, tuple(dataset.column_names), range(1, len(dataset) + 1), read, unit="row")
+
+
+def _hub_rows(task: Task, source: HubSource, split: str, table: Table, reporter: Reporter) -> Examples:
+    return from_table(table, task, split, columns=source.columns, row_id=(source.row_id,), reporter=reporter)
+
+
+def _no_split(task: Task, split: str) -> MbertError:
+    return MbertError(
+        "M251",
+        f'it has no split "{split}"',
+        where=f"task {task.name}",
+        allowed=f"Its splits: {nearest(split, task.splits)}",
+        fix=f"Name one of them, or add it: mbert copy tasks {task.name}",
+    )
+
+
+def _nowhere(task: Task, split: str, looked: list[str], *, named: bool) -> MbertError:
+    places = "; ".join(looked) or "nowhere: no folder is named"
+    hub = f"{task.hub.id} on the Hub" if task.hub and split in task.hub.splits else None
+    offline = f" ({hub} was not asked: {' or '.join(OFFLINE)} is set)" if hub and not named else ""
+    folder = task.folder.name if task.folder else task.name
+    return MbertError(
+        "M250",
+        f"the rows of {task.name} {split} are not to be found",
+        where="--data" if named else f"task {task.name}",
+        allowed=f"Looked for: {places}{offline}.",
+        fix=f"Name the folder that holds {folder}/: --data DIR, or {DATA}=DIR; or allow the Hub: HF_HUB_OFFLINE=0.",
+    )
+
+
+def _no_hub(called: str, looked: list[str], error: Exception) -> MbertError:
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return MbertError(
+        "M254",
+        f"the Hub did not give {called}: {said}",
+        where="Hugging Face Hub",
+        allowed=f"Looked for before: {'; '.join(looked)}.",
+        fix=f"Check the connection, or name a folder that has the files: --data DIR, or {DATA}=DIR.",
+    )
+
+
+def default_splits(task: Task, submit: bool = False) -> list[str]:
+    """The splits whose labels a task shows: dev and its relatives; for a user's own files those that are there."""
+    if task.files is not None:
+        return [split for split in ("dev", "test") if split == "dev" or task.files.path(split)]
+    found = [split for split in task.splits if split.startswith("dev")]
+    if not found and not submit:
+        raise MbertError(
+            "M261",
+            f"{task.name} has no labelled split to score",
+            where=f"task {task.name}",
+            allowed="A task with a dev split. AX is predicted with an MNLI model, for a submission.",
+            fix=f"mbert evaluate MODEL --task {task.name} --submission",
+        )
+    return found

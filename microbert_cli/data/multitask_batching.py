@@ -1,0 +1,92 @@
+"""Rows of several tasks as one source of batches, each batch of one task.
+
+Task k of n_k rows is drawn with probability p_k, which follows from the sizes:
+
+    proportional  p_k ~ n_k             every row is seen about as often as any other
+    square-root   p_k ~ sqrt(n_k)       small tasks more often
+    capped        p_k ~ min(n_k, cap)   proportional, large tasks held back
+
+Which task's turn it is, is a pure function of (seed, step), and every task goes through its own rows in the order that
+`batching.endless` gives them alone. So a resumed run passes over what was seen without loading it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microbert_cli.data.batching import endless
+from microbert_cli.data.tokenized import TokenizedExamples
+
+if TYPE_CHECKING:
+    import torch
+
+
+DRAWN_AT_ONCE = 1024
+TURNS = 7  # sets the draw of tasks apart from the draws of rows, which have the same seed
+
+
+def task_shares(sizes: Sequence[int], by: str = "proportional", *, cap: int = 100_000) -> list[float]:
+    """p_k of every task, by its number of rows."""
+    weigh: dict[str, Callable[[int], float]] = {
+        "proportional": float,
+        "square-root": lambda rows: rows**0.5,
+        "capped": lambda rows: float(min(rows, cap)),
+    }
+    weights = [weigh[by](size) for size in sizes]
+    return [weight / sum(weights) for weight in weights]
+
+
+def task_sequence(shares: Sequence[float], *, seed: int) -> Iterator[int]:
+    """Whose turn it is, batch after batch, for ever: numbers of tasks."""
+    for block in count():
+        random = np.random.default_rng((seed, TURNS, block))
+        yield from random.choice(len(shares), size=DRAWN_AT_ONCE, p=shares).tolist()
+
+
+def mixed(
+    lengths: Sequence[int] | np.ndarray, *, sizes: Sequence[int], shares: Sequence[float], seed: int, skip: int = 0, **how: Any
+) -> Iterator[np.ndarray]:
+    """Batches of the rows of all tasks, numbered one task after the other; `how` is what `batching.endless` takes."""
+    starts = np.cumsum([0, *sizes])
+    drawn = task_sequence(shares, seed=seed)
+    seen = Counter(islice(drawn, skip))
+    own = [
+        endless(np.asarray(lengths)[start : start + size], seed=seed, skip=seen[task], **how)
+        for task, (start, size) in enumerate(zip(starts, sizes, strict=False))
+    ]
+    for task in drawn:
+        yield starts[task] + next(own[task])
+
+
+@dataclass(frozen=True)
+class MultitaskExamples:
+    """Encoded rows of several tasks, numbered one task after the other, and how often each task's turn comes."""
+
+    parts: tuple[TokenizedExamples, ...]
+    shares: tuple[float, ...]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row."""
+        return np.concatenate([part.lengths for part in self.parts])
+
+    @property
+    def order(self) -> Callable[..., Iterator[np.ndarray]]:
+        """Batches of row numbers; it is called as `batching.endless` is."""
+        return partial(mixed, sizes=[len(part) for part in self.parts], shares=self.shares)
+
+    def batch(self, indices: np.ndarray, pad_to: int | None = None, pad_id: int | None = 0) -> "dict[str, torch.Tensor]":
+        """The rows as tensors, all of one task, whose own numbers for them are in `rows`; see `Encoded.batch`."""
+        starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        part = int(np.searchsorted(starts, indices[0], side="right")) - 1
+        return self.parts[part].batch(indices - starts[part], pad_to=pad_to, pad_id=pad_id)
+
+
+def batches_of(rows: TokenizedExamples | MultitaskExamples, **how: Any) -> Iterator[np.ndarray]:
+    """Batches of row numbers of one task or of several; `how` is what `batching.endless` takes."""
+    return (rows.order if isinstance(rows, MultitaskExamples) else endless)(rows.lengths, **how)

@@ -1,0 +1,157 @@
+"""A recipe's task with its rows at hand: read once, encoded once per tokenizer, scored on request."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from microbert_cli.data.examples import Examples
+from microbert_cli.data.load import complete, load_augmented, load_split, load_transfer, own_task
+from microbert_cli.data.tokenized import TokenizedExamples, rules_of, tokenize_examples
+from microbert_cli.errors import MbertError
+from microbert_cli.models.architectures import check_length
+from microbert_cli.models.load import LoadedModel
+from microbert_cli.models.predictor import Predictor
+from microbert_cli.recipe.multitask import recipe_of_task, task_name, transfer_of
+from microbert_cli.recipe.phase_data import TRANSFER
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.task import Task, load_task
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import atomic
+
+
+@dataclass
+class TaskData:
+    """Examples of the splits a stage asked for, and what they encode to. `number`: the task's, in a run of several."""
+
+    task: Task
+    rows: dict[str, Examples]
+    max_length: int
+    reporter: Reporter = SILENT
+    number: int | None = None
+    _encoded: dict[tuple[str, str], TokenizedExamples] = field(default_factory=dict)
+    _rules: dict[int, tuple[Any, str]] = field(default_factory=dict)
+
+    def encode(self, split: str, loaded: LoadedModel | Predictor, *, where: str) -> TokenizedExamples:
+        """The split's token ids; raises M012 where a text may outgrow the model."""
+        check_length(self.max_length, loaded.model.config, where=where)
+        key = (split, self._rules_of(loaded.tokenizer))
+        if key not in self._encoded:
+            encoded = tokenize_examples(self.rows[split], loaded.tokenizer, self.max_length)
+            self._encoded[key] = replace(encoded, task=self.number)
+            if cut := self._encoded[key].truncated:
+                self.reporter.note(
+                    f"{self.task.name} {split}: {cut} of {len(self.rows[split])} rows cut to {self.max_length} tokens"
+                )
+        return self._encoded[key]
+
+    def _rules_of(self, tokenizer: Any) -> str:
+        """The tokenizer's rules, worked out once; it is kept, so that its id stays its own."""
+        if id(tokenizer) not in self._rules:
+            self._rules[id(tokenizer)] = (tokenizer, rules_of(tokenizer))
+        return self._rules[id(tokenizer)][1]
+
+    def fingerprints(self) -> dict[str, Any]:
+        """What identifies the data: the question and its metrics, every split's texts and labels, the maximum length."""
+        task = self.task.model_dump(mode="json", exclude={"name", "title", "hub", "folder", "files", "submission"})
+        splits = {split: rows.fingerprint for split, rows in self.rows.items()}
+        return {"task": atomic.digest(task), "max_length": self.max_length, **splits}
+
+    def facts(self) -> dict[str, Any]:
+        """Examples and fingerprints for the manifest."""
+        return {
+            split: {"rows": len(rows), "fingerprint": rows.fingerprint, "task": self.task.name}
+            for split, rows in self.rows.items()
+        }
+
+
+def fingerprints_of(tasks: Sequence[TaskData]) -> dict[str, Any]:
+    """What identifies the data of a run: of its one task, or of several by name."""
+    return {one.task.name: one.fingerprints() for one in tasks} if tasks[0].number is not None else tasks[0].fingerprints()
+
+
+def facts_of(tasks: Sequence[TaskData]) -> dict[str, Any]:
+    """Examples and fingerprints for the manifest; of several tasks every split under `TASK SPLIT`."""
+    if tasks[0].number is None:
+        return tasks[0].facts()
+    return {f"{one.task.name} {split}": facts for one in tasks for split, facts in one.facts().items()}
+
+
+def load_task_data(
+    recipe: Recipe,
+    catalog: Catalog,
+    *,
+    splits: Sequence[str],
+    augmented: str | Path | None = None,
+    reporter: Reporter = SILENT,
+) -> TaskData:
+    """Reads the recipe's task: one of the catalogue, a task TOML, or the user's own files named by `data.*` keys.
+
+    splits     of the task; "transfer" is the recipe's transfer set, whole: `data.limit` is about train
+    augmented  a directory made by `mbert augment`; its rows are the split "augmented"
+    """
+    task = find_task(recipe, catalog, reporter=reporter)
+    rows = {split: _split(recipe, task, split, reporter) for split in splits}
+    if augmented is not None:
+        rows["augmented"] = load_augmented(Path(augmented), task)
+    return TaskData(task, rows, recipe.data.max_length or task.max_length, reporter)
+
+
+def load_all_task_data(
+    recipe: Recipe,
+    catalog: Catalog,
+    *,
+    splits: Sequence[str],
+    augmented: str | Mapping[str, str] | None = None,
+    reporter: Reporter = SILENT,
+) -> list[TaskData]:
+    """Reads the recipe's task, or every one of its several tasks, called as the recipe calls them and numbered by name.
+
+    augmented  what `mbert augment` made of the task, or of each by name
+    """
+    if not recipe.tasks:
+        assert not isinstance(augmented, Mapping)
+        return [load_task_data(recipe, catalog, splits=splits, augmented=augmented, reporter=reporter)]
+    made = augmented if isinstance(augmented, Mapping) else {}
+    found, numbers = [], sorted(map(task_name, recipe.tasks))
+    for named in recipe.tasks:
+        place = made.get(task_name(named))
+        data = load_task_data(recipe_of_task(recipe, named), catalog, splits=splits, augmented=place, reporter=reporter)
+        called = data.task.model_copy(update={"name": task_name(named)})
+        found.append(replace(data, task=called, number=numbers.index(called.name)))
+    return found
+
+
+def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) -> Task:
+    """The task a recipe names; raises M020 where it names none."""
+    data = recipe.data
+    if data.train_file or data.dev_file or data.test_file:
+        text = (data.text,) if isinstance(data.text, str) else tuple(data.text or ("text",))
+        return own_task(
+            train_file=data.train_file,
+            dev_file=data.dev_file,
+            test_file=data.test_file,
+            text=text,
+            label=data.label or "label",
+            labels=data.labels,
+            kind=data.kind,
+            name=recipe.task,
+            reporter=reporter,
+        )
+    if recipe.task is None:
+        raise MbertError(
+            "M020",
+            "no task is named",
+            where="task",
+            allowed=f"A task of the catalogue ({', '.join(catalog.names('tasks'))}), a task TOML, or own files.",
+            fix="--task sst2, or --train-file reviews.csv --text text --label stars",
+        )
+    return complete(load_task(catalog.path("tasks", recipe.task, where="task")), reporter)
+
+
+def _split(recipe: Recipe, task: Task, split: str, reporter: Reporter) -> Examples:
+    if split == TRANSFER and (place := transfer_of(recipe)):
+        return load_transfer(Path(place), task, reporter)
+    folder = Path(recipe.data.folder) if recipe.data.folder else None
+    return load_split(task, split, data_dir=folder, limit=recipe.data.limit if split == "train" else None, reporter=reporter)

@@ -1,0 +1,201 @@
+"""Rows as token ids, kept flat: one array of ids for all rows, and padded tensors only for the batch at hand."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microbert_cli.data.examples import Examples
+from microbert_cli.runs import atomic
+
+if TYPE_CHECKING:
+    import torch
+
+
+CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class TokenizedExamples:
+    """Token ids of n rows, N tokens in all.
+
+    ids        [N] int32;  row i is ids[offsets[i] : offsets[i + 1]]
+    types      [N] int8, 0 for the first text and 1 for the second; None where the model knows no segments
+    offsets    [n + 1] int64;  lengths [n] int64, in tokens, special tokens included
+    labels     [n] int64 class ids or float32 scores; None = hidden
+    augmented  [n] bool; None = all rows are original
+    truncated  how many rows were longer than the model was to see
+    task       the task's number in a run of several; None where there is one
+    """
+
+    ids: np.ndarray
+    types: np.ndarray | None
+    offsets: np.ndarray
+    labels: np.ndarray | None = None
+    augmented: np.ndarray | None = None
+    truncated: int = 0
+    task: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> dict[str, list[int]]:
+        """One row, not padded: input_ids, and token_type_ids where there are any."""
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        found = {"input_ids": self.ids[span].tolist()}
+        return found if self.types is None else found | {"token_type_ids": self.types[span].tolist()}
+
+    def batch(
+        self, indices: Sequence[int] | np.ndarray, pad_to: int | None = None, pad_id: int | None = 0
+    ) -> "dict[str, torch.Tensor]":
+        """The rows as tensors padded to the longest, or to `pad_to` tokens if that is more.
+
+        input_ids, attention_mask and token_type_ids [B, T] int64; rows [B] int64, their numbers; labels [B] int64 or float32;
+        augmented [B] bool; task [B] int64, where it has a number.
+        """
+        import torch
+
+        indices = np.asarray(indices, dtype=np.int64)
+        starts = self.offsets[indices]
+        lengths = self.offsets[indices + 1] - starts
+        width = max(int(lengths.max(initial=0)), pad_to or 0)
+        steps = np.arange(width)[None, :]
+        real = steps < lengths[:, None]
+        places = (starts[:, None] + steps)[real]
+        found = {"input_ids": _filled(self.ids, places, real, pad_id or 0), "attention_mask": real.astype(np.int64)}
+        found["rows"] = indices
+        if self.types is not None:
+            found["token_type_ids"] = _filled(self.types, places, real, 0)
+        if self.labels is not None:
+            found["labels"] = self.labels[indices]
+        if self.augmented is not None:
+            found["augmented"] = self.augmented[indices]
+        if self.task is not None:
+            found["task"] = np.full(len(indices), self.task)
+        return {name: torch.from_numpy(array) for name, array in found.items()}
+
+
+def _filled(flat: np.ndarray, places: np.ndarray, real: np.ndarray, fill: int) -> np.ndarray:
+    padded = np.full(real.shape, fill, dtype=np.int64)
+    padded[real] = flat[places]
+    return padded
+
+
+def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int) -> TokenizedExamples:
+    """Rows as token ids with the tokenizer's special tokens, at most `max_length` tokens each.
+
+    A pair that is too long loses tokens from the end of its longer text, of the second where both are equally long.
+    Source: `_truncate_seq_pair` of BERT's and TinyBERT's released code.
+    """
+    frame = _frame(tokenizer, len(rows.texts[0]) if rows.texts else 1)
+    room = max(0, max_length - sum(len(ids) for ids, _ in frame[::2]))
+    flat: list[np.ndarray] = []
+    lengths: list[int] = []
+    segments: list[np.ndarray] = []
+    truncated = 0
+    for pieces in _pieces(rows, tokenizer):
+        cut = _truncate(pieces, room)
+        truncated += sum(map(len, cut)) < sum(map(len, pieces))
+        ids, types = _assemble(cut, frame)
+        flat.append(ids)
+        segments.append(types)
+        lengths.append(len(ids))
+    with_types = "token_type_ids" in tokenizer.model_input_names
+    return TokenizedExamples(
+        ids=np.concatenate(flat) if flat else np.empty(0, np.int32),
+        types=(np.concatenate(segments) if segments else np.empty(0, np.int8)) if with_types else None,
+        offsets=np.cumsum([0, *lengths], dtype=np.int64),
+        labels=_labels(rows),
+        augmented=None if rows.augmented is None else np.asarray(rows.augmented, dtype=bool),
+        truncated=truncated,
+    )
+
+
+def rules_of(tokenizer: Any) -> str:
+    """What decides how text becomes ids; what the tokenizer was last asked to pad or cut to does not."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return atomic.digest(tokenizer.get_vocab())
+    return atomic.digest({**json.loads(backend.to_str()), "padding": None, "truncation": None})
+
+
+def _labels(rows: Examples) -> np.ndarray | None:
+    if rows.labels is None:
+        return None
+    is_score = any(isinstance(label, float) for label in rows.labels)
+    return np.asarray(rows.labels, dtype=np.float32 if is_score else np.int64)
+
+
+def _pieces(rows: Examples, tokenizer: Any) -> Iterable[tuple[list[int], ...]]:
+    """The token ids of each row's texts, without special tokens and whole."""
+    for start in range(0, len(rows.texts), CHUNK):
+        columns = zip(*rows.texts[start : start + CHUNK], strict=True)
+        yield from zip(*(_ids(list(column), tokenizer) for column in columns), strict=True)
+
+
+def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(
+        texts,
+        add_special_tokens=False,
+        truncation=False,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    return found
+
+
+def _truncate(pieces: tuple[list[int], ...], room: int) -> tuple[list[int], ...]:
+    if len(pieces) == 1:
+        return (pieces[0][:room],)
+    first, second = len(pieces[0]), len(pieces[1])
+    excess = first + second - room
+    if excess <= 0:
+        return pieces
+    level = min(abs(first - second), excess)  # the longer one gives way until both are equal ...
+    first, second = (first - level, second) if first > second else (first, second - level)
+    rest = excess - level  # ... then the second and the first take turns
+    return pieces[0][: first - rest // 2], pieces[1][: second - (rest - rest // 2)]
+
+
+Part = tuple[list[int], int]
+
+
+def _frame(tokenizer: Any, texts: int) -> list[Part]:
+    """The special tokens around and between texts with the segment of each part: [CLS], text, [SEP], text, [SEP].
+
+    Read off one encoded example, so that it holds for every tokenizer. Even parts are special tokens with their first
+    segment, odd parts stand for the texts.
+    """
+    bare = _ids(["a"], tokenizer)[0]
+    example = tokenizer(*(["a"] * texts), return_token_type_ids=True, return_special_tokens_mask=True)
+    ids, special, types = (example[key] for key in ("input_ids", "special_tokens_mask", "token_type_ids"))
+    frame: list[Part] = []
+    position = 0
+    for number in range(texts + 1):
+        start = position
+        while position < len(ids) and (special[position] or not bare):
+            position += 1
+        frame.append((ids[start:position], types[start] if start < position else 0))
+        if number < texts:
+            frame.append(([], types[position]))
+            position += len(bare)
+    return frame
+
+
+def _assemble(pieces: tuple[list[int], ...], frame: list[Part]) -> tuple[np.ndarray, np.ndarray]:
+    ids: list[int] = []
+    types: list[int] = []
+    for number, (special, segment) in enumerate(frame):
+        part = pieces[number // 2] if number % 2 else special
+        ids += part
+        types += [segment] * len(part)
+    return np.asarray(ids, dtype=np.int32), np.asarray(types, dtype=np.int8)

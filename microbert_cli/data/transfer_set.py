@@ -1,0 +1,54 @@
+"""A transfer set: texts of a task's kind without labels, which teachers answer and students learn the answers of.
+
+A table (CSV, TSV, JSONL, Parquet) with the task's text columns, of which a label column is not read; or, where the task asks
+one text, a `.txt` of one text a line, whose blank lines are passed over. `.gz` after the suffix is fine.
+"""
+
+from pathlib import Path
+
+from microbert_cli.data.examples import Examples, unlabelled
+from microbert_cli.data.tables import read_lines, read_table
+from microbert_cli.errors import MbertError
+from microbert_cli.recipe.task import SUFFIXES, Task
+from microbert_cli.reporter import SILENT, Reporter
+
+PLAIN = ".txt"
+
+
+def load_transfer(path: Path, task: Task, reporter: Reporter = SILENT) -> Examples:
+    """The texts of a transfer set; nobody's labels are read.
+
+    Raises M253 for a text column that is not there, M357 where there are no rows, M367 for a file that is no transfer set of
+    this task, and what `read_table` raises.
+    """
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if suffix == PLAIN:
+        return _lines(path, task, reporter)
+    if suffix not in SUFFIXES:
+        raise _none(path, f'"{suffix or path.name}" is no suffix of a file of rows')
+    try:
+        return unlabelled(read_table(path), task, reporter)
+    except MbertError as error:
+        if error.code == "M253":  # columns of a catalogued task have the names that it gives them
+            error.fix = f"Call its columns as the task {task.name} does: {', '.join(task.text)}."
+        raise
+
+
+def _lines(path: Path, task: Task, reporter: Reporter) -> Examples:
+    if len(task.text) > 1:
+        raise _none(path, f"a {PLAIN} holds one text a row, and the task {task.name} asks {len(task.text)}")
+    table = read_lines(path, task.text[0])
+    cells = table.column(0)[0].split("\t")
+    if len(cells) > 1 and task.text[0] in cells:
+        raise _none(path, f'its first line names columns, "{task.text[0]}" among them, so this is a table and no plain text')
+    return unlabelled(table, task, reporter)
+
+
+def _none(path: Path, what: str) -> MbertError:
+    return MbertError(
+        "M367",
+        what,
+        where=str(path),
+        allowed=f"A table with the task's text columns ({', '.join(SUFFIXES)}); of one text a row also a {PLAIN} of lines.",
+        fix="Rename the file if it is one of these, or name another: data.transfer_file.",
+    )

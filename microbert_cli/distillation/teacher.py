@@ -1,0 +1,102 @@
+"""The teacher: asked, never trained, and examined before it teaches.
+
+The two commonest failures of distillation are a raw teacher and permuted labels. So a teacher's outputs are matched to the
+task's labels by NAME, and its dev score is measured first: one that is hardly better than the commonest class is refused.
+"""
+
+import json
+from collections.abc import Sequence
+from itertools import permutations
+
+import numpy as np
+import torch
+
+from microbert_cli.errors import MbertError
+from microbert_cli.models.capture import ModelOutputs, OutputRequest, forward_in_pieces
+from microbert_cli.models.load import LoadedModel, frozen
+from microbert_cli.recipe.task import Task
+from microbert_cli.training.objective import Batch
+
+FEW = 4
+
+
+class Teacher:
+    """A frozen model whose class columns are in the task's order.
+
+    columns  column c of the task is column columns[c] of the model; None = as they are
+    dropout  keeps dropout active, as the released TinyBERT code does without meaning to
+    asked    rows that went through it so far
+    """
+
+    asked = 0
+
+    def __init__(self, loaded: LoadedModel, columns: Sequence[int] | None = None, *, dropout: bool = False):
+        self.model = frozen(loaded.model).train(dropout)
+        self.columns = list(columns) if columns and list(columns) != sorted(columns) else None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def carry(self, batch: Batch) -> Batch:
+        """The batch on the teacher's device."""
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def ask(self, batch: Batch, want: OutputRequest) -> ModelOutputs:
+        """What the teacher shows of a batch, without gradients; a large batch goes through it piece by piece.
+
+        It answers one task: which one of several the batch is of, is not its number.
+        """
+        batch = {name: value for name, value in batch.items() if name != "task"}
+        self.asked += len(batch["input_ids"])
+        with torch.no_grad():
+            seen = forward_in_pieces(self.model, batch, want)
+        if seen.logits is not None and self.columns:
+            seen.logits = seen.logits[:, self.columns]
+        return seen
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """[B, C] in the task's order, dropout off."""
+        training = self.model.training
+        self.model.eval()
+        outputs = self.ask(self.carry(batch), OutputRequest(logits=True))
+        self.model.train(training)
+        assert outputs.logits is not None
+        return outputs.logits.float().cpu().numpy()
+
+
+def check_order(task: Task, logits: np.ndarray, labels: Sequence[int], *, where: str) -> None:
+    """For a teacher that names no labels: the order as it stands must be the best on dev; raises M322 otherwise."""
+    if task.is_regression or not 2 <= task.num_labels <= FEW:
+        return
+    gold = np.asarray(labels)
+    accuracy = {
+        order: float((logits[:, list(order)].argmax(-1) == gold).mean()) for order in permutations(range(task.num_labels))
+    }
+    identity = tuple(range(task.num_labels))
+    best = max(accuracy, key=lambda order: (accuracy[order], order == identity))
+    if best == identity:
+        return
+    names = list(task.label.names or ())
+    told = [names[best.index(column)] for column in identity]
+    raise MbertError(
+        "M322",
+        f"the teacher's outputs seem to be in another order: dev accuracy {accuracy[identity]:.3f} as they stand, "
+        f"{accuracy[best]:.3f} as {', '.join(told)}",
+        where=where,
+        allowed=f"Outputs in the task's order: {', '.join(names)}.",
+        fix=f"Name the order of the teacher's outputs: --set 'teacher.label_order={json.dumps(told)}'",
+    )
+
+
+def check_strength(task: Task, teacher: float, majority: float, *, margin: float, where: str) -> None:
+    """Raises M610 for a teacher that is not better than the commonest class by `margin` of the primary metric."""
+    if teacher >= majority + margin:
+        return
+    raise MbertError(
+        "M610",
+        f"the teacher scores {task.primary} {teacher:.3f} on dev, always answering the commonest class {majority:.3f}",
+        where=where,
+        allowed=f"A teacher fine-tuned on {task.name}, better than that by at least {margin}.",
+        fix=f"Fine-tune it: mbert finetune --model MODEL --task {task.name}; or insist: --set teacher.allow_weak=true",
+    )

@@ -1,0 +1,1 @@
+"""Scores of models: metrics, predictions of a split, baselines, speed, files for a test server."""

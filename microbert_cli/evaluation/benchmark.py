@@ -1,0 +1,180 @@
+"""Speed of several models side by side: latency of one sequence, throughput of batches, measured in turn.
+
+A machine's speed changes from minute to minute: neighbours, heat, other processes. So models are not measured one after
+another; in every round each has its turn, A B C A B C, and the medians compared went through the same weather.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from microbert_cli.reporter import SILENT, Reporter
+
+Batch = Mapping[str, Any]
+BUSY = 0.5  # load per core, before we start, from which a measurement deserves a warning
+
+
+@dataclass(frozen=True)
+class TimedModel:
+    """A model that takes part: `answer` runs it on a batch; its own tokenizer made the batches from the same texts.
+
+    single   batches of one row, for latency
+    batches  larger ones, for throughput
+    """
+
+    answer: Callable[[Batch], object]
+    single: Sequence[Batch]
+    batches: Sequence[Batch]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured of one model.
+
+    latency_ms      median time of one sequence, in milliseconds; latency_p90_ms: nine in ten are faster
+    throughput      sequences a second, of the median pass over all batches
+    throughput_low, throughput_high   of the slowest and the fastest pass
+    """
+
+    latency_ms: float
+    latency_p90_ms: float
+    throughput: float
+    throughput_low: float
+    throughput_high: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Speeds by name, and the conditions: threads, cores, sizes, and the load average (1 minute) before and after."""
+
+    speeds: dict[str, Speed]
+    threads: int
+    cores: int
+    rows: int
+    batch_size: int
+    rounds: int
+    passes: int
+    load_before: float | None
+    load_after: float | None
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Runs all calls in turn, A B C A B C, and returns each one's seconds of every round after the warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(warmup + rounds):
+        for name, call in calls.items():
+            start = clock()
+            call()
+            elapsed = clock() - start
+            if number >= warmup:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def time_interleaved(
+    contestants: Mapping[str, TimedModel],
+    *,
+    rounds: int = 50,
+    passes: int = 5,
+    warmup: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+    reporter: Reporter = SILENT,
+) -> Timings:
+    """Measures latency and throughput of all contestants in one interleaved run.
+
+    rounds   times each model answers a single row; the rows are gone through again and again, the same one for all
+    passes   times each model answers all its batches
+    warmup   rounds before that count for nothing; one pass is warmed up
+    Raises ValueError if there is nothing to run, or if contestants do not answer equally many rows.
+    """
+    rows = _equal_rows(contestants)
+    load_before = load_average()
+    # The first pass also warms allocators and thread pools for the widest batches, so it comes before the short calls.
+    whole = in_turn({name: _pass(each) for name, each in contestants.items()}, rounds=passes, warmup=1, clock=clock)
+    short = in_turn({name: _single(each) for name, each in contestants.items()}, rounds=rounds, warmup=warmup, clock=clock)
+    some = next(iter(contestants.values()))
+    found = Timings(
+        speeds={name: _speed(short[name], whole[name], rows) for name in contestants},
+        threads=torch.get_num_threads(),
+        cores=cores(),
+        rows=rows,
+        batch_size=max(_rows_of(batch) for batch in some.batches),
+        rounds=rounds,
+        passes=passes,
+        load_before=load_before,
+        load_after=load_average(),
+    )
+    _warn_if_busy(found, reporter)
+    return found
+
+
+def load_average() -> float | None:
+    """Processes that wanted a core in the last minute, on average; None where the system does not say."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _pass(contestant: TimedModel) -> Callable[[], object]:
+    def call() -> None:
+        for batch in contestant.batches:
+            contestant.answer(batch)
+
+    return call
+
+
+def _single(contestant: TimedModel) -> Callable[[], object]:
+    turn = iter(range(10**9))
+    return lambda: contestant.answer(contestant.single[next(turn) % len(contestant.single)])
+
+
+def _speed(short: Sequence[float], whole: Sequence[float], rows: int) -> Speed:
+    return Speed(
+        latency_ms=1000 * statistics.median(short),
+        latency_p90_ms=1000 * sorted(short)[-(-9 * len(short) // 10) - 1],
+        throughput=rows / statistics.median(whole),
+        throughput_low=rows / max(whole),
+        throughput_high=rows / min(whole),
+    )
+
+
+def _rows_of(batch: Batch) -> int:
+    return len(batch["input_ids"])
+
+
+def _equal_rows(contestants: Mapping[str, TimedModel]) -> int:
+    counts = {sum(map(_rows_of, each.batches)) for each in contestants.values()}
+    singles = {len(each.single) for each in contestants.values()}
+    if len(counts) != 1 or len(singles) != 1 or 0 in counts | singles:
+        raise ValueError(f"models must answer the same rows; they have {sorted(counts)} in batches, {sorted(singles)} single")
+    return counts.pop()
+
+
+def _warn_if_busy(found: Timings, reporter: Reporter) -> None:
+    """Before we start, others alone make the load.
+
+    On 2 cores, one of them taken by another process, torch answered with a 3 x 312 model in 4 ms on one thread and in
+    260 to 390 ms on two, which wait for each other by spinning (10 ms under OMP_WAIT_POLICY=PASSIVE).
+    """
+    if found.load_before is not None and found.load_before > BUSY * found.cores:
+        reporter.warn(
+            f"the machine was busy when the measurement began (load {found.load_before} on {found.cores} cores): "
+            "torch's times may be many times too long; measure again when it is idle, or with OMP_NUM_THREADS=1"
+        )

@@ -1,0 +1,133 @@
+"""Grids: every row is tried with every value, on its first seed; the best on dev is then run with all seeds.
+
+So a grid is searched as learning rates are (`learning_rates` of a phase): the later seeds take the first one's choice. A key is
+tried in the rows that have it: those whose stage reads its table, and whose phases have the loss or phase that it is about.
+"""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from microbert_cli.errors import MbertError
+from microbert_cli.evaluation.compare.rows import TRIED, ComparisonPlan, Row, seeds_of
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.toml import parse_value
+from microbert_cli.runs.stage_inputs import Step
+
+Values = dict[str, Any]
+THE_SAME = ("task", "data", "seed", "seeds", "stages", "variant", "teacher", "base", "method", "ablate")
+ELSEWHERE = {  # tables that a row's stage does not read
+    "task-distill": ("finetune", "general", "pretrain", "augment", "evaluate", "export", "corpus", "vectors", "vocabulary"),
+    "finetune": (
+        "phases", "general", "pretrain", "augment", "evaluate", "export", "corpus", "vectors", "vocabulary", "cache",
+        "layer_map", "normalisation", "student", "init", "initialise", "moe", "augmented",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GridTrial:
+    """One choice of values for a row: what is laid over it, and the stage that tries it."""
+
+    values: Values
+    step: Step
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """`key=a,b,c` texts as values to try; raises M123 (not of that form), M124 (a key that all rows must share)."""
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        key, _, listed = (part.strip() for part in text.partition("="))
+        values = _values(listed)
+        if not key or not values or len({repr(value) for value in values}) < len(values) or key in grid:
+            raise MbertError(
+                "M123",
+                f'"{text}" names no key with values to try',
+                where="--grid",
+                allowed="A dotted recipe key, an equals sign, different values with commas between; each key once.",
+                fix="For instance: --grid phases.prediction.learning_rate=1e-4,3e-4",
+            )
+        if key.split(".")[0] in THE_SAME:
+            raise MbertError(
+                "M124",
+                f'"{key}" is the same for all rows, or is what the rows differ in',
+                where="--grid",
+                allowed=f"Keys of training; not those of {', '.join(THE_SAME)}.",
+                fix="Compare rows instead: mbert compare METHOD METHOD, or a table [variant.NAME] for each.",
+            )
+        grid[key] = values
+    return grid
+
+
+def _values(text: str) -> list[Any]:
+    listed = parse_value(f"[{text}]")
+    if isinstance(listed, list):
+        return listed
+    return [parse_value(part.strip()) for part in text.split(",") if part.strip()]
+
+
+def trials_of(row: Row, grid: Mapping[str, Sequence[Any]], plan: ComparisonPlan, catalog: Catalog) -> list[GridTrial]:
+    """Every choice for this row, the first seed alone; none where no key is about it. A wrong key or value is an error."""
+    keys = [key for key, values in grid.items() if _counts(row, key, values, catalog)]
+    first = seeds_of(row.step(catalog).resolved.recipe)[:1]
+    trials = []
+    for chosen in itertools.product(*(grid[key] for key in keys)) if keys else ():
+        values = dict(zip(keys, chosen, strict=True))
+        place = plan.root / TRIED / row.out.relative_to(plan.root) / _folder(values)
+        trials.append(GridTrial(values, row.step(catalog, {**values, "seeds": first}, place)))
+    return trials
+
+
+def check_grid(grid: Mapping[str, Sequence[Any]], plan: ComparisonPlan, catalog: Catalog) -> None:
+    """Raises what is wrong with a key or value (M002, M003), and M066 for a key that is about no row."""
+    for key, values in grid.items():
+        having = [row for row in plan.rows if _counts(row, key, values, catalog)]
+        if not having:
+            plan.rows[0].step(catalog, {key: values[0]})  # where there is no such key at all, this says so
+            raise MbertError(
+                "M066",
+                f'no row has the key "{key}"',
+                where="--grid",
+                allowed="Keys of what the rows' stages read, of phases and losses that they have.",
+                fix="See them: mbert compare ... --explain-config",
+            )
+
+
+def _counts(row: Row, key: str, values: Sequence[Any], catalog: Catalog) -> bool:
+    """Whether the row has the key, and its values make a difference: what an ablation sets is not to be chosen."""
+    if not _has(row.step(catalog), key):
+        return False
+    recipes = [row.step(catalog, {key: value}).resolved.recipe.model_dump_json() for value in values]
+    return len(values) == 1 or len({*recipes}) > 1
+
+
+def _has(one: Step, key: str) -> bool:
+    parts = key.split(".")
+    if parts[0] in ELSEWHERE[one.kind]:
+        return False
+    recipe = one.resolved.recipe
+    table: Any = recipe.model_dump(mode="json") | {
+        "phases": {name: recipe.phases[name].model_dump() for name in recipe.run_phases}
+    }
+    for depth, part in enumerate(parts[:-1]):
+        if not isinstance(table, Mapping) or part not in table:
+            return False
+        table = table[part]
+        if "losses" in parts[:depth] and parts[-1] != "weight" and not table.get("weight", 1.0):
+            return False  # the parameter of a term that does not count
+    return parts[-1] in table if len(parts) == 1 or parts[-2] == "losses" else True
+
+
+def _folder(values: Values) -> str:
+    """A folder's name for some values: readable, and different for different ones."""
+    text = ",".join(f"{key.split('.')[-1]}={value}" for key, value in values.items())
+    sign = hashlib.sha256(repr(values).encode()).hexdigest()[:6]
+    return f"{re.sub(r'[^A-Za-z0-9.+=,-]', '_', text)[:80]}-{sign}"
+
+
+def told(values: Mapping[str, Any]) -> str:
+    """Values as a person reads them."""
+    return ", ".join(f"{key} = {value}" for key, value in values.items())

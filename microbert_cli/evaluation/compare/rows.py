@@ -1,0 +1,313 @@
+"""What is compared: methods, recipes and ablations as rows, each a stage with an output directory of its own.
+
+A method is one row: the base recipe's `task-distill` with that method; the base is the recipe given as such, else the first
+row's where that is a recipe. A recipe is as many rows as its `stages` hold stages of kind task-distill or finetune that no
+other stage reads; what they need is run before them, what comes after is left out. What a recipe says of phases that a row's
+method does not have is not about that row.
+Directories follow from names alone, so that a row added to a finished comparison changes no other.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from microbert_cli.errors import MbertError, nearest, one_or_many
+from microbert_cli.recipe.layers import Layer, merge, nest
+from microbert_cli.recipe.multitask import named_inputs
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import Resolved, overlay
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.toml import read_toml
+from microbert_cli.runs.stage_inputs import Step, step, steps
+
+COMPARISON, TRIED = "comparison", "tried"  # folders beside the rows
+ROWS = ("task-distill", "finetune")
+TRAINS = ("pretrain", "finetune", "general-distill", "augment", "task-distill")
+
+Resolve = Callable[[str | None], Resolved]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `over` lies over the recipe's and the variant's values.
+
+    of, without  the row this one is an ablation of, and what it lacks
+    """
+
+    name: str
+    stage: str
+    resolved: Resolved
+    root: Path
+    planned: tuple[str, ...]
+    out: Path
+    over: Mapping[str, Any] = field(default_factory=dict)
+    of: str | None = None
+    without: str | None = None
+
+    def step(self, catalog: Catalog, more: Mapping[str, Any] | None = None, out: Path | None = None) -> Step:
+        """The stage to run, with `more` values, for instance those of a grid."""
+        layers = [Layer("the comparison", _nested(self.over)), Layer("--grid", _nested(more or {}))]
+        over = [layer for layer in layers if layer.values]
+        made = step(self.stage, self.resolved, self.root, catalog, out=out or self.out, planned=self.planned, over=over)
+        return replace(made, name=self.name)
+
+
+@dataclass(frozen=True)
+class ComparisonPlan:
+    """A comparison on one task: what runs first, then the rows in the order of the table."""
+
+    root: Path
+    before: list[Step]
+    rows: list[Row]
+
+    @property
+    def task(self) -> str:
+        """The name that the rows' task is shown by."""
+        recipe = self.rows[0].resolved.recipe
+        return Path(recipe.task or recipe.data.train_file or "task").stem
+
+
+def plan_rows(
+    names: Sequence[str],
+    root: Path,
+    catalog: Catalog,
+    resolve: Resolve,
+    *,
+    base: bool = False,
+    seeds: Sequence[int] | None = None,
+    ablate: Sequence[str] = (),
+) -> ComparisonPlan:
+    """The rows of `names` and their ablations.
+
+    resolve  a recipe's name -> the recipe with the command's options; None -> the base recipe
+    base     whether a base recipe was given beside the rows; else the first row's recipe is it
+    Raises M061 (a recipe without rows), M062 (no task), M063 (different tasks), M064 (names that clash), M065 (an ablation that
+    no row has), M121 (neither recipe nor method), M122 (both), and whatever is wrong with the recipes, all at once.
+    """
+    before: dict[Path, Step] = {}
+    rows: list[Row] = []
+    errors: list[MbertError] = []
+    for number, name in enumerate(names):
+        try:
+            if kind_of(name, catalog) == "methods":
+                needed, found = _of_method(name, root, catalog, resolve(None))
+            else:
+                needed, found = _of_recipe(name, root, catalog, resolve(name), is_base=number == 0 and not base)
+            before |= {one.out: one for one in needed}
+            rows += found
+        except MbertError as error:
+            errors.append(error)
+    if errors:
+        raise one_or_many(errors)
+    rows = [_of_own_phases(row, catalog) for row in rows]
+    if seeds:
+        rows = [replace(row, over={**row.over, "seeds": list(seeds)}) for row in rows]
+    rows = _with_ablations(_related(_named(rows), catalog), ablate, catalog)
+    _refuse_clashes(rows, list(before.values()), root)
+    _refuse_other_tasks(rows, catalog)
+    return ComparisonPlan(root, list(before.values()), rows)
+
+
+def kind_of(name: str, catalog: Catalog) -> str:
+    """ "recipes" or "methods"; raises M121, M122."""
+    kinds = [kind for kind in ("recipes", "methods") if name in catalog.names(kind)]
+    if Path(name).suffix == ".toml" or Path(name).is_file() or kinds == ["recipes"]:
+        return "recipes"
+    if not kinds:
+        known = [*catalog.names("methods"), *catalog.names("recipes")]
+        raise MbertError(
+            "M121",
+            f'there is no recipe and no method "{name}"',
+            where="RECIPE",
+            allowed=f"A recipe's file, or a name: {nearest(name, known)}",
+            fix="See them: mbert list methods; mbert list recipes",
+        )
+    if len(kinds) > 1:
+        raise MbertError(
+            "M122",
+            f'"{name}" is the name of a method and of a recipe',
+            where="RECIPE",
+            allowed="Names that only one of them has, or the recipe's file.",
+            fix=f"The recipe: mbert copy recipes {name} -o my-{name}.toml; mbert compare my-{name}.toml",
+        )
+    return kinds[0]
+
+
+def _of_method(name: str, root: Path, catalog: Catalog, base: Resolved) -> tuple[list[Step], list[Row]]:
+    made = _trained(base, root, catalog, rows=False)
+    row = Row(name, "task-distill", base, root, tuple(one.name for one in made), root / name, over={"method": name})
+    row.step(catalog)
+    return made, [row]
+
+
+def _of_recipe(name: str, root: Path, catalog: Catalog, resolved: Resolved, *, is_base: bool) -> tuple[list[Step], list[Row]]:
+    root = root if is_base else root / resolved.name
+    if not resolved.recipe.stages:
+        row = Row(resolved.name, "task-distill", resolved, root, (), root / "task-distill")
+        row.step(catalog)
+        return [], [row]
+    made = _trained(resolved, root, catalog)
+    found = [one for one in made if one.kind in ROWS and not _is_read(one, made)]
+    if not found:
+        raise MbertError(
+            "M061",
+            "this recipe trains nothing that could be compared",
+            where=f"{name}, stages",
+            allowed="Stages of kind task-distill or finetune that no other stage takes as its teacher or start.",
+            fix='For instance stages = ["finetune", "task-distill"], and a table [variant.NAME] for each further row.',
+        )
+    needed = [one for one in made if one not in found]
+    order = [one.name for one in made]
+    rows = [
+        Row(one.name, one.name, resolved, root, tuple(order[: order.index(one.name)]), one.out)  # what came before feeds it
+        for one in found
+    ]
+    return needed, [replace(rows[0], name=resolved.name)] if len(rows) == 1 else rows
+
+
+def _trained(resolved: Resolved, root: Path, catalog: Catalog, *, rows: bool = True) -> list[Step]:
+    """The recipe's stages that train or prepare; without `rows` those alone that may come before a distillation."""
+    kinds = {name: str(resolved.recipe.variant.get(name, {}).get("stage", name)) for name in resolved.recipe.stages}
+    kept = [name for name, kind in kinds.items() if kind in TRAINS and (rows or name == kind != "task-distill")]
+    return steps(overlay(resolved, {"stages": kept}, "the comparison", catalog), root, catalog)
+
+
+def _is_read(one: Step, others: Sequence[Step]) -> bool:
+    places = [place for other in others for name, value in other.inputs.items() for _, place in named_inputs(name, value)]
+    return str(one.out) in places
+
+
+def _of_own_phases(row: Row, catalog: Catalog) -> Row:
+    """The row without phases that have no losses in its method: numbers for another one's."""
+    one = row.step(catalog)
+    phases = one.resolved.recipe.run_phases if one.kind == "task-distill" else {}
+    empty = {f"phases.{name}.leave_out": True for name, phase in phases.items() if not phase.losses}
+    return replace(row, over={**row.over, **empty})
+
+
+def _named(rows: list[Row]) -> list[Row]:
+    """Stages of different recipes that share a name are told apart by the recipe's."""
+    names = [row.name for row in rows]
+    return [
+        replace(row, name=f"{row.resolved.name} {row.name}") if names.count(row.name) > 1 and row.name == row.stage else row
+        for row in rows
+    ]
+
+
+def _related(rows: list[Row], catalog: Catalog) -> list[Row]:
+    """Rows whose recipe leaves out parts of a method, with the row that has all of it."""
+    recipes = {row.name: made.resolved.recipe for row in rows if (made := row.step(catalog)).kind == "task-distill"}
+    whole = {recipe.method: name for name, recipe in reversed(recipes.items()) if not recipe.ablate}
+    return [
+        replace(row, of=whole[recipe.method], without=", ".join(recipe.ablate))
+        if (recipe := recipes.get(row.name)) and recipe.ablate and recipe.method in whole
+        else row
+        for row in rows
+    ]
+
+
+def _with_ablations(rows: list[Row], ablate: Sequence[str], catalog: Catalog) -> list[Row]:
+    """Each row, and after it one for each named ablation that its method has; raises M065 for one that none has."""
+    known = {row.name: _ablations(row, catalog) if ablate else [] for row in rows}
+    everything = {name for names in known.values() for name in names}
+    for name in ablate:
+        if name not in everything:
+            raise MbertError(
+                "M065",
+                f'none of these rows has an ablation "{name}"',
+                where="--ablate",
+                allowed=f"Ablations of their methods: {nearest(name, everything)}",
+                fix="See them: mbert show methods NAME, its tables [ablations.NAME]",
+            )
+    found = []
+    for row in rows:
+        found += [row, *(_ablated(row, name, catalog) for name in ablate if name in known[row.name])]
+    return found
+
+
+def _ablations(row: Row, catalog: Catalog) -> list[str]:
+    one = row.step(catalog)
+    if one.kind != "task-distill":
+        return []
+    tables = read_toml(catalog.path("methods", one.resolved.recipe.method, where="method"), "methods").get("ablations", {})
+    return list(tables) if isinstance(tables, Mapping) else []
+
+
+def _ablated(row: Row, name: str, catalog: Catalog) -> Row:
+    before = row.step(catalog).resolved.recipe.ablate
+    return replace(
+        row,
+        name=f"{row.name} without {name}",
+        out=row.out.with_name(f"{row.out.name}-without-{name}"),
+        over={**row.over, "ablate": [*before, name]},
+        of=row.name,
+        without=name,
+    )
+
+
+def _refuse_clashes(rows: Sequence[Row], before: Sequence[Step], root: Path) -> None:
+    places = [root / COMPARISON, root / TRIED, *(one.out for one in before), *(row.out for row in rows)]
+    names = [row.name for row in rows]
+    for row in rows:
+        if names.count(row.name) > 1 or places.count(row.out) > 1:
+            raise MbertError(
+                "M064",
+                f'two things here are called "{row.name}", or would be written to {row.out}',
+                where="RECIPE",
+                allowed="Rows of different names, none of them that of a stage which runs before, and none called "
+                f'"{COMPARISON}" or "{TRIED}".',
+                fix="Leave one out, or rename its table or its file.",
+            )
+
+
+def _refuse_other_tasks(rows: Sequence[Row], catalog: Catalog) -> None:
+    asked = {row.name: _about(row.step(catalog).resolved.recipe) for row in rows}
+    for name, about in asked.items():
+        if not any(about):
+            raise MbertError(
+                "M062",
+                f'the row "{name}" is not about one task',
+                where="task",
+                allowed=f"One for all rows: a task of the catalogue ({', '.join(catalog.names('tasks'))}), a task TOML, or own "
+                "files. Students of several tasks at once are not compared here.",
+                fix="--task sst2, or the key task in the recipe",
+            )
+    if len({*asked.values()}) > 1:
+        raise MbertError(
+            "M063",
+            f"these rows are not about the same data: {'; '.join(f'{name}: {_told(about)}' for name, about in asked.items())}",
+            where="task",
+            allowed="One task for all rows, from the same files.",
+            fix="Name it for all of them: --task sst2",
+        )
+
+
+def _about(recipe: Recipe) -> tuple[str | None, ...]:
+    return (recipe.task, recipe.data.train_file, recipe.data.dev_file)
+
+
+def _told(about: tuple[str | None, ...]) -> str:
+    return ", ".join(part for part in about if part)
+
+
+def _nested(over: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as tables, merged."""
+    found: dict[str, Any] = {}
+    for key, value in over.items():
+        found = merge(found, nest(key, value))
+    return found
+
+
+def seeds_of(recipe: Recipe) -> list[int]:
+    """The seeds that a stage will run."""
+    return list(recipe.seeds) or [recipe.seed]
+
+
+def lengths(one: Step) -> Iterator[str]:
+    """How long each phase of a row is, as its recipe says it."""
+    recipe = one.resolved.recipe
+    phases = {"finetune": recipe.finetune} if one.kind == "finetune" else recipe.run_phases
+    for name, phase in phases.items():
+        tried = f" x {len(phase.learning_rates)} rates" if len(phase.learning_rates) > 1 else ""
+        yield f"{name} {f'{phase.steps:,} steps' if phase.steps else f'{phase.epochs:g} epochs'}{tried}"

@@ -1,0 +1,114 @@
+"""Runs what a comparison planned: the stages before, the trials of grids, the rows. What is done already stays as it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microbert_cli.errors import MbertError, one_or_many
+from microbert_cli.evaluation.compare.grid_search import Values, told, trials_of
+from microbert_cli.evaluation.compare.rows import ComparisonPlan, Row
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs.pipeline import run_step
+from microbert_cli.runs.stage_inputs import Step
+
+DIVERGED = "M401"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row that is done: its stage, what a grid chose for it, and what each choice came to on dev (None: it diverged)."""
+
+    row: Row
+    step: Step
+    chosen: Values
+    tried: list[dict[str, Any]]
+
+    @property
+    def out(self) -> Path:
+        return self.step.out
+
+    def identity(self) -> dict[str, Any]:
+        """What of it, beside its files, is told."""
+        return {"name": self.row.name, "of": self.row.of, "chosen": self.chosen, "tried": self.tried}
+
+
+def run_plans(
+    plans: Sequence[ComparisonPlan],
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    catalog: Catalog,
+    reporter: Reporter = SILENT,
+    force: bool = False,
+    resume: bool = True,
+) -> dict[str, list[Entry]]:
+    """Every row of every task, one after the other. A row that fails is passed over, its error raised when the rest is done."""
+    options: dict[str, Any] = {"catalog": catalog, "reporter": reporter, "force": force, "resume": resume, "renew": True}
+    entries: dict[str, list[Entry]] = {}
+    errors: list[MbertError] = []
+    for plan in plans:
+        for step in plan.before:
+            _say(step.name, run_step(step, **options).up_to_date, reporter)
+        entries[plan.task] = []
+        for row in plan.rows:
+            try:
+                entries[plan.task].append(_run_row(row, grid, plan, catalog, reporter, options))
+            except MbertError as error:
+                reporter.warn(f"{plan.task}, {row.name}: {error.what}; the other rows go on")
+                errors.append(error)
+    if errors:
+        raise one_or_many(errors)
+    return entries
+
+
+def _run_row(
+    row: Row,
+    grid: Mapping[str, Sequence[Any]],
+    plan: ComparisonPlan,
+    catalog: Catalog,
+    reporter: Reporter,
+    options: Mapping[str, Any],
+) -> Entry:
+    tried = []
+    for trial in trials_of(row, grid, plan, catalog):
+        score = _dev_score(trial.step, options)
+        reporter.note(f"{row.name}, {told(trial.values)}: {'diverged' if score is None else f'{score:.4f} on dev'}")
+        tried.append({"values": trial.values, "dev": score, "directory": str(trial.step.out)})
+    chosen = _best(tried, row)
+    step = row.step(catalog, chosen)
+    _say(row.name, run_step(step, **options).up_to_date, reporter)
+    return Entry(row, step, chosen, tried)
+
+
+def _dev_score(step: Step, options: Mapping[str, Any]) -> float | None:
+    """What one choice came to; None where training diverged, which a grid may well find out."""
+    try:
+        metrics = run_step(step, **options).metrics
+    except MbertError as error:
+        if error.code != DIVERGED:
+            raise
+        return None
+    score: float = metrics["dev"][metrics["primary"]]
+    return score
+
+
+def _best(tried: Sequence[dict[str, Any]], row: Row) -> Values:
+    """The values with the best dev score, the first of equals; raises M067 where all diverged."""
+    if not tried:
+        return {}
+    scored = [one for one in tried if one["dev"] is not None]
+    if not scored:
+        raise MbertError(
+            "M067",
+            f'with every value of the grid the training of "{row.name}" diverged',
+            where="--grid",
+            allowed="At least one choice of values that can be trained.",
+            fix="Smaller learning rates, for instance: --grid phases.prediction.learning_rate=1e-5,3e-5",
+        )
+    best: Values = max(scored, key=lambda one: one["dev"])["values"]
+    return best
+
+
+def _say(name: str, up_to_date: bool, reporter: Reporter) -> None:
+    reporter.note(f"{name}: {'up to date' if up_to_date else 'done'}")

@@ -1,0 +1,67 @@
+"""Several models on the same texts, side by side: size, FLOPs, latency of one row, throughput of batches."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microbert_cli.data.batching import in_order
+from microbert_cli.data.task_data import TaskData
+from microbert_cli.evaluation.benchmark import TimedModel, time_interleaved
+from microbert_cli.models.onnx import ONNX_FILES
+from microbert_cli.models.predictor import open_predictor
+from microbert_cli.models.size import count_parameters, forward_flops, weights_bytes
+from microbert_cli.reporter import SILENT, Reporter
+
+ROWS = 256
+
+
+@dataclass(frozen=True)
+class BenchmarkModel:
+    """A model in the race: its name in the table, where it is, and how it runs: torch, one of onnx_model.FILES, or auto."""
+
+    name: str
+    source: str
+    precision: str = "auto"
+
+
+def benchmark_models(
+    entrants: Sequence[BenchmarkModel], data: TaskData, *, rows: int = ROWS, batch_size: int = 32, rounds: int = 30,
+    passes: int = 3,
+    reporter: Reporter = SILENT,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures all entrants in one interleaved run on the task's dev rows; each tokenizes the same texts its own way.
+
+    Returns {"models": {name: parameters, bytes, flops, latency_ms, ...}, "conditions": {...}}; flops are those of one row of
+    the mean length.
+    """
+    opened = {e.name: open_predictor(e.source, data.task, precision=e.precision) for e in entrants}
+    contestants, told = {}, {}
+    for entrant in entrants:
+        model = opened[entrant.name]
+        encoded = data.encode("dev", model, where=entrant.name)
+        chosen = np.arange(len(encoded))[:: max(1, len(encoded) // rows)][:rows]
+        pad = model.tokenizer.pad_token_id
+        lengths = np.asarray(encoded.lengths)[chosen]
+        contestants[entrant.name] = TimedModel(
+            answer=model.answers.logits,
+            single=[encoded.batch([int(i)], pad_id=pad) for i in chosen[:64]],
+            batches=[encoded.batch(chosen[i], pad_id=pad) for i in in_order(lengths, batch_size=batch_size)],
+        )
+        told[entrant.name] = _sizes(entrant, model, round(float(lengths.mean())))
+    found = time_interleaved(contestants, rounds=rounds, passes=passes, reporter=reporter)
+    for name, speed in found.speeds.items():
+        told[name] |= asdict(speed)
+    conditions = {key: value for key, value in asdict(found).items() if key != "speeds"}
+    return {"models": told, "conditions": conditions}
+
+
+def _sizes(entrant: BenchmarkModel, model: Any, length: int) -> dict[str, Any]:
+    path = Path(entrant.source)
+    weights = path / ONNX_FILES[entrant.precision] if entrant.precision in ONNX_FILES else path
+    sizes: dict[str, Any] = {"bytes": weights_bytes(weights) if weights.exists() else None, "length": length}
+    if hasattr(model.model, "parameters"):
+        sizes["parameters"] = count_parameters(model.model).total
+    return sizes | {"flops": forward_flops(model.model.config, length)}

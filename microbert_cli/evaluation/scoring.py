@@ -1,0 +1,105 @@
+"""What a model answers on a set of rows, and how good that is."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from microbert_cli import distributed
+from microbert_cli.data.batching import in_order
+from microbert_cli.data.examples import Examples
+from microbert_cli.data.task_data import TaskData
+from microbert_cli.data.tokenized import TokenizedExamples
+from microbert_cli.errors import MbertError
+from microbert_cli.evaluation import metrics
+from microbert_cli.models.capture import OutputRequest, forward_outputs
+from microbert_cli.models.load import LoadedModel
+from microbert_cli.models.predictor import Predictor
+from microbert_cli.recipe.task import Task
+from microbert_cli.reporter import SILENT, Reporter
+
+
+def logits_of(
+    model: Any,
+    encoded: TokenizedExamples,
+    *,
+    pad_id: int,
+    batch_size: int = 64,
+    reporter: Reporter = SILENT,
+    name: str = "evaluate",
+) -> np.ndarray:
+    """Logits [n, C] in the rows' order. `model` is a torch model, or anything with `logits(batch) -> [B, C]`.
+
+    Several processes take the batches in turns and tell each other: all have all answers, and the same as one alone gives.
+    """
+    groups = in_order(encoded.lengths, batch_size=batch_size)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    done = 0
+    for number, indices in enumerate(groups):
+        if number % distributed.world() == distributed.rank():
+            found.append((indices, _answer(model, encoded.batch(indices, pad_id=pad_id))))
+        done += len(indices)
+        reporter.progress(name, done, len(encoded))
+    answers: list[np.ndarray | None] = [None] * len(encoded)
+    for indices, rows in distributed.gather(found):
+        for i, row in zip(indices, rows, strict=True):
+            answers[i] = row
+    return np.stack([row for row in answers if row is not None])
+
+
+def _answer(model: Any, batch: dict[str, torch.Tensor]) -> np.ndarray:
+    if hasattr(model, "logits"):
+        return np.asarray(model.logits(batch))
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        seen = forward_outputs(model, {name: value.to(device) for name, value in batch.items()}, OutputRequest(logits=True))
+    model.train(was_training)
+    assert seen.logits is not None
+    return seen.logits.float().cpu().numpy()
+
+
+def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
+    """Class ids [n], or scores [n] for regression."""
+    return logits[:, 0] if task.is_regression else logits.argmax(-1)
+
+
+def score(task: Task, logits: np.ndarray, rows: Examples) -> dict[str, float]:
+    """The task's official metrics; raises M260 where the labels are hidden."""
+    if rows.labels is None:
+        raise MbertError(
+            "M260",
+            "the labels of this split are hidden, so nothing can be scored",
+            where=f"task {task.name}",
+            allowed="A split with labels, such as dev. Hidden labels are predicted, for a submission.",
+            fix=f"mbert evaluate --task {task.name} --submission",
+        )
+    return metrics.compute(task.metrics, predictions(task, logits), rows.labels, num_labels=task.num_labels)
+
+
+def majority_score(task: Task, labels: list[Any]) -> float:
+    """The primary metric of always answering the commonest class, or the mean score."""
+    values = np.asarray(labels)
+    constant = values.mean() if task.is_regression else np.bincount(values).argmax()
+    answers = np.full(len(values), constant)
+    return metrics.compute(task.metrics, answers, labels, num_labels=task.num_labels)[task.primary]
+
+
+def predict_logits(
+    data: TaskData, split: str, model: Any, loaded: LoadedModel | Predictor, *, batch_size: int = 64
+) -> np.ndarray:
+    """The model's logits [n, C] on a split of a task."""
+    encoded = data.encode(split, loaded, where="model")
+    pad_id = loaded.tokenizer.pad_token_id
+    return logits_of(model, encoded, pad_id=pad_id, batch_size=batch_size, reporter=data.reporter)
+
+
+def score_split(data: TaskData, split: str, model: Any, loaded: LoadedModel) -> dict[str, float]:
+    """The task's metrics of a model on a split."""
+    return score(data.task, predict_logits(data, split, model, loaded), data.rows[split])
+
+
+def majority_of_split(data: TaskData, split: str) -> float:
+    """The primary metric of always answering the commonest class of a split."""
+    return majority_score(data.task, list(data.rows[split].labels or []))

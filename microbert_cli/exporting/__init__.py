@@ -1,0 +1,1 @@
+"""Export directories: ONNX files, their parity with the model, and the model card."""

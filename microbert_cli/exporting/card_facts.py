@@ -1,0 +1,144 @@
+"""What a model card can truthfully say, gathered from manifests and measurements."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microbert_cli.data.task_data import TaskData
+from microbert_cli.exporting.model_card import Card, File, Score, megabytes
+from microbert_cli.hub import is_hub_id
+from microbert_cli.models.load import LoadedModel
+from microbert_cli.recipe.phase_data import TRANSFER
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.runs import manifest
+from microbert_cli.runs.stage_result import METRICS, read_metrics
+from microbert_cli.version import __version__
+
+FORMS = {
+    "safetensors": "PyTorch, float32",
+    "fp32": "ONNX, float32",
+    "int8": "ONNX, dynamic int8",
+    "fp32-optimized": "float32 with fused operators, for ONNX Runtime alone",
+    "int8-optimized": "dynamic int8 with fused operators, for ONNX Runtime alone",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an export knows about its model."""
+
+    recipe: Recipe
+    data: TaskData
+    loaded: LoadedModel
+    model: Path
+    teacher: str | None
+    metrics: dict[str, Any]
+
+
+def card(facts: Facts) -> Card:
+    """The card of an exported model: only what was measured here, or is written in its manifest."""
+    task = facts.data.task
+    made = _manifest(facts.model)
+    return Card(
+        name=facts.model.name,
+        task_title=task.title or task.name,
+        labels=task.label.names,
+        scores=_scores(facts),
+        command=" ".join(map(str, made.get("argv", ()))) or f"mbert export {facts.model}",
+        base_models=[facts.teacher] if facts.teacher and is_hub_id(facts.teacher) else [],
+        datasets=[task.hub.id] if task.hub else [],
+        lineage=_lineage(made, facts.teacher),
+        sizes=_sizes(facts),
+        files=_files(facts),
+        conditions=_conditions(facts.metrics["speed"]["conditions"]),
+        limits=_limits(facts),
+        max_length=facts.data.max_length,
+        version=__version__,
+    )
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    return manifest.read(directory) if (directory / manifest.FILE).is_file() else {}
+
+
+def _scores(facts: Facts) -> list[Score]:
+    task, rows = facts.data.task, len(facts.data.rows["dev"])
+    teacher = _teacher_scores(facts)
+    hub = task.hub
+    return [
+        Score(
+            metric=name,
+            value=value,
+            task=task.name,
+            split="dev",
+            dataset=hub.id if hub else None,
+            config=hub.config if hub else None,
+            teacher=teacher.get(name),
+            rows=rows,
+        )
+        for name, value in facts.metrics["dev"].items()
+    ]
+
+
+def _teacher_scores(facts: Facts) -> dict[str, float]:
+    """The teacher's dev scores as the student's distillation measured them, if it was this teacher."""
+    measured = read_metrics(facts.model) if (facts.model / METRICS).is_file() else {}
+    scores: dict[str, float] = measured.get("teacher", {})
+    return scores
+
+
+def _lineage(made: dict[str, Any], teacher: str | None) -> list[str]:
+    steps = [f"made by the stage {made.get('stage')}, {str(made.get('finished'))[:10]}"] if made else []
+    if isinstance(phases := made.get("recipe", {}).get("phases"), dict):
+        known = {name: phase.get("losses") or () for name, phase in phases.items() if isinstance(phase, dict)}
+        steps += [f"phase {name}: {', '.join(map(str, losses))}" for name, losses in known.items()]
+    if texts := made.get("data", {}).get(TRANSFER):
+        steps.append(f"transfer set: {texts['rows']:,} texts without labels")
+    return [f"teacher: {teacher}", *steps] if teacher else steps
+
+
+def _sizes(facts: Facts) -> dict[str, tuple[str, str | None]]:
+    models = facts.metrics["speed"]["models"]
+    ours, teacher = models["torch"], models.get("teacher", {})
+    sizes = {"parameters": _pair(ours, teacher, "parameters"), "FLOPs a row": _pair(ours, teacher, "flops")}
+    sizes["weights"] = (megabytes(ours["bytes"] or 0), megabytes(teacher["bytes"]) if teacher.get("bytes") else None)
+    for name, digits in (("latency_ms", 2), ("throughput", 0)):
+        sizes[name] = (f"{ours[name]:,.{digits}f}", f"{teacher[name]:,.{digits}f}" if teacher else None)
+    return sizes
+
+
+def _pair(ours: dict[str, Any], teacher: dict[str, Any], key: str) -> tuple[str, str | None]:
+    return f"{ours[key]:,}", f"{teacher[key]:,}" if teacher.get(key) else None
+
+
+def _files(facts: Facts) -> list[File]:
+    speeds = facts.metrics["speed"]["models"]
+    files = []
+    for name, measured in facts.metrics["files"].items():
+        speed = speeds.get("torch" if name == "safetensors" else name, {})
+        files.append(
+            File(
+                name=measured["file"],
+                bytes=measured["bytes"],
+                form=FORMS[name],
+                max_difference=measured["max_difference"],
+                score=(measured["scores"] or {}).get(facts.data.task.primary),
+                latency_ms=speed.get("latency_ms"),
+                throughput=speed.get("throughput"),
+            )
+        )
+    return files
+
+
+def _conditions(conditions: dict[str, Any]) -> str:
+    return (
+        f"Speed: one interleaved run on dev rows, {conditions['threads']} threads of {conditions['cores']} cores, batches of "
+        f"{conditions['batch_size']}, load {conditions['load_before']} before and {conditions['load_after']} after; medians."
+    )
+
+
+def _limits(facts: Facts) -> list[str]:
+    return [
+        f"Selected and scored on the dev split of {facts.data.task.name}; a score on data of another kind may differ.",
+        f"Texts are cut after {facts.data.max_length} tokens.",
+    ]

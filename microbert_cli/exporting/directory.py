@@ -1,0 +1,187 @@
+"""An export directory: the model as plain safetensors, as ONNX, as int8, fused; and the proof that they say the same.
+
+Nothing is called done before the files were read back and answered real rows, padded and of several shapes, as the
+model in memory does. int8 may differ; by how much, and what that does to the score, is measured and returned.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from microbert_cli.errors import MbertError
+from microbert_cli.exporting.onnx_fusion import operators, write_optimized
+from microbert_cli.models.onnx import (
+    ONNX_FILES,
+    Batch,
+    LogitsFunction,
+    OnnxClassifier,
+    quantise,
+    require_onnx,
+    torch_logits,
+    write_onnx,
+)
+from microbert_cli.models.save import save_model
+from microbert_cli.models.size import weights_bytes
+from microbert_cli.reporter import SILENT, Reporter
+
+SAME = 1e-6  # safetensors read back by transformers alone
+CLOSE = 1e-4  # ONNX in float32
+DROP = 0.02  # loss of score by int8 that deserves a warning
+SHAPES = ((1, 8), (3, 17), (8, 64), (32, None))  # rows x length; None = as long as the longest of the rows
+
+Row = Mapping[str, Sequence[int]]
+Scores = Mapping[str, float]
+
+
+def export_model(
+    model: Any,
+    tokenizer: Any,
+    out: Path,
+    rows: Sequence[Row],
+    *,
+    score: Callable[[LogitsFunction], Scores] | None = None,
+    primary: str | None = None,
+    onnx: bool = True,
+    int8: bool = True,
+    optimize: bool = True,
+    tolerance: float = CLOSE,
+    reporter: Reporter = SILENT,
+) -> dict[str, Any]:
+    """Writes the export directory of a trained classifier and returns all that was measured.
+
+    model, tokenizer   as loaded from any directory; the files are written anew, so foreign `.bin` become safetensors
+    rows     real rows as the tokenizer encodes them, not padded: input_ids, and token_type_ids where there are any
+    score    the dev scores of a function that gives logits; asked for the model and for every file
+    primary  which of the scores decides whether int8 lost too much (a warning; the numbers stand in the result)
+    tolerance  the largest difference of logits that the fp32 files may have
+    onnx     False leaves ONNX out; int8=False leaves out only int8, optimize=False the graphs for ONNX Runtime alone
+    Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores", "graph"}}, "parity": {...}},
+    names: safetensors and those of onnx_model.FILES; max_difference of logits and agreement (share of equal answers) against
+    the model; graph: what operators it has, see `onnx_fusion.operators`.
+    Raises M510 (packages missing; before anything is written), M612 (a file answers differently), M611 (no ONNX for
+    this architecture), ValueError (no rows).
+    """
+    if onnx:
+        require_onnx("onnx", "onnxscript", "onnxruntime")
+    batches = list(parity_batches(rows, tokenizer.pad_token_id or 0, longest=_positions(tokenizer, model)))
+    own = torch_logits(model)
+    expected = [own(batch) for batch in batches]
+    files: dict[str, dict[str, Any]] = {}
+
+    def check(name: str, logits: LogitsFunction, path: Path, tolerance: float | None, seconds: float | None) -> None:
+        measured = compare(logits, batches, expected, regression=model.config.num_labels == 1)
+        if tolerance is not None:
+            refuse_difference(path, measured["max_difference"], tolerance)
+        measured |= {"file": path.name, "bytes": weights_bytes(path), "seconds": seconds}
+        measured["graph"] = operators(path) if name in ONNX_FILES else None
+        files[name] = measured | {"scores": dict(score(logits)) if score else None}
+        reporter.note(_line(files[name]))
+
+    save_model(model, tokenizer, out)
+    check("safetensors", torch_logits(read_back(out)), out / "model.safetensors", SAME, None)
+    if onnx:
+        seconds = write_onnx(model, out / ONNX_FILES["fp32"])
+        check("fp32", OnnxClassifier(out, precision="fp32").logits, out / ONNX_FILES["fp32"], tolerance, seconds)
+    if onnx and int8:
+        seconds = quantise(out / ONNX_FILES["fp32"], out / ONNX_FILES["int8"])
+        check("int8", OnnxClassifier(out, precision="int8").logits, out / ONNX_FILES["int8"], None, seconds)
+        _warn_of_drop(files, primary, reporter)
+    if onnx and optimize:
+        for name, seconds in write_optimized(model, out, int8=int8).items():
+            close = tolerance if name.startswith("fp32") else None
+            check(name, OnnxClassifier(out, precision=name).logits, out / ONNX_FILES[name], close, seconds)
+    shapes = [list(batch["input_ids"].shape) for batch in batches]
+    return {"files": files, "parity": {"shapes": shapes, "tolerance": tolerance, "rows": sum(count for count, _ in shapes)}}
+
+
+def read_back(directory: Path) -> Any:
+    """The classifier as transformers alone reads it from `directory`, with no help of this package."""
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
+
+
+def parity_batches(rows: Sequence[Row], pad: int, *, longest: int) -> Iterator[Batch]:
+    """Batches of real rows, padded on the right, in the shapes of SHAPES (cut to `longest` tokens).
+
+    Rows are taken evenly over all lengths, again where there are too few. In a batch of several rows the first is cut
+    to half the width at most, so that every such batch has padding.
+    """
+    if not rows:
+        raise ValueError("parity is checked on real rows; there are none")
+    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    for count, width in SHAPES:
+        places = np.linspace(0, len(ordered) - 1, count).round().astype(int)
+        chosen = [ordered[place] for place in places]
+        yield _padded(chosen, min(width or len(chosen[-1]["input_ids"]), longest), pad)
+
+
+def compare(
+    logits: LogitsFunction, batches: Sequence[Batch], expected: Sequence[np.ndarray], *, regression: bool
+) -> dict[str, Any]:
+    """The largest difference of logits, and the share of rows with the same answer (None for regression)."""
+    found = [logits(batch) for batch in batches]
+    difference = float(np.max([np.abs(one - other).max() for one, other in zip(found, expected, strict=True)]))
+    same = np.concatenate([one.argmax(-1) == other.argmax(-1) for one, other in zip(found, expected, strict=True)])
+    return {"max_difference": difference, "agreement": None if regression else float(same.mean())}
+
+
+def _padded(rows: Sequence[Row], width: int, pad: int) -> Batch:
+    fills = {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0}
+    batch = {name: torch.full((len(rows), width), fill) for name, fill in fills.items()}
+    for place, row in enumerate(rows):
+        room = max(1, width // 2) if place == 0 and len(rows) > 1 else width
+        ids = torch.tensor(row["input_ids"][:room])
+        batch["input_ids"][place, : len(ids)] = ids
+        batch["attention_mask"][place, : len(ids)] = 1
+        if "token_type_ids" in row:
+            batch["token_type_ids"][place, : len(ids)] = torch.tensor(row["token_type_ids"][:room])
+    return batch
+
+
+def _positions(tokenizer: Any, model: Any) -> int:
+    """The longest input both allow; RoBERTa has fewer places than positions, and only its tokenizer says so."""
+    positions: int = getattr(model.config, "max_position_embeddings", 512)
+    shift = (model.config.pad_token_id or 0) + 1 if model.config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return min(positions - shift, tokenizer.model_max_length)
+
+
+def refuse_difference(path: Path, difference: float, tolerance: float) -> None:
+    """Raises M612 for a file whose logits differ by more than the tolerance."""
+    if difference <= tolerance:  # false for NaN too
+        return
+    raise MbertError(
+        "M612",
+        f"its logits differ from the model's by {difference:.2g}",
+        where=str(path),
+        allowed=f"At most {tolerance:g} on padded batches of real rows; more means that the file is not the model.",
+        fix="Check the model for NaN, or leave ONNX out: --set export.onnx=false",
+    )
+
+
+def _line(measured: Mapping[str, Any]) -> str:
+    size = f"{measured['bytes'] / 1e6:.1f} MB"
+    took = "" if measured["seconds"] is None else f", {measured['seconds']:.1f} s"
+    scores = "".join(f", {name} {value:.4f}" for name, value in (measured["scores"] or {}).items())
+    fused = f"; {_graph(measured['graph'])}" if measured["graph"] else ""
+    return f"{measured['file']}: {size}{took}, largest difference of logits {measured['max_difference']:.1e}{scores}{fused}"
+
+
+def _graph(graph: Mapping[str, Any]) -> str:
+    """Operators as ONNX Runtime runs them: `56 operators of 127, with 3 Attention, 3 BiasGelu`."""
+    fused = ", ".join(f"{count} {name}" for name, count in graph["loaded"]["fused"].items())
+    return f"{graph['written']['nodes']} operators, {graph['loaded']['nodes']} when loaded" + (f": {fused}" if fused else "")
+
+
+def _warn_of_drop(files: Mapping[str, Mapping[str, Any]], primary: str | None, reporter: Reporter) -> None:
+    whole, small = files["fp32"]["scores"], files["int8"]["scores"]
+    if primary is None or not whole or not small or not whole[primary] - small[primary] > DROP:
+        return
+    reporter.warn(
+        f"int8 loses {primary}: {small[primary]:.4f}, fp32 has {whole[primary]:.4f}; {ONNX_FILES['fp32']} is the safer file"
+    )

@@ -1,0 +1,247 @@
+"""The model card: what a reader of README.md, and the Hub, want to know of a model; from plain values to text.
+
+The values come from task files, manifests and directory names of others: none is taken as Markdown, HTML or YAML.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from microbert_cli.text import plain, safe_text
+
+DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measured score. `teacher`: the teacher's on the same rows; `dataset`: a Hub id, None for own data."""
+
+    metric: str
+    value: float
+    task: str
+    split: str
+    dataset: str | None = None
+    config: str | None = None
+    teacher: float | None = None
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class File:
+    """One form of the model and what was measured of it; latency for one sequence, throughput in sequences a second."""
+
+    name: str
+    bytes: int
+    form: str
+    max_difference: float | None = None
+    score: float | None = None
+    latency_ms: float | None = None
+    throughput: float | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that a card says; what is left out is left out of the text.
+
+    base_models, datasets   Hub ids only: they become links. Directories belong into the lineage
+    lineage     sentences, oldest first: what was made from what
+    layer_map   student layer -> teacher layer, 0 the embeddings
+    sizes       rows of a table: what -> (this model, teacher or None), as text
+    conditions  where and how speed was measured
+    command     what reproduces the model
+    """
+
+    name: str
+    task_title: str
+    labels: Sequence[str] | None
+    scores: Sequence[Score]
+    command: str
+    base_models: Sequence[str] = ()
+    datasets: Sequence[str] = ()
+    language: str | None = None
+    license: str | None = None
+    lineage: Sequence[str] = ()
+    layer_map: Mapping[int, int] | None = None
+    sizes: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    files: Sequence[File] = ()
+    conditions: str | None = None
+    limits: Sequence[str] = ()
+    max_length: int | None = None
+    version: str | None = None
+
+
+def model_card(card: Card) -> str:
+    """The text of README.md: YAML front matter as the Hub reads it, then the body as a person does."""
+    sections = [
+        _opening(card),
+        _section("Score", _scores(card)),
+        _section("Files", _files(card)),
+        _section("Size", _sizes(card)),
+        _section("Where it comes from", _lineage(card)),
+        _section("Use", _use(card)),
+        _section("Made by", fenced(card.command) + (f"\n\nmbert {card.version}" if card.version else "")),
+        _section("Limits", "\n".join(f"- {plain(limit)}" for limit in card.limits)),
+    ]
+    return front_matter(card) + "\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def front_matter(card: Card) -> str:
+    """The YAML block between `---` lines. Strings are written as JSON, which is YAML that needs no judgement."""
+    fields: dict[str, Any] = {
+        "language": card.language,
+        "license": card.license,
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "base_model": list(card.base_models),
+        "datasets": list(card.datasets),
+        "metrics": list(dict.fromkeys(score.metric for score in card.scores)),
+        "tags": ["knowledge-distillation", "mbert"],
+        "model-index": _index(card),
+    }
+    return "\n".join(["---", *_yaml({key: value for key, value in fields.items() if value}), "---", ""])
+
+
+def _index(card: Card) -> list[dict[str, Any]]:
+    results = [
+        {
+            "task": {"type": "text-classification"},
+            "dataset": _dataset(score),
+            "metrics": [{"type": score.metric, "value": round(score.value, DIGITS)}],
+        }
+        for score in card.scores
+    ]
+    return [{"name": card.name, "results": results}] if results else []
+
+
+def _dataset(score: Score) -> dict[str, str]:
+    entry = {"name": score.task, "type": score.dataset or score.task, "split": score.split}
+    return entry | ({"config": score.config} if score.config else {})
+
+
+def _yaml(value: Any, indent: int = 0) -> list[str]:
+    """Lines of block-style YAML for nested dicts and lists of plain values."""
+    space = " " * indent
+    if isinstance(value, dict):
+        lines: list[str] = []
+        for key, inner in value.items():
+            nested = isinstance(inner, dict | list)
+            lines += [f"{space}{key}:", *_yaml(inner, indent + 2)] if nested else [f"{space}{key}: {_scalar(inner)}"]
+        return lines
+    lines = []
+    for item in value:
+        if isinstance(item, dict | list):
+            first, *rest = _yaml(item, indent + 2)
+            lines += [f"{space}- {first.lstrip()}", *rest]
+        else:
+            lines.append(f"{space}- {_scalar(item)}")
+    return lines
+
+
+def _scalar(value: Any) -> str:
+    """YAML has more line ends and forbidden characters than JSON; they are written out."""
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in json.dumps(value, ensure_ascii=False))
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A block of code that ends where it should, whatever is in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{safe_text(text)}\n{fence}"
+
+
+def _opening(card: Card) -> str:
+    answers = f"Answers: {', '.join(map(plain, card.labels))}." if card.labels else "Answers with a number."
+    length = f" Reads up to {card.max_length} tokens." if card.max_length else ""
+    return f"# {plain(card.name)}\n\nA small text classifier for {plain(card.task_title)}. {answers}{length}"
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _scores(card: Card) -> str:
+    if not card.scores:
+        return ""
+    rows = [
+        [
+            plain(f"{score.task}, {score.split}") + (f" ({score.rows} rows)" if score.rows else ""),
+            score.metric,
+            f"{score.value:.4f}",
+            "" if score.teacher is None else f"{score.teacher:.4f}",
+            _retention(score),
+        ]
+        for score in card.scores
+    ]
+    return _table(["data", "metric", "this model", "teacher", "kept"], rows)
+
+
+def _retention(score: Score) -> str:
+    return f"{100 * score.value / score.teacher:.1f} %" if score.teacher is not None and score.teacher > 0 else ""
+
+
+def _files(card: Card) -> str:
+    rows = [
+        [
+            f"`{file.name}`",
+            file.form,
+            megabytes(file.bytes),
+            "" if file.max_difference is None else f"{file.max_difference:.1e}",
+            _number(file.score, 4),
+            _number(file.latency_ms, 2),
+            _number(file.throughput, 0),
+        ]
+        for file in card.files
+    ]
+    if not rows:
+        return ""
+    metric = card.scores[0].metric if card.scores else "score"
+    heads = [
+        "file",
+        "form",
+        "size",
+        "largest difference of logits",
+        f"dev {metric}",
+        "ms a sequence",
+        "sequences a second",
+    ]
+    return _table(heads, rows) + (f"\n\n{card.conditions}" if card.conditions else "")
+
+
+def _sizes(card: Card) -> str:
+    rows = [[plain(what), plain(ours), plain(teacher or "")] for what, (ours, teacher) in card.sizes.items()]
+    return _table(["", "this model", "teacher"], rows) if rows else ""
+
+
+def _lineage(card: Card) -> str:
+    steps = "\n".join(f"{number}. {plain(step)}" for number, step in enumerate(card.lineage, 1))
+    if not card.layer_map:
+        return steps
+    pairs = ", ".join(f"{student} <- {teacher}" for student, teacher in sorted(card.layer_map.items()))
+    return f"{steps}\n\nLayers, student <- teacher (0 = embeddings): {pairs}".strip()
+
+
+def _use(card: Card) -> str:
+    lines = (
+        "from transformers import pipeline",
+        "",
+        f'classify = pipeline("text-classification", model={_scalar(card.name)})  # or the path of this directory',
+    )
+    return fenced("\n".join(lines), "python")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table without the columns that are empty in every row."""
+    kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
+    lines = [[heads[place] for place in kept], ["---"] * len(kept)]
+    lines += [[row[place] for place in kept] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def megabytes(size: int) -> str:
+    """Bytes as text in MB (a million bytes), with one decimal."""
+    return f"{size / 1e6:,.1f} MB"

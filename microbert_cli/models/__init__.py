@@ -1,0 +1,1 @@
+"""Models on disk and in memory: found, loaded, built, run, measured, saved."""

@@ -1,0 +1,230 @@
+"""Builds new models from descriptions: a student of the catalogue, a user's TOML."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig
+
+from microbert_cli.errors import MbertError
+from microbert_cli.models.architectures import COUNT_FROM_PADDING, positions_of
+from microbert_cli.models.capture import show_scores
+from microbert_cli.models.config import register_model_type, without_code
+from microbert_cli.models.load import (
+    CLASSES,
+    LoadedModel,
+    count_all_parameters,
+    load_model,
+    load_several,
+    load_vocabulary,
+    set_labels,
+)
+from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
+from microbert_cli.models.size import check_memory
+from microbert_cli.models.tokenizers import NO_CODE, rows_needed
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.student_shapes import describe
+from microbert_cli.recipe.task import Task
+from microbert_cli.runs import manifest
+
+MAX_LENGTH = 512  # of a new student, where the model it is made after has no positions to count
+
+
+def build_model(
+    student: dict[str, Any], *, kind: str, tokenizer: Any, seed: int, like: Any = None, labels: list[str] | None = None,
+    num_labels: int | None = None, where: str = "student",
+) -> Any:  # fmt: skip
+    """A new model from a student description (its TOML with numbers filled in), initialised from `seed`.
+
+    like  the teacher's configuration: heads where the description says "teacher", positions and padding
+    Raises M042 for what is no description, M011 for heads that do not divide the width, M223 for what no memory holds.
+    """
+    fields = {key: value for key, value in student.items() if key not in ("title", "model_type")}
+    fields |= {"vocab_size": rows_needed(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    if like is not None and "max_position_embeddings" not in student:
+        wasted = tokenizer.pad_token_id + 1 if student.get("model_type") in COUNT_FROM_PADDING else 0
+        fields["max_position_embeddings"] = (positions_of(like) or MAX_LENGTH) + wasted
+    try:
+        fields["num_attention_heads"] = _heads(fields, like)
+        register_model_type(student)
+        config = without_code(AutoConfig.for_model(student["model_type"], **fields))
+    except Exception as error:  # as of a foreign configuration
+        raise _no_student(where, error) from error
+    set_labels(config, labels, num_labels)
+    if config.hidden_size % config.num_attention_heads:
+        raise MbertError(
+            "M011",
+            f"{config.num_attention_heads} heads do not divide a width of {config.hidden_size}",
+            where=where,
+            allowed="A width that is a multiple of the number of heads.",
+            fix="Choose another student: mbert list students",
+        )
+    if torch.get_default_device().type != "meta":  # where nothing is allocated, anything fits
+        check_memory(size_of(config, kind), where=where, fix="Choose a smaller student: mbert list students")
+    torch.manual_seed(seed)
+    model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
+    show_scores(model)
+    return model
+
+
+def size_of(config: Any, kind: str) -> int:
+    """Parameters of a model to come, from those of one layer and of two, so that any depth is counted as fast."""
+    depth = int(config.num_hidden_layers)
+    if depth < 3:
+        return counted(config, kind)
+    one, two = (counted(_of_depth(config, layers), kind) for layers in (1, 2))
+    return one + (depth - 1) * (two - one)
+
+
+def counted(config: Any, kind: str) -> int:
+    """Parameters of a model to come; nothing is allocated."""
+    with torch.device("meta"):
+        return count_all_parameters(getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), **NO_CODE))
+
+
+def _of_depth(config: Any, layers: int) -> Any:
+    other = copy.deepcopy(config)
+    other.num_hidden_layers = layers
+    return other
+
+
+def _no_student(where: str, error: Exception) -> MbertError:
+    return MbertError(
+        "M042",
+        f"this description makes no model: {type(error).__name__}: {str(error)[:200]}",
+        where=where,
+        allowed="The keys of a configuration of transformers: model_type, num_hidden_layers, num_attention_heads ...",
+        fix="Start from one: mbert copy students tinybert-4l-312",
+    )
+
+
+def _heads(fields: dict[str, Any], like: Any) -> int:
+    heads = fields["num_attention_heads"]
+    if heads != "teacher":
+        return int(heads)
+    width: int = fields["hidden_size"]
+    if like is not None and width % like.num_attention_heads == 0:
+        return int(like.num_attention_heads)
+    return next(heads for heads in (12, 8, 6, 4, 3, 2, 1) if width % heads == 0)
+
+
+Start = Callable[[Any], dict[str, torch.Tensor] | None]  # of a new model's weights; see `initialising.Start`
+
+
+def is_description(name: str, catalog: Catalog) -> bool:
+    """Whether this is a student of the catalogue (or a student TOML), not a checkpoint."""
+    return not Path(name).is_dir() and not list(catalog.check("students", name, ""))
+
+
+def identify(name: str | None, catalog: Catalog) -> Any:
+    """What a model or description is, for identities."""
+    if name is not None and is_description(name, catalog):
+        return describe(name, catalog)
+    return manifest.identify(name)
+
+
+def classifier(
+    name: str, catalog: Catalog, *, task: Task, seed: int, tokenizer: str | None, where: str, like: Any = None,
+    start: Start | None = None,
+) -> LoadedModel:  # fmt: skip
+    """A classifier for the task: a checkpoint (its head kept where the labels fit, else made anew), or a new student.
+
+    The weights that are made anew depend on `seed`, and of a new student on `start`, alone.
+    """
+    labels = list(task.label.names) if task.label.names else None
+    heads: dict[str, Any] = {"labels": labels, "num_labels": task.num_labels}
+    if not is_description(name, catalog):
+        torch.manual_seed(seed)
+        loaded = load_model(name, "classifier", where=where, new_head=True, seed=seed, task=task.name, **heads)
+        return loaded
+    if tokenizer is None:
+        raise no_vocabulary(name, where)
+    tokens, config = load_vocabulary(tokenizer, where="tokenizer")
+    description = describe(name, catalog)
+    model = build_model(description, kind="classifier", tokenizer=tokens, seed=seed, like=like or config, where=where, **heads)
+    return LoadedModel(model, tokens, name, [], start(model) if start else None)
+
+
+def several_heads(
+    name: str, catalog: Catalog, *, tasks: Sequence[Task], seed: int, tokenizer: str | None, where: str, like: Any = None,
+    start: Start | None = None,
+) -> LoadedModel:  # fmt: skip
+    """A BERT with a head for each of several tasks: of a checkpoint's or a new student's encoder, or a model that is one.
+
+    The heads depend on `seed` alone; a single task's is the checkpoint's where that has one. Raises M088 where the model is no
+    BERT, M089 where it has heads for other tasks.
+    """
+    named = sorted(tasks, key=lambda task: task.name)  # as config.json keeps them
+    wanted = {task.name: {"labels": list(task.label.names or ()) or None, "num_labels": task.num_labels} for task in named}
+    if known := None if is_description(name, catalog) else load_several(name, where=where):
+        if known.model.config.tasks != wanted:
+            raise _other_tasks(f"{where} {name}", list(known.model.config.tasks), list(wanted))
+        return known
+    dense = classifier(name, catalog, task=tasks[0], seed=seed, tokenizer=tokenizer, where=where, like=like, start=start)
+    if (kind := dense.model.config.model_type) != "bert":
+        raise _no_bert(f"{where} {name}", kind)
+    heads = {tasks[0].name: dense.model.classifier} if len(tasks) == 1 else None
+    model = RoutedBertForSequenceClassification.from_dense(dense.model, tasks=wanted, seed=seed, heads=heads)
+    show_scores(model)
+    return replace(dense, model=model)
+
+
+def encoder(
+    name: str,
+    catalog: Catalog,
+    *,
+    seed: int,
+    teacher: LoadedModel,
+    where: str,
+    start: Start | None = None,
+    head: str = "encoder",
+) -> LoadedModel:
+    """A bare encoder, or a "masked-lm": a checkpoint to go on from, or a new student with the teacher's vocabulary."""
+    if not is_description(name, catalog):
+        return load_model(name, head, where=where, new_head=True, seed=seed)
+    description, tokens = describe(name, catalog), teacher.tokenizer
+    like = teacher.model.config
+    model = build_model(description, kind=head, tokenizer=tokens, seed=seed, like=like, where=where)
+    return LoadedModel(model, tokens, name, [], start(model) if start else None)
+
+
+def _no_bert(where: str, kind: str) -> MbertError:
+    return MbertError(
+        "M088",
+        f'a student of several tasks is a BERT with a head for each, and this is "{kind}"',
+        where=where,
+        allowed="A BERT: a checkpoint, or a student of the catalogue of that model_type.",
+        fix="Choose another student (mbert list students), or a run for each task: --task",
+    )
+
+
+def _other_tasks(where: str, known: list[str], wanted: list[str]) -> MbertError:
+    return MbertError(
+        "M089",
+        f"this model has heads for {', '.join(known)}, and the run is of {', '.join(wanted)}",
+        where=where,
+        allowed="The same tasks with the same labels; or a model of one task or none.",
+        fix=f"--tasks {','.join(known)}, or take one task's model out of it: mbert extract",
+    )
+
+
+def no_vocabulary(name: str, where: str) -> MbertError:
+    """The error for a new model without anything to take its tokens from."""
+    return MbertError(
+        "M021",
+        f'a new "{name}" needs a vocabulary, and no model to take it from is named',
+        where=where,
+        allowed="A model whose tokenizer it shares, or a vocabulary trained on the corpus.",
+        fix="--set base=DIR, --teacher DIR, or for pretrain: --set vocabulary.size=8000",
+    )
+
+
+class FunctionModel:
+    """A function from batch to logits as something that answers."""
+
+    def __init__(self, logits: Any):
+        self.logits = logits

@@ -1,0 +1,213 @@
+"""Loads models; refuses silent surprises.
+
+A source is a directory or a Hub id. What transformers would only print - missing or unexpected weights - is an error unless it
+is a head that training will make. Weights come as float32, a configuration is never shared between two models. Nothing that a
+directory brings is executed: weights are safetensors, or `.bin` read by `torch.load(weights_only=True)` inside transformers;
+code beside a model or named by it is neither run nor asked about, nor handed on to what is made of the model.
+"""
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from microbert_cli.errors import MbertError
+from microbert_cli.models.capture import show_scores
+from microbert_cli.models.config import read_config
+from microbert_cli.models.find import find_model, unreadable_model
+from microbert_cli.models.moe.extract import check_routes, dense_for_task, is_routed
+from microbert_cli.models.save import NOT_TENSORS, read_projection
+from microbert_cli.models.size import count_parameters
+from microbert_cli.models.tokenizers import NO_CODE, load_tokenizer
+
+CLASSES = {
+    "classifier": "AutoModelForSequenceClassification",
+    "masked-lm": "AutoModelForMaskedLM",
+    "encoder": "AutoModel",
+}
+HEADS = {
+    "classifier": r"classifier\.|pre_classifier\.|score\.|pooler\.|.*\.pooler\.|head\.",
+    "masked-lm": r"cls\.|lm_head\.|generator_|vocab_|predictions\.|head\.|decoder\.|.*\.pooler\.",
+    "encoder": r"pooler\.",
+}
+IGNORED = (
+    r"(.*\.)?(position_ids|fit_dense\..*|cls\..*|lm_head\..*|(pre_|sop_)?classifier\..*|pooler\..*|vocab_.*|score\..*)"
+    r"|(generator_|discriminator_)?predictions\..*|generator_lm_head\..*|head\..*|decoder\..*"
+)
+
+
+transformers.logging.set_verbosity_error()
+
+
+transformers.utils.logging.disable_progress_bar()
+
+
+@dataclass
+class LoadedModel:
+    """A model with its tokenizer. `new` names the weights that were initialised, not loaded."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+    new: list[str]
+    projection: dict[str, torch.Tensor] | None = None
+
+    @property
+    def head_is_new(self) -> bool:
+        return any(re.match(r"classifier|score", name) for name in self.new)
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of the outputs in order, or None where the checkpoint says only LABEL_k."""
+        names = [str(self.model.config.id2label[i]) for i in range(self.model.config.num_labels)]
+        return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+
+
+def load_model(
+    source: str | Path,
+    kind: str,
+    *,
+    where: str,
+    labels: list[str] | None = None,
+    num_labels: int | None = None,
+    new_head: bool = False,
+    seed: int = 0,
+    task: str | None = None,
+) -> LoadedModel:
+    """A model of `kind` (classifier, masked-lm, encoder) from a directory or Hub id.
+
+    where     the option or key that named it, for errors
+    labels, num_labels, new_head   a fresh head is made for these labels where the checkpoint has none that fits, from `seed`
+    task      which task's model a BERT for several tasks becomes (`extraction.for_task`)
+    Raises M2xx (not there, unfinished), M302 (damaged), M310 (weights missing), M311 (head does not fit).
+    """
+    path = find_model(source, where=where)
+    config = read_config(path, where=where)
+    if is_routed(config):
+        return _routed(path, kind, config, task, str(source), where)
+    if new_head:
+        set_labels(config, labels, num_labels)
+    model, info = _from_pretrained(path, kind, config, where, seed)
+    new = _check_weights(info, kind, where, path, new_head)
+    show_scores(model)
+    return LoadedModel(model, load_tokenizer(path, config, where=where), str(source), new, _projection(path, where))
+
+
+def _routed(path: Path, kind: str, config: Any, task: str | None, source: str, where: str) -> LoadedModel:
+    """A BERT for several tasks as it answers one of them."""
+    if kind != "classifier":
+        raise MbertError(
+            "M267",
+            "this is a model of task heads, and what is wanted here is an encoder or a masked-LM",
+            where=f"{where} {path}",
+            allowed="A plain model; such a one can be taken out of it, task by task.",
+            fix=f"mbert extract {source} -o OUT",
+        )
+    model = dense_for_task(load_routed(path, config, where=where), task, where=f"{where} {path}")
+    return LoadedModel(model, load_tokenizer(path, model.config, where=where), source, [])
+
+
+def load_several(source: str | Path, *, where: str) -> LoadedModel | None:
+    """A BERT for several tasks, whole, to go on from; None where the model is another."""
+    path = find_model(source, where=where)
+    if not is_routed(config := read_config(path, where=where)):
+        return None
+    model = load_routed(path, config, where=where)
+    return LoadedModel(model, load_tokenizer(path, config, where=where), str(source), [], _projection(path, where))
+
+
+def load_routed(path: Path, config: Any, *, where: str) -> Any:
+    """A BERT for several tasks as it is saved, whole."""
+    check_routes(config, where=f"{where} {path}")
+    model, info = _from_pretrained(path, "classifier", config, where, 0)
+    _check_weights(info, "classifier", where, path, new_head=False)
+    show_scores(model)
+    return model
+
+
+def _projection(path: Path, where: str) -> dict[str, torch.Tensor] | None:
+    try:
+        return read_projection(path)
+    except SafetensorError as error:
+        raise unreadable_model(path, where, error) from error
+
+
+def load_vocabulary(source: str | Path, *, where: str) -> tuple[Any, Any]:
+    """The tokenizer and configuration of a model, without its weights."""
+    path = find_model(source, where=where)
+    config = read_config(path, where=where)
+    return load_tokenizer(path, config, where=where), config
+
+
+def count_all_parameters(model: Any) -> int:
+    """All parameters of a model, tied ones counted once."""
+    return count_parameters(model).total
+
+
+def frozen(model: Any) -> Any:
+    """The model as a teacher: eval mode, no gradients."""
+    return model.eval().requires_grad_(False)
+
+
+def set_labels(config: Any, labels: list[str] | None, num_labels: int | None) -> None:
+    """Writes a task's labels, or their number, into a configuration."""
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: i for i, name in enumerate(labels)}
+    elif num_labels is not None:
+        config.num_labels = num_labels
+    if num_labels == 1:
+        config.problem_type = "regression"
+    elif num_labels is not None:
+        config.problem_type = "single_label_classification"
+
+
+def _from_pretrained(path: Path, kind: str, config: Any, where: str, seed: int) -> tuple[Any, dict[str, Any]]:
+    factory = getattr(transformers, CLASSES[kind])
+    try:
+        torch.manual_seed(seed)
+        model, info = factory.from_pretrained(
+            path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **NO_CODE
+        )
+        return model, info
+    except pickle.UnpicklingError:
+        raise unreadable_model(path, where, NOT_TENSORS) from None
+    except Exception as error:  # as above
+        raise unreadable_model(path, where, error) from error
+
+
+def _check_weights(info: dict[str, Any], kind: str, where: str, path: Any, new_head: bool) -> list[str]:
+    mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in info["mismatched_keys"])
+    missing = sorted(info["missing_keys"]) + mismatched
+    strange = [name for name in missing if not re.match(HEADS[kind], name)]
+    unexpected = [name for name in sorted(info["unexpected_keys"]) if not re.fullmatch(IGNORED, name)]
+    if strange or unexpected:
+        names = ", ".join((strange or unexpected)[:4])
+        raise MbertError(
+            "M310",
+            f"{len(strange)} weights are missing or of another shape and {len(unexpected)} have no place, such as {names}",
+            where=f"{where} {path}",
+            allowed="Weights that fit the config.json beside them; only a head may be new.",
+            fix="Check that config.json and the weights belong together.",
+        )
+    if [name for name in missing if "pooler" not in name] and not new_head:
+        raise no_head(kind, where, path, missing)
+    return missing
+
+
+def no_head(kind: str, where: str, path: Any, missing: list[str]) -> MbertError:
+    """The error for a model that lacks the head a stage must have."""
+    what = "classification" if kind == "classifier" else "masked-LM"
+    fix = "Fine-tune it first: mbert finetune --model" if kind == "classifier" else "Train one: mbert pretrain --model"
+    return MbertError(
+        "M311",
+        f"this model has no trained {what} head (missing: {', '.join(missing[:3])})",
+        where=f"{where} {path}",
+        allowed=f"A model that was trained with a {what} head.",
+        fix=f"{fix} {path}",
+    )

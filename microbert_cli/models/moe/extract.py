@@ -1,0 +1,161 @@
+"""The plain BERT of one task out of a routed one: its experts alone, its head, and nothing that only routing needed.
+
+Routed by task, a task meets the same experts with the same gates at every token, so that they are one feed-forward network:
+
+    sum_e g_e (W2_e act(W1_e x + b1_e) + b2_e)  =  [g_1 W2_1 .. g_k W2_k] act([W1_1; ..; W1_k] x + [b1_1; ..]) + sum_e g_e b2_e
+
+A BERT has one FFN width in all its layers; narrower ones are filled up with neurons whose weights are 0, which add nothing.
+Routed by token there is no such network: `for_task` gives the model itself, set to the task.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification
+
+from microbert_cli.errors import MbertError, nearest
+from microbert_cli.models.capture import show_scores
+from microbert_cli.models.moe.bert import MODEL_TYPE, OWN_FIELDS
+from microbert_cli.models.moe.layers import gates_of
+from microbert_cli.recipe.multitask import which_of
+
+FFN = ("intermediate.dense.weight", "intermediate.dense.bias", "output.dense.weight", "output.dense.bias")
+
+
+def is_routed(config: Any) -> bool:
+    """Whether this is the configuration of a BERT for several tasks."""
+    return getattr(config, "model_type", None) == MODEL_TYPE
+
+
+def dense_for_task(model: Any, task: str | None, *, where: str) -> Any:
+    """The model as it answers one task: plain where there is a plain one, else the routed one set to the task.
+
+    task  may be None where the model knows one alone
+    Raises M265 where nobody says which of several tasks, M266 for a task that the model does not know.
+    """
+    name = default_task(model, task, where=where)
+    if model.config.moe_layers and model.config.routing != "task":
+        model.standing_task = model.tasks.index(name)
+        _label(model.config, model.config.tasks[name])
+        return model
+    plain = dense_model(model, name)
+    show_scores(plain)
+    return plain
+
+
+def check_routes(config: Any, *, where: str) -> None:
+    """Raises M390 for a configuration that routes to what it does not have."""
+    told = {name: getattr(config, name) for name in ("tasks", "moe_layers", "experts", "top_k", "routing")}
+    told |= {name: getattr(config, f"expert_{name}") for name in ("norm", "gate")}
+    try:
+        sound = _is_sound(config.num_hidden_layers, **told)
+    except (TypeError, AttributeError, KeyError):
+        sound = False
+    if not sound:
+        raise MbertError(
+            "M390",
+            f"this configuration routes to what it does not have: {str(told)[:300]}",
+            where=f"{where}, config.json",
+            allowed=f"Tasks with labels, layers from 1 to {config.num_hidden_layers}, 1 <= top_k <= experts, a known routing.",
+            fix="Take config.json as the training wrote it, beside its own weights.",
+        )
+
+
+def _is_sound(depth: int, *, tasks: Any, moe_layers: Any, experts: int, top_k: int, routing: str, norm: str, gate: str) -> bool:
+    layers = {layer for layer in moe_layers if type(layer) is int and 1 <= layer <= depth}
+    heads = [task["num_labels"] >= 1 and len(task["labels"] or range(task["num_labels"])) for task in tasks.values()]
+    fitting = heads == [task["num_labels"] for task in tasks.values()]
+    by_task = routing == "task" and (norm, gate) == ("layer", "share")
+    otherwise = routing in ("token", "sentence", "hash") and norm in ("layer", "expert") and gate in ("share", "probability")
+    one = top_k == 1 or (routing != "hash" and norm == "layer")
+    routes = (by_task or otherwise) and one and 1 <= top_k <= experts
+    return bool(heads) and fitting and len(layers) == len(moe_layers) and routes
+
+
+def default_task(model: Any, task: str | None, *, where: str) -> str:
+    """The name of the task, once the model is seen to know it."""
+    if task is None and len(model.tasks) > 1:
+        raise which_of(model.tasks, where)
+    if task is not None and task not in model.tasks:
+        raise MbertError(
+            "M266",
+            f'this model was not trained on "{task}": it has no head and no route for it',
+            where=where,
+            allowed=f"Its tasks: {nearest(task, model.tasks)}",
+            fix=f"For instance: --task {model.tasks[0]}",
+        )
+    return task or str(model.tasks[0])
+
+
+@torch.no_grad()
+def dense_model(model: Any, task: str) -> BertForSequenceClassification:
+    """The plain classifier of a task routed by task; its logits are the routed model's, but for the order of sums.
+
+    Raises M127 for a model that is not routed by task.
+    """
+    if model.config.moe_layers and model.config.routing != "task":
+        raise no_plain_model(task)
+    chosen = model.chosen()[task]
+    layers = {layer: joined_of(model, task, layer, experts) for layer, experts in chosen.items()}
+    config = plain_shape(model.config)
+    _label(config, model.config.tasks[task])
+    state = {name: value for name, value in model.bert.state_dict().items() if ".intermediate." not in name}
+    state = {f"bert.{name}": value for name, value in state.items() if name != "task_embedding.weight"}
+    for number, layer in enumerate(model.bert.encoder.layer, 1):
+        ffn = layers.get(number) or {name: layer.get_parameter(name) for name in FFN}
+        state |= {f"bert.encoder.layer.{number - 1}.{name}": _widened(name, value, config) for name, value in ffn.items()}
+    state |= {f"classifier.{name}": value for name, value in model.heads[task].state_dict().items()}
+    with torch.random.fork_rng():
+        plain = BertForSequenceClassification(config)
+    plain.load_state_dict({name: value.float().cpu() for name, value in state.items()})
+    return plain.eval()
+
+
+def joined_of(model: Any, task: str, layer: int, chosen: list[int]) -> dict[str, Tensor]:
+    """The chosen experts of a layer as one feed-forward network, under BERT's names."""
+    experts = model.bert.expert_layers[layer]
+    logits_E = experts.router.logits(model.bert.task_embedding.weight[model.tasks.index(task)])
+    gates = gates_of(logits_E.softmax(-1)[chosen]).tolist()
+    ups, downs = ([getattr(experts.experts[e], name) for e in chosen] for name in ("up", "down"))
+    return {
+        FFN[0]: torch.cat([up.weight for up in ups]),
+        FFN[1]: torch.cat([up.bias for up in ups]),
+        FFN[2]: torch.cat([gate * down.weight for gate, down in zip(gates, downs, strict=True)], 1),
+        FFN[3]: torch.stack([gate * down.bias for gate, down in zip(gates, downs, strict=True)]).sum(0),
+    }
+
+
+def no_plain_model(task: str) -> MbertError:
+    """The error for a model that is not routed by task."""
+    return MbertError(
+        "M127",
+        f'no plain BERT says what this model says of "{task}": which expert answers depends on the text, not on the task',
+        where="routing in its config.json",
+        allowed="A model routed by task; only there a task is served by the same experts throughout.",
+        fix="Train one: --set moe.side=student --set moe.routing=task. Or distil this one into a plain student.",
+    )
+
+
+def plain_shape(config: Any) -> BertConfig:
+    """The configuration of the plain BERT that one task's experts make: as wide as the widest layer."""
+    fields = {key: value for key, value in config.to_dict().items() if key not in OWN_FIELDS}
+    joined = [config.top_k * (config.expert_width or config.intermediate_size)] if config.moe_layers else []
+    own = [config.intermediate_size] if len(config.moe_layers) < config.num_hidden_layers else []
+    return BertConfig(**{**fields, "intermediate_size": max(joined + own)})
+
+
+def _label(config: Any, task: Mapping[str, Any]) -> None:
+    names = task["labels"] or [f"LABEL_{i}" for i in range(task["num_labels"])]
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    config.problem_type = "regression" if task["num_labels"] == 1 else "single_label_classification"
+
+
+def _widened(name: str, value: Tensor, config: BertConfig) -> Tensor:
+    """The same with zeros for the neurons that it lacks."""
+    side = 1 if name == FFN[2] else 0
+    missing = 0 if name == FFN[3] else config.intermediate_size - value.shape[side]
+    shape = [missing if place == side else size for place, size in enumerate(value.shape)]
+    return torch.cat([value, value.new_zeros(shape)], side) if missing else value

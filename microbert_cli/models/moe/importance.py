@@ -1,0 +1,70 @@
+"""How much a task's loss depends on every neuron of a BERT's feed-forward networks.
+
+    I_j = sum over examples  | w1_j . dL/dw1_j + w2_j . dL/dw2_j |
+
+w1_j [d] the neuron's incoming weights without its bias, w2_j [d] its outgoing ones, L an example's own task loss. With
+u = w1 x + b1 and a = act(u) over its tokens t, the two products are sum_t (u - b1) dL/du and sum_t a dL/da, so that the
+gradients of activations of a whole batch give every example's value, and no gradient of a weight is made.
+
+Source: MoEBERT (Zuo et al., NAACL 2022), importance scores of its released code: absolute value per example, then the sum.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from microbert_cli.models.capture import input_names
+
+
+def importance(
+    model: Any, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], *, columns: Sequence[int] | None = None
+) -> dict[int, Tensor]:
+    """I [F] of each layer (counted from 1), in float64, over batches with `labels`; dropout off.
+
+    model    a fine-tuned BERT classifier, or one of a score; also one whose weights are frozen
+    columns  label c is the model's output columns[c]; None = as they are
+    """
+    training, trained = model.training, [parameter.requires_grad for parameter in model.parameters()]
+    found: dict[int, Tensor] = {}
+    model.eval().requires_grad_(True)
+    for batch in batches:
+        with _watching(model, layers) as seen:
+            inputs = {name: batch[name].to(model.device) for name in input_names(model) if name in batch}
+            logits_BC = model(**inputs).logits
+            loss = _loss(logits_BC if columns is None else logits_BC[:, list(columns)], batch["labels"].to(model.device))
+        flat = [value for pair in seen.values() for value in pair]
+        gradients = iter(torch.autograd.grad(loss, flat))
+        for layer, (before_BTF, after_BTF) in seen.items():
+            bias_F = model.base_model.encoder.layer[layer - 1].intermediate.dense.bias
+            value_BTF = (before_BTF - bias_F) * next(gradients) + after_BTF * next(gradients)
+            found[layer] = found.get(layer, torch.zeros(())) + value_BTF.detach().double().sum(1).abs().sum(0)
+    model.train(training)
+    for parameter, gets in zip(model.parameters(), trained, strict=True):
+        parameter.requires_grad_(gets)
+    return {layer: value.cpu() for layer, value in found.items()}
+
+
+def _loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    if logits_BC.shape[-1] == 1:
+        return F.mse_loss(logits_BC[:, 0], labels_B.to(logits_BC.dtype), reduction="sum")
+    return F.cross_entropy(logits_BC, labels_B, reduction="sum")
+
+
+@contextmanager
+def _watching(model: Any, layers: Sequence[int]) -> Iterator[dict[int, list[Tensor]]]:
+    """Keeps what goes into and comes out of the activation of the asked layers during a pass."""
+    seen: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    hooks = []
+    for layer in layers:
+        inner = model.base_model.encoder.layer[layer - 1].intermediate
+        for module in (inner.dense, inner):
+            hooks.append(module.register_forward_hook(lambda _, __, out, layer=layer: seen[layer].append(out)))
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

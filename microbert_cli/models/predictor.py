@@ -1,0 +1,84 @@
+"""Any model that answers: a Hugging Face directory, a Hub id, or an export directory through ONNX Runtime."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from microbert_cli.models.capture import OutputRequest, forward_in_pieces
+from microbert_cli.models.labels import match_labels
+from microbert_cli.models.load import LoadedModel, frozen, load_model
+from microbert_cli.models.onnx import ONNX_FILES, OnnxClassifier, is_export
+from microbert_cli.models.tokenizers import load_tokenizer
+from microbert_cli.recipe.task import Task
+
+
+@dataclass
+class Predictor:
+    """A model ready to answer: `answers.logits(batch)`, its configuration as `model.config`, its tokenizer."""
+
+    answers: Any
+    model: Any
+    tokenizer: Any
+    source: str
+
+
+def open_predictor(
+    source: str, task: Task | None, *, precision: str = "auto", where: str = "model", task_name: str | None = None
+) -> Predictor:
+    """Opens a classifier; with a task, its outputs are put into the order of the task's labels.
+
+    precision  auto: an export directory answers through ONNX Runtime, in fp32 where it has that; one of onnx_model.FILES: in
+               that one; torch: its safetensors are loaded. Naming an ONNX file itself chooses it, too.
+    task_name  which task's answers a model of several gives, where there is no `task`
+    """
+    path = Path(source)
+    if precision in ONNX_FILES or (precision == "auto" and is_export(path)):
+        return _exported(path, task, precision, where)
+    loaded = load_model(source, "classifier", where=where, task=task.name if task else task_name)
+    columns = match_labels(loaded, task, None, where=f"{where} {source}") if task else None
+    return Predictor(_TorchModel(loaded.model, columns), loaded.model, loaded.tokenizer, source)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """softmax over the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: np.ndarray = powers / powers.sum(-1, keepdims=True)
+    return shares
+
+
+def _exported(path: Path, task: Task | None, precision: str, where: str) -> Predictor:
+    session = OnnxClassifier(path, precision=None if precision == "auto" or path.is_file() else precision)
+    tokenizer = load_tokenizer(session.directory, session.config, where=where)
+    loaded = LoadedModel(session, tokenizer, str(path), [])
+    columns = match_labels(loaded, task, None, where=f"{where} {path}") if task else None
+    return Predictor(_Ordered(session, columns), session, tokenizer, str(path))
+
+
+class _TorchModel:
+    """A frozen torch classifier whose class columns are in the task's order."""
+
+    def __init__(self, model: Any, columns: list[int] | None):
+        self.model, self.columns = frozen(model), columns
+
+    def logits(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
+        """[B, C] of a batch of one task; its number, where it has one, is left out."""
+        device = next(self.model.parameters()).device
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "task"}
+        with torch.no_grad():
+            logits = forward_in_pieces(self.model, inputs, OutputRequest(logits=True)).logits
+        assert logits is not None
+        return (logits[:, self.columns] if self.columns else logits).float().cpu().numpy()
+
+
+class _Ordered:
+    """An ONNX session whose class columns are in the task's order."""
+
+    def __init__(self, session: OnnxClassifier, columns: list[int] | None):
+        self.session, self.columns = session, columns
+
+    def logits(self, batch: Any) -> np.ndarray:
+        answer = self.session.logits(batch)
+        return answer[:, self.columns] if self.columns else answer

@@ -1,0 +1,159 @@
+"""How big a model is: parameters, floating-point operations for one sequence, bytes on disk."""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from microbert_cli.errors import MbertError
+from microbert_cli.models.architectures import BOTTLENECKED, PLAIN, ROUTED
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of weights; one that is shared counts once. total = embedding + the rest."""
+
+    total: int
+    embedding: int
+
+    @property
+    def rest(self) -> int:
+        return self.total - self.embedding
+
+
+def count_parameters(model: nn.Module) -> Parameters:
+    """The parameters of a model, and how many of them sit in embedding tables (words, positions, segments)."""
+    total = sum(each.numel() for each in model.parameters())
+    tables = {each.weight for each in model.modules() if isinstance(each, nn.Embedding)}
+    return Parameters(total, sum(each.numel() for each in tables))
+
+
+def forward_flops(config: Any, length: int) -> int | None:
+    """Floating-point operations to classify one sequence, from the configuration alone.
+
+        L (8 T d^2 + 4 T^2 d + 4 T d F)  +  2 T e d [e != d]  +  2 d^2 + 2 d C
+
+    Only matrix products count, a multiplication and an addition each as one operation: per layer the four d x d
+    projections, the attention scores and the sum over values, the feed-forward block; then the map from embedding width
+    e to d where the two differ (ELECTRA), and the head on the first token. Bias, LayerNorm, softmax and look-ups are
+    left out. At T = 128 BERT-base has 22.3 G and TinyBERT's 4 x 312 1.2 G (printed in that paper: 22.5 G and 1.2 G).
+
+    L layers, T = length in tokens (padding included), d width, F feed-forward width, C outputs.
+    Returns None for architectures of another shape.
+    """
+    return batch_flops(config, rows=1, tokens=length, squares=length * length)
+
+
+def batch_flops(
+    config: Any,
+    *,
+    rows: float,
+    tokens: float,
+    squares: float,
+    head: str = "classifier",
+    predicted: float = 0,
+    first_token: bool = False,
+) -> int | None:
+    """The same for whole batches: `flops` summed over rows, by the head that is read.
+
+        L (8 S d^2 + 4 Q d + 4 S d F)  +  2 S e d [e != d]  +  head
+        head  classifier: R (2 d^2 + 2 d C);  masked-lm: P (2 d e + 2 e V);  encoder: 0
+
+    first_token  the top layer computes that token alone (capture.py): it takes 4 S d^2 + 4 S d + R (4 d^2 + 4 d F)
+
+    R rows; S = sum of their padded lengths; Q = sum of the squares of these; P predicted positions, V vocabulary.
+    In a mixture of experts F is what a token meets, and a gate that reads tokens or rows adds its own product.
+    Returns None for architectures of another shape.
+    """
+    if config.model_type in BOTTLENECKED and config.use_bottleneck:
+        return _bottlenecked(config, rows, tokens, squares, head, predicted)
+    if config.model_type not in (*PLAIN, ROUTED):
+        return None
+    d, L = config.hidden_size, config.num_hidden_layers
+    F = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
+    e = getattr(config, "embedding_size", d)
+    body = L * (8 * tokens * d * d + 4 * squares * d + 4 * tokens * d * F)
+    if experts := len(getattr(config, "moe_layers", ())):
+        narrower = F - config.top_k * (config.expert_width or F)
+        gated = {"token": tokens, "sentence": rows}.get(config.routing, 0)
+        body += experts * (2 * gated * d * config.experts - 4 * tokens * d * narrower)
+    if first_token:
+        body -= 4 * tokens * d * d + 4 * (squares - tokens) * d + 4 * tokens * d * F - rows * (4 * d * d + 4 * d * F)
+    widening = 2 * tokens * e * d if e != d else 0
+    heads = {
+        "classifier": rows * (2 * d * d + 2 * d * config.num_labels),
+        "masked-lm": predicted * (2 * d * e + 2 * e * config.vocab_size),
+        "encoder": 0,
+    }
+    return int(body + widening + heads[head])
+
+
+def _bottlenecked(config: Any, rows: float, tokens: float, squares: float, head: str, predicted: float) -> int:
+    """MobileBERT and its teacher: 2 S (L W + 3 e d) + 4 L Q w + head, w the width within a block, W what its matrices hold.
+
+    W = b d w + 2 r w + v w + w^2 + 2 n w F + w d    b bottlenecks in, queries and keys read r features, values v, n FFNs
+    head  classifier: R (2 d^2 [activation] + 2 d C);  masked-lm: P (2 d^2 + 2 d V);  encoder: 0
+    """
+    d, w, F, e = config.hidden_size, config.intra_bottleneck_size, config.intermediate_size, config.embedding_size
+    narrow = config.use_bottleneck_attention
+    shared = config.key_query_shared_bottleneck and not narrow
+    read, values = w if narrow or shared else d, w if narrow else d
+    matrices = (1 + shared) * d * w + 2 * read * w + values * w + w * w + 2 * config.num_feedforward_networks * w * F + w * d
+    L, pieces = config.num_hidden_layers, 3 if config.trigram_input else int(e != d)
+    heads = {
+        "classifier": rows * (2 * d * d * config.classifier_activation + 2 * d * config.num_labels),
+        "masked-lm": predicted * (2 * d * d + 2 * d * config.vocab_size),
+        "encoder": 0,
+    }
+    return int(2 * tokens * (L * matrices + pieces * e * d) + 4 * L * squares * w + heads[head])
+
+
+def weights_bytes(path: Path) -> int:
+    """Size on disk in bytes: of the file itself, or of the weights in a model directory (safetensors, else `.bin`).
+
+    Raises FileNotFoundError if there are no weights at `path`.
+    """
+    if path.is_file():
+        return path.stat().st_size
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        if files := sorted(path.glob(pattern)):
+            return sum(file.stat().st_size for file in files)
+    raise FileNotFoundError(f"no weights in {path}")
+
+
+def out_of_memory_error(error: BaseException, *, where: str, fix: str) -> MbertError:
+    """The error for work that does not fit."""
+    return MbertError(
+        "M222",
+        f"memory ran out: {str(error).strip().splitlines()[0][:160] if str(error).strip() else 'the allocator gave none'}",
+        where=where,
+        allowed="Work that fits into memory: `mbert plan` says how much each stage takes.",
+        fix=fix,
+    )
+
+
+def check_memory(parameters: int, *, where: str, fix: str) -> None:
+    """Raises M223 for a model whose float32 weights and gradients, 8 bytes a parameter, are more than this machine has."""
+    needed, there = 8 * parameters, machine_bytes()
+    if there and needed > there:
+        raise MbertError(
+            "M223",
+            f"a model of {parameters:,} parameters does not fit: its weights and gradients take {needed / 1e9:,.0f} GB, "
+            f"and this machine has {there / 1e9:,.0f}",
+            where=where,
+            allowed=f"Fewer than {there // 8:,} parameters; training needs twice the room, for the optimiser.",
+            fix=fix,
+        )
+
+
+def machine_bytes() -> int | None:
+    """The machine's memory, or what its control group is allowed of it; None where the system does not say."""
+    found = []
+    with suppress(ValueError, OSError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(ValueError, OSError):  # "max" is no number
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(found, default=None)

@@ -1,0 +1,68 @@
+"""Tokenizers: loaded, checked against the embedding table, compared."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from microbert_cli.errors import MbertError
+from microbert_cli.models.find import unreadable_model
+
+
+def same_vocabulary(one: Any, other: Any, *, where: str, key: str) -> None:
+    """Raises M312 unless both tokenizers map every text to the same ids: what the loss `key` requires."""
+    if one.get_vocab() != other.get_vocab():
+        raise MbertError(
+            "M312",
+            f"teacher and student have different vocabularies ({len(one)} and {len(other)} tokens), and {key} needs the same "
+            "token ids",
+            where=where,
+            allowed="Two models of one vocabulary: what this loss looks at is compared token by token. Logits and vectors of "
+            "whole texts need none.",
+            fix=f"Build the student anew (--student bert-4x312), or leave the loss out: --set {key}=0",
+        )
+
+
+def same_tokens(one: Any, other: Any, *, where: str) -> None:
+    """Raises M313 unless both tokenizers have one vocabulary: stage one gives both nets the same blocks of a corpus."""
+    if one.get_vocab() != other.get_vocab():
+        raise MbertError(
+            "M313",
+            f"teacher and student have other vocabularies ({len(one)} and {len(other)} tokens), and stage one cuts text once",
+            where=where,
+            allowed="Two models of one vocabulary: a corpus becomes blocks of one tokenizer's tokens. In stage two each "
+            "of them reads every row in its own tokens.",
+            fix="Build the student anew (--student bert-4x312), or go straight to mbert task-distill.",
+        )
+
+
+NO_CODE = {"trust_remote_code": False}  # left out, transformers asks on stdin, where `mbert predict` is given texts
+
+
+def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
+    """The tokenizer beside a model, checked against its embedding table.
+
+    transformers builds a tokenizer of nothing but special tokens from a wrong argument or a missing vocabulary, without a word.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, config=config, **NO_CODE)
+    except Exception as error:  # as above; the Rust below raises bare exceptions
+        raise unreadable_model(path, where, error) from error
+    # Both would be written beside what is made of the model: templates under names of their own, and a call for code.
+    tokenizer.chat_template, tokenizer._auto_map = None, None
+    tokenizer.init_kwargs.pop("auto_map", None)
+    size, rows = rows_needed(tokenizer), config.vocab_size
+    if size > rows or size <= len(tokenizer.all_special_ids):
+        raise MbertError(
+            "M303",
+            f"the tokenizer knows {size} tokens, the model's embedding has {rows} rows",
+            where=f"{where} {path}",
+            allowed="A tokenizer of the model's own vocabulary beside its weights.",
+            fix="Copy tokenizer.json or vocab.txt of the same model into the directory.",
+        )
+    return tokenizer
+
+
+def rows_needed(tokenizer: Any) -> int:
+    """One more than the highest id: a vocabulary that has a piece twice knows fewer tokens than that."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1

@@ -1,0 +1,185 @@
+"""How long work takes on this machine: a few seconds of rehearsal a job, kept in the cache by job and machine.
+
+    seconds(step) = a + b n + c n T        n padded tokens of the batch, T its padded length; a, b, c >= 0
+
+Three lengths of those that will occur are timed, and what fits them relatively best is laid through. Batches too large to be
+rehearsed in seconds are rehearsed with fewer rows. A measurement made while others used the machine is kept
+as such, and made again when the machine is quiet.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from microbert_cli.evaluation.benchmark import BUSY, cores, load_average
+from microbert_cli.plan.load import Shape, Workload
+from microbert_cli.plan.rehearsal import rehearse
+from microbert_cli.plan.work import Job
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import atomic, cache
+
+GRID = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+QUANTILES = (0.05, 0.5, 0.95)
+HEAVY = 6e10  # FLOPs of a rehearsed step at most
+ALIKE = 1.5  # the longest length rehearsed over the shortest
+Facts = dict[str, Any]
+
+
+def this_machine(device: str) -> Facts:
+    """What decides speed here: processor, threads, device, versions."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    counts = {"threads": torch.get_num_threads(), "cores": cores()}
+    return {"device": device, "name": name, "torch": torch.__version__, **counts}
+
+
+class Calibration:
+    """Prices of jobs on this machine, measured once.
+
+    renew  measures anew what is in the cache
+    `measured` says how many jobs had to be rehearsed; `counts_only` that nothing may be tried for the sake of its time.
+    """
+
+    counts_only = False
+
+    def __init__(self, *, device: str, catalog: Catalog, renew: bool = False, reporter: Reporter = SILENT):
+        self.device, self.catalog, self.renew, self.reporter = device, catalog, renew, reporter
+        self.machine = this_machine(device)
+        self.load = load_average()  # before our own work adds to it
+        self.folder = cache.root() / "calibration" / atomic.digest(self.machine)[:16]
+        self.measured = 0
+        self._known: dict[str, Facts] = {}
+        self._warn_if_busy()
+
+    @property
+    def busy(self) -> bool:
+        """Whether others used the machine when we began."""
+        return self.load is not None and self.load > BUSY * self.machine["cores"]
+
+    def seconds(self, job: Job, load: Workload) -> float:
+        """What the job takes on all batches of the load; training jobs by the step of `accumulate` batches."""
+        if not load.batches:
+            return 0.0
+        a, b, c = self._fit(job, load)
+        steps = load.batches / (job.accumulate if job.kind == "train" else 1)
+        return a * steps + b * load.tokens + c * load.squares
+
+    def once(self, name: str, key: Any, measure: Callable[[], Facts]) -> Facts:
+        """What `measure` finds, kept under this name and key."""
+        digest = atomic.digest({"name": name, "key": key})
+        if digest not in self._known:
+            stored = self._read(name, digest)
+            if stored is None:
+                stored = {**measure(), "busy": self.busy}
+                self.measured += 1
+                self._write(name, digest, stored)
+            self._known[digest] = stored
+        return self._known[digest]
+
+    def _fit(self, job: Job, load: Workload) -> tuple[float, float, float]:
+        shapes = representative(job, load)
+        found: dict[Shape, float] = {}
+        missing = [shape for shape in shapes if not self._point(job, shape, found)]
+        if missing:
+            self.reporter.note(f"calibrating: {job.kind} {_told(job)}, {_shapes(missing)}")
+            times = rehearse(job, missing, catalog=self.catalog, device=self.device)
+            self.measured += 1
+            for shape, seconds in times.items():
+                self.once("step", [job.key(), shape], lambda seconds=seconds: {"seconds": seconds})  # type: ignore[misc]
+                found[shape] = seconds
+        return fit(found, per_step=job.accumulate)
+
+    def _point(self, job: Job, shape: Shape, found: dict[Shape, float]) -> bool:
+        digest = atomic.digest({"name": "step", "key": [job.key(), shape]})
+        stored = self._known.get(digest) or self._read("step", digest)
+        if stored is not None:
+            self._known[digest] = stored
+            found[shape] = stored["seconds"]
+        return stored is not None
+
+    def _path(self, name: str, digest: str) -> Path:
+        return self.folder / f"{name}-{digest[:24]}.json"
+
+    def _read(self, name: str, digest: str) -> Facts | None:
+        path = self._path(name, digest)
+        if self.renew or not path.is_file():
+            return None
+        try:
+            stored: Facts = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return None
+        return None if stored["busy"] and not self.busy else stored
+
+    def _write(self, name: str, digest: str, facts: Facts) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(self.folder / "machine.json", json.dumps(self.machine))
+        atomic.write_text(self._path(name, digest), json.dumps(facts))
+
+    def _warn_if_busy(self) -> None:
+        if self.busy:
+            self.reporter.warn(
+                f"the machine is busy (load {self.load} on {self.machine['cores']} cores): the times hold for a machine as "
+                "busy as this; plan again when it is idle"
+            )
+
+
+def representative(job: Job, load: Workload) -> list[Shape]:
+    """Shapes to rehearse: the load's number of rows, and lengths at three quantiles of its tokens, on a grid.
+
+    Rows are halved until a step has at most HEAVY FLOPs. A step's fixed cost is seen only where sizes differ: so
+    lengths that are much alike get one of half of theirs beside them, and halved rows a batch of half as many.
+    """
+    lengths = sorted({length for _, length in load.shapes})
+    tokens = np.cumsum([sum(r * t * n for (r, t), n in load.shapes.items() if t == length) for length in lengths])
+    chosen = {lengths[int(np.searchsorted(tokens, share * tokens[-1]))] for share in QUANTILES}
+    top = getattr(job.config, "max_position_embeddings", lengths[-1])
+    widths = sorted({min(_on_grid(length), top) for length in chosen})
+    if widths[-1] < ALIKE * widths[0]:
+        widths = [max(2, widths[0] // 2), *widths]
+    rows = whole = min(job.rows, max(rows for rows, _ in load.shapes))
+    while rows > 1 and (job.flops(Workload({(rows, widths[-1]): job.accumulate})) or 0) > HEAVY:
+        rows //= 2
+    half = [(rows // 2, widths[-1])] if 1 < rows < whole else []
+    return [(rows, width) for width in widths] + half
+
+
+def fit(points: Mapping[Shape, float], *, per_step: int = 1) -> tuple[float, float, float]:
+    """(a, b, c) >= 0 of seconds = a + b n + c n T, with the least relative squared error; n tokens of a step."""
+    from scipy.optimize import nnls
+
+    seconds = np.array(list(points.values()))
+    n = np.array([rows * length * per_step for rows, length in points], dtype=float)
+    T = np.array([length for _, length in points], dtype=float)
+    columns = np.stack([np.ones_like(n), n, n * T], axis=1) / seconds[:, None]
+    scale = columns.max(axis=0)
+    found, _ = nnls(columns / scale, np.ones_like(n))
+    a, b, c = (found / scale).tolist()
+    return a, b, c
+
+
+def _on_grid(length: int) -> int:
+    return min(GRID, key=lambda point: (abs(np.log(point / length)), point))
+
+
+def _told(job: Job) -> str:
+    taught = f" from {job.teacher.num_hidden_layers} x {job.teacher.hidden_size}" if job.teacher is not None else ""
+    return f"{job.config.num_hidden_layers} x {job.config.hidden_size}{taught} {'+'.join(job.losses)}".rstrip()
+
+
+def _shapes(shapes: list[Shape]) -> str:
+    return "rows x tokens " + ", ".join(f"{rows} x {length}" for rows, length in shapes)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.machine() or os.uname().machine

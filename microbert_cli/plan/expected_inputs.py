@@ -1,0 +1,212 @@
+"""What a stage will find when its turn comes: models by their configuration, rows and blocks by their lengths.
+
+What exists is looked at; what an earlier stage has yet to make is worked out from that stage's own inputs. Lengths of rows
+are exact; those of blocks are where the corpus is small or was cut before, else a sample's, scaled.
+"""
+
+import copy
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from microbert_cli.data.corpus.blocks import BlockSettings, cut_blocks, find_blocks
+from microbert_cli.data.corpus.documents import identify_corpus
+from microbert_cli.data.corpus.vocabulary import train_vocabulary
+from microbert_cli.data.task_data import TaskData, load_task_data
+from microbert_cli.data.tokenized import rules_of
+from microbert_cli.models import factory
+from microbert_cli.models.architectures import check_length
+from microbert_cli.models.config import read_config
+from microbert_cli.models.factory import build_model
+from microbert_cli.models.find import find_model
+from microbert_cli.models.load import LoadedModel
+from microbert_cli.models.moe.extract import is_routed, plain_shape
+from microbert_cli.models.tokenizers import load_tokenizer
+from microbert_cli.plan.calibration import Calibration
+from microbert_cli.plan.corpus_sample import CorpusSample, sample_corpus
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.student_shapes import describe
+from microbert_cli.recipe.task import Task
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import atomic, cache
+
+TOKENS = 2  # bytes of a token id on disk
+BLOCK = 32  # bytes of a block's ranges
+SENTENCE = 8 / 25  # bytes a token for the sentences' positions, at 25 tokens a sentence
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model before its weights are there: configuration, tokenizer, and the directory if it exists."""
+
+    config: Any
+    tokenizer: Any
+    directory: Path | None = None
+
+    def classifying(self, task: Task) -> "ModelInfo":
+        """The same with this task's outputs."""
+        config = copy.deepcopy(self.config)
+        config.num_labels = task.num_labels
+        return ModelInfo(config, self.tokenizer, self.directory)
+
+
+@dataclass(frozen=True)
+class CorpusBlocks:
+    """Blocks to come: lengths in tokens of those trained on and held out, seconds and bytes that making them costs."""
+
+    lengths: np.ndarray
+    held: np.ndarray
+    seconds: float
+    bytes: int
+    note: str = ""
+
+
+@dataclass
+class ExpectedInputs:
+    """Everything that planning found out so far; `made` are outputs of stages already planned."""
+
+    catalog: Catalog
+    prices: Calibration
+    reporter: Reporter = SILENT
+    made: dict[str, ModelInfo] = field(default_factory=dict)
+    augmented: dict[str, float] = field(default_factory=dict)  # rows, by the directory of a planned stage
+    _tasks: dict[str, tuple[TaskData, float]] = field(default_factory=dict)
+    _corpora: dict[str, CorpusSample] = field(default_factory=dict)
+    _cut: set[str] = field(default_factory=set)
+    _identified: set[str] = field(default_factory=set)
+
+    def model(self, name: str, *, where: str, tokenizer: str | None = None, like: Any = None) -> ModelInfo:
+        """What a name stands for: an output to come, a description (with another model's vocabulary), or a checkpoint."""
+        if name in self.made:
+            return self.made[name]
+        if not factory.is_description(name, self.catalog):
+            directory = find_model(name, where=where)
+            config = read_config(directory, where=where)
+            config = plain_shape(config) if is_routed(config) else config  # what answers one task
+            return ModelInfo(config, load_tokenizer(directory, config, where=where), directory)
+        if tokenizer is None:
+            raise factory.no_vocabulary(name, where)
+        source = self.model(tokenizer, where="tokenizer")
+        return self.described(name, source.tokenizer, like=like or source.config, where=where)
+
+    def described(self, name: str, tokenizer: Any, *, like: Any, where: str) -> ModelInfo:
+        """A student of the catalogue with this vocabulary; nothing is allocated."""
+        description = describe(name, self.catalog)
+        with torch.device("meta"), torch.random.fork_rng():
+            model = build_model(description, kind="encoder", tokenizer=tokenizer, seed=0, like=like, where=where)
+        return ModelInfo(model.config, tokenizer)
+
+    def task(self, recipe: Recipe, splits: tuple[str, ...]) -> tuple[TaskData, float]:
+        """The task's rows, and the seconds that reading them took."""
+        key = atomic.digest([recipe.keys("task", "data"), splits])
+        if key not in self._tasks:
+            begun = time.perf_counter()
+            rows = load_task_data(recipe, self.catalog, splits=splits, reporter=self.reporter)
+            self._tasks[key] = rows, time.perf_counter() - begun
+        return self._tasks[key]
+
+    def lengths(self, data: TaskData, split: str, known: ModelInfo) -> tuple[np.ndarray, float]:
+        """Tokens of every row of a split, and the seconds that encoding takes."""
+        asked = LoadedModel(SimpleNamespace(config=known.config), known.tokenizer, "plan", [])
+        check_length(data.max_length, known.config, where="data.max_length")
+
+        def measure() -> dict[str, Any]:
+            begun = time.perf_counter()
+            found = data.encode(split, asked, where="plan").lengths
+            return {"lengths": found.tolist(), "seconds": time.perf_counter() - begun}
+
+        key = [data.rows[split].fingerprint, rules_of(known.tokenizer), data.max_length]
+        stored = self.prices.once("rows", key, measure)
+        return np.asarray(stored["lengths"]), stored["seconds"]
+
+    def identify(self, source: str) -> float:
+        """Seconds until the corpus is known by its content; the built-in one is read for it, once a run."""
+        if source in self._identified:
+            return 0.0
+        self._identified.add(source)
+        begun = time.perf_counter()
+        identify_corpus(source)
+        return time.perf_counter() - begun
+
+    def vocabulary(self, recipe: Recipe, source: str) -> tuple[Any, float]:
+        """The tokenizer that `pretrain` would train, from a sample if the corpus is large, and the seconds that takes."""
+        from transformers import AutoTokenizer
+
+        spec = recipe.vocabulary
+        key = [identify_corpus(source), spec.model_dump(), recipe.corpus.documents]
+        with cache.entry("plan-vocabulary", atomic.digest(key)) as (directory, ready):
+            if not ready:
+                self._sample(recipe, source)
+                self._train_vocabulary(recipe, source, directory)
+            seconds = float((directory / "seconds").read_text(encoding="utf-8"))
+            return AutoTokenizer.from_pretrained(directory, trust_remote_code=False), seconds
+
+    def blocks(self, recipe: Recipe, source: str, tokenizer: Any) -> CorpusBlocks:
+        """The corpus's blocks; free where they are in the cache, or an earlier stage of this run will have made them."""
+        settings = BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed)
+        if found := find_blocks(source, tokenizer, settings):
+            return CorpusBlocks(found[0].lengths, found[1].lengths, 0.0, 0)
+        key = [identify_corpus(source), rules_of(tokenizer), vars(settings)]
+        stored = self.prices.once("blocks", key, lambda: self._measure_blocks(recipe, source, tokenizer, settings))
+        again = atomic.digest(key) in self._cut
+        self._cut.add(atomic.digest(key))
+        scale = stored["scale"]
+        lengths, held = (_scaled(stored[part], scale) for part in ("lengths", "held"))
+        tokens, blocks = int(lengths.sum()), len(lengths) + len(held)
+        size = 0 if again else int(tokens * (TOKENS + SENTENCE) + blocks * BLOCK)
+        note = "" if scale == 1.0 else f"blocks from a sample of the corpus, 1 in {scale:.1f}"
+        return CorpusBlocks(lengths, held, 0.0 if again else stored["seconds"], size, note)
+
+    def _train_vocabulary(self, recipe: Recipe, source: str, directory: Path) -> None:
+        sample = self._sample(recipe, source)
+        begun = time.perf_counter()
+        tokenizer = train_vocabulary(
+            lambda: sample.documents, size=recipe.vocabulary.size or 0, lowercase=recipe.vocabulary.lowercase, max_length=512
+        )
+        seconds = (time.perf_counter() - begun) * sample.scale + 2 * sample.read_seconds
+        tokenizer.save_pretrained(directory)
+        (directory / "seconds").write_text(str(seconds), encoding="utf-8")
+
+    def _measure_blocks(self, recipe: Recipe, source: str, tokenizer: Any, settings: BlockSettings) -> dict[str, Any]:
+        sample = self._sample(recipe, source)
+        begun = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            found = cut_blocks(sample.documents, tokenizer, settings, Path(folder))
+            seconds = (time.perf_counter() - begun) * sample.scale + sample.read_seconds
+            lengths, held = (part.lengths.tolist() for part in found)
+        return {"lengths": lengths, "held": held, "scale": sample.scale, "seconds": seconds}
+
+    def _sample(self, recipe: Recipe, source: str) -> CorpusSample:
+        key = f"{source} {recipe.corpus.documents}"
+        if key not in self._corpora:
+            self._corpora[key] = sample_corpus(source, limit=recipe.corpus.documents)
+        return self._corpora[key]
+
+
+def _scaled(lengths: list[int], scale: float) -> np.ndarray:
+    """Lengths of the whole from those of a sample: the same ones again and again."""
+    return np.resize(np.asarray(lengths), max(1, round(len(lengths) * scale)))
+
+
+@contextmanager
+def standing_in(known: ModelInfo, head: str) -> Iterator[Path]:
+    """The directory of a model; of one that is not there yet, a temporary one with random weights."""
+    from microbert_cli.plan.rehearsal import random_model
+
+    if known.directory is not None:
+        yield known.directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        random_model(known.config, head).save_pretrained(folder)
+        known.tokenizer.save_pretrained(folder)
+        yield Path(folder)

@@ -1,0 +1,209 @@
+"""What stages have in common when they are planned: rows and their lengths, a phase of training, a race of models."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microbert_cli.data.load import load_augmented
+from microbert_cli.data.multitask_batching import task_shares
+from microbert_cli.data.task_data import TaskData
+from microbert_cli.distillation.layer_map import layer_map
+from microbert_cli.distillation.teacher_cache import CacheSettings, Layout, room_for
+from microbert_cli.evaluation.baseline import linear_baseline
+from microbert_cli.models.capture import OutputRequest
+from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
+from microbert_cli.plan.load import Workload, answering_load, at_once, load_of_batches, training_load
+from microbert_cli.plan.stage_cost import SMALL, Costs, evaluations
+from microbert_cli.plan.work import Job
+from microbert_cli.recipe.phase_data import phase_split, trained_splits
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import PhaseSpec, Recipe, Training
+from microbert_cli.recipe.values import Term
+from microbert_cli.runs.stage_inputs import Step
+from microbert_cli.training.loss_terms import MAPPED, make_terms, want_of
+from microbert_cli.training.phases import make_plan, rows_asked
+
+DEV_BATCH = 64  # of scoring.logits_of
+RACE = (256, 32, 4, 33)  # racing.race_models: rows, rows a batch, passes and single rounds with their warm-up
+# Of torch's time on batches and on single rows: docs/results.md, and for the optimised ones docs/lab-notes.md.
+ONNX = {"fp32": (0.77, 0.45), "int8": (0.30, 0.29), "fp32-optimized": (0.77, 0.42), "int8-optimized": (0.27, 0.27)}
+BASELINE_ROWS = 4000
+Losses = dict[str, tuple[float, dict[str, Any]]]
+
+
+def asked_once(costs: Costs, recipe: Recipe, name: str, spec: PhaseSpec, ask: Job, lengths: np.ndarray) -> bool:
+    """Whether the teacher's answers come from the cache, which is then filled once; all rows are taken to be distinct.
+
+    So it is where nothing is asked at all.
+    """
+    if ask.want == OutputRequest():
+        return True
+    asks = rows_asked(spec, lengths, recipe.seeds)
+    shown = ask.want.hidden | ask.want.scores
+    if recipe.cache.teacher == "off" or recipe.teacher.dropout or ask.want.qkv or asks <= len(lengths):
+        return False
+    if shown and recipe.normalisation == "reference":
+        return False
+    layout = Layout.of_lengths(lengths, ask.want, ask.config, recipe.cache.precision)
+    if shown and layout.bytes > room_for(CacheSettings(**recipe.cache.model_dump())):
+        return False
+    costs.work(f"{name}: teacher, once", ask, at_once(lengths, costs.here.device))
+    costs.write(f"{name}: teacher's answers", layout.bytes)
+    costs.plan.disk += layout.bytes
+    return True
+
+
+def add_phase(
+    costs: Costs, name: str, job: Job, spec: Training, lengths: np.ndarray, dev: np.ndarray, seed: int, *,
+    runs: int, scored: bool, ask: Job | None = None, pad_to: int | None = None,
+) -> None:  # fmt: skip
+    """One phase of one seed, `runs` times: with every learning rate that is tried."""
+    drop = pad_to is not None
+    plan = make_plan(name, spec, lengths, drop_last=drop, seed=seed)
+    load = drawn(lengths, spec, plan.steps, seed, drop_last=drop, pad_to=pad_to)
+    asked = (ask, load) if ask is not None else None
+    for _ in range(runs):
+        costs.train(name, job, load, plan, scored=scored, asked=asked, runs=runs)
+        costs.trained(plan.steps, load)
+    if scored:
+        dev_load = answering_load(dev, batch_size=DEV_BATCH).times(evaluations(plan) * runs)
+        costs.work(f"{name}: dev", answer_job(ModelInfo(job.config, None)), dev_load)
+
+
+def drawn(lengths: np.ndarray, spec: Training, steps: int, seed: int, **padding: Any) -> Workload:
+    """The batches that a phase of so many steps will draw."""
+    batches, size = steps * spec.accumulate, spec.batch_size
+    return training_load(lengths, batches=batches, batch_size=size, tokens=spec.batch_tokens, seed=seed, **padding)
+
+
+def distil_jobs(
+    recipe: Recipe, spec: PhaseSpec, catalog: Catalog, teacher: ModelInfo, student: ModelInfo, head: str
+) -> tuple[Job, Job]:
+    """The student's training on the teacher's answers, and the teacher's answering."""
+    losses = losses_of(spec.losses)
+    terms = make_terms(losses, catalog)
+    theirs, ours = teacher.config.num_hidden_layers, student.config.num_hidden_layers
+    layered = head == "encoder" or any(term.over in MAPPED for term in terms)
+    layers = tuple(layer_map(recipe.layer_map, teacher_layers=theirs, student_layers=ours)) if layered else (0,)
+    want = want_of([term for term in terms if term.asks_teacher], layers)
+    logits = want_of(terms, layers).logits
+    job = Job("train", student.config, spec.batch_size, head, logits=logits, losses=losses, layers=layers,
+              teacher=teacher.config, normalisation=recipe.normalisation, optimizer=spec.optimizer,
+              accumulate=spec.accumulate)  # fmt: skip
+    return job, Job("ask", teacher.config, spec.batch_size, head, logits=want.logits, want=want)
+
+
+def answer_job(known: ModelInfo, rows: int = DEV_BATCH) -> Job:
+    """Evaluation of a classifier, by batches of `rows` rows."""
+    return Job("answer", known.config, rows)
+
+
+def with_own_steps(parts: Sequence[Step], whole: Step, seen: ExpectedInputs) -> list[Step]:
+    """Steps of one task each with that task's share of every phase's optimiser steps; an ensemble's teachers share it.
+
+    Augmented rows are shared as their originals are.
+    """
+    recipe = whole.resolved.recipe
+    rows = [seen.task(part.resolved.recipe, trained_splits(recipe, seen.catalog))[0].rows for part in parts]
+    steps: list[dict[str, int]] = [{} for _ in parts]
+    for name, spec in recipe.run_phases.items():
+        sizes = [len(one[phase_split(spec, seen.catalog, one)]) for one in rows]
+        total = make_plan(name, spec, np.ones(sum(sizes), dtype=np.int64)).steps
+        for own, share in zip(steps, task_shares(sizes, recipe.sampling.by, cap=recipe.sampling.cap), strict=True):
+            own[name] = max(1, round(total * share))
+    return [_for_steps(part, own) for part, own in zip(parts, steps, strict=True)]
+
+
+def _for_steps(step: Step, steps: dict[str, int]) -> Step:
+    recipe = step.resolved.recipe
+    phases = {name: spec.model_copy(update={"steps": steps[name]}) for name, spec in recipe.run_phases.items()}
+    sizes = [spec.batch_size for spec in phases.values()]
+    labels = recipe.finetune.model_copy(update={"steps": sum(steps.values()), "batch_size": max(sizes), "learning_rates": []})
+    changed = recipe.model_copy(update={"phases": phases, "finetune": labels})
+    return replace(step, resolved=replace(step.resolved, recipe=changed))
+
+
+def losses_of(terms: dict[str, Term]) -> Losses:
+    """Weights and parameters of the losses that count."""
+    return {name: (term.weight, term.parameters) for name, term in terms.items() if term.weight}
+
+
+def runs_of(rates: Sequence[float], number: int) -> int:
+    """The first seed tries every learning rate, the others take its choice."""
+    return max(1, len(rates)) if number == 0 else 1
+
+
+def copies_of(seeds: Sequence[int]) -> int:
+    """Every seed's model stays, and with several the best one's copy."""
+    return len(seeds) + (len(seeds) > 1)
+
+
+def add_rows(costs: Costs, seen: ExpectedInputs, recipe: Recipe, splits: tuple[str, ...]) -> TaskData:
+    """Reads the task's rows, as the stage will."""
+    data, seconds = seen.task(recipe, splits)
+    costs.host("reading rows", SMALL + seconds)
+    return data
+
+
+def add_lengths(costs: Costs, seen: ExpectedInputs, data: TaskData, split: str, known: ModelInfo) -> np.ndarray:
+    """Encodes a split, as the stage will, for its rows' lengths."""
+    lengths, seconds = seen.lengths(data, split, known)
+    costs.host(f"encoding {split}", seconds)
+    return lengths
+
+
+def add_corpus(costs: Costs, cut: Any) -> None:
+    """Adds making the blocks of a corpus."""
+    costs.host("blocks", cut.seconds)
+    costs.plan.disk += cut.bytes
+    costs.plan.notes += [cut.note] if cut.note else []
+
+
+def augmented_lengths(
+    step: Step, seen: ExpectedInputs, costs: Costs, data: TaskData, student: ModelInfo, original: np.ndarray
+) -> np.ndarray | None:
+    """Lengths of augmented rows: counted where they are there, else those of their originals as often as it takes."""
+    place = step.inputs["augmented"]
+    if place is None:
+        return None
+    if place not in seen.augmented:
+        found = TaskData(data.task, {"augmented": load_augmented(Path(place), data.task)}, data.max_length)
+        return add_lengths(costs, seen, found, "augmented", student)
+    count = round(seen.augmented[place])
+    _, seconds = seen.lengths(data, "train", student)
+    costs.host("encoding augmented", seconds * count / len(original))
+    return np.resize(original, count)
+
+
+def linear_model(costs: Costs, data: TaskData) -> float:
+    """Seconds of the linear baseline: of at most BASELINE_ROWS rows, scaled."""
+    train, dev = data.rows["train"], data.rows["dev"]
+
+    def measure() -> dict[str, Any]:
+
+        part = train.limit(BASELINE_ROWS)
+        begun = time.perf_counter()
+        linear_baseline(data.task, part, dev)
+        return {"seconds": (time.perf_counter() - begun) * len(train) / len(part)}
+
+    return float(costs.once("linear", [train.fingerprint, dev.fingerprint], measure)["seconds"])
+
+
+def add_race(
+    costs: Costs, entrants: list[ModelInfo], exported: ModelInfo | None, forms: Sequence[str], dev: np.ndarray
+) -> None:
+    """`racing.race_models`: batches and single rows, every model in turn."""
+    rows, size, passes, rounds = RACE
+    chosen = dev[:: max(1, len(dev) // rows)][:rows]
+    batches = answering_load(chosen, batch_size=size).times(passes)
+    singles = load_of_batches(np.array([length]) for length in chosen[:rounds])
+    for known, (whole, single) in [(known, (1.0, 1.0)) for known in entrants] + [
+        (exported, ONNX[form]) for form in forms if exported is not None
+    ]:
+        costs.open("race: models", known, "classifier")
+        costs.work("race: batches", answer_job(known, size), batches.times(whole))
+        costs.work("race: single rows", answer_job(known, 1), singles.times(single))

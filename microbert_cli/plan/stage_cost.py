@@ -1,0 +1,206 @@
+"""A stage's cost, part by part: what computes by the job, what the host does by the second, and what it keeps and leaves.
+
+Jobs are priced by this machine's calibration, or by a machine on paper; work on the host is always measured here.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from microbert_cli.exporting.directory import export_model
+from microbert_cli.models.factory import counted
+from microbert_cli.models.load import load_model
+from microbert_cli.models.onnx import onnx_forms
+from microbert_cli.plan.calibration import Calibration
+from microbert_cli.plan.expected_inputs import ModelInfo, standing_in
+from microbert_cli.plan.hardware import Hardware
+from microbert_cli.plan.load import Workload
+from microbert_cli.plan.work import FLOAT, PROCESS, Job, activations, shape, shown, state_bytes, training_bytes
+from microbert_cli.runs import atomic
+from microbert_cli.training.loop import TrainingPlan
+
+PRECISION = "fp32"  # what every stage trains in
+PROBE = 32_000_000  # bytes written to see how fast the disk is
+SMALL = 0.1  # seconds to begin and sign a stage: lock, manifest, small files; 0.05 to 0.15 measured
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a stage's work: seconds (None where nobody can say), FLOPs if it computes."""
+
+    what: str
+    seconds: float | None
+    flops: int | None = 0
+
+
+@dataclass
+class StagePlan:
+    """What a stage will take. `tokens` are those trained on, padding included, of which `useful` are not padding.
+
+    memory   bytes at the peak, an estimate;  disk: bytes that stay, caches included
+    states   of each phase: bytes of a resume state, and how many runs of one seed leave one; gone when the stage is done
+    unknown  why nothing can be said
+    """
+
+    name: str
+    kind: str
+    state: str
+    steps: int = 0
+    tokens: int = 0
+    useful: int = 0
+    memory: int = PROCESS
+    disk: int = 0
+    states: dict[str, tuple[int, int]] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unknown: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all parts; None if one is not known."""
+        found = [part.seconds for part in self.parts]
+        return None if self.unknown or None in found else sum(seconds or 0.0 for seconds in found)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do, here or beyond a copy of what another run made."""
+        return self.state in ("done", "copied")
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of resume states at the most: of finished phases the last, of the running one two and a third being written."""
+        return sum(size * runs for size, runs in self.states.values()) + 2 * max(
+            (s for s, _ in self.states.values()), default=0
+        )
+
+    @property
+    def flops(self) -> int | None:
+        """Of all parts that compute; None if one is not counted."""
+        found = [part.flops for part in self.parts]
+        return None if self.unknown or None in found else sum(flops or 0 for flops in found)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the fields, the sums, and every part."""
+        plain = {name: getattr(self, name) for name in ("name", "kind", "state", "steps", "tokens", "useful")}
+        sums = {name: getattr(self, name) for name in ("flops", "memory", "disk", "scratch", "seconds")}
+        told = {"unknown": self.unknown} if self.unknown else {}
+        return {**plain, **sums, "parts": [vars(part) for part in self.parts], "notes": self.notes, **told}
+
+
+class Costs:
+    """Prices of everything a stage does, and the plan they add up in."""
+
+    def __init__(self, plan: StagePlan, here: Calibration, machine: Hardware | None):
+        self.plan, self.here, self.machine = plan, here, machine
+
+    def work(self, what: str, job: Job, load: Workload) -> float | None:
+        """Adds a job on a load of batches."""
+        if self.machine is not None:
+            seconds = self.machine.seconds(job, load, precision=PRECISION)
+        else:
+            seconds = self.here.seconds(job, load)
+        self.plan.parts.append(Part(what, seconds, job.flops(load) if load.batches else 0))
+        return seconds
+
+    def host(self, what: str, seconds: float) -> None:
+        """Adds what no accelerator does."""
+        self.plan.parts.append(Part(what, seconds))
+
+    def open(self, what: str, known: ModelInfo, head: str, *, times: float = 1) -> None:
+        """Adds loading a model, or building it."""
+
+        def measure() -> dict[str, Any]:
+            with standing_in(known, head) as directory:
+                begun = time.perf_counter()
+                load_model(directory, head, where="plan", new_head=True)
+                return {"seconds": time.perf_counter() - begun}
+
+        stored = self.here.once("open", [shape(known.config), head], measure)
+        self.host(what, stored["seconds"] * times)
+
+    def write(self, what: str, size: float) -> None:
+        """Adds writing and hashing so many bytes."""
+        self.host(what, size * self.here.once("disk", "write and hash", _disk)["seconds_per_byte"])
+
+    def keep(self, known: ModelInfo, head: str, copies: int = 1) -> None:
+        """Adds saving a model; its bytes stay."""
+        size = FLOAT * counted(known.config, head) * copies
+        self.plan.disk += size
+        self.write("saving", size)
+
+    def export(self, known: ModelInfo, rows: list[dict[str, list[int]]], parts: dict[str, bool]) -> None:
+        """Adds writing the files of an export and checking them: done once with random weights, which take as long."""
+
+        def measure() -> dict[str, Any]:
+            with standing_in(known, "classifier") as directory, tempfile.TemporaryDirectory() as out:
+                loaded = load_model(directory, "classifier", where="plan", new_head=True)
+                begun = time.perf_counter()
+                model = loaded.model.eval()
+                onnx, int8, optimize = (parts[name] for name in ("onnx", "int8", "optimize"))
+                export_model(model, loaded.tokenizer, Path(out), rows, onnx=onnx, int8=int8, optimize=optimize, tolerance=1.0)
+                return {"seconds": time.perf_counter() - begun}
+
+        stored = self.here.once("export", [shape(known.config), parts], measure)
+        self.host("files and parity", stored["seconds"])
+        size = FLOAT * counted(known.config, "classifier")
+        self.plan.disk += int(size * (1 + sum(0.25 if form.startswith("int8") else 1 for form in onnx_forms(**parts))))
+
+    def once(self, what: str, key: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A measurement of this machine, kept in the cache."""
+        return self.here.once(what, key, measure)
+
+    def train(
+        self,
+        what: str,
+        job: Job,
+        load: Workload,
+        plan: TrainingPlan,
+        *,
+        scored: bool,
+        asked: tuple[Job, Workload] | None,
+        runs: int = 1,
+    ) -> None:
+        """Adds one run of a phase: steps, the teacher as often as it is asked, and the states saved on the way.
+
+        runs  of this seed, each of which leaves a state until the seed is done
+        """
+        spent = self.work(f"{what}: steps", job, load) or 0.0
+        if asked is not None:
+            spent += self.work(f"{what}: teacher", *asked) or 0.0
+        state = state_bytes(job, scored=scored)
+        self.plan.states[what] = (state, max(runs, self.plan.states.get(what, (0, 0))[1]))
+        saves = 1 + int(spent / plan.checkpoint_seconds) + (plan.steps // plan.checkpoint_steps if plan.checkpoint_steps else 0)
+        self.write(f"{what}: states", state * saves)
+        rows, length = load.widest
+        teacher = FLOAT * counted(asked[0].config, asked[0].head) + shown(asked[0], rows, length) if asked else 0
+        need = PROCESS + training_bytes(job, scored=scored) + activations(job, rows, length) + teacher
+        self.plan.memory = max(self.plan.memory, need)
+
+    def trained(self, steps: int, load: Workload) -> None:
+        """Counts steps and tokens of training."""
+        self.plan.steps += steps
+        self.plan.tokens += round(load.tokens)
+        self.plan.useful += round(load.useful)
+
+
+def evaluations(plan: TrainingPlan) -> int:
+    """How often the loop scores the model: at every `evaluate_every` steps, and at the end."""
+    every = plan.evaluate_every
+    return plan.steps // every + bool(plan.steps % every) if every else 1
+
+
+def _disk() -> dict[str, float]:
+    import os
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe"
+        begun = time.perf_counter()
+        with path.open("wb") as file:
+            file.write(os.urandom(1_000_000) * (PROBE // 1_000_000))
+            file.flush()
+            os.fsync(file.fileno())
+        atomic.file_digest(path)
+        return {"seconds_per_byte": (time.perf_counter() - begun) / PROBE}

@@ -1,0 +1,95 @@
+"""What the recipe's keys about mixtures of experts may say together, and the run that makes an expert teacher of a teacher.
+
+An expert teacher is a student of the fine-tuned teacher that begins as that teacher itself, its feed-forward networks cut into
+experts by importance: so the run that makes one is a `task-distill` with other values, as a variant of a recipe is.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from microbert_cli.errors import MbertError
+from microbert_cli.recipe.schema import Moe, Recipe
+
+EXPERT_TEACHER = "expert-teacher"
+
+
+def check_experts(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
+    """What is wrong with them: M073 more experts for each than there are, M074 a student with as many as its teacher,
+    M048 keys that exclude each other."""
+    moe = values.get("moe", {})
+    if not isinstance(moe, Mapping):
+        return
+    said = {name: moe.get(name, field.default) for name, field in Moe.model_fields.items()}
+    if not all(type(said[name]) is int for name in ("experts", "top_k", "teacher_experts")):
+        return
+    if said["top_k"] > said["experts"] > 0:
+        yield _too_many(said["top_k"], said["experts"], f"{_origin('top_k', origins)}, moe.top_k")
+    yield from _exclusive(said, origins)
+    if said["side"] == "both" and said["experts"] >= said["teacher_experts"]:
+        yield not_fewer(said["experts"], said["teacher_experts"], f"{_origin('experts', origins)}, moe.experts")
+
+
+def of_teacher(recipe: Recipe) -> dict[str, Any]:
+    """The values over a recipe by which task-distill, whose student begins as the teacher, makes an expert teacher."""
+    moe = recipe.moe
+    student = {
+        "side": "student", "layers": moe.teacher_layers, "experts": moe.teacher_experts, "expert_width": moe.teacher_width,
+        "shared": moe.teacher_shared, "init": "importance", "routing": "task", "top_k": 1, "balance": 0.0,
+        "norm": "layer", "gate": "share",
+    }  # fmt: skip
+    repair = moe.repair.model_dump()
+    phases = {name: {"leave_out": True} for name in recipe.phases} | {"repair": repair}
+    return {"moe": student, "phases": phases, "layer_map": "uniform"}
+
+
+def not_fewer(student: int, teacher: int, where: str) -> MbertError:
+    """The error for a student with as many experts as its expert teacher."""
+    return MbertError(
+        "M074",
+        f"the student has {student} experts and its teacher {teacher}: with both sides routed the student has fewer, "
+        "which is what makes it cheaper to keep",
+        where=where,
+        allowed=f"moe.experts from 1 to {teacher - 1}." if teacher > 1 else "An expert teacher of two experts or more.",
+        fix=f"--set moe.experts={max(1, teacher // 2)}, or --set moe.teacher_experts={2 * student}",
+    )
+
+
+def _exclusive(said: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
+    """What extraction to a plain BERT rests on, and what a table of tokens or an expert with a LayerNorm leaves no room for."""
+    by_task = said["routing"] == "task"
+    clashes = {
+        "norm": (said["norm"] == "expert" and by_task, "routing by task keeps the layer's LayerNorm"),
+        "gate": (said["gate"] == "probability" and by_task, "routing by task has gates of 1"),
+        "top_k": (
+            said["top_k"] > 1 and (said["routing"] == "hash" or said["norm"] == "expert"),
+            "a table of tokens, and experts with a LayerNorm each, know one expert for each token",
+        ),
+    }
+    for key, (wrong, why) in clashes.items():
+        if wrong:
+            yield _clash(key, said, why, f"{_origin(key, origins)}, moe.{key}")
+
+
+def _clash(key: str, said: Mapping[str, Any], why: str, where: str) -> MbertError:
+    default = Moe.model_fields[key].default
+    return MbertError(
+        "M048",
+        f"moe.{key} = {said[key]!r} does not go with routing = {said['routing']!r}, norm = {said['norm']!r}: {why}",
+        where=where,
+        allowed="norm = expert and gate = probability with routing by token or sentence (norm also by hash), top_k = 1 there.",
+        fix=f"--set moe.{key}={default}",
+    )
+
+
+def _too_many(top_k: int, experts: int, where: str) -> MbertError:
+    return MbertError(
+        "M073",
+        f"{top_k} experts for each, and there are {experts}",
+        where=where,
+        allowed=f"1 to {experts}.",
+        fix=f"--set moe.top_k=1, or --set moe.experts={top_k}",
+    )
+
+
+def _origin(key: str, origins: Mapping[str, str]) -> str:
+    return origins.get(f"moe.{key}", "recipe")

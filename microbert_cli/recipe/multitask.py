@@ -1,0 +1,147 @@
+"""Runs of several tasks: what their recipe keys may say, and who teaches which task.
+
+tasks = ["sst2", "mrpc", "mine/reviews.toml"]    names of the catalogue, or task files; a file's stem is its name
+teacher = "runs/teacher-{task}"                  one pattern for all of them; or
+teachers = { sst2 = "a", mrpc = ["b", "c"] }     by name, several = an ensemble; a task that is left out has none
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from microbert_cli.errors import MbertError, nearest
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Recipe
+
+TASK = "{task}"
+NAME = re.compile(r"[A-Za-z0-9][\w-]{0,99}")  # heads and folders are called so
+OWN_FILES = ("train_file", "dev_file", "test_file")
+
+
+def task_name(named: str) -> str:
+    """What a task of several is called: its own name, or the stem of its file."""
+    return Path(named).stem if named.endswith(".toml") else named
+
+
+def which_of(tasks: Sequence[str], where: str) -> MbertError:
+    """The error for a model of several tasks of which none is named."""
+    return MbertError(
+        "M265",
+        f"this model answers {len(tasks)} tasks, and it is not said which: {', '.join(tasks)}",
+        where=where,
+        allowed="One of its tasks by --task where the command has that option, or the plain model of one.",
+        fix="Take each task's plain model out: mbert extract DIR -o OUT",
+    )
+
+
+def teachers_of(recipe: Recipe) -> dict[str, list[str]]:
+    """The teachers of every task of several, by the task's name; an empty list where it learns from labels alone."""
+    pattern = recipe.teacher.models or ([recipe.teacher.model] if recipe.teacher.model else [])
+    names = [task_name(task) for task in recipe.tasks]
+    if recipe.teachers:
+        return {name: as_list(recipe.teachers.get(name, [])) for name in names}
+    return {name: [one.replace(TASK, name) for one in pattern] for name in names}
+
+
+def augmented_of(recipe: Recipe) -> dict[str, str]:
+    """The augmented rows of every task of several: `augmented` with the task's name in it."""
+    place = recipe.augmented or ""
+    return {task_name(task): place.replace(TASK, task_name(task)) for task in recipe.tasks if place}
+
+
+def transfer_of(recipe: Recipe) -> str | None:
+    """The file of a task's transfer set, with the task's name where it says `{task}`."""
+    place = recipe.data.transfer_file
+    return place.replace(TASK, task_name(recipe.task)) if place and recipe.task else place
+
+
+def recipe_of_task(recipe: Recipe, task: str) -> Recipe:
+    """The recipe as if it were about this one of its tasks."""
+    return recipe.model_copy(update={"task": task, "tasks": []})
+
+
+def named_inputs(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """(name, place) of every place in an input: itself, a list of some, or a table of either."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        yield from (pair for key, inner in value.items() for pair in named_inputs(f"{name} {key}", inner))
+    elif isinstance(value, list):
+        named = [name] if len(value) == 1 else [f"{name} {number}" for number in range(1, len(value) + 1)]
+        yield from zip(named, value, strict=True)
+
+
+def check_tasks(values: Mapping[str, Any], catalog: Catalog, origin: Mapping[str, str]) -> Iterable[MbertError]:
+    """What is wrong with the keys about several tasks: M005, M080, M081, M082, M084; on raw values."""
+    given = values.get("tasks")
+    tasks = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
+    where = f"{origin.get('tasks', 'recipe')}, tasks"
+    if tasks:
+        yield from _names(tasks, where)
+        yield from _only_several(values, where)
+        yield from (error for task in tasks for error in catalog.check("tasks", task, where))
+    teachers = values.get("teachers", {})
+    for name in teachers if isinstance(teachers, Mapping) else ():
+        if name not in (names := [task_name(task) for task in tasks]):
+            yield _not_taught(name, names, f"{origin.get(f'teachers.{name}', 'recipe')}, teachers.{name}")
+
+
+def _names(tasks: Sequence[str], where: str) -> Iterable[MbertError]:
+    names = [task_name(task) for task in tasks]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield _clash(name, [task for task in tasks if task_name(task) == name], where)
+    for name in (name for name in names if not NAME.fullmatch(name)):
+        yield _no_name(name, where)
+
+
+def _only_several(values: Mapping[str, Any], where: str) -> Iterable[MbertError]:
+    data = values.get("data", {})
+    own = [key for key in OWN_FILES if data.get(key)] if isinstance(data, Mapping) else []
+    if values.get("task") or own:
+        yield _both("task" if values.get("task") else f"data.{own[0]}", where)
+
+
+def as_list(teachers: str | Sequence[str]) -> list[str]:
+    """One place or several, as several."""
+    return [teachers] if isinstance(teachers, str) else list(teachers)
+
+
+def _clash(name: str, tasks: Sequence[str], where: str) -> MbertError:
+    return MbertError(
+        "M080",
+        f'{len(tasks)} tasks are called "{name}": {", ".join(tasks)}',
+        where=where,
+        allowed="Tasks of different names, each once: heads, scores and folders are called by them.",
+        fix="Leave one out, or rename its file: a task file is called by its stem.",
+    )
+
+
+def _both(other: str, where: str) -> MbertError:
+    return MbertError(
+        "M081",
+        f'a run is of one task or of several, and "{other}" is named beside "tasks"',
+        where=where,
+        allowed="Either tasks, or task, or files of your own; own files among several tasks are described by a task TOML.",
+        fix=f"Take one away, such as: --set {other}=''" if other == "task" else "Start from one: mbert copy tasks rte",
+    )
+
+
+def _not_taught(name: str, names: Sequence[str], where: str) -> MbertError:
+    return MbertError(
+        "M082",
+        f'a teacher is named for "{name}", and that is none of the tasks',
+        where=where,
+        allowed=f"The names in tasks: {nearest(name, names)}",
+        fix=f"Add it to tasks, or leave out teachers.{name}; the teacher of a single task is teacher.model.",
+    )
+
+
+def _no_name(name: str, where: str) -> MbertError:
+    return MbertError(
+        "M084",
+        f'"{name}" cannot be the name of one of several tasks',
+        where=where,
+        allowed="Up to 100 letters, digits, _ and -, of which the first is a letter or digit.",
+        fix="Rename the task's file: it is called by its stem.",
+    )

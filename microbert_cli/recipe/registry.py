@@ -1,0 +1,185 @@
+"""Finds losses, methods, students, tasks, augmenters, recipes and machines by FILE NAME, built-in or under `--include DIR`.
+
+Nothing is imported to list or check a name: what a loss needs and which parameters it has is read with `ast`, so a recipe
+is validated before torch is. A name with upper-case letters is a pattern: `bert-LxH.toml` serves `bert-4x312`.
+A TOML file may also be named by its path, code never: it comes from this package or from `--include`, which only the command
+line has, so that no recipe can run code.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from microbert_cli.errors import MbertError, nearest
+
+PACKAGE = Path(__file__).parent.parent
+
+
+# An architecture that loading itself needs lies with the models, and is listed with the other students.
+ELSEWHERE = {"students": {"routed_bert": PACKAGE / "models" / "moe" / "bert.py"}}
+KINDS = ("losses", "methods", "students", "tasks", "augmenters", "recipes", "machines")
+SUFFIXES = {
+    "losses": (".py",),
+    "methods": (".toml",),
+    "students": (".toml", ".py"),
+    "tasks": (".toml",),
+    "augmenters": (".py",),
+    "recipes": (".toml",),
+    "machines": (".toml",),
+}
+
+
+class Catalog:
+    """Everything that has a name. A file under an included folder hides the built-in one of the same name."""
+
+    def __init__(self, include: Sequence[str | Path] = ()):
+        self.include = [Path(folder) for folder in include]
+        for folder in self.include:
+            if not folder.is_dir():
+                raise MbertError(
+                    "M202",
+                    "there is no such folder",
+                    where=f"--include {folder}",
+                    allowed=f"A folder with any of {', '.join(KINDS)} in it.",
+                    fix=f"mkdir -p {folder}/losses",
+                )
+
+    def names(self, kind: str) -> list[str]:
+        """All names of a kind, sorted; patterns are listed as such."""
+        return sorted(self._files(kind))
+
+    def path(self, kind: str, name: str, *, where: str) -> Path:
+        """The file behind a name, or behind a path to a TOML file; raises M005 with the nearest name, M040 for code."""
+        for error in self.check(kind, name, where):
+            raise error
+        found = self._find(kind, name)
+        assert found is not None
+        return found
+
+    def check(self, kind: str, name: str, where: str) -> Iterable[MbertError]:
+        """The error a wrong name deserves, or nothing."""
+        if Path(name).suffix == ".py" and ".py" in SUFFIXES[kind]:
+            yield MbertError(
+                "M040",
+                f'"{name}" is a file of code, and code is not named by its path',
+                where=where,
+                allowed=f"Known {kind}: {nearest(Path(name).stem, self.names(kind))}",
+                fix=f"If you trust it: put it into DIR/{kind}/, name it {Path(name).stem}, and type --include DIR.",
+            )
+        elif self._find(kind, name) is None:
+            yield MbertError(
+                "M005",
+                f'there is no {singular(kind)} "{name}"',
+                where=where,
+                allowed=f"Known {kind}: {nearest(name, self.names(kind))}",
+                fix=f"See them: mbert list {kind}",
+            )
+
+    def recipe_path(self, recipe: str | Path) -> Path:
+        """A recipe's file: a path as it is, else a catalogued name."""
+        path = Path(recipe)
+        if path.suffix == ".toml" or os.path.exists(path):
+            return path
+        return self.path("recipes", str(recipe), where="recipe")
+
+    def numbers(self, kind: str, name: str) -> dict[str, int]:
+        """What a pattern's letters stand for in this name: `bert-4x312` under `bert-LxH` -> {"L": 4, "H": 312}."""
+        for stem in self._files(kind):
+            if match := _pattern(stem).fullmatch(name):
+                return {letter: int(value) for letter, value in match.groupdict().items()}
+        return {}
+
+    def module(self, kind: str, name: str) -> ModuleType:
+        """The imported Python file of a name."""
+        path = self.path(kind, name, where=kind)
+        if path.is_relative_to(PACKAGE):
+            return import_module(".".join(("microbert_cli", *path.relative_to(PACKAGE).with_suffix("").parts)))
+        spec = importlib.util.spec_from_file_location(f"mbert_included_{kind}_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    def register_model_type(self, model_type: str) -> None:
+        """Imports the student file that defines a `model_type` of ours, so that transformers' Auto classes know it."""
+        for name, path in self._files("students").items():
+            if path.suffix == ".py" and f'MODEL_TYPE = "{model_type}"' in path.read_text(encoding="utf-8"):
+                self.module("students", name)
+
+    def loss_parameters(self, name: str) -> set[str]:
+        """The keyword parameters of a loss: its recipe keys. `normalisation` may be set for one term, too."""
+        return {argument.arg for node in self._functions(name, name) for argument in node.args.kwonlyargs}
+
+    def loss_defaults(self, name: str) -> dict[str, Any]:
+        """What its keyword parameters are where a recipe does not say, as far as that is a plain value."""
+        every = (node.args for node in self._functions(name, name))
+        pairs = (pair for own in every for pair in zip(own.kwonlyargs, own.kw_defaults, strict=True))
+        return {argument.arg: _plain(value) for argument, value in pairs if value is not None}
+
+    def loss_needs_labels(self, name: str) -> bool:
+        """Whether a loss, or what its adversary learns, cannot be called without labels: `labels_B` has no default."""
+        every = (node.args for node in self._functions(name, name, "against"))
+        free = (argument for own in every for argument in own.args[: len(own.args) - len(own.defaults)])
+        return any(argument.arg.rpartition("_")[0] == "labels" for argument in free)
+
+    def loss_facts(self, name: str) -> dict[str, Any]:
+        """What a loss says of itself: `needs`, `over`, `projects`, `requires`, `divides`; None for what is no plain value."""
+        found: dict[str, Any] = {}
+        for node in self._loss(name).body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found |= {target.id: _plain(node.value) for target in targets if isinstance(target, ast.Name)}
+        return {fact: found[fact] for fact in ("needs", "over", "projects", "requires", "divides") if fact in found}
+
+    def _functions(self, loss: str, *names: str) -> list[ast.FunctionDef]:
+        return [node for node in self._loss(loss).body if isinstance(node, ast.FunctionDef) and node.name in names]
+
+    def _loss(self, name: str) -> ast.Module:
+        return ast.parse(self.path("losses", name, where="losses").read_text(encoding="utf-8"))
+
+    def own_files(self) -> dict[str, str]:
+        """The included files by name with their hashes: a run with a changed loss of one's own is another run."""
+        files = [file for folder in self.include for file in sorted(folder.rglob("*")) if file.suffix in (".py", ".toml")]
+        return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+    def _find(self, kind: str, name: str) -> Path | None:
+        path = Path(name)
+        if path.suffix == ".toml" and ".toml" in SUFFIXES[kind] and os.path.isfile(path):
+            return path
+        files = self._files(kind)
+        if name in files:
+            return files[name]
+        return next((file for stem, file in files.items() if _pattern(stem).fullmatch(name)), None)
+
+    def _files(self, kind: str) -> dict[str, Path]:
+        folders = [PACKAGE / "catalog" / kind, *(folder / kind for folder in self.include)]
+        if kind == "recipes":  # in a wheel inside the package, in a checkout beside it
+            folders[0] = next((place for place in (PACKAGE / kind, PACKAGE.parent / kind) if place.is_dir()), folders[0])
+        files = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
+        named = {file.stem: file for file in files if file.suffix in SUFFIXES[kind] and file.stem != "__init__"}
+        return ELSEWHERE.get(kind, {}) | named
+
+
+def _plain(value: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return None
+
+
+def _pattern(stem: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"([A-Z])", r"(?P<\1>[1-9][0-9]{0,8})", re.escape(stem)))
+
+
+def singular(kind: str) -> str:
+    """What one of a kind is called."""
+    return "loss" if kind == "losses" else kind.removesuffix("s")

@@ -1,0 +1,321 @@
+"""What a recipe may say: strict, frozen models. How its layers are merged is `resolve.py`'s matter.
+
+A table that has one main key may be written as that key's value: `corpus = "python-docs"` means `corpus.source`,
+`losses.hidden_states = 1.0` means `losses.hidden_states.weight`. SHORTHAND lists them.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from microbert_cli.recipe.identity import OF_SEVERAL, _without_places
+from microbert_cli.recipe.values import Count, LayerRates, Place, Positive, Seed, Share, Strict, Term
+
+Normalisation = Literal["masked", "reference"]
+LayerMap = Literal["uniform", "first", "last", "top"] | Annotated[int, Field(gt=0, strict=True)] | list[int]
+
+SHORTHAND = {
+    "data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size", "sampling": "by",
+    "initialise": "by",
+}  # fmt: skip
+PRECISION_KEYS = ("precision", "tf32", "compile")
+STAGES = (
+    "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "task-distill", "evaluate", "export", "report",
+)  # fmt: skip
+
+
+class Training(Strict):
+    """How long and how fast anything is trained; `steps`, where given, rules over `epochs`.
+
+    A batch is `batch_size` rows, or with `batch_tokens` as many as fit into that many tokens, padding included. The state is
+    saved every `checkpoint_seconds`, and every `checkpoint_steps` where these are given. Every `gradient_norms` steps the norm
+    of each weighted loss's own gradient in the student is logged, one more backward pass for each; 0 = never.
+    """
+
+    epochs: Positive = 3.0
+    steps: Count | None = None
+    batch_size: Count = 32
+    batch_tokens: Count | None = None
+    learning_rate: Positive = 5e-5
+    optimizer: Literal["adamw", "adamw-distilbert", "bertadam", "adamax", "lamb"] = "adamw"
+    schedule: Literal["constant", "linear", "sqrt"] = "linear"
+    warmup: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    max_grad_norm: Positive = 1.0
+    accumulate: Count = 1
+    evaluations: Annotated[int, Field(ge=0)] = 4
+    checkpoint_seconds: Positive = 120.0
+    checkpoint_steps: Count | None = None
+    gradient_norms: Annotated[int, Field(ge=0)] = 0
+
+
+class PhaseSpec(Training):
+    """A phase of a method: which losses with which weights, on which rows (splits.py). `leave_out` skips it."""
+
+    losses: dict[str, Term] = {}
+    data: Literal["auto", "original", "augmented", "transfer"] = "auto"
+    learning_rates: list[Positive] = []
+    leave_out: bool = False
+
+
+class Data(Strict):
+    """Where task data lies: a GLUE `folder`, files of the user's own; of any task the unlabelled texts of a `transfer_file`."""
+
+    folder: Place | None = None
+    train_file: Place | None = None
+    dev_file: Place | None = None
+    test_file: Place | None = None
+    transfer_file: Place | None = None
+    text: list[str] | str | None = None
+    label: str | None = None
+    labels: list[str] | None = None
+    kind: Literal["classes", "score"] | None = None
+    max_length: Count | None = None
+    limit: Count | None = None
+
+
+class Sampling(Strict):
+    """How often each of several tasks has its turn; see `mixture.py`."""
+
+    by: Literal["proportional", "square-root", "capped"] = "proportional"
+    cap: Count = 100_000
+
+
+class TeacherSpec(Strict):
+    """The model that is asked, or an ensemble of `models`. `label_order` names outputs where the checkpoint does not.
+
+    `precision` int8: where a phase reads logits alone, and on a CPU, they come from an int8 copy, faster and a little off.
+    """
+
+    model: Place | None = None
+    models: list[Place] = []
+    margin: Share = 0.02
+    allow_weak: bool = False
+    label_order: list[str] | None = None
+    dropout: bool = False
+    precision: Literal["fp32", "int8"] = "fp32"
+
+
+class Repair(PhaseSpec):
+    """How a teacher cut into experts learns to answer as before: MoEBERT's terms, lambda = 5 with a weight of 1 in all."""
+
+    losses: dict[str, Term] = {
+        "embedding": Term(),
+        "hidden_states": Term(),
+        "soft_target": Term.model_validate({"weight": 1.0, "divergence": "symmetric-kl"}),
+        "hard_label": Term(weight=0.2),
+    }
+    epochs: Positive = 5.0
+    warmup: Share = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Moe(Strict):
+    """Which side is a mixture of experts, and how it is made; see `experts.py` and `routed_student.py`.
+
+    layers, experts, expert_width, shared   of the student; `shared` and a narrower width go with init = "importance"
+    teacher_*, repair                       of the expert teacher: as MoEBERT makes it, then trained to answer as before
+    norm    whose residual and LayerNorm: the layer's, or each expert's own;  gate  of one chosen expert: 1 ("share"), or p
+    """
+
+    side: Literal["none", "student", "teacher", "both"] = "none"
+    layers: Literal["every-second", "all"] | list[Count] = "every-second"
+    experts: Count = 4
+    expert_width: Count | None = None
+    routing: Literal["task", "token", "sentence", "hash"] = "task"
+    norm: Literal["layer", "expert"] = "layer"
+    gate: Literal["share", "probability"] = "share"
+    top_k: Count = 1
+    balance: Annotated[float, Field(ge=0)] = 0.01
+    init: Literal["copy", "importance"] = "copy"
+    shared: Annotated[int, Field(ge=0)] | None = None
+    importance_rows: Count = 4096
+    teacher_layers: Literal["every-second", "all"] | list[Count] = "all"
+    teacher_experts: Count = 8
+    teacher_width: Count | None = None
+    teacher_shared: Annotated[int, Field(ge=0)] | None = None
+    repair: Repair = Repair()
+
+
+class Initialise(Strict):
+    """What the weights of a new student begin as; see `initialising.py`. A checkpoint stays what it is.
+
+    layers  which of the teacher's: a rule of `layer_map`, or one number for each of the student's, from 0 as published lists
+    model   whose weights: a model, or "base" for the pre-trained one where there is one; else the stage's teacher
+    """
+
+    by: Literal["random", "teacher-layers", "teacher-slice", "teacher-ends", "svd-embed"] = "random"
+    layers: LayerMap = "uniform"
+    model: Place | None = None
+
+
+class Cache(Strict):
+    """What of the teacher's answers is kept on disk. `budget` such as "8GB"; without one a quarter of the free disk.
+
+    Logits always are (a few bytes a row); hidden states and attention scores where they fit.
+    """
+
+    teacher: Literal["auto", "off"] = "auto"
+    budget: Annotated[str, Field(pattern=r"(?i)^\s*\d+(\.\d+)?\s*[kmgt]?b?\s*$")] | None = None
+    precision: Literal["fp16", "fp32"] = "fp16"
+
+
+class Corpus(Strict):
+    """Plain text, and how it is cut into blocks of at most `max_length` tokens."""
+
+    source: Place | None = None
+    format: Literal["pairs", "packed"] = "pairs"
+    max_length: Annotated[int, Field(ge=8)] = 128
+    heldout: Share = 0.02
+    documents: Count | None = None
+    random_next: Share = 0.5
+    short: Share = 0.1
+
+
+class Vocabulary(Strict):
+    """A WordPiece vocabulary trained on the corpus; without a size the base model's is taken."""
+
+    size: Count | None = None
+    lowercase: bool = True
+
+
+class Vectors(Strict):
+    """Word vectors: GloVe text or zip, or the input embeddings of a BERT directory."""
+
+    source: Place | None = None
+    limit: Count = 100_000
+
+
+class Pretrain(Training):
+    """Masked-LM training."""
+
+    model: Place | None = None
+    masked: Share = 0.15
+    smoothing: Annotated[float, Field(ge=0)] = 0.0
+    learning_rate: Positive = 1e-4
+    epochs: Positive = 1.0
+
+
+class General(PhaseSpec):
+    """Stage one. `masked`, `smoothing`: words hidden from both models (masking.py). `layer_by_layer`: how much faster the layer
+    that learns and those below it do, one after another (progressive.py)."""
+
+    masked: Share = 0.0
+    smoothing: Annotated[float, Field(ge=0)] = 0.0
+    dropout: bool = True
+    layer_by_layer: LayerRates = False
+
+
+class Finetune(Training):
+    """Training on a task's labels alone."""
+
+    model: Place | None = None
+    learning_rate: Positive = 5e-5
+    learning_rates: list[Positive] = []
+    evaluations: Annotated[int, Field(ge=0)] = 4
+    losses: dict[str, Term] = {"hard_label": Term()}
+
+
+class Augment(Strict):
+    """Algorithm 1 of TinyBERT; see `augmentation.py`."""
+
+    masked_lm: Place | None = None
+    sources: list[str] = ["masked_lm", "word_vectors"]
+    copies: Count = 20
+    replace_probability: Share = 0.4
+    candidates_per_word: Count = 15
+    query: Literal["with-original", "alone"] = "with-original"
+    candidates: Literal["once", "sequential"] = "once"
+    stop_words: Place = "builtin"
+    batch_size: Count = 64
+    format: Literal["parquet", "tsv"] = "parquet"
+
+
+class Evaluate(Strict):
+    """What the evaluator looks at."""
+
+    model: Place | None = None
+    splits: list[str] | None = None
+    batch_size: Count = 64
+    precision: Literal["auto", "torch", "fp32", "int8", "fp32-optimized", "int8-optimized"] = "auto"
+
+
+class Export(Strict):
+    """What an export directory holds beside the safetensors model; `optimize`: also graphs for ONNX Runtime alone."""
+
+    model: Place | None = None
+    onnx: bool = True
+    int8: bool = True
+    optimize: bool = True
+    tolerance: Positive = 1e-4
+
+
+class Recipe(Strict):
+    """The whole run. Method files are recipes too: they fill `layer_map`, `general` and `phases`.
+
+    precision, tf32, compile   how training computes its forward passes; see `numerics.py`
+    reuse  folders of other runs: what they made of the same keys and inputs is copied, not made again (reusing.py)
+    init   the student of stage two: a checkpoint; auto = the general one of this run, else a new one; new = as `initialise`
+           says; random = new, whatever that says; teacher = begins as the fine-tuned teacher itself
+    """
+
+    title: str = ""
+    source: str = ""
+    task: Place | None = None
+    tasks: list[Place] = []
+    method: str = "tinybert"
+    ablate: list[str] = []
+    student: Place | None = None
+    base: Place | None = None
+    seed: Seed = 42
+    seeds: list[Seed] = []
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tf32: bool = False
+    compile: bool = False
+    stages: list[str] = []
+    init: Place = "auto"
+    initialise: Initialise = Initialise()
+    augmented: Place | Literal[False] | None = None
+    reuse: list[Place] = []
+    normalisation: Normalisation = "masked"
+    layer_map: LayerMap = "uniform"
+    data: Data = Data()
+    sampling: Sampling = Sampling()
+    teacher: TeacherSpec = TeacherSpec()
+    teachers: dict[str, Place | list[Place]] = {}
+    moe: Moe = Moe()
+    cache: Cache = Cache()
+    corpus: Corpus = Corpus()
+    vocabulary: Vocabulary = Vocabulary()
+    vectors: Vectors = Vectors()
+    pretrain: Pretrain = Pretrain()
+    finetune: Finetune = Finetune()
+    general: General = General()
+    phases: dict[str, PhaseSpec] = {}
+    augment: Augment = Augment()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+    variant: dict[str, dict[str, Any]] = {}
+    by_task: dict[str, dict[str, Any]] = {}
+
+    def keys(self, *names: str) -> dict[str, Any]:
+        """The named parts as plain values: what a stage records."""
+        whole = self.model_dump(mode="json")
+        return {name: whole[name] for name in names}
+
+    @property
+    def run_phases(self) -> dict[str, PhaseSpec]:
+        """The phases of stage two that are not left out."""
+        return {name: phase for name, phase in self.phases.items() if not phase.leave_out}
+
+    def numerics(self) -> dict[str, Any]:
+        """What `numerics.choose` takes beside the device."""
+        return self.keys(*PRECISION_KEYS)
+
+    def identity(self, *names: str) -> dict[str, Any]:
+        """The named parts without where things lie: data and models enter an identity by their content."""
+        silent = {*(() if self.tasks else OF_SEVERAL), *(("moe",) if self.moe.side == "none" else ())}
+        silent |= {"initialise"} if self.initialise.by == "random" else set()
+        counting = (name for name in names if name not in silent)
+        return {name: _without_places(name, value) for name, value in self.keys(*counting).items()}

@@ -1,0 +1,285 @@
+"""What a task is, as data: where its rows lie, which columns are text and label, how it is scored and submitted.
+
+A task is one TOML file. `text` and `label.column` are LOGICAL names; `[hub.columns]` and `[folder.columns]` say what a
+source calls them where it calls them otherwise. Splits are train, dev, test, or any other name, such as
+dev_mismatched.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from microbert_cli.errors import MbertError, nearest, one_or_many
+from microbert_cli.recipe.toml import read_toml
+
+ColumnName = str | Annotated[int, Field(ge=0)] | Annotated[tuple[str, ...], Field(min_length=1)]
+METRICS = ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "mean")
+SCORE_METRICS = {"pearson", "spearman", "mean"}
+DEFAULT_METRICS = {"classes": ("accuracy", "macro_f1", "matthews"), "score": ("pearson", "spearman")}
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+class Strict(BaseModel):
+    """A table whose keys are all known and whose values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HubSource(Strict):
+    """A data set on the Hub. `splits`: ours -> theirs; `columns`: logical name -> theirs."""
+
+    id: str
+    config: str | None = None
+    splits: dict[str, str]
+    columns: dict[str, str] = {}
+    row_id: str = "idx"
+
+
+class SplitFile(Strict):
+    """The file of one split: the first of `files` that is there. Without a header, columns are positions from 0."""
+
+    files: tuple[str, ...]
+    header: bool = True
+    columns: dict[str, ColumnName] = {}
+
+
+class FolderSource(Strict):
+    """A folder of tab-separated files.
+
+    quoting           False: a quotation mark is a character like any other, as in GLUE
+    row_id            headers of the column that names a row; the first that is there, else its position
+    skip_broken_rows  how many rows with too few or too many columns may be passed over, with a warning
+    """
+
+    name: str
+    splits: dict[str, SplitFile]
+    columns: dict[str, ColumnName] = {}
+    quoting: bool = False
+    row_id: tuple[str, ...] = ("index", "id")
+    skip_broken_rows: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, values: Any) -> Any:
+        """`train = "train.tsv"` beside the other keys, or `[folder.splits]` with names, lists of names, or tables."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("splits", {}), Mapping):
+            return values
+        given = dict(values)
+        splits = {name: given.pop(name) for name in ("train", "dev", "test") if name in given}
+        splits |= dict(given.get("splits", {}))
+        return given | {"splits": {name: _split_file(value) for name, value in splits.items()}}
+
+
+class FileSource(Strict):
+    """A user's own files, relative to the task's TOML; the format follows from the suffix."""
+
+    train: Path | None = None
+    dev: Path | None = None
+    test: Path | None = None
+
+    @field_validator("train", "dev", "test")
+    @classmethod
+    def _known_format(cls, path: Path | None) -> Path | None:
+        if path is not None and not str(path).removesuffix(".gz").endswith(SUFFIXES):
+            raise ValueError(f"the suffix must be one of {', '.join(SUFFIXES)} (.gz after it is fine)")
+        return path
+
+    def path(self, split: str) -> Path | None:
+        """The file of a split, if one is named."""
+        found: Path | None = getattr(self, split, None) if split in FileSource.model_fields else None
+        return found
+
+
+class Label(Strict):
+    """What is to be predicted: one of `names`, in the order of the model's outputs, or a score within `range`.
+
+    `kind` None, or classes without names, only with a user's own files: the training file says.
+    """
+
+    column: str = "label"
+    names: tuple[str, ...] | None = None
+    kind: Literal["classes", "score"] | None = None
+    range: tuple[float, float] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_means_classes(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("names") and values.get("kind") is None:
+            return {**values, "kind": "classes"}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Label":
+        if self.kind == "score" and self.names:
+            raise ValueError("a score has no names")
+        if self.range and (self.kind != "score" or self.range[0] >= self.range[1]):
+            raise ValueError("a range is that of a score, lower end first")
+        if self.names and (len(self.names) < 2 or len(set(self.names)) < len(self.names)):
+            raise ValueError("names must be two or more, and all different")
+        if self.names and not all(name.strip() and len(name.splitlines()) == 1 for name in self.names):
+            raise ValueError("each name must be one line of text")
+        return self
+
+
+class Submission(Strict):
+    """The files a benchmark's server takes: name and official number of rows by split, and the form of a prediction.
+
+    filler  the prediction that stands in every row where there is no model for the task
+    """
+
+    files: dict[str, str]
+    rows: dict[str, int] = {}
+    labels: Literal["names", "ids", "score"]
+    filler: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_file(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "file" in values:
+            rest = {key: value for key, value in values.items() if key != "file"}
+            return {**rest, "files": {"test": values["file"]}}
+        return values
+
+    @field_validator("files")
+    @classmethod
+    def _plain_names(cls, files: dict[str, str]) -> dict[str, str]:
+        if wrong := [name for name in files.values() if not re.fullmatch(r"\w[\w.-]*", name)]:
+            raise ValueError(f'"{wrong[0]}" is no plain file name such as RTE.tsv')
+        return files
+
+
+class Task(Strict):
+    """A task, whole: sources, columns, labels, metrics. `primary` is the metric by which checkpoints are chosen."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    title: str = ""
+    version: int = 1
+    hub: HubSource | None = None
+    folder: FolderSource | None = None
+    files: FileSource | None = None
+    builtin: str | None = None
+    text: tuple[str, ...] = Field(min_length=1, max_length=2)
+    label: Label
+    metrics: tuple[str, ...] = ()
+    primary: str = ""
+    max_length: int = Field(default=128, ge=4)
+    allow_empty: bool = False
+    submission: Submission | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_metrics(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        label = values.get("label", {})
+        kind = label.kind if isinstance(label, Label) else _kind(label)
+        metrics = values.get("metrics") or DEFAULT_METRICS.get(str(kind), ())
+        first = metrics[0] if isinstance(metrics, list | tuple) and metrics else ""
+        values |= {"metrics": metrics, "primary": values.get("primary") or first}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Task":
+        if not (self.hub or self.folder or self.files or self.builtin):
+            raise ValueError("there must be a source of rows: [folder], [hub], [files] or builtin")
+        if self.files is None and not self.is_complete:
+            raise ValueError('label needs names, or kind = "score"')
+        if len({*self.text, self.label.column}) <= len(self.text):
+            raise ValueError("text columns and label column must be different columns")
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise ValueError(f'there is no metric "{metric}"; known: {nearest(metric, METRICS)}')
+            if self.is_complete and self.is_regression and metric not in SCORE_METRICS:
+                raise ValueError(f'"{metric}" needs classes; a score has pearson and spearman')
+            if self.is_complete and not self.is_regression and metric in ("pearson", "spearman"):
+                raise ValueError(f'"{metric}" needs a score, and the label is one of several classes')
+        if self.metrics and set(self.metrics) == {"mean"}:
+            raise ValueError('"mean" is that of the other metrics: name one')
+        if "f1" in self.metrics and self.label.names and len(self.label.names) != 2:
+            raise ValueError('"f1" is that of the second of two classes; for more classes take macro_f1')
+        if self.metrics and self.primary not in self.metrics:
+            raise ValueError(f'primary "{self.primary}" must be one of the metrics: {", ".join(self.metrics)}')
+        return self
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the label's names, or that it is a score, are known without looking at any file."""
+        return self.label.kind == "score" or bool(self.label.names)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether a score is predicted."""
+        return self.label.kind == "score"
+
+    @property
+    def num_labels(self) -> int:
+        """The model's number of outputs; 1 for a score."""
+        return len(self.label.names or ()) or 1
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits that any source has."""
+        names = [*(self.folder.splits if self.folder else ()), *(self.hub.splits if self.hub else ())]
+        if self.files or self.builtin:
+            names += ["train", "dev", "test"]
+        return tuple(dict.fromkeys(names))
+
+
+def load_task(source: str | Path | Mapping[str, Any], *, folder: Path | None = None) -> Task:
+    """A task from a TOML file, or from the tables themselves with paths relative to `folder`.
+
+    A task of a user's own files that leaves the label's names open is completed by `data.complete`.
+    Raises M030 for everything that does not fit, M201 where there is no such file, M001 for what is not TOML.
+    """
+    if isinstance(source, Mapping):
+        values, where, folder = dict(source), "task", folder or Path()
+    else:
+        path = Path(source)
+        values, where, folder = read_toml(path, "tasks"), str(path), path.parent
+        values = {"name": path.stem, **values}
+    if isinstance(values.get("files"), Mapping):
+        values["files"] = {k: folder / v if isinstance(v, str) else v for k, v in values["files"].items()}
+    try:
+        return Task.model_validate(values)
+    except ValidationError as error:
+        raise one_or_many([_explain(dict(e), where) for e in error.errors()]) from None
+
+
+def _split_file(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"files": (value,)}
+    return {"files": value} if isinstance(value, list | tuple) else value
+
+
+def _kind(label: Any) -> Any:
+    if not isinstance(label, Mapping):
+        return None
+    return "classes" if label.get("names") else label.get("kind")
+
+
+def _explain(error: Mapping[str, Any], where: str) -> MbertError:
+    parts = [str(part) for part in error["loc"]]
+    key = ".".join(parts) or "task"
+    if error["type"] == "extra_forbidden":
+        what, allowed = f'there is no key "{key}"', f"Known here: {nearest(parts[-1], _keys_beside(parts))}"
+    elif error["type"] == "missing":
+        what, allowed = f'"{key}" is missing', "Every task names its text columns, its label, and a source of rows."
+    else:
+        what, allowed = str(error["msg"]).removeprefix("Value error, "), "A task as `mbert show tasks rte` shows one."
+    return MbertError("M030", what, where=f"{where}, {key}", allowed=allowed, fix="Start from one: mbert copy tasks rte")
+
+
+def _keys_beside(parts: list[str]) -> list[str]:
+    tables: dict[str, type[Strict]] = {
+        "hub": HubSource,
+        "folder": FolderSource,
+        "files": FileSource,
+        "label": Label,
+        "submission": Submission,
+    }
+    model = Task if len(parts) == 1 else SplitFile if "splits" in parts else tables.get(parts[0], Task)
+    return list(model.model_fields)

@@ -1,0 +1,126 @@
+"""TOML files as nested tables, with errors that help."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from microbert_cli.errors import MbertError
+from microbert_cli.text import is_valid_text
+
+DEEPEST = 32  # tables and lists inside each other
+WIDEST = 64  # bits of a whole number, as in TOML
+
+
+def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
+    """A file of a catalogued kind; raises M001 (not TOML, not UTF-8), M201 (not there), M051 (not readable), M050, M052."""
+    try:
+        values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise MbertError(
+            "M201",
+            "there is no such file",
+            where=str(path),
+            allowed=f"An existing TOML file, or a name of the catalogue's {kind}.",
+            fix=f"See them: mbert list {kind}",
+        ) from None
+    except OSError as error:
+        raise MbertError(
+            "M051",
+            f"this cannot be read: {error.strerror or error}",
+            where=str(path),
+            allowed=f"A TOML file, or a name of the catalogue's {kind}.",
+            fix=f"Check the path: ls -ld {path}",
+        ) from None
+    except RecursionError:
+        raise _too_deep(str(path)) from None
+    except ValueError as error:  # beside those of TOML: bytes that are not UTF-8, numbers of thousands of digits
+        raise MbertError(
+            "M001",
+            f"this is not valid TOML: {error}",
+            where=str(path),
+            allowed='TOML 1.0 in UTF-8: key = "text", key = 1.5, key = [1, 2], [table].',
+            fix=f"Correct that place; a file that is right: mbert copy {kind}",
+        ) from None
+    refuse_unsound(values, str(path))
+    return values
+
+
+def parse_value(text: str) -> Any:
+    """A TOML scalar or list; what is none is taken as text, so `--set task=sst2` needs no quotes."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return found["value"] if len(found) == 1 else text
+
+
+def refuse_unsound(values: Any, where: str) -> None:
+    """What TOML can say and nothing here can use: raises M050 for tables in tables without end, M052 for other values."""
+    level = [values]
+    for _ in range(DEEPEST):
+        tables = [value for value in level if isinstance(value, Mapping)]
+        level = [inner for value in level if isinstance(value, Mapping | list | tuple) for inner in _inside(value)]
+        for value in [*level, *(key for table in tables for key in table)]:
+            if isinstance(value, int) and value.bit_length() >= WIDEST:
+                raise _unsound("a whole number here is too large", where)
+            if isinstance(value, str) and ("\0" in value or not is_valid_text(value)):
+                raise _unsound(f"{value[:80]!r} holds a zero byte, or half a character", where)
+        if not level:
+            return
+    raise _too_deep(where)
+
+
+def _inside(value: Any) -> Any:
+    return value.values() if isinstance(value, Mapping) else value
+
+
+def _too_deep(where: str) -> MbertError:
+    return MbertError(
+        "M050",
+        "tables or lists lie too deep inside each other",
+        where=where,
+        allowed=f"At most {DEEPEST} levels.",
+        fix="Correct it; every key with its default: mbert run --explain-config",
+    )
+
+
+def _unsound(what: str, where: str) -> MbertError:
+    return MbertError(
+        "M052",
+        what,
+        where=where,
+        allowed=f"Whole numbers of {WIDEST} bits, texts in UTF-8.",
+        fix="Correct the value, or leave it out.",
+    )
+
+
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Nested tables as TOML, one dotted key a line; keys without a value are left out."""
+    lines = [f"{key} = {_value(value)}" for key, value in _leaves(values) if value not in (None, {})]
+    return "\n".join(lines) + "\n"
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{_key(key)}.")
+        else:
+            yield prefix + _key(key), value
+
+
+def _key(key: str) -> str:
+    return key if BARE_KEY.fullmatch(key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # the one character TOML escapes and JSON does not

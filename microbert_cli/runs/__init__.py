@@ -1,0 +1,1 @@
+"""Output directories of stages: written atomically, signed by a manifest, verified, resumed, reused.."""

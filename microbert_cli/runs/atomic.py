@@ -1,0 +1,159 @@
+"""Files that are there whole or not at all, also after a power cut; and whether they still are what was written."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from microbert_cli import distributed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+SEAL = "checksum"
+NAMED = 32  # digits of a checksum in a file's name
+Stamp = tuple[int, int, int]
+
+_digests: dict[Path, tuple[Stamp, str]] = {}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write to; when the block ends well the file is synced and takes its name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the same file at once
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sweep_beside(path: Path) -> None:
+    """Removes what writers of this one file that were killed left beside it; one that still lives keeps its own."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        if distributed.is_main() and not _lives(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)
+
+
+def _lives(number: str) -> bool:
+    """Whether a process of this number runs here; where that cannot be asked without harm, it does."""
+    try:
+        if os.name == "posix":
+            os.kill(int(number), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def sweep(directory: Path) -> None:
+    """Removes what writers that were killed left half-written, in a directory that nobody else writes to."""
+    for path in directory.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all; of several processes the main one does."""
+    if not distributed.is_main():
+        return
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a directory's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON-able value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes; read once in a process, unless size or time of change say that it is another file."""
+    found = path.stat()
+    stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
+    known = _digests.get(path)
+    if known is None or known[0] != stamp:
+        with path.open("rb") as file:
+            _digests[path] = known = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
+    return known[1]
+
+
+def name_by_content(begun: Path, stem: str, suffix: str) -> Path:
+    """Syncs a file and gives it a name with its checksum in it, beside: STEM-CHECKSUM.SUFFIX."""
+    sync(begun)
+    named = begun.with_name(f"{stem}-{file_digest(begun)[:NAMED]}{suffix}")
+    begun.replace(named)
+    sync(named.parent)
+    return named
+
+
+def is_as_named(path: Path) -> bool:
+    """Whether a file is what the checksum in its name says."""
+    return path.stem.rpartition("-")[2] == file_digest(path)[:NAMED]
+
+
+def file_digests(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """sha256 of some files of a directory, by their names in it."""
+    return {name: file_digest(directory / name) for name in names}
+
+
+def damaged(directory: Path, digests: Mapping[str, str]) -> list[str]:
+    """Which of these files are gone, or no longer what they were, and which of the two."""
+    found = []
+    for name, known in digests.items():
+        path = directory / name
+        if not path.is_file():
+            found.append(f"{name} is gone")
+        elif file_digest(path) != known:
+            found.append(f"{name} is damaged")
+    return found
+
+
+def seal(values: Mapping[str, Any]) -> str:
+    """A JSON object that carries its own checksum, as text."""
+    plain = json.loads(json.dumps(values, default=str))
+    return json.dumps({**plain, SEAL: digest(plain)}, indent=2) + "\n"
+
+
+def unseal(text: str) -> dict[str, Any]:
+    """What `seal` was given; raises ValueError where a bit of it has changed."""
+    try:
+        values: dict[str, Any] = json.loads(text)
+    except RecursionError:
+        raise ValueError("lists lie in lists without end") from None
+    if not isinstance(values, dict) or values.pop(SEAL, None) != digest(values):
+        raise ValueError("its checksum does not match")
+    return values
+
+
+def mapped(path: Path, shape: tuple[int, ...], dtype: str, mode: Literal["r", "r+"]) -> "np.memmap":
+    """The file as an array, made with all its room taken, so that a full disk is told now and not in the middle of a write."""
+    import numpy as np
+
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if mode == "r+" and (not path.is_file() or path.stat().st_size != size):
+        with path.open("wb") as file:
+            _reserve(file.fileno(), size)
+    return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
+
+
+def _reserve(handle: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate") and size:
+        os.posix_fallocate(handle, 0, size)
+    os.ftruncate(handle, size)

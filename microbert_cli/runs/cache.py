@@ -1,0 +1,125 @@
+"""What may be thrown away: tokenised corpora, word tables, a teacher's answers. `MBERT_CACHE` names the place."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import atomic
+
+MARK = "complete"
+
+
+def root() -> Path:
+    """`MBERT_CACHE`, else `mbert` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mbert"
+    return Path(os.environ.get("MBERT_CACHE") or default)
+
+
+def find(kind: str, key: str) -> Path | None:
+    """The entry's directory if it is there, whole and undamaged; nothing is made, nothing waited for."""
+    directory = place(kind, key)
+    return directory if (directory / MARK).is_file() and not _damage(directory) else None
+
+
+@contextmanager
+def entry(kind: str, key: str, *, resumable: bool = False, reporter: Reporter = SILENT) -> Iterator[tuple[Path, bool]]:
+    """(directory, ready): where `ready` is False the block fills the directory, and it is kept if the block ends well.
+
+    Two runs that want the same entry wait for each other; a directory without its mark is never read, and one whose files are
+    no longer what the mark says is made anew.
+    resumable  one that was left half-filled is handed on as it is, since the block knows what of it is good
+    """
+    directory = place(kind, key)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (directory / MARK).is_file():
+            if not (damage := _damage(directory)):
+                _touch(directory)
+                yield directory, True
+                return
+            reporter.warn(f"{directory}: {damage[0]}; this entry of the cache is made anew")
+            (directory / MARK).unlink()
+            shutil.rmtree(directory, ignore_errors=True)
+        if not resumable:
+            shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(exist_ok=True)
+        try:
+            yield directory, False
+        except BaseException:
+            if not resumable:
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
+        _mark(directory)
+
+
+def _mark(directory: Path) -> None:
+    """Says that the entry is whole, and what its files are; they are on the disk before the word is."""
+    names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    for name in names:
+        atomic.sync(directory / name)
+    atomic.write_text(directory / MARK, atomic.seal({"files": atomic.file_digests(directory, names)}))
+    _touch(directory)
+
+
+def _damage(directory: Path) -> list[str]:
+    """What of a complete entry is no longer as it was made."""
+    try:
+        return atomic.damaged(directory, atomic.unseal((directory / MARK).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError):
+        return [f"{MARK} is damaged"]
+
+
+def _touch(directory: Path) -> None:
+    """When the entry was last used; by our clock, since the file system's is coarse."""
+    os.utime(directory / MARK, ns=(time.time_ns(), time.time_ns()))
+
+
+def place(kind: str, key: str) -> Path:
+    """Where an entry lies, or would."""
+    return root() / kind / key[:32]
+
+
+def free_bytes() -> int:
+    """Free space on the disk of the cache."""
+    return shutil.disk_usage(_existing()).free
+
+
+def is_writable() -> bool:
+    """Whether anything can be kept there: a service without a home folder may have none."""
+    return os.access(_existing(), os.W_OK)
+
+
+def _existing() -> Path:
+    folder = root()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def taken(kind: str, key: str = "") -> int:
+    """Bytes of one entry, or of all of a kind."""
+    folder = place(kind, key) if key else root() / kind
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def make_room(kind: str, room: int, *, keep: str) -> list[Path]:
+    """Removes whole entries of a kind, the least recently used first, until the others take at most `room` bytes.
+
+    `keep` is never removed. Whoever has a removed one open goes on reading it.
+    """
+    marks = [mark for mark in (root() / kind).glob(f"*/{MARK}") if mark.parent != place(kind, keep)]
+    sizes = {mark: taken(kind, mark.parent.name) for mark in sorted(marks, key=lambda mark: mark.stat().st_mtime_ns)}
+    removed = []
+    for mark in sizes:
+        if sum(size for each, size in sizes.items() if each.parent not in removed) <= room:
+            break
+        mark.unlink()
+        shutil.rmtree(mark.parent, ignore_errors=True)
+        removed.append(mark.parent)
+    return removed

@@ -1,0 +1,199 @@
+"""What made a directory: identity, inputs, versions, seeds, outputs. Written last; a directory without one is unfinished.
+
+The identity is what decides whether work is up to date: recipe keys that matter to the stage, and the hashes of its inputs.
+Times, machines and paths are recorded beside it and never compared.
+"""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from microbert_cli import distributed
+from microbert_cli.errors import MbertError
+from microbert_cli.runs.atomic import SEAL, damaged, digest, file_digest, file_digests, seal, sync, unseal, write_text
+from microbert_cli.text import without_secrets
+from microbert_cli.version import __version__
+
+FILE = "manifest.json"
+SCHEMA = 2
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors", "onnxruntime", "accelerate")
+
+
+def arrays_digest(*arrays: Any) -> str:
+    """sha256 of arrays' bytes, in order."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(memoryview(array).cast("B"))
+        found.update(b"|")
+    return found.hexdigest()
+
+
+def identify(source: str | Path | None) -> str | None:
+    """A stable name for an input's content.
+
+    A directory made by mbert: its manifest's hash of outputs, which are compared first; any other directory: the hash of its
+    files' hashes; a file: its hash; anything else (a Hub id, a built-in name): the text itself.
+    Raises M301, M306 where a directory made by mbert is no longer what was made.
+    """
+    if source is None:
+        return None
+    path = Path(source)
+    if path.is_dir():
+        return str(checked(path)["result"]) if (path / FILE).is_file() else digest(outputs_of(path))
+    return file_digest(path) if path.is_file() else str(source)
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """A directory's manifest; raises M210 where there is none, M301 where it is damaged."""
+    path = directory / FILE
+    try:
+        manifest = _unsealed(path.read_text(encoding="utf-8"))
+        if _is_whole(manifest):
+            return manifest
+        raise TypeError("it lacks tables")
+    except FileNotFoundError:
+        raise unfinished(directory) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MbertError(
+            "M301",
+            f"this manifest is damaged: {error}",
+            where=str(path),
+            allowed="A JSON object as mbert writes it, with identity, outputs, result and its checksum.",
+            fix=f"Move the directory aside and make it again: mv {directory} {directory}.damaged",
+        ) from None
+
+
+def checked(directory: Path) -> dict[str, Any]:
+    """A directory's manifest, once its outputs are seen to be what was made; raises M210, M301, and M306 naming the files."""
+    manifest = read(directory)
+    if found := damaged(directory, manifest["outputs"]):
+        raise MbertError(
+            "M306",
+            f"this output is no longer what was made: {', '.join(found[:4])}",
+            where=str(directory),
+            allowed="The files that its manifest.json lists, as they were written.",
+            fix=f"Make it again, the old one is moved aside: {' '.join(map(str, manifest.get('argv', ['mbert ...'])))} --force",
+        )
+    return manifest
+
+
+def _unsealed(text: str) -> dict[str, Any]:
+    """Manifests of schema 1 had no checksum."""
+    plain: dict[str, Any] = json.loads(text)
+    return plain if isinstance(plain, dict) and plain.get("schema") == 1 and SEAL not in plain else unseal(text)
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether what others read of it has the shape that `write` gives it."""
+    tables = [manifest["identity"], manifest.get("recipe", {}), manifest["outputs"]]
+    tables += [table.get("data", {}) for table in tables[:2]]
+    lists = [manifest.get("argv", []), tables[1].get("tasks", [])]
+    texts = [manifest["identity_hash"], manifest["result"], *lists[1]]
+    return (
+        all(isinstance(table, dict) for table in tables)
+        and all(isinstance(words, list) for words in lists)
+        and all(isinstance(text, str) for text in texts)
+    )
+
+
+def unfinished(directory: Path) -> MbertError:
+    """The error for a directory that a stage did not finish."""
+    partial = partial_path(directory)
+    begun = partial if partial.is_dir() else directory
+    return MbertError(
+        "M210",
+        "this is no finished output: it has no manifest.json",
+        where=str(directory),
+        allowed="A directory that a stage of mbert finished, or a plain Hugging Face model directory.",
+        fix=f"Finish it: {finishing_command(begun)}",
+    )
+
+
+def partial_path(out: Path) -> Path:
+    """Where a stage works until it is done."""
+    return out.with_name(out.name + ".partial")
+
+
+def finishing_command(partial: Path) -> str:
+    """The command line that began this work, as noted when it began."""
+    try:
+        argv = json.loads((partial / "begun.json").read_text(encoding="utf-8"))["argv"]
+        return " ".join(argv)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return "run the stage that writes this directory again"
+
+
+def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+    """Writes manifest.json atomically, after everything else is on the disk."""
+    outputs = outputs_of(directory)
+    for place in [*outputs, *{str(Path(name).parent) for name in outputs}]:
+        sync(directory / place)
+    manifest = {
+        "schema": SCHEMA,
+        "stage": stage,
+        "status": "complete",
+        "identity": dict(identity),
+        "identity_hash": digest(identity),
+        "outputs": outputs,
+        "result": digest({name: value for name, value in outputs.items() if is_result(name)}),
+        "argv": command_line(),
+        "git": _git_revision(),
+        "versions": _versions(),
+        "processes": distributed.world(),
+        "finished": now(),
+        **facts,
+    }
+    write_text(directory / FILE, seal(json.loads(without_secrets(json.dumps(manifest, default=str)))))
+    return manifest
+
+
+def command_line() -> list[str]:
+    """The command as typed, with the program's bare name, and without secrets."""
+    name = Path(sys.argv[0]).name
+    return ["mbert" if name == "__main__.py" else name, *map(without_secrets, sys.argv[1:])]
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def outputs_of(directory: Path) -> dict[str, str]:
+    """Hashes of the files of a directory, notes and traces of work left out."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    names = (path.relative_to(directory).as_posix() for path in files)
+    return file_digests(directory, filter(_is_output, names))
+
+
+def _is_output(name: str) -> bool:
+    return name not in (FILE, "begun.json") and not any(part.startswith(".") for part in name.split("/"))
+
+
+def is_result(name: str) -> bool:
+    """Whether a file is what the next stage reads; logs and cards tell of a run."""
+    return not name.endswith((".jsonl", ".md", "recipe.resolved.toml"))
+
+
+def _versions() -> dict[str, str]:
+    found = {"mbert": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_revision() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,304 @@
+"""Output directories: worked on beside, renamed when whole, never overwritten.
+
+OUT            exists only complete, with its manifest
+OUT.partial    where the stage works; found again, same identity -> resumed
+OUT.old-N      what --force or a changed recipe moved aside
+OUT.lock       held while a run works on OUT
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from microbert_cli import distributed
+from microbert_cli.errors import MbertError
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import atomic, manifest
+from microbert_cli.runs.disk import cannot_write, disk_error, disk_refused
+from microbert_cli.runs.reuse import copy_output
+
+Identity = Mapping[str, Any]
+UNTOUCHED = ("begun.json", ".begun.json.")  # how the names of files begin that say nothing about work
+
+
+@dataclass
+class Work:
+    """A directory being made. `facts` go into the manifest; `done` says that OUT was there already."""
+
+    out: Path
+    path: Path
+    done: bool = False
+    resumed: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def working(
+    out: Path,
+    *,
+    stage: str,
+    identity: Identity,
+    force: bool = False,
+    resume: bool = True,
+    renew: bool = False,
+    reuse: Sequence[str] = (),
+    reporter: Reporter = SILENT,
+) -> Iterator[Work]:
+    """Yields a directory to work in, and turns it into OUT when the block ends well.
+
+    force   moves a finished OUT and any begun work aside first
+    resume  goes on with begun work of the same identity; without it that is moved aside
+    renew   moves an OUT, or begun work, of another identity aside, instead of raising M110 or M117; a damaged OUT too
+    reuse   runs whose output of the same identity is copied, where nothing was begun here
+    A block that fails before it wrote anything leaves nothing behind, not even OUT.partial.
+    Of several processes the main one does all this; the others get the same Work, and go on when OUT is whole.
+    Raises M110 (OUT made by another recipe), M117 (work begun by another recipe), M306 (OUT is not what was made), M111 (OUT
+    holds something else), M112 (another run works on it), M114 (OUT is a file), M120 (the root), M370 (a link, or begun work
+    with links), M220 (disk full; what is done stays in OUT.partial), M221 (nothing can be written there).
+    """
+    out = out.absolute()
+    if not distributed.is_main():
+        yield distributed.share(Work(out, out))
+        distributed.wait()
+        return
+    _refuse_file(out)
+    with _locked(out):
+        if force:
+            _aside(out, reporter)
+            _aside(manifest.partial_path(out), reporter)
+        elif _is_done(out, identity, renew, reporter) or _is_taken(out, reuse, stage, identity, reporter):
+            yield distributed.share(Work(out, out, done=True))
+            distributed.wait()
+            return
+        work = _begin(out, stage, identity, resume, renew, reporter)
+        started = manifest.now()
+        try:
+            yield distributed.share(work)
+            manifest.write(work.path, stage=stage, identity=identity, started=started, **work.facts)
+            _publish(work)
+            distributed.wait()
+        except BaseException as error:
+            _drop_untouched(work.path)
+            if number := disk_error(error, out):
+                raise disk_refused(number, str(getattr(error, "filename", None) or f"-o {out}")) from error
+            raise
+
+
+def is_up_to_date(out: Path, identity: Identity) -> bool:
+    """Whether OUT was completed from exactly these keys and inputs."""
+    return (out / manifest.FILE).is_file() and manifest.read(out)["identity_hash"] == atomic.digest(identity)
+
+
+def differences(out: Path, identity: Identity) -> list[str]:
+    """Why OUT is not up to date, a line each: `finetune.epochs: 3.0 -> 2.0`."""
+    return _changed(manifest.read(out)["identity"], identity)
+
+
+def _changed(before: Identity, identity: Identity) -> list[str]:
+    old, new = _flat(before), _flat(json.loads(json.dumps(identity, default=str)))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}" for key in keys]
+
+
+def _is_done(out: Path, identity: Identity, renew: bool, reporter: Reporter) -> bool:
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if not (out / manifest.FILE).is_file():
+        raise MbertError(
+            "M111",
+            "this directory is not empty, and no stage of mbert finished it",
+            where=f"-o {out}",
+            allowed="A new or empty directory, or one that the same command made.",
+            fix="Choose another -o, or move this one aside: --force",
+        )
+    if renew and (reasons := _reasons(out, identity)):
+        reporter.note(f"{out.name}: made anew, because {'; '.join(reasons[:3])}")
+        _aside(out, reporter)
+        return False
+    if is_up_to_date(out, identity):
+        manifest.checked(out)
+        (out / "begun.json").unlink(missing_ok=True)  # a run that was killed at its very end may have left it
+        return True
+    changed = differences(out, identity)
+    raise MbertError(
+        "M110",
+        f"this directory was made from something else ({'; '.join(changed[:6])})",
+        where=f"-o {out}",
+        allowed="A new or empty directory, or one that the same recipe and inputs made.",
+        fix="Choose another -o, or move the old one aside: --force",
+    )
+
+
+def _is_taken(out: Path, runs: Sequence[str], stage: str, identity: Identity, reporter: Reporter) -> bool:
+    copy = out.with_name(f".{out.name}.copy")
+    if not runs or manifest.partial_path(out).exists() or not (found := copy_output(runs, stage, identity, copy)):
+        return False
+    _publish(Work(out, copy))
+    reporter.note(f"{out.name}: copied from {found}, which was made of the same")
+    return True
+
+
+def _reasons(out: Path, identity: Identity) -> list[str]:
+    """Why a finished OUT has to be made anew: what it was made from, or what became of it since."""
+    try:
+        return differences(out, identity) or atomic.damaged(out, manifest.read(out)["outputs"])
+    except MbertError as error:
+        return [error.what]
+
+
+def _begin(out: Path, stage: str, identity: Identity, resume: bool, renew: bool, reporter: Reporter) -> Work:
+    partial = manifest.partial_path(out)
+    if resume or out.is_symlink():
+        _refuse_links(out, partial)
+    begun = {"stage": stage, "identity": identity, "argv": manifest.command_line()}
+    if partial.is_dir() and not _drop_untouched(partial):
+        before = _begun(partial)
+        changed = ["what it was begun with cannot be read"] if before is None else _changed(before, identity)
+        if resume and not changed:
+            reporter.note(f"{out.name}: going on with what was begun in {partial.name}")
+            atomic.sweep(partial)
+            return Work(out, partial, resumed=True)
+        if resume and not renew and before is not None:
+            raise _other_work(partial, changed)
+        reporter.note(f"{partial.name}: begun anew, {'; '.join(changed[:3]) or 'as asked'}")
+        _aside(partial, reporter)
+    try:
+        partial.mkdir(parents=True)
+        atomic.write_text(partial / "begun.json", atomic.seal(begun))
+    except OSError as error:
+        _drop_untouched(partial)
+        raise cannot_write(error, out) from error
+    return Work(out, partial)
+
+
+def _refuse_links(out: Path, partial: Path) -> None:
+    """Begun work may come from elsewhere; through a link in it, what is written would leave the directory."""
+    if link := next((path for path in (out, partial, *partial.rglob("*")) if path.is_symlink()), None):
+        raise MbertError(
+            "M370",
+            "this is a link, and what is written here must not leave the directory",
+            where=str(link),
+            allowed="Begun work as mbert left it: files and folders, no links.",
+            fix="Look where it leads; to move it aside and begin anew: the same command with --force",
+        )
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _begun(partial: Path) -> Identity | None:
+    try:
+        found: Identity = atomic.unseal((partial / "begun.json").read_text(encoding="utf-8"))["identity"]
+        return found
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _other_work(partial: Path, changed: list[str]) -> MbertError:
+    return MbertError(
+        "M117",
+        f"work was begun here from something else ({'; '.join(changed[:6])})",
+        where=str(partial),
+        allowed="The recipe and the inputs that it was begun with go on where it stopped.",
+        fix="Change them back, or begin anew, the old work is moved aside: the same command with --no-resume",
+    )
+
+
+def _publish(work: Work) -> None:
+    if work.out.is_dir():
+        work.out.rmdir()
+    work.path.rename(work.out)
+    (work.out / "begun.json").unlink(missing_ok=True)  # not before: where the renaming fails, the work must be found again
+    atomic.sync(work.out.parent)
+
+
+def _aside(path: Path, reporter: Reporter) -> None:
+    if not (path.exists() or path.is_symlink()):
+        return
+    number = 1
+    while (target := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    path.rename(target)
+    reporter.note(f"{path.name}: the old one was moved to {target}")
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    made = [parent for parent in out.parents if not parent.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(out.with_name(f".{out.name}.lock"), "w", opener=_not_through_a_link)
+    except OSError as error:
+        raise cannot_write(error, out) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock.fileno()).st_nlink == 0:  # the other run ended between our open and our lock
+            raise BlockingIOError
+    except BlockingIOError:
+        lock.close()
+        raise MbertError(
+            "M112",
+            "another run is working on this directory",
+            where=f"-o {out}",
+            allowed="One run at a time for one directory.",
+            fix="Wait for it, or choose another -o.",
+        ) from None
+    try:
+        yield
+    finally:
+        Path(lock.name).unlink(missing_ok=True)
+        lock.close()
+        _drop_empty(made)
+
+
+def _drop_untouched(partial: Path) -> bool:
+    """Removes a begun directory in which nothing was done, and says whether it did."""
+    untouched = not any(file.is_file() and not file.name.startswith(UNTOUCHED) for file in partial.rglob("*"))
+    if untouched:
+        shutil.rmtree(partial, ignore_errors=True)
+    return untouched
+
+
+def _drop_empty(folders: list[Path]) -> None:
+    """Removes folders that this run made and left empty, the innermost first."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _refuse_file(out: Path) -> None:
+    if not out.name:
+        raise MbertError(
+            "M120",
+            "the root of the file system is no place for an output",
+            where=f"-o {out}",
+            allowed="A new or empty directory, or one that the same command made.",
+            fix="Choose another -o.",
+        )
+    if out.exists() and not out.is_dir():
+        raise MbertError(
+            "M114",
+            "this is a file, and an output is a directory",
+            where=f"-o {out}",
+            allowed="A new or empty directory, or one that the same command made.",
+            fix="Choose another -o.",
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = "(none)" if value is None else str(value)
+    return text if len(text) <= 24 else text[:12] + "…"

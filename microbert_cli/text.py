@@ -1,0 +1,58 @@
+"""What may be shown and recorded: no secret, and no character that steers a terminal or hides what a text says."""
+
+import os
+import re
+
+HIDDEN = "***"
+LONGEST = 4000  # characters of one part of an error
+SECRET_NAME = re.compile(r"(?i)(token|secret|password|api_?key)$")
+SECRET = re.compile(
+    r"""(?ix) \bhf_[a-z0-9]{16,}                                # a token of the Hub
+    | (?: (?<=://) | (?<=:/) ) [^/\s@"']+ (?=@)        # user:password of a URL; a path swallows one of its slashes
+    | (?<=bearer[ ]) [\w.~+/=-]{8,}
+    | (?: (?<=token=) | (?<=secret=) | (?<=password=) | (?<=api_key=) | (?<=apikey=) ) [^\s&"',]+
+    """
+)
+# All control characters but tab and line feed, marks that turn the direction of writing, halves of characters.
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def safe_text(text: str) -> str:
+    """A text for a person or a log: harmless, and without secrets."""
+    return harmless(without_secrets(text))
+
+
+def harmless(text: str) -> str:
+    """The text with escape sequences, and what else steers a terminal, written out: `\\x1b[2J`."""
+    return STEERING.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def without_secrets(text: str) -> str:
+    """The text without the tokens and passwords of the environment, and without what looks like one."""
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value) >= 8:
+            text = text.replace(value, HIDDEN)
+    return SECRET.sub(HIDDEN, text)
+
+
+def shortened(text: str) -> str:
+    """A part of an error, cut where data made it long."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 100]} ... ({len(text):,} characters)"
+
+
+MARKS = re.compile(r"[\\`*\[\]|]")
+
+
+def plain(text: str) -> str:
+    """A text that means nothing in Markdown or HTML, on one line."""
+    text = " ".join(safe_text(text).split())
+    return MARKS.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def is_valid_text(text: str) -> bool:
+    """Whether a text holds no half character (a lone surrogate), which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

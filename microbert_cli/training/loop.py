@@ -1,0 +1,346 @@
+"""THE training loop: the only place with backward().
+
+Whatever is trained - a teacher on labels, a masked-LM, a student - comes as an objective that turns a batch into losses and a
+source of batches that is a pure function of (seed, step). So a run that was stopped goes on bit by bit as if it had not been:
+weights, optimiser, random state and the best checkpoint are saved, and the batches seen are passed over.
+
+Several processes run this same loop, each on its rows of every batch (`processes.py`): gradients, losses and the wish to stop
+are agreed on every step, so weights, decisions and the step of a stop are the same in all; the main one writes.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from microbert_cli import distributed
+from microbert_cli.errors import MbertError
+from microbert_cli.models.save import RESUME
+from microbert_cli.models.size import out_of_memory_error
+from microbert_cli.reporter import SILENT, Log, Reporter
+from microbert_cli.signals import Interrupted, Stop, StoppedAtOnce, collected_signals
+from microbert_cli.training import checkpoint
+from microbert_cli.training.best_weights import BestWeights
+from microbert_cli.training.objective import Batch, Objective
+from microbert_cli.training.oom import halves, is_exhausted
+from microbert_cli.training.optimisers import clips_globally, make_optimiser, set_rates
+from microbert_cli.training.random_state import Random, random_state, set_random_state
+
+Score = Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How one phase is trained. `steps` are optimiser steps of `accumulate` batches each."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    optimizer: str = "adamw"
+    schedule: str = "linear"
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    accumulate: int = 1
+    evaluate_every: int = 0
+    checkpoint_seconds: float = 120.0
+    checkpoint_steps: int = 0
+    gradient_norms: int = 0
+    keep_best: bool = True
+
+
+@dataclass
+class Trained:
+    """What a phase came to: the last numbers, the score of the kept weights, and every evaluation.
+
+    halved_after  the step after which batches were taken in halves, because memory ran out
+    """
+
+    steps: int
+    losses: dict[str, float]
+    best: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    halved_after: int | None = None
+
+
+def train(
+    objective: Objective,
+    batches: Callable[[int], Iterator[Batch]],
+    plan: TrainingPlan,
+    *,
+    directory: Path,
+    seed: int,
+    score: Score | None = None,
+    primary: str = "",
+    bests: BestWeights | None = None,
+    reporter: Reporter = SILENT,
+) -> Trained:
+    """Trains `objective.student` in place; with a `score`, the weights with the best `primary` are the ones kept.
+
+    batches    from the number of batches to skip to the rest of them
+    bests      keeps the best weights by further metrics
+    directory  holds log.jsonl and the resume state, the finished phase's too: a stage of several phases skips it on resume
+    Where memory runs out, batches are taken in halves from then on; a second time is M222. Raises M401 when the loss is no
+    number any more (the last good state and the batch are kept), Interrupted on SIGINT and SIGTERM after the step is saved.
+    """
+    run = _Run(objective, plan, directory, seed, score, primary, reporter)
+    run.bests = bests or run.bests
+    torch.manual_seed(seed)
+    run.restore()
+    distributed.same_everywhere(run.tensors)
+    source = batches(run.step * plan.accumulate)
+    with Log(directory / "log.jsonl") as log, collected_signals() as stop:
+        run.evaluate_if_due(log, stop)
+        while run.step < plan.steps:
+            run.one_step([next(source) for _ in range(plan.accumulate)], log)
+            if distributed.any_of(bool(stop.number)):
+                run.leave(stop)
+            run.maybe_save()
+            run.evaluate_if_due(log, stop)
+    return run.finish()
+
+
+class _Run:
+    """The state of one phase."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        plan: TrainingPlan,
+        directory: Path,
+        seed: int,
+        score: Score | None,
+        primary: str,
+        reporter: Reporter,
+    ):
+        self.objective, self.plan, self.directory, self.seed = objective, plan, directory, seed
+        self.score, self.primary, self.reporter = score, primary, reporter
+        self.state_directory = directory / RESUME / "phases" / plan.name
+        self.optimiser = make_optimiser(
+            plan.optimizer,
+            [objective.student, objective],
+            learning_rate=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+            max_grad_norm=plan.max_grad_norm,
+            leave_out=[p for adversary in objective.adversaries.values() for p in adversary.parameters()],
+            progressive=objective.progressive,
+        )
+        self.adversaries = {name: adversary.optimiser() for name, adversary in objective.adversaries.items()}
+        self.step = 0
+        self.result = Trained(0, {})
+        self.best_weights: dict[str, dict[str, Tensor]] | None = None
+        self.bests = BestWeights()
+        self.saved_at = time.monotonic()
+
+    @property
+    def optimisers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimiser, *self.adversaries.values()]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return _parameters(self.optimiser)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Everything that training changes or reads of the student and its objective."""
+        return [*self.objective.student.state_dict().values(), *self.objective.state_dict().values()]
+
+    def one_step(self, batches: list[Batch], log: Log) -> None:
+        self.objective.train()
+        self.objective.student.train()
+        self.objective.progress(self.step, self.plan.steps)
+        set_rates(self.optimiser, self.plan, self.step, self.objective.progressive)
+        self._draw_own_dropout()
+        before = random_state()
+        parts = self._fitting(batches) or self._in_halves(batches, before)
+        parts = distributed.mean(parts)
+        distributed.average_gradients([*self.parameters, *_parameters(*self.adversaries.values())])
+        norm = self._clip()
+        if not math.isfinite(parts["loss"]) or not math.isfinite(norm):
+            self._back_to(before)
+            raise self._diverged(parts["loss"], norm, batches)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.objective.note(parts)
+        self.step += 1
+        self.result.losses = parts
+        rate = max(group["lr"] for group in self.optimiser.param_groups)
+        log.write(phase=self.plan.name, step=self.step, lr=rate, norm=norm, **parts)
+        self.reporter.progress(self.plan.name, self.step, self.plan.steps, loss=parts["loss"])
+
+    def evaluate_if_due(self, log: Log, stop: Stop) -> None:
+        """Scores at the steps planned for it, once each: a resumed run may have been stopped just before."""
+        every, known = self.plan.evaluate_every, self.result.history
+        due = self.step == self.plan.steps or (every and self.step and self.step % every == 0)
+        if self.score is None or not due or (known and known[-1]["step"] == self.step):
+            return
+        random = random_state()
+        try:
+            with stop.at_once():
+                scores = self.score()
+        except StoppedAtOnce:
+            set_random_state(random)
+            self.leave(stop)
+        set_random_state(random)
+        log.write(phase=self.plan.name, step=self.step, dev=scores)
+        self.result.history.append({"step": self.step, **scores})
+        self.bests.take(self.step, scores, self.objective.student)
+        better = not self.result.best or scores[self.primary] > self.result.best[self.primary]
+        if better or not self.plan.keep_best:
+            self.result.best, self.result.best_step = scores, self.step
+            self.best_weights = self._weights()
+
+    def leave(self, stop: Stop) -> NoReturn:
+        """Saves and stops, as was asked for."""
+        self.save()
+        distributed.wait()  # whoever leaves first makes the launcher end the others
+        raise Interrupted(stop.number or int(signal.SIGTERM))
+
+    def finish(self) -> Trained:
+        if self.best_weights is not None and self.plan.keep_best:
+            self._load(self.best_weights)
+        self.result.steps = self.step
+        self.save(keep=1)
+        return self.result
+
+    def maybe_save(self) -> None:
+        every = self.plan.checkpoint_steps
+        due = time.monotonic() - self.saved_at >= self.plan.checkpoint_seconds or (every and self.step % every == 0)
+        if due and self.step < self.plan.steps:
+            self.save()
+
+    def save(self, *, keep: int = 2) -> None:
+        state = {
+            "step": self.step,
+            "weights": self._weights(),
+            "best_weights": self.best_weights,
+            "bests": self.bests.kept,
+            "optimiser": self.optimiser.state_dict(),
+            "adversaries": {name: optimiser.state_dict() for name, optimiser in self.adversaries.items()},
+            "random": random_state(),
+            "result": vars(self.result),
+        }
+        checkpoint.save_state(state, self.state_directory, keep=keep)
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        state = checkpoint.load_state(self.state_directory, self.reporter)
+        if state is None:
+            return
+        self.step, self.best_weights = state["step"], state["best_weights"]
+        self.bests.kept = state.get("bests", {})
+        self._load(state["weights"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        for name, optimiser in self.adversaries.items():
+            optimiser.load_state_dict(state["adversaries"][name])
+        set_random_state(state["random"])
+        self.result = Trained(**state["result"])
+        self.reporter.note(f"{self.plan.name}: going on after step {self.step} of {self.plan.steps}")
+
+    def _draw_own_dropout(self) -> None:
+        """Each of several processes draws its own, from (seed, phase, step, rank) alone: there is nothing to save."""
+        if distributed.world() > 1:
+            torch.manual_seed(distributed.seed_of(self.seed, self.plan.name, self.step))
+
+    def _fitting(self, batches: list[Batch]) -> dict[str, float] | None:
+        """Gradients and losses of a step, or None where memory ran out for the first time."""
+        try:
+            return self._accumulate(batches)
+        except (RuntimeError, MemoryError) as error:
+            if not is_exhausted(error):
+                raise
+            alone = distributed.world() == 1 and self.result.halved_after is None
+            if alone and all(len(batch["input_ids"]) > 1 for batch in batches):
+                return None
+            smaller = f"--set {_table(self.plan.name)}.batch_size={max(1, len(batches[0]['input_ids']) // 2)}"
+            raise out_of_memory_error(error, where=self.plan.name, fix=f"Smaller batches: {smaller}") from error
+
+    def _in_halves(self, batches: list[Batch], before: Random) -> dict[str, float]:
+        """The step again with its batches in halves, and so from here on; saved first, so that a resume does the same."""
+        self._back_to(before)
+        self.result.halved_after = self.step
+        self.save()
+        self.reporter.warn(
+            f"{self.plan.name}: memory ran out at step {self.step + 1}; from here on each batch is taken in two halves"
+        )
+        parts = self._fitting(batches)
+        assert parts is not None
+        return parts
+
+    def _back_to(self, before: Random) -> None:
+        """As it was before this step's forward passes."""
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        set_random_state(before)
+
+    def _accumulate(self, batches: list[Batch]) -> dict[str, float]:
+        if self.result.halved_after is not None:
+            batches = [half for batch in batches for half in halves(batch)]
+        sums: dict[str, float] = {}
+        for batch in batches:
+            for group, loss, parts in self.objective.losses(batch):
+                told = {"loss": loss, **parts, **self._gradient_norms(parts)} if group == "student" else parts
+                if loss.requires_grad or group == "student":
+                    (loss / len(batches)).backward()
+                for name, value in told.items():
+                    sums[name] = sums.get(name, 0.0) + value.item() / len(batches)
+        return sums
+
+    def _gradient_norms(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On the steps planned for it: the norm of each weighted part's own gradient in the student."""
+        if not self.plan.gradient_norms or (self.step + 1) % self.plan.gradient_norms:
+            return {}
+        student = [p for p in self.objective.student.parameters() if p.requires_grad]
+        norms = {}
+        for name, weight in self.objective.weights.items():
+            if name not in parts:
+                continue
+            found: tuple[Tensor | None, ...] = ()
+            if parts[name].requires_grad:
+                found = torch.autograd.grad(weight * parts[name], student, retain_graph=True, allow_unused=True)
+            norms[f"{name}_gradient"] = nn.utils.get_total_norm([g for g in found if g is not None])
+        return norms
+
+    def _clip(self) -> float:
+        if not clips_globally(self.optimiser):
+            return 0.0
+        return float(nn.utils.clip_grad_norm_(self.parameters, self.plan.max_grad_norm))
+
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        modules: dict[str, nn.Module] = {"student": self.objective.student, "objective": self.objective}
+        return {name: {k: v.detach().clone() for k, v in m.state_dict().items()} for name, m in modules.items()}
+
+    def _load(self, weights: dict[str, dict[str, Tensor]]) -> None:
+        self.objective.student.load_state_dict(weights["student"])
+        self.objective.load_state_dict(weights["objective"])
+
+    def _diverged(self, loss: float, norm: float, batches: list[Batch]) -> MbertError:
+        self.save()
+        smaller = f"--set {_table(self.plan.name)}.learning_rate={self.plan.learning_rate / 3:.0e}"
+        kept = checkpoint.save_batches(batches, self.directory / f"diverged-{self.plan.name}-{self.step + 1}.safetensors")
+        return MbertError(
+            "M401",
+            f"the loss is {loss} and the gradient norm {norm} at step {self.step + 1}; its batch is in {kept}",
+            where=f"{self.plan.name}, learning_rate {self.plan.learning_rate}",
+            allowed="Finite losses; a smaller learning rate or a longer warm-up usually mends it.",
+            fix=f"The same command with --no-resume and {smaller}",
+        )
+
+
+def _table(phase: str) -> str:
+    """The recipe table whose numbers a phase is trained with."""
+    name = phase.partition("-lr")[0]
+    known = {"pretrain": "pretrain", "finetune": "finetune", "general-distill": "general"}
+    return known.get(name, f"phases.{name}")
+
+
+def _parameters(*optimisers: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]]

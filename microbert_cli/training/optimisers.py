@@ -1,0 +1,173 @@
+"""Optimiser presets and learning-rate schedules.
+
+    adamw      decoupled weight decay, bias correction, eps 1e-8, gradients clipped to one global norm
+    adamw-distilbert   the same with betas 0.9, 0.98 and eps 1e-6, as DistilBERT was trained
+    bertadam   the optimiser of the released BERT and TinyBERT code: no bias correction, eps 1e-6 outside the root, each
+               tensor's gradient clipped on its own
+    lamb       AdamW's step without bias correction, eps 1e-6, made as long as the tensor it changes (MobileBERT's), one global
+               norm; biases and norms keep their own step
+    adamax     Adam by the largest gradient seen instead of the mean square (MT-DNN's), bias correction, eps 1e-8, gradients
+               clipped to one global norm; its weight decay is added to the gradient
+
+Weight decay leaves biases and LayerNorm alone in all.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from microbert_cli.training.progressive import Progressive, layer_of
+
+NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight")
+
+
+class _Uncorrected(torch.optim.Optimizer):
+    """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  u = m / (sqrt v + eps) + decay p:  Adam's without bias correction."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _direction(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        """u of a tensor, its moments brought up to date."""
+        state = self.state[parameter]
+        if not state:
+            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        beta1, beta2 = group["betas"]
+        state["mean"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+        state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        update: torch.Tensor = state["mean"] / (state["square"].sqrt() + group["eps"])
+        return update + group["weight_decay"] * parameter
+
+
+class BertAdam(_Uncorrected):
+    """p <- p - lr u,  u = m / (sqrt v + eps) + decay p
+
+    No bias correction; g is clipped to norm `max_grad_norm` tensor by tensor before it enters the moments.
+    Source: the optimiser published with BERT's first PyTorch port and used by the released TinyBERT.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 1.0,
+    ):
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+        super().__init__(params, defaults)
+
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        gradient = gradient * (group["max_grad_norm"] / (gradient.norm() + 1e-6)).clamp(max=1.0)
+        parameter.add_(self._direction(parameter, gradient, group), alpha=-group["lr"])
+
+
+class Lamb(_Uncorrected):
+    """p <- p - lr (|p| / |u|) u,  u = m / (sqrt v + eps) + decay p
+
+    |p| / |u| is 1 where either is 0, and in groups with adapt = False (biases, norms). No bias correction.
+    Source: You et al. 2020 (arXiv 1904.00962) as the code released with MobileBERT has it; the paper's Algorithm 2 corrects the
+    bias. Neither torch, transformers nor accelerate has one.
+    """
+
+    def __init__(
+        self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.01,
+        adapt: bool = True,
+    ):  # fmt: skip
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, adapt=adapt))
+
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        update = self._direction(parameter, gradient, group)
+        if group["adapt"]:
+            length, own = parameter.norm(), update.norm()
+            update *= torch.where((length > 0) & (own > 0), length / own, torch.ones_like(own))
+        parameter.add_(update, alpha=-group["lr"])
+
+
+def make_optimiser(
+    name: str,
+    modules: Iterable[nn.Module],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    max_grad_norm: float,
+    leave_out: Iterable[nn.Parameter] = (),
+    progressive: Progressive | None = None,
+) -> torch.optim.Optimizer:
+    """The preset `name` over every trainable parameter of `modules`, the student first, but those that are left out.
+
+    progressive  training is layer by layer: each layer of the student has groups of its own, with "layer" in them
+    """
+    left = {id(parameter) for parameter in leave_out}
+    student, *others = (
+        [pair for pair in module.named_parameters() if pair[1].requires_grad and id(pair[1]) not in left] for module in modules
+    )
+    beside = [pair for named in others for pair in named]
+    if progressive is None:
+        groups = _by_decay([*student, *beside], weight_decay)
+    else:
+        groups = [*_by_layer(student, weight_decay), *_by_decay(beside, weight_decay, layer=None)]
+    if name == "bertadam":
+        return BertAdam(groups, lr=learning_rate, max_grad_norm=max_grad_norm)
+    if name == "adamax":
+        return torch.optim.Adamax(groups, lr=learning_rate)
+    if name == "adamw-distilbert":
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    if name == "lamb":
+        return Lamb([{**group, "adapt": number % 2 == 0} for number, group in enumerate(groups)], lr=learning_rate)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+def _by_layer(named: Sequence[tuple[str, nn.Parameter]], decay: float) -> list[dict[str, Any]]:
+    layers = sorted({layer_of(name) for name, _ in named})
+    parts = [(layer, [pair for pair in named if layer_of(pair[0]) == layer]) for layer in layers]
+    return [group for layer, own in parts for group in _by_decay(own, decay, layer=layer)]
+
+
+def _by_decay(named: Sequence[tuple[str, nn.Parameter]], decay: float, **told: Any) -> list[dict[str, Any]]:
+    """Two groups: what decays, and biases and norms, which do not."""
+    return [
+        {"params": [p for n, p in named if not n.endswith(NO_DECAY)], "weight_decay": decay, **told},
+        {"params": [p for n, p in named if n.endswith(NO_DECAY)], "weight_decay": 0.0, **told},
+    ]
+
+
+def clips_globally(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether the loop clips the gradients to one norm; BertAdam clips each tensor itself."""
+    return not isinstance(optimiser, BertAdam)
+
+
+def set_rates(optimiser: torch.optim.Optimizer, plan: Any, step: int, progressive: Progressive | None) -> None:
+    """Gives every group the learning rate of a step; layer by layer each its own.
+
+    plan  the loop's: learning_rate, schedule, steps and warmup
+    """
+    own, steps = progressive.within(step, plan.steps) if progressive else (step, plan.steps)
+    rate = plan.learning_rate * schedule_factor(plan.schedule, own, steps, plan.warmup)
+    for group in optimiser.param_groups:
+        group["lr"] = rate * progressive.factor(group["layer"], step, plan.steps) if progressive else rate
+
+
+def schedule_factor(schedule: str, step: int, total: int, warmup: float) -> float:
+    """What the learning rate is multiplied by at 0-based `step` of `total`.
+
+    constant  1
+    linear    x / w while x < w, then (1 - x) / (1 - w), with x = step / total and w the warm-up share
+    sqrt      min(x / w, 0.9 + 0.1 sqrt(1 - x)): all but constant (MobileBERT's, of each layer's part)
+    """
+    if schedule == "constant":
+        return 1.0
+    x = step / total
+    if schedule == "sqrt":
+        return min(x / warmup if warmup else 1.0, 0.9 + 0.1 * (1.0 - x) ** 0.5)
+    return x / warmup if x < warmup else max((x - 1.0) / (warmup - 1.0), 0.0) if warmup < 1.0 else 1.0

@@ -1,0 +1,100 @@
+"""Layer by layer: of M about equal parts of the steps, the l-th trains the student's layer l with that layer's losses alone.
+
+    rate of a tensor = rate of the step x  { current  of layer l
+                                           { lower    of the layers 1 .. l-1, which were trained before
+                                           { 0        of the layers above, of the embeddings below all, of heads above all
+
+Layer l has the steps from ceil((l - 1) S / M) to ceil(l S / M) of S; warm-up and decay of the rate are those of its part.
+What a loss trains beside the student (a map between widths) has the rate of the current layer.
+
+Source: MobileBERT (Sun et al., ACL 2020), progressive knowledge transfer; current 3.0 and lower 0.3 are the released code's,
+whose layers have S / M steps each, rounded down. The paper freezes lower layers, softened by a small rate (not verified).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from microbert_cli.errors import MbertError
+from microbert_cli.models.architectures import LAYER
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """Training layer by layer: how many layers, and what the rate of the current and of the lower ones is multiplied by."""
+
+    layers: int
+    current: float = 3.0
+    lower: float = 0.3
+
+    def layer(self, step: int, steps: int) -> int:
+        """Whose turn it is at 0-based `step`, from 1."""
+        return 1 + min(step, steps - 1) * self.layers // steps
+
+    def within(self, step: int, steps: int) -> tuple[int, int]:
+        """(step, steps) of the current layer's own part."""
+        before = self.layer(step, steps) - 1
+        first, end = (-(-layer * steps // self.layers) for layer in (before, before + 1))
+        return step - first, end - first
+
+    def factor(self, layer: int | None, step: int, steps: int) -> float:
+        """What the rate of a tensor of this layer is multiplied by; None = of no layer of the student, but of a loss."""
+        turn = self.layer(step, steps)
+        if layer is None or layer == turn:
+            return self.current
+        return self.lower if 1 <= layer < turn else 0.0
+
+
+def layer_of(name: str) -> int:
+    """The layer of a student's tensor, from 1; 0 is what belongs to none: embeddings, pooler, heads."""
+    found = LAYER.search(name)
+    return int(found[1]) + 1 if found else 0
+
+
+def check_layers(student: nn.Module, losses: Iterable[tuple[str, str]], *, layers: int) -> None:
+    """Raises M057 for a loss that is not over layers, M058 where layers share weights.
+
+    losses  (key in the recipe, what it is over)
+    """
+    for key, over in losses:
+        if over != "layers":
+            raise _not_of_layers(key)
+    if {layer_of(name) for name, _ in student.named_parameters()} - {0} != set(range(1, layers + 1)):
+        raise _shared(type(student).__name__, layers)
+
+
+def check_steps(steps: int, layers: int) -> None:
+    """Raises M059 for fewer steps than layers."""
+    if steps < layers:
+        raise _too_few(steps, layers)
+
+
+def _not_of_layers(key: str) -> MbertError:
+    return MbertError(
+        "M057",
+        "layer by layer, one layer of the student learns at a time, and this loss is of no single layer",
+        where=key,
+        allowed="Losses of every layer, such as feature_maps, attention_transfer, hidden_states.",
+        fix=f"--set {key}=0, or all layers together: --set general.layer_by_layer=false",
+    )
+
+
+def _shared(model: str, layers: int) -> MbertError:
+    return MbertError(
+        "M058",
+        f"layer by layer, each layer has a learning rate of its own, and the {layers} of {model} share their weights",
+        where="general.layer_by_layer, student",
+        allowed="An encoder of separate layers, such as MobileBERT, BERT, RoBERTa, DistilBERT.",
+        fix="All layers together: --set general.layer_by_layer=false",
+    )
+
+
+def _too_few(steps: int, layers: int) -> MbertError:
+    return MbertError(
+        "M059",
+        f"{steps} steps are too few to train {layers} layers one after the other",
+        where="general.steps",
+        allowed=f"At least {layers} steps, a step for each layer.",
+        fix=f"--set general.steps={100 * layers}, or all layers together: --set general.layer_by_layer=false",
+    )

@@ -1,0 +1,18 @@
+"""The state of torch's random generators, saved and restored for an exact resume."""
+
+from typing import Any
+
+import torch
+
+Random = dict[str, Any]
+
+
+def random_state() -> Random:
+    """The generators' state, on the CPU and on every GPU."""
+    return {"cpu": torch.get_rng_state(), "gpu": torch.cuda.get_rng_state_all()}
+
+
+def set_random_state(state: Random) -> None:
+    """Puts the generators back."""
+    torch.set_rng_state(state["cpu"])
+    torch.cuda.set_rng_state_all(state["gpu"])
