@@ -90,7 +90,7 @@ def test_calls_that_fail(bench, alone):
     assert not report.failures, report
 
 
-@pytest.mark.torture  # the long proofs beside; tests/test_integrity.py is quicker
+@pytest.mark.torture  # the long proofs beside; tests/commands/test_integrity.py is quicker
 def test_damaged_files(bench, alone):
     """One in each category, in folders with little left to do."""
     found = scenes(bench, bench.server, after=("augment",), within=("general-distill", "task-distill"), shares=(0.7,))

@@ -22,7 +22,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import Task, load_task
 from microbert_cli.reporter import Reporter
 
-TASKS = Path(__file__).resolve().parent.parent / "microbert_cli" / "catalog" / "tasks"
+TASKS = Path(__file__).resolve().parents[3] / "microbert_cli" / "catalog" / "tasks"
 TINY_SPLITS = {"dev": "dev_matched", "test": "test_matched"}
 
 

@@ -99,7 +99,7 @@ def path_with_mbert(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A PATH on which `mbert` is the command under test."""
     folder = tmp_path_factory.mktemp("bin")
     shim = folder / "mbert"
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     shim.write_text(f'#!/bin/sh\nPYTHONPATH="{root}" exec "{sys.executable}" -m microbert_cli "$@"\n', encoding="utf-8")
     shim.chmod(0o755)
     return f"{folder}{os.pathsep}{os.environ['PATH']}"

@@ -8,7 +8,7 @@ import pytest
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import load_task
 
-TASKS = Path(__file__).resolve().parent.parent / "microbert_cli" / "catalog" / "tasks"
+TASKS = Path(__file__).resolve().parents[3] / "microbert_cli" / "catalog" / "tasks"
 GLUE = ["ax", "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"]
 OWN: dict[str, Any] = {
     "name": "own",

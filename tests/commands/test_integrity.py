@@ -38,7 +38,7 @@ phases.prediction = { steps = 40, batch_size = 8, learning_rates = [] }
 """
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUN = ("run", "small.toml", "-o", "runs/small")
 
 

@@ -197,7 +197,7 @@ def put(name: str, content: bytes | str) -> Path:
 
 # --- recipes ----------------------------------------------------------------------------------------------------------------
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CATALOG = Catalog()
 RECIPES = [path.read_bytes() for path in sorted((ROOT / "recipes").glob("*.toml"))]
 METHODS = [path.read_bytes() for path in sorted((ROOT / "microbert_cli" / "catalog" / "methods").glob("*.toml"))]

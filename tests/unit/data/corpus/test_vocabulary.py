@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_glue import tiny_rows
@@ -53,7 +54,7 @@ SCRIPT = """
 import json, sys
 sys.path[:0] = sys.argv[1:]
 from test_vocabulary import documents
-from microbert_cli.vocabulary import train_vocabulary
+from microbert_cli.data.corpus.vocabulary import train_vocabulary
 print(json.dumps(train_vocabulary(documents, size=400, lowercase=True, max_length=128).get_vocab()))
 """
 
@@ -61,7 +62,7 @@ print(json.dumps(train_vocabulary(documents, size=400, lowercase=True, max_lengt
 @pytest.mark.slow
 def test_another_process_makes_the_same(tokenizer, repo):
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(repo), str(repo / "tests")],
+        [sys.executable, "-c", SCRIPT, str(repo), str(Path(__file__).parent)],
         capture_output=True,
         text=True,
         check=True,

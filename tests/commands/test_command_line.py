@@ -17,7 +17,7 @@ import pytest
 from mbert_command import mbert, works
 from tiny_folder import tiny_folder
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MBERT = [sys.executable, "-m", "microbert_cli"]
 RECIPE = """
 task = "sst2"

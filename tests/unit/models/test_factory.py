@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_mobilebert import PARAMETERS
+from published_sizes import PARAMETERS
 from tiny_models import tiny_bert, tiny_tokenizer
 from transformers import BertConfig
 

@@ -30,7 +30,7 @@ TRAIN = ("finetune", "--model", "tiny/teacher", "--task", "sst2", "--json", *SHO
 
 def child(commands: list[tuple[str, ...]], env: dict[str, str], cwd: Path) -> list[Any]:
     """Exit code, stdout and stderr of each command."""
-    script = COMMANDS.format(tests=str(Path(__file__).parent), commands=commands)
+    script = COMMANDS.format(tests=str(Path(__file__).parents[1]), commands=commands)
     done = subprocess.run([sys.executable, "-c", script], env=env, cwd=cwd, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -72,7 +72,7 @@ def test_hub_ids_work_wherever_a_directory_does(tmp_path: Path, hub: HubStandIn)
     assert hub.requests == [] and hub.outside() == []
 
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parent.parent / "recipes").glob("*sst2*.toml"))
+RECIPES = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "recipes").glob("*sst2*.toml"))
 HUB_TEACHER = "google-bert/bert-base-uncased"
 
 

@@ -5,14 +5,12 @@ everything that has steps (phases, seeds, learning rates, the teacher's pass, sh
 is added to the catalogue is tested here without another line: quickly, in the middle of everything; fully by `make torture`.
 """
 
-import os
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import Make, stopped_everywhere
 from tiny_models import tiny_bert, tiny_glue, tiny_rows
 
 from microbert_cli import api
@@ -21,68 +19,9 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import Reporter
-from microbert_cli.runs import manifest
 from microbert_cli.runs.stage_result import StageResult
-from microbert_cli.signals import Halted, Interrupted
 
-Event = tuple[str, int]
-Make = Callable[[Path, Reporter], StageResult]
 METHODS = Catalog().names("methods")
-
-
-class Noting(Reporter):
-    """Remembers every step told of."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
-        self.events.append((stage, step))
-
-
-class Stopping(Reporter):
-    """Asks to stop at one event: by a signal in training, which finishes the step, else there and then."""
-
-    def __init__(self, event: Event):
-        self.event = event
-
-    def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
-        if (stage, step) != self.event:
-            return
-        self.event = ("", 0)
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # no training loop is listening
-            raise Halted(signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def points(events: list[Event], *, fully: bool = True) -> Iterator[Event]:
-    """The first, a middle and the last step of every run of steps; else the middle alone."""
-    for _, told in groupby(events, key=lambda event: event[0]):
-        steps = list(told)
-        middle = steps[len(steps) // 2]
-        yield from sorted({steps[0], middle, steps[-1]} if fully else {middle}, key=steps.index)
-
-
-def files(directory: Path) -> dict[str, str]:
-    """The hashes of what the next stage would read."""
-    return {name: found for name, found in manifest.read(directory)["outputs"].items() if manifest.is_result(name)}
-
-
-def stopped_everywhere(make: Make, folder: Path, *, fresh_cache: pytest.MonkeyPatch, fully: bool = True) -> int:
-    """Compares a run that was stopped at all points with one that was not; returns how often it was stopped."""
-    folder.mkdir()
-    fresh_cache.setenv("MBERT_CACHE", str(folder / "cache-whole"))
-    whole = make(folder / "whole", noting := Noting())
-    fresh_cache.setenv("MBERT_CACHE", str(folder / "cache-parts"))
-    stops = list(points(noting.events, fully=fully))
-    assert stops, "nothing was told of, so nothing could be stopped"
-    for event in stops:
-        with pytest.raises((Interrupted, Halted)):
-            make(folder / "parts", Stopping(event))
-        assert not (folder / "parts").exists()
-    parts = make(folder / "parts", noting)
-    assert files(parts.out) == files(whole.out)
-    return len(stops)
 
 
 def table(name: str, **values: object) -> dict[str, object]:

@@ -233,7 +233,7 @@ def test_each_task_alone_scores_as_inside(experts: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_stopped_and_resumed_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from test_resume import stopped_everywhere
+    from stopping import stopped_everywhere
 
     def make(out: Path, reporter: Any) -> api.StageResult:
         more = {"phases__multi-task__evaluations": 3, "tasks": ["sst2", "mrpc"], "teacher__model": "teacher-{task}"}

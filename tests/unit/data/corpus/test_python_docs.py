@@ -10,7 +10,7 @@ import pytest
 from microbert_cli.data.corpus import python_docs
 from microbert_cli.data.corpus.python_docs import LABELS, SPLITS, paragraphs, passages, python_task_rows, words_of
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.mark.slow

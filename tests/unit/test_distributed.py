@@ -25,7 +25,7 @@ from microbert_cli.training import checkpoint
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MATHS = {"masked": {}, "reference": {"normalisation": "reference"}}
 
 

@@ -14,7 +14,7 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.training.loss_terms import OVER
 from microbert_cli.training.objective import Objective
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
 RECIPE = """
 task = "sst2"
 base = "base"

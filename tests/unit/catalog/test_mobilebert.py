@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from published_sizes import PARAMETERS
 from tiny_models import tiny_bert, tiny_tokenizer
 from torch import nn
 
@@ -161,13 +162,6 @@ def test_mixed_targets_by_hand():
     assert value(0.5) == pytest.approx(0.50040, abs=1e-5)
     assert value(1.0) == pytest.approx(masked_lm(logits["student"], torch.tensor([0])).item(), abs=1e-6)
     assert value(0.0) == pytest.approx(-0.6 * log(0.8) - 0.4 * log(0.2), abs=1e-5)
-
-
-PARAMETERS = {  # as a masked-LM, as an encoder with its pooler, as a classifier of two
-    "mobilebert": (36_596_538, 24_581_888, 24_582_914),
-    "mobilebert-tiny": (27_500_346, 15_485_696, 15_486_722),
-    "ib-bert": (306_219_834, 294_467_840, 294_468_866),
-}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -131,7 +131,7 @@ def test_a_real_task_is_encoded_as_the_library_would(shared: Path) -> None:
     vocabulary = shared / "data/vocab/bert-base-uncased-vocab.txt"
     words = vocabulary.read_text(encoding="utf-8").split("\n")
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words[:30522])})
-    task = load_task(Path(__file__).resolve().parent.parent / "microbert_cli/catalog/tasks/rte.toml")
+    task = load_task(Path(__file__).resolve().parents[3] / "microbert_cli/catalog/tasks/rte.toml")
     rows = load_split(task, "dev", data_dir=shared / "data/glue")
     encoded = tokenize_examples(rows, tokenizer, 512)
     assert ids(encoded) == tokenizer(*map(list, zip(*rows.texts, strict=True)))["input_ids"]
