@@ -16,7 +16,7 @@ import torch
 from meter import Lap, Watch, compared, in_turns
 from shapes import Setup, build, evenly
 
-from microbert_cli.augmentation.algorithm import AugmentedRows, AugmentSettings
+from microbert_cli.augmentation.algorithm import AugmentSettings, DatasetAugmenter
 from microbert_cli.augmentation.interface import Slot
 from microbert_cli.augmentation.word_vectors import WordTable, load_word_table
 from microbert_cli.augmentation.words import Spelling, stop_words
@@ -119,10 +119,10 @@ def our_lap(
 
 def _driver(
     setup: Setup, model: Any, table: WordTable | None, sentences: Sequence[str], query: str, batch_size: int = 64
-) -> AugmentedRows:
+) -> DatasetAugmenter:
     rows = Examples([(text,) for text in sentences], [0] * len(sentences))
     settings = AugmentSettings(query=query, candidates="once", batch_size=batch_size)
-    return AugmentedRows(rows, tokenizer=setup.tokenizer, masked_lm_model=model, vectors=table, settings=settings)
+    return DatasetAugmenter(rows, tokenizer=setup.tokenizer, masked_lm_model=model, vectors=table, settings=settings)
 
 
 def vectors_of(setup: Setup) -> tuple[WordTable | None, Mapping[str, float]]:

@@ -13,7 +13,7 @@ from meter import TRAINING, Lap, Watch, compared, in_turns
 from ours import INTERMEDIATE, PREDICTION, Pair
 from shapes import Sample, Setup, Shape, bucketed, build, by_length, evenly, shuffled
 
-from microbert_cli.data.batching import epoch_batches, useful_share
+from microbert_cli.data.batching import epoch_batches, non_padding_share
 from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.evaluation.scoring import logits_of
 from microbert_cli.models.capture import OutputRequest
@@ -176,4 +176,4 @@ def _whole_pass(setup: Setup) -> float:
 def _epoch_share(setup: Setup) -> Result:
     """Useful tokens over one whole epoch of the task, not only in the sample."""
     batches = epoch_batches(setup.encoded.lengths, batch_size=setup.batch_size, seed=0, epoch=0)
-    return {"epoch_useful_tokens": round(useful_share(setup.encoded.lengths, batches), 4)}
+    return {"epoch_useful_tokens": round(non_padding_share(setup.encoded.lengths, batches), 4)}

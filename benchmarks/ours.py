@@ -23,7 +23,7 @@ from microbert_cli.models.load import LoadedModel
 from microbert_cli.reporter import Reporter
 from microbert_cli.training.loop import TrainingPlan, train
 from microbert_cli.training.loss_terms import make_terms
-from microbert_cli.training.objective import Ask, Batch, Objective
+from microbert_cli.training.objective import Batch, Objective, TeacherFunction
 
 INTERMEDIATE = {"embedding": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
 PREDICTION = {"soft_target": 1.0}
@@ -49,7 +49,7 @@ class Pair:
         watch.sees(self.teacher.model.base_model)
         watch.sees(self.student.model.base_model, TRAINING)
 
-    def objective(self, losses: Mapping[str, float], ask: Ask | None = None) -> Objective:
+    def objective(self, losses: Mapping[str, float], ask: TeacherFunction | None = None) -> Objective:
         """mbert's objective with these losses; without `ask` the teacher is asked directly."""
         return Objective(
             make_terms({name: (weight, {}) for name, weight in losses.items()}, catalog()),
@@ -108,7 +108,7 @@ def has_cache() -> bool:
     return importlib.util.find_spec("microbert_cli.distillation.teacher_cache") is not None
 
 
-def cached(pair: Pair, sample: Sample, losses: Mapping[str, float], *, turn: int = 0) -> Ask:
+def cached(pair: Pair, sample: Sample, losses: Mapping[str, float], *, turn: int = 0) -> TeacherFunction:
     """Asks the teacher about every row of the sample, through mbert's cache; what is returned answers from it.
 
     turn  another number is another teacher to the cache, so that it asks again
@@ -121,5 +121,7 @@ def cached(pair: Pair, sample: Sample, losses: Mapping[str, float], *, turn: int
     settings = CacheSettings(teacher="auto", budget="8GB", precision="fp16")
     asked_by = {"benchmark": pair.setup.teacher.name, "turn": turn}
     want = pair.objective(losses).teacher_want
-    answers: Ask = remember(pair.asked, sample.rows, want, asked_by=asked_by, pad_id=sample.pad_id, settings=settings)
+    answers: TeacherFunction = remember(
+        pair.asked, sample.rows, want, asked_by=asked_by, pad_id=sample.pad_id, settings=settings
+    )
     return answers

@@ -97,17 +97,17 @@ class ManyErrors(MbertError):
         return super().as_dict() | {"errors": [error.as_dict() for error in self.errors]}
 
 
-def one_or_many(errors: Sequence[MbertError]) -> MbertError:
+def combine_errors(errors: Sequence[MbertError]) -> MbertError:
     """The only error itself, or all of them as one."""
     return errors[0] if len(errors) == 1 else ManyErrors(errors)
 
 
-def at(origin: str, key: str) -> str:
+def key_location(origin: str, key: str) -> str:
     """Where a key was said: `mine.toml, finetune.epochs`; of `--set finetune.epochs` the option alone, which names it."""
     return origin if origin.split(" ")[-1] == key else f"{origin}, {key}"
 
 
-def key_at(where: str) -> str:
+def key_of_location(where: str) -> str:
     """The key in what `at` gives."""
     return where.rpartition(", ")[2].removeprefix("--set ")
 

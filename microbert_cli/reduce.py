@@ -86,7 +86,7 @@ def denominator(count: "Tensor", *, at_least: float = 0.0) -> "Tensor":
 
     count  of tokens, pairs, rows, masked positions or elements here, a scalar tensor
     """
-    count = distributed.total(count)
+    count = distributed.all_reduce_sum(count)
     if at_least:
         count = count.clamp(min=at_least)
-    return count / distributed.world() if distributed.world() > 1 else count
+    return count / distributed.world_size() if distributed.world_size() > 1 else count

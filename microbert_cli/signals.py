@@ -29,11 +29,11 @@ def _code(number: int) -> Exit:
     return Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
 
 
-class StoppedAtOnce(Exception):
+class WorkInterrupted(Exception):
     """A signal in the midst of work that need not be finished."""
 
 
-class Stop:
+class StopSignal:
     """Which signal asked to stop, 0 where none did; the second one leaves at once."""
 
     def __init__(self) -> None:
@@ -45,12 +45,12 @@ class Stop:
             raise Halted(number)
         self.number = number
         if self._may_raise:
-            raise StoppedAtOnce
+            raise WorkInterrupted
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Work that a signal may end in its midst; several processes go on to where all of them stop."""
-        self._may_raise = distributed.world() == 1
+        self._may_raise = distributed.world_size() == 1
         try:
             yield
         finally:
@@ -58,9 +58,9 @@ class Stop:
 
 
 @contextmanager
-def collected_signals() -> Iterator[Stop]:
+def collected_signals() -> Iterator[StopSignal]:
     """Collects SIGINT and SIGTERM while the block runs."""
-    stop = Stop()
+    stop = StopSignal()
     with _handled(stop.receive):
         yield stop
 

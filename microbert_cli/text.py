@@ -4,7 +4,7 @@ import os
 import re
 
 HIDDEN = "***"
-LONGEST = 4000  # characters of one part of an error
+MAX_PART_LENGTH = 4000  # characters of one part of an error
 SECRET_NAME = re.compile(r"(?i)(token|secret|password|api_?key)$")
 SECRET = re.compile(
     r"""(?ix) \bhf_[a-z0-9]{16,}                                # a token of the Hub
@@ -14,17 +14,17 @@ SECRET = re.compile(
     """
 )
 # All control characters but tab and line feed, marks that turn the direction of writing, halves of characters.
-STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def safe_text(text: str) -> str:
     """A text for a person or a log: harmless, and without secrets."""
-    return harmless(without_secrets(text))
+    return escape_control_characters(without_secrets(text))
 
 
-def harmless(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """The text with escape sequences, and what else steers a terminal, written out: `\\x1b[2J`."""
-    return STEERING.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+    return CONTROL_CHARACTERS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 def without_secrets(text: str) -> str:
@@ -37,16 +37,16 @@ def without_secrets(text: str) -> str:
 
 def shortened(text: str) -> str:
     """A part of an error, cut where data made it long."""
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 100]} ... ({len(text):,} characters)"
+    return text if len(text) <= MAX_PART_LENGTH else f"{text[: MAX_PART_LENGTH - 100]} ... ({len(text):,} characters)"
 
 
-MARKS = re.compile(r"[\\`*\[\]|]")
+MARKDOWN_SYNTAX = re.compile(r"[\\`*\[\]|]")
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """A text that means nothing in Markdown or HTML, on one line."""
     text = " ".join(safe_text(text).split())
-    return MARKS.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
+    return MARKDOWN_SYNTAX.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def is_valid_text(text: str) -> bool:

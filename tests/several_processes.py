@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from microbert_cli import distributed
-from microbert_cli.data.batching import endless
-from microbert_cli.data.corpus.masking import mask_batch, own_rows
+from microbert_cli.data.batching import endless_batches
+from microbert_cli.data.corpus.masking import mask_batch, rank_rows
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.distillation.teacher_cache import CacheSettings, remember
@@ -26,7 +26,7 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Training
 from microbert_cli.training.loop import train
 from microbert_cli.training.loss_terms import make_terms
-from microbert_cli.training.objective import Ask, Objective
+from microbert_cli.training.objective import Objective, TeacherFunction
 from microbert_cli.training.phases import Phase, make_plan, row_batches
 
 LONGEST = 12
@@ -85,7 +85,7 @@ def distil(
         objective.asking(from_cache(Teacher(taught), rows, objective.teacher_want))
     phase = Phase("phase", spec, rows, [], lambda model: objective, False, LONGEST if normalisation == "reference" else None)
     source = row_batches(phase, seed=1, pad_id=0, device="cpu")
-    place = folder / f"{name} {distributed.world()}"
+    place = folder / f"{name} {distributed.world_size()}"
     place.mkdir(exist_ok=True)
     train(objective, source, make_plan("phase", spec, rows.lengths), directory=place, seed=1)
     weights = {**pupil.model.state_dict(), **objective.state_dict()}
@@ -93,10 +93,10 @@ def distil(
     return told(place, weights) | {"dev": torch.from_numpy(dev)}
 
 
-def from_cache(teacher: Teacher, rows: TokenizedExamples, want: OutputRequest) -> Ask:
+def from_cache(teacher: Teacher, rows: TokenizedExamples, want: OutputRequest) -> TeacherFunction:
     """An entry of its own for every number of processes, which fill it together, a few rows at a time."""
     TOKENS_AT_ONCE["cpu"] = 24
-    key = {"processes": distributed.world()}
+    key = {"processes": distributed.world_size()}
     return remember(teacher, rows, want, asked_by=key, pad_id=0, settings=CacheSettings(precision="fp32"))
 
 
@@ -106,12 +106,12 @@ def masked_lm(folder: Path) -> dict[str, Any]:
     rows, spec = ragged_rows(), Training(steps=6, batch_size=3, learning_rate=1e-3)
 
     def batches(skip: int) -> Any:
-        for number, chosen in enumerate(endless(rows.lengths, batch_size=3, seed=1, skip=skip), skip):
+        for number, chosen in enumerate(endless_batches(rows.lengths, batch_size=3, seed=1, skip=skip), skip):
             batch = {name: value for name, value in rows.batch(chosen).items() if name not in ("labels", "augmented")}
-            yield own_rows(mask_batch(batch, loaded.tokenizer, share=0.15, seed=1, number=number))
+            yield rank_rows(mask_batch(batch, loaded.tokenizer, share=0.15, seed=1, number=number))
 
     objective = Objective(make_terms({"masked_lm": (1.0, {})}, Catalog()), loaded.model)
-    place = folder / f"masked-lm {distributed.world()}"
+    place = folder / f"masked-lm {distributed.world_size()}"
     place.mkdir(exist_ok=True)
     train(objective, batches, make_plan("phase", spec, rows.lengths), directory=place, seed=1)
     return told(place, loaded.model.state_dict())
@@ -119,7 +119,7 @@ def masked_lm(folder: Path) -> dict[str, Any]:
 
 def told(place: Path, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The log's numbers, the weights, and how far the processes' weights lie apart."""
-    distributed.wait()
+    distributed.barrier()
     log = [json.loads(line) for line in (place / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     total = torch.stack([value.double().sum() for value in weights.values()]).sum().item()
     totals = distributed.gather([total])
@@ -127,8 +127,8 @@ def told(place: Path, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    distributed.start("cpu")
+    distributed.initialise("cpu")
     computed = compute(Path(sys.argv[1]))
     if distributed.is_main():
-        torch.save(computed, Path(sys.argv[1]) / f"{distributed.world()}.pt")
-    distributed.end()
+        torch.save(computed, Path(sys.argv[1]) / f"{distributed.world_size()}.pt")
+    distributed.shutdown()

@@ -19,7 +19,7 @@ from shapes import Setup, Shape, bucketed, build, by_length, evenly, shuffled
 from tiny_models import WORDS, tiny_tokenizer
 
 from microbert_cli.augmentation.words import Spelling, stop_words
-from microbert_cli.data.batching import useful_share
+from microbert_cli.data.batching import non_padding_share
 from microbert_cli.data.examples import Examples
 from microbert_cli.models.capture import OutputRequest, forward_outputs
 from microbert_cli.models.size import forward_flops
@@ -153,7 +153,7 @@ def test_samples_stand_for_the_whole(setup):
     sample = bucketed(setup, 10)
     assert len(sample.batches) == 10 and len(sample.rows) == 40
     assert sample.rows.lengths.mean() == pytest.approx(setup.encoded.lengths.mean(), rel=0.1)
-    shares = [useful_share(each.rows.lengths, each.batches) for each in (shuffled(sample), sample, by_length(sample))]
+    shares = [non_padding_share(each.rows.lengths, each.batches) for each in (shuffled(sample), sample, by_length(sample))]
     assert shares[0] < shares[1] <= shares[2]
     assert sorted(np.concatenate(shuffled(sample).batches)) == list(range(40))
     assert evenly([5, 1, 4, 2, 3, 0], 2, beside=3).tolist() == [[5, 1, 3], [4, 2, 0]]

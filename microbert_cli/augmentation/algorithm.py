@@ -32,7 +32,7 @@ from random import Random
 from typing import Any
 
 from microbert_cli.augmentation.interface import Chooses, Rewrites, Slot
-from microbert_cli.augmentation.tools import lend, open_augmenters
+from microbert_cli.augmentation.tools import make_tools, open_augmenters
 from microbert_cli.augmentation.word_vectors import WordTable
 from microbert_cli.augmentation.words import Spelling, StopWords, has_substance, stop_words
 from microbert_cli.data.examples import Examples, Labels
@@ -40,10 +40,10 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 
-SHARD = 1000  # rows; a killed run repeats at most so many
-CHUNK = {"once": 256, "sequential": 32}  # rows whose queries are batched together
-LOOK = 2000  # rows looked at for the share of eligible words
-FEW = 0.2
+ROWS_PER_SHARD = 1000  # rows; a killed run repeats at most so many
+ROWS_PER_CHUNK = {"once": 256, "sequential": 32}  # rows whose queries are batched together
+ELIGIBLE_SAMPLE = 2000  # rows looked at for the share of eligible words
+MIN_ELIGIBLE_SHARE = 0.2
 
 Words = list[str]
 Chain = Generator[Slot, list[str], Words]
@@ -84,7 +84,7 @@ class Sentence:
     key: str
 
 
-class AugmentedRows:
+class DatasetAugmenter:
     """All that is needed to vary the rows of one training set, shard by shard.
 
     Raises M240, M241, M344 (stop words), M244 (nothing to take candidates from), M245 (no mask token).
@@ -104,7 +104,7 @@ class AugmentedRows:
         self.rows, self.settings, self.reporter = rows, settings or AugmentSettings(), reporter
         self.stop_words: StopWords = stop_words(self.settings.stop_words)
         self._spelling = Spelling(tokenizer)
-        tools = lend(
+        tools = make_tools(
             self._spelling,
             masked_lm_model,
             vectors=vectors,
@@ -119,50 +119,51 @@ class AugmentedRows:
         self._rewriters = [augmenter for augmenter in augmenters if isinstance(augmenter, Rewrites)]
         self.eligible_share = self._eligible_share()
 
-    def shards(self, size: int = SHARD) -> int:
+    def shards(self, size: int = ROWS_PER_SHARD) -> int:
         """Into how many shards of `size` rows the rows fall."""
         return -(-len(self.rows) // size)
 
-    def shard(self, number: int, *, size: int = SHARD, keep_original: bool = True) -> Examples:
+    def shard(self, number: int, *, size: int = ROWS_PER_SHARD, keep_original: bool = True) -> Examples:
         """The rows `number * size` up to the next shard, each followed by its copies."""
         stop = min((number + 1) * size, len(self.rows))
         made: list[Examples] = []
         count = 0
-        step = CHUNK[self.settings.candidates]
+        step = ROWS_PER_CHUNK[self.settings.candidates]
         for start in range(number * size, stop, step):
             indices = range(start, min(start + step, stop))
             made.append(self._chunk(indices, keep_original))
             count += len(made[-1])
             self.reporter.progress("augment", indices.stop, len(self.rows), shard=number, rows_out=count)
-        return join(made)
+        return concatenate(made)
 
     def _chunk(self, indices: range, keep_original: bool) -> Examples:
         sides = [(i, side) for i in indices for side in range(len(self.rows.texts[i]))]
         sentences = [self._sentence(i, side) for i, side in sides]
         copies = self._once(sentences) if self.settings.candidates == "once" else self._sequential(sentences)
         variants = {
-            place: _distinct(sentence.text, found) for place, sentence, found in zip(sides, sentences, copies, strict=True)
+            place: _distinct_copies(sentence.text, found)
+            for place, sentence, found in zip(sides, sentences, copies, strict=True)
         }
-        return _collect(self.rows, indices, variants, keep_original)
+        return _augmented_examples(self.rows, indices, variants, keep_original)
 
     def _sentence(self, row: int, side: int) -> Sentence:
         text = self.rows.texts[row][side]
         words = tuple(self._spelling.splitter.split(text))
         asked = {i: self._source(word) for i, word in enumerate(words) if not self.stop_words.keeps(word)}
         sources = {i: source for i, source in asked.items() if source is not None}
-        return Sentence(text, words, sources, f"{self.settings.seed}\0{_id(self.rows, row)}\0{side}")
+        return Sentence(text, words, sources, f"{self.settings.seed}\0{_row_id(self.rows, row)}\0{side}")
 
     def _source(self, word: str) -> Chooses | None:
         return next((chooser for chooser in self._choosers if chooser.serves(word)), None)
 
     def _once(self, sentences: Sequence[Sentence]) -> list[list[Words]]:
         slots = [(s, s.sources[i], Slot(s.words, i, s.words)) for s in sentences for i in s.sources]
-        found = iter(_ask([(source, slot) for _, source, slot in slots]))
+        found = iter(_candidates_of([(source, slot) for _, source, slot in slots]))
         choices = [{i: next(found) or [sentence.words[i]] for i in sentence.sources} for sentence in sentences]
         return [self._copies(sentence, chosen) for sentence, chosen in zip(sentences, choices, strict=True)]
 
     def _copies(self, sentence: Sentence, choices: Mapping[int, list[str]]) -> list[Words]:
-        random = seeded(sentence.key)
+        random = seeded_random(sentence.key)
         return [self._copy(sentence.words, choices, random) for _ in range(self.settings.copies)]
 
     def _copy(self, words: Sequence[str], choices: Mapping[int, list[str]], random: Random) -> Words:
@@ -176,16 +177,16 @@ class AugmentedRows:
     def _sequential(self, sentences: Sequence[Sentence]) -> list[list[Words]]:
         """All copies of all sentences advance together, a replacement at a time: their queries share batches."""
         total = self.settings.copies
-        chains = [(s, self._chain(s, seeded(f"{s.key}\0{copy}"))) for s in sentences for copy in range(total)]
+        chains = [(s, self._chain(s, seeded_random(f"{s.key}\0{copy}"))) for s in sentences for copy in range(total)]
         done: list[Words] = [[] for _ in chains]
         waiting: dict[int, Slot] = {}
         for number in range(len(chains)):
-            _step(number, chains[number][1], None, waiting, done)
+            _advance(number, chains[number][1], None, waiting, done)
         while waiting:
             asked, waiting = waiting, {}
-            answers = _ask([(chains[n][0].sources[slot.position], slot) for n, slot in asked.items()])
+            answers = _candidates_of([(chains[n][0].sources[slot.position], slot) for n, slot in asked.items()])
             for number, answer in zip(asked, answers, strict=True):
-                _step(number, chains[number][1], answer, waiting, done)
+                _advance(number, chains[number][1], answer, waiting, done)
         return [done[start : start + total] for start in range(0, len(done), total)]
 
     def _chain(self, sentence: Sentence, random: Random) -> Chain:
@@ -205,11 +206,11 @@ class AugmentedRows:
         return (self._spelling.splitter.split(text) for texts in self.rows.texts for text in texts)
 
     def _eligible_share(self) -> float:
-        sample = self.rows.texts[:: max(1, len(self.rows.texts) // LOOK)]
+        sample = self.rows.texts[:: max(1, len(self.rows.texts) // ELIGIBLE_SAMPLE)]
         split = self._spelling.splitter.split
         words = [word for texts in sample for text in texts for word in split(text) if has_substance(word)]
         share = sum(not self.stop_words.keeps(word) for word in words) / max(1, len(words))
-        if words and share < FEW:
+        if words and share < MIN_ELIGIBLE_SHARE:
             self.reporter.warn(
                 f"only {share:.0%} of the words may be replaced (letters only, no stop words): copies hardly differ. "
                 "Check that the text is prose, and that augment.stop_words fits its language."
@@ -222,16 +223,16 @@ def augment(rows: Examples, *, keep_original: bool = True, **made_of: Any) -> Ex
 
     made_of  what `Augmentation` takes: tokenizer, masked_lm_model, vectors, settings, catalog, talk
     """
-    work = AugmentedRows(rows, **made_of)
-    return join([work.shard(number, keep_original=keep_original) for number in range(work.shards())])
+    work = DatasetAugmenter(rows, **made_of)
+    return concatenate([work.shard(number, keep_original=keep_original) for number in range(work.shards())])
 
 
-def augment_shard(work: AugmentedRows, number: int, *, size: int = SHARD, keep_original: bool = True) -> Examples:
+def augment_shard(work: DatasetAugmenter, number: int, *, size: int = ROWS_PER_SHARD, keep_original: bool = True) -> Examples:
     """One shard; all shards of one size, joined in order, are what `augment` gives, wherever they were made."""
     return work.shard(number, size=size, keep_original=keep_original)
 
 
-def join(shards: Sequence[Examples]) -> Examples:
+def concatenate(shards: Sequence[Examples]) -> Examples:
     """Shards one after another."""
     unlabelled = any(shard.labels is None for shard in shards)
     return Examples(
@@ -243,12 +244,12 @@ def join(shards: Sequence[Examples]) -> Examples:
     )
 
 
-def seeded(key: str) -> Random:
+def seeded_random(key: str) -> Random:
     """A generator that depends on `key` alone."""
     return Random(int.from_bytes(hashlib.sha256(key.encode()).digest()))
 
 
-def _ask(asked: Sequence[tuple[Chooses, Slot]]) -> list[list[str]]:
+def _candidates_of(asked: Sequence[tuple[Chooses, Slot]]) -> list[list[str]]:
     """Each slot's candidates, in order; every augmenter is asked once for all of its slots."""
     answers: list[list[str]] = [[] for _ in asked]
     for source in {id(source): source for source, _ in asked}.values():
@@ -258,39 +259,41 @@ def _ask(asked: Sequence[tuple[Chooses, Slot]]) -> list[list[str]]:
     return answers
 
 
-def _step(number: int, chain: Chain, answer: list[str] | None, waiting: dict[int, Slot], done: list[Words]) -> None:
+def _advance(number: int, chain: Chain, answer: list[str] | None, waiting: dict[int, Slot], done: list[Words]) -> None:
     try:
         waiting[number] = next(chain) if answer is None else chain.send(answer)
     except StopIteration as end:
         done[number] = end.value
 
 
-def _distinct(text: str, copies: Sequence[Words]) -> list[str]:
+def _distinct_copies(text: str, copies: Sequence[Words]) -> list[str]:
     """The copies as text, each once, and none that is the sentence itself, or nothing at all."""
     seen = {" ".join(text.split()): None} | {" ".join(words): None for words in copies}
     return [copy for copy in list(seen)[1:] if copy.strip()]
 
 
-def _collect(rows: Examples, indices: range, variants: Mapping[tuple[int, int], list[str]], keep_original: bool) -> Examples:
+def _augmented_examples(
+    rows: Examples, indices: range, variants: Mapping[tuple[int, int], list[str]], keep_original: bool
+) -> Examples:
     texts: list[tuple[str, ...]] = []
     ids: list[str] = []
     source: list[int] = []
     augmented: list[bool] = []
     for i in indices:
-        sides, own = rows.texts[i], _id(rows, i)
+        sides, own = rows.texts[i], _row_id(rows, i)
         found = [(*sides[:side], text, *sides[side + 1 :]) for side in range(len(sides)) for text in variants[i, side]]
         texts += [sides] * keep_original + found
         ids += [own] * keep_original + [f"{own}-a{n}" for n in range(1, len(found) + 1)]
         augmented += [False] * keep_original + [True] * len(found)
         source += [i] * (keep_original + len(found))
-    return Examples(texts, _picked(rows.labels, source), ids, augmented, source)
+    return Examples(texts, _labels_of(rows.labels, source), ids, augmented, source)
 
 
-def _picked(labels: Labels | None, source: Sequence[int]) -> Any:
+def _labels_of(labels: Labels | None, source: Sequence[int]) -> Any:
     return None if labels is None else [labels[i] for i in source]
 
 
-def _id(rows: Examples, row: int) -> str:
+def _row_id(rows: Examples, row: int) -> str:
     return str(row) if rows.ids is None else rows.ids[row]
 
 

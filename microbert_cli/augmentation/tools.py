@@ -10,12 +10,12 @@ from microbert_cli.models.capture import OutputRequest, forward_outputs
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.reporter import Reporter
 
-MISSING = {"masked_lm": "no masked language model is named", "vectors": "no word vectors are named"}
+MISSING_TOOL = {"masked_lm": "no masked language model is named", "vectors": "no word vectors are named"}
 
 
-def lend(spelling: Spelling, model: Any, **others: Any) -> Tools:
+def make_tools(spelling: Spelling, model: Any, **others: Any) -> Tools:
     """The tools of one run; without a model there is no `masked_lm` among them."""
-    given = {} if model is None else {"masked_lm": _filler(model), "max_positions": _positions(model, spelling)}
+    given = {} if model is None else {"masked_lm": _masked_lm_function(model), "max_positions": _max_positions(model, spelling)}
     return Tools(spelling, **given, **others)
 
 
@@ -29,7 +29,7 @@ def open_augmenters(
     have = {"masked_lm": tools.masked_lm, "vectors": tools.vectors}
     modules = {name: catalog.module("augmenters", name) for name in names}
     lacking = {
-        name: MISSING.get(need, f"there is no tool {need}")
+        name: MISSING_TOOL.get(need, f"there is no tool {need}")
         for name, module in modules.items()
         for need in sorted(module.needs)
         if have.get(need) is None
@@ -37,7 +37,7 @@ def open_augmenters(
     if len(lacking) == len(modules):
         raise _no_source(lacking)
     if any("masked_lm" in modules[name].needs for name in modules.keys() - lacking.keys()):
-        _require_mask(tools)
+        _check_mask_token(tools)
     for name, missing in lacking.items():
         reporter.warn(f"{name} is left out, because {missing}: words that only it serves stay as they are")
     return [m.Augmenter(tools, **options.get(name, {})) for name, m in modules.items() if name not in lacking]
@@ -53,7 +53,7 @@ def _no_source(lacking: Mapping[str, str]) -> MbertError:
     )
 
 
-def _require_mask(tools: Tools) -> None:
+def _check_mask_token(tools: Tools) -> None:
     if tools.tokenizer.mask_token_id is None:
         raise MbertError(
             "M245",
@@ -64,7 +64,7 @@ def _require_mask(tools: Tools) -> None:
         )
 
 
-def _filler(model: Any) -> Any:
+def _masked_lm_function(model: Any) -> Any:
     model.eval()
     device = next(model.parameters()).device
 
@@ -75,7 +75,7 @@ def _filler(model: Any) -> Any:
     return fill
 
 
-def _positions(model: Any, spelling: Spelling) -> int:
+def _max_positions(model: Any, spelling: Spelling) -> int:
     """The longest input; models of RoBERTa's kind number their positions from behind the padding index."""
     embeddings = getattr(getattr(model, "base_model", None), "embeddings", None)
     padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)

@@ -30,10 +30,10 @@ from microbert_cli.runs.atomic import digest, file_digest
 
 Matrix = NDArray[np.float32]
 
-LIMIT = 100_000
-BLOCK = 256  # queries a product
-SPARE = 32  # neighbours looked at beyond those asked for, so that rounding cannot lose one
-FORMAT = 1
+MAX_WORDS = 100_000
+WORDS_PER_PRODUCT = 256  # queries a product
+EXTRA_NEIGHBOURS = 32  # neighbours looked at beyond those asked for, so that rounding cannot lose one
+CACHE_VERSION = 1
 SUFFIXES = (".txt", ".vec", ".gz", ".zip")
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 
@@ -76,14 +76,14 @@ class WordTable:
         vectors = {word: vector for word in words if (vector := self.vector(word)) is not None and vector.any()}
         known = list(vectors)
         found: dict[str, list[str]] = {}
-        for start in range(0, len(known), BLOCK):
-            block = known[start : start + BLOCK]
+        for start in range(0, len(known), WORDS_PER_PRODUCT):
+            block = known[start : start + WORDS_PER_PRODUCT]
             cosines_QW = np.stack([vectors[word] for word in block]) @ self.vectors_WD.T
             found |= {word: self._ranked(word, vectors[word], row, count) for word, row in zip(block, cosines_QW, strict=True)}
         return [found.get(word, []) for word in words]
 
     def _ranked(self, word: str, vector_D: Matrix, cosines_W: Matrix, count: int) -> list[str]:
-        wanted = min(count + SPARE, len(self.words))
+        wanted = min(count + EXTRA_NEIGHBOURS, len(self.words))
         near = np.sort(np.argpartition(-cosines_W, wanted - 1)[:wanted])
         exact = (self.vectors_WD[near].astype(np.float64) * vector_D.astype(np.float64)).sum(1)
         order = near[np.argsort(-exact, kind="stable")]
@@ -95,7 +95,7 @@ class WordTable:
 
 
 def load_word_table(
-    source: str | Path, *, limit: int = LIMIT, reporter: Reporter = SILENT, where: str = "vectors.source"
+    source: str | Path, *, limit: int = MAX_WORDS, reporter: Reporter = SILENT, where: str = "vectors.source"
 ) -> WordTable:
     """The word table of a text file, an archive, or a BERT; see the module.
 
@@ -107,7 +107,7 @@ def load_word_table(
     if archive.is_file():
         return _cached(archive, member, limit, reporter, where)
     if path.suffix not in SUFFIXES:
-        return _of_bert(source, limit, where)
+        return _from_bert(source, limit, where)
     raise MbertError(
         "M242",
         "there are no word vectors here",
@@ -131,14 +131,14 @@ def read_vectors(lines: Iterator[bytes], *, limit: int, name: str) -> tuple[list
         if not text or (number == 1 and re.fullmatch(r"\d+ \d+", text)):
             continue
         width = width or text.count(" ")
-        word, values = _parsed(text, width, name, number)
+        word, values = _parse_line(text, width, name, number)
         if word not in words:
             words[word] = None
             rows.append(values)
         if len(rows) == limit:
             break
     if not rows:
-        raise _misfit("no line has a word and its numbers", name, 1)
+        raise _invalid_line("no line has a word and its numbers", name, 1)
     return list(words), np.stack(rows)
 
 
@@ -155,22 +155,22 @@ def _text(line: bytes, name: str, number: int) -> str:
         ) from error
 
 
-def _parsed(text: str, width: int, name: str, number: int) -> tuple[str, Matrix]:
+def _parse_line(text: str, width: int, name: str, number: int) -> tuple[str, Matrix]:
     word, *fields = text.rsplit(" ", width) if width else [text]
     too_many = " " in word and NUMBER.fullmatch(word.rpartition(" ")[2])
     if not fields or len(fields) != width or too_many:
         found = sum(bool(NUMBER.fullmatch(field)) for field in text.split(" ")[1:])
-        raise _misfit(f"this line has {found} numbers after the word, those before it {width}", name, number)
+        raise _invalid_line(f"this line has {found} numbers after the word, those before it {width}", name, number)
     try:
         values = np.fromiter(map(float, fields), dtype=np.float32, count=width)
     except ValueError as error:
-        raise _misfit(f"a number cannot be read: {error}", name, number) from error
+        raise _invalid_line(f"a number cannot be read: {error}", name, number) from error
     if not np.isfinite(values).all():
-        raise _misfit("a number is not finite", name, number)
+        raise _invalid_line("a number is not finite", name, number)
     return word, values
 
 
-def _misfit(what: str, name: str, number: int) -> MbertError:
+def _invalid_line(what: str, name: str, number: int) -> MbertError:
     return MbertError(
         "M341",
         what,
@@ -185,7 +185,7 @@ def _archive_and_member(path: Path) -> tuple[Path, str | None]:
 
 
 def _cached(path: Path, member: str | None, limit: int, reporter: Reporter, where: str) -> WordTable:
-    key = digest({"file": file_digest(path), "member": member, "limit": limit, "format": FORMAT})
+    key = digest({"file": file_digest(path), "member": member, "limit": limit, "format": CACHE_VERSION})
     with cache.entry("word-vectors", key, reporter=reporter) as (folder, ready):
         if not ready:
             with _opened(path, member, reporter, where) as lines:
@@ -233,18 +233,18 @@ def _stream(path: Path, member: str | None, reporter: Reporter, where: str) -> I
     return archive.open(chosen)
 
 
-def _of_bert(source: str | Path, limit: int, where: str) -> WordTable:
+def _from_bert(source: str | Path, limit: int, where: str) -> WordTable:
     from microbert_cli.models.load import load_model
 
     loaded = load_model(source, "encoder", where=where)
     embedding_VD: Matrix = loaded.model.get_input_embeddings().weight.detach().cpu().numpy().copy()
     spelling = Spelling(loaded.tokenizer)
     whole = [(word, i) for i, word in enumerate(spelling.words) if word is not None and is_letters(word)][:limit]
-    compose = _Composer(spelling, embedding_VD)
+    compose = _MeanOfPieces(spelling, embedding_VD)
     return WordTable([word for word, _ in whole], embedding_VD[[i for _, i in whole]], compose=compose)
 
 
-class _Composer:
+class _MeanOfPieces:
     """Vectors of words that a vocabulary lacks: the mean of their pieces' vectors."""
 
     def __init__(self, spelling: Spelling, embedding_VD: Matrix):

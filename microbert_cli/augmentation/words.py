@@ -60,7 +60,7 @@ class Splitter:
             text = unicodedata.normalize("NFC", "".join(c for c in decomposed if unicodedata.category(c) != "Mn"))
         if self.lowercase:
             text = text.replace("Σ", "σ").lower()  # by itself, as tokenizers do: Python has another one for the end of a word
-        return "".join(map(_spaced, text)).split()
+        return "".join(map(_separated, text)).split()
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Spelling:
 
 
 @lru_cache(maxsize=65536)
-def _spaced(char: str) -> str:
+def _separated(char: str) -> str:
     if char in "\t\n\r":
         return " "
     category = unicodedata.category(char)

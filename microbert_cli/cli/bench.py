@@ -50,7 +50,7 @@ def bench(
         else:
             show("\n".join(f"bench            {model}" for model in models))
         return
-    distributed.only_one("mbert bench")
+    distributed.require_single_process("mbert bench")
     from microbert_cli.data.task_data import load_task_data
     from microbert_cli.evaluation.compare_speed import benchmark_models
 

@@ -70,7 +70,7 @@ def compare(
     if common.dry_run:
         _show_plans(plans, wanted, common, root)
         return
-    distributed.only_one("mbert compare")
+    distributed.require_single_process("mbert compare")
     if not (common.quiet or common.as_json):
         _table_of_plans(plans, wanted, common, err=True)
     _show(_run(plans, wanted, common, root), common, root)

@@ -15,7 +15,7 @@ from rich.table import Table
 from microbert_cli import distributed
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.reporter import Reporter
-from microbert_cli.text import harmless, safe_text
+from microbert_cli.text import escape_control_characters, safe_text
 
 INTERVAL = 10.0
 SIGNS = str.maketrans({"✓": "+", "✗": "x", "·": "-"})
@@ -107,7 +107,7 @@ def show(text: str) -> None:
 
     A terminal gets no control characters; a file or pipe gets every byte, and what is no character written out.
     """
-    _write(harmless(text) if sys.stdout.isatty() else text)
+    _write(escape_control_characters(text) if sys.stdout.isatty() else text)
 
 
 def _write(text: str) -> None:
@@ -130,7 +130,9 @@ def show_marked(before: str, mark: str, after: str, style: str) -> None:
         mark = mark.translate(SIGNS)
     console = Console(highlight=False, soft_wrap=True)
     with console.capture() as captured:
-        console.print(f"{escape(harmless(before))}[{style}]{escape(mark)}[/]{escape(harmless(after))}")
+        console.print(
+            f"{escape(escape_control_characters(before))}[{style}]{escape(mark)}[/]{escape(escape_control_characters(after))}"
+        )
     _write(captured.get().rstrip("\n").encode(encoding, "replace").decode(encoding))
 
 
@@ -141,11 +143,17 @@ def show_json(value: Any) -> None:
 
 def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bool = False) -> None:
     """A table: a result on stdout, or with `err` talk on stderr."""
-    table = Table(title=escape(harmless(title)) or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=escape(escape_control_characters(title)) or None,
+        title_justify="left",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+    )
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:
-        table.add_row(*(escape(harmless(cell)) for cell in row))
+        table.add_row(*(escape(escape_control_characters(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, highlight=False, stderr=err, quiet=err and not distributed.is_main())
     if err:

@@ -10,7 +10,7 @@ from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.options import About, Common
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.layers import Layer, flatten
-from microbert_cli.recipe.multitask import task_name, which_of
+from microbert_cli.recipe.multitask import ambiguous_task, task_name
 from microbert_cli.recipe.resolve import Resolved
 from microbert_cli.recipe.schema import STAGES
 from microbert_cli.runs import manifest
@@ -105,7 +105,7 @@ def resolve_for(model: str | None, about: About, common: Common, **keys: Any) ->
     resolved = common.resolve(beneath=data_of(made), **keys, **known_task(model, about))
     tasks = [task_name(task) for task in made.values.get("tasks") or []]
     if len(tasks) > 1 and not (resolved.recipe.task or resolved.recipe.data.train_file or common.explain):
-        raise which_of(tasks, f"MODEL {model}")
+        raise ambiguous_task(tasks, f"MODEL {model}")
     return resolved
 
 

@@ -40,7 +40,7 @@ def extract(
     if common.dry_run:
         _dry_run({"stage": "extract", "model": model, "task": resolved.recipe.task, "out": str(out)}, common)
         return
-    distributed.only_one("mbert extract")
+    distributed.require_single_process("mbert extract")
     from microbert_cli.stages.extract import run
 
     reporter = common.reporter()

@@ -56,7 +56,7 @@ def main() -> None:
     try:
         with raise_on_signal():
             code = app(standalone_mode=False, prog_name="mbert")
-            distributed.end()
+            distributed.shutdown()
         sys.exit(code or int(Exit.DONE))
     except MbertError as error:
         _refuse(error)

@@ -36,7 +36,7 @@ def predict(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False,
 ) -> None:
     """One label a line, in the order of the texts; a score for regression."""
-    distributed.only_one("mbert predict")
+    distributed.require_single_process("mbert predict")
     from microbert_cli.stages.predict import as_lines, read_inputs, run
 
     reporter = ConsoleReporter(quiet=quiet)

@@ -12,16 +12,16 @@ from microbert_cli.recipe.task import Task
 from microbert_cli.runs import manifest
 
 STEM = "augmented"
-OWN = ("source", "augmented", "id")
+RESERVED_COLUMNS = ("source", "augmented", "id")
 POSITION = re.compile(r"\d{1,18}")
-YES_NO = {"true": True, "false": False, "1": True, "0": False}
+BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def write_augmented(rows: Examples, path: Path, task: Task, format: Literal["parquet", "tsv"] = "parquet") -> None:
     """Writes rows that `load_augmented` reads back; classes by name. The caller writes into a directory of its own."""
-    names = (*task.text, task.label.column, *OWN)
-    if clash := {*task.text, task.label.column} & set(OWN):
-        raise _reserved(task, clash.pop())
+    names = (*task.text, task.label.column, *RESERVED_COLUMNS)
+    if clash := {*task.text, task.label.column} & set(RESERVED_COLUMNS):
+        raise _reserved_name(task, clash.pop())
     labels = None if rows.labels is None else [label_text(task, label) for label in rows.labels]
     columns: list[Any] = [list(column) for column in zip(*rows.texts, strict=True)] or [[] for _ in task.text]
     columns += [labels if labels is not None else [None] * len(rows)]
@@ -85,9 +85,9 @@ def _file_in(folder: Path) -> Path:
 
 def _flag(table: Table, row: int, value: Any) -> bool:
     text = plain(value).lower()
-    if text not in YES_NO:
+    if text not in BOOLEANS:
         raise _malformed(table, row, f'"{value}" in column "augmented" is neither true nor false')
-    return YES_NO[text]
+    return BOOLEANS[text]
 
 
 def _position(table: Table, row: int, value: Any) -> int:
@@ -107,11 +107,11 @@ def _malformed(table: Table, row: int, what: str) -> MbertError:
     )
 
 
-def _reserved(task: Task, name: str) -> MbertError:
+def _reserved_name(task: Task, name: str) -> MbertError:
     return MbertError(
         "M031",
         f'the column name "{name}" is needed for augmented data itself',
         where=f"task {task.name}",
-        allowed=f"Text and label columns with other names than {', '.join(OWN)}.",
+        allowed=f"Text and label columns with other names than {', '.join(RESERVED_COLUMNS)}.",
         fix="Rename the column in the data file and in the task.",
     )

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-POOL = 50
-ROW = 16  # tokens a row, by which batch_size rows become a budget of tokens: 64 x 16 is what a CPU does best at once
+POOL_BATCHES = 50
+TOKENS_PER_ROW = 16  # tokens a row, by which batch_size rows become a budget of tokens: 64 x 16 is what a CPU does best at once
 
 
 def epoch_batches(
@@ -28,23 +28,23 @@ def epoch_batches(
     lengths = np.asarray(lengths)
     random = np.random.default_rng((seed, epoch))
     order = random.permutation(len(lengths))
-    size = POOL * (_typical(lengths, tokens) if tokens else batch_size)
+    size = POOL_BATCHES * (_rows_per_budget(lengths, tokens) if tokens else batch_size)
     batches: list[np.ndarray] = []
     for start in range(0, len(order), size):
         pool = order[start : start + size]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += filled(lengths, pool, tokens) if tokens else cut(pool, batch_size)
+        batches += token_budget_batches(lengths, pool, tokens) if tokens else fixed_size_batches(pool, batch_size)
     if drop_last and not tokens:
         batches = [batch for batch in batches if len(batch) == batch_size] or batches
     return [batches[i] for i in random.permutation(len(batches))]
 
 
-def cut(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def fixed_size_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """The rows in groups of `batch_size`."""
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def filled(lengths: np.ndarray, order: np.ndarray, tokens: int) -> list[np.ndarray]:
+def token_budget_batches(lengths: np.ndarray, order: np.ndarray, tokens: int) -> list[np.ndarray]:
     """The rows in groups of at most `tokens` tokens, padding included; a row longer than that goes alone."""
     groups: list[np.ndarray] = []
     start, widest = 0, 0
@@ -56,7 +56,7 @@ def filled(lengths: np.ndarray, order: np.ndarray, tokens: int) -> list[np.ndarr
     return [*groups, order[start:]] if len(order) else groups
 
 
-def useful_share(lengths: Sequence[int] | np.ndarray, batches: Sequence[np.ndarray]) -> float:
+def non_padding_share(lengths: Sequence[int] | np.ndarray, batches: Sequence[np.ndarray]) -> float:
     """Real tokens as a share of all that are computed, padding included."""
     lengths = np.asarray(lengths)
     padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
@@ -73,7 +73,7 @@ def steps_per_epoch(
     return max(1, rows // batch_size if drop_last else -(-rows // batch_size))
 
 
-def endless(
+def endless_batches(
     lengths: Sequence[int] | np.ndarray,
     *,
     batch_size: int,
@@ -91,12 +91,12 @@ def endless(
         epoch += 1
 
 
-def in_order(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> list[np.ndarray]:
+def batches_by_length(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> list[np.ndarray]:
     """All rows once, longest first, in batches of at most `batch_size` x `ROW` tokens: where order does not matter."""
     lengths = np.asarray(lengths)
-    return filled(lengths, np.argsort(-lengths, kind="stable"), batch_size * ROW)
+    return token_budget_batches(lengths, np.argsort(-lengths, kind="stable"), batch_size * TOKENS_PER_ROW)
 
 
-def _typical(lengths: np.ndarray, tokens: int) -> int:
+def _rows_per_budget(lengths: np.ndarray, tokens: int) -> int:
     """Rows of mean length that fit into `tokens` tokens."""
     return max(1, int(tokens / max(1.0, float(lengths.mean())))) if len(lengths) else 1

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from microbert_cli.data.limits import TEXT, check_text
+from microbert_cli.data.limits import MAX_TEXT_LENGTH, check_text
 from microbert_cli.data.tables import Table
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.recipe.task import ColumnName, Task
@@ -115,7 +115,7 @@ def _texts(table: Table, task: Task, real: Mapping[str, ColumnName], reporter: R
         for row, text in enumerate(column):
             if not isinstance(text, str):
                 raise _bad_text(f'the text in column "{name}" is {_kind(text)}', table.where(row))
-            if len(text) > TEXT:
+            if len(text) > MAX_TEXT_LENGTH:
                 check_text(text, table.where(row))
             if not text or text.isspace():
                 if not task.allow_empty:

@@ -17,24 +17,24 @@ from typing import IO, Any
 
 from microbert_cli.errors import MbertError
 
-FREE = 2**26
-RATIO = 200
-MEMBERS = 10_000
-LINE = 4_000_000
-TEXT = 1_000_000
+MIN_UNPACKED_BYTES = 2**26
+MAX_UNPACK_RATIO = 200
+MAX_MEMBERS = 10_000
+MAX_LINE_BYTES = 4_000_000
+MAX_TEXT_LENGTH = 1_000_000
 
 
 def open_gzip(path: Path) -> IO[bytes]:
     """A gzipped file as a stream of bytes that ends with M371 where it unpacks to too much."""
-    return io.BufferedReader(_Measured(path))
+    return io.BufferedReader(_LimitedGzip(path))
 
 
-class _Measured(io.RawIOBase):
+class _LimitedGzip(io.RawIOBase):
     """Counts what it unpacks; the file says nothing of its own size that could be believed."""
 
     def __init__(self, path: Path):
         self._path, self._file, self._read = path, gzip.open(path, "rb"), 0
-        self._most = _most(path.stat().st_size)
+        self._most = _max_unpacked(path.stat().st_size)
 
     def readable(self) -> bool:
         return True
@@ -43,7 +43,7 @@ class _Measured(io.RawIOBase):
         count = self._file.readinto(buffer)
         self._read += count
         if self._read > self._most:
-            raise _bomb(str(self._path), self._most)
+            raise _unpacks_too_large(str(self._path), self._most)
         return count
 
     def close(self) -> None:
@@ -58,55 +58,55 @@ def check_zip(archive: zipfile.ZipFile, path: Path) -> None:
     zipfile reads no more of a member than the table says, so the table may be believed.
     """
     members = archive.infolist()
-    if len(members) > MEMBERS:
-        raise _hostile(path, f"it has {len(members):,} members")
+    if len(members) > MAX_MEMBERS:
+        raise _untrusted_archive(path, f"it has {len(members):,} members")
     for member in members:
         parts = member.filename.replace("\\", "/").split("/")
         if ".." in parts or not parts[0] and len(parts) > 1 or parts[0].endswith(":"):
-            raise _hostile(path, f'the name of its member "{member.filename}" leads out of the folder')
+            raise _untrusted_archive(path, f'the name of its member "{member.filename}" leads out of the folder')
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise _hostile(path, f'its member "{member.filename}" is a link')
+            raise _untrusted_archive(path, f'its member "{member.filename}" is a link')
     packed = min(path.stat().st_size, sum(member.compress_size for member in members))
-    if sum(member.file_size for member in members) > _most(packed):
-        raise _bomb(str(path), _most(packed))
+    if sum(member.file_size for member in members) > _max_unpacked(packed):
+        raise _unpacks_too_large(str(path), _max_unpacked(packed))
 
 
 def bounded_lines(stream: IO[bytes], place: str) -> Iterator[bytes]:
     """The lines of a stream with their ends; raises M373 for one beyond LINE bytes, which is never read whole."""
     number = 0
-    while line := stream.readline(LINE + 1):
+    while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
-        if len(line) > LINE:
-            raise _too_long(f"this line has more than {LINE:,} bytes", f"{place}, line {number}")
+        if len(line) > MAX_LINE_BYTES:
+            raise _too_long(f"this line has more than {MAX_LINE_BYTES:,} bytes", f"{place}, line {number}")
         yield line
 
 
 def check_text(text: str, where: str) -> None:
     """Raises M373 for a text beyond TEXT characters."""
-    if len(text) > TEXT:
+    if len(text) > MAX_TEXT_LENGTH:
         raise _too_long(f"this text has {len(text):,} characters", where)
 
 
-def _most(packed: int) -> int:
-    return max(FREE, RATIO * packed)
+def _max_unpacked(packed: int) -> int:
+    return max(MIN_UNPACKED_BYTES, MAX_UNPACK_RATIO * packed)
 
 
-def _bomb(place: str, most: int) -> MbertError:
+def _unpacks_too_large(place: str, most: int) -> MbertError:
     return MbertError(
         "M371",
         f"this unpacks to more than {most:,} bytes, which no text does",
         where=place,
-        allowed=f"What unpacks to at most {RATIO} times its size.",
+        allowed=f"What unpacks to at most {MAX_UNPACK_RATIO} times its size.",
         fix="Look where it comes from; one that is trusted can be unpacked by hand and named as it is.",
     )
 
 
-def _hostile(path: Path, what: str) -> MbertError:
+def _untrusted_archive(path: Path, what: str) -> MbertError:
     return MbertError(
         "M372",
         f"this archive is not to be trusted: {what}",
         where=str(path),
-        allowed=f"A zip of at most {MEMBERS:,} plain files in plain folders.",
+        allowed=f"A zip of at most {MAX_MEMBERS:,} plain files in plain folders.",
         fix="Fetch it from its source, or unpack the vectors by hand and name the text file.",
     )
 
@@ -116,6 +116,7 @@ def _too_long(what: str, where: str) -> MbertError:
         "M373",
         what,
         where=where,
-        allowed=f"A text of at most {TEXT:,} characters, a line of at most {LINE:,} bytes; a model reads a few hundred words.",
+        allowed=f"A text of at most {MAX_TEXT_LENGTH:,} characters, a line of at most {MAX_LINE_BYTES:,} bytes; "
+        "a model reads a few hundred words.",
         fix="Split or drop it; in one endless line the line feeds may be missing.",
     )

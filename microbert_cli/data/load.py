@@ -83,7 +83,7 @@ def _benchmark(task: Task, split: str, data_dir: Path | None, reporter: Reporter
             return _hub_rows(task, task.hub, split, table, reporter)
         if not _offline():
             return _hub_rows(task, task.hub, split, _download(task.hub, split, looked, reporter), reporter)
-    raise _nowhere(task, split, looked, named=data_dir is not None)
+    raise _rows_missing(task, split, looked, named=data_dir is not None)
 
 
 def _find(source: FolderSource, split: str, folder: Path, looked: list[str]) -> Path | None:
@@ -132,7 +132,7 @@ def _download(source: HubSource, split: str, looked: list[str], reporter: Report
     try:
         found = datasets.load_dataset(source.id, source.config, split=source.splits[split])
     except Exception as error:  # the network and the libraries below fail in more ways than can be listed
-        raise _no_hub(called, looked, error) from error
+        raise _hub_failed(called, looked, error) from error
     return hub_table(found, source, split)
 
 
@@ -166,7 +166,7 @@ def _no_split(task: Task, split: str) -> MbertError:
     )
 
 
-def _nowhere(task: Task, split: str, looked: list[str], *, named: bool) -> MbertError:
+def _rows_missing(task: Task, split: str, looked: list[str], *, named: bool) -> MbertError:
     places = "; ".join(looked) or "nowhere: no folder is named"
     hub = f"{task.hub.id} on the Hub" if task.hub and split in task.hub.splits else None
     offline = f" ({hub} was not asked: {' or '.join(OFFLINE)} is set)" if hub and not named else ""
@@ -180,7 +180,7 @@ def _nowhere(task: Task, split: str, looked: list[str], *, named: bool) -> Mbert
     )
 
 
-def _no_hub(called: str, looked: list[str], error: Exception) -> MbertError:
+def _hub_failed(called: str, looked: list[str], error: Exception) -> MbertError:
     said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return MbertError(
         "M254",

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microbert_cli.data.batching import endless
+from microbert_cli.data.batching import endless_batches
 from microbert_cli.data.tokenized import TokenizedExamples
 
 if TYPE_CHECKING:
     import torch
 
 
-DRAWN_AT_ONCE = 1024
-TURNS = 7  # sets the draw of tasks apart from the draws of rows, which have the same seed
+TASKS_PER_DRAW = 1024
+TASK_STREAM = 7  # sets the draw of tasks apart from the draws of rows, which have the same seed
 
 
 def task_shares(sizes: Sequence[int], by: str = "proportional", *, cap: int = 100_000) -> list[float]:
@@ -44,11 +44,11 @@ def task_shares(sizes: Sequence[int], by: str = "proportional", *, cap: int = 10
 def task_sequence(shares: Sequence[float], *, seed: int) -> Iterator[int]:
     """Whose turn it is, batch after batch, for ever: numbers of tasks."""
     for block in count():
-        random = np.random.default_rng((seed, TURNS, block))
-        yield from random.choice(len(shares), size=DRAWN_AT_ONCE, p=shares).tolist()
+        random = np.random.default_rng((seed, TASK_STREAM, block))
+        yield from random.choice(len(shares), size=TASKS_PER_DRAW, p=shares).tolist()
 
 
-def mixed(
+def mixed_batches(
     lengths: Sequence[int] | np.ndarray, *, sizes: Sequence[int], shares: Sequence[float], seed: int, skip: int = 0, **how: Any
 ) -> Iterator[np.ndarray]:
     """Batches of the rows of all tasks, numbered one task after the other; `how` is what `batching.endless` takes."""
@@ -56,7 +56,7 @@ def mixed(
     drawn = task_sequence(shares, seed=seed)
     seen = Counter(islice(drawn, skip))
     own = [
-        endless(np.asarray(lengths)[start : start + size], seed=seed, skip=seen[task], **how)
+        endless_batches(np.asarray(lengths)[start : start + size], seed=seed, skip=seen[task], **how)
         for task, (start, size) in enumerate(zip(starts, sizes, strict=False))
     ]
     for task in drawn:
@@ -78,7 +78,7 @@ class MultitaskExamples:
     @property
     def order(self) -> Callable[..., Iterator[np.ndarray]]:
         """Batches of row numbers; it is called as `batching.endless` is."""
-        return partial(mixed, sizes=[len(part) for part in self.parts], shares=self.shares)
+        return partial(mixed_batches, sizes=[len(part) for part in self.parts], shares=self.shares)
 
     def batch(self, indices: np.ndarray, pad_to: int | None = None, pad_id: int | None = 0) -> "dict[str, torch.Tensor]":
         """The rows as tensors, all of one task, whose own numbers for them are in `rows`; see `Encoded.batch`."""
@@ -89,4 +89,4 @@ class MultitaskExamples:
 
 def batches_of(rows: TokenizedExamples | MultitaskExamples, **how: Any) -> Iterator[np.ndarray]:
     """Batches of row numbers of one task or of several; `how` is what `batching.endless` takes."""
-    return (rows.order if isinstance(rows, MultitaskExamples) else endless)(rows.lengths, **how)
+    return (rows.order if isinstance(rows, MultitaskExamples) else endless_batches)(rows.lengths, **how)

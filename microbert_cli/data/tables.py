@@ -19,7 +19,7 @@ from microbert_cli.data.limits import open_gzip
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.reporter import SILENT, Reporter
 
-LARGEST_CELL = 2**31 - 1
+MAX_CELL = 2**31 - 1
 CELL_END = {delimiter: re.compile(f"[{delimiter}\n\r]") for delimiter in ",\t"}
 
 
@@ -139,7 +139,7 @@ def _unquoted(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _quoted(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(LARGEST_CELL)
+    csv.field_size_limit(MAX_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     start = 1
     try:
@@ -209,7 +209,7 @@ def _jsonl(path: Path, text: str) -> Table:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             lines.append(number)
-            objects.append(_object(path, number, line))
+            objects.append(_parse_object(path, number, line))
     if not objects:
         raise _empty(path)
     names = tuple(objects[0])
@@ -219,7 +219,7 @@ def _jsonl(path: Path, text: str) -> Table:
     return Table(str(path), names, lines, lambda name: [found[name] for found in objects])
 
 
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+def _parse_object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except json.JSONDecodeError as error:
@@ -264,7 +264,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _said(error: OSError | ValueError) -> str:
+def _error_text(error: OSError | ValueError) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
@@ -272,7 +272,7 @@ def _unreadable(path: Path, error: OSError | ValueError) -> MbertError:
     near = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     return MbertError(
         "M252",
-        "there is no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read: {_said(error)}",
+        "there is no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read: {_error_text(error)}",
         where=str(path),
         allowed=f"In {path.parent} there are: {nearest(path.name, near[:40])}" if near else f"There is no {path.parent}.",
         fix="Check the path; a path in a task's TOML is relative to that TOML.",

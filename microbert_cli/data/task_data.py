@@ -7,7 +7,7 @@ from typing import Any
 
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import complete, load_augmented, load_split, load_transfer, own_task
-from microbert_cli.data.tokenized import TokenizedExamples, rules_of, tokenize_examples
+from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples, tokenizer_fingerprint
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import check_length
 from microbert_cli.models.load import LoadedModel
@@ -49,7 +49,7 @@ class TaskData:
     def _rules_of(self, tokenizer: Any) -> str:
         """The tokenizer's rules, worked out once; it is kept, so that its id stays its own."""
         if id(tokenizer) not in self._rules:
-            self._rules[id(tokenizer)] = (tokenizer, rules_of(tokenizer))
+            self._rules[id(tokenizer)] = (tokenizer, tokenizer_fingerprint(tokenizer))
         return self._rules[id(tokenizer)][1]
 
     def fingerprints(self) -> dict[str, Any]:

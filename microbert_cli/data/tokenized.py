@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 
-CHUNK = 2048
+ROWS_PER_CALL = 2048
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class TokenizedExamples:
         steps = np.arange(width)[None, :]
         real = steps < lengths[:, None]
         places = (starts[:, None] + steps)[real]
-        found = {"input_ids": _filled(self.ids, places, real, pad_id or 0), "attention_mask": real.astype(np.int64)}
+        found = {"input_ids": _pad(self.ids, places, real, pad_id or 0), "attention_mask": real.astype(np.int64)}
         found["rows"] = indices
         if self.types is not None:
-            found["token_type_ids"] = _filled(self.types, places, real, 0)
+            found["token_type_ids"] = _pad(self.types, places, real, 0)
         if self.labels is not None:
             found["labels"] = self.labels[indices]
         if self.augmented is not None:
@@ -82,7 +82,7 @@ class TokenizedExamples:
         return {name: torch.from_numpy(array) for name, array in found.items()}
 
 
-def _filled(flat: np.ndarray, places: np.ndarray, real: np.ndarray, fill: int) -> np.ndarray:
+def _pad(flat: np.ndarray, places: np.ndarray, real: np.ndarray, fill: int) -> np.ndarray:
     padded = np.full(real.shape, fill, dtype=np.int64)
     padded[real] = flat[places]
     return padded
@@ -94,13 +94,13 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int) -> Tokeni
     A pair that is too long loses tokens from the end of its longer text, of the second where both are equally long.
     Source: `_truncate_seq_pair` of BERT's and TinyBERT's released code.
     """
-    frame = _frame(tokenizer, len(rows.texts[0]) if rows.texts else 1)
+    frame = _special_token_parts(tokenizer, len(rows.texts[0]) if rows.texts else 1)
     room = max(0, max_length - sum(len(ids) for ids, _ in frame[::2]))
     flat: list[np.ndarray] = []
     lengths: list[int] = []
     segments: list[np.ndarray] = []
     truncated = 0
-    for pieces in _pieces(rows, tokenizer):
+    for pieces in _token_ids(rows, tokenizer):
         cut = _truncate(pieces, room)
         truncated += sum(map(len, cut)) < sum(map(len, pieces))
         ids, types = _assemble(cut, frame)
@@ -118,7 +118,7 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int) -> Tokeni
     )
 
 
-def rules_of(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: Any) -> str:
     """What decides how text becomes ids; what the tokenizer was last asked to pad or cut to does not."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -133,10 +133,10 @@ def _labels(rows: Examples) -> np.ndarray | None:
     return np.asarray(rows.labels, dtype=np.float32 if is_score else np.int64)
 
 
-def _pieces(rows: Examples, tokenizer: Any) -> Iterable[tuple[list[int], ...]]:
+def _token_ids(rows: Examples, tokenizer: Any) -> Iterable[tuple[list[int], ...]]:
     """The token ids of each row's texts, without special tokens and whole."""
-    for start in range(0, len(rows.texts), CHUNK):
-        columns = zip(*rows.texts[start : start + CHUNK], strict=True)
+    for start in range(0, len(rows.texts), ROWS_PER_CALL):
+        columns = zip(*rows.texts[start : start + ROWS_PER_CALL], strict=True)
         yield from zip(*(_ids(list(column), tokenizer) for column in columns), strict=True)
 
 
@@ -169,7 +169,7 @@ def _truncate(pieces: tuple[list[int], ...], room: int) -> tuple[list[int], ...]
 Part = tuple[list[int], int]
 
 
-def _frame(tokenizer: Any, texts: int) -> list[Part]:
+def _special_token_parts(tokenizer: Any, texts: int) -> list[Part]:
     """The special tokens around and between texts with the segment of each part: [CLS], text, [SEP], text, [SEP].
 
     Read off one encoded example, so that it holds for every tokenizer. Even parts are special tokens with their first

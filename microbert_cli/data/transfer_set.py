@@ -12,7 +12,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import SUFFIXES, Task
 from microbert_cli.reporter import SILENT, Reporter
 
-PLAIN = ".txt"
+TEXT_SUFFIX = ".txt"
 
 
 def load_transfer(path: Path, task: Task, reporter: Reporter = SILENT) -> Examples:
@@ -22,10 +22,10 @@ def load_transfer(path: Path, task: Task, reporter: Reporter = SILENT) -> Exampl
     this task, and what `read_table` raises.
     """
     suffix = Path(path.name.removesuffix(".gz")).suffix
-    if suffix == PLAIN:
+    if suffix == TEXT_SUFFIX:
         return _lines(path, task, reporter)
     if suffix not in SUFFIXES:
-        raise _none(path, f'"{suffix or path.name}" is no suffix of a file of rows')
+        raise _not_a_transfer_set(path, f'"{suffix or path.name}" is no suffix of a file of rows')
     try:
         return unlabelled(read_table(path), task, reporter)
     except MbertError as error:
@@ -36,19 +36,22 @@ def load_transfer(path: Path, task: Task, reporter: Reporter = SILENT) -> Exampl
 
 def _lines(path: Path, task: Task, reporter: Reporter) -> Examples:
     if len(task.text) > 1:
-        raise _none(path, f"a {PLAIN} holds one text a row, and the task {task.name} asks {len(task.text)}")
+        raise _not_a_transfer_set(path, f"a {TEXT_SUFFIX} holds one text a row, and the task {task.name} asks {len(task.text)}")
     table = read_lines(path, task.text[0])
     cells = table.column(0)[0].split("\t")
     if len(cells) > 1 and task.text[0] in cells:
-        raise _none(path, f'its first line names columns, "{task.text[0]}" among them, so this is a table and no plain text')
+        raise _not_a_transfer_set(
+            path, f'its first line names columns, "{task.text[0]}" among them, so this is a table and no plain text'
+        )
     return unlabelled(table, task, reporter)
 
 
-def _none(path: Path, what: str) -> MbertError:
+def _not_a_transfer_set(path: Path, what: str) -> MbertError:
     return MbertError(
         "M367",
         what,
         where=str(path),
-        allowed=f"A table with the task's text columns ({', '.join(SUFFIXES)}); of one text a row also a {PLAIN} of lines.",
+        allowed=f"A table with the task's text columns ({', '.join(SUFFIXES)}); "
+        f"of one text a row also a {TEXT_SUFFIX} of lines.",
         fix="Rename the file if it is one of these, or name another: data.transfer_file.",
     )

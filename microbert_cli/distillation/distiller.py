@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from microbert_cli.data.batching import in_order
+from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.multitask_batching import MultitaskExamples
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
@@ -32,9 +32,16 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PhaseSpec, Recipe
 from microbert_cli.reporter import Log, Reporter
 from microbert_cli.training.best_weights import BestWeights
-from microbert_cli.training.loss_terms import ANSWERED, MAPPED, LossTerm, check_depth, make_terms, without_teacher_terms
-from microbert_cli.training.objective import AskAny, Objective
-from microbert_cli.training.phases import Choices, Phase, run_phases
+from microbert_cli.training.loss_terms import (
+    CLASSIFICATION_INPUTS,
+    LAYERWISE,
+    LossTerm,
+    check_depth,
+    make_terms,
+    without_teacher_terms,
+)
+from microbert_cli.training.objective import Objective, OptionalTeacherFunction
+from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases
 
 IMPORTANCE_BATCH = 32
 
@@ -60,8 +67,8 @@ class Distiller:
         self.device = pick_device(recipe.device)
         self.numerics = choose_precision(self.device, **recipe.numerics())
         self.course = TaskSet(recipe, catalog, [self._lesson(one, teacher, identities) for one in data])
-        self.asks: dict[str, AskAny | None] = {}
-        self.choices = Choices()
+        self.asks: dict[str, OptionalTeacherFunction | None] = {}
+        self.choices = ChosenLearningRates()
         weighs = self._routes and recipe.moe.experts > 1 and recipe.moe.routing != "hash"  # a table keeps no gate busy
         balance = recipe.moe.balance if weighs else 0.0
         self.terms = {name: _terms(name, spec, catalog, balance) for name, spec in recipe.run_phases.items()}
@@ -166,7 +173,7 @@ class Distiller:
             rows, pad_id = self.course.lessons[0].data.encode("train", loaded, where="student"), loaded.tokenizer.pad_token_id
             chosen = np.arange(len(rows))[:: max(1, len(rows) // self.recipe.moe.importance_rows)]
             self.reporter.note(f"importance of neurons: {len(chosen)} rows")
-            parts = in_order(rows.lengths[chosen], batch_size=IMPORTANCE_BATCH)
+            parts = batches_by_length(rows.lengths[chosen], batch_size=IMPORTANCE_BATCH)
             batches = (rows.batch(chosen[part], pad_id=pad_id) for part in parts)
             before = loaded.model.device
             self._important = importance(loaded.model.to(self.device), batches, layers, columns=columns)
@@ -187,7 +194,7 @@ class Distiller:
             check_pair(terms, one.loaded, loaded, where=f"student {self.student}")
             theirs, ours = one.loaded.model.config, loaded.model.config
             check_depth(terms, ours.num_hidden_layers)
-            if any(term.over in MAPPED for term in terms.values()):
+            if any(term.over in LAYERWISE for term in terms.values()):
                 self.map_layers = layer_map(
                     self.recipe.layer_map, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers
                 )
@@ -224,7 +231,7 @@ class Distiller:
 
     def _timed(
         self, name: str, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, want: OutputRequest
-    ) -> AskAny | None:
+    ) -> OptionalTeacherFunction | None:
         """The teachers through the cache, and a line on how many rows were asked about before training, in what time."""
         began, course = time.monotonic(), self.course
         before = course.asked
@@ -241,4 +248,4 @@ def _terms(phase: str, spec: PhaseSpec, catalog: Catalog, balance: float) -> lis
     losses = {name: (term.weight, term.parameters) for name, term in spec.losses.items()}
     routed = {"routing"} if balance else set()
     losses = {"load_balance": (balance, {}), **losses} if balance else losses
-    return make_terms(losses, catalog, given=ANSWERED | {"teacher"} | routed, where=f"phases.{phase}.losses")
+    return make_terms(losses, catalog, given=CLASSIFICATION_INPUTS | {"teacher"} | routed, where=f"phases.{phase}.losses")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.models.capture import ModelOutputs, OutputRequest
-from microbert_cli.training.objective import Ask, AskAny, Batch
+from microbert_cli.training.objective import Batch, OptionalTeacherFunction, TeacherFunction
 
 
 def averaged(logits: Sequence[Tensor]) -> Tensor:
@@ -31,7 +31,7 @@ def averaged(logits: Sequence[Tensor]) -> Tensor:
     return stacked_NBC.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
-def together(asks: Sequence[Ask]) -> Ask:
+def together(asks: Sequence[TeacherFunction]) -> TeacherFunction:
     """All teachers asked as one; one alone is asked as it is."""
     if len(asks) == 1:
         return asks[0]
@@ -43,7 +43,7 @@ def together(asks: Sequence[Ask]) -> Ask:
     return ask
 
 
-def reading(rows: TokenizedExamples, ask: Ask, *, pad_id: int) -> Ask:
+def reading(rows: TokenizedExamples, ask: TeacherFunction, *, pad_id: int) -> TeacherFunction:
     """Asks a teacher about the same rows in its own tokens, `rows`; which of what it shows are real tokens goes with it."""
 
     def own(batch: Batch, want: OutputRequest) -> ModelOutputs:
@@ -57,7 +57,7 @@ def reading(rows: TokenizedExamples, ask: Ask, *, pad_id: int) -> Ask:
     return own
 
 
-def by_task(asks: Mapping[int | None, Ask | None]) -> AskAny:
+def by_task(asks: Mapping[int | None, TeacherFunction | None]) -> OptionalTeacherFunction:
     """Asks the teacher of the batch's task; a task without one has nothing to show."""
 
     def ask(batch: Batch, want: OutputRequest) -> ModelOutputs | None:

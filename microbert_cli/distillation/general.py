@@ -8,7 +8,7 @@ from torch import nn
 
 from microbert_cli import distributed
 from microbert_cli.data.corpus.blocks import Blocks
-from microbert_cli.data.corpus.masking import Masks
+from microbert_cli.data.corpus.masking import Masking
 from microbert_cli.distillation.initialise import initial_weights
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.pair_checks import check_pair
@@ -21,7 +21,7 @@ from microbert_cli.models.tokenizers import same_tokens
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
-from microbert_cli.training.loss_terms import PAIRED, SHOWN, WORDED, LossTerm, check_depth, make_terms
+from microbert_cli.training.loss_terms import ENCODER_OUTPUTS, PAIR_INPUTS, TOKEN_INPUTS, LossTerm, check_depth, make_terms
 from microbert_cli.training.objective import Batch, Objective
 from microbert_cli.training.progressive import Progressive, check_layers
 
@@ -70,7 +70,9 @@ def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: L
 def terms_of(recipe: Recipe, catalog: Catalog) -> list[LossTerm]:
     """The stage's losses; raises M091 where one asks for hidden words and no word is hidden."""
     losses = {name: (term.weight, term.parameters) for name, term in recipe.general.losses.items()}
-    terms = make_terms(losses, catalog, given=SHOWN | WORDED | PAIRED | {"teacher"}, where="general.losses")
+    terms = make_terms(
+        losses, catalog, given=ENCODER_OUTPUTS | TOKEN_INPUTS | PAIR_INPUTS | {"teacher"}, where="general.losses"
+    )
     if (guessing := [term.name for term in terms if "token_labels" in term.needs]) and not recipe.general.masked:
         raise _nothing_hidden(guessing[0])
     return terms
@@ -102,7 +104,7 @@ def heads(recipe: Recipe, catalog: Catalog) -> tuple[str, str]:
     terms = terms_of(recipe, catalog)
     if recipe.initialise.by == "teacher-ends":
         return "masked-lm", "masked-lm"
-    words = [term for term in terms if term.needs & WORDED]
+    words = [term for term in terms if term.needs & TOKEN_INPUTS]
     named = {True: "masked-lm", False: "encoder"}
     return named[bool(words)], named[any("token_head" in term.needs and term.asks_teacher for term in words)]
 
@@ -111,11 +113,11 @@ def batch_maker(recipe: Recipe, tokenizer: Any, blocks: Blocks) -> Callable[[Blo
     """(blocks, rows, number of the batch) -> this process's rows, with words hidden where the recipe hides any."""
     spec, device = recipe.general, pick_device(recipe.device)
     pad_to = recipe.corpus.max_length if recipe.normalisation == "reference" else None
-    masks = Masks(tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens) if spec.masked else None
+    masks = Masking(tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens) if spec.masked else None
 
     def make(part: Blocks, rows: Any, number: int) -> Batch:
         if masks is None:
-            batch = distributed.own_batch(lambda own: part.batch(own, pad_to), rows)
+            batch = distributed.rank_batch(lambda own: part.batch(own, pad_to), rows)
         else:
             batch = masks.own(part.batch(rows, pad_to), number)
         return {name: value.to(device) for name, value in batch.items()}

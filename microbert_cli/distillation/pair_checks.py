@@ -7,7 +7,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import ATTENTION
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.tokenizers import same_vocabulary
-from microbert_cli.recipe.loss_checks import check_widths, other_heads, other_width
+from microbert_cli.recipe.loss_checks import check_head_count, heads_mismatch, width_mismatch
 from microbert_cli.training.loss_terms import LossTerm
 
 
@@ -31,12 +31,12 @@ def _check(key: str, term: LossTerm, theirs: Any, ours: Any, where: str) -> None
             if config._attn_implementation != ATTENTION:
                 raise _hidden_attention(config.model_type, where, key)
     if "heads" in term.requires and theirs.num_attention_heads != ours.num_attention_heads:
-        raise other_heads(theirs.num_attention_heads, ours.num_attention_heads, key, where)
+        raise heads_mismatch(theirs.num_attention_heads, ours.num_attention_heads, key, where)
     if "width" in term.requires and theirs.hidden_size != ours.hidden_size:
-        raise other_width(theirs.hidden_size, ours.hidden_size, key, where)
+        raise width_mismatch(theirs.hidden_size, ours.hidden_size, key, where)
     if term.divides:
         number, widths = term.parameter(term.divides), {"student": ours.hidden_size, "teacher": theirs.hidden_size}
-        for error in check_widths(f"{key}.{term.divides}", where, number, widths):
+        for error in check_head_count(f"{key}.{term.divides}", where, number, widths):
             raise error
 
 

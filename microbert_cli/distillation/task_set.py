@@ -19,8 +19,8 @@ from microbert_cli.recipe.phase_data import phase_split
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PhaseSpec, Recipe
 from microbert_cli.training.loss_terms import LossTerm, without_teacher_terms
-from microbert_cli.training.objective import AskAny
-from microbert_cli.training.phases import rows_asked
+from microbert_cli.training.objective import OptionalTeacherFunction
+from microbert_cli.training.phases import rows_processed
 
 MEAN_SCORE = "mean"
 
@@ -98,9 +98,11 @@ class TaskSet:
         for lesson in self.lessons:
             lesson.meet(student)
 
-    def ask(self, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, want: OutputRequest) -> AskAny | None:
+    def ask(
+        self, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, want: OutputRequest
+    ) -> OptionalTeacherFunction | None:
         """The teacher of each batch of these rows, through the cache; None where nobody teaches at all."""
-        asks = rows_asked(spec, rows.lengths, self.recipe.seeds)
+        asks = rows_processed(spec, rows.lengths, self.recipe.seeds)
         if want == OutputRequest():
             return None
         if not isinstance(rows, MultitaskExamples):

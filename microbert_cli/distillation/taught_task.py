@@ -23,7 +23,7 @@ from microbert_cli.models.labels import match_labels
 from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import Reporter
-from microbert_cli.training.objective import Ask
+from microbert_cli.training.objective import TeacherFunction
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class TaughtTask:
                 f"teacher {source} has another vocabulary than the student: texts are tokenised for each of them"
             )
 
-    def asked(self, rows: TokenizedExamples, want: OutputRequest, *, asks: int, split: str = "train") -> Ask | None:
+    def asked(self, rows: TokenizedExamples, want: OutputRequest, *, asks: int, split: str = "train") -> TeacherFunction | None:
         """The teachers as one, through the cache; `asks` is how many rows will be asked for in all. None: nobody teaches.
 
         rows  of the split `split`, as the student reads them
@@ -110,13 +110,15 @@ class TaughtTask:
             return None
         return together([self._in_own_tokens(one, rows, want, asks, split) for one in self.instructors])
 
-    def _in_own_tokens(self, one: LoadedTeacher, rows: TokenizedExamples, want: OutputRequest, asks: int, split: str) -> Ask:
+    def _in_own_tokens(
+        self, one: LoadedTeacher, rows: TokenizedExamples, want: OutputRequest, asks: int, split: str
+    ) -> TeacherFunction:
         if one.source not in self.apart:
             return self._remembered(one, rows, want, asks)
         theirs = self.data.encode(split, one.loaded, where=one.where)
         return reading(theirs, self._remembered(one, theirs, want, asks), pad_id=one.loaded.tokenizer.pad_token_id)
 
-    def _remembered(self, one: LoadedTeacher, rows: TokenizedExamples, want: OutputRequest, asks: int) -> Ask:
+    def _remembered(self, one: LoadedTeacher, rows: TokenizedExamples, want: OutputRequest, asks: int) -> TeacherFunction:
         """Under `reference` padding counts, and padding is not kept."""
         if self.recipe.normalisation == "reference" and (want.hidden or want.scores):
             return one.teacher.ask

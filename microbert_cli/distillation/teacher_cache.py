@@ -30,14 +30,14 @@ import numpy as np
 import torch
 
 from microbert_cli import distributed
-from microbert_cli.data.batching import filled
+from microbert_cli.data.batching import token_budget_batches
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.models.capture import ModelOutputs, OutputRequest, tokens_at_once
 from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, cache, manifest
-from microbert_cli.training.objective import Ask, Batch
+from microbert_cli.training.objective import Batch, TeacherFunction
 
 KIND = "teacher"
 FORMAT = 2
@@ -75,7 +75,7 @@ def remember(
     asks: int | None = None,
     numerics: Precision = PLAIN,
     reporter: Reporter = SILENT,
-) -> Ask:
+) -> TeacherFunction:
     """Answers like `teacher.ask` for batches of `encoded`, from the cache where that pays and fits.
 
     asked_by  what identifies the teacher's weights and the order of its outputs
@@ -99,12 +99,12 @@ def remember(
             "chunk": (tokens := tokens_at_once(teacher.device.type)),
         }
     )
-    if not distributed.on_main(lambda: _fits(layout, key, settings, reporter)):
+    if not distributed.on_main_process(lambda: _fits(layout, key, settings, reporter)):
         return teacher.ask
     with _entry(key, reporter) as (directory, ready):
         if not ready:
-            chunks = filled(layout.lengths, np.arange(layout.rows), tokens)
-            distributed.on_main(lambda: Filling(directory, layout, chunks))
+            chunks = token_budget_batches(layout.lengths, np.arange(layout.rows), tokens)
+            distributed.on_main_process(lambda: Filling(directory, layout, chunks))
             with torch.inference_mode(), numerics.forward():
                 Filling(directory, layout, chunks).fill(teacher, encoded, want, pad_id, reporter)
     return Kept(directory, layout).ask
@@ -115,12 +115,12 @@ def _entry(key: str, reporter: Reporter) -> Iterator[tuple[Path, bool]]:
     """The cache's entry; of several processes the main one holds it for all, until all are through with filling it."""
     if distributed.is_main():
         with cache.entry(KIND, key, resumable=True, reporter=reporter) as (directory, ready):
-            yield directory, distributed.share(ready)
-            distributed.wait()
+            yield directory, distributed.broadcast(ready)
+            distributed.barrier()
     else:
-        yield cache.place(KIND, key), bool(distributed.share(None))
-        distributed.wait()
-    distributed.wait()  # until it is marked as whole
+        yield cache.place(KIND, key), bool(distributed.broadcast(None))
+        distributed.barrier()
+    distributed.barrier()  # until it is marked as whole
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class Filling(Kept):
         """Asks the teacher about every chunk of ours that is not done; none is asked twice, even after a crash."""
         written: list[int] = []
         flushed = time.monotonic()
-        ours = np.arange(distributed.rank(), len(self.chunks), distributed.world())
+        ours = np.arange(distributed.rank(), len(self.chunks), distributed.world_size())
         missing = [number for number in ours.tolist() if not self.done[number] or self.done[number] != self._checksum(number)]
         for number in missing:
             slots = self.chunks[number]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from microbert_cli.data.batching import in_order
+from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.evaluation.benchmark import TimedModel, time_interleaved
 from microbert_cli.models.onnx import ONNX_FILES
@@ -48,7 +48,7 @@ def benchmark_models(
         contestants[entrant.name] = TimedModel(
             answer=model.answers.logits,
             single=[encoded.batch([int(i)], pad_id=pad) for i in chosen[:64]],
-            batches=[encoded.batch(chosen[i], pad_id=pad) for i in in_order(lengths, batch_size=batch_size)],
+            batches=[encoded.batch(chosen[i], pad_id=pad) for i in batches_by_length(lengths, batch_size=batch_size)],
         )
         told[entrant.name] = _sizes(entrant, model, round(float(lengths.mean())))
     found = time_interleaved(contestants, rounds=rounds, passes=passes, reporter=reporter)

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from microbert_cli.text import plain
+from microbert_cli.text import escape_markdown
 
 COLUMNS = ("model", "score", "spread", "seeds", "retention", "parameters", "megabytes", "latency_ms", "rows_per_second")
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """The table in Markdown."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *(map(plain, cells(row)) for row in rows)]
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *(map(escape_markdown, cells(row)) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from microbert_cli import distributed
-from microbert_cli.data.batching import in_order
+from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
@@ -32,11 +32,11 @@ def logits_of(
 
     Several processes take the batches in turns and tell each other: all have all answers, and the same as one alone gives.
     """
-    groups = in_order(encoded.lengths, batch_size=batch_size)
+    groups = batches_by_length(encoded.lengths, batch_size=batch_size)
     found: list[tuple[np.ndarray, np.ndarray]] = []
     done = 0
     for number, indices in enumerate(groups):
-        if number % distributed.world() == distributed.rank():
+        if number % distributed.world_size() == distributed.rank():
             found.append((indices, _answer(model, encoded.batch(indices, pad_id=pad_id))))
         done += len(indices)
         reporter.progress(name, done, len(encoded))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from microbert_cli.text import plain, safe_text
+from microbert_cli.text import escape_markdown, safe_text
 
 DIGITS = 4
 
@@ -82,7 +82,7 @@ def model_card(card: Card) -> str:
         _section("Where it comes from", _lineage(card)),
         _section("Use", _use(card)),
         _section("Made by", fenced(card.command) + (f"\n\nmbert {card.version}" if card.version else "")),
-        _section("Limits", "\n".join(f"- {plain(limit)}" for limit in card.limits)),
+        _section("Limits", "\n".join(f"- {escape_markdown(limit)}" for limit in card.limits)),
     ]
     return front_matter(card) + "\n" + "\n\n".join(section for section in sections if section) + "\n"
 
@@ -151,9 +151,11 @@ def fenced(text: str, language: str = "") -> str:
 
 
 def _opening(card: Card) -> str:
-    answers = f"Answers: {', '.join(map(plain, card.labels))}." if card.labels else "Answers with a number."
+    answers = f"Answers: {', '.join(map(escape_markdown, card.labels))}." if card.labels else "Answers with a number."
     length = f" Reads up to {card.max_length} tokens." if card.max_length else ""
-    return f"# {plain(card.name)}\n\nA small text classifier for {plain(card.task_title)}. {answers}{length}"
+    return (
+        f"# {escape_markdown(card.name)}\n\nA small text classifier for {escape_markdown(card.task_title)}. {answers}{length}"
+    )
 
 
 def _section(title: str, body: str) -> str:
@@ -165,7 +167,7 @@ def _scores(card: Card) -> str:
         return ""
     rows = [
         [
-            plain(f"{score.task}, {score.split}") + (f" ({score.rows} rows)" if score.rows else ""),
+            escape_markdown(f"{score.task}, {score.split}") + (f" ({score.rows} rows)" if score.rows else ""),
             score.metric,
             f"{score.value:.4f}",
             "" if score.teacher is None else f"{score.teacher:.4f}",
@@ -209,12 +211,15 @@ def _files(card: Card) -> str:
 
 
 def _sizes(card: Card) -> str:
-    rows = [[plain(what), plain(ours), plain(teacher or "")] for what, (ours, teacher) in card.sizes.items()]
+    rows = [
+        [escape_markdown(what), escape_markdown(ours), escape_markdown(teacher or "")]
+        for what, (ours, teacher) in card.sizes.items()
+    ]
     return _table(["", "this model", "teacher"], rows) if rows else ""
 
 
 def _lineage(card: Card) -> str:
-    steps = "\n".join(f"{number}. {plain(step)}" for number, step in enumerate(card.lineage, 1))
+    steps = "\n".join(f"{number}. {escape_markdown(step)}" for number, step in enumerate(card.lineage, 1))
     if not card.layer_map:
         return steps
     pairs = ", ".join(f"{student} <- {teacher}" for student, teacher in sorted(card.layer_map.items()))

@@ -58,7 +58,7 @@ def choose_precision(device: str, *, precision: str = "auto", tf32: bool = False
 def pick_device(name: str) -> str:
     """`auto` is a GPU where there is one, of several processes each one's own; raises M109 for a device that is not there."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{distributed.local_rank()}" if distributed.world() > 1 else "cuda"
+        return f"cuda:{distributed.local_rank()}" if distributed.world_size() > 1 else "cuda"
     if name == "auto":
         return "cpu"
     try:

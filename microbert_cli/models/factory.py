@@ -27,7 +27,7 @@ from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
 from microbert_cli.models.size import check_memory
 from microbert_cli.models.tokenizers import NO_CODE, rows_needed
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.student_shapes import describe
+from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.recipe.task import Task
 from microbert_cli.runs import manifest
 
@@ -123,7 +123,7 @@ def is_description(name: str, catalog: Catalog) -> bool:
 def identify(name: str | None, catalog: Catalog) -> Any:
     """What a model or description is, for identities."""
     if name is not None and is_description(name, catalog):
-        return describe(name, catalog)
+        return read_student(name, catalog)
     return manifest.identify(name)
 
 
@@ -144,7 +144,7 @@ def classifier(
     if tokenizer is None:
         raise no_vocabulary(name, where)
     tokens, config = load_vocabulary(tokenizer, where="tokenizer")
-    description = describe(name, catalog)
+    description = read_student(name, catalog)
     model = build_model(description, kind="classifier", tokenizer=tokens, seed=seed, like=like or config, where=where, **heads)
     return LoadedModel(model, tokens, name, [], start(model) if start else None)
 
@@ -186,7 +186,7 @@ def encoder(
     """A bare encoder, or a "masked-lm": a checkpoint to go on from, or a new student with the teacher's vocabulary."""
     if not is_description(name, catalog):
         return load_model(name, head, where=where, new_head=True, seed=seed)
-    description, tokens = describe(name, catalog), teacher.tokenizer
+    description, tokens = read_student(name, catalog), teacher.tokenizer
     like = teacher.model.config
     model = build_model(description, kind=head, tokenizer=tokens, seed=seed, like=like, where=where)
     return LoadedModel(model, tokens, name, [], start(model) if start else None)

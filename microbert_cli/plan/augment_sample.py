@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from microbert_cli.augmentation.algorithm import AugmentedRows, AugmentSettings
+from microbert_cli.augmentation.algorithm import AugmentSettings, DatasetAugmenter
 from microbert_cli.augmentation.word_vectors import WordTable, load_word_table
 from microbert_cli.augmentation.words import Spelling, stop_words
 from microbert_cli.data.examples import Examples
@@ -84,7 +84,7 @@ class _Trial:
     def run(self, rows: Examples, chosen: np.ndarray) -> dict[str, Any]:
         model = _Watched(self.loaded.model)
         table = _WatchedTable(self.table) if self.table is not None else None
-        driver = AugmentedRows(
+        driver = DatasetAugmenter(
             rows.take(chosen),
             tokenizer=self.loaded.tokenizer,
             masked_lm_model=model,

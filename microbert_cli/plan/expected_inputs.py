@@ -21,7 +21,7 @@ from microbert_cli.data.corpus.blocks import BlockSettings, cut_blocks, find_blo
 from microbert_cli.data.corpus.documents import identify_corpus
 from microbert_cli.data.corpus.vocabulary import train_vocabulary
 from microbert_cli.data.task_data import TaskData, load_task_data
-from microbert_cli.data.tokenized import rules_of
+from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import check_length
 from microbert_cli.models.config import read_config
@@ -34,7 +34,7 @@ from microbert_cli.plan.calibration import Calibration
 from microbert_cli.plan.corpus_sample import CorpusSample, sample_corpus
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.recipe.student_shapes import describe
+from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.recipe.task import Task
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, cache
@@ -100,7 +100,7 @@ class ExpectedInputs:
 
     def described(self, name: str, tokenizer: Any, *, like: Any, where: str) -> ModelInfo:
         """A student of the catalogue with this vocabulary; nothing is allocated."""
-        description = describe(name, self.catalog)
+        description = read_student(name, self.catalog)
         with torch.device("meta"), torch.random.fork_rng():
             model = build_model(description, kind="encoder", tokenizer=tokenizer, seed=0, like=like, where=where)
         return ModelInfo(model.config, tokenizer)
@@ -124,7 +124,7 @@ class ExpectedInputs:
             found = data.encode(split, asked, where="plan").lengths
             return {"lengths": found.tolist(), "seconds": time.perf_counter() - begun}
 
-        key = [data.rows[split].fingerprint, rules_of(known.tokenizer), data.max_length]
+        key = [data.rows[split].fingerprint, tokenizer_fingerprint(known.tokenizer), data.max_length]
         stored = self.prices.once("rows", key, measure)
         return np.asarray(stored["lengths"]), stored["seconds"]
 
@@ -155,7 +155,7 @@ class ExpectedInputs:
         settings = BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed)
         if found := find_blocks(source, tokenizer, settings):
             return CorpusBlocks(found[0].lengths, found[1].lengths, 0.0, 0)
-        key = [identify_corpus(source), rules_of(tokenizer), vars(settings)]
+        key = [identify_corpus(source), tokenizer_fingerprint(tokenizer), vars(settings)]
         stored = self.prices.once("blocks", key, lambda: self._measure_blocks(recipe, source, tokenizer, settings))
         again = atomic.digest(key) in self._cut
         self._cut.add(atomic.digest(key))

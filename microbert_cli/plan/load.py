@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from microbert_cli.data.batching import epoch_batches, filled, in_order
+from microbert_cli.data.batching import batches_by_length, epoch_batches, token_budget_batches
 from microbert_cli.models.capture import tokens_at_once
 
 Shape = tuple[int, int]
@@ -82,13 +82,15 @@ def training_load(
 def answering_load(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> Workload:
     """All rows once, longest first, as evaluation goes through them."""
     lengths = np.asarray(lengths)
-    return load_of_batches(lengths[rows] for rows in in_order(lengths, batch_size=batch_size))
+    return load_of_batches(lengths[rows] for rows in batches_by_length(lengths, batch_size=batch_size))
 
 
 def at_once(lengths: Sequence[int] | np.ndarray, device: str) -> Workload:
     """All rows once, as the teacher's cache is filled."""
     lengths = np.sort(np.asarray(lengths))[::-1]
-    return load_of_batches(lengths[rows] for rows in filled(lengths, np.arange(len(lengths)), tokens_at_once(device)))
+    return load_of_batches(
+        lengths[rows] for rows in token_budget_batches(lengths, np.arange(len(lengths)), tokens_at_once(device))
+    )
 
 
 def load_of_batches(batches: Iterable[np.ndarray], pad_to: int | None = None) -> Workload:

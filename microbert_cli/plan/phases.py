@@ -24,8 +24,8 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PhaseSpec, Recipe, Training
 from microbert_cli.recipe.values import Term
 from microbert_cli.runs.stage_inputs import Step
-from microbert_cli.training.loss_terms import MAPPED, make_terms, want_of
-from microbert_cli.training.phases import make_plan, rows_asked
+from microbert_cli.training.loss_terms import LAYERWISE, make_terms, output_request
+from microbert_cli.training.phases import make_plan, rows_processed
 
 DEV_BATCH = 64  # of scoring.logits_of
 RACE = (256, 32, 4, 33)  # racing.race_models: rows, rows a batch, passes and single rounds with their warm-up
@@ -42,7 +42,7 @@ def asked_once(costs: Costs, recipe: Recipe, name: str, spec: PhaseSpec, ask: Jo
     """
     if ask.want == OutputRequest():
         return True
-    asks = rows_asked(spec, lengths, recipe.seeds)
+    asks = rows_processed(spec, lengths, recipe.seeds)
     shown = ask.want.hidden | ask.want.scores
     if recipe.cache.teacher == "off" or recipe.teacher.dropout or ask.want.qkv or asks <= len(lengths):
         return False
@@ -87,10 +87,10 @@ def distil_jobs(
     losses = losses_of(spec.losses)
     terms = make_terms(losses, catalog)
     theirs, ours = teacher.config.num_hidden_layers, student.config.num_hidden_layers
-    layered = head == "encoder" or any(term.over in MAPPED for term in terms)
+    layered = head == "encoder" or any(term.over in LAYERWISE for term in terms)
     layers = tuple(layer_map(recipe.layer_map, teacher_layers=theirs, student_layers=ours)) if layered else (0,)
-    want = want_of([term for term in terms if term.asks_teacher], layers)
-    logits = want_of(terms, layers).logits
+    want = output_request([term for term in terms if term.asks_teacher], layers)
+    logits = output_request(terms, layers).logits
     job = Job("train", student.config, spec.batch_size, head, logits=logits, losses=losses, layers=layers,
               teacher=teacher.config, normalisation=recipe.normalisation, optimizer=spec.optimizer,
               accumulate=spec.accumulate)  # fmt: skip

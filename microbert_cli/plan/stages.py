@@ -42,7 +42,7 @@ from microbert_cli.plan.phases import (
 )
 from microbert_cli.plan.stage_cost import SMALL, Costs, StagePlan, evaluations
 from microbert_cli.plan.work import Job, shape
-from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, not_taken, phase_split, trained_splits
+from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase_split, trained_splits, unused_transfer_note
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
@@ -204,7 +204,7 @@ def _task_distill(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
 def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     recipe = step.resolved.recipe
     data = add_rows(costs, seen, recipe, trained_splits(recipe, seen.catalog))
-    costs.plan.notes += filter(None, [not_taken(recipe, seen.catalog)])
+    costs.plan.notes += filter(None, [unused_transfer_note(recipe, seen.catalog)])
     source = step.inputs["teacher"]
     teacher = seen.model(source, where="teacher.model").classifying(data.task)
     student = seen.model(step.inputs["student"], where="student", tokenizer=source, like=teacher.config).classifying(data.task)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-OF_SEVERAL = ("tasks", "sampling", "teachers")  # without tasks they say nothing
+MULTITASK_KEYS = ("tasks", "sampling", "teachers")  # without tasks they say nothing
 CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
-SILENT = {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False}  # of stage one: as if not said
-PLACES = {
+NEUTRAL_DEFAULTS = {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False}  # of stage one: as if not said
+LOCATION_KEYS = {
     "data": ("folder", "train_file", "dev_file", "test_file", "transfer_file"),
     "corpus": ("source",),
     "vectors": ("source",),
@@ -20,12 +20,13 @@ PLACES = {
 }
 
 
-def _without_places(name: str, value: Any) -> Any:
+def identity_values(name: str, value: Any) -> Any:
+    """Returns a table of the recipe without the keys that leave what a stage makes as it is."""
     if name == "phases":
         return {phase: {key: inner for key, inner in numbers.items() if key not in CADENCE} for phase, numbers in value.items()}
     if name == "teachers":
         return sorted(value)
-    if name not in PLACES:
+    if name not in LOCATION_KEYS:
         return value
-    unsaid = SILENT if name in ("general", "pretrain") else {}
-    return {key: v for key, v in value.items() if key not in PLACES[name] and not (key in unsaid and v == unsaid[key])}
+    unsaid = NEUTRAL_DEFAULTS if name in ("general", "pretrain") else {}
+    return {key: v for key, v in value.items() if key not in LOCATION_KEYS[name] and not (key in unsaid and v == unsaid[key])}

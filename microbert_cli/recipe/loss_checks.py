@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from microbert_cli.errors import MbertError, at, key_at, one_or_many
+from microbert_cli.errors import MbertError, combine_errors, key_location, key_of_location
 from microbert_cli.recipe.layers import table_at
 from microbert_cli.recipe.phase_data import check_transfer
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.student_shapes import StudentShape, shape_of
 
-USUAL = 768  # the width of a teacher, where a number is proposed before one is known
+DEFAULT_TEACHER_WIDTH = 768  # the width of a teacher, where a number is proposed before one is known
 COLUMNS = {"tokens", "heads", "width"}
-ANSWERS = frozenset({"logits", "labels", "augmented"})  # what plain text does not have
+TASK_INPUTS = frozenset({"logits", "labels", "augmented"})  # what plain text does not have
 
 
 @dataclass(frozen=True)
-class Said:
+class RecipeLoss:
     """A loss in a recipe: its key, what its file says, and the parameters it gets."""
 
     key: str
@@ -37,7 +37,7 @@ class Said:
 
     @property
     def where(self) -> str:
-        return at(self.origin, self.key)
+        return key_location(self.origin, self.key)
 
 
 def unknown_columns(requires: Iterable[str]) -> list[str]:
@@ -45,7 +45,7 @@ def unknown_columns(requires: Iterable[str]) -> list[str]:
     return sorted(set(requires) - COLUMNS)
 
 
-def columns(needs: Iterable[str], *, projects: bool) -> frozenset[str]:
+def default_columns(needs: Iterable[str], *, projects: bool) -> frozenset[str]:
     """What a loss that does not say it requires: "tokens", "heads", "width", by what it has to see."""
     found = {"scores": {"tokens", "heads"}, "qkv": {"tokens"}, "token_logits": {"tokens"}}
     found["hidden"] = {"tokens"} if projects else {"tokens", "width"}
@@ -58,10 +58,10 @@ def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
 
     values  raw, so that all that is wrong with a recipe is said at once
     """
-    of_text, of_rows = _said(values, catalog, origins)
+    of_text, of_rows = _recipe_losses(values, catalog, origins)
     for said in of_text:
-        if missing := sorted(ANSWERS & set(said.facts.get("needs") or ())):
-            yield not_given(said.where, missing, "what models show of plain text")
+        if missing := sorted(TASK_INPUTS & set(said.facts.get("needs") or ())):
+            yield missing_inputs(said.where, missing, "what models show of plain text")
         if "unrelated" in (said.facts.get("needs") or ()) and table_at(values, "corpus").get("format", "pairs") != "pairs":
             yield _no_pairs(said.where)
     if "task-distill" in _stages(values):
@@ -69,12 +69,12 @@ def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     rule = values.get("layer_map")
     if rule == "top" or type(rule) is int:
         yield from (
-            _one_pair(said.where, rule) for said in (*of_text, *of_rows) if said.facts.get("over") in ("layers", "inner")
+            _top_layer_only(said.where, rule) for said in (*of_text, *of_rows) if said.facts.get("over") in ("layers", "inner")
         )
     student = shape_of(values.get("student"), catalog)
     if student is None:
         return
-    base = _trained_here(values, catalog)
+    base = _pretrained_shape(values, catalog)
     named = table_at(values, "teacher")
     taught = None if values.get("teachers") or values.get("tasks") or named.get("model") or named.get("models") else base
     begins_elsewhere = values.get("init") not in (None, "auto", "random")
@@ -87,16 +87,16 @@ def check_stage(kind: str, values: Mapping[str, Any], catalog: Catalog, origins:
     """The same of one stage, which may run alone or as a variant, so that no list of stages names it: raises all there is."""
     before = [stage for stage in _stages(values) if stage == "pretrain"]
     if errors := list(check_losses({**values, "stages": [*before, kind]}, catalog, origins)):
-        raise one_or_many(errors)
+        raise combine_errors(errors)
 
 
-def check_widths(key: str, where: str, heads: Any, widths: Mapping[str, int]) -> Iterator[MbertError]:
+def check_head_count(key: str, where: str, heads: Any, widths: Mapping[str, int]) -> Iterator[MbertError]:
     """M095 unless `heads` divides every width; `widths` by whose they are. key: of the parameter, in the recipe."""
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or any(width % heads for width in widths.values()):
         yield _not_dividing(key, where, heads, widths)
 
 
-def other_heads(teacher: int, student: int, key: str, where: str) -> MbertError:
+def heads_mismatch(teacher: int, student: int, key: str, where: str) -> MbertError:
     """The error for attention that cannot be compared head by head."""
     return MbertError(
         "M013",
@@ -107,7 +107,7 @@ def other_heads(teacher: int, student: int, key: str, where: str) -> MbertError:
     )
 
 
-def other_width(teacher: int, student: int, key: str, where: str) -> MbertError:
+def width_mismatch(teacher: int, student: int, key: str, where: str) -> MbertError:
     """The error for vectors that cannot be compared as they are."""
     return MbertError(
         "M094",
@@ -118,18 +118,20 @@ def other_width(teacher: int, student: int, key: str, where: str) -> MbertError:
     )
 
 
-def not_given(where: str, missing: list[str], given: str) -> MbertError:
+def missing_inputs(where: str, missing: list[str], given: str) -> MbertError:
     """The error for a loss that needs to see what a stage does not have."""
     return MbertError(
         "M008",
         f"this loss needs {', '.join(missing)}, and there is none in this stage",
         where=where,
         allowed=f"Losses that need no more than {given}.",
-        fix=f"Leave it out: --set {key_at(where)}=0",
+        fix=f"Leave it out: --set {key_of_location(where)}=0",
     )
 
 
-def _said(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> tuple[list[Said], list[Said]]:
+def _recipe_losses(
+    values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]
+) -> tuple[list[RecipeLoss], list[RecipeLoss]]:
     """The losses of `general` and those of all phases, each where the run has the stage."""
     stages = _stages(values)
     general = {"general": values.get("general")} if "general-distill" in stages else {}
@@ -138,7 +140,7 @@ def _said(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str
     return [*_losses(general, catalog, origins)], [*_losses(named, catalog, origins)]
 
 
-def _losses(tables: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[Said]:
+def _losses(tables: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[RecipeLoss]:
     """Every loss with a weight that is known to the catalogue; what is not is said elsewhere."""
     for table, phase in tables.items():
         if not isinstance(phase, Mapping) or phase.get("leave_out"):
@@ -148,23 +150,23 @@ def _losses(tables: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, s
                 continue
             key = f"{table}.losses.{name}"
             origin = next((origins[one] for one in (f"{key}.weight", key) if one in origins), "recipe")
-            yield Said(key, origin, catalog.loss_facts(name), {**catalog.loss_defaults(name), **term})
+            yield RecipeLoss(key, origin, catalog.loss_facts(name), {**catalog.loss_defaults(name), **term})
 
 
-def _check_shapes(said: Said, teacher: StudentShape | None, student: StudentShape) -> Iterator[MbertError]:
+def _check_shapes(said: RecipeLoss, teacher: StudentShape | None, student: StudentShape) -> Iterator[MbertError]:
     facts = said.facts
     said_so = facts.get("requires")
-    asked = columns(facts.get("needs") or (), projects="projects" in facts) if said_so is None else said_so
+    asked = default_columns(facts.get("needs") or (), projects="projects" in facts) if said_so is None else said_so
     if teacher is not None and "heads" in asked and teacher.heads and student.heads not in (None, teacher.heads):
-        yield other_heads(teacher.heads, student.heads or 0, said.key, said.where)
+        yield heads_mismatch(teacher.heads, student.heads or 0, said.key, said.where)
     if teacher is not None and "width" in asked and teacher.width != student.width:
-        yield other_width(teacher.width, student.width, said.key, said.where)
+        yield width_mismatch(teacher.width, student.width, said.key, said.where)
     if parameter := facts.get("divides"):
         widths = {"student": student.width} | ({"teacher": teacher.width} if teacher else {})
-        yield from check_widths(f"{said.key}.{parameter}", said.where, said.parameters.get(parameter), widths)
+        yield from check_head_count(f"{said.key}.{parameter}", said.where, said.parameters.get(parameter), widths)
 
 
-def _trained_here(values: Mapping[str, Any], catalog: Catalog) -> StudentShape | None:
+def _pretrained_shape(values: Mapping[str, Any], catalog: Catalog) -> StudentShape | None:
     """The shape of the model that this run pre-trains, where it is what teaches."""
     trains = "pretrain" in _stages(values) and not values.get("base")
     return shape_of(table_at(values, "pretrain").get("model"), catalog) if trains else None
@@ -176,7 +178,7 @@ def _stages(values: Mapping[str, Any]) -> list[Any]:
 
 
 def _not_dividing(key: str, where: str, heads: Any, widths: Mapping[str, int]) -> MbertError:
-    common = gcd(*widths.values(), *(() if "teacher" in widths else (USUAL,)))
+    common = gcd(*widths.values(), *(() if "teacher" in widths else (DEFAULT_TEACHER_WIDTH,)))
     fitting = [number for number in range(common, 0, -1) if common % number == 0]
     best = next((number for number in fitting if isinstance(heads, int) and number <= heads), fitting[-1])
     told = " and ".join(f"{width} of the {whose}" for whose, width in sorted(widths.items()))
@@ -185,7 +187,7 @@ def _not_dividing(key: str, where: str, heads: Any, widths: Mapping[str, int]) -
         f"{heads!r} relation heads do not divide the width {told}",
         where=where,
         allowed=f"{', '.join(map(str, fitting[:12]))}{' ...' if len(fitting) > 12 else ''}, which divide "
-        + ("both." if "teacher" in widths else f"it and a teacher's {USUAL}."),
+        + ("both." if "teacher" in widths else f"it and a teacher's {DEFAULT_TEACHER_WIDTH}."),
         fix=f"--set {key}={best}",
     )
 
@@ -196,15 +198,15 @@ def _no_pairs(where: str) -> MbertError:
         "this loss is about pairs of segments, and the corpus is cut into single ones",
         where=where,
         allowed='corpus.format = "pairs": second segments, a share corpus.random_next of them from another document.',
-        fix=f"--set corpus.format=pairs, or leave the loss out: --set {key_at(where)}=0",
+        fix=f"--set corpus.format=pairs, or leave the loss out: --set {key_of_location(where)}=0",
     )
 
 
-def _one_pair(where: str, rule: str | int) -> MbertError:
+def _top_layer_only(where: str, rule: str | int) -> MbertError:
     return MbertError(
         "M096",
         f"this loss compares every layer of the student, and layer_map = {rule!r} gives a teacher to its top layer alone",
         where=where,
         allowed="Losses of the top layer, such as relations; or a map of all layers: uniform, first, last or a list.",
-        fix=f"--set layer_map=uniform, or leave the loss out: --set {key_at(where)}=0",
+        fix=f"--set layer_map=uniform, or leave the loss out: --set {key_of_location(where)}=0",
     )

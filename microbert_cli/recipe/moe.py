@@ -24,12 +24,12 @@ def check_experts(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iter
         return
     if said["top_k"] > said["experts"] > 0:
         yield _too_many(said["top_k"], said["experts"], f"{_origin('top_k', origins)}, moe.top_k")
-    yield from _exclusive(said, origins)
+    yield from _check_exclusive_keys(said, origins)
     if said["side"] == "both" and said["experts"] >= said["teacher_experts"]:
-        yield not_fewer(said["experts"], said["teacher_experts"], f"{_origin('experts', origins)}, moe.experts")
+        yield too_many_student_experts(said["experts"], said["teacher_experts"], f"{_origin('experts', origins)}, moe.experts")
 
 
-def of_teacher(recipe: Recipe) -> dict[str, Any]:
+def expert_teacher_values(recipe: Recipe) -> dict[str, Any]:
     """The values over a recipe by which task-distill, whose student begins as the teacher, makes an expert teacher."""
     moe = recipe.moe
     student = {
@@ -42,7 +42,7 @@ def of_teacher(recipe: Recipe) -> dict[str, Any]:
     return {"moe": student, "phases": phases, "layer_map": "uniform"}
 
 
-def not_fewer(student: int, teacher: int, where: str) -> MbertError:
+def too_many_student_experts(student: int, teacher: int, where: str) -> MbertError:
     """The error for a student with as many experts as its expert teacher."""
     return MbertError(
         "M074",
@@ -54,7 +54,7 @@ def not_fewer(student: int, teacher: int, where: str) -> MbertError:
     )
 
 
-def _exclusive(said: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
+def _check_exclusive_keys(said: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
     """What extraction to a plain BERT rests on, and what a table of tokens or an expert with a LayerNorm leaves no room for."""
     by_task = said["routing"] == "task"
     clashes = {

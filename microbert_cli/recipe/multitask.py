@@ -14,8 +14,8 @@ from microbert_cli.errors import MbertError, nearest
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 
-TASK = "{task}"
-NAME = re.compile(r"[A-Za-z0-9][\w-]{0,99}")  # heads and folders are called so
+TASK_PLACEHOLDER = "{task}"
+TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,99}")  # heads and folders are called so
 OWN_FILES = ("train_file", "dev_file", "test_file")
 
 
@@ -24,7 +24,7 @@ def task_name(named: str) -> str:
     return Path(named).stem if named.endswith(".toml") else named
 
 
-def which_of(tasks: Sequence[str], where: str) -> MbertError:
+def ambiguous_task(tasks: Sequence[str], where: str) -> MbertError:
     """The error for a model of several tasks of which none is named."""
     return MbertError(
         "M265",
@@ -41,19 +41,19 @@ def teachers_of(recipe: Recipe) -> dict[str, list[str]]:
     names = [task_name(task) for task in recipe.tasks]
     if recipe.teachers:
         return {name: as_list(recipe.teachers.get(name, [])) for name in names}
-    return {name: [one.replace(TASK, name) for one in pattern] for name in names}
+    return {name: [one.replace(TASK_PLACEHOLDER, name) for one in pattern] for name in names}
 
 
 def augmented_of(recipe: Recipe) -> dict[str, str]:
     """The augmented rows of every task of several: `augmented` with the task's name in it."""
     place = recipe.augmented or ""
-    return {task_name(task): place.replace(TASK, task_name(task)) for task in recipe.tasks if place}
+    return {task_name(task): place.replace(TASK_PLACEHOLDER, task_name(task)) for task in recipe.tasks if place}
 
 
 def transfer_of(recipe: Recipe) -> str | None:
     """The file of a task's transfer set, with the task's name where it says `{task}`."""
     place = recipe.data.transfer_file
-    return place.replace(TASK, task_name(recipe.task)) if place and recipe.task else place
+    return place.replace(TASK_PLACEHOLDER, task_name(recipe.task)) if place and recipe.task else place
 
 
 def recipe_of_task(recipe: Recipe, task: str) -> Recipe:
@@ -78,28 +78,28 @@ def check_tasks(values: Mapping[str, Any], catalog: Catalog, origin: Mapping[str
     tasks = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
     where = f"{origin.get('tasks', 'recipe')}, tasks"
     if tasks:
-        yield from _names(tasks, where)
-        yield from _only_several(values, where)
+        yield from _check_task_names(tasks, where)
+        yield from _check_single_task_keys(values, where)
         yield from (error for task in tasks for error in catalog.check("tasks", task, where))
     teachers = values.get("teachers", {})
     for name in teachers if isinstance(teachers, Mapping) else ():
         if name not in (names := [task_name(task) for task in tasks]):
-            yield _not_taught(name, names, f"{origin.get(f'teachers.{name}', 'recipe')}, teachers.{name}")
+            yield _unknown_taught_task(name, names, f"{origin.get(f'teachers.{name}', 'recipe')}, teachers.{name}")
 
 
-def _names(tasks: Sequence[str], where: str) -> Iterable[MbertError]:
+def _check_task_names(tasks: Sequence[str], where: str) -> Iterable[MbertError]:
     names = [task_name(task) for task in tasks]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        yield _clash(name, [task for task in tasks if task_name(task) == name], where)
-    for name in (name for name in names if not NAME.fullmatch(name)):
-        yield _no_name(name, where)
+        yield _duplicate_task_name(name, [task for task in tasks if task_name(task) == name], where)
+    for name in (name for name in names if not TASK_NAME.fullmatch(name)):
+        yield _invalid_task_name(name, where)
 
 
-def _only_several(values: Mapping[str, Any], where: str) -> Iterable[MbertError]:
+def _check_single_task_keys(values: Mapping[str, Any], where: str) -> Iterable[MbertError]:
     data = values.get("data", {})
     own = [key for key in OWN_FILES if data.get(key)] if isinstance(data, Mapping) else []
     if values.get("task") or own:
-        yield _both("task" if values.get("task") else f"data.{own[0]}", where)
+        yield _both_single_and_multitask("task" if values.get("task") else f"data.{own[0]}", where)
 
 
 def as_list(teachers: str | Sequence[str]) -> list[str]:
@@ -107,7 +107,7 @@ def as_list(teachers: str | Sequence[str]) -> list[str]:
     return [teachers] if isinstance(teachers, str) else list(teachers)
 
 
-def _clash(name: str, tasks: Sequence[str], where: str) -> MbertError:
+def _duplicate_task_name(name: str, tasks: Sequence[str], where: str) -> MbertError:
     return MbertError(
         "M080",
         f'{len(tasks)} tasks are called "{name}": {", ".join(tasks)}',
@@ -117,7 +117,7 @@ def _clash(name: str, tasks: Sequence[str], where: str) -> MbertError:
     )
 
 
-def _both(other: str, where: str) -> MbertError:
+def _both_single_and_multitask(other: str, where: str) -> MbertError:
     return MbertError(
         "M081",
         f'a run is of one task or of several, and "{other}" is named beside "tasks"',
@@ -127,7 +127,7 @@ def _both(other: str, where: str) -> MbertError:
     )
 
 
-def _not_taught(name: str, names: Sequence[str], where: str) -> MbertError:
+def _unknown_taught_task(name: str, names: Sequence[str], where: str) -> MbertError:
     return MbertError(
         "M082",
         f'a teacher is named for "{name}", and that is none of the tasks',
@@ -137,7 +137,7 @@ def _not_taught(name: str, names: Sequence[str], where: str) -> MbertError:
     )
 
 
-def _no_name(name: str, where: str) -> MbertError:
+def _invalid_task_name(name: str, where: str) -> MbertError:
     return MbertError(
         "M084",
         f'"{name}" cannot be the name of one of several tasks',

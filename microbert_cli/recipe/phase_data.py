@@ -12,7 +12,7 @@ A loss needs labels where its function cannot be called without: where `labels_B
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
-from microbert_cli.errors import MbertError, at
+from microbert_cli.errors import MbertError, key_location
 from microbert_cli.recipe.layers import table_at
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PhaseSpec, Recipe
@@ -21,7 +21,7 @@ TRAIN, AUGMENTED, TRANSFER = "train", "augmented", "transfer"
 SELECTED_BY = "dev"
 
 
-def split_of(said: str, *, needs_labels: bool, there: Container[str]) -> str:
+def choose_split(said: str, *, needs_labels: bool, there: Container[str]) -> str:
     """The rule itself: `said` is the phase's `data`, `there` are the splits at hand."""
     assert said != TRANSFER or TRANSFER in there, "a recipe without a transfer set is refused as it is read"
     if TRANSFER in there and (said == TRANSFER or said == "auto" and not needs_labels):
@@ -31,17 +31,21 @@ def split_of(said: str, *, needs_labels: bool, there: Container[str]) -> str:
 
 def phase_split(phase: PhaseSpec, catalog: Catalog, there: Container[str]) -> str:
     """The split that a phase of a recipe trains on."""
-    return split_of(phase.data, needs_labels=_needs_labels(phase, catalog), there=there)
+    return choose_split(phase.data, needs_labels=_needs_labels(phase, catalog), there=there)
 
 
 def trained_splits(recipe: Recipe, catalog: Catalog) -> tuple[str, ...]:
     """What stage two reads of a task beside augmented rows; a transfer set that no phase takes is not read."""
-    return (TRAIN, SELECTED_BY, TRANSFER) if recipe.data.transfer_file and _taken(recipe, catalog) else (TRAIN, SELECTED_BY)
+    return (
+        (TRAIN, SELECTED_BY, TRANSFER)
+        if recipe.data.transfer_file and _uses_transfer(recipe, catalog)
+        else (TRAIN, SELECTED_BY)
+    )
 
 
-def not_taken(recipe: Recipe, catalog: Catalog) -> str | None:
+def unused_transfer_note(recipe: Recipe, catalog: Catalog) -> str | None:
     """A transfer set that no phase takes, in words; None where there is none, or some phase does."""
-    if not recipe.data.transfer_file or _taken(recipe, catalog):
+    if not recipe.data.transfer_file or _uses_transfer(recipe, catalog):
         return None
     return (
         f"the transfer set {recipe.data.transfer_file} is not read: no phase takes it. One does that has "
@@ -60,42 +64,42 @@ def check_transfer(values: Mapping[str, Any], catalog: Catalog, origins: Mapping
             continue
         key = f"phases.{name}.data"
         if not there:
-            yield _no_set(key, origins.get(key, "recipe"))
+            yield _no_transfer_set(key, origins.get(key, "recipe"))
         terms = table_at(phase, "losses")
         weighted = [loss for loss, term in terms.items() if not isinstance(term, Mapping) or term.get("weight", 1.0) != 0]
-        for loss in _needing(weighted, catalog):
-            yield _no_labels(f"phases.{name}", loss, origins.get(key, "recipe"))
+        for loss in _losses_needing_labels(weighted, catalog):
+            yield _labels_needed(f"phases.{name}", loss, origins.get(key, "recipe"))
 
 
-def _taken(recipe: Recipe, catalog: Catalog) -> bool:
+def _uses_transfer(recipe: Recipe, catalog: Catalog) -> bool:
     there = (TRAIN, AUGMENTED, TRANSFER)
     return any(phase_split(phase, catalog, there) == TRANSFER for phase in recipe.run_phases.values())
 
 
 def _needs_labels(phase: PhaseSpec, catalog: Catalog) -> bool:
-    return bool(_needing([name for name, term in phase.losses.items() if term.weight], catalog))
+    return bool(_losses_needing_labels([name for name, term in phase.losses.items() if term.weight], catalog))
 
 
-def _needing(losses: Iterable[str], catalog: Catalog) -> list[str]:
+def _losses_needing_labels(losses: Iterable[str], catalog: Catalog) -> list[str]:
     """Those of the losses that need labels; a name that is none is told elsewhere."""
     return [name for name in losses if not list(catalog.check("losses", name, "")) and catalog.loss_needs_labels(name)]
 
 
-def _no_set(key: str, origin: str) -> MbertError:
+def _no_transfer_set(key: str, origin: str) -> MbertError:
     return MbertError(
         "M140",
         "this phase is to train on a transfer set, and none is named",
-        where=at(origin, key),
+        where=key_location(origin, key),
         allowed='A file of texts as data.transfer_file; or "auto", "original" or "augmented" here.',
         fix=f"mbert task-distill --transfer-file FILE, or --set data.transfer_file=FILE; or --set {key}=auto",
     )
 
 
-def _no_labels(phase: str, loss: str, origin: str) -> MbertError:
+def _labels_needed(phase: str, loss: str, origin: str) -> MbertError:
     return MbertError(
         "M141",
         f"the loss {loss} needs labels, and this phase trains on a transfer set, which has none",
-        where=at(origin, f"{phase}.losses.{loss}"),
+        where=key_location(origin, f"{phase}.losses.{loss}"),
         allowed='Losses that ask the teacher alone, such as soft_target; or data = "original" for this phase.',
         fix=f"--set {phase}.losses.{loss}=0, or --set {phase}.data=original",
     )

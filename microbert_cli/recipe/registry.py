@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parent.parent
 
 
 # An architecture that loading itself needs lies with the models, and is listed with the other students.
-ELSEWHERE = {"students": {"routed_bert": PACKAGE / "models" / "moe" / "bert.py"}}
+OUTSIDE_CATALOG = {"students": {"routed_bert": PACKAGE / "models" / "moe" / "bert.py"}}
 KINDS = ("losses", "methods", "students", "tasks", "augmenters", "recipes", "machines")
 SUFFIXES = {
     "losses": (".py",),
@@ -123,7 +123,7 @@ class Catalog:
         """What its keyword parameters are where a recipe does not say, as far as that is a plain value."""
         every = (node.args for node in self._functions(name, name))
         pairs = (pair for own in every for pair in zip(own.kwonlyargs, own.kw_defaults, strict=True))
-        return {argument.arg: _plain(value) for argument, value in pairs if value is not None}
+        return {argument.arg: _literal(value) for argument, value in pairs if value is not None}
 
     def loss_needs_labels(self, name: str) -> bool:
         """Whether a loss, or what its adversary learns, cannot be called without labels: `labels_B` has no default."""
@@ -137,7 +137,7 @@ class Catalog:
         for node in self._loss(name).body:
             if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                found |= {target.id: _plain(node.value) for target in targets if isinstance(target, ast.Name)}
+                found |= {target.id: _literal(node.value) for target in targets if isinstance(target, ast.Name)}
         return {fact: found[fact] for fact in ("needs", "over", "projects", "requires", "divides") if fact in found}
 
     def _functions(self, loss: str, *names: str) -> list[ast.FunctionDef]:
@@ -166,10 +166,10 @@ class Catalog:
             folders[0] = next((place for place in (PACKAGE / kind, PACKAGE.parent / kind) if place.is_dir()), folders[0])
         files = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
         named = {file.stem: file for file in files if file.suffix in SUFFIXES[kind] and file.stem != "__init__"}
-        return ELSEWHERE.get(kind, {}) | named
+        return OUTSIDE_CATALOG.get(kind, {}) | named
 
 
-def _plain(value: ast.expr) -> Any:
+def _literal(value: ast.expr) -> Any:
     try:
         return ast.literal_eval(value)
     except ValueError:

@@ -11,14 +11,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from microbert_cli.errors import MbertError, at, nearest, one_or_many
+from microbert_cli.errors import MbertError, combine_errors, key_location, nearest
 from microbert_cli.recipe.layers import Layer, flatten, merge, nest, normalise, table_at
 from microbert_cli.recipe.loss_checks import check_losses
 from microbert_cli.recipe.moe import check_experts
 from microbert_cli.recipe.multitask import check_tasks
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import STAGES, Recipe
-from microbert_cli.recipe.toml import parse_value, read_toml, refuse_unsound
+from microbert_cli.recipe.toml import check_values, parse_value, read_toml
 from microbert_cli.recipe.values import FOLDER_NAME
 
 ENVIRONMENT = "MBERT_SET_"
@@ -59,7 +59,7 @@ def resolve(
     lower = [beneath, own] if beneath else [own]
     upper = [*lower, *_environment_layers(environment), *_set_layers(sets), *_flag_layers(flags or {}, called or {})]
     for layer in upper:
-        refuse_unsound(layer.values, layer.origin)
+        check_values(layer.values, layer.origin)
     return _resolved(upper, path.stem if path else "mbert", catalog)
 
 
@@ -70,8 +70,12 @@ def overlay(resolved: Resolved, values: Mapping[str, Any], origin: str, catalog:
 
 def _resolved(upper: Sequence[Layer], name: str, catalog: Catalog) -> Resolved:
     upper = [Layer(layer.origin, normalise(layer.values)) for layer in upper]
-    method = _last(upper, "method") or Recipe.model_fields["method"].default
-    layers = [*_method_layers(catalog, str(method), _last(upper, "task")), *upper, *_ablated(catalog, str(method), upper)]
+    method = _last_value(upper, "method") or Recipe.model_fields["method"].default
+    layers = [
+        *_method_layers(catalog, str(method), _last_value(upper, "task")),
+        *upper,
+        *_ablation_layers(catalog, str(method), upper),
+    ]
     return Resolved(*_validate(layers, catalog), name=name, layers=tuple(upper))
 
 
@@ -106,39 +110,39 @@ def _flag_layers(flags: Mapping[str, Any], called: Mapping[str, str]) -> list[La
 
 
 def _method_layers(catalog: Catalog, method: str, task: Any) -> list[Layer]:
-    path, values = _method(catalog, method)
+    path, values = _read_method(catalog, method)
     values = {key: value for key, value in values.items() if key not in ("title", "source", "ablations")}
-    by_task = _tables(values.pop("by_task", {}), f"{path}, by_task", "Values for single tasks: [by_task.cola]")
+    by_task = _table_of_tables(values.pop("by_task", {}), f"{path}, by_task", "Values for single tasks: [by_task.cola]")
     layers = [Layer(f"method {method}", normalise(values))]
     if isinstance(task, str) and (own := by_task.get(Path(task).stem)):
         layers.append(Layer(f"method {method}, for {task}", normalise(own)))
     return layers
 
 
-def _ablated(catalog: Catalog, method: str, upper: Sequence[Layer]) -> list[Layer]:
+def _ablation_layers(catalog: Catalog, method: str, upper: Sequence[Layer]) -> list[Layer]:
     """What the method says is changed where parts of it are left out; it rules over all else, so that they are left out."""
-    parts = _texts(_last(upper, "ablate"))
+    parts = _strings(_last_value(upper, "ablate"))
     known = ablations(catalog, method) if parts else {}
     if unknown := [part for part in parts if part not in known]:
-        raise one_or_many([_no_part(part, method, known) for part in unknown])
+        raise combine_errors([_unknown_part(part, method, known) for part in unknown])
     return [Layer(f"method {method} without {part}", normalise(known[part])) for part in parts]
 
 
 def ablations(catalog: Catalog, method: str) -> dict[str, Any]:
     """The parts that a method can be run without, and the values that make it so."""
-    path, values = _method(catalog, method)
-    return _tables(values.get("ablations", {}), f"{path}, ablations", "Values that leave a part out: [ablations.hidn]")
+    path, values = _read_method(catalog, method)
+    return _table_of_tables(values.get("ablations", {}), f"{path}, ablations", "Values that leave a part out: [ablations.hidn]")
 
 
-def _method(catalog: Catalog, method: str) -> tuple[Path, dict[str, Any]]:
+def _read_method(catalog: Catalog, method: str) -> tuple[Path, dict[str, Any]]:
     path = catalog.path("methods", method, where="method")
     values = read_toml(path, "methods")
     if unknown := values.keys() - METHOD_KEYS:
-        raise one_or_many([_unknown(key, str(path), METHOD_KEYS) for key in sorted(unknown)])
+        raise combine_errors([_unknown(key, str(path), METHOD_KEYS) for key in sorted(unknown)])
     return path, values
 
 
-def _tables(values: Any, where: str, allowed: str) -> dict[str, Any]:
+def _table_of_tables(values: Any, where: str, allowed: str) -> dict[str, Any]:
     """A table of tables; raises M053 for anything else."""
     if isinstance(values, Mapping) and all(isinstance(own, Mapping) for own in values.values()):
         return dict(values)
@@ -151,7 +155,7 @@ def _tables(values: Any, where: str, allowed: str) -> dict[str, Any]:
     )
 
 
-def _no_part(part: str, method: str, known: Iterable[str]) -> MbertError:
+def _unknown_part(part: str, method: str, known: Iterable[str]) -> MbertError:
     return MbertError(
         "M060",
         f'the method {method} has no part "{part}" that it could be run without',
@@ -161,7 +165,7 @@ def _no_part(part: str, method: str, known: Iterable[str]) -> MbertError:
     )
 
 
-def _last(layers: Iterable[Layer], key: str) -> Any:
+def _last_value(layers: Iterable[Layer], key: str) -> Any:
     values = [layer.values[key] for layer in layers if key in layer.values]
     return values[-1] if values else None
 
@@ -178,16 +182,16 @@ def _validate(layers: Sequence[Layer], catalog: Catalog) -> tuple[Recipe, dict[s
     except ValidationError as error:
         explained: dict[Any, dict[str, Any]] = {}
         for one in error.errors():
-            place = (one["loc"][: _depth(one["loc"], merged)], one["type"] == "extra_forbidden")
+            place = (one["loc"][: _location_depth(one["loc"], merged)], one["type"] == "extra_forbidden")
             before = f"{explained[place]['msg']}. Or: " if place in explained else ""
             explained[place] = {**one, "msg": before + one["msg"]}
-        raise one_or_many([*(_explain(e, loc, origins) for (loc, _), e in explained.items()), *errors]) from None
+        raise combine_errors([*(_explain(e, loc, origins) for (loc, _), e in explained.items()), *errors]) from None
     if errors:
-        raise one_or_many(errors)
+        raise combine_errors(errors)
     return recipe, origins
 
 
-def _depth(loc: Sequence[int | str], values: Any) -> int:
+def _location_depth(loc: Sequence[int | str], values: Any) -> int:
     """How much of a validator's location names keys and positions; the rest names types of a union."""
     for depth, part in enumerate(loc):
         if isinstance(values, Mapping) and part in values or isinstance(values, list) and isinstance(part, int):
@@ -202,11 +206,11 @@ def _explain(error: Mapping[str, Any], loc: Sequence[int | str], origins: Mappin
     key = ".".join(parts)
     origin = _origin(key, origins)
     if error["type"] == "extra_forbidden":
-        return _unknown(key, origin, _siblings(parts))
+        return _unknown(key, origin, _known_keys(parts))
     return MbertError(
         "M003",
         f"{error['input']!r} does not fit",
-        where=at(origin, key),
+        where=key_location(origin, key),
         allowed=f"{error['msg']}.",
         fix="Correct it; every key with its default: mbert run --explain-config",
     )
@@ -223,13 +227,13 @@ def _unknown(key: str, origin: str, options: Iterable[str]) -> MbertError:
     return MbertError(
         "M002",
         f'there is no key "{key}"',
-        where=at(origin, key),
+        where=key_location(origin, key),
         allowed=f"Known here: {nearest(key.split('.')[-1], options)}",
         fix="See all of them: mbert run RECIPE --explain-config",
     )
 
 
-def _siblings(parts: Sequence[str]) -> list[str]:
+def _known_keys(parts: Sequence[str]) -> list[str]:
     model: Any = Recipe
     for part in parts[:-1]:
         inner = model.model_fields.get(part)
@@ -249,16 +253,18 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     for key, name, parameters in _losses(values):
         yield from _check_loss(key, name, parameters, catalog, origins)
     for key in ("variant", "phases"):
-        yield from (_no_folder(key, name, origins) for name in table_at(values, key) if not FOLDER_NAME.fullmatch(name))
-    for stage in _texts(values.get("stages")):
+        yield from (
+            _invalid_folder_name(key, name, origins) for name in table_at(values, key) if not FOLDER_NAME.fullmatch(name)
+        )
+    for stage in _strings(values.get("stages")):
         yield from _check_stage(stage, values, origins)
     yield from check_tasks(values, catalog, origins)
     yield from check_experts(values, origins)
     yield from check_losses(values, catalog, origins)
     named = [("students", "student", values.get("student")), ("tasks", "task", values.get("task"))]
-    named += [("augmenters", "augment.sources", one) for one in _texts(table_at(values, "augment").get("sources"))]
+    named += [("augmenters", "augment.sources", one) for one in _strings(table_at(values, "augment").get("sources"))]
     for kind, key, called in named:
-        made = _is_checkpoint(called) or called in _texts(values.get("stages"))
+        made = _is_checkpoint(called) or called in _strings(values.get("stages"))
         free = (kind == "students" and made) or (kind == "tasks" and _has_own_files(values))
         if isinstance(called, str) and not free:
             yield from catalog.check(kind, called, f"{_origin(key, origins)}, {key}")
@@ -286,7 +292,7 @@ def _has_own_files(values: Mapping[str, Any]) -> bool:
     return any(data.get(key) for key in ("train_file", "dev_file", "test_file"))
 
 
-def _texts(value: Any) -> list[str]:
+def _strings(value: Any) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
@@ -302,7 +308,7 @@ def _check_stage(stage: str, values: Mapping[str, Any], origins: Mapping[str, st
         )
 
 
-def _no_folder(key: str, name: str, origins: Mapping[str, str]) -> MbertError:
+def _invalid_folder_name(key: str, name: str, origins: Mapping[str, str]) -> MbertError:
     return MbertError(
         "M041",
         f'"{name}" cannot be a name here: a folder of the output is called so',

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from microbert_cli.recipe.identity import OF_SEVERAL, _without_places
+from microbert_cli.recipe.identity import MULTITASK_KEYS, identity_values
 from microbert_cli.recipe.values import Count, LayerRates, Place, Positive, Seed, Share, Strict, Term
 
 Normalisation = Literal["masked", "reference"]
@@ -315,7 +315,7 @@ class Recipe(Strict):
 
     def identity(self, *names: str) -> dict[str, Any]:
         """The named parts without where things lie: data and models enter an identity by their content."""
-        silent = {*(() if self.tasks else OF_SEVERAL), *(("moe",) if self.moe.side == "none" else ())}
+        silent = {*(() if self.tasks else MULTITASK_KEYS), *(("moe",) if self.moe.side == "none" else ())}
         silent |= {"initialise"} if self.initialise.by == "random" else set()
         counting = (name for name in names if name not in silent)
-        return {name: _without_places(name, value) for name, value in self.keys(*counting).items()}
+        return {name: identity_values(name, value) for name, value in self.keys(*counting).items()}

@@ -17,14 +17,14 @@ class StudentShape:
     heads: int | None
 
 
-def describe(name: str, catalog: Catalog) -> dict[str, Any]:
+def read_student(name: str, catalog: Catalog) -> dict[str, Any]:
     """A student's TOML with its pattern's numbers filled in: `4 * H` becomes 1248 for `bert-4x312`."""
     path = catalog.path("students", name, where="student")
     if path.suffix == ".py":
-        raise _no_shape(name)
+        raise _not_a_shape(name)
     fields = read_toml(path, "students")
     numbers = catalog.numbers("students", name)
-    return {key: _fill(value, numbers) for key, value in fields.items()}
+    return {key: _evaluate(value, numbers) for key, value in fields.items()}
 
 
 def shape_of(name: Any, catalog: Catalog) -> StudentShape | None:
@@ -32,7 +32,7 @@ def shape_of(name: Any, catalog: Catalog) -> StudentShape | None:
     if not isinstance(name, str) or list(catalog.check("students", name, "")):
         return None
     try:
-        fields = describe(name, catalog)
+        fields = read_student(name, catalog)
     except MbertError:
         return None
     width, heads = (_number(fields, names) for names in (("hidden_size", "dim"), ("num_attention_heads", "n_heads")))
@@ -43,7 +43,7 @@ def _number(fields: Mapping[str, Any], names: tuple[str, str]) -> int | None:
     return next((fields[name] for name in names if type(fields.get(name)) is int), None)
 
 
-def _fill(value: Any, numbers: dict[str, int]) -> Any:
+def _evaluate(value: Any, numbers: dict[str, int]) -> Any:
     """A number, or a product of numbers and the pattern's letters."""
     if not isinstance(value, str):
         return value
@@ -56,7 +56,7 @@ def _fill(value: Any, numbers: dict[str, int]) -> Any:
     return product
 
 
-def _no_shape(name: str) -> MbertError:
+def _not_a_shape(name: str) -> MbertError:
     return MbertError(
         "M070",
         f'"{name}" is an architecture, not a shape: it says nothing of layers and widths',

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from microbert_cli.errors import MbertError, nearest, one_or_many
+from microbert_cli.errors import MbertError, combine_errors, nearest
 from microbert_cli.recipe.toml import read_toml
 
 ColumnName = str | Annotated[int, Field(ge=0)] | Annotated[tuple[str, ...], Field(min_length=1)]
@@ -246,7 +246,7 @@ def load_task(source: str | Path | Mapping[str, Any], *, folder: Path | None = N
     try:
         return Task.model_validate(values)
     except ValidationError as error:
-        raise one_or_many([_explain(dict(e), where) for e in error.errors()]) from None
+        raise combine_errors([_explain(dict(e), where) for e in error.errors()]) from None
 
 
 def _split_file(value: Any) -> Any:

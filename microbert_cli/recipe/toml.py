@@ -10,8 +10,8 @@ from typing import Any
 from microbert_cli.errors import MbertError
 from microbert_cli.text import is_valid_text
 
-DEEPEST = 32  # tables and lists inside each other
-WIDEST = 64  # bits of a whole number, as in TOML
+MAX_DEPTH = 32  # tables and lists inside each other
+MAX_INTEGER_BITS = 64  # bits of a whole number, as in TOML
 
 
 def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
@@ -44,7 +44,7 @@ def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
             allowed='TOML 1.0 in UTF-8: key = "text", key = 1.5, key = [1, 2], [table].',
             fix=f"Correct that place; a file that is right: mbert copy {kind}",
         ) from None
-    refuse_unsound(values, str(path))
+    check_values(values, str(path))
     return values
 
 
@@ -57,23 +57,23 @@ def parse_value(text: str) -> Any:
     return found["value"] if len(found) == 1 else text
 
 
-def refuse_unsound(values: Any, where: str) -> None:
+def check_values(values: Any, where: str) -> None:
     """What TOML can say and nothing here can use: raises M050 for tables in tables without end, M052 for other values."""
     level = [values]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         tables = [value for value in level if isinstance(value, Mapping)]
-        level = [inner for value in level if isinstance(value, Mapping | list | tuple) for inner in _inside(value)]
+        level = [inner for value in level if isinstance(value, Mapping | list | tuple) for inner in _children(value)]
         for value in [*level, *(key for table in tables for key in table)]:
-            if isinstance(value, int) and value.bit_length() >= WIDEST:
-                raise _unsound("a whole number here is too large", where)
+            if isinstance(value, int) and value.bit_length() >= MAX_INTEGER_BITS:
+                raise _invalid_value("a whole number here is too large", where)
             if isinstance(value, str) and ("\0" in value or not is_valid_text(value)):
-                raise _unsound(f"{value[:80]!r} holds a zero byte, or half a character", where)
+                raise _invalid_value(f"{value[:80]!r} holds a zero byte, or half a character", where)
         if not level:
             return
     raise _too_deep(where)
 
 
-def _inside(value: Any) -> Any:
+def _children(value: Any) -> Any:
     return value.values() if isinstance(value, Mapping) else value
 
 
@@ -82,17 +82,17 @@ def _too_deep(where: str) -> MbertError:
         "M050",
         "tables or lists lie too deep inside each other",
         where=where,
-        allowed=f"At most {DEEPEST} levels.",
+        allowed=f"At most {MAX_DEPTH} levels.",
         fix="Correct it; every key with its default: mbert run --explain-config",
     )
 
 
-def _unsound(what: str, where: str) -> MbertError:
+def _invalid_value(what: str, where: str) -> MbertError:
     return MbertError(
         "M052",
         what,
         where=where,
-        allowed=f"Whole numbers of {WIDEST} bits, texts in UTF-8.",
+        allowed=f"Whole numbers of {MAX_INTEGER_BITS} bits, texts in UTF-8.",
         fix="Correct the value, or leave it out.",
     )
 

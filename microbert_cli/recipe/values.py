@@ -12,16 +12,16 @@ Seed = Annotated[int, Field(ge=0)]
 LayerRates = Literal[False] | tuple[Positive, Annotated[float, Field(ge=0)]]  # of the current layer, of the lower ones
 
 FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases
-LONGEST_NAME, LONGEST_PATH = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME
+MAX_NAME_BYTES, MAX_PATH_BYTES = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME
 
 
-def _possible(place: str) -> str:
-    if len(place.encode()) > LONGEST_PATH or max(len(name.encode()) for name in place.split("/")) > LONGEST_NAME:
-        raise ValueError(f"a name of a file has at most {LONGEST_NAME} bytes, a path {LONGEST_PATH}")
+def _check_path_length(place: str) -> str:
+    if len(place.encode()) > MAX_PATH_BYTES or max(len(name.encode()) for name in place.split("/")) > MAX_NAME_BYTES:
+        raise ValueError(f"a name of a file has at most {MAX_NAME_BYTES} bytes, a path {MAX_PATH_BYTES}")
     return place
 
 
-Place = Annotated[str, AfterValidator(_possible)]  # what is looked for among files, and perhaps elsewhere
+Place = Annotated[str, AfterValidator(_check_path_length)]  # what is looked for among files, and perhaps elsewhere
 
 
 class Strict(BaseModel):

@@ -146,7 +146,7 @@ def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: 
         "argv": command_line(),
         "git": _git_revision(),
         "versions": _versions(),
-        "processes": distributed.world(),
+        "processes": distributed.world_size(),
         "finished": now(),
         **facts,
     }

@@ -64,8 +64,8 @@ def working(
     """
     out = out.absolute()
     if not distributed.is_main():
-        yield distributed.share(Work(out, out))
-        distributed.wait()
+        yield distributed.broadcast(Work(out, out))
+        distributed.barrier()
         return
     _refuse_file(out)
     with _locked(out):
@@ -73,16 +73,16 @@ def working(
             _aside(out, reporter)
             _aside(manifest.partial_path(out), reporter)
         elif _is_done(out, identity, renew, reporter) or _is_taken(out, reuse, stage, identity, reporter):
-            yield distributed.share(Work(out, out, done=True))
-            distributed.wait()
+            yield distributed.broadcast(Work(out, out, done=True))
+            distributed.barrier()
             return
         work = _begin(out, stage, identity, resume, renew, reporter)
         started = manifest.now()
         try:
-            yield distributed.share(work)
+            yield distributed.broadcast(work)
             manifest.write(work.path, stage=stage, identity=identity, started=started, **work.facts)
             _publish(work)
-            distributed.wait()
+            distributed.barrier()
         except BaseException as error:
             _drop_untouched(work.path)
             if number := disk_error(error, out):

@@ -21,14 +21,14 @@ def run_step(step: Step, *, catalog: Catalog, reporter: Reporter = SILENT, **opt
     Of several processes all run it together, or the main one alone where it is a stage that is not split.
     """
     distributed.keep_memory()
-    distributed.start(step.resolved.recipe.device)
+    distributed.initialise(step.resolved.recipe.device)
     stage: Callable[..., StageResult] = import_module(f"microbert_cli.stages.{step.kind.replace('-', '_')}").run
     reporter.note(f"{step.name}: {_inputs(step)}")
 
     def run() -> StageResult:
         return stage(step.resolved.recipe, step.out, catalog=catalog, reporter=reporter, **step.inputs, **options)
 
-    result = run() if step.kind in SPLIT else distributed.on_main(run)
+    result = run() if step.kind in SPLIT else distributed.on_main_process(run)
     return replace(result, out=step.out)  # as it was named, whether it was made or found
 
 

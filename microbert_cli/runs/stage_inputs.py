@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from microbert_cli.errors import MbertError, nearest, one_or_many
+from microbert_cli.errors import MbertError, combine_errors, nearest
 from microbert_cli.recipe.layers import Layer
 from microbert_cli.recipe.loss_checks import check_stage
-from microbert_cli.recipe.moe import EXPERT_TEACHER, of_teacher
-from microbert_cli.recipe.multitask import TASK, augmented_of, named_inputs, recipe_of_task, task_name, teachers_of
+from microbert_cli.recipe.moe import EXPERT_TEACHER, expert_teacher_values
+from microbert_cli.recipe.multitask import TASK_PLACEHOLDER, augmented_of, named_inputs, recipe_of_task, task_name, teachers_of
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import Resolved, overlay
 from microbert_cli.recipe.schema import Recipe
@@ -55,7 +55,7 @@ def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
         except MbertError as error:
             errors.append(error)
     if errors:
-        raise one_or_many(errors)
+        raise combine_errors(errors)
     return made
 
 
@@ -81,14 +81,14 @@ def step(
         if not isinstance(inputs["teacher"], str):
             raise _one_teacher(name)
         kind = "task-distill"
-        resolved = overlay(resolved, of_teacher(resolved.recipe), f"stage {EXPERT_TEACHER}", catalog)
+        resolved = overlay(resolved, expert_teacher_values(resolved.recipe), f"stage {EXPERT_TEACHER}", catalog)
     return Step(name, kind, resolved, out or root / name, inputs)
 
 
 def _of_task(value: Any, task: str | None) -> Any:
     """`{task}` in an input is the task's name, so that one recipe finds each task's own: "runs/teacher-{task}"."""
     if isinstance(value, str):
-        return value.replace(TASK, task_name(task)) if task else value
+        return value.replace(TASK_PLACEHOLDER, task_name(task)) if task else value
     if isinstance(value, Mapping):
         return {key: _of_task(inner, task) for key, inner in value.items()}
     return [_of_task(inner, task) for inner in value] if isinstance(value, list) else value

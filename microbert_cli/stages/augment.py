@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli import distributed
-from microbert_cli.augmentation.algorithm import AugmentedRows, join, settings_of
+from microbert_cli.augmentation.algorithm import DatasetAugmenter, concatenate, settings_of
 from microbert_cli.augmentation.word_vectors import load_word_table
 from microbert_cli.data.load import load_augmented, write_augmented
 from microbert_cli.data.task_data import load_task_data
@@ -55,7 +55,7 @@ def run(
         loaded = load_model(masked_lm, "masked-lm", where="augment.masked_lm")
         loaded.model.to(pick_device(recipe.device)).eval()
         table = load_word_table(vectors, limit=recipe.vectors.limit, reporter=reporter) if vectors else None
-        driver = AugmentedRows(
+        driver = DatasetAugmenter(
             data.rows["train"],
             tokenizer=loaded.tokenizer,
             masked_lm_model=loaded.model,
@@ -66,11 +66,11 @@ def run(
         )
         shards = work.path / "shards"
         shards.mkdir(exist_ok=True)
-        for number in range(driver.shards())[distributed.rank() :: distributed.world()]:
+        for number in range(driver.shards())[distributed.rank() :: distributed.world_size()]:
             _shard(driver, number, shards, data.task)
-        distributed.wait()
+        distributed.barrier()
         target = work.path / f"augmented.{recipe.augment.format}"
-        rows_out = distributed.on_main(lambda: _join(shards, target, data.task, recipe.augment.format))
+        rows_out = distributed.on_main_process(lambda: _join(shards, target, data.task, recipe.augment.format))
         metrics: dict[str, Any] = {
             "task": data.task.name,
             "rows_in": len(data.rows["train"]),
@@ -90,7 +90,7 @@ def run(
         )
 
 
-def _shard(driver: AugmentedRows, number: int, shards: Path, task: Any) -> None:
+def _shard(driver: DatasetAugmenter, number: int, shards: Path, task: Any) -> None:
     """Makes a shard, unless it is there and is what its name says."""
     for path in shards.glob(f"{number:06d}-*.parquet"):
         if atomic.is_as_named(path):
@@ -104,7 +104,7 @@ def _shard(driver: AugmentedRows, number: int, shards: Path, task: Any) -> None:
 
 def _join(shards: Path, target: Path, task: Any, form: str) -> int:
     """All shards as one file, whoever made them; returns its rows."""
-    rows = join([load_augmented(path, task) for path in sorted(shards.glob("*.parquet"))])
+    rows = concatenate([load_augmented(path, task) for path in sorted(shards.glob("*.parquet"))])
     with atomic.writing(target) as begun:
         write_augmented(rows, begun, task, format=form)
     shutil.rmtree(shards)

@@ -14,9 +14,9 @@ from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.output_dir import working
 from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
-from microbert_cli.training.loss_terms import ANSWERED, make_terms
+from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
 from microbert_cli.training.objective import Objective
-from microbert_cli.training.phases import Choices, Phase, over_seeds, run_phases
+from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases, train_over_seeds
 
 NAME = "finetune"
 KEYS = ("task", "data", "finetune", "seed", "seeds", *PRECISION_KEYS)
@@ -55,7 +55,7 @@ def run(
             return up_to_date(NAME, out)
         seeds = recipe.seeds or [recipe.seed]
         trainer = _Trainer(recipe, catalog, data, model, tokenizer, reporter)
-        metrics = over_seeds(seeds, work.path, data.task.primary, trainer.train_one, trainer.choices, reporter)
+        metrics = train_over_seeds(seeds, work.path, data.task.primary, trainer.train_one, trainer.choices, reporter)
         metrics |= {"task": data.task.name, "primary": data.task.primary, "majority": majority_of_split(data, "dev")}
         return sign(
             work,
@@ -75,9 +75,9 @@ class _Trainer:
     def __init__(self, recipe: Recipe, catalog: Catalog, data: TaskData, model: str, tokenizer: str | None, reporter: Reporter):
         self.recipe, self.catalog, self.data, self.reporter = recipe, catalog, data, reporter
         self.model, self.tokenizer = model, tokenizer
-        self.choices = Choices()
+        self.choices = ChosenLearningRates()
         terms = {name: (term.weight, term.parameters) for name, term in recipe.finetune.losses.items()}
-        self.terms = make_terms(terms, catalog, given=ANSWERED, where="finetune.losses")
+        self.terms = make_terms(terms, catalog, given=CLASSIFICATION_INPUTS, where="finetune.losses")
 
     def train_one(self, seed: int, place: Path) -> dict[str, Any]:
         loaded = factory.classifier(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from microbert_cli import distributed
-from microbert_cli.data.batching import endless, in_order
+from microbert_cli.data.batching import batches_by_length, endless_batches
 from microbert_cli.data.corpus.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.data.corpus.documents import identify_corpus
 from microbert_cli.distillation.general import batch_maker, heads, make_objective, make_pupil
@@ -25,7 +25,7 @@ from microbert_cli.training import checkpoint
 from microbert_cli.training.loop import train
 from microbert_cli.training.objective import Batch, Objective
 from microbert_cli.training.phases import make_plan
-from microbert_cli.training.progressive import check_steps
+from microbert_cli.training.progressive import check_step_count
 
 NAME = "general-distill"
 KEYS = ("corpus", "general", "normalisation", "layer_map", "initialise", "seed", *PRECISION_KEYS)
@@ -102,7 +102,7 @@ def _train(
     make = batch_maker(recipe, tokenizer, blocks)
 
     def batches(skip: int) -> Iterator[Batch]:
-        order = endless(
+        order = endless_batches(
             blocks.lengths,
             batch_size=spec.batch_size,
             tokens=spec.batch_tokens,
@@ -114,13 +114,13 @@ def _train(
             yield make(blocks, rows, number)
 
     def heldout() -> dict[str, float]:
-        groups = in_order(held.lengths, batch_size=spec.batch_size)
+        groups = batches_by_length(held.lengths, batch_size=spec.batch_size)
         return _losses(objective, [make(held, rows, -1 - i) for i, rows in enumerate(groups)])
 
     before = heldout()
     plan = make_plan(NAME, spec, blocks.lengths, drop_last=reference, seed=recipe.seed)
     if objective.progressive is not None:
-        check_steps(plan.steps, objective.progressive.layers)
+        check_step_count(plan.steps, objective.progressive.layers)
     trained = train(
         objective, batches, plan, directory=directory, seed=recipe.seed, score=heldout, primary="minus_loss", reporter=reporter
     )
@@ -138,5 +138,5 @@ def _losses(objective: Objective, batches: list[Batch]) -> dict[str, float]:
             for name, value in {"loss": loss, **parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
     objective.student.train(training)
-    sums = distributed.mean(sums)
+    sums = distributed.all_reduce_mean(sums)
     return {**sums, "minus_loss": -sums["loss"]}

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from microbert_cli import distributed
-from microbert_cli.data.batching import endless, in_order
+from microbert_cli.data.batching import batches_by_length, endless_batches
 from microbert_cli.data.corpus.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.data.corpus.documents import identify_corpus, read_documents
-from microbert_cli.data.corpus.masking import Masks
+from microbert_cli.data.corpus.masking import Masking
 from microbert_cli.data.corpus.vocabulary import train_vocabulary
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import check_length
@@ -22,7 +22,7 @@ from microbert_cli.models.load import LoadedModel, count_all_parameters, load_mo
 from microbert_cli.models.save import save_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
-from microbert_cli.recipe.student_shapes import describe
+from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.output_dir import working
 from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
@@ -102,7 +102,7 @@ def _model(
         tokens, config = load_vocabulary(tokenizer, where="base")
     else:
         raise factory.no_vocabulary(model, "pretrain.model")
-    description = describe(model, catalog)
+    description = read_student(model, catalog)
     built = build_model(description, kind="masked-lm", tokenizer=tokens, seed=recipe.seed, like=config, where="pretrain.model")
     return LoadedModel(built, tokens, model, [])
 
@@ -126,18 +126,20 @@ def _train(
     model = how.place(loaded.model)
     objective = Objective(make_terms({"masked_lm": (1.0, {})}, catalog), model, numerics=how)
 
-    masks = Masks(loaded.tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens)
+    masks = Masking(loaded.tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens)
 
     def masked(batch: dict[str, torch.Tensor], number: int) -> Batch:
         return {name: value.to(device) for name, value in masks.own(batch, number).items()}
 
     def batches(skip: int) -> Iterator[Batch]:
-        order = endless(blocks.lengths, batch_size=spec.batch_size, tokens=spec.batch_tokens, seed=recipe.seed, skip=skip)
+        order = endless_batches(
+            blocks.lengths, batch_size=spec.batch_size, tokens=spec.batch_tokens, seed=recipe.seed, skip=skip
+        )
         for number, indices in enumerate(order, skip):
             yield masked(blocks.batch(indices), number)
 
     def heldout() -> dict[str, float]:
-        groups = in_order(held.lengths, batch_size=spec.batch_size)
+        groups = batches_by_length(held.lengths, batch_size=spec.batch_size)
         return masked_lm_scores(model, [masked(held.batch(rows), -1 - i) for i, rows in enumerate(groups)])
 
     plan = make_plan(NAME, spec, blocks.lengths, seed=recipe.seed)
@@ -166,6 +168,6 @@ def masked_lm_scores(model: Any, batches: list[Batch]) -> dict[str, float]:
             loss += float(torch.nn.functional.cross_entropy(seen.token_logits, labels, reduction="sum"))
             count += len(labels)
     model.train(training)
-    right, loss, count = distributed.mean({"right": right, "loss": loss, "count": count}).values()
+    right, loss, count = distributed.all_reduce_mean({"right": right, "loss": loss, "count": count}).values()
     mean = loss / (count or 1)
     return {"accuracy": right / (count or 1), "loss": mean, "perplexity": math.exp(min(mean, 50.0))}

@@ -8,16 +8,16 @@ from microbert_cli.distillation.distiller import Distiller, Teachers
 from microbert_cli.distillation.results import results
 from microbert_cli.models import factory
 from microbert_cli.models.moe.convert import check_expert_teacher
-from microbert_cli.recipe.identity import OF_SEVERAL
+from microbert_cli.recipe.identity import MULTITASK_KEYS
 from microbert_cli.recipe.multitask import named_inputs
-from microbert_cli.recipe.phase_data import not_taken, trained_splits
+from microbert_cli.recipe.phase_data import trained_splits, unused_transfer_note
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import working
 from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
-from microbert_cli.training.phases import over_seeds
+from microbert_cli.training.phases import train_over_seeds
 
 NAME = "task-distill"
 ASKED = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
@@ -25,7 +25,7 @@ ASKED = "teacher.jsonl"  # a line for each phase: what asking the teacher before
 
 KEYS = (
     "task", "data", "teacher", "phases", "normalisation", "layer_map", "initialise", "moe", "cache", "seed", "seeds",
-    *PRECISION_KEYS, *OF_SEVERAL,
+    *PRECISION_KEYS, *MULTITASK_KEYS,
 )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def run(
     augmented  a directory made by `augment`, of several tasks one by name; without it the original training set is used
     initial    whose weights a new student takes where the recipe says that it takes any; else the teacher's
     """
-    if left := not_taken(recipe, catalog):
+    if left := unused_transfer_note(recipe, catalog):
         reporter.warn(left)
     data = load_all_task_data(recipe, catalog, splits=trained_splits(recipe, catalog), augmented=augmented, reporter=reporter)
     used = dict(named_inputs("teacher", teacher)) | {"student": student}
@@ -75,7 +75,7 @@ def run(
         distiller.teacher_log = work.path / ASKED
         course, seeds = distiller.course, recipe.seeds or [recipe.seed]
         taught = course.examine()
-        metrics = over_seeds(seeds, work.path, course.primary, distiller.train_one, distiller.choices, reporter)
+        metrics = train_over_seeds(seeds, work.path, course.primary, distiller.train_one, distiller.choices, reporter)
         metrics |= results(course, metrics, taught, work.path, reporter) | distiller.start_told
         varied = dict(named_inputs("augmented", augmented)) or {"augmented": None}
         return sign(

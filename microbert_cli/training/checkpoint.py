@@ -38,7 +38,7 @@ def load_state(directory: Path, reporter: Reporter = SILENT) -> dict[str, Any] |
 
     Raises M304 for one that mbert did not write: more than tensors and plain values is never unpickled.
     """
-    path = distributed.on_main(lambda: _last_whole(directory, reporter))
+    path = distributed.on_main_process(lambda: _last_whole(directory, reporter))
     try:
         state: dict[str, Any] | None = torch.load(path, map_location="cpu", weights_only=True) if path else None
         return state

@@ -24,13 +24,13 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.save import RESUME
 from microbert_cli.models.size import out_of_memory_error
 from microbert_cli.reporter import SILENT, Log, Reporter
-from microbert_cli.signals import Interrupted, Stop, StoppedAtOnce, collected_signals
+from microbert_cli.signals import Interrupted, StopSignal, WorkInterrupted, collected_signals
 from microbert_cli.training import checkpoint
 from microbert_cli.training.best_weights import BestWeights
 from microbert_cli.training.objective import Batch, Objective
-from microbert_cli.training.oom import halves, is_exhausted
+from microbert_cli.training.oom import is_out_of_memory, split_batch
 from microbert_cli.training.optimisers import clips_globally, make_optimiser, set_rates
-from microbert_cli.training.random_state import Random, random_state, set_random_state
+from microbert_cli.training.random_state import RandomState, random_state, set_random_state
 
 Score = Callable[[], dict[str, float]]
 
@@ -56,7 +56,7 @@ class TrainingPlan:
 
 
 @dataclass
-class Trained:
+class TrainingResult:
     """What a phase came to: the last numbers, the score of the kept weights, and every evaluation.
 
     halved_after  the step after which batches were taken in halves, because memory ran out
@@ -81,7 +81,7 @@ def train(
     primary: str = "",
     bests: BestWeights | None = None,
     reporter: Reporter = SILENT,
-) -> Trained:
+) -> TrainingResult:
     """Trains `objective.student` in place; with a `score`, the weights with the best `primary` are the ones kept.
 
     batches    from the number of batches to skip to the rest of them
@@ -90,24 +90,24 @@ def train(
     Where memory runs out, batches are taken in halves from then on; a second time is M222. Raises M401 when the loss is no
     number any more (the last good state and the batch are kept), Interrupted on SIGINT and SIGTERM after the step is saved.
     """
-    run = _Run(objective, plan, directory, seed, score, primary, reporter)
+    run = _TrainingRun(objective, plan, directory, seed, score, primary, reporter)
     run.bests = bests or run.bests
     torch.manual_seed(seed)
     run.restore()
-    distributed.same_everywhere(run.tensors)
+    distributed.broadcast_tensors(run.tensors)
     source = batches(run.step * plan.accumulate)
     with Log(directory / "log.jsonl") as log, collected_signals() as stop:
         run.evaluate_if_due(log, stop)
         while run.step < plan.steps:
             run.one_step([next(source) for _ in range(plan.accumulate)], log)
-            if distributed.any_of(bool(stop.number)):
+            if distributed.any_process(bool(stop.number)):
                 run.leave(stop)
             run.maybe_save()
             run.evaluate_if_due(log, stop)
     return run.finish()
 
 
-class _Run:
+class _TrainingRun:
     """The state of one phase."""
 
     def __init__(
@@ -134,7 +134,7 @@ class _Run:
         )
         self.adversaries = {name: adversary.optimiser() for name, adversary in objective.adversaries.items()}
         self.step = 0
-        self.result = Trained(0, {})
+        self.result = TrainingResult(0, {})
         self.best_weights: dict[str, dict[str, Tensor]] | None = None
         self.bests = BestWeights()
         self.saved_at = time.monotonic()
@@ -160,7 +160,7 @@ class _Run:
         self._draw_own_dropout()
         before = random_state()
         parts = self._fitting(batches) or self._in_halves(batches, before)
-        parts = distributed.mean(parts)
+        parts = distributed.all_reduce_mean(parts)
         distributed.average_gradients([*self.parameters, *_parameters(*self.adversaries.values())])
         norm = self._clip()
         if not math.isfinite(parts["loss"]) or not math.isfinite(norm):
@@ -176,7 +176,7 @@ class _Run:
         log.write(phase=self.plan.name, step=self.step, lr=rate, norm=norm, **parts)
         self.reporter.progress(self.plan.name, self.step, self.plan.steps, loss=parts["loss"])
 
-    def evaluate_if_due(self, log: Log, stop: Stop) -> None:
+    def evaluate_if_due(self, log: Log, stop: StopSignal) -> None:
         """Scores at the steps planned for it, once each: a resumed run may have been stopped just before."""
         every, known = self.plan.evaluate_every, self.result.history
         due = self.step == self.plan.steps or (every and self.step and self.step % every == 0)
@@ -186,7 +186,7 @@ class _Run:
         try:
             with stop.at_once():
                 scores = self.score()
-        except StoppedAtOnce:
+        except WorkInterrupted:
             set_random_state(random)
             self.leave(stop)
         set_random_state(random)
@@ -198,13 +198,13 @@ class _Run:
             self.result.best, self.result.best_step = scores, self.step
             self.best_weights = self._weights()
 
-    def leave(self, stop: Stop) -> NoReturn:
+    def leave(self, stop: StopSignal) -> NoReturn:
         """Saves and stops, as was asked for."""
         self.save()
-        distributed.wait()  # whoever leaves first makes the launcher end the others
+        distributed.barrier()  # whoever leaves first makes the launcher end the others
         raise Interrupted(stop.number or int(signal.SIGTERM))
 
-    def finish(self) -> Trained:
+    def finish(self) -> TrainingResult:
         if self.best_weights is not None and self.plan.keep_best:
             self._load(self.best_weights)
         self.result.steps = self.step
@@ -242,28 +242,28 @@ class _Run:
         for name, optimiser in self.adversaries.items():
             optimiser.load_state_dict(state["adversaries"][name])
         set_random_state(state["random"])
-        self.result = Trained(**state["result"])
+        self.result = TrainingResult(**state["result"])
         self.reporter.note(f"{self.plan.name}: going on after step {self.step} of {self.plan.steps}")
 
     def _draw_own_dropout(self) -> None:
         """Each of several processes draws its own, from (seed, phase, step, rank) alone: there is nothing to save."""
-        if distributed.world() > 1:
-            torch.manual_seed(distributed.seed_of(self.seed, self.plan.name, self.step))
+        if distributed.world_size() > 1:
+            torch.manual_seed(distributed.rank_seed(self.seed, self.plan.name, self.step))
 
     def _fitting(self, batches: list[Batch]) -> dict[str, float] | None:
         """Gradients and losses of a step, or None where memory ran out for the first time."""
         try:
             return self._accumulate(batches)
         except (RuntimeError, MemoryError) as error:
-            if not is_exhausted(error):
+            if not is_out_of_memory(error):
                 raise
-            alone = distributed.world() == 1 and self.result.halved_after is None
+            alone = distributed.world_size() == 1 and self.result.halved_after is None
             if alone and all(len(batch["input_ids"]) > 1 for batch in batches):
                 return None
-            smaller = f"--set {_table(self.plan.name)}.batch_size={max(1, len(batches[0]['input_ids']) // 2)}"
+            smaller = f"--set {_recipe_table(self.plan.name)}.batch_size={max(1, len(batches[0]['input_ids']) // 2)}"
             raise out_of_memory_error(error, where=self.plan.name, fix=f"Smaller batches: {smaller}") from error
 
-    def _in_halves(self, batches: list[Batch], before: Random) -> dict[str, float]:
+    def _in_halves(self, batches: list[Batch], before: RandomState) -> dict[str, float]:
         """The step again with its batches in halves, and so from here on; saved first, so that a resume does the same."""
         self._back_to(before)
         self.result.halved_after = self.step
@@ -275,7 +275,7 @@ class _Run:
         assert parts is not None
         return parts
 
-    def _back_to(self, before: Random) -> None:
+    def _back_to(self, before: RandomState) -> None:
         """As it was before this step's forward passes."""
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
@@ -283,7 +283,7 @@ class _Run:
 
     def _accumulate(self, batches: list[Batch]) -> dict[str, float]:
         if self.result.halved_after is not None:
-            batches = [half for batch in batches for half in halves(batch)]
+            batches = [half for batch in batches for half in split_batch(batch)]
         sums: dict[str, float] = {}
         for batch in batches:
             for group, loss, parts in self.objective.losses(batch):
@@ -324,7 +324,7 @@ class _Run:
 
     def _diverged(self, loss: float, norm: float, batches: list[Batch]) -> MbertError:
         self.save()
-        smaller = f"--set {_table(self.plan.name)}.learning_rate={self.plan.learning_rate / 3:.0e}"
+        smaller = f"--set {_recipe_table(self.plan.name)}.learning_rate={self.plan.learning_rate / 3:.0e}"
         kept = checkpoint.save_batches(batches, self.directory / f"diverged-{self.plan.name}-{self.step + 1}.safetensors")
         return MbertError(
             "M401",
@@ -335,7 +335,7 @@ class _Run:
         )
 
 
-def _table(phase: str) -> str:
+def _recipe_table(phase: str) -> str:
     """The recipe table whose numbers a phase is trained with."""
     name = phase.partition("-lr")[0]
     known = {"pretrain": "pretrain", "finetune": "finetune", "general-distill": "general"}

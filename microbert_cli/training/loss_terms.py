@@ -10,15 +10,20 @@ from torch import Tensor, nn
 
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.models.capture import OutputRequest
-from microbert_cli.recipe.loss_checks import COLUMNS, columns, not_given, unknown_columns
+from microbert_cli.recipe.loss_checks import COLUMNS, default_columns, missing_inputs, unknown_columns
 from microbert_cli.recipe.registry import Catalog
 
-SHOWN = frozenset({"hidden", "scores", "qkv", "mask"})
-PAIRED = frozenset({"unrelated"})  # of a corpus cut into pairs
-OVER = {"layers": slice(1, None), "inner": slice(1, -1), "top": slice(-1, None), "embedding": slice(0, 1)}  # of mapped layers
-MAPPED = OVER.keys() - {"embedding"}  # what a loss is `over` that compares a student's layers with mapped ones
-WORDED = frozenset({"token_logits", "token_labels", "token_head"})  # of a masked-LM
-ANSWERED = SHOWN | {"logits", "labels", "augmented"}
+ENCODER_OUTPUTS = frozenset({"hidden", "scores", "qkv", "mask"})
+PAIR_INPUTS = frozenset({"unrelated"})  # of a corpus cut into pairs
+LAYER_SLICES = {
+    "layers": slice(1, None),
+    "inner": slice(1, -1),
+    "top": slice(-1, None),
+    "embedding": slice(0, 1),
+}  # of mapped layers
+LAYERWISE = LAYER_SLICES.keys() - {"embedding"}  # what a loss is `over` that compares a student's layers with mapped ones
+TOKEN_INPUTS = frozenset({"token_logits", "token_labels", "token_head"})  # of a masked-LM
+CLASSIFICATION_INPUTS = ENCODER_OUTPUTS | {"logits", "labels", "augmented"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class LossTerm:
     @property
     def takes(self) -> tuple[str, ...]:
         """The names of the function's parameters, shape suffixes and all."""
-        return takes_of(self.function)
+        return parameter_names(self.function)
 
     @property
     def asks_teacher(self) -> bool:
@@ -80,7 +85,7 @@ def make_terms(
     for term in terms:
         asks = term.needs | ({"teacher"} if term.asks_teacher else set())
         if given is not None and (missing := sorted(asks - given)):
-            raise not_given(f"{where}.{term.name}", missing, ", ".join(sorted(given)))
+            raise missing_inputs(f"{where}.{term.name}", missing, ", ".join(sorted(given)))
     return terms
 
 
@@ -97,17 +102,17 @@ def without_teacher_terms(terms: Sequence[LossTerm]) -> list[LossTerm]:
 
 
 @cache
-def takes_of(function: Callable[..., Any]) -> tuple[str, ...]:
+def parameter_names(function: Callable[..., Any]) -> tuple[str, ...]:
     """The names of a function's parameters; asked for every term of every step."""
     return tuple(inspect.signature(function).parameters)
 
 
-def want_of(terms: Sequence[LossTerm], layers: Sequence[int]) -> OutputRequest:
+def output_request(terms: Sequence[LossTerm], layers: Sequence[int]) -> OutputRequest:
     """What the terms ask of a model: `layers` are its mapped ones, its embedding output first."""
 
     def of(kind: str) -> frozenset[int]:
         over = {term.over for term in terms if kind in term.needs}
-        return frozenset(layer for name, part in OVER.items() if name in over for layer in layers[part])
+        return frozenset(layer for name, part in LAYER_SLICES.items() if name in over for layer in layers[part])
 
     return OutputRequest(
         logits=any("logits" in term.needs for term in terms),
@@ -123,12 +128,12 @@ def want_of(terms: Sequence[LossTerm], layers: Sequence[int]) -> OutputRequest:
 def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog) -> LossTerm:
     module = catalog.module("losses", name)
     if missing := [one for one in (name, "needs", "over") if not hasattr(module, one)]:
-        raise _no_loss(str(module.__file__), missing[0], name)
+        raise _not_a_loss(str(module.__file__), missing[0], name)
     function = getattr(module, name)
     for key, value in parameters.items():
-        _check_kind(function, name, key, value)
+        _check_parameter(function, name, key, value)
     if unknown := unknown_columns(getattr(module, "requires", ())):
-        raise _no_columns(str(module.__file__), unknown)
+        raise _unknown_requirement(str(module.__file__), unknown)
     needs = frozenset(module.needs(**parameters) if callable(module.needs) else module.needs)
     projects = getattr(module, "projects", "") == "hidden"
     return LossTerm(
@@ -138,7 +143,7 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
         needs=needs,
         over=module.over,
         projects=projects,
-        requires=frozenset(getattr(module, "requires", columns(needs, projects=projects))),
+        requires=frozenset(getattr(module, "requires", default_columns(needs, projects=projects))),
         divides=getattr(module, "divides", None),
         parameters=parameters,
         trains=getattr(module, "trains", None),
@@ -146,7 +151,7 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
     )
 
 
-def _check_kind(function: Callable[..., Tensor], name: str, key: str, value: Any) -> None:
+def _check_parameter(function: Callable[..., Tensor], name: str, key: str, value: Any) -> None:
     """A parameter that the loss declares as a number, or as one of some words, must be that."""
     declared = inspect.signature(function).parameters.get(key)
     if declared is not None and (words := get_args(declared.annotation)) and value not in words:
@@ -181,7 +186,7 @@ def check_depth(terms: Mapping[str, LossTerm], student_layers: int) -> None:
         )
 
 
-def _no_loss(file: str, missing: str, name: str) -> MbertError:
+def _not_a_loss(file: str, missing: str, name: str) -> MbertError:
     return MbertError(
         "M009",
         f'this file is no loss: it has no "{missing}"',
@@ -191,7 +196,7 @@ def _no_loss(file: str, missing: str, name: str) -> MbertError:
     )
 
 
-def _no_columns(file: str, unknown: Sequence[str]) -> MbertError:
+def _unknown_requirement(file: str, unknown: Sequence[str]) -> MbertError:
     return MbertError(
         "M097",
         f"what this loss requires is unknown: {', '.join(unknown)}",

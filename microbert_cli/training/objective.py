@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import ModelOutputs, OutputRequest, forward_outputs
 from microbert_cli.models.device import PLAIN, Precision
-from microbert_cli.training.loss_terms import OVER, LossTerm, takes_of, want_of, without_teacher_terms
+from microbert_cli.training.loss_terms import LAYER_SLICES, LossTerm, output_request, parameter_names, without_teacher_terms
 from microbert_cli.training.progressive import Progressive
 
 Batch = Mapping[str, Tensor]
-Ask = Callable[[Batch, OutputRequest], ModelOutputs]
-AskAny = Callable[[Batch, OutputRequest], ModelOutputs | None]  # None: nobody teaches this batch's task
+TeacherFunction = Callable[[Batch, OutputRequest], ModelOutputs]
+OptionalTeacherFunction = Callable[[Batch, OutputRequest], ModelOutputs | None]  # None: nobody teaches this batch's task
 
 
 class Objective(nn.Module):
@@ -41,7 +41,7 @@ class Objective(nn.Module):
         terms: Sequence[LossTerm],
         student: nn.Module,
         *,
-        ask_teacher: AskAny | None = None,
+        ask_teacher: OptionalTeacherFunction | None = None,
         map_layers: Sequence[int] = (0,),
         student_width: int = 0,
         teacher_width: int = 0,
@@ -66,7 +66,7 @@ class Objective(nn.Module):
         self._ask_teacher = ask_teacher
         self.projection: nn.Linear | None = None
         if any(term.projects for term in terms) and (student_width != teacher_width or always_project):
-            self.projection = _fit_dense(student_width, teacher_width)
+            self.projection = _make_projection(student_width, teacher_width)
         sizes = {"classes": classes, "tasks": tasks, "student_width": student_width, "teacher_width": teacher_width}
         made = {term.name: term.own(**sizes) for term in self.terms}
         self.own = nn.ModuleDict({name: own for name, own in made.items() if own is not None})
@@ -76,18 +76,18 @@ class Objective(nn.Module):
         """The model in training; it is not a submodule, so that training state and model stay apart."""
         return self._student[0]
 
-    def asking(self, ask: AskAny | None) -> "Objective":
+    def asking(self, ask: OptionalTeacherFunction | None) -> "Objective":
         """The same objective with another way to ask the teacher: through the cache."""
         self._ask_teacher = ask
         return self
 
     @property
     def student_want(self) -> OutputRequest:
-        return want_of(self.terms, self._looked_at(range(len(self.map_layers))))
+        return output_request(self.terms, self._looked_at(range(len(self.map_layers))))
 
     @property
     def teacher_want(self) -> OutputRequest:
-        return want_of([term for term in self.terms if term.asks_teacher], self._looked_at(self.map_layers))
+        return output_request([term for term in self.terms if term.asks_teacher], self._looked_at(self.map_layers))
 
     def _looked_at(self, layers: Sequence[int]) -> Sequence[int]:
         """Of a net's mapped layers those that losses read now: all, or that below the layers and the one whose turn it is."""
@@ -102,7 +102,7 @@ class Objective(nn.Module):
         teacher = ModelOutputs() if shown is None else shown
         if "idle" in batch:
             batch = {name: value[:0] for name, value in batch.items()}
-            teacher, student = _no_rows(teacher), _no_rows(student)
+            teacher, student = _empty_outputs(teacher), _empty_outputs(student)
         terms = self.terms if shown is not None else without_teacher_terms(self.terms)
         parts = {term.name: self._value(term, student, teacher, batch) for term in terms}
         total = torch.stack([term.weight * parts[term.name] for term in terms]).sum()
@@ -149,7 +149,7 @@ class Objective(nn.Module):
 
     def _layers(self, term: LossTerm) -> Sequence[int]:
         """The student's layers that the loss is called for; one that is over the batch is called once."""
-        return range(len(self.map_layers))[OVER.get(term.over, slice(0, 1))]
+        return range(len(self.map_layers))[LAYER_SLICES.get(term.over, slice(0, 1))]
 
     def _call(
         self,
@@ -161,7 +161,7 @@ class Objective(nn.Module):
         layer: int,
     ) -> Any:
         """One of the term's functions with what its parameters are named after."""
-        takes = takes_of(function)
+        takes = parameter_names(function)
         student_value, teacher_value = self._pair(term, student, teacher, layer)
         known = {
             "student": student_value,
@@ -232,7 +232,7 @@ class Objective(nn.Module):
             return mapped
 
 
-def _no_rows(seen: ModelOutputs) -> ModelOutputs:
+def _empty_outputs(seen: ModelOutputs) -> ModelOutputs:
     """The same tensors without their rows: every sum over them is 0, and so is its gradient."""
     hidden, scores = ({layer: value[:0] for layer, value in shown.items()} for shown in (seen.hidden, seen.scores))
     qkv = {layer: (q[:0], k[:0], v[:0]) for layer, (q, k, v) in seen.qkv.items()}
@@ -250,7 +250,7 @@ def _nothing_to_learn() -> MbertError:
     )
 
 
-def _fit_dense(student_width: int, teacher_width: int) -> nn.Linear:
+def _make_projection(student_width: int, teacher_width: int) -> nn.Linear:
     """TinyBERT's one biased map from student to teacher width, initialised as BERT's layers are."""
     linear = nn.Linear(student_width, teacher_width)
     nn.init.normal_(linear.weight, std=0.02)

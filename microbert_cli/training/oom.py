@@ -5,19 +5,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from microbert_cli.data.corpus.masking import DRAWN
+from microbert_cli.data.corpus.masking import MASK_KEYS
 
-SAID = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
+OOM_MESSAGES = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
 
 
-def is_exhausted(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator failed: torch's on a GPU has a class of its own, its CPU one only words."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OOM_MESSAGES)
 
 
-def halves(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+def split_batch(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """The first and the second half of a batch's rows; masked positions go with their rows. One row stays whole."""
     rows, width = batch["input_ids"].shape
     middle = (rows + 1) // 2
@@ -25,7 +25,7 @@ def halves(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def _part(batch: Mapping[str, Tensor], first: int, last: int, width: int) -> dict[str, Tensor]:
-    part = {name: value[first:last] for name, value in batch.items() if name not in DRAWN}
+    part = {name: value[first:last] for name, value in batch.items() if name not in MASK_KEYS}
     if "token_positions" in batch:
         places = batch["token_positions"]
         here = (places >= first * width) & (places < last * width)

@@ -23,7 +23,7 @@ from microbert_cli.training.progressive import Progressive, layer_of
 NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight")
 
 
-class _Uncorrected(torch.optim.Optimizer):
+class _AdamWithoutCorrection(torch.optim.Optimizer):
     """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  u = m / (sqrt v + eps) + decay p:  Adam's without bias correction."""
 
     @torch.no_grad()
@@ -48,7 +48,7 @@ class _Uncorrected(torch.optim.Optimizer):
         return update + group["weight_decay"] * parameter
 
 
-class BertAdam(_Uncorrected):
+class BertAdam(_AdamWithoutCorrection):
     """p <- p - lr u,  u = m / (sqrt v + eps) + decay p
 
     No bias correction; g is clipped to norm `max_grad_norm` tensor by tensor before it enters the moments.
@@ -72,7 +72,7 @@ class BertAdam(_Uncorrected):
         parameter.add_(self._direction(parameter, gradient, group), alpha=-group["lr"])
 
 
-class Lamb(_Uncorrected):
+class Lamb(_AdamWithoutCorrection):
     """p <- p - lr (|p| / |u|) u,  u = m / (sqrt v + eps) + decay p
 
     |p| / |u| is 1 where either is 0, and in groups with adapt = False (biases, norms). No bias correction.

@@ -22,7 +22,7 @@ from microbert_cli.recipe.schema import PhaseSpec, Training
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.training import checkpoint
 from microbert_cli.training.best_weights import BestWeights
-from microbert_cli.training.loop import Score, Trained, TrainingPlan, train
+from microbert_cli.training.loop import Score, TrainingPlan, TrainingResult, train
 from microbert_cli.training.objective import Batch, Objective
 
 Numbers = dict[str, Any]
@@ -47,7 +47,7 @@ class Phase:
 
 
 @dataclass
-class Choices:
+class ChosenLearningRates:
     """Learning rates chosen on dev, by phase."""
 
     learning_rate: dict[str, float] = field(default_factory=dict)
@@ -88,7 +88,7 @@ def make_plan(
     )
 
 
-def rows_asked(training: PhaseSpec, lengths: Sequence[int] | np.ndarray, seeds: Sequence[int]) -> int:
+def rows_processed(training: PhaseSpec, lengths: Sequence[int] | np.ndarray, seeds: Sequence[int]) -> int:
     """How many rows a phase goes through with all seeds, of which the first tries every learning rate."""
     runs = max(1, len(seeds)) - 1 + max(1, len(training.learning_rates))
     size, tokens = training.batch_size, training.batch_tokens
@@ -109,7 +109,7 @@ def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callabl
             drop_last=phase.drop_last,
         )
         for indices in drawn:
-            batch = distributed.own_batch(lambda rows: phase.rows.batch(rows, pad_id=pad_id, pad_to=phase.pad_to), indices)
+            batch = distributed.rank_batch(lambda rows: phase.rows.batch(rows, pad_id=pad_id, pad_to=phase.pad_to), indices)
             yield {name: value.to(device) for name, value in batch.items()}
 
     return batches
@@ -125,7 +125,7 @@ def run_phases(
     device: str,
     score: Score,
     primary: str,
-    choices: Choices,
+    choices: ChosenLearningRates,
     projection: Mapping[str, torch.Tensor] | None = None,
     bests: BestWeights | None = None,
     reporter: Reporter = SILENT,
@@ -136,7 +136,7 @@ def run_phases(
     """
     results: dict[str, Numbers] = {}
     for phase in phases:
-        tried = _rates(phase, choices)
+        tried = _learning_rates(phase, choices)
         start = {name: value.clone() for name, value in model.state_dict().items()}
         outcomes = []
         for rate in tried:
@@ -144,7 +144,7 @@ def run_phases(
             label = phase.name if len(tried) == 1 else f"{phase.name}-lr{rate:g}"
             torch.manual_seed(seed)
             objective = phase.objective(model).to(device)
-            _take_projection(objective, projection)
+            _restore_projection(objective, projection)
             trained = train(
                 objective,
                 row_batches(phase, seed=seed, pad_id=pad_id, device=device),
@@ -164,17 +164,17 @@ def run_phases(
         model.load_state_dict(weights)
         choices.learning_rate[phase.name] = tried[best]
         projection = objective.projection.state_dict() if objective.projection is not None else projection
-        told = _told(trained, tried, [outcome[0] for outcome in outcomes], best, primary)
+        told = _phase_record(trained, tried, [outcome[0] for outcome in outcomes], best, primary)
         results[phase.name] = {"split": phase.split, **told}
     return results, {k: v.detach().cpu() for k, v in projection.items()} if projection else None
 
 
-def over_seeds(
+def train_over_seeds(
     seeds: Sequence[int],
     directory: Path,
     primary: str,
     train_one: Callable[[int, Path], Numbers],
-    choices: Choices,
+    choices: ChosenLearningRates,
     reporter: Reporter = SILENT,
 ) -> Numbers:
     """Runs `train_one` for each seed in its own directory, skips those that are done, copies the best one up.
@@ -188,7 +188,7 @@ def over_seeds(
         if (found := checkpoint.read_scores(place)) is None:
             found = train_one(seed, place)
             checkpoint.write_scores(place, found)
-            distributed.wait()  # until the main one has written them
+            distributed.barrier()  # until the main one has written them
         checkpoint.drop_states(place)
         scores[seed] = found
         choices.take(scores[seed])
@@ -209,13 +209,13 @@ def _summary(scores: dict[int, Numbers], best: int) -> Numbers:
     return summary
 
 
-def _rates(phase: Phase, choices: Choices) -> list[float]:
+def _learning_rates(phase: Phase, choices: ChosenLearningRates) -> list[float]:
     if phase.name in choices.learning_rate:
         return [choices.learning_rate[phase.name]]
     return list(phase.learning_rates) or [phase.training.learning_rate]
 
 
-def _take_projection(objective: Objective, projection: Mapping[str, torch.Tensor] | None) -> None:
+def _restore_projection(objective: Objective, projection: Mapping[str, torch.Tensor] | None) -> None:
     """A projection trained before goes on, where its shape still fits."""
     if objective.projection is None or projection is None:
         return
@@ -223,7 +223,9 @@ def _take_projection(objective: Objective, projection: Mapping[str, torch.Tensor
         objective.projection.load_state_dict(dict(projection))
 
 
-def _told(trained: Trained, tried: list[float], outcomes: list[Trained], best: int, primary: str) -> Numbers:
+def _phase_record(
+    trained: TrainingResult, tried: list[float], outcomes: list[TrainingResult], best: int, primary: str
+) -> Numbers:
     told: Numbers = {"steps": trained.steps, "losses": trained.losses, "learning_rate": tried[best]}
     if trained.halved_after is not None:
         told["halved_after"] = trained.halved_after

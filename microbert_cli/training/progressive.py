@@ -59,18 +59,18 @@ def check_layers(student: nn.Module, losses: Iterable[tuple[str, str]], *, layer
     """
     for key, over in losses:
         if over != "layers":
-            raise _not_of_layers(key)
+            raise _not_per_layer(key)
     if {layer_of(name) for name, _ in student.named_parameters()} - {0} != set(range(1, layers + 1)):
-        raise _shared(type(student).__name__, layers)
+        raise _shared_layers(type(student).__name__, layers)
 
 
-def check_steps(steps: int, layers: int) -> None:
+def check_step_count(steps: int, layers: int) -> None:
     """Raises M059 for fewer steps than layers."""
     if steps < layers:
         raise _too_few(steps, layers)
 
 
-def _not_of_layers(key: str) -> MbertError:
+def _not_per_layer(key: str) -> MbertError:
     return MbertError(
         "M057",
         "layer by layer, one layer of the student learns at a time, and this loss is of no single layer",
@@ -80,7 +80,7 @@ def _not_of_layers(key: str) -> MbertError:
     )
 
 
-def _shared(model: str, layers: int) -> MbertError:
+def _shared_layers(model: str, layers: int) -> MbertError:
     return MbertError(
         "M058",
         f"layer by layer, each layer has a learning rate of its own, and the {layers} of {model} share their weights",

@@ -4,15 +4,15 @@ from typing import Any
 
 import torch
 
-Random = dict[str, Any]
+RandomState = dict[str, Any]
 
 
-def random_state() -> Random:
+def random_state() -> RandomState:
     """The generators' state, on the CPU and on every GPU."""
     return {"cpu": torch.get_rng_state(), "gpu": torch.cuda.get_rng_state_all()}
 
 
-def set_random_state(state: Random) -> None:
+def set_random_state(state: RandomState) -> None:
     """Puts the generators back."""
     torch.set_rng_state(state["cpu"])
     torch.cuda.set_rng_state_all(state["gpu"])

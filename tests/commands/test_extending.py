@@ -11,7 +11,7 @@ from mbert_command import refused, works
 from tiny_folder import tiny_folder
 
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.training.loss_terms import OVER
+from microbert_cli.training.loss_terms import LAYER_SLICES
 from microbert_cli.training.objective import Objective
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def test_an_ablation_of_the_page(home):
 
 def test_what_the_page_says_a_loss_may_be_over_and_take():
     (line,) = re.findall(r"^\| `over` \| (.*) \|$", PAGE, re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", line)) == {*OVER, "batch"}
+    assert set(re.findall(r"`(\w+)`", line)) == {*LAYER_SLICES, "batch"}
     (named,) = re.findall(r"Parameters by name: (.*?)\. Keywords", PAGE, re.DOTALL)
     (handed,) = re.findall(r"Keywords that are handed in: (.*?)\.\n", PAGE, re.DOTALL)
     assert set(re.findall(r"`(\w+)`", named)) - {"needs"} == _keys(Objective._call)

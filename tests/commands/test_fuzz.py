@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 from strange_inputs import HALVES, TEXTS, damaged, long, replaced, values
 from tiny_models import WORDS, tiny_bert, tiny_glue, tiny_rows
 
-from microbert_cli.augmentation.algorithm import AugmentedRows, AugmentSettings
+from microbert_cli.augmentation.algorithm import AugmentSettings, DatasetAugmenter
 from microbert_cli.augmentation.word_vectors import load_word_table, read_vectors
 from microbert_cli.augmentation.words import Spelling, has_substance, stop_words
 from microbert_cli.data.batching import epoch_batches
@@ -592,7 +592,7 @@ def augmented_rows(case: tuple[list[str], str, Any]) -> None:
 def _varied(rows: Examples, task: Task, candidates: str, form: Any) -> None:
     loaded = _loaded("filler")
     tools = {"tokenizer": loaded.tokenizer, "masked_lm_model": loaded.model, "vectors": _table()}
-    made = AugmentedRows(rows, settings=AugmentSettings(copies=2, candidates=candidates), **tools).shard(0)
+    made = DatasetAugmenter(rows, settings=AugmentSettings(copies=2, candidates=candidates), **tools).shard(0)
     kept = [row for row, varied in zip(made.texts, made.augmented or (), strict=True) if not varied]
     assert kept == rows.texts
     assert made.source == sorted(made.source or ()) and len(made) <= 3 * len(rows)

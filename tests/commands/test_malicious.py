@@ -29,7 +29,7 @@ from tiny_models import tiny_bert, tiny_glue
 from microbert_cli.augmentation.word_vectors import load_word_table
 from microbert_cli.cli import console
 from microbert_cli.data import limits
-from microbert_cli.data.limits import FREE, LINE, TEXT
+from microbert_cli.data.limits import MAX_LINE_BYTES, MAX_TEXT_LENGTH, MIN_UNPACKED_BYTES
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.report_table import as_markdown
 from microbert_cli.exporting.model_card import Card, Score, model_card
@@ -449,7 +449,7 @@ def test_a_zip_whose_names_lead_out_is_refused(name: str, workshop: Path) -> Non
 def test_links_and_crowds_in_a_zip_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     archive("link.zip", {"good.txt": GLOVE, "vectors.txt": b"/etc/passwd"}, link="vectors.txt")
     archive("many.zip", {f"{i}.txt": GLOVE for i in range(40)})
-    monkeypatch.setattr(limits, "MEMBERS", 39)
+    monkeypatch.setattr(limits, "MAX_MEMBERS", 39)
     for name in ("link.zip", "many.zip"):
         with pytest.raises(MbertError) as caught:
             load_word_table(name)
@@ -457,8 +457,8 @@ def test_links_and_crowds_in_a_zip_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bombs_are_refused() -> None:
-    archive("bomb.zip", {"vectors.txt": b"\0" * (FREE + 1)})
-    archive("bombs.zip", {f"{i}.txt": b"\0" * (FREE // 8 + 1) for i in range(8)})
+    archive("bomb.zip", {"vectors.txt": b"\0" * (MIN_UNPACKED_BYTES + 1)})
+    archive("bombs.zip", {f"{i}.txt": b"\0" * (MIN_UNPACKED_BYTES // 8 + 1) for i in range(8)})
     for name in ("bomb.zip", "bombs.zip", "bombs.zip/1.txt"):
         with pytest.raises(MbertError) as caught:
             load_word_table(name)
@@ -488,7 +488,7 @@ def test_a_zip_with_a_password_is_damaged() -> None:
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "text.gz", "v.gz"])
 def test_gzip_bombs_are_refused_wherever_gzip_is_read(name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "FREE", 2**16)
+    monkeypatch.setattr(limits, "MIN_UNPACKED_BYTES", 2**16)
     with gzip.open(name, "wb") as file:
         file.write(b"\n" * 2_000_000)
     base = str(workshop / "base")
@@ -511,11 +511,11 @@ def test_an_honest_archive_is_read() -> None:
 def test_endless_lines_and_texts_are_refused_by_their_line(workshop: Path) -> None:
     base = str(workshop / "base")
     with open("text.txt", "wb") as file:
-        file.write(b"A boat.\n\n" + b"x" * (LINE + 1))
+        file.write(b"A boat.\n\n" + b"x" * (MAX_LINE_BYTES + 1))
     words = ("general-distill", "--teacher", base, "--student", "bert-1x16", "--corpus", "text.txt", "-o", "out")
     assert refused(5, "M373", *words)["where"] == "text.txt, line 3"
-    long = "x" * (TEXT + 1)
-    Path("v.txt").write_bytes(GLOVE + b"y" * (LINE + 1))
+    long = "x" * (MAX_TEXT_LENGTH + 1)
+    Path("v.txt").write_bytes(GLOVE + b"y" * (MAX_LINE_BYTES + 1))
     with pytest.raises(MbertError) as caught:
         load_word_table("v.txt")
     assert (caught.value.code, caught.value.where) == ("M373", "v.txt, line 3")

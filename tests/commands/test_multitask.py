@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from tiny_models import tiny_bert, tiny_glue
 
 from microbert_cli import api
-from microbert_cli.data.batching import endless
-from microbert_cli.data.multitask_batching import mixed, task_sequence, task_shares
+from microbert_cli.data.batching import endless_batches
+from microbert_cli.data.multitask_batching import mixed_batches, task_sequence, task_shares
 from microbert_cli.distillation.ensemble import averaged, by_task, together
 from microbert_cli.distillation.results import routing_failed
 from microbert_cli.errors import ManyErrors, MbertError
@@ -61,23 +61,23 @@ MIXED: dict[str, Any] = {"sizes": [20, 50], "shares": [0.3, 0.7], "seed": 5, "ba
 
 
 def test_every_batch_is_of_one_task_in_that_tasks_own_order() -> None:
-    batches = list(islice(mixed(LENGTHS, **MIXED), 40))
+    batches = list(islice(mixed_batches(LENGTHS, **MIXED), 40))
     of_task = [[batch for batch in batches if (batch[0] >= 20) == second] for second in (False, True)]
     assert all((batch < 20).all() or (batch >= 20).all() for batch in batches) and all(of_task)
     for first, lengths, own in ((0, LENGTHS[:20], of_task[0]), (20, LENGTHS[20:], of_task[1])):
-        alone = islice(endless(lengths, batch_size=8, seed=5), len(own))
+        alone = islice(endless_batches(lengths, batch_size=8, seed=5), len(own))
         assert all((batch == first + expected).all() for batch, expected in zip(own, alone, strict=True))
 
 
 @pytest.mark.parametrize("skip", [1, 7, 1500])
 def test_what_was_seen_is_passed_over(skip: int) -> None:
-    whole = list(islice(mixed(LENGTHS, **MIXED), skip, skip + 9))
-    assert all((a == b).all() for a, b in zip(whole, islice(mixed(LENGTHS, **MIXED, skip=skip), 9), strict=True))
+    whole = list(islice(mixed_batches(LENGTHS, **MIXED), skip, skip + 9))
+    assert all((a == b).all() for a, b in zip(whole, islice(mixed_batches(LENGTHS, **MIXED, skip=skip), 9), strict=True))
 
 
 def test_one_task_alone_goes_its_own_way() -> None:
-    one = islice(mixed(LENGTHS, sizes=[70], shares=[1.0], seed=5, batch_size=8), 30)
-    other = islice(endless(LENGTHS, seed=5, batch_size=8), 30)
+    one = islice(mixed_batches(LENGTHS, sizes=[70], shares=[1.0], seed=5, batch_size=8), 30)
+    other = islice(endless_batches(LENGTHS, seed=5, batch_size=8), 30)
     assert all((mine == its).all() for mine, its in zip(one, other, strict=True))
 
 

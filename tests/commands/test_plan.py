@@ -9,7 +9,7 @@ import pytest
 from mbert_command import mbert, refused, works
 from tiny_folder import tiny_folder
 
-from microbert_cli.data.batching import endless
+from microbert_cli.data.batching import endless_batches
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.models.config import read_config
 from microbert_cli.models.factory import counted
@@ -107,7 +107,7 @@ def plan(*sets, root="runs/small", **options):
 def test_a_load_is_what_the_loop_draws():
     lengths = np.random.default_rng(0).integers(3, 40, size=101)
     found = training_load(lengths, batches=40, batch_size=8, seed=3)
-    drawn = [lengths[rows] for rows in itertools.islice(endless(lengths, batch_size=8, seed=3), 40)]
+    drawn = [lengths[rows] for rows in itertools.islice(endless_batches(lengths, batch_size=8, seed=3), 40)]
     assert found.batches == 40 and found.useful == sum(int(batch.sum()) for batch in drawn)
     assert found.tokens == sum(len(batch) * int(batch.max()) for batch in drawn)
     assert found.squares == sum(len(batch) * int(batch.max()) ** 2 for batch in drawn)

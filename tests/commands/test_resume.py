@@ -14,7 +14,7 @@ from stopping import Make, stopped_everywhere
 from tiny_models import tiny_bert, tiny_glue, tiny_rows
 
 from microbert_cli import api
-from microbert_cli.augmentation.algorithm import AugmentedRows
+from microbert_cli.augmentation.algorithm import DatasetAugmenter
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
 from microbert_cli.recipe.schema import Recipe
@@ -67,8 +67,8 @@ STAGES: dict[str, Make] = {
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if stage == "augment":
-        monkeypatch.setattr(AugmentedRows.shards, "__defaults__", (8,))
-        monkeypatch.setattr(AugmentedRows.shard, "__kwdefaults__", {"size": 8, "keep_original": True})
+        monkeypatch.setattr(DatasetAugmenter.shards, "__defaults__", (8,))
+        monkeypatch.setattr(DatasetAugmenter.shard, "__kwdefaults__", {"size": 8, "keep_original": True})
     stops = stopped_everywhere(STAGES[stage], tmp_path / stage, fresh_cache=monkeypatch)
     assert stops >= 3
 

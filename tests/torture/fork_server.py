@@ -290,13 +290,13 @@ def _be_child(request: dict[str, Any]) -> None:
 
 def _work_in_small_pieces() -> None:
     """Shards of ten rows, and a teacher cache that is written through at every chunk: more places to be stopped at."""
-    from microbert_cli.augmentation.algorithm import AugmentedRows
+    from microbert_cli.augmentation.algorithm import DatasetAugmenter
     from microbert_cli.distillation import teacher_cache
 
     with contextlib.suppress(AttributeError):
         teacher_cache.FLUSH_SECONDS = -1.0
-        AugmentedRows.shards.__defaults__ = (10,)
-        AugmentedRows.shard.__kwdefaults__["size"] = 10
+        DatasetAugmenter.shards.__defaults__ = (10,)
+        DatasetAugmenter.shard.__kwdefaults__["size"] = 10
 
 
 if __name__ == "__main__":

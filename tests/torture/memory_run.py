@@ -15,7 +15,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 import torch  # noqa: E402
 from tiny_models import tiny_bert  # noqa: E402
 
-from microbert_cli.data.batching import endless  # noqa: E402
+from microbert_cli.data.batching import endless_batches  # noqa: E402
 from microbert_cli.distillation.layer_map import layer_map  # noqa: E402
 from microbert_cli.distillation.teacher import Teacher  # noqa: E402
 from microbert_cli.models.load import load_model  # noqa: E402
@@ -52,7 +52,7 @@ def main(folder: Path, steps: int) -> None:
     held: list[tuple[int, int]] = []
 
     def batches(skip: int) -> Iterator[dict[str, torch.Tensor]]:
-        for number, rows in enumerate(endless(lengths, batch_size=SIZE, seed=7, skip=skip), skip):
+        for number, rows in enumerate(endless_batches(lengths, batch_size=SIZE, seed=7, skip=skip), skip):
             if number % 100 == 0:
                 held.append((resident(), len(os.listdir("/proc/self/fd"))))
             own = torch.tensor([lengths[row] for row in rows])

@@ -54,14 +54,14 @@ def played(dealt, loss):
     """The mean over `dealt` shares of `loss(share)`, where every count asked for is the sum over the shares."""
     asked = [[] for _ in dealt]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "world", lambda: len(dealt))
+        patch.setattr(distributed, "world_size", lambda: len(dealt))
         for number, share in enumerate(dealt):
-            patch.setattr(distributed, "total", lambda count, number=number: asked[number].append(count) or count)
+            patch.setattr(distributed, "all_reduce_sum", lambda count, number=number: asked[number].append(count) or count)
             loss(share)
         values = []
         for share in dealt:
             sums = iter([sum(counts) for counts in zip(*asked, strict=True)])
-            patch.setattr(distributed, "total", lambda count, sums=sums: next(sums))
+            patch.setattr(distributed, "all_reduce_sum", lambda count, sums=sums: next(sums))
             values.append(loss(share))
     return torch.stack(values).mean()
 
@@ -138,7 +138,7 @@ def test_rows_are_dealt_out_once_each(monkeypatch):
     rows, got = np.arange(10, 18), []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        batch = distributed.own_batch(lambda own: {"ids": torch.from_numpy(own)}, rows)
+        batch = distributed.rank_batch(lambda own: {"ids": torch.from_numpy(own)}, rows)
         assert "idle" not in batch
         got += batch["ids"].tolist()
     assert sorted(got) == rows.tolist()
@@ -147,22 +147,24 @@ def test_rows_are_dealt_out_once_each(monkeypatch):
 def test_a_process_without_rows_idles_on_one(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")
-    batch = distributed.own_batch(lambda own: {"ids": torch.from_numpy(own)}, np.array([4, 9]))
+    batch = distributed.rank_batch(lambda own: {"ids": torch.from_numpy(own)}, np.array([4, 9]))
     assert batch["ids"].tolist() == [4] and "idle" in batch
 
 
 def test_alone_nothing_is_said_to_anybody():
     numbers, value = {"loss": 1.5}, torch.tensor(2.0)
-    assert distributed.mean(numbers) is numbers and distributed.total(value) is value
-    assert distributed.share(value) is value and distributed.gather([1]) == [1] and distributed.on_main(lambda: 3) == 3
-    assert (distributed.rank(), distributed.world(), distributed.is_main()) == (0, 1, True)
+    assert distributed.all_reduce_mean(numbers) is numbers and distributed.all_reduce_sum(value) is value
+    assert (
+        distributed.broadcast(value) is value and distributed.gather([1]) == [1] and distributed.on_main_process(lambda: 3) == 3
+    )
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
 
 
 def test_the_main_process_alone_is_as_if_alone(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(distributed, "share", lambda value: value)
-    assert distributed.on_main(distributed.world) == 1 and distributed.world() == 2
+    monkeypatch.setattr(distributed, "broadcast", lambda value: value)
+    assert distributed.on_main_process(distributed.world_size) == 1 and distributed.world_size() == 2
 
 
 @pytest.mark.parametrize("command", ["predict", "bench"])
@@ -172,7 +174,7 @@ def test_commands_of_one_process(tmp_path, monkeypatch, command):
     monkeypatch.setenv("RANK", "0")
     if command == "bench":
         with pytest.raises(Exception, match="one process"):
-            distributed.only_one("mbert bench")
+            distributed.require_single_process("mbert bench")
     else:
         refused(2, "M119", command, tmp_path / "model", "some text")
 
@@ -182,7 +184,7 @@ def test_one_gpu_for_two_processes(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(MbertError) as caught:
-        distributed.start("auto")
+        distributed.initialise("auto")
     assert caught.value.code == "M118" and "--device cpu" in caught.value.fix
 
 
@@ -403,15 +405,15 @@ def test_an_error_is_said_once_and_ends_all(place):
 
 ONE_FAILS = """
 import os, sys
-from microbert_cli import loop
+from microbert_cli.training import loop
 from microbert_cli.cli.main import main
 from microbert_cli.errors import MbertError
-before = loop._Run._accumulate
+before = loop._TrainingRun._accumulate
 def fail(self, batches):
     if self.step == 2 and os.environ["RANK"] == "1":
         raise MbertError("M302", "only here", where="one", allowed="two", fix="three")
     return before(self, batches)
-loop._Run._accumulate = fail
+loop._TrainingRun._accumulate = fail
 main()
 """
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 title = "Words a masked language model puts in the slot"
 needs = {"masked_lm"}
-CLEAR = 2e-4  # in logits; float32 batches differ by about 1e-5
-MEMO = 50_000  # answers kept
-BUDGET = 128  # tokens per query that `batch_size` is meant for; longer queries go in smaller batches
+MIN_MARGIN = 2e-4  # in logits; float32 batches differ by about 1e-5
+MAX_CACHED = 50_000  # answers kept
+TOKENS_PER_QUERY = 128  # tokens per query that `batch_size` is meant for; longer queries go in smaller batches
 
 
 class Query(NamedTuple):
@@ -70,7 +70,7 @@ class Augmenter:
     def candidates(self, slots: Sequence[Slot]) -> list[list[str]]:
         """The likeliest words at each slot, by token id."""
         queries = [self.query(slot) for slot in slots]
-        if len(self._memo) > MEMO:
+        if len(self._memo) > MAX_CACHED:
             self._memo.clear()
         for batch in self._batches(sorted(set(queries) - self._memo.keys(), key=lambda query: (len(query.ids), query))):
             self._memo.update(zip(batch, map(self._words, self._top(batch)), strict=True))
@@ -116,7 +116,7 @@ class Augmenter:
             yield batch
 
     def _budget(self, batch: list[Query]) -> float:
-        return self._tools.batch_size * BUDGET if batch else float("inf")
+        return self._tools.batch_size * TOKENS_PER_QUERY if batch else float("inf")
 
     def _top(self, batch: list[Query]) -> "list[list[int]]":
         import torch
@@ -127,7 +127,7 @@ class Augmenter:
             best = logits_PV.topk(min(count + 1, logits_PV.shape[-1]))
             tops: list[list[int]] = best.indices[:, :count].tolist()
             if logits_PV.shape[-1] > count:
-                close = best.values[:, count - 1] - best.values[:, count] < CLEAR
+                close = best.values[:, count - 1] - best.values[:, count] < MIN_MARGIN
                 for row in close.nonzero()[:, 0].tolist():
                     tops[row] = self._logits([batch[row]])[0].sort(descending=True, stable=True).indices[:count].tolist()
         return tops

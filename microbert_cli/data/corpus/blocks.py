@@ -30,14 +30,14 @@ import torch
 from torch import Tensor
 
 from microbert_cli.data.corpus.documents import identify_corpus, read_documents
-from microbert_cli.data.tokenized import rules_of
+from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.errors import MbertError
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, cache
 
 Range = tuple[int, int, int, int]
-GROUP = 512  # documents tokenised at once
-ALONE = -100  # what cross-entropy passes over
+DOCUMENTS_PER_CALL = 512  # documents tokenised at once
+NO_SECOND_SEGMENT = -100  # what cross-entropy passes over
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Blocks:
             batch["token_type_ids"][row, first : len(ids)] = 1
             batch["attention_mask"][row, : len(ids)] = 1
         a, _, b, b_end = np.asarray(self.ranges[indices]).T
-        unrelated = np.where(b_end > b, self._document(a) != self._document(b), ALONE)
+        unrelated = np.where(b_end > b, self._document(a) != self._document(b), NO_SECOND_SEGMENT)
         batch["unrelated"] = torch.from_numpy(unrelated.astype(np.int64))
         return batch
 
@@ -110,13 +110,13 @@ def make_blocks(
         if not ready:
             documents = read_documents(source, limit=settings.documents, where=where, reporter=reporter)
             cut_blocks(documents, tokenizer, settings, directory, reporter=reporter, where=where)
-    return _both(directory, tokenizer)
+    return _open_parts(directory, tokenizer)
 
 
 def find_blocks(source: str, tokenizer: Any, settings: BlockSettings) -> tuple[Blocks, Blocks] | None:
     """Training and held-out blocks if they are in the cache; nothing is made."""
     directory = cache.find("blocks", _key(source, tokenizer, settings))
-    return _both(directory, tokenizer) if directory else None
+    return _open_parts(directory, tokenizer) if directory else None
 
 
 def cut_blocks(
@@ -131,15 +131,15 @@ def cut_blocks(
     """Training and held-out blocks of some documents, made in `directory`; by itself past the cache, for a look at a sample."""
     _write_tokens(documents, tokenizer, directory, reporter)
     _write_blocks(directory, settings, _dtype(tokenizer), where)
-    return _both(directory, tokenizer)
+    return _open_parts(directory, tokenizer)
 
 
-def _both(directory: Path, tokenizer: Any) -> tuple[Blocks, Blocks]:
+def _open_parts(directory: Path, tokenizer: Any) -> tuple[Blocks, Blocks]:
     return Blocks(directory, "train", tokenizer), Blocks(directory, "heldout", tokenizer)
 
 
 def _key(source: str, tokenizer: Any, settings: BlockSettings) -> str:
-    return atomic.digest({"corpus": identify_corpus(source), "tokenizer": rules_of(tokenizer), **vars(settings)})
+    return atomic.digest({"corpus": identify_corpus(source), "tokenizer": tokenizer_fingerprint(tokenizer), **vars(settings)})
 
 
 def _write_tokens(documents: Iterable[list[str]], tokenizer: Any, directory: Path, reporter: Reporter) -> None:
@@ -151,7 +151,7 @@ def _write_tokens(documents: Iterable[list[str]], tokenizer: Any, directory: Pat
     ):
         _append(sentence_file, [0])
         _append(document_file, [0])
-        while group := list(islice(documents, GROUP)):
+        while group := list(islice(documents, DOCUMENTS_PER_CALL)):
             number += len(group)
             for document in _encode(group, tokenizer):
                 if not document:
@@ -181,12 +181,12 @@ def _write_blocks(directory: Path, settings: BlockSettings, dtype: type, where: 
             allowed="At least two: one is held out, and segments B come from another document. A blank line ends a document.",
             fix="Put a blank line between documents, or name a larger corpus.",
         )
-    text = _Text(directory, dtype)
+    text = _TokenizedCorpus(directory, dtype)
     numbers = range(count)
     held = np.fromiter((text.is_held_out(n, settings.heldout) for n in numbers), dtype=bool)
     if held.all() or not held.any():
         held = np.arange(len(held)) == len(held) - 1
-    cut = _pairs if settings.format == "pairs" else _packed
+    cut = _pair_blocks if settings.format == "pairs" else _packed_blocks
     for part, chosen in (("train", np.flatnonzero(~held)), ("heldout", np.flatnonzero(held))):
         with (directory / f"{part}.bin").open("wb") as file:
             for place, n in enumerate(chosen.tolist()):
@@ -194,7 +194,7 @@ def _write_blocks(directory: Path, settings: BlockSettings, dtype: type, where: 
                 _append(file, list(cut(text, place, chosen, settings, draw)))
 
 
-class _Text:
+class _TokenizedCorpus:
     """Random access to the tokenised corpus."""
 
     def __init__(self, directory: Path, dtype: type):
@@ -213,7 +213,9 @@ class _Text:
         return int.from_bytes(value[:8]) < share * 2**64
 
 
-def _packed(text: _Text, place: int, part: np.ndarray, settings: BlockSettings, draw: random.Random) -> Iterator[Range]:
+def _packed_blocks(
+    text: _TokenizedCorpus, place: int, part: np.ndarray, settings: BlockSettings, draw: random.Random
+) -> Iterator[Range]:
     """Blocks of the document `part[place]`."""
     room = settings.max_length - 2
     start, end = (bounds := text.bounds(part[place]))[0], bounds[0]
@@ -229,7 +231,9 @@ def _packed(text: _Text, place: int, part: np.ndarray, settings: BlockSettings, 
         yield start, end, end, end
 
 
-def _pairs(text: _Text, place: int, part: np.ndarray, settings: BlockSettings, draw: random.Random) -> Iterator[Range]:
+def _pair_blocks(
+    text: _TokenizedCorpus, place: int, part: np.ndarray, settings: BlockSettings, draw: random.Random
+) -> Iterator[Range]:
     """Blocks of the document `part[place]`; segments B from elsewhere come from other documents of the same part."""
     room = settings.max_length - 3
     bounds = text.bounds(part[place])
@@ -243,15 +247,15 @@ def _pairs(text: _Text, place: int, part: np.ndarray, settings: BlockSettings, d
         alone = split == last
         replaced = len(part) > 1 and (alone or draw.random() < settings.random_next)
         if replaced:
-            b, b_end = _elsewhere(text, place, part, max(1, target - (bounds[split] - bounds[i])), draw)
+            b, b_end = _random_next(text, place, part, max(1, target - (bounds[split] - bounds[i])), draw)
             last = split
         else:
             b, b_end = bounds[split], bounds[last]
-        yield _fit(bounds[i], bounds[split], b, b_end, room, draw)
+        yield _truncate_pair(bounds[i], bounds[split], b, b_end, room, draw)
         i = last
 
 
-def _elsewhere(text: _Text, place: int, part: np.ndarray, wanted: int, draw: random.Random) -> tuple[int, int]:
+def _random_next(text: _TokenizedCorpus, place: int, part: np.ndarray, wanted: int, draw: random.Random) -> tuple[int, int]:
     """Consecutive sentences of another document, about `wanted` tokens."""
     other = draw.randrange(len(part))
     if other == place:
@@ -264,7 +268,7 @@ def _elsewhere(text: _Text, place: int, part: np.ndarray, wanted: int, draw: ran
     return bounds[first], bounds[last]
 
 
-def _fit(a: int, a_end: int, b: int, b_end: int, room: int, draw: random.Random) -> Range:
+def _truncate_pair(a: int, a_end: int, b: int, b_end: int, room: int, draw: random.Random) -> Range:
     """Drops tokens of the longer segment, from the front or the back, until the pair fits."""
     while (a_end - a) + (b_end - b) > room:
         front = draw.random() < 0.5

@@ -60,7 +60,7 @@ def _documents(source: str, where: str, reporter: Reporter) -> Iterator[Document
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in CORPUS_SUFFIXES)
         if not files:
-            raise _nothing(source, where, f"no file in it ends in {', '.join(CORPUS_SUFFIXES)}")
+            raise _no_corpus(source, where, f"no file in it ends in {', '.join(CORPUS_SUFFIXES)}")
         for file in files:
             yield from _file(file, where)
     elif path.is_file():
@@ -68,7 +68,7 @@ def _documents(source: str, where: str, reporter: Reporter) -> Iterator[Document
     elif is_hub_id(source.partition(":")[0]) and path.suffix not in CORPUS_SUFFIXES:
         yield from _hub(source, where, reporter)
     else:
-        raise _nothing(source, where, "there is no such file or folder")
+        raise _no_corpus(source, where, "there is no such file or folder")
 
 
 def _file(path: Path, where: str) -> Iterator[Document]:
@@ -127,14 +127,14 @@ def _hub(source: str, where: str, reporter: Reporter) -> Iterator[Document]:
         rows: Iterable[dict[str, str]] = datasets.load_dataset(name, config or None, split="train", streaming=True)
         yield from (_as_document(row["text"]) for row in rows)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise _nothing(source, where, f"the Hub did not give it: {str(error).splitlines()[0][:200]}") from error
+        raise _no_corpus(source, where, f"the Hub did not give it: {str(error).splitlines()[0][:200]}") from error
 
 
 def _as_document(text: str) -> Document:
     return [sentence for line in text.splitlines() for sentence in split_sentences(line)]
 
 
-def _nothing(source: str, where: str, why: str) -> MbertError:
+def _no_corpus(source: str, where: str, why: str) -> MbertError:
     return MbertError(
         "M230",
         f'"{source}" is no corpus: {why}',

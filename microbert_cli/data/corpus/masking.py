@@ -16,7 +16,7 @@ from torch import Tensor
 
 from microbert_cli import distributed
 
-DRAWN = ("token_positions", "token_labels")
+MASK_KEYS = ("token_positions", "token_labels")
 
 
 def mask_batch(
@@ -27,10 +27,10 @@ def mask_batch(
     ids_BT = batch["input_ids"]
     special = torch.isin(ids_BT, torch.tensor(tokenizer.all_special_ids)) | (batch["attention_mask"] == 0)
     if chances_V is None:
-        positions = _alike(special, share, random)
+        positions = _uniform_positions(special, share, random)
     else:
         wanted = math.ceil(share * int(batch["attention_mask"].sum()))
-        positions = _by_chance(chances_V[ids_BT].masked_fill(special, 0.0).flatten(), wanted, random)
+        positions = _weighted_positions(chances_V[ids_BT].masked_fill(special, 0.0).flatten(), wanted, random)
     labels = ids_BT.flatten()[positions]
     how = torch.rand(len(positions), generator=random)
     noise = torch.randint(len(tokenizer), (len(positions),), generator=random)
@@ -39,7 +39,7 @@ def mask_batch(
     return {**batch, "input_ids": masked.view_as(ids_BT), "token_positions": positions, "token_labels": labels}
 
 
-class Masks:
+class Masking:
     """How a run hides words: a share of them, rare ones oftener by `smoothing`, from its seed.
 
     tokens  of the corpus, for their frequencies
@@ -47,7 +47,7 @@ class Masks:
 
     def __init__(self, tokenizer: Any, share: float, smoothing: float, seed: int, tokens: np.ndarray):
         self.tokenizer, self.share, self.seed = tokenizer, share, seed
-        self.chances_V = chances(tokens, len(tokenizer), smoothing) if smoothing else None
+        self.chances_V = token_weights(tokens, len(tokenizer), smoothing) if smoothing else None
 
     def draw(self, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
         """`mask_batch` of the run's batch of that number."""
@@ -55,10 +55,10 @@ class Masks:
 
     def own(self, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
         """This process's rows of it."""
-        return own_rows(self.draw(batch, number))
+        return rank_rows(self.draw(batch, number))
 
 
-def chances(tokens: np.ndarray, vocabulary: int, smoothing: float) -> Tensor:
+def token_weights(tokens: np.ndarray, vocabulary: int, smoothing: float) -> Tensor:
     """max(count, 1)^-smoothing of every token of the vocabulary [V]; `tokens` is the corpus, read piece by piece."""
     counts = sum((np.bincount(piece, minlength=vocabulary) for piece in _pieces(tokens)), np.zeros(vocabulary, dtype=np.int64))
     return torch.from_numpy(np.maximum(counts, 1).astype(np.float64) ** -smoothing).float()
@@ -68,7 +68,7 @@ def _pieces(tokens: np.ndarray, size: int = 2**24) -> Iterable[np.ndarray]:
     return (np.asarray(tokens[first : first + size], dtype=np.int64) for first in range(0, len(tokens), size))
 
 
-def _alike(special_BT: Tensor, share: float, random: torch.Generator) -> Tensor:
+def _uniform_positions(special_BT: Tensor, share: float, random: torch.Generator) -> Tensor:
     """Each token with the same probability, and at least one."""
     draw_BT = torch.rand(special_BT.shape, generator=random).masked_fill(special_BT, 2.0)
     chosen_BT = draw_BT < share
@@ -77,7 +77,7 @@ def _alike(special_BT: Tensor, share: float, random: torch.Generator) -> Tensor:
     return chosen_BT.flatten().nonzero()[:, 0]
 
 
-def _by_chance(chances: Tensor, wanted: int, random: torch.Generator) -> Tensor:
+def _weighted_positions(chances: Tensor, wanted: int, random: torch.Generator) -> Tensor:
     """So many positions, in order, drawn without replacement."""
     wanted = min(wanted, int((chances > 0).sum()))
     if not wanted:
@@ -85,18 +85,18 @@ def _by_chance(chances: Tensor, wanted: int, random: torch.Generator) -> Tensor:
     return torch.multinomial(chances, wanted, generator=random).sort().values
 
 
-def own_rows(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def rank_rows(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """This process's rows of a masked batch. Masks are drawn for the whole batch, so they are those of one process.
 
     Where there are fewer rows than processes, some get the first row, no position of it, and "idle" (`processes.own_batch`).
     """
-    rank, world = distributed.rank(), distributed.world()
+    rank, world = distributed.rank(), distributed.world_size()
     if world == 1:
         return batch
     rows, columns = batch["token_positions"] // (width := batch["input_ids"].shape[1]), batch["token_positions"] % width
     mine = rows % world == rank
     chosen = slice(rank, None, world) if rank < len(batch["input_ids"]) else slice(0, 1)
-    found = {name: value[chosen] for name, value in batch.items() if name not in DRAWN}
+    found = {name: value[chosen] for name, value in batch.items() if name not in MASK_KEYS}
     positions = (rows[mine] // world) * width + columns[mine]
     idle = {} if rank < len(batch["input_ids"]) else {"idle": torch.ones(1)}
     return {**found, "token_positions": positions, "token_labels": batch["token_labels"][mine], **idle}

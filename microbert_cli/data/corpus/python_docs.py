@@ -18,11 +18,11 @@ from functools import cache
 from pathlib import Path
 
 SPLITS = ("train", "dev", "test")
-TENTHS = ("dev", "test") + ("train",) * 8
+SPLIT_OF_TENTH = ("dev", "test") + ("train",) * 8
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "ensurepip"}
-FEWEST_WORDS, FEWEST_LETTERS = 3, 0.7
+MIN_WORDS, MIN_LETTER_SHARE = 3, 0.7
 LABELS = ("whole", "rotated")
-SHORTEST_ROW, LONGEST_ROW = 6, 24  # words
+MIN_ROW_WORDS, MAX_ROW_WORDS = 6, 24  # words
 MARKUP = (
     (re.compile(r":[\w:]+:`([^`]*)`"), r"\1"),  # :func:`open`
     (re.compile(r"``?([^`']+)(?:``?|'')"), r"\1"),
@@ -54,7 +54,7 @@ class Passage:
     @property
     def split(self) -> str:
         """Of ten passages one is dev and one is test, by the hash of the words."""
-        return TENTHS[stable_hash(" ".join(map(words_of, self.sentences))) % 10]
+        return SPLIT_OF_TENTH[stable_hash(" ".join(map(words_of, self.sentences))) % 10]
 
 
 def stable_hash(text: str) -> int:
@@ -114,12 +114,12 @@ def paragraphs(text: str) -> Iterator[list[str]]:
         if NOT_PROSE.search(block):
             continue
         items = BULLET.split(block)
-        cut = [one for item in items for one in SENTENCE_END.split(_plain(item)) if _is_prose(one)]
+        cut = [one for item in items for one in SENTENCE_END.split(_without_markup(item)) if _is_prose(one)]
         if cut:
             yield cut
 
 
-def _plain(text: str) -> str:
+def _without_markup(text: str) -> str:
     for pattern, replacement in MARKUP:
         text = pattern.sub(replacement, text)
     return text.strip()
@@ -128,7 +128,7 @@ def _plain(text: str) -> str:
 def _is_prose(sentence: str) -> bool:
     words = sentence.split()
     plain = sum(word.strip("\"'`.,;:!?()[]").replace("-", "").isalpha() for word in words)
-    return len(words) >= FEWEST_WORDS and plain >= FEWEST_LETTERS * len(words)
+    return len(words) >= MIN_WORDS and plain >= MIN_LETTER_SHARE * len(words)
 
 
 @cache
@@ -174,7 +174,7 @@ def python_task_rows(split: str) -> tuple[list[str], list[str]]:
         for passage in passages()
         if passage.split == split
         for sentence in passage.sentences
-        if SHORTEST_ROW <= len(words := sentence.lower().rstrip(".:;,!?").split()) <= LONGEST_ROW
+        if MIN_ROW_WORDS <= len(words := sentence.lower().rstrip(".:;,!?").split()) <= MAX_ROW_WORDS
     ]
     rows.sort()
     return [text for _, text, _ in rows], [LABELS[rotated] for _, _, rotated in rows]

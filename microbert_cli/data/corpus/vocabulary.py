@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-ALPHABET = 1000
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+MAX_ALPHABET = 1000
 
 
 def train_vocabulary(documents: Callable[[], Iterable[list[str]]], *, size: int, lowercase: bool, max_length: int) -> Any:
@@ -23,8 +23,8 @@ def train_vocabulary(documents: Callable[[], Iterable[list[str]]], *, size: int,
         _sentences(documents()),
         vocab_size=size,
         min_frequency=2,
-        limit_alphabet=ALPHABET,
-        special_tokens=SPECIAL + [f"##{character}" for character in alphabet],
+        limit_alphabet=MAX_ALPHABET,
+        special_tokens=SPECIAL_TOKENS + [f"##{character}" for character in alphabet],
         show_progress=False,
     )
     pieces = sorted(trainer.get_vocab().items(), key=lambda item: item[1])
@@ -36,7 +36,7 @@ def _alphabet(documents: Iterable[list[str]], normalise: Callable[[str], str]) -
     counts: Counter[str] = Counter()
     for sentence in _sentences(documents):
         counts.update(normalise(sentence))
-    kept = [character for character, _ in counts.most_common(ALPHABET) if not character.isspace()]
+    kept = [character for character, _ in counts.most_common(MAX_ALPHABET) if not character.isspace()]
     return sorted(kept)
 
 

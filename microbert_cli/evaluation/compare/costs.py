@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from microbert_cli.recipe.phase_data import split_of
+from microbert_cli.recipe.phase_data import choose_split
 
 LOG, ASKED = "log.jsonl", "teacher.jsonl"
 
@@ -81,7 +81,9 @@ def _rows_seen(made: Mapping[str, Any], phases: Mapping[str, Mapping[str, Any]])
     seen = 0.0
     for name, phase in phases.items():
         plan = plans.get(name, {})
-        split = phase.get("split") or split_of(plan.get("data", "auto"), needs_labels=True, there=data)  # older ones do not say
+        split = phase.get("split") or choose_split(
+            plan.get("data", "auto"), needs_labels=True, there=data
+        )  # older ones do not say
         rows, size = data.get(split, {}).get("rows"), plan.get("batch_size")
         if not rows or not size or plan.get("batch_tokens"):
             return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from microbert_cli.errors import MbertError, nearest, one_or_many
+from microbert_cli.errors import MbertError, combine_errors, nearest
 from microbert_cli.recipe.layers import Layer, merge, nest
 from microbert_cli.recipe.multitask import named_inputs
 from microbert_cli.recipe.registry import Catalog
@@ -99,7 +99,7 @@ def plan_rows(
         except MbertError as error:
             errors.append(error)
     if errors:
-        raise one_or_many(errors)
+        raise combine_errors(errors)
     rows = [_of_own_phases(row, catalog) for row in rows]
     if seeds:
         rows = [replace(row, over={**row.over, "seeds": list(seeds)}) for row in rows]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microbert_cli.errors import MbertError, one_or_many
+from microbert_cli.errors import MbertError, combine_errors
 from microbert_cli.evaluation.compare.grid_search import Values, told, trials_of
 from microbert_cli.evaluation.compare.rows import ComparisonPlan, Row
 from microbert_cli.recipe.registry import Catalog
@@ -58,7 +58,7 @@ def run_plans(
                 reporter.warn(f"{plan.task}, {row.name}: {error.what}; the other rows go on")
                 errors.append(error)
     if errors:
-        raise one_or_many(errors)
+        raise combine_errors(errors)
     return entries
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from microbert_cli.evaluation.compare.fairness import verdict
-from microbert_cli.text import plain
+from microbert_cli.text import escape_markdown
 
 FORMS = {
     "row": ("row", ""),
@@ -85,9 +85,9 @@ AVERAGE = "Spread: standard deviation over seeds of the mean over tasks, where a
 
 
 def _section(task: str, section: Mapping[str, Any]) -> Iterator[str]:
-    yield f"## {plain(title(task, section))}"
+    yield f"## {escape_markdown(title(task, section))}"
     yield _markdown(COLUMNS, lines(section))
-    yield "\n".join(f"- {plain(remark)}" for remark in section["remarks"])
+    yield "\n".join(f"- {escape_markdown(remark)}" for remark in section["remarks"])
     if section["differences"]:
         yield "### Differences"
         yield _markdown(DIFFERENCES, differences_lines(section))
@@ -105,5 +105,5 @@ def _trial(row: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    body = [columns, ["---"] * len(columns), *([plain(cell) for cell in row] for row in rows)]
+    body = [columns, ["---"] * len(columns), *([escape_markdown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in body)

@@ -18,7 +18,7 @@ from microbert_cli.models.load import LoadedModel, count_all_parameters
 from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
 from microbert_cli.models.moe.layers import deal
 from microbert_cli.models.size import check_memory
-from microbert_cli.recipe.moe import not_fewer
+from microbert_cli.recipe.moe import too_many_student_experts
 
 Importance = Callable[[Sequence[int]], Mapping[int, Tensor]]
 SHARED = 2 / 3  # of an expert's width, as MoEBERT's 512 of 768
@@ -138,7 +138,7 @@ def check_expert_teacher(source: str, *, side: str, experts: int) -> None:
             fix=f"mbert expert-teacher --teacher {source} -o EXPERTS; then --teacher EXPERTS",
         )
     if side == "both" and experts >= config.experts:
-        raise not_fewer(experts, config.experts, f"teacher.model {source}")
+        raise too_many_student_experts(experts, config.experts, f"teacher.model {source}")
 
 
 def _not_copied(wanted: MoeSettings, own: int) -> MbertError:

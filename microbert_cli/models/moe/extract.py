@@ -19,7 +19,7 @@ from microbert_cli.errors import MbertError, nearest
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.moe.bert import MODEL_TYPE, OWN_FIELDS
 from microbert_cli.models.moe.layers import gates_of
-from microbert_cli.recipe.multitask import which_of
+from microbert_cli.recipe.multitask import ambiguous_task
 
 FFN = ("intermediate.dense.weight", "intermediate.dense.bias", "output.dense.weight", "output.dense.bias")
 
@@ -77,7 +77,7 @@ def _is_sound(depth: int, *, tasks: Any, moe_layers: Any, experts: int, top_k: i
 def default_task(model: Any, task: str | None, *, where: str) -> str:
     """The name of the task, once the model is seen to know it."""
     if task is None and len(model.tasks) > 1:
-        raise which_of(model.tasks, where)
+        raise ambiguous_task(model.tasks, where)
     if task is not None and task not in model.tasks:
         raise MbertError(
             "M266",

@@ -149,7 +149,7 @@ class TaskRouter(nn.Module):
 
     def _count(self, chosen: Sequence[int], tokens: Tensor) -> None:
         counts = torch.zeros_like(self.recent[0])
-        counts[list(chosen)] = distributed.total(tokens).to(counts) / len(chosen)
+        counts[list(chosen)] = distributed.all_reduce_sum(tokens).to(counts) / len(chosen)
         self.recent[int(self.draws) % WINDOW] = counts
         self.draws += 1
 
@@ -175,7 +175,10 @@ class TokenRouter(nn.Module):
         first = nn.functional.one_hot(chosen[..., 0], probabilities.shape[-1]) * weights
         counts_E, sums_E = first.flatten(0, -2).sum(0), (probabilities * weights).flatten(0, -2).sum(0)
         if self.training:  # several processes answer different batches in evaluation, and must not wait for each other
-            now.tell(distributed.total(counts_E) / distributed.total(weights.sum()), sums_E / denominator(weights.sum()))
+            now.tell(
+                distributed.all_reduce_sum(counts_E) / distributed.all_reduce_sum(weights.sum()),
+                sums_E / denominator(weights.sum()),
+            )
         else:
             now.tell(counts_E / weights.sum(), sums_E / weights.sum())
         return chosen, largest if self.weighs == "probability" else gates_of(largest)

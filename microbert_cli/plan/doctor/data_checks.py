@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from microbert_cli.data.own_files import too_few_classes
-from microbert_cli.data.tokenized import rules_of
+from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.errors import MbertError
 from microbert_cli.plan.doctor.context import LABELLED, DoctorContext
 from microbert_cli.plan.doctor.findings import Finding, attempt, doubtful, passed
@@ -108,7 +108,7 @@ def _truncation(case: DoctorContext, step: Step, split: str, looked: set[tuple[A
     """Of stages with the same rows and tokenizer only the first one says something."""
     data = case.data(step)
     encoded = case.encoded(step, split)
-    key = (data.rows[split].fingerprint, data.max_length, rules_of(case.output(step).tokenizer))
+    key = (data.rows[split].fingerprint, data.max_length, tokenizer_fingerprint(case.output(step).tokenizer))
     if key in looked:
         return passed("")
     looked.add(key)

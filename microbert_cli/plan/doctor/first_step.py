@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli.data.corpus.masking import Masks
+from microbert_cli.data.corpus.masking import Masking
 from microbert_cli.data.multitask_batching import MultitaskExamples, batches_of
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.distiller import Distiller
@@ -29,11 +29,11 @@ from microbert_cli.plan.doctor.context import DoctorContext
 from microbert_cli.plan.doctor.findings import Finding, attempt, passed
 from microbert_cli.plan.phases import losses_of
 from microbert_cli.recipe.schema import Recipe, Training
-from microbert_cli.recipe.student_shapes import describe
+from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loop import TrainingPlan, train
-from microbert_cli.training.loss_terms import ANSWERED, make_terms
+from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
 from microbert_cli.training.objective import Batch, Objective
 
 ROWS = 8  # of a batch, at most: losses are means, so a few rows show whether they are numbers
@@ -113,13 +113,13 @@ def _pretrain(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
     how = _numerics(recipe)
     with case.standing(name, "masked-lm", where="pretrain.model") as source:
         if factory.is_description(name, case.catalog):
-            described = describe(name, case.catalog)
+            described = read_student(name, case.catalog)
             model = build_model(described, kind="masked-lm", tokenizer=known.tokenizer, seed=recipe.seed, like=known.config)
         else:
             model = load_model(source, "masked-lm", where="pretrain.model", new_head=True, seed=recipe.seed).model
         spec = recipe.pretrain
         with case.blocks(step) as blocks:
-            masks = Masks(known.tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens)
+            masks = Masking(known.tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens)
             batch = masks.draw(blocks.batch(np.arange(min(ROWS, len(blocks)))), 0)
         objective = Objective(make_terms({"masked_lm": (1.0, {})}, case.catalog), how.place(model), numerics=how)
         yield StepTrial("pretrain", spec, objective, _on(batch, how.device))
@@ -153,7 +153,9 @@ def _finetune(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
             source, case.catalog, task=data.task, seed=recipe.seed, tokenizer=words, where="finetune.model"
         )
         rows = data.encode("train", loaded, where="finetune.model")
-        terms = make_terms(losses_of(recipe.finetune.losses), case.catalog, given=ANSWERED, where="finetune.losses")
+        terms = make_terms(
+            losses_of(recipe.finetune.losses), case.catalog, given=CLASSIFICATION_INPUTS, where="finetune.losses"
+        )
         objective = Objective(terms, how.place(loaded.model), numerics=how)
         yield StepTrial("finetune", recipe.finetune, objective, _batch(rows, loaded.tokenizer, recipe, how.device))
 

@@ -13,7 +13,7 @@ from microbert_cli.models.tokenizers import same_tokens, same_vocabulary
 from microbert_cli.plan.doctor.context import LABELLED, TAUGHT, DoctorContext, inputs_of
 from microbert_cli.plan.doctor.findings import Finding, Later, attempt, doubtful, passed
 from microbert_cli.plan.phases import losses_of
-from microbert_cli.recipe.phase_data import not_taken
+from microbert_cli.recipe.phase_data import unused_transfer_note
 from microbert_cli.runs import atomic
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import make_terms
@@ -42,7 +42,7 @@ def inputs(case: DoctorContext) -> Iterator[Finding]:
             data = step.resolved.recipe.keys("task", "data")
             about = f"rows of {data['task'] or data['data']['train_file']}"
             yield from _new_rows(attempt(about, _rows, case, step), known.setdefault(atomic.digest(data), set()))
-        if step.kind == "task-distill" and (left := not_taken(step.resolved.recipe, case.catalog)):
+        if step.kind == "task-distill" and (left := unused_transfer_note(step.resolved.recipe, case.catalog)):
             yield replace(doubtful(left), about=step.name)
 
 

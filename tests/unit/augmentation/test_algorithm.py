@@ -19,7 +19,14 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from microbert_cli.augmentation.algorithm import AugmentedRows, AugmentSettings, augment, augment_shard, join, seeded
+from microbert_cli.augmentation.algorithm import (
+    AugmentSettings,
+    DatasetAugmenter,
+    augment,
+    augment_shard,
+    concatenate,
+    seeded_random,
+)
 from microbert_cli.augmentation.word_vectors import WordTable, load_word_table
 from microbert_cli.augmentation.words import Spelling, Splitter
 from microbert_cli.data.examples import Examples
@@ -203,7 +210,7 @@ def test_a_plain_reading_of_the_released_code_gives_the_same(make: Make, bert: A
     stop = set("the a was is and not".split())
     expected = []
     for identity, (text,) in zip(rows.ids, rows.texts, strict=True):
-        words, random = text.split(), seeded(f"42\0{identity}\0" + "0")
+        words, random = text.split(), seeded_random(f"42\0{identity}\0" + "0")
         choices = {
             i: candidates_of(words, words, i, bert, tokenizer, vectors)
             for i, word in enumerate(words)
@@ -230,7 +237,7 @@ def test_a_plain_reading_of_the_paper_gives_the_same(make: Make, bert: Any, toke
     for identity, (text,) in zip(rows.ids, rows.texts, strict=True):
         words, found = text.split(), [text]
         for copy in range(4):
-            new, random = list(words), seeded(f"42\0{identity}\0" + f"0\0{copy}")
+            new, random = list(words), seeded_random(f"42\0{identity}\0" + f"0\0{copy}")
             for i, word in enumerate(words):
                 if word.isalpha() and word not in stop and random.random() < 0.4:
                     new[i] = random.choice(candidates_of(new, [], i, bert, tokenizer, vectors))
@@ -269,15 +276,15 @@ def test_only_seed_and_row_decide(tokenizer: Any, bert: Any, vectors: WordTable,
     """Batches of 1 and 64, shuffled rows, and two shards joined: the same copies of every row."""
     rows = made_up(24, sides=2)
 
-    def work(rows: Examples, batch_size: int) -> AugmentedRows:
+    def work(rows: Examples, batch_size: int) -> DatasetAugmenter:
         settings = AugmentSettings(copies=4, query=query, candidates=candidates, batch_size=batch_size)
-        return AugmentedRows(rows, tokenizer=tokenizer, masked_lm_model=bert, vectors=vectors, settings=settings)
+        return DatasetAugmenter(rows, tokenizer=tokenizer, masked_lm_model=bert, vectors=vectors, settings=settings)
 
     whole = work(rows, 64).shard(0)
     assert whole == work(rows, 1).shard(0)
     halves = [augment_shard(work(rows, 16), number, size=15) for number in reversed(range(2))]
     assert work(rows, 16).shards(15) == 2
-    assert join(halves[::-1]) == whole
+    assert concatenate(halves[::-1]) == whole
     order = Random(5).sample(range(24), 24)
     shuffled = Examples([rows.texts[i] for i in order], order, [rows.ids[i] for i in order])
     assert by_id(work(shuffled, 64).shard(0)) == by_id(whole)
@@ -342,10 +349,10 @@ def byte_level() -> Any:
 def test_few_eligible_words_are_said_aloud(tokenizer: Any, vectors: WordTable) -> None:
     heard = Heard()
     common = {"tokenizer": tokenizer, "vectors": vectors, "settings": AugmentSettings(sources=("word_vectors",))}
-    AugmentedRows(rows_of("the 7 and 19 was not a 7 the film ."), reporter=heard, **common)
+    DatasetAugmenter(rows_of("the 7 and 19 was not a 7 the film ."), reporter=heard, **common)
     assert len(heard.warnings) == 1 and "only 10%" in heard.warnings[0]
     quiet = Heard()
-    work = AugmentedRows(rows_of("the film , a plot ."), reporter=quiet, **common)
+    work = DatasetAugmenter(rows_of("the film , a plot ."), reporter=quiet, **common)
     assert not quiet.warnings and work.eligible_share == 0.5
 
 

@@ -32,14 +32,14 @@ from microbert_cli.plan.phases import distil_jobs
 from microbert_cli.plan.rehearsal import rehearse
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
-from microbert_cli.recipe.student_shapes import describe
+from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.reporter import SILENT
 from microbert_cli.runs.stage_inputs import steps
 from microbert_cli.training.loop import TrainingPlan, train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.optimisers import Lamb, make_optimiser, schedule_factor, set_rates
-from microbert_cli.training.progressive import Progressive, check_layers, check_steps, layer_of
+from microbert_cli.training.progressive import Progressive, check_layers, check_step_count, layer_of
 
 CATALOG = Catalog()
 TRANSFER = {"feature_maps": {}, "feature_statistics": {}, "attention_transfer": {"divergence": "kl"}}
@@ -186,7 +186,7 @@ def test_what_a_layer_of_mobilebert_weighs():
 
 
 def config_of(name):
-    fields = describe(name, CATALOG)
+    fields = read_student(name, CATALOG)
     return transformers.AutoConfig.for_model(**{key: value for key, value in fields.items() if key != "title"})
 
 
@@ -338,7 +338,7 @@ def test_layer_by_layer_refuses(nets):
     student = own(nets)
     fine = [("general.losses.feature_maps", "layers")]
     check_layers(student, fine, layers=3)
-    check_steps(3, 3)
+    check_step_count(3, 3)
     shared = build_model(
         {"model_type": "albert", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "embedding_size": 8},
         kind="encoder", tokenizer=nets[1].tokenizer, seed=0,
@@ -346,7 +346,7 @@ def test_layer_by_layer_refuses(nets):
     for code, refused in (
         ("M057", lambda: check_layers(student, [*fine, ("general.losses.token_mixed_target", "top")], layers=3)),
         ("M058", lambda: check_layers(shared, fine, layers=3)),
-        ("M059", lambda: check_steps(2, 3)),
+        ("M059", lambda: check_step_count(2, 3)),
     ):
         with pytest.raises(MbertError) as caught:
             refused()

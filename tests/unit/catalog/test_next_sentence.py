@@ -12,7 +12,7 @@ from microbert_cli.catalog.losses.next_sentence import next_sentence, trains
 from microbert_cli.errors import MbertError
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.training.loss_terms import ANSWERED, make_terms
+from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
 from microbert_cli.training.objective import Objective
 
 CATALOG = Catalog()
@@ -102,5 +102,7 @@ def test_without_pairs_it_is_refused_before_any_work(place):
 
 def test_rows_of_a_task_have_no_next_sentence():
     with pytest.raises(MbertError) as caught:
-        make_terms({"next_sentence": (1.0, {})}, CATALOG, given=ANSWERED | {"teacher"}, where="phases.prediction.losses")
+        make_terms(
+            {"next_sentence": (1.0, {})}, CATALOG, given=CLASSIFICATION_INPUTS | {"teacher"}, where="phases.prediction.losses"
+        )
     assert caught.value.code == "M008" and "unrelated" in caught.value.what

@@ -14,7 +14,7 @@ from microbert_cli import api
 from microbert_cli.catalog.losses.cosine import cosine
 from microbert_cli.catalog.losses.patience import patience
 from microbert_cli.catalog.losses.token_soft_target import token_soft_target
-from microbert_cli.data.corpus.masking import chances, mask_batch
+from microbert_cli.data.corpus.masking import mask_batch, token_weights
 from microbert_cli.distillation.general import heads, make_pupil, terms_of
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.teacher import Teacher
@@ -28,6 +28,7 @@ from microbert_cli.plan.phases import distil_jobs
 from microbert_cli.plan.rehearsal import rehearse
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import overlay, resolve
+from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.runs.stage_inputs import steps
 from microbert_cli.training.loss_terms import check_depth, make_terms
 from microbert_cli.training.objective import Objective
@@ -265,7 +266,7 @@ def test_an_equal_student_has_learned_words_and_directions(places, batch):
 
 
 def test_a_distilbert_has_the_published_size_and_learns_from_a_bert(places, batch):
-    fields = {**places_module.describe("distilbert-6x768", CATALOG), "num_attention_heads": 12, "vocab_size": 30522}
+    fields = {**read_student("distilbert-6x768", CATALOG), "num_attention_heads": 12, "vocab_size": 30522}
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     with torch.device("meta"):
         model = AutoModel.from_config(config)
@@ -285,7 +286,7 @@ def test_a_distilbert_has_the_published_size_and_learns_from_a_bert(places, batc
 def test_rare_words_are_hidden_oftener():
     """Chances count^-0.7: of words seen 10,000 times and never, the second is hidden about 631 times as often."""
     corpus = np.array([7] * 10_000 + [8] * 100, dtype=np.uint16)
-    found = chances(corpus, 12, 0.7)
+    found = token_weights(corpus, 12, 0.7)
     assert found[7].item() == pytest.approx(10_000**-0.7, rel=1e-5) and found[9] == found[11] == 1.0
     assert found[8].item() == pytest.approx(100**-0.7, rel=1e-5)
 

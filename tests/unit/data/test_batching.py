@@ -5,7 +5,15 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from microbert_cli.data.batching import POOL, ROW, endless, epoch_batches, in_order, steps_per_epoch, useful_share
+from microbert_cli.data.batching import (
+    POOL_BATCHES,
+    TOKENS_PER_ROW,
+    batches_by_length,
+    endless_batches,
+    epoch_batches,
+    non_padding_share,
+    steps_per_epoch,
+)
 
 LENGTHS = np.random.default_rng(0).integers(4, 120, size=1003)
 
@@ -60,13 +68,13 @@ def test_the_company_of_a_row_changes():
 
 @pytest.mark.parametrize("skip", [0, 1, 125, 126, 127, 300])
 def test_skipping_is_the_same_as_running_through(skip):
-    whole = list(islice(endless(LENGTHS, batch_size=8, seed=5), skip + 20))
-    late = list(islice(endless(LENGTHS, batch_size=8, seed=5, skip=skip), 20))
+    whole = list(islice(endless_batches(LENGTHS, batch_size=8, seed=5), skip + 20))
+    late = list(islice(endless_batches(LENGTHS, batch_size=8, seed=5, skip=skip), 20))
     assert all(np.array_equal(a, b) for a, b in zip(whole[skip:], late, strict=True))
 
 
 def test_in_order_is_every_row_longest_first():
-    batches = in_order(LENGTHS, batch_size=50)
+    batches = batches_by_length(LENGTHS, batch_size=50)
     told = LENGTHS[np.concatenate(batches)]
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(LENGTHS)))
     assert (np.diff(told) <= 0).all()
@@ -74,7 +82,7 @@ def test_in_order_is_every_row_longest_first():
 
 def test_pools_hold_whole_batches():
     """So that leaving out partial batches loses fewer rows than one batch."""
-    batches = epoch_batches(list(range(POOL * 4 + 3)), batch_size=4, seed=0, epoch=0)
+    batches = epoch_batches(list(range(POOL_BATCHES * 4 + 3)), batch_size=4, seed=0, epoch=0)
     assert sorted(len(batch) for batch in batches)[:2] == [3, 4]
 
 
@@ -86,7 +94,7 @@ def test_a_budget_of_tokens_fills_batches_and_loses_no_row(epoch):
     batches = epoch_batches(LENGTHS, batch_size=8, seed=1, epoch=epoch, tokens=BUDGET)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(LENGTHS)))
     assert max(LENGTHS[batch].max() * len(batch) for batch in batches) <= BUDGET
-    assert useful_share(LENGTHS, batches) > 0.92
+    assert non_padding_share(LENGTHS, batches) > 0.92
     assert 0.75 * BUDGET < np.mean([LENGTHS[batch].max() * len(batch) for batch in batches])
 
 
@@ -97,8 +105,8 @@ def test_the_first_epoch_of_a_budget_has_the_steps_that_were_planned():
 
 @pytest.mark.parametrize("skip", [0, 1, 160, 400])
 def test_skipping_with_a_budget_is_the_same_as_running_through(skip):
-    whole = list(islice(endless(LENGTHS, batch_size=8, seed=5, tokens=BUDGET), skip + 20))
-    late = list(islice(endless(LENGTHS, batch_size=8, seed=5, tokens=BUDGET, skip=skip), 20))
+    whole = list(islice(endless_batches(LENGTHS, batch_size=8, seed=5, tokens=BUDGET), skip + 20))
+    late = list(islice(endless_batches(LENGTHS, batch_size=8, seed=5, tokens=BUDGET, skip=skip), 20))
     assert all(np.array_equal(a, b) for a, b in zip(whole[skip:], late, strict=True))
 
 
@@ -108,6 +116,6 @@ def test_a_row_beyond_the_budget_goes_alone():
 
 
 def test_short_rows_are_evaluated_in_larger_batches():
-    short, long = in_order([16] * 1000, batch_size=64), in_order([512] * 100, batch_size=64)
-    assert len(short[0]) == 64 * ROW // 16
-    assert len(long[0]) == 64 * ROW // 512
+    short, long = batches_by_length([16] * 1000, batch_size=64), batches_by_length([512] * 100, batch_size=64)
+    assert len(short[0]) == 64 * TOKENS_PER_ROW // 16
+    assert len(long[0]) == 64 * TOKENS_PER_ROW // 512

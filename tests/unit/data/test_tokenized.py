@@ -112,7 +112,7 @@ def test_labels_and_flags_travel_with_the_rows(tokenizer: Any) -> None:
 
 def test_chunks_do_not_show(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tokenize_examples(TWO, tokenizer, 12)
-    monkeypatch.setattr("microbert_cli.data.tokenized.CHUNK", 3)
+    monkeypatch.setattr("microbert_cli.data.tokenized.ROWS_PER_CALL", 3)
     parts = tokenize_examples(TWO, tokenizer, 12)
     assert np.array_equal(whole.ids, parts.ids) and np.array_equal(whole.offsets, parts.offsets)
 

@@ -20,7 +20,7 @@ from microbert_cli.plan.counts_only import Uncalibrated
 from microbert_cli.plan.doctor import data_checks, model_checks
 from microbert_cli.plan.doctor.context import DoctorContext
 from microbert_cli.plan.doctor.first_step import first_step
-from microbert_cli.recipe.phase_data import not_taken, phase_split, split_of, trained_splits
+from microbert_cli.recipe.phase_data import choose_split, phase_split, trained_splits, unused_transfer_note
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import Resolved, resolve
 from microbert_cli.recipe.task import Task, load_task
@@ -140,7 +140,7 @@ class Heard(Reporter):
     ],
 )
 def test_which_rows_a_phase_trains_on(said: str, needs_labels: bool, there: str, expected: str) -> None:
-    assert split_of(said, needs_labels=needs_labels, there=there.split()) == expected
+    assert choose_split(said, needs_labels=needs_labels, there=there.split()) == expected
 
 
 def test_which_losses_need_labels(tmp_path: Path) -> None:
@@ -157,9 +157,9 @@ def test_phases_of_methods() -> None:
     taken = {"data__transfer_file": "texts.txt", "task": "sst2"}
     recipe = recipe_of(method="pd", phases__labels__leave_out=False, **taken).recipe
     found = [phase_split(phase, CATALOG, trained_splits(recipe, CATALOG)) for phase in recipe.run_phases.values()]
-    assert found == ["transfer", "train"] and not_taken(recipe, CATALOG) is None
+    assert found == ["transfer", "train"] and unused_transfer_note(recipe, CATALOG) is None
     kd = recipe_of(method="kd", **taken).recipe
-    assert trained_splits(kd, CATALOG) == ("train", "dev") and "texts.txt" in str(not_taken(kd, CATALOG))
+    assert trained_splits(kd, CATALOG) == ("train", "dev") and "texts.txt" in str(unused_transfer_note(kd, CATALOG))
     without = [name for name in kd.phases["distillation"].losses if name == "hard_label"]
     bare = recipe_of(method="kd", **taken, **{f"phases__distillation__losses__{name}__weight": 0 for name in without}).recipe
     assert trained_splits(bare, CATALOG) == ("train", "dev", "transfer"), "a weight of 0 does not count"

@@ -13,7 +13,7 @@ from microbert_cli.models.factory import build_model, size_of
 from microbert_cli.models.load import count_all_parameters, load_model
 from microbert_cli.models.size import machine_bytes
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.student_shapes import describe
+from microbert_cli.recipe.student_shapes import read_student
 
 CATALOG = Catalog()
 V, P = 30522, 512
@@ -54,7 +54,7 @@ def on_meta(name, like=TEACHER, **more):
     """The student without its weights: shapes alone."""
     with torch.device("meta"):
         return build_model(
-            describe(name, CATALOG), kind="encoder", tokenizer=Tokens(), seed=0, like=like, where="student", **more
+            read_student(name, CATALOG), kind="encoder", tokenizer=Tokens(), seed=0, like=like, where="student", **more
         )
 
 
@@ -128,12 +128,12 @@ def test_a_model_is_counted_before_it_is_built(name):
 
 def test_the_depth_is_no_burden_to_count(tmp_path):
     with pytest.raises(MbertError) as caught:
-        build_model(describe("bert-99999999x16", CATALOG), kind="encoder", tokenizer=tiny_tokenizer(tmp_path), seed=0)
+        build_model(read_student("bert-99999999x16", CATALOG), kind="encoder", tokenizer=tiny_tokenizer(tmp_path), seed=0)
     assert caught.value.code == "M223"
 
 
 def build_tiny(tokens):
-    return build_model(describe("bert-1x8", CATALOG), kind="encoder", tokenizer=tokens, seed=0)
+    return build_model(read_student("bert-1x8", CATALOG), kind="encoder", tokenizer=tokens, seed=0)
 
 
 def test_positions_are_the_teachers():
@@ -143,18 +143,18 @@ def test_positions_are_the_teachers():
 def test_building_a_student_leaves_the_teacher_alone(tmp_path):
     taught = load_model(tiny_bert(tmp_path / "teacher", num_labels=3), "classifier", where="teacher")
     before = copy.deepcopy(taught.model.config.to_dict())
-    description = describe("bert-1x8", CATALOG)
+    description = read_student("bert-1x8", CATALOG)
     student = build_model(
         description, kind="classifier", tokenizer=taught.tokenizer, seed=0, like=taught.model.config, num_labels=2
     )
     assert taught.model.config.to_dict() == before
     assert student.config is not taught.model.config and student.config.num_labels == 2
-    assert description == describe("bert-1x8", CATALOG)
+    assert description == read_student("bert-1x8", CATALOG)
 
 
 def test_the_seed_decides_the_weights(tmp_path):
     tokens = tiny_tokenizer(tmp_path)
-    description = describe("bert-1x8", CATALOG)
+    description = read_student("bert-1x8", CATALOG)
 
     def weights(seed):
         torch.rand(7)  # whatever was drawn before does not matter

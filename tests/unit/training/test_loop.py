@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_bert
 
-from microbert_cli.data.batching import endless
+from microbert_cli.data.batching import endless_batches
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
@@ -23,7 +23,7 @@ from microbert_cli.training import checkpoint, loop
 from microbert_cli.training.loop import Interrupted, TrainingPlan, train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
-from microbert_cli.training.oom import halves
+from microbert_cli.training.oom import split_batch
 
 CATALOG = Catalog()
 ROWS, LENGTH = 64, 10
@@ -42,7 +42,7 @@ def places(tmp_path_factory):
 
 
 def batches(skip, *, size=8, touch=None):
-    for number, rows in enumerate(endless([LENGTH] * ROWS, batch_size=size, seed=7, skip=skip), skip):
+    for number, rows in enumerate(endless_batches([LENGTH] * ROWS, batch_size=size, seed=7, skip=skip), skip):
         if touch:
             touch(number)
         ids = IDS[rows]
@@ -349,11 +349,11 @@ def test_halves_share_out_masked_positions():
         "token_positions": torch.tensor([1, 6, 7, 9]),
         "token_labels": torch.tensor([10, 60, 70, 90]),
     }
-    first, second = halves(batch)
+    first, second = split_batch(batch)
     assert first["input_ids"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]] and second["input_ids"].tolist() == [[8, 9, 10, 11]]
     assert first["token_positions"].tolist() == [1, 6, 7] and first["token_labels"].tolist() == [10, 60, 70]
     assert second["token_positions"].tolist() == [1] and second["token_labels"].tolist() == [90]
-    assert len(halves({"input_ids": torch.zeros(1, 4)})) == 1
+    assert len(split_batch({"input_ids": torch.zeros(1, 4)})) == 1
 
 
 def test_a_batch_that_diverges_is_kept_and_so_is_the_last_good_state(places, tmp_path):

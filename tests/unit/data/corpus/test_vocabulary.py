@@ -10,7 +10,7 @@ import pytest
 from tiny_glue import tiny_rows
 from transformers import AutoTokenizer
 
-from microbert_cli.data.corpus.vocabulary import SPECIAL, train_vocabulary
+from microbert_cli.data.corpus.vocabulary import SPECIAL_TOKENS, train_vocabulary
 
 
 def documents():
@@ -25,8 +25,8 @@ def tokenizer():
 
 
 def test_size_and_special_tokens(tokenizer):
-    assert len(SPECIAL) < len(tokenizer) <= 400
-    assert tokenizer.convert_ids_to_tokens(range(5)) == SPECIAL
+    assert len(SPECIAL_TOKENS) < len(tokenizer) <= 400
+    assert tokenizer.convert_ids_to_tokens(range(5)) == SPECIAL_TOKENS
     assert (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.mask_token_id) == (0, 2, 4)
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
 
