@@ -140,12 +140,13 @@ class Moe(Strict):
 class Initialise(Strict):
     """What the weights of a new student begin as; see `initialising.py`. A checkpoint stays what it is.
 
-    layers  which of the teacher's: a rule of `layer_map`, or one number for each of the student's, from 0 as published lists
+    layers  which of the teacher's: a rule of `layer_map` for all layers, or one number for each of the student's, from 0 as in
+            published lists
     model   whose weights: a model, or "base" for the pre-trained one where there is one; else the stage's teacher
     """
 
     by: Literal["random", "teacher-layers", "teacher-slice", "teacher-ends", "svd-embed"] = "random"
-    layers: LayerMap = "uniform"
+    layers: Literal["uniform", "first", "last"] | list[int] = "uniform"
     model: Place | None = None
 
 

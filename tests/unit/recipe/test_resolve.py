@@ -152,7 +152,9 @@ def test_an_error_names_its_own_place(tmp_path):
     assert error.where == f"{recipe}, seeds"  # not that of `seed`, whose name it begins with
 
 
-@pytest.mark.parametrize(("key", "value"), [("layer_map", "7.5"), ("augmented", "3.5"), ("data.text", "3")])
+@pytest.mark.parametrize(("key", "value"), [
+    ("layer_map", "7.5"), ("augmented", "3.5"), ("data.text", "3"), ("initialise.layers", "3"), ("initialise.layers", "top"),
+])  # fmt: skip
 def test_a_key_of_several_types_gives_one_error(key, value):
     (error,) = errors_of(f"{key}={value}")
     assert error.code == "M003" and error.where == f"--set {key}"
