@@ -77,7 +77,7 @@ def teacher_pass(setup: Setup, steps: int, rounds: int) -> Result:
     }
     return found | {
         "ratios": {k: {"ratio": v, "target": t, "reached": v >= t} for k, (v, t) in reached.items()},
-        "through": "teacher_cache.remember" if ours.has_cache() else "scoring.logits_of (no teacher_cache here)",
+        "through": "teacher_cache.cached_ask" if ours.has_cache() else "scoring.logits_of (no teacher_cache here)",
     }
 
 

@@ -116,12 +116,12 @@ def cached(pair: Pair, sample: Sample, losses: Mapping[str, float], *, turn: int
     """
     if not has_cache():
         raise NoCache("microbert_cli.distillation.teacher_cache is not there yet")
-    from microbert_cli.distillation.teacher_cache import CacheSettings, remember
+    from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
 
     settings = CacheSettings(teacher="auto", budget="8GB", precision="fp16")
-    asked_by = {"benchmark": pair.setup.teacher.name, "turn": turn}
+    identity = {"benchmark": pair.setup.teacher.name, "turn": turn}
     want = pair.objective(losses).teacher_want
-    answers: TeacherFunction = remember(
-        pair.asked, sample.rows, want, asked_by=asked_by, pad_id=sample.pad_id, settings=settings
+    answers: TeacherFunction = cached_ask(
+        pair.asked, sample.rows, want, identity=identity, pad_id=sample.pad_id, settings=settings
     )
     return answers

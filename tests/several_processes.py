@@ -17,7 +17,7 @@ from microbert_cli.data.batching import endless_batches
 from microbert_cli.data.corpus.masking import mask_batch, rank_rows
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.teacher import Teacher
-from microbert_cli.distillation.teacher_cache import CacheSettings, remember
+from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
 from microbert_cli.evaluation.scoring import logits_of
 from microbert_cli.models.capture import TOKENS_AT_ONCE, OutputRequest
 from microbert_cli.models.device import Precision
@@ -97,7 +97,7 @@ def from_cache(teacher: Teacher, rows: TokenizedExamples, want: OutputRequest) -
     """An entry of its own for every number of processes, which fill it together, a few rows at a time."""
     TOKENS_AT_ONCE["cpu"] = 24
     key = {"processes": distributed.world_size()}
-    return remember(teacher, rows, want, asked_by=key, pad_id=0, settings=CacheSettings(precision="fp32"))
+    return cached_ask(teacher, rows, want, identity=key, pad_id=0, settings=CacheSettings(precision="fp32"))
 
 
 def masked_lm(folder: Path) -> dict[str, Any]:

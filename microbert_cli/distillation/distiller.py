@@ -1,4 +1,4 @@
-"""What stage two builds: tasks with their teachers, the student, its phases; trains one student per seed."""
+"""What task distillation builds - tasks with their teachers, the student, its phases - and the training of one seed."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.pair_checks import check_pair
 from microbert_cli.distillation.results import expert_usage, save_best_weights
 from microbert_cli.distillation.task_set import TaskSet
-from microbert_cli.distillation.taught_task import TaughtTask
+from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import check_length
 from microbert_cli.models.capture import OutputRequest
@@ -45,15 +45,14 @@ from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases
 
 IMPORTANCE_BATCH = 32
 
-
 Teachers = str | Sequence[str] | Mapping[str, Sequence[str]]
 
 
 class Distiller:
-    """Teachers, tasks and method at hand; trains one student per seed.
+    """The tasks, teachers and losses of a recipe; trains one student per seed.
 
-    teacher     of one task: its teacher or teachers; of several: those of each by the task's name
-    identities  what identifies every teacher's weights, as `each_place("teacher", teacher)` names them
+    teacher     for one task its teacher or teachers; for several tasks those of each by the task's name
+    identities  what identifies every teacher's weights, under the names that `named_inputs` gives them
     """
 
     teacher_log: Path | None = None
@@ -66,141 +65,160 @@ class Distiller:
         self.student = student
         self.device = pick_device(recipe.device)
         self.numerics = choose_precision(self.device, **recipe.numerics())
-        self.course = TaskSet(recipe, catalog, [self._lesson(one, teacher, identities) for one in data])
-        self.asks: dict[str, OptionalTeacherFunction | None] = {}
+        self.task_set = TaskSet(recipe, catalog, [self._taught_task(task, teacher, identities) for task in data])
+        self.asks: dict[
+            str, OptionalTeacherFunction | None
+        ] = {}  # by phase; all seeds share them, so that the cache is filled once
         self.choices = ChosenLearningRates()
-        weighs = self._routes and recipe.moe.experts > 1 and recipe.moe.routing != "hash"  # a table keeps no gate busy
-        balance = recipe.moe.balance if weighs else 0.0
+        # Routing by a fixed table has no gate that could be kept busy.
+        balances = self._has_experts and recipe.moe.experts > 1 and recipe.moe.routing != "hash"
+        balance = recipe.moe.balance if balances else 0.0
         self.terms = {name: _terms(name, spec, catalog, balance) for name, spec in recipe.run_phases.items()}
-        self.course.check(self.terms)
-        if not self.course.instructors:
+        self.task_set.check(self.terms)
+        if not self.task_set.teachers:
             self.terms = {name: without_teacher_terms(terms) for name, terms in self.terms.items()}
         self.map_layers: list[int] = [0]
-        self._important: Mapping[int, Tensor] | None = None
-        self._start = self._beginning(initial)
+        self._neuron_importance: Mapping[int, Tensor] | None = None
+        self._start = self._initial_weights(initial)
         self._check(self.load(recipe.seed))
 
-    def _lesson(self, data: TaskData, teacher: Teachers, identities: Mapping[str, Any]) -> TaughtTask:
-        of_each = isinstance(teacher, Mapping)
-        own = teacher[data.task.name] if isinstance(teacher, Mapping) else as_list(teacher)
-        named = named_inputs(f"teacher {data.task.name}" if of_each else "teacher", list(own))
-        weights = [identities.get(name) for name, _ in named]
-        return TaughtTask(self.recipe, data, own, weights, self.numerics, self.reporter)
+    def _taught_task(self, data: TaskData, teacher: Teachers, identities: Mapping[str, Any]) -> TaughtTask:
+        if isinstance(teacher, Mapping):
+            sources, key = list(teacher[data.task.name]), f"teacher {data.task.name}"
+        else:
+            sources, key = as_list(teacher), "teacher"
+        weights = [identities.get(name) for name, _ in named_inputs(key, sources)]
+        return TaughtTask(self.recipe, data, sources, weights, self.numerics, self.reporter)
+
+    @property
+    def _first_teacher(self) -> LoadedTeacher | None:
+        """The teacher whose tokenizer and weights a new student takes."""
+        return next(iter(self.task_set.teachers), None)
 
     def train_one(self, seed: int, place: Path) -> dict[str, Any]:
+        """Trains the student of one seed, saves it in `place`, and returns its dev scores and what is recorded with them."""
         loaded = self.load(seed)
         model = self.numerics.place(loaded.model)
-        bests = BestWeights(list(self.course.primaries.values()))
-        outcome, projection = run_phases(
+        best = BestWeights(list(self.task_set.primaries.values()))
+        phases, projection = run_phases(
             model,
             self.phases(loaded),
             directory=place,
             seed=seed,
             pad_id=loaded.tokenizer.pad_token_id,
             device=self.device,
-            score=lambda: self.course.score(model, loaded),
-            primary=self.course.primary,
+            score=lambda: self.task_set.score(model, loaded),
+            primary=self.task_set.primary,
             choices=self.choices,
             projection=loaded.projection,
-            bests=bests,
+            bests=best,
             reporter=self.reporter,
         )
         save_model(model, loaded.tokenizer, place, projection=projection)
-        found = {"dev": self.course.score(model, loaded), "phases": outcome, "parameters": count_all_parameters(model)}
-        further = {"best": save_best_weights(bests, self.course, model, loaded, place), "experts": expert_usage(model)}
-        return found | {name: told for name, told in further.items() if told}
+        record = {"dev": self.task_set.score(model, loaded), "phases": phases, "parameters": count_all_parameters(model)}
+        optional = {"best": save_best_weights(best, self.task_set, model, loaded, place), "experts": expert_usage(model)}
+        return record | {name: value for name, value in optional.items() if value}
 
     def load(self, seed: int) -> LoadedModel:
-        """A student at its start."""
-        taught = next(iter(self.course.instructors), None)
-        tasks = [lesson.data.task for lesson in self.course.lessons]
-        like = {"tokenizer": taught.source, "like": taught.loaded.model.config} if taught else {"tokenizer": self.recipe.base}
-        made: dict[str, Any] = {"seed": seed, "where": "student", "start": self._start, **like}
-        if self.course.several or self._routes:
-            loaded = factory.several_heads(self.student, self.catalog, tasks=tasks, **made)
+        """Returns the student before training."""
+        teacher = self._first_teacher
+        tasks = [task.data.task for task in self.task_set.tasks]
+        options: dict[str, Any] = {"seed": seed, "where": "student", "start": self._start, "tokenizer": self.recipe.base}
+        if teacher:
+            options |= {"tokenizer": teacher.source, "like": teacher.loaded.model.config}
+        if self.task_set.is_multitask or self._has_experts:
+            loaded = factory.several_heads(self.student, self.catalog, tasks=tasks, **options)
         else:
-            loaded = factory.classifier(self.student, self.catalog, task=tasks[0], **made)
-        if taught and self.student == taught.source:
-            reorder_labels(loaded.model, taught.teacher.columns)
-        return self._with_experts(loaded, seed) if self._routes else loaded
+            loaded = factory.classifier(self.student, self.catalog, task=tasks[0], **options)
+        if teacher and self.student == teacher.source:
+            reorder_labels(loaded.model, teacher.teacher.columns)
+        return self._with_experts(loaded, seed) if self._has_experts else loaded
 
     @property
-    def start_told(self) -> dict[str, Any]:
-        """What a new student began as, for the record; nothing where its weights were random or a checkpoint's."""
+    def start_record(self) -> dict[str, Any]:
+        """What metrics.json says of a new student's initial weights; empty for random weights and for a checkpoint."""
         return {"start": self._start.told} if self._start else {}
 
-    def _beginning(self, initial: str | None) -> InitialWeights | None:
-        """What a new student takes of the first teacher, or of the model `initial`."""
-        said, taught = self.recipe.initialise, next(iter(self.course.instructors), None)
-        if taught is None or self.recipe.init == "random" or not factory.is_description(self.student, self.catalog):
+    def _initial_weights(self, initial: str | None) -> InitialWeights | None:
+        """Returns what a new student takes from the first teacher, or from the model `initial`."""
+        settings, teacher = self.recipe.initialise, self._first_teacher
+        if teacher is None or self.recipe.init == "random" or not factory.is_description(self.student, self.catalog):
             return None
         return initial_weights(
-            said.by, said.layers, taught.loaded, initial, labels=taught.teacher.columns, reporter=self.reporter
+            settings.by, settings.layers, teacher.loaded, initial, labels=teacher.teacher.columns, reporter=self.reporter
         )
 
     @property
-    def _routes(self) -> bool:
-        """Whether the student has experts."""
+    def _has_experts(self) -> bool:
+        """Whether the recipe puts experts into the student."""
         return self.recipe.moe.side in ("student", "both")
 
     def _with_experts(self, loaded: LoadedModel, seed: int) -> LoadedModel:
         moe = self.recipe.moe
-        how = (moe.routing, moe.top_k, moe.init, moe.shared, moe.norm, moe.gate)
-        wanted = MoeSettings(moe.layers, moe.experts, moe.expert_width, *how)
-        return add_experts(loaded, wanted, seed=seed, importance=self._measuring(loaded))
+        settings = MoeSettings(
+            moe.layers, moe.experts, moe.expert_width, moe.routing, moe.top_k, moe.init, moe.shared, moe.norm, moe.gate
+        )
+        return add_experts(loaded, settings, seed=seed, importance=self._importance_function(loaded))
 
-    def _measuring(self, loaded: LoadedModel) -> Callable[[Sequence[int]], Mapping[int, Tensor]] | None:
-        """How important neurons of a student's layers are: in itself, or in the teacher whose layers a new one has taken."""
+    def _importance_function(self, loaded: LoadedModel) -> Callable[[Sequence[int]], Mapping[int, Tensor]] | None:
+        """Returns a function for the importance of neurons in a student's layers; None where new weights have none.
+
+        A checkpoint is measured itself. Of a new student that takes the teacher's layers, the teacher is.
+        """
         if not factory.is_description(self.student, self.catalog):
             return partial(self._importance, loaded)
-        begun, taught = self._start, next(iter(self.course.instructors), None)
-        if begun is None or taught is None or begun.by != "teacher-layers" or begun.source is not taught.loaded:
+        start, teacher = self._start, self._first_teacher
+        if start is None or teacher is None or start.by != "teacher-layers" or start.source is not teacher.loaded:
             return None
-        depths = (taught.loaded.model.config.num_hidden_layers, loaded.model.config.num_hidden_layers)
-        origin = dict(enumerate((layer + 1 for layer in layers_of(begun.layers, *depths)), 1))
+        depths = (teacher.loaded.model.config.num_hidden_layers, loaded.model.config.num_hidden_layers)
+        # Both sides count layers from 1, `layers_of` from 0.
+        teacher_layer = dict(enumerate((layer + 1 for layer in layers_of(start.layers, *depths)), 1))
 
-        def measured(layers: Sequence[int]) -> Mapping[int, Tensor]:
-            found = self._importance(taught.loaded, [origin[layer] for layer in layers], taught.teacher.columns)
-            return {layer: found[origin[layer]] for layer in layers}
+        def measure(layers: Sequence[int]) -> Mapping[int, Tensor]:
+            values = self._importance(teacher.loaded, [teacher_layer[layer] for layer in layers], teacher.teacher.columns)
+            return {layer: values[teacher_layer[layer]] for layer in layers}
 
-        return measured
+        return measure
 
     def _importance(
         self, loaded: LoadedModel, layers: Sequence[int], columns: Sequence[int] | None = None
     ) -> Mapping[int, Tensor]:
-        """Of the neurons of a model as it begins, on rows of the training set; the same for every seed."""
-        if self._important is None:
-            rows, pad_id = self.course.lessons[0].data.encode("train", loaded, where="student"), loaded.tokenizer.pad_token_id
-            chosen = np.arange(len(rows))[:: max(1, len(rows) // self.recipe.moe.importance_rows)]
-            self.reporter.note(f"importance of neurons: {len(chosen)} rows")
-            parts = batches_by_length(rows.lengths[chosen], batch_size=IMPORTANCE_BATCH)
-            batches = (rows.batch(chosen[part], pad_id=pad_id) for part in parts)
-            before = loaded.model.device
-            self._important = importance(loaded.model.to(self.device), batches, layers, columns=columns)
-            loaded.model.to(before)
-        return self._important
+        """Returns the importance of a model's neurons before training, on rows of the training set; the same for every seed."""
+        if self._neuron_importance is None:
+            pad_id = loaded.tokenizer.pad_token_id
+            rows = self.task_set.tasks[0].data.encode("train", loaded, where="student")
+            sample = np.arange(len(rows))[:: max(1, len(rows) // self.recipe.moe.importance_rows)]
+            self.reporter.note(f"importance of neurons: {len(sample)} rows")
+            groups = batches_by_length(rows.lengths[sample], batch_size=IMPORTANCE_BATCH)
+            batches = (rows.batch(sample[group], pad_id=pad_id) for group in groups)
+            device = loaded.model.device
+            self._neuron_importance = importance(loaded.model.to(self.device), batches, layers, columns=columns)
+            loaded.model.to(device)
+        return self._neuron_importance
 
     def phases(self, loaded: LoadedModel) -> list[Phase]:
-        """The recipe's phases, ready to run with this student."""
+        """Returns the recipe's phases for this student."""
         return [self._phase(name, spec, loaded) for name, spec in self.recipe.run_phases.items()]
 
     def _check(self, loaded: LoadedModel) -> None:
-        self.course.meet(loaded)
-        check_length(self.course.max_length, loaded.model.config, where="data.max_length")
+        """Checks a student against its tasks, losses and teachers, and sets the layer map."""
+        self.task_set.compare_vocabularies(loaded)
+        config = loaded.model.config
+        check_length(self.task_set.max_length, config, where="data.max_length")
         terms = {f"phases.{name}.losses.{term.name}": term for name, phase in self.terms.items() for term in phase}
         for term in terms.values():
-            term.own(**self.course.sizes, student_width=loaded.model.config.hidden_size)
-        for one in self.course.instructors:
-            check_pair(terms, one.loaded, loaded, where=f"student {self.student}")
-            theirs, ours = one.loaded.model.config, loaded.model.config
-            check_depth(terms, ours.num_hidden_layers)
+            term.own(**self.task_set.sizes, student_width=config.hidden_size)  # raises where a loss does not fit these sizes
+        for teacher in self.task_set.teachers:
+            check_pair(terms, teacher.loaded, loaded, where=f"student {self.student}")
+            check_depth(terms, config.num_hidden_layers)
             if any(term.over in LAYERWISE for term in terms.values()):
+                teacher_layers = teacher.loaded.model.config.num_hidden_layers
                 self.map_layers = layer_map(
-                    self.recipe.layer_map, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers
+                    self.recipe.layer_map, teacher_layers=teacher_layers, student_layers=config.num_hidden_layers
                 )
 
     def _phase(self, name: str, spec: PhaseSpec, loaded: LoadedModel) -> Phase:
-        terms, rows = self.terms[name], self.course.rows(spec, loaded)
+        terms, rows = self.terms[name], self.task_set.training_rows(spec, loaded)
         reference = self.recipe.normalisation == "reference"
         return Phase(
             name=name,
@@ -208,43 +226,51 @@ class Distiller:
             rows=rows,
             learning_rates=spec.learning_rates,
             objective=lambda model: self._objective(name, spec, rows, model),
+            # A phase of hidden states alone leaves the classifier untrained, so that its dev score says nothing.
             scored=any("logits" in term.needs for term in terms),
-            pad_to=self.course.max_length if reference else None,
+            pad_to=self.task_set.max_length if reference else None,
             drop_last=reference,
-            split=self.course.splits(spec),
+            split=self.task_set.split_names(spec),
         )
 
     def _objective(self, name: str, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, model: Any) -> Objective:
+        sizes = self.task_set.sizes
         objective = Objective(
             self.terms[name],
             model,
             ask_teacher=None,
             map_layers=self.map_layers,
             student_width=model.config.hidden_size,
-            **self.course.sizes,
+            teacher_width=sizes["teacher_width"],
+            classes=sizes["classes"],
+            tasks=sizes["tasks"],
             normalisation=self.recipe.normalisation,
             numerics=self.numerics,
         )
         if name not in self.asks:
-            self.asks[name] = self._timed(name, spec, rows, objective.teacher_want)
+            self.asks[name] = self._make_ask(name, spec, rows, objective.teacher_want)
         return objective.asking(self.asks[name])
 
-    def _timed(
-        self, name: str, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, want: OutputRequest
+    def _make_ask(
+        self, name: str, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, request: OutputRequest
     ) -> OptionalTeacherFunction | None:
-        """The teachers through the cache, and a line on how many rows were asked about before training, in what time."""
-        began, course = time.monotonic(), self.course
-        before = course.asked
-        ask = course.ask(spec, rows, want)
+        """Returns the function for teacher outputs, and logs how many rows went through teachers to fill the cache."""
+        started, rows_before = time.monotonic(), self.task_set.rows_asked
+        ask = self.task_set.make_ask(spec, rows, request)
         if self.teacher_log is not None and ask is not None:
-            taken = {"phase": name, "kept": course.kept, "rows": len(rows.lengths), "asked": course.asked - before}
             with Log(self.teacher_log) as log:
-                log.write(**taken, took=round(time.monotonic() - began, 3))
+                log.write(
+                    phase=name,
+                    kept=self.task_set.uses_cache,
+                    rows=len(rows.lengths),
+                    asked=self.task_set.rows_asked - rows_before,
+                    took=round(time.monotonic() - started, 3),
+                )
         return ask
 
 
 def _terms(phase: str, spec: PhaseSpec, catalog: Catalog, balance: float) -> list[LossTerm]:
-    """The phase's losses; a student with experts keeps them busy alike, by `balance` where the phase does not say it."""
+    """Returns the phase's losses; with experts also `load_balance`, of weight `balance` unless the phase sets its own."""
     losses = {name: (term.weight, term.parameters) for name, term in spec.losses.items()}
     routed = {"routing"} if balance else set()
     losses = {"load_balance": (balance, {}), **losses} if balance else losses

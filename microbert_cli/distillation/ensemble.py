@@ -1,11 +1,11 @@
-"""Several teachers asked as one, the right one of a run of several tasks, and one that reads in tokens of its own.
+"""Functions around a teacher's `ask`: an ensemble of teachers, the teacher of each task, a teacher of another vocabulary.
 
-Of n teachers with class probabilities p_1 .. p_n, each [B, C], the answer has
+Of n teachers with class probabilities p_1 .. p_n, each [B, C], the ensemble has
 
-    logits = log( (p_1 + .. + p_n) / n )        classes: their softmax is the mean probability
-    logits = (z_1 + .. + z_n) / n               a score, C = 1
+    logits = log( (p_1 + .. + p_n) / n )        classes: the softmax of it is the mean probability
+    logits = (z_1 + .. + z_n) / n               regression, C = 1
 
-Hidden states and attention scores of teachers trained apart have no common axes; only logits are averaged.
+Only logits are averaged: hidden states and attention scores of teachers that were trained separately have no common axes.
 
 Source: MT-DNN distillation (arXiv 1904.09482, section 3): soft targets are the mean of the ensemble's class probabilities.
 """
@@ -21,47 +21,50 @@ from microbert_cli.models.capture import ModelOutputs, OutputRequest
 from microbert_cli.training.objective import Batch, OptionalTeacherFunction, TeacherFunction
 
 
-def averaged(logits: Sequence[Tensor]) -> Tensor:
-    """The ensemble's logits [B, C] of every teacher's; one teacher's are as they are."""
+def average_logits(logits: Sequence[Tensor]) -> Tensor:
+    """Returns the ensemble's logits [B, C]; a single teacher's are returned unchanged."""
     if len(logits) == 1:
         return logits[0]
-    stacked_NBC = torch.stack([one.float() for one in logits])
+    stacked_NBC = torch.stack([teacher_BC.float() for teacher_BC in logits])
     if stacked_NBC.shape[-1] == 1:
         return stacked_NBC.mean(0)
     return stacked_NBC.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
-def together(asks: Sequence[TeacherFunction]) -> TeacherFunction:
-    """All teachers asked as one; one alone is asked as it is."""
+def ensemble_ask(asks: Sequence[TeacherFunction]) -> TeacherFunction:
+    """Returns a function for the ensemble's logits; that of a single teacher is returned unchanged, with all its outputs."""
     if len(asks) == 1:
         return asks[0]
 
-    def ask(batch: Batch, want: OutputRequest) -> ModelOutputs:
-        answers = [one(batch, want).logits for one in asks]
-        return ModelOutputs(logits=averaged([logits for logits in answers if logits is not None]))
+    def ask(batch: Batch, request: OutputRequest) -> ModelOutputs:
+        logits = [ask_teacher(batch, request).logits for ask_teacher in asks]
+        return ModelOutputs(logits=average_logits([logits_BC for logits_BC in logits if logits_BC is not None]))
 
     return ask
 
 
-def reading(rows: TokenizedExamples, ask: TeacherFunction, *, pad_id: int) -> TeacherFunction:
-    """Asks a teacher about the same rows in its own tokens, `rows`; which of what it shows are real tokens goes with it."""
+def retokenized_ask(rows: TokenizedExamples, ask: TeacherFunction, *, pad_id: int) -> TeacherFunction:
+    """Returns `ask` for a teacher of another vocabulary; `rows` are the dataset's rows in its tokens.
 
-    def own(batch: Batch, want: OutputRequest) -> ModelOutputs:
+    The outputs carry the mask of the teacher's own tokens, since their positions are not the student's.
+    """
+
+    def ask_in_own_tokens(batch: Batch, request: OutputRequest) -> ModelOutputs:
         device = batch["input_ids"].device
-        theirs = rows.batch(batch["rows"].cpu().numpy(), pad_id=pad_id)
-        theirs = {name: value.to(device) for name, value in theirs.items()}
-        seen = ask(theirs, want)
-        seen.mask = theirs["attention_mask"]
-        return seen
+        teacher_batch = rows.batch(batch["rows"].cpu().numpy(), pad_id=pad_id)
+        teacher_batch = {name: value.to(device) for name, value in teacher_batch.items()}
+        outputs = ask(teacher_batch, request)
+        outputs.mask = teacher_batch["attention_mask"]
+        return outputs
 
-    return own
+    return ask_in_own_tokens
 
 
-def by_task(asks: Mapping[int | None, TeacherFunction | None]) -> OptionalTeacherFunction:
-    """Asks the teacher of the batch's task; a task without one has nothing to show."""
+def ask_by_task(asks: Mapping[int | None, TeacherFunction | None]) -> OptionalTeacherFunction:
+    """Returns a function that asks the teacher of the batch's task, and gives None for a task without a teacher."""
 
-    def ask(batch: Batch, want: OutputRequest) -> ModelOutputs | None:
-        own = asks[int(batch["task"][0])]
-        return own(batch, want) if own else None
+    def ask(batch: Batch, request: OutputRequest) -> ModelOutputs | None:
+        ask_teacher = asks[int(batch["task"][0])]  # all rows of a batch are of one task
+        return ask_teacher(batch, request) if ask_teacher else None
 
     return ask

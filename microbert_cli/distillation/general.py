@@ -1,4 +1,4 @@
-"""What stage one builds: the student, its losses, the objective, and batches of blocks."""
+"""What general distillation builds: the student, its losses, the objective, and batches of text blocks."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,106 +26,115 @@ from microbert_cli.training.objective import Batch, Objective
 from microbert_cli.training.progressive import Progressive, check_layers
 
 
-def make_pupil(
-    recipe: Recipe, catalog: Catalog, taught: LoadedModel, student: str, initial: str | None = None, reporter: Reporter = SILENT
+def make_student(
+    recipe: Recipe, catalog: Catalog, teacher: LoadedModel, name: str, initial: str | None = None, reporter: Reporter = SILENT
 ) -> LoadedModel:
-    """The student at its start: a checkpoint, or a new one as `initialise` says."""
-    said, new = recipe.initialise, factory.is_description(student, catalog)
-    start = initial_weights(said.by, said.layers, taught, initial, reporter=reporter) if new else None
-    head, _ = heads(recipe, catalog)
-    pupil = factory.encoder(student, catalog, seed=recipe.seed, teacher=taught, where="student", start=start, head=head)
+    """Returns the student before training: the checkpoint `name`, or a new model that starts as `initialise` says."""
+    start = None
+    if factory.is_description(name, catalog):
+        settings = recipe.initialise
+        start = initial_weights(settings.by, settings.layers, teacher, initial, reporter=reporter)
+    head, _ = required_heads(recipe, catalog)
+    student = factory.encoder(name, catalog, seed=recipe.seed, teacher=teacher, where="student", start=start, head=head)
     if not recipe.general.dropout:
-        _without_dropout(pupil.model)
-    return pupil
+        _disable_dropout(student.model)
+    return student
 
 
-def make_objective(recipe: Recipe, catalog: Catalog, teacher: Teacher, taught: LoadedModel, pupil: LoadedModel) -> Objective:
-    """The general stage's losses over the layer map; checks that they can compare the two before anything is trained."""
-    terms = terms_of(recipe, catalog)
-    named = {f"general.losses.{term.name}": term for term in terms}
-    theirs, ours = taught.model.config, pupil.model.config
-    check_pair(named, taught, pupil, where="student")
-    same_tokens(taught.tokenizer, pupil.tokenizer, where="student")
-    check_depth(named, ours.num_hidden_layers)
-    how = choose_precision(pick_device(recipe.device), **recipe.numerics())
-    torch.manual_seed(recipe.seed)
+def make_objective(
+    recipe: Recipe, catalog: Catalog, teacher: Teacher, loaded_teacher: LoadedModel, student: LoadedModel
+) -> Objective:
+    """Returns the stage's losses over the layer map, on the run's device; checks first that they can compare the two models."""
+    terms = general_terms(recipe, catalog)
+    terms_by_key = {f"general.losses.{term.name}": term for term in terms}
+    teacher_config, student_config = loaded_teacher.model.config, student.model.config
+    check_pair(terms_by_key, loaded_teacher, student, where="student")
+    same_tokens(loaded_teacher.tokenizer, student.tokenizer, where="student")
+    check_depth(terms_by_key, student_config.num_hidden_layers)
+    precision = choose_precision(pick_device(recipe.device), **recipe.numerics())
+    torch.manual_seed(recipe.seed)  # for the projection and the losses' own modules, which are drawn here
     objective = Objective(
         terms,
-        pupil.model,
+        student.model,
         ask_teacher=teacher.ask,
-        map_layers=layer_map(recipe.layer_map, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers),
-        student_width=ours.hidden_size,
-        teacher_width=theirs.hidden_size,
+        map_layers=layer_map(
+            recipe.layer_map,
+            teacher_layers=teacher_config.num_hidden_layers,
+            student_layers=student_config.num_hidden_layers,
+        ),
+        student_width=student_config.hidden_size,
+        teacher_width=teacher_config.hidden_size,
         normalisation=recipe.normalisation,
-        numerics=how,
-        progressive=_progressive(recipe, named, pupil),
+        numerics=precision,
+        progressive=_progressive(recipe, terms_by_key, student),
     )
-    if objective.projection is not None and pupil.projection is not None:
-        objective.projection.load_state_dict(pupil.projection)
-    for model in (teacher.model, pupil.model):
-        how.place(model)
-    return objective.to(how.device)
+    if objective.projection is not None and student.projection is not None:
+        objective.projection.load_state_dict(student.projection)
+    for model in (teacher.model, student.model):
+        precision.place(model)
+    return objective.to(precision.device)
 
 
-def terms_of(recipe: Recipe, catalog: Catalog) -> list[LossTerm]:
-    """The stage's losses; raises M091 where one asks for hidden words and no word is hidden."""
+def general_terms(recipe: Recipe, catalog: Catalog) -> list[LossTerm]:
+    """Returns the stage's losses; raises M091 where one predicts masked words and the recipe masks none."""
     losses = {name: (term.weight, term.parameters) for name, term in recipe.general.losses.items()}
     terms = make_terms(
         losses, catalog, given=ENCODER_OUTPUTS | TOKEN_INPUTS | PAIR_INPUTS | {"teacher"}, where="general.losses"
     )
-    if (guessing := [term.name for term in terms if "token_labels" in term.needs]) and not recipe.general.masked:
-        raise _nothing_hidden(guessing[0])
+    if (predicting := [term.name for term in terms if "token_labels" in term.needs]) and not recipe.general.masked:
+        raise _no_masked_words(predicting[0])
     return terms
 
 
-def _progressive(recipe: Recipe, terms: Mapping[str, LossTerm], pupil: LoadedModel) -> Progressive | None:
-    """How the student is trained layer by layer, if so; `terms` by their keys in the recipe."""
+def _progressive(recipe: Recipe, terms: Mapping[str, LossTerm], student: LoadedModel) -> Progressive | None:
+    """Returns the schedule of layer-by-layer training, if the recipe has any; `terms` by their keys in the recipe."""
     if not (rates := recipe.general.layer_by_layer):
         return None
-    layers = pupil.model.config.num_hidden_layers
-    check_layers(pupil.model, [(key, term.over) for key, term in terms.items()], layers=layers)
+    layers = student.model.config.num_hidden_layers
+    check_layers(student.model, [(key, term.over) for key, term in terms.items()], layers=layers)
     return Progressive(layers, *rates)
 
 
-def _without_dropout(model: nn.Module) -> None:
-    """For as long as this model is in memory: what is saved of it has its configuration's dropout."""
+def _disable_dropout(model: nn.Module) -> None:
+    """Turns dropout off in memory only: the configuration, which stage two trains with, keeps its rates."""
+    module: Any
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):  # ModernBERT's
+        elif isinstance(getattr(module, "attention_dropout", None), float):  # ModernBERT keeps a bare number here
             module.attention_dropout = 0.0
 
 
-def heads(recipe: Recipe, catalog: Catalog) -> tuple[str, str]:
-    """What the losses need the student and the teacher to be: "encoder", or "masked-lm" where they are to name words.
+def required_heads(recipe: Recipe, catalog: Catalog) -> tuple[str, str]:
+    """Returns the model kinds of student and teacher: "encoder", or "masked-lm" where a loss predicts words.
 
-    Both are masked-LMs where the student begins as the teacher's ends, which is its head, too.
+    With `initialise.by = "teacher-ends"` both are masked-LMs, since the student starts with the teacher's head.
     """
-    terms = terms_of(recipe, catalog)
+    terms = general_terms(recipe, catalog)
     if recipe.initialise.by == "teacher-ends":
         return "masked-lm", "masked-lm"
-    words = [term for term in terms if term.needs & TOKEN_INPUTS]
-    named = {True: "masked-lm", False: "encoder"}
-    return named[bool(words)], named[any("token_head" in term.needs and term.asks_teacher for term in words)]
+    word_losses = [term for term in terms if term.needs & TOKEN_INPUTS]
+    teacher_predicts = any("token_head" in term.needs and term.asks_teacher for term in word_losses)
+    return "masked-lm" if word_losses else "encoder", "masked-lm" if teacher_predicts else "encoder"
 
 
 def batch_maker(recipe: Recipe, tokenizer: Any, blocks: Blocks) -> Callable[[Blocks, Any, int], Batch]:
-    """(blocks, rows, number of the batch) -> this process's rows, with words hidden where the recipe hides any."""
+    """Returns a function (blocks, rows, batch number) -> this process's rows, with words masked where the recipe masks any."""
     spec, device = recipe.general, pick_device(recipe.device)
     pad_to = recipe.corpus.max_length if recipe.normalisation == "reference" else None
     masks = Masking(tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens) if spec.masked else None
 
-    def make(part: Blocks, rows: Any, number: int) -> Batch:
+    def make(blocks: Blocks, rows: Any, number: int) -> Batch:
         if masks is None:
-            batch = distributed.rank_batch(lambda own: part.batch(own, pad_to), rows)
-        else:
-            batch = masks.own(part.batch(rows, pad_to), number)
+            batch = distributed.rank_batch(lambda rank_rows: blocks.batch(rank_rows, pad_to), rows)
+        else:  # masks are drawn for the whole batch, so that they do not depend on the number of processes
+            batch = masks.own(blocks.batch(rows, pad_to), number)
         return {name: value.to(device) for name, value in batch.items()}
 
     return make
 
 
-def _nothing_hidden(loss: str) -> MbertError:
+def _no_masked_words(loss: str) -> MbertError:
     return MbertError(
         "M091",
         "this loss is about words that were hidden from the model, and the recipe hides none",

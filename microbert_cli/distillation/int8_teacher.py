@@ -1,7 +1,7 @@
-"""A teacher's logits from its int8 copy: on CPUs two to three times as fast, and near the truth, not equal to it.
+"""A teacher's logits from its int8 copy: on CPUs two to three times as fast, and close to the float32 logits, not equal.
 
-The copy is written once and kept in the cache: ONNX, weights as int8 with one scale a column, activations quantised on the way
-(dynamic). Hidden states and attention scores are not offered: activations of BERT have outliers that int8 does not hold
+The copy is written once and kept in the cache: ONNX, weights as int8 with one scale per column, activations quantised
+dynamically. Hidden states and attention scores are not offered: BERT's activations have outliers that int8 cannot represent
 (docs/lab-notes.md).
 """
 
@@ -23,9 +23,9 @@ FORMAT = 1
 
 
 class Int8Teacher(Teacher):
-    """The same teacher; asked for logits alone it answers in int8, asked for more it answers as it is.
+    """The same teacher, which computes logits in int8; requests for anything else go to the float32 model.
 
-    weights  what the teacher's weights are, for the cache
+    weights  identifies the teacher's weights in the cache
     Raises M510 (ONNX packages missing), M611 (no ONNX for this architecture).
     """
 
@@ -37,16 +37,16 @@ class Int8Teacher(Teacher):
             if not ready:
                 reporter.note(f"teacher: an int8 copy is written to {directory}")
                 self.model.config.save_pretrained(directory)
-                whole = directory / ONNX_FILES["fp32"]
-                write_onnx(self.model, whole)
-                quantise(whole, directory / ONNX_FILES["int8"])
-                whole.unlink()
+                exported = directory / ONNX_FILES["fp32"]
+                write_onnx(self.model, exported)
+                quantise(exported, directory / ONNX_FILES["int8"])
+                exported.unlink()
             self._copy = OnnxClassifier(directory, precision="int8")
 
-    def ask(self, batch: Batch, want: OutputRequest) -> ModelOutputs:
-        """What the teacher shows of a batch, logits alone in int8."""
-        if want != LOGITS:
-            return super().ask(batch, want)
-        self.asked += len(batch["input_ids"])
+    def ask(self, batch: Batch, request: OutputRequest) -> ModelOutputs:
+        """Returns the requested outputs for a batch; logits alone are computed in int8."""
+        if request != LOGITS:
+            return super().ask(batch, request)
+        self.rows_asked += len(batch["input_ids"])
         logits_BC = torch.from_numpy(self._copy.logits(batch))
         return ModelOutputs(logits=logits_BC[:, self.columns] if self.columns else logits_BC)

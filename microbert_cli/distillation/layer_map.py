@@ -1,4 +1,4 @@
-"""Which teacher layer teaches which student layer.
+"""Layer maps: the teacher layer that each student layer learns from.
 
 Layer 0 is the embedding output, layers 1..N are Transformer layers. A map g lists g(0), g(1), ..., g(M) with g(0) = 0.
 
@@ -6,8 +6,8 @@ Layer 0 is the embedding output, layers 1..N are Transformer layers. A map g lis
     first     g(m) = m                (the teacher's bottom layers)
     last      g(m) = m + N - M        (the teacher's top layers)
     [a, b..]  g(m) = the m-th number  (explicit; one teacher layer per student layer)
-    top       g(M) = N                (the student's top layer alone is taught, whatever the depths; 0 stands for the others)
-    n         g(M) = n                (the same by a chosen layer; MiniLMv2)
+    top       g(M) = N                (only the student's top layer learns, whatever the depths; 0 fills the other places)
+    n         g(M) = n                (the same with teacher layer n; MiniLMv2)
 
 Sources: TinyBERT section 3 and its ablation table ("uniform", "top", "bottom"); MiniLM and MiniLMv2 for one pair.
 """
@@ -20,36 +20,36 @@ NAMES = ("uniform", "first", "last", "top")
 
 
 def layer_map(rule: str | int | Sequence[int], *, teacher_layers: int, student_layers: int) -> list[int]:
-    """The list g(0)..g(M); raises M010 where the rule does not fit, M015 for too deep a student."""
+    """Returns the list g(0)..g(M); raises M010 where the rule does not fit, M015 for a student deeper than its teacher."""
     N, M = teacher_layers, student_layers
     if rule == "top" or isinstance(rule, int):
-        return _one_pair(N if isinstance(rule, str) else rule, N, M)
+        return _top_layer_map(N if isinstance(rule, str) else rule, N, M)
     if M > N:
         raise _too_deep(N, M)
     if not isinstance(rule, str):
         return _explicit(list(rule), N, M)
     if rule == "uniform":
         if N % M:
-            raise _misfit(f"the uniform map needs a teacher depth that {M} divides, and {N} is not", N, M)
+            raise _invalid_map(f"the uniform map needs a teacher depth that {M} divides, and {N} is not", N, M)
         return [m * N // M for m in range(M + 1)]
     if rule == "first":
         return list(range(M + 1))
     if rule == "last":
         return [0] + [m + N - M for m in range(1, M + 1)]
-    raise _misfit(f'there is no layer map "{rule}"', N, M)
+    raise _invalid_map(f'there is no layer map "{rule}"', N, M)
 
 
-def _one_pair(layer: int, N: int, M: int) -> list[int]:
+def _top_layer_map(layer: int, N: int, M: int) -> list[int]:
     if not 1 <= layer <= N:
-        raise _misfit(f"layer_map = {layer} names no layer: the teacher has {N}", N, M)
+        raise _invalid_map(f"layer_map = {layer} names no layer: the teacher has {N}", N, M)
     return [0] * M + [layer]
 
 
 def _explicit(layers: list[int], N: int, M: int) -> list[int]:
     if len(layers) != M:
-        raise _misfit(f"layer_map {layers} names {len(layers)} teacher layers for {M} student layers", N, M)
+        raise _invalid_map(f"layer_map {layers} names {len(layers)} teacher layers for {M} student layers", N, M)
     if any(not 1 <= layer <= N for layer in layers) or layers != sorted(set(layers)):
-        raise _misfit(f"layer_map {layers} must rise strictly within 1..{N}", N, M)
+        raise _invalid_map(f"layer_map {layers} must rise strictly within 1..{N}", N, M)
     return [0, *layers]
 
 
@@ -63,11 +63,11 @@ def _too_deep(N: int, M: int) -> MbertError:
     )
 
 
-def _misfit(what: str, N: int, M: int) -> MbertError:
+def _invalid_map(message: str, N: int, M: int) -> MbertError:
     divisors = [str(m) for m in range(1, N + 1) if N % m == 0]
     return MbertError(
         "M010",
-        what,
+        message,
         where="layer_map",
         allowed=f"uniform (student depths {', '.join(divisors)} fit {N} teacher layers), first, last, top, "
         f"or {M} rising teacher layers such as {list(range(max(1, N - M + 1), N + 1))}.",

@@ -1,4 +1,7 @@
-"""A teacher and a student at hand: may every loss compare the two? Checked before any work; see `requirements.py`."""
+"""Checks that every loss can compare a loaded teacher with a loaded student, before anything is trained.
+
+`recipe/loss_checks.py` makes the same checks earlier, from the recipe alone, wherever the shapes are known without loading.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,33 +17,33 @@ from microbert_cli.training.loss_terms import LossTerm
 def check_pair(terms: Mapping[str, LossTerm], teacher: LoadedModel, student: LoadedModel, *, where: str) -> None:
     """Raises the error of the first loss, by its key in the recipe, that cannot compare this student with this teacher.
 
-    M312 their token ids differ, M014 one shows no attention, M013 their heads differ, M094 their widths do, M095 heads of the
-    loss's own do not divide them
+    M312 their token ids differ, M014 one of them does not give attention scores, M013 their numbers of heads differ, M094 their
+    widths differ, M095 the loss's own number of heads does not divide the widths
     """
     for key, term in terms.items():
         if term.by_token:
             same_vocabulary(teacher.tokenizer, student.tokenizer, where=where, key=key)
     for key, term in terms.items():
         if term.asks_teacher:
-            _check(key, term, teacher.model.config, student.model.config, where)
+            _check_term(key, term, teacher.model.config, student.model.config, where)
 
 
-def _check(key: str, term: LossTerm, theirs: Any, ours: Any, where: str) -> None:
+def _check_term(key: str, term: LossTerm, teacher: Any, student: Any, where: str) -> None:
     if term.needs & {"scores", "qkv"}:
-        for config in (theirs, ours):
+        for config in (teacher, student):
             if config._attn_implementation != ATTENTION:
-                raise _hidden_attention(config.model_type, where, key)
-    if "heads" in term.requires and theirs.num_attention_heads != ours.num_attention_heads:
-        raise heads_mismatch(theirs.num_attention_heads, ours.num_attention_heads, key, where)
-    if "width" in term.requires and theirs.hidden_size != ours.hidden_size:
-        raise width_mismatch(theirs.hidden_size, ours.hidden_size, key, where)
+                raise _no_attention_scores(config.model_type, where, key)
+    if "heads" in term.requires and teacher.num_attention_heads != student.num_attention_heads:
+        raise heads_mismatch(teacher.num_attention_heads, student.num_attention_heads, key, where)
+    if "width" in term.requires and teacher.hidden_size != student.hidden_size:
+        raise width_mismatch(teacher.hidden_size, student.hidden_size, key, where)
     if term.divides:
-        number, widths = term.parameter(term.divides), {"student": ours.hidden_size, "teacher": theirs.hidden_size}
+        number, widths = term.parameter(term.divides), {"student": student.hidden_size, "teacher": teacher.hidden_size}
         for error in check_head_count(f"{key}.{term.divides}", where, number, widths):
             raise error
 
 
-def _hidden_attention(model_type: str, where: str, key: str) -> MbertError:
+def _no_attention_scores(model_type: str, where: str, key: str) -> MbertError:
     return MbertError(
         "M014",
         f'the architecture "{model_type}" computes its attention by itself and does not show it, and {key} compares attention',
@@ -50,7 +53,7 @@ def _hidden_attention(model_type: str, where: str, key: str) -> MbertError:
     )
 
 
-def other_tokens(teacher: LoadedModel, student: LoadedModel) -> bool:
-    """Whether the two read a text as different token ids."""
-    mapped: bool = teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab()
-    return mapped
+def vocabularies_differ(teacher: LoadedModel, student: LoadedModel) -> bool:
+    """Whether teacher and student turn a text into different token ids."""
+    differ: bool = teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab()
+    return differ

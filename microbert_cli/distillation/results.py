@@ -1,7 +1,6 @@
-"""What a run came to: one task's scores beside its teacher's, or several tasks' side by side.
+"""The results of a distillation for metrics.json: one task's scores with its teacher's, or those of several tasks.
 
-Of several tasks every one has its scores in the model that is kept, and the step at which the model was best for it alone;
-those weights are a checkpoint of their own.
+In a run of several tasks each task has its scores in the chosen model, and a checkpoint of the step that was best for it alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,22 +22,22 @@ Scores = dict[str, float]
 BEST = "best"
 
 
-def save_best_weights(bests: BestWeights, course: TaskSet, model: Any, loaded: LoadedModel, place: Path) -> Numbers:
-    """Writes `best/TASK/` with the weights that were best for it; returns step and scores. The model stays as it is."""
-    now = {name: value.clone() for name, value in model.state_dict().items()}
-    told: Numbers = {}
-    for task, metric in course.primaries.items():
-        if metric in bests.kept:
-            kept = bests.kept[metric]
-            model.load_state_dict(kept["weights"])
+def save_best_weights(best: BestWeights, tasks: TaskSet, model: Any, loaded: LoadedModel, place: Path) -> Numbers:
+    """Writes the best weights of each task to `best/TASK/`; returns their steps and scores. The model is left as it was."""
+    current = {name: value.clone() for name, value in model.state_dict().items()}
+    saved: Numbers = {}
+    for task, metric in tasks.primaries.items():
+        if metric in best.kept:
+            record = best.kept[metric]
+            model.load_state_dict(record["weights"])
             save_model(model, loaded.tokenizer, place / BEST / task)
-            told[task] = {"step": kept["step"], "dev": scores_of_task(kept["scores"], task)}
-    model.load_state_dict(now)
-    return told
+            saved[task] = {"step": record["step"], "dev": scores_of_task(record["scores"], task)}
+    model.load_state_dict(current)
+    return saved
 
 
 def expert_usage(model: Any) -> dict[str, dict[str, list[int]]]:
-    """The experts of every task by layer, counted from 1; empty where tasks are not routed to experts."""
+    """Returns the experts of every task by layer, layers counted from 1; empty where tasks are not routed to experts."""
     config = model.config
     if not getattr(config, "moe_layers", None) or config.routing != "task":
         return {}
@@ -46,63 +45,81 @@ def expert_usage(model: Any) -> dict[str, dict[str, list[int]]]:
 
 
 def routing_failed(experts: Mapping[str, Mapping[str, Sequence[int]]]) -> bool:
-    """Whether all tasks of several take the same experts in every layer, so that nothing is routed."""
+    """Whether all of several tasks use the same experts in every layer."""
     tables = [{layer: sorted(chosen) for layer, chosen in layers.items()} for layers in experts.values()]
     return len(tables) > 1 and all(table == tables[0] for table in tables)
 
 
 def scores_of_task(scores: Mapping[str, float], task: str) -> dict[str, float]:
-    """One task's metrics among the scores of several."""
-    start = f"{task}."
-    return {name.removeprefix(start): value for name, value in scores.items() if name.startswith(start)}
+    """Returns one task's metrics out of the scores of several, where they are called `TASK.METRIC`."""
+    prefix = f"{task}."
+    return {name.removeprefix(prefix): value for name, value in scores.items() if name.startswith(prefix)}
 
 
-def results(
-    course: TaskSet, metrics: Numbers, taught: Sequence[dict[str, float] | None], directory: Path, reporter: Reporter
+def summarize(
+    tasks: TaskSet,
+    metrics: Numbers,
+    teacher_scores: Sequence[dict[str, float] | None],
+    directory: Path,
+    reporter: Reporter,
 ) -> Numbers:
-    """What goes into metrics.json beside the scores over seeds, which are in `metrics` already."""
-    if not course.several:
-        return _beside(course.lessons[0], metrics, taught[0], course.primary) | {"task": course.lessons[0].name}
-    tasks: dict[str, Numbers] = {}
-    for lesson, scores in zip(course.lessons, taught, strict=True):
-        name = course.primaries[lesson.name]
-        own = {"dev": scores_of_task(metrics["dev"], lesson.name), "rows": len(lesson.data.rows["train"])}
-        tasks[lesson.name] = {**own, **_beside(lesson, metrics, scores, name), **_best(course, lesson.name, directory)}
-    told: Numbers = {"primary": MEAN_SCORE, "tasks": tasks, "majority": mean(one["majority"] for one in tasks.values())}
-    if all(taught):
-        teacher = mean(float(one["teacher"][one["primary"]]) for one in tasks.values())
-        told |= {"teacher": {MEAN_SCORE: teacher}, "retention": _share(_student(metrics, MEAN_SCORE), teacher)}
-    return told | _routing(metrics.get("experts", {}), reporter)
+    """Returns what metrics.json holds beside the scores over seeds, which are in `metrics` already."""
+    if not tasks.is_multitask:
+        task = tasks.tasks[0]
+        return _against_teacher(task, metrics, teacher_scores[0], tasks.primary) | {"task": task.name}
+    by_task: dict[str, Numbers] = {}
+    for task, scores in zip(tasks.tasks, teacher_scores, strict=True):
+        by_task[task.name] = {
+            "dev": scores_of_task(metrics["dev"], task.name),
+            "rows": len(task.data.rows["train"]),
+            **_against_teacher(task, metrics, scores, tasks.primaries[task.name]),
+            **_best_checkpoint(tasks, task.name, directory),
+        }
+    summary: Numbers = {
+        "primary": MEAN_SCORE,
+        "tasks": by_task,
+        "majority": mean(numbers["majority"] for numbers in by_task.values()),
+    }
+    if all(teacher_scores):  # a mean over some of the tasks only could not be compared with the student's
+        teacher = mean(float(numbers["teacher"][numbers["primary"]]) for numbers in by_task.values())
+        summary |= {"teacher": {MEAN_SCORE: teacher}, "retention": _retention(_student_score(metrics, MEAN_SCORE), teacher)}
+    return summary | _check_routing(metrics.get("experts", {}), reporter)
 
 
-def _beside(lesson: TaughtTask, metrics: Numbers, teacher: dict[str, float] | None, name: str) -> Numbers:
-    """A task's primary metric, and what its student's score, called `name`, is to be compared with."""
-    primary = lesson.data.task.primary
-    kept = _share(_student(metrics, name), teacher[primary]) if teacher else None
-    return {"primary": primary, "teacher": teacher, "majority": majority_of_split(lesson.data, "dev"), "retention": kept}
+def _against_teacher(task: TaughtTask, metrics: Numbers, teacher: dict[str, float] | None, score: str) -> Numbers:
+    """Returns a task's primary metric with the teacher's and the commonest class's; `score` is its name in `metrics`."""
+    primary = task.data.task.primary
+    retention = _retention(_student_score(metrics, score), teacher[primary]) if teacher else None
+    return {
+        "primary": primary,
+        "teacher": teacher,
+        "majority": majority_of_split(task.data, "dev"),
+        "retention": retention,
+    }
 
 
-def _student(metrics: Numbers, name: str) -> float:
-    """The student's score; with several seeds, their mean."""
-    return float((metrics.get("mean") or metrics["dev"])[name])
+def _student_score(metrics: Numbers, score: str) -> float:
+    """Returns the student's score; with several seeds, their mean."""
+    return float((metrics.get("mean") or metrics["dev"])[score])
 
 
-def _share(student: float, teacher: float) -> float | None:
+def _retention(student: float, teacher: float) -> float | None:
+    # A correlation may be 0 or negative, of which no share can be kept.
     return student / teacher if teacher > 0 else None
 
 
-def _best(course: TaskSet, task: str, directory: Path) -> Numbers:
-    """The weights that were best for this task, of all seeds: where they are, the step and the scores."""
-    metric = course.primaries[task].removeprefix(f"{task}.")
-    found = {place: checkpoint.read_scores(place) for place in (directory, *sorted(directory.glob("seed-*")))}
-    bests = {place: scores["best"][task] for place, scores in found.items() if scores and task in scores.get("best", {})}
-    if not bests:
+def _best_checkpoint(tasks: TaskSet, task: str, directory: Path) -> Numbers:
+    """Returns the best checkpoint for one task over all seeds: its directory, step and scores."""
+    metric = tasks.primaries[task].removeprefix(f"{task}.")
+    scores = {place: checkpoint.read_scores(place) for place in (directory, *sorted(directory.glob("seed-*")))}
+    candidates = {place: value["best"][task] for place, value in scores.items() if value and task in value.get("best", {})}
+    if not candidates:
         return {}
-    place = max(bests, key=lambda one: bests[one]["dev"][metric])
-    return {"best": {"directory": (place / BEST / task).relative_to(directory).as_posix(), **bests[place]}}
+    best = max(candidates, key=lambda place: candidates[place]["dev"][metric])
+    return {"best": {"directory": (best / BEST / task).relative_to(directory).as_posix(), **candidates[best]}}
 
 
-def _routing(experts: Mapping[str, Mapping[str, Sequence[int]]], reporter: Reporter) -> Numbers:
+def _check_routing(experts: Mapping[str, Mapping[str, Sequence[int]]], reporter: Reporter) -> Numbers:
     if not experts:
         return {}
     if failed := routing_failed(experts):

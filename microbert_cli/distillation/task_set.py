@@ -1,6 +1,6 @@
-"""The lessons of a run, one or several: their rows as one source, their scores as one table, the right teacher for a batch.
+"""The tasks of a run, one or several: their rows as one dataset, their scores as one table, the right teacher for a batch.
 
-Of several tasks the model that is kept is the one with the best mean of the tasks' primary metrics.
+A run of several tasks keeps the model with the best mean of the tasks' primary metrics.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 from microbert_cli.data.multitask_batching import MultitaskExamples, task_shares
 from microbert_cli.data.tokenized import TokenizedExamples
-from microbert_cli.distillation.ensemble import by_task
+from microbert_cli.distillation.ensemble import ask_by_task
 from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.scoring import score_split
@@ -26,140 +26,145 @@ MEAN_SCORE = "mean"
 
 
 class TaskSet:
-    """What is to be learned in a run."""
+    """The tasks of a run, each with its data and teachers."""
 
-    def __init__(self, recipe: Recipe, catalog: Catalog, lessons: Sequence[TaughtTask]):
-        self.recipe, self.catalog, self.lessons = recipe, catalog, list(lessons)
+    def __init__(self, recipe: Recipe, catalog: Catalog, tasks: Sequence[TaughtTask]):
+        self.recipe, self.catalog, self.tasks = recipe, catalog, list(tasks)
 
     @property
-    def several(self) -> bool:
-        """Whether the run is one of several tasks: then the model has a head for each."""
+    def is_multitask(self) -> bool:
+        """Whether the recipe names several tasks, so that the model has a head for each."""
         return bool(self.recipe.tasks)
 
     @property
     def primary(self) -> str:
-        """The score by which the model is chosen."""
-        return MEAN_SCORE if self.several else self.lessons[0].data.task.primary
+        """The name of the score by which the model is chosen."""
+        return MEAN_SCORE if self.is_multitask else self.tasks[0].data.task.primary
 
     @property
     def primaries(self) -> dict[str, str]:
-        """Of several tasks: the name of each task's primary score among all scores."""
-        return {lesson.name: f"{lesson.name}.{lesson.data.task.primary}" for lesson in self.lessons} if self.several else {}
+        """For each of several tasks the name of its primary score among all scores; empty for a single task."""
+        return {task.name: f"{task.name}.{task.data.task.primary}" for task in self.tasks} if self.is_multitask else {}
 
     @property
-    def instructors(self) -> list[LoadedTeacher]:
-        """All teachers of the run."""
-        return [one for lesson in self.lessons for one in lesson.instructors]
+    def teachers(self) -> list[LoadedTeacher]:
+        """The teachers of all tasks."""
+        return [teacher for task in self.tasks for teacher in task.teachers]
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest row that may come."""
-        return max(lesson.data.max_length for lesson in self.lessons)
+        """The number of tokens of the longest row that may come."""
+        return max(task.data.max_length for task in self.tasks)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What terms that train something beside the student have to know; teachers are of one width where it counts."""
-        widths = [one.loaded.model.config.hidden_size for one in self.instructors]
-        classes = self.lessons[0].data.task.num_labels
-        return {"classes": classes, "teacher_width": widths[0] if widths else 1, "tasks": len(self.lessons)}
+        """The sizes that losses need which train a module of their own, such as a discriminator."""
+        # Teachers of several widths are refused by `check` wherever a loss compares hidden states.
+        widths = [teacher.loaded.model.config.hidden_size for teacher in self.teachers]
+        classes = self.tasks[0].data.task.num_labels
+        return {"classes": classes, "teacher_width": widths[0] if widths else 1, "tasks": len(self.tasks)}
 
-    def examine(self) -> list[dict[str, float] | None]:
-        """Every lesson's teachers' dev scores, None where it has none."""
-        return [lesson.examine() if lesson.instructors else None for lesson in self.lessons]
+    def score_teachers(self) -> list[dict[str, float] | None]:
+        """Returns the dev scores of each task's teachers, None for a task without any."""
+        return [task.score_teachers() if task.teachers else None for task in self.tasks]
 
     def score(self, model: Any, loaded: LoadedModel) -> dict[str, float]:
-        """Dev scores of a student: the task's metrics, or `TASK.METRIC` of each of several and the mean of the primary ones."""
-        found = {lesson.name: score_split(lesson.data, "dev", model, loaded) for lesson in self.lessons}
-        if not self.several:
-            return found[self.lessons[0].name]
-        every = {f"{task}.{metric}": value for task, scores in found.items() for metric, value in scores.items()}
-        return {MEAN_SCORE: mean(every[name] for name in self.primaries.values()), **every}
+        """Returns a student's dev scores: the task's metrics, or each task's as `TASK.METRIC` and the mean of primary ones."""
+        scores = {task.name: score_split(task.data, "dev", model, loaded) for task in self.tasks}
+        if not self.is_multitask:
+            return scores[self.tasks[0].name]
+        by_name = {f"{task}.{metric}": value for task, metrics in scores.items() for metric, value in metrics.items()}
+        return {MEAN_SCORE: mean(by_name[name] for name in self.primaries.values()), **by_name}
 
-    def rows(self, spec: PhaseSpec, loaded: LoadedModel) -> TokenizedExamples | MultitaskExamples:
-        """The rows that a phase trains on."""
-        parts = tuple(self._rows(lesson, spec, loaded) for lesson in self.lessons)
-        if not self.several:
+    def training_rows(self, spec: PhaseSpec, loaded: LoadedModel) -> TokenizedExamples | MultitaskExamples:
+        """Returns the tokenised rows that a phase trains on."""
+        parts = tuple(task.data.encode(self._split(task, spec), loaded, where="student") for task in self.tasks)
+        if not self.is_multitask:
             return parts[0]
         sampling = self.recipe.sampling
         return MultitaskExamples(parts, tuple(task_shares([len(part) for part in parts], sampling.by, cap=sampling.cap)))
 
-    def _rows(self, lesson: TaughtTask, spec: PhaseSpec, loaded: LoadedModel) -> TokenizedExamples:
-        return lesson.data.encode(self._split(lesson, spec), loaded, where="student")
+    def split_names(self, spec: PhaseSpec) -> str:
+        """Returns the names of the splits that a phase trains on, as they are recorded in metrics.json."""
+        return ", ".join(dict.fromkeys(self._split(task, spec) for task in self.tasks))
 
-    def splits(self, spec: PhaseSpec) -> str:
-        """The name of the rows that a phase trains on, for the record; of several tasks all that there are."""
-        return ", ".join(dict.fromkeys(self._split(lesson, spec) for lesson in self.lessons))
+    def _split(self, task: TaughtTask, spec: PhaseSpec) -> str:
+        return phase_split(spec, self.catalog, task.data.rows)
 
-    def _split(self, lesson: TaughtTask, spec: PhaseSpec) -> str:
-        return phase_split(spec, self.catalog, lesson.data.rows)
+    def compare_vocabularies(self, student: LoadedModel) -> None:
+        """Finds, for each task, the teachers whose vocabulary is not the student's."""
+        for task in self.tasks:
+            task.compare_vocabularies(student)
 
-    def meet(self, student: LoadedModel) -> None:
-        """Notes which teachers read the student's rows in tokens of their own."""
-        for lesson in self.lessons:
-            lesson.meet(student)
-
-    def ask(
-        self, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, want: OutputRequest
+    def make_ask(
+        self, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, request: OutputRequest
     ) -> OptionalTeacherFunction | None:
-        """The teacher of each batch of these rows, through the cache; None where nobody teaches at all."""
-        asks = rows_processed(spec, rows.lengths, self.recipe.seeds)
-        if want == OutputRequest():
+        """Returns the function that gives a batch's teacher outputs, through the cache; None where no loss needs any."""
+        if request == OutputRequest():
             return None
+        total_rows = rows_processed(spec, rows.lengths, self.recipe.seeds)
         if not isinstance(rows, MultitaskExamples):
-            return self.lessons[0].asked(rows, want, asks=asks, split=self._split(self.lessons[0], spec))
-        pairs = zip(self.lessons, rows.parts, rows.shares, strict=True)
-        return by_task(
+            return self.tasks[0].make_ask(rows, request, total_rows=total_rows, split=self._split(self.tasks[0], spec))
+        parts = zip(self.tasks, rows.parts, rows.shares, strict=True)
+        return ask_by_task(
             {
-                one.data.number: one.asked(part, want, asks=round(share * asks), split=self._split(one, spec))
-                for one, part, share in pairs
+                task.data.number: task.make_ask(
+                    part, request, total_rows=round(share * total_rows), split=self._split(task, spec)
+                )
+                for task, part, share in parts
             }
         )
 
     @property
-    def asked(self) -> int:
-        """How many rows teachers have been asked about through the cache so far."""
-        known = [*(one.teacher for one in self.instructors), *(one for lesson in self.lessons for one in lesson.asking)]
-        return sum(teacher.asked for teacher in {id(one): one for one in known}.values())
+    def rows_asked(self) -> int:
+        """How many rows went through teachers so far."""
+        teachers = [*(one.teacher for one in self.teachers), *(one for task in self.tasks for one in task.cached_teachers)]
+        # A teacher may be in both lists, and several phases share one: by identity each counts once.
+        return sum(teacher.rows_asked for teacher in {id(teacher): teacher for teacher in teachers}.values())
 
     @property
-    def kept(self) -> bool:
-        """Whether answers of any teacher come from the cache."""
-        return any(lesson.kept for lesson in self.lessons)
+    def uses_cache(self) -> bool:
+        """Whether any teacher's outputs come from the cache."""
+        return any(task.uses_cache for task in self.tasks)
 
     def check(self, phases: Mapping[str, Sequence[LossTerm]]) -> None:
-        """Raises M085 where a phase has nothing for a task without a teacher, M086 where an ensemble is to show its layers,
-        M087 where teachers' layers differ and are compared with one student's, M083 where tasks' answers do and are so."""
-        for lesson in self.lessons:
+        """Checks that every phase's losses can be computed for every task.
+
+        Raises M085 where a phase has no loss for a task without a teacher, M086 where a loss compares layers with an
+        ensemble's, M087 where it compares them with teachers of different shapes, M083 where a discriminator of logits meets
+        tasks of different numbers of outputs.
+        """
+        for task in self.tasks:
             for phase, terms in phases.items():
-                if not lesson.instructors and not any("labels" in term.needs for term in without_teacher_terms(terms)):
-                    raise _untaught(lesson.name, phase)
+                if not task.teachers and not any("labels" in term.needs for term in without_teacher_terms(terms)):
+                    raise _no_loss_without_teacher(task.name, phase)
         named = {f"phases.{phase}.losses.{term.name}": term for phase, terms in phases.items() for term in terms}
-        judges = [key for key, term in named.items() if term.trains and "logits" in term.needs]
-        outputs = {lesson.name: lesson.data.task.num_labels for lesson in self.lessons}
-        if judges and len(set(outputs.values())) > 1:
-            raise _unlike_answers(outputs, judges[0])
-        if inner := [key for key, term in named.items() if _looks_inside(term)]:
-            self._check_layers(inner[0])
+        discriminators = [key for key, term in named.items() if term.trains and "logits" in term.needs]
+        outputs = {task.name: task.data.task.num_labels for task in self.tasks}
+        if discriminators and len(set(outputs.values())) > 1:
+            raise _output_sizes_differ(outputs, discriminators[0])
+        if layer_losses := [key for key, term in named.items() if _compares_layers(term)]:
+            self._check_layers(layer_losses[0])
 
     def _check_layers(self, key: str) -> None:
-        for lesson in self.lessons:
-            if len(lesson.instructors) > 1:
-                raise _no_common_axes(lesson.name, key)
-        shapes = {one.source: _shape(one) for one in self.instructors}
+        for task in self.tasks:
+            if len(task.teachers) > 1:
+                raise _ensemble_layers(task.name, key)
+        shapes = {teacher.source: _shape(teacher) for teacher in self.teachers}
         if len(set(shapes.values())) > 1:
-            raise _unlike(shapes, key)
+            raise _teacher_shapes_differ(shapes, key)
 
 
-def _looks_inside(term: LossTerm) -> bool:
+def _compares_layers(term: LossTerm) -> bool:
     return term.asks_teacher and bool(term.needs & {"hidden", "scores", "qkv"})
 
 
-def _shape(one: LoadedTeacher) -> tuple[int, int, int]:
-    config = one.loaded.model.config
+def _shape(teacher: LoadedTeacher) -> tuple[int, int, int]:
+    config = teacher.loaded.model.config
     return config.num_hidden_layers, config.hidden_size, config.num_attention_heads
 
 
-def _untaught(task: str, phase: str) -> MbertError:
+def _no_loss_without_teacher(task: str, phase: str) -> MbertError:
     return MbertError(
         "M085",
         f"{task} has no teacher, and every loss of this phase asks one",
@@ -169,7 +174,7 @@ def _untaught(task: str, phase: str) -> MbertError:
     )
 
 
-def _no_common_axes(task: str, key: str) -> MbertError:
+def _ensemble_layers(task: str, key: str) -> MbertError:
     return MbertError(
         "M086",
         f"{task} has several teachers, and this loss compares hidden states or attention, which have no common axes in them",
@@ -179,22 +184,22 @@ def _no_common_axes(task: str, key: str) -> MbertError:
     )
 
 
-def _unlike(shapes: Mapping[str, tuple[int, int, int]], key: str) -> MbertError:
-    told = "; ".join(f"{source}: {layers} x {width}, {heads} heads" for source, (layers, width, heads) in shapes.items())
+def _teacher_shapes_differ(shapes: Mapping[str, tuple[int, int, int]], key: str) -> MbertError:
+    shown = "; ".join(f"{source}: {layers} x {width}, {heads} heads" for source, (layers, width, heads) in shapes.items())
     return MbertError(
         "M087",
-        f"the tasks' teachers are of different shapes ({told}), and this loss compares their layers with one student's",
+        f"the tasks' teachers are of different shapes ({shown}), and this loss compares their layers with one student's",
         where=key,
         allowed="Teachers of the same depth, width and number of heads for all tasks; or losses on answers alone.",
         fix=f"Leave it out: --set {key}=0",
     )
 
 
-def _unlike_answers(outputs: Mapping[str, int], key: str) -> MbertError:
-    told = ", ".join(f"{task} {number}" for task, number in outputs.items())
+def _output_sizes_differ(outputs: Mapping[str, int], key: str) -> MbertError:
+    shown = ", ".join(f"{task} {number}" for task, number in outputs.items())
     return MbertError(
         "M083",
-        f"this loss trains one judge of the answers to all tasks, and they have different numbers of outputs: {told}",
+        f"this loss trains one judge of the answers to all tasks, and they have different numbers of outputs: {shown}",
         where=key,
         allowed='Tasks of the same number of outputs; or a judge of hidden states alone, such as input = "cls".',
         fix=f"--set {key}.input=cls, or leave it out: --set {key}=0",

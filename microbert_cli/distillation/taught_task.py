@@ -1,6 +1,6 @@
-"""A task of a run with its teachers: examined once, then asked about the task's rows through the cache.
+"""A task of a run with its teachers: they are scored once, then asked about the task's rows through the cache.
 
-A run of one task has one lesson, a run of several one each; a lesson without teachers is learned from labels alone.
+A run of one task has one `TaughtTask`, a run of several tasks one for each. A task without teachers is learned from its labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ import torch
 
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
-from microbert_cli.distillation.ensemble import averaged, reading, together
-from microbert_cli.distillation.pair_checks import other_tokens
+from microbert_cli.distillation.ensemble import average_logits, ensemble_ask, retokenized_ask
+from microbert_cli.distillation.pair_checks import vocabularies_differ
 from microbert_cli.distillation.teacher import Teacher, check_order, check_strength
-from microbert_cli.distillation.teacher_cache import CacheSettings, remember
+from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
 from microbert_cli.evaluation import scoring
 from microbert_cli.evaluation.scoring import majority_of_split, predict_logits
 from microbert_cli.models.capture import OutputRequest
@@ -28,20 +28,21 @@ from microbert_cli.training.objective import TeacherFunction
 
 @dataclass(frozen=True)
 class LoadedTeacher:
-    """One teacher, ready to be asked. `asked_by` is its identity in the cache."""
+    """One teacher with its tokenizer. `identity` is what addresses its answers in the cache."""
 
     source: str
     loaded: LoadedModel
     teacher: Teacher
-    asked_by: Mapping[str, Any]
+    identity: Mapping[str, Any]
 
     @property
     def where(self) -> str:
+        """The teacher as errors name it."""
         return f"teacher.model {self.source}"
 
 
 class TaughtTask:
-    """One task: its rows, and the teachers that are asked about them, none or several.
+    """One task: its data and its teachers, of which there may be none, one or several.
 
     sources, identities   where each teacher is, and what identifies its weights
     """
@@ -56,16 +57,16 @@ class TaughtTask:
         reporter: Reporter,
     ):
         self.recipe, self.data, self.numerics, self.reporter = recipe, data, numerics, reporter
-        self.asking: list[Teacher] = []  # those asked through the cache: teachers, or their int8 copies
-        self.apart: list[str] = []  # teachers of another vocabulary than the student's
-        self.kept = False  # whether answers come from the cache
-        self.instructors = [self._instructor(*pair) for pair in zip(sources, identities, strict=True)]
+        self.cached_teachers: list[Teacher] = []  # those asked through the cache: teachers, or their int8 copies
+        self.other_vocabulary: list[str] = []  # sources of teachers whose token ids are not the student's
+        self.uses_cache = False
+        self.teachers = [self._load_teacher(*pair) for pair in zip(sources, identities, strict=True)]
 
-    def _instructor(self, source: str, weights: Any) -> LoadedTeacher:
-        said = self.recipe.teacher
+    def _load_teacher(self, source: str, weights: Any) -> LoadedTeacher:
+        settings = self.recipe.teacher
         loaded = load_model(source, "classifier", where="teacher.model", task=self.data.task.name)
-        columns = match_labels(loaded, self.data.task, said.label_order, where=f"teacher.model {source}")
-        teacher = Teacher(loaded, columns, dropout=said.dropout)
+        columns = match_labels(loaded, self.data.task, settings.label_order, where=f"teacher.model {source}")
+        teacher = Teacher(loaded, columns, dropout=settings.dropout)
         self.numerics.place(teacher.model)
         return LoadedTeacher(source, loaded, teacher, {"weights": weights, "columns": teacher.columns})
 
@@ -74,77 +75,86 @@ class TaughtTask:
         """The task's name."""
         return self.data.task.name
 
-    def examine(self) -> dict[str, float]:
-        """The dev scores of the teachers, together; refuses one that is weak or whose outputs are permuted."""
+    def score_teachers(self) -> dict[str, float]:
+        """Returns the dev scores of the teachers' ensemble; refuses a weak teacher and one whose outputs are permuted."""
         task, rows = self.data.task, self.data.rows["dev"]
-        answers = []
-        for one in self.instructors:
-            answers.append(predict_logits(self.data, "dev", one.teacher, one.loaded))
-            if one.loaded.label_names is None and not self.recipe.teacher.label_order:
-                check_order(task, answers[-1], [int(label) for label in rows.labels or []], where=one.where)
-            self._check_strength(scoring.score(task, answers[-1], rows), one)
-        return scoring.score(task, averaged([torch.as_tensor(logits) for logits in answers]).numpy(), rows)
+        logits = []
+        for teacher in self.teachers:
+            logits.append(predict_logits(self.data, "dev", teacher.teacher, teacher.loaded))
+            # Label names, or an order given in the recipe, have settled the order already.
+            if teacher.loaded.label_names is None and not self.recipe.teacher.label_order:
+                check_order(task, logits[-1], [int(label) for label in rows.labels or []], where=teacher.where)
+            self._check_strength(scoring.score(task, logits[-1], rows), teacher)
+        return scoring.score(task, average_logits([torch.as_tensor(array) for array in logits]).numpy(), rows)
 
-    def _check_strength(self, scores: dict[str, float], one: LoadedTeacher) -> None:
+    def _check_strength(self, scores: dict[str, float], teacher: LoadedTeacher) -> None:
         task, majority = self.data.task, majority_of_split(self.data, "dev")
         of = f" of {task.name}" if self.recipe.tasks else ""
         self.reporter.note(f"teacher{of}: dev {task.primary} {scores[task.primary]:.4f} (commonest class {majority:.4f})")
         if not self.recipe.teacher.allow_weak:
             margin = self.recipe.teacher.margin
-            check_strength(task, scores[task.primary], majority, margin=margin, where=one.where)
+            check_strength(task, scores[task.primary], majority, margin=margin, where=teacher.where)
 
-    def meet(self, student: LoadedModel) -> None:
-        """Notes which teachers have another vocabulary than the student: they read the same texts in their own tokens."""
-        self.apart = [one.source for one in self.instructors if other_tokens(one.loaded, student)]
-        for source in self.apart:
+    def compare_vocabularies(self, student: LoadedModel) -> None:
+        """Finds the teachers whose vocabulary is not the student's: they get the same texts in their own tokens."""
+        self.other_vocabulary = [teacher.source for teacher in self.teachers if vocabularies_differ(teacher.loaded, student)]
+        for source in self.other_vocabulary:
             self.reporter.note(
                 f"teacher {source} has another vocabulary than the student: texts are tokenised for each of them"
             )
 
-    def asked(self, rows: TokenizedExamples, want: OutputRequest, *, asks: int, split: str = "train") -> TeacherFunction | None:
-        """The teachers as one, through the cache; `asks` is how many rows will be asked for in all. None: nobody teaches.
+    def make_ask(
+        self, rows: TokenizedExamples, request: OutputRequest, *, total_rows: int, split: str = "train"
+    ) -> TeacherFunction | None:
+        """Returns one function for the teachers' outputs, through the cache; None for a task without teachers.
 
-        rows  of the split `split`, as the student reads them
+        rows        of the split `split`, in the student's tokens
+        total_rows  how many rows will be asked about in all, epochs and seeds included
         """
-        if not self.instructors:
+        if not self.teachers:
             return None
-        return together([self._in_own_tokens(one, rows, want, asks, split) for one in self.instructors])
+        return ensemble_ask([self._ask_of(teacher, rows, request, total_rows, split) for teacher in self.teachers])
 
-    def _in_own_tokens(
-        self, one: LoadedTeacher, rows: TokenizedExamples, want: OutputRequest, asks: int, split: str
+    def _ask_of(
+        self, teacher: LoadedTeacher, rows: TokenizedExamples, request: OutputRequest, total_rows: int, split: str
     ) -> TeacherFunction:
-        if one.source not in self.apart:
-            return self._remembered(one, rows, want, asks)
-        theirs = self.data.encode(split, one.loaded, where=one.where)
-        return reading(theirs, self._remembered(one, theirs, want, asks), pad_id=one.loaded.tokenizer.pad_token_id)
+        """One teacher's function, in its own tokens where its vocabulary is not the student's."""
+        if teacher.source not in self.other_vocabulary:
+            return self._cached(teacher, rows, request, total_rows)
+        retokenized = self.data.encode(split, teacher.loaded, where=teacher.where)
+        ask = self._cached(teacher, retokenized, request, total_rows)
+        return retokenized_ask(retokenized, ask, pad_id=teacher.loaded.tokenizer.pad_token_id)
 
-    def _remembered(self, one: LoadedTeacher, rows: TokenizedExamples, want: OutputRequest, asks: int) -> TeacherFunction:
-        """Under `reference` padding counts, and padding is not kept."""
-        if self.recipe.normalisation == "reference" and (want.hidden or want.scores):
-            return one.teacher.ask
-        teacher = self._in_int8(one, want) or one.teacher
-        self.asking.append(teacher)
-        ask = remember(
-            teacher,
+    def _cached(
+        self, teacher: LoadedTeacher, rows: TokenizedExamples, request: OutputRequest, total_rows: int
+    ) -> TeacherFunction:
+        # Under `reference` padded positions count in the losses, and the cache keeps real tokens only.
+        if self.recipe.normalisation == "reference" and (request.hidden or request.scores):
+            return teacher.teacher.ask
+        model = self._int8_copy(teacher, request) or teacher.teacher
+        self.cached_teachers.append(model)
+        ask = cached_ask(
+            model,
             rows,
-            want,
-            asked_by={**one.asked_by, "teacher": type(teacher).__name__},
-            pad_id=one.loaded.tokenizer.pad_token_id,
+            request,
+            # The class name parts float32 answers from int8 ones; renaming a class would empty users' caches.
+            identity={**teacher.identity, "teacher": type(model).__name__},
+            pad_id=teacher.loaded.tokenizer.pad_token_id,
             settings=CacheSettings(**self.recipe.cache.model_dump()),
-            asks=asks,
+            total_rows=total_rows,
             numerics=self.numerics,
             reporter=self.reporter,
         )
-        self.kept = self.kept or ask != teacher.ask
+        self.uses_cache = self.uses_cache or ask != model.ask
         return ask
 
-    def _in_int8(self, one: LoadedTeacher, want: OutputRequest) -> Teacher | None:
-        """The teacher's int8 copy where the recipe asks for one and it has what is wanted; says aloud where it has not."""
+    def _int8_copy(self, teacher: LoadedTeacher, request: OutputRequest) -> Teacher | None:
+        """The teacher's int8 copy, where the recipe asks for one and it can answer the request."""
         if self.recipe.teacher.precision != "int8":
             return None
         from microbert_cli.distillation.int8_teacher import LOGITS, Int8Teacher
 
-        if want == LOGITS and one.teacher.device.type == "cpu" and not self.recipe.teacher.dropout:
-            return Int8Teacher(one.teacher, weights=one.asked_by, reporter=self.reporter)
+        if request == LOGITS and teacher.teacher.device.type == "cpu" and not self.recipe.teacher.dropout:
+            return Int8Teacher(teacher.teacher, weights=teacher.identity, reporter=self.reporter)
         self.reporter.note("teacher: asked in float32 here: int8 gives logits alone, on a CPU, without dropout")
         return None

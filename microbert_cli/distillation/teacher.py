@@ -1,7 +1,8 @@
-"""The teacher: asked, never trained, and examined before it teaches.
+"""The teacher: a frozen model, and the checks it has to pass before a student learns from it.
 
-The two commonest failures of distillation are a raw teacher and permuted labels. So a teacher's outputs are matched to the
-task's labels by NAME, and its dev score is measured first: one that is hardly better than the commonest class is refused.
+The two commonest failures of distillation are a teacher that was never fine-tuned and permuted labels. So a teacher's outputs
+are matched to the task's labels by NAME, and its dev score is measured first: a teacher that is hardly better than always
+answering the commonest class is refused.
 """
 
 import json
@@ -17,18 +18,18 @@ from microbert_cli.models.load import LoadedModel, frozen
 from microbert_cli.recipe.task import Task
 from microbert_cli.training.objective import Batch
 
-FEW = 4
+MAX_PERMUTED_CLASSES = 4  # every order is tried: 24 of 4 classes, 120 of 5
 
 
 class Teacher:
     """A frozen model whose class columns are in the task's order.
 
-    columns  column c of the task is column columns[c] of the model; None = as they are
-    dropout  keeps dropout active, as the released TinyBERT code does without meaning to
-    asked    rows that went through it so far
+    columns     column c of the task is column columns[c] of the model; None = the same order
+    dropout     keeps dropout active, as the released TinyBERT code does by mistake
+    rows_asked  how many rows went through it so far
     """
 
-    asked = 0
+    rows_asked = 0
 
     def __init__(self, loaded: LoadedModel, columns: Sequence[int] | None = None, *, dropout: bool = False):
         self.model = frozen(loaded.model).train(dropout)
@@ -36,38 +37,37 @@ class Teacher:
 
     @property
     def device(self) -> torch.device:
+        """The device of the model's weights."""
         return next(self.model.parameters()).device
 
-    def carry(self, batch: Batch) -> Batch:
-        """The batch on the teacher's device."""
+    def to_device(self, batch: Batch) -> Batch:
+        """Returns the batch on the teacher's device."""
         return {name: value.to(self.device) for name, value in batch.items()}
 
-    def ask(self, batch: Batch, want: OutputRequest) -> ModelOutputs:
-        """What the teacher shows of a batch, without gradients; a large batch goes through it piece by piece.
-
-        It answers one task: which one of several the batch is of, is not its number.
-        """
+    def ask(self, batch: Batch, request: OutputRequest) -> ModelOutputs:
+        """Returns the requested outputs for a batch, without gradients; a large batch is run in pieces."""
+        # "task" is an index among the run's tasks; a multi-task model as a teacher would take it for one of its own heads.
         batch = {name: value for name, value in batch.items() if name != "task"}
-        self.asked += len(batch["input_ids"])
+        self.rows_asked += len(batch["input_ids"])
         with torch.no_grad():
-            seen = forward_in_pieces(self.model, batch, want)
-        if seen.logits is not None and self.columns:
-            seen.logits = seen.logits[:, self.columns]
-        return seen
+            outputs = forward_in_pieces(self.model, batch, request)
+        if outputs.logits is not None and self.columns:
+            outputs.logits = outputs.logits[:, self.columns]
+        return outputs
 
     def logits(self, batch: Batch) -> np.ndarray:
-        """[B, C] in the task's order, dropout off."""
+        """Returns the logits [B, C] in the task's order, with dropout off."""
         training = self.model.training
         self.model.eval()
-        outputs = self.ask(self.carry(batch), OutputRequest(logits=True))
+        outputs = self.ask(self.to_device(batch), OutputRequest(logits=True))
         self.model.train(training)
         assert outputs.logits is not None
         return outputs.logits.float().cpu().numpy()
 
 
 def check_order(task: Task, logits: np.ndarray, labels: Sequence[int], *, where: str) -> None:
-    """For a teacher that names no labels: the order as it stands must be the best on dev; raises M322 otherwise."""
-    if task.is_regression or not 2 <= task.num_labels <= FEW:
+    """Raises M322 where another order of the outputs has a better dev accuracy; for a teacher without label names."""
+    if task.is_regression or not 2 <= task.num_labels <= MAX_PERMUTED_CLASSES:
         return
     gold = np.asarray(labels)
     accuracy = {
@@ -78,14 +78,14 @@ def check_order(task: Task, logits: np.ndarray, labels: Sequence[int], *, where:
     if best == identity:
         return
     names = list(task.label.names or ())
-    told = [names[best.index(column)] for column in identity]
+    best_names = [names[best.index(column)] for column in identity]
     raise MbertError(
         "M322",
         f"the teacher's outputs seem to be in another order: dev accuracy {accuracy[identity]:.3f} as they stand, "
-        f"{accuracy[best]:.3f} as {', '.join(told)}",
+        f"{accuracy[best]:.3f} as {', '.join(best_names)}",
         where=where,
         allowed=f"Outputs in the task's order: {', '.join(names)}.",
-        fix=f"Name the order of the teacher's outputs: --set 'teacher.label_order={json.dumps(told)}'",
+        fix=f"Name the order of the teacher's outputs: --set 'teacher.label_order={json.dumps(best_names)}'",
     )
 
 

@@ -1,20 +1,19 @@
-"""What the teacher said, kept on disk: each distinct row is asked once, however many epochs, seeds and runs want its answer.
+"""The teacher's outputs on disk: the teacher runs once per distinct row, whatever the number of epochs, seeds and runs.
 
 An entry is addressed by content: the teacher's weights and the order of its outputs, the rows' token ids (so the tokenizer
-too), what is asked, and the precision. Anything else misses; nothing in an entry is ever compared by name or date. It holds
+too), the requested outputs, and the precision. A change of any of these is a cache miss; names and dates do not count. Files:
 
     logits.bin   [U, C]            float32, always
-    hidden.bin   [N, L, D]         fp16 or fp32: the asked layers of every token
-    scores.bin   [P, L, A]         fp16 or fp32: the asked layers and heads of every query-key pair
-    done.bin     [chunks]          checksums of the parts that are written, 0 = not yet; so a stopped pass goes on where it was
+    hidden.bin   [N, L, D]         fp16 or fp32: the requested layers of every token
+    scores.bin   [P, L, A]         fp16 or fp32: the requested layers and heads of every query-key pair
+    done.bin     [chunks]          checksums of the chunks that are written, 0 = not yet; so an interrupted pass resumes
 
-U distinct rows (identical rows of augmented data are asked once), N their tokens, P the sum of their squared lengths.
-Hidden states and scores are kept only where the estimate fits the budget; entries least recently used make room. Queries, keys
-and values are not kept: where a loss reads them, the teacher is asked anew every time.
+U distinct rows (augmented data repeats many), N their tokens, P the sum of their squared lengths. Hidden states and scores are
+kept only where they fit the budget; the least recently used entries make room. Queries, keys and values are never kept.
 
-Rows are asked in an order of their own - sorted by length, filled to a budget of tokens - so what is kept depends neither
-on seeds nor on epochs. It is worth it where rows are asked more often than there are distinct ones; else the teacher is
-asked batch by batch, as without a cache. Several processes fill an entry together, each its share of the chunks.
+An entry is filled before training, in batches sorted by length and filled to a budget of tokens, so that its contents depend
+neither on seeds nor on epochs. Where no row is needed twice, the teacher is asked batch by batch, as without a cache. Several
+processes fill an entry together, each its share of the chunks.
 """
 
 import re
@@ -41,8 +40,8 @@ from microbert_cli.training.objective import Batch, TeacherFunction
 
 KIND = "teacher"
 FORMAT = 2
-FLUSH_SECONDS = 5.0
-SHARE = 0.25  # of the free disk, where no budget is given
+FLUSH_SECONDS = 5.0  # at most this much of the teacher's work is lost in a crash
+DEFAULT_SHARE = 0.25  # of the free disk, where no budget is given
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", re.IGNORECASE)
 
@@ -56,63 +55,66 @@ class CacheSettings:
     precision: str = "fp16"
 
 
-def in_bytes(size: str) -> int:
-    """ "8GB" -> 8,000,000,000; raises ValueError for what is no size."""
-    found = SIZE.fullmatch(size)
-    if not found:
+def parse_size(size: str) -> int:
+    """Returns a size in bytes: "8GB" -> 8,000,000,000; raises ValueError for any other text."""
+    match = SIZE.fullmatch(size)
+    if not match:
         raise ValueError(f'"{size}" is no size such as 8GB or 500MB')
-    return int(float(found[1]) * UNITS[found[2].lower()])
+    return int(float(match[1]) * UNITS[match[2].lower()])
 
 
-def remember(
+def cached_ask(
     teacher: Teacher,
     encoded: TokenizedExamples,
-    want: OutputRequest,
+    request: OutputRequest,
     *,
-    asked_by: Mapping[str, Any],
+    identity: Mapping[str, Any],
     pad_id: int,
     settings: CacheSettings = CacheSettings(),
-    asks: int | None = None,
+    total_rows: int | None = None,
     numerics: Precision = PLAIN,
     reporter: Reporter = SILENT,
 ) -> TeacherFunction:
-    """Answers like `teacher.ask` for batches of `encoded`, from the cache where that pays and fits.
+    """Returns a function like `teacher.ask` for batches of `encoded`, which reads the cache; `teacher.ask` where it cannot.
 
-    asked_by  what identifies the teacher's weights and the order of its outputs
-    asks      how many rows will be asked for in all; None = often enough
-    numerics  of the teacher's forward passes
+    identity    what identifies the teacher's weights and the order of its outputs
+    total_rows  how many rows will be asked about in all; None = more than there are
+    numerics    of the teacher's forward passes
     """
-    if settings.teacher == "off" or want.token_logits or want.qkv or teacher.model.training:
+    # A teacher in training mode has dropout, so that its outputs differ from pass to pass.
+    if settings.teacher == "off" or request.token_logits or request.qkv or teacher.model.training:
         return teacher.ask
-    layout = Layout.of(encoded, want, teacher, settings.precision)
-    if asks is not None and asks <= layout.rows:
-        return teacher.ask
+    layout = Layout.of(encoded, request, teacher, settings.precision)
+    if total_rows is not None and total_rows <= layout.rows:
+        return teacher.ask  # filling the cache would take more passes than it saves
     key = atomic.digest(
         {
             "format": FORMAT,
-            "teacher": dict(asked_by),
-            "rows": _content(encoded),
-            "want": [want.logits, sorted(want.hidden), sorted(want.scores)],
+            "teacher": dict(identity),
+            "rows": manifest.arrays_digest(encoded.ids, b"" if encoded.types is None else encoded.types, encoded.offsets),
+            "want": [request.logits, sorted(request.hidden), sorted(request.scores)],
             "precision": [settings.precision, numerics.precision, numerics.compile],
-            "torch": torch.__version__,
+            "torch": torch.__version__,  # kernels of another version, device or batch size round differently
             "device": teacher.device.type,
             "chunk": (tokens := tokens_at_once(teacher.device.type)),
         }
     )
-    if not distributed.on_main_process(lambda: _fits(layout, key, settings, reporter)):
+    if not distributed.on_main_process(lambda: _may_cache(layout, key, settings, reporter)):
         return teacher.ask
     with _entry(key, reporter) as (directory, ready):
         if not ready:
             chunks = token_budget_batches(layout.lengths, np.arange(layout.rows), tokens)
-            distributed.on_main_process(lambda: Filling(directory, layout, chunks))
+            distributed.on_main_process(
+                lambda: CacheWriter(directory, layout, chunks)
+            )  # creates the files that the others open
             with torch.inference_mode(), numerics.forward():
-                Filling(directory, layout, chunks).fill(teacher, encoded, want, pad_id, reporter)
-    return Kept(directory, layout).ask
+                CacheWriter(directory, layout, chunks).fill(teacher, encoded, request, pad_id, reporter)
+    return CachedOutputs(directory, layout).ask
 
 
 @contextmanager
 def _entry(key: str, reporter: Reporter) -> Iterator[tuple[Path, bool]]:
-    """The cache's entry; of several processes the main one holds it for all, until all are through with filling it."""
+    """Yields the entry's directory and whether it is complete; the main process keeps the lock until all have filled it."""
     if distributed.is_main():
         with cache.entry(KIND, key, resumable=True, reporter=reporter) as (directory, ready):
             yield directory, distributed.broadcast(ready)
@@ -120,12 +122,12 @@ def _entry(key: str, reporter: Reporter) -> Iterator[tuple[Path, bool]]:
     else:
         yield cache.place(KIND, key), bool(distributed.broadcast(None))
         distributed.barrier()
-    distributed.barrier()  # until it is marked as whole
+    distributed.barrier()  # until the main process has marked the entry as complete
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each row's answers lie: `slot` [n] is the distinct row, `first` [U] a row that has it, `lengths` [U] its tokens."""
+    """Where outputs lie in the files: `slot` [n] each row's distinct row, `first` [U] a row of each, `lengths` [U] tokens."""
 
     slot: np.ndarray
     first: np.ndarray
@@ -138,49 +140,52 @@ class Layout:
     dtype: str
 
     @classmethod
-    def of(cls, encoded: TokenizedExamples, want: OutputRequest, teacher: Teacher, precision: str) -> "Layout":
-        slot, first = _distinct(encoded)
-        found = cls.of_lengths(np.asarray(encoded.lengths)[first], want, teacher.model.config, precision)
-        return replace(found, slot=slot, first=first)
+    def of(cls, encoded: TokenizedExamples, request: OutputRequest, teacher: Teacher, precision: str) -> "Layout":
+        """Returns the layout of a dataset, whose rows may repeat."""
+        slot, first = _distinct_rows(encoded)
+        layout = cls.of_lengths(np.asarray(encoded.lengths)[first], request, teacher.model.config, precision)
+        return replace(layout, slot=slot, first=first)
 
     @classmethod
-    def of_lengths(cls, lengths: np.ndarray, want: OutputRequest, config: Any, precision: str) -> "Layout":
-        """Of distinct rows."""
-        own = np.arange(len(lengths))
+    def of_lengths(cls, lengths: np.ndarray, request: OutputRequest, config: Any, precision: str) -> "Layout":
+        """Returns the layout of rows that are all distinct, by their numbers of tokens."""
+        rows = np.arange(len(lengths))
         return cls(
-            slot=own,
-            first=own,
+            slot=rows,
+            first=rows,
             lengths=np.asarray(lengths),
-            classes=config.num_labels if want.logits else 0,
+            classes=config.num_labels if request.logits else 0,
             width=config.hidden_size,
             heads=config.num_attention_heads,
-            hidden=tuple(sorted(want.hidden)),
-            scores=tuple(sorted(want.scores)),
+            hidden=tuple(sorted(request.hidden)),
+            scores=tuple(sorted(request.scores)),
             dtype="float16" if precision == "fp16" else "float32",
         )
 
     @property
     def rows(self) -> int:
+        """The number of distinct rows."""
         return len(self.first)
 
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of every file that is not empty."""
+        """The shape and dtype of every file that is not empty."""
         tokens, pairs = int(self.lengths.sum()), int((self.lengths**2).sum())
-        found: dict[str, tuple[tuple[int, ...], str]] = {
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {
             "logits": ((self.rows, self.classes), "float32"),
             "hidden": ((tokens, len(self.hidden), self.width), self.dtype),
             "scores": ((pairs, len(self.scores), self.heads), self.dtype),
         }
-        return {name: (shape, dtype) for name, (shape, dtype) in found.items() if 0 not in shape}
+        return {name: (shape, dtype) for name, (shape, dtype) in shapes.items() if 0 not in shape}
 
     @property
     def bytes(self) -> int:
+        """The size of the entry on disk."""
         return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.shapes.values())
 
 
-class Kept:
-    """One entry, asked from memory-mapped files."""
+class CachedOutputs:
+    """A complete entry, read through memory-mapped files."""
 
     mode: Literal["r", "r+"] = "r"
 
@@ -192,45 +197,45 @@ class Kept:
         self.token_offsets = np.concatenate([[0], np.cumsum(layout.lengths)])
         self.pair_offsets = np.concatenate([[0], np.cumsum(layout.lengths**2)])
 
-    def ask(self, batch: Batch, want: OutputRequest) -> ModelOutputs:
-        """What the teacher shows of the rows `batch["rows"]`, padded as the batch is."""
+    def ask(self, batch: Batch, request: OutputRequest) -> ModelOutputs:
+        """Returns the teacher's outputs for the rows `batch["rows"]`, padded as the batch is."""
         slots = self.layout.slot[batch["rows"].cpu().numpy()]
         width, device = batch["input_ids"].shape[1], batch["input_ids"].device
-        seen = ModelOutputs()
+        outputs = ModelOutputs()
         if "logits" in self.files:
-            seen.logits = torch.from_numpy(self.files["logits"][slots]).to(device)
+            outputs.logits = torch.from_numpy(self.files["logits"][slots]).to(device)
         if "hidden" in self.files:
             hidden_BTLD = self._padded("hidden", *self._tokens(slots, width)).to(device)
-            seen.hidden = {layer: hidden_BTLD[:, :, i].float() for i, layer in enumerate(self.layout.hidden)}
+            outputs.hidden = {layer: hidden_BTLD[:, :, i].float() for i, layer in enumerate(self.layout.hidden)}
         if "scores" in self.files:
             scores_BQKLA = self._padded("scores", *self._pairs(slots, width)).to(device)
-            seen.scores = {
+            outputs.scores = {
                 layer: scores_BQKLA[:, :, :, i].permute(0, 3, 1, 2).float() for i, layer in enumerate(self.layout.scores)
             }
-        return seen
+        return outputs
 
-    def _padded(self, name: str, places: np.ndarray, real: np.ndarray) -> torch.Tensor:
+    def _padded(self, name: str, positions: np.ndarray, real: np.ndarray) -> torch.Tensor:
         file = self.files[name]
         values = np.zeros((*real.shape, *file.shape[1:]), dtype=file.dtype)
-        values[real] = file[places]
+        values[real] = file[positions]
         return torch.from_numpy(values)
 
     def _tokens(self, slots: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """(places in the file of the real tokens of these rows, row by row; which of [B, T] they are)."""
+        """Returns the file positions of the real tokens of these rows, row by row, and the mask of real tokens [B, T]."""
         steps = np.arange(width)
         real_BT = steps < self.layout.lengths[slots][:, None]
         return (self.token_offsets[slots][:, None] + steps)[real_BT], real_BT
 
     def _pairs(self, slots: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same of query-key pairs, [B, Q, K]."""
+        """Returns the same for query-key pairs, [B, Q, K]."""
         steps, lengths_B11 = np.arange(width), self.layout.lengths[slots][:, None, None]
-        queries_Q1, keys_K = steps[:, None], steps
-        real_BQK = (queries_Q1 < lengths_B11) & (keys_K < lengths_B11)
-        return (self.pair_offsets[slots][:, None, None] + queries_Q1 * lengths_B11 + keys_K)[real_BQK], real_BQK
+        queries_Q1 = steps[:, None]
+        real_BQK = (queries_Q1 < lengths_B11) & (steps < lengths_B11)
+        return (self.pair_offsets[slots][:, None, None] + queries_Q1 * lengths_B11 + steps)[real_BQK], real_BQK
 
 
-class Filling(Kept):
-    """One entry being made: the same files, and which of the `chunks` of distinct rows are done."""
+class CacheWriter(CachedOutputs):
+    """An entry that is being filled: the same files, and which of the `chunks` of distinct rows are done."""
 
     mode = "r+"
 
@@ -239,50 +244,53 @@ class Filling(Kept):
         self.chunks = chunks
         self.done = atomic.mapped(directory / "done.bin", (len(chunks),), "uint32", self.mode)
 
-    def fill(self, teacher: Teacher, encoded: TokenizedExamples, want: OutputRequest, pad_id: int, reporter: Reporter) -> None:
-        """Asks the teacher about every chunk of ours that is not done; none is asked twice, even after a crash."""
+    def fill(self, teacher: Teacher, rows: TokenizedExamples, request: OutputRequest, pad_id: int, reporter: Reporter) -> None:
+        """Runs the teacher on this process's chunks that are not done yet."""
         written: list[int] = []
         flushed = time.monotonic()
-        ours = np.arange(distributed.rank(), len(self.chunks), distributed.world_size())
-        missing = [number for number in ours.tolist() if not self.done[number] or self.done[number] != self._checksum(number)]
+        of_rank = range(distributed.rank(), len(self.chunks), distributed.world_size())
+        # A chunk that was marked but did not reach the disk in full has another checksum, and is run again.
+        missing = [number for number in of_rank if not self.done[number] or self.done[number] != self._checksum(number)]
         for number in missing:
             slots = self.chunks[number]
-            batch = encoded.batch(self.layout.first[slots], pad_id=pad_id)
-            self._write(slots, teacher.ask(teacher.carry(batch), want), batch["attention_mask"].numpy() > 0)
+            batch = rows.batch(self.layout.first[slots], pad_id=pad_id)
+            outputs = teacher.ask(teacher.to_device(batch), request)
+            self._write(slots, outputs, batch["attention_mask"].numpy() > 0)
             written.append(number)
             if time.monotonic() - flushed > FLUSH_SECONDS or number == missing[-1]:
                 self._flush(written)
                 written, flushed = [], time.monotonic()
             reporter.progress("teacher", number + 1, len(self.chunks), rows=len(slots))
 
-    def _write(self, slots: np.ndarray, seen: ModelOutputs, real_BT: np.ndarray) -> None:
-        if seen.logits is not None:
-            self.files["logits"][slots] = seen.logits.float().cpu().numpy()
+    def _write(self, slots: np.ndarray, outputs: ModelOutputs, real_BT: np.ndarray) -> None:
+        if outputs.logits is not None:
+            self.files["logits"][slots] = outputs.logits.float().cpu().numpy()
         width = real_BT.shape[1]
         if self.layout.hidden:
-            stacked = torch.stack([seen.hidden[layer] for layer in self.layout.hidden], dim=2)
+            stacked = torch.stack([outputs.hidden[layer] for layer in self.layout.hidden], dim=2)
             self._store("hidden", stacked, *self._tokens(slots, width))
         if self.layout.scores:
-            stacked = torch.stack([seen.scores[layer].permute(0, 2, 3, 1) for layer in self.layout.scores], dim=3)
+            stacked = torch.stack([outputs.scores[layer].permute(0, 2, 3, 1) for layer in self.layout.scores], dim=3)
             self._store("scores", stacked, *self._pairs(slots, width))
 
-    def _store(self, name: str, values: torch.Tensor, places: np.ndarray, real: np.ndarray) -> None:
-        kind = torch.float16 if self.layout.dtype == "float16" else torch.float32
-        self.files[name][places] = values.to(kind).cpu().numpy()[real]
+    def _store(self, name: str, values: torch.Tensor, positions: np.ndarray, real: np.ndarray) -> None:
+        # Converted before it leaves the device, so that half as many bytes are copied.
+        dtype = torch.float16 if self.layout.dtype == "float16" else torch.float32
+        self.files[name][positions] = values.to(dtype).cpu().numpy()[real]
 
     def _checksum(self, number: int) -> int:
-        """Of all that is kept of a chunk, never 0."""
+        """Returns the CRC-32 of a chunk's part of all files, never 0, which stands for a chunk that is not written."""
         slots = self.chunks[number]
         width = int(self.layout.lengths[slots].max())
-        laid_out = {"hidden": self._tokens, "scores": self._pairs}
-        found = 0
+        positions_of = {"hidden": self._tokens, "scores": self._pairs}
+        checksum = 0
         for name, file in self.files.items():
-            places = laid_out[name](slots, width)[0] if name in laid_out else slots
-            found = zlib.crc32(file[places].tobytes(), found)
-        return found or 1
+            positions = positions_of[name](slots, width)[0] if name in positions_of else slots
+            checksum = zlib.crc32(file[positions].tobytes(), checksum)
+        return checksum or 1
 
     def _flush(self, chunks: list[int]) -> None:
-        """Writes the answers to disk, and then the word that those of `chunks` are there."""
+        """Writes the outputs to disk, and only then marks `chunks` as done."""
         for file in self.files.values():
             file.flush()
         for number in chunks:
@@ -290,38 +298,33 @@ class Filling(Kept):
         self.done.flush()
 
 
-def _distinct(encoded: TokenizedExamples) -> tuple[np.ndarray, np.ndarray]:
-    """(the distinct row of every row [n], a row that has each distinct one [U]); rows are alike if ids and segments are.
+def _distinct_rows(encoded: TokenizedExamples) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (slot [n], first [U]) of a `Layout`; two rows are the same if their token ids and segment ids are.
 
-    Distinct rows are numbered from the longest to the shortest, so that rows asked together lie together.
+    Distinct rows are numbered from the longest to the shortest, so that rows of one batch lie next to each other in the files.
     """
     ids, types = encoded.ids.tobytes(), b"" if encoded.types is None else encoded.types.tobytes()
     width = encoded.ids.itemsize
-    known: dict[bytes, int] = {}
+    slot_of: dict[bytes, int] = {}
     slot = np.empty(len(encoded), dtype=np.int64)
     first: list[int] = []
     offsets = encoded.offsets.tolist()
     for row, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-        slot[row] = known.setdefault(ids[start * width : end * width] + types[start:end], len(first))
+        slot[row] = slot_of.setdefault(ids[start * width : end * width] + types[start:end], len(first))
         if slot[row] == len(first):
             first.append(row)
-    found = np.asarray(first, dtype=np.int64)
-    order = np.argsort(-np.asarray(encoded.lengths)[found], kind="stable")
-    return np.argsort(order)[slot], found[order]
+    firsts = np.asarray(first, dtype=np.int64)
+    order = np.argsort(-np.asarray(encoded.lengths)[firsts], kind="stable")
+    return np.argsort(order)[slot], firsts[order]
 
 
-def _content(encoded: TokenizedExamples) -> str:
-    types = b"" if encoded.types is None else encoded.types
-    return manifest.arrays_digest(encoded.ids, types, encoded.offsets)
+def cache_budget(settings: CacheSettings, *, taken: int = 0) -> int:
+    """Returns the budget in bytes; `taken` is what this entry occupies on disk already."""
+    return parse_size(settings.budget) if settings.budget else int(DEFAULT_SHARE * (cache.free_bytes() + taken))
 
 
-def room_for(settings: CacheSettings, *, taken: int = 0) -> int:
-    """The budget in bytes; `taken` of the disk already belong to the entry in question."""
-    return in_bytes(settings.budget) if settings.budget else int(SHARE * (cache.free_bytes() + taken))
-
-
-def _fits(layout: Layout, key: str, settings: CacheSettings, reporter: Reporter) -> bool:
-    """Whether the entry may be made; logits alone may wherever there is room. Says what it will take, or why it is not made."""
+def _may_cache(layout: Layout, key: str, settings: CacheSettings, reporter: Reporter) -> bool:
+    """Whether the entry may be written, with a note on its size or on why not; logits alone need only a place on the disk."""
     if not cache.is_writable():
         reporter.note(
             f"teacher cache: nothing can be written in {cache.root()}, so the teacher is asked anew every time; see MBERT_CACHE"
@@ -335,11 +338,11 @@ def _fits(layout: Layout, key: str, settings: CacheSettings, reporter: Reporter)
         return False
     if not (layout.hidden or layout.scores):
         return True
-    room = room_for(settings, taken=cache.taken(KIND, key))
-    told = f"{layout.rows:,} distinct rows of {len(layout.slot):,}, {layout.bytes / 1e9:.2f} GB"
-    if layout.bytes > room:
-        reporter.note(f"teacher cache: {told}, is more than the {room / 1e9:.2f} GB of cache.budget; asked anew every time")
+    budget = cache_budget(settings, taken=cache.taken(KIND, key))
+    size = f"{layout.rows:,} distinct rows of {len(layout.slot):,}, {layout.bytes / 1e9:.2f} GB"
+    if layout.bytes > budget:
+        reporter.note(f"teacher cache: {size}, is more than the {budget / 1e9:.2f} GB of cache.budget; asked anew every time")
         return False
-    cache.make_room(KIND, room - layout.bytes, keep=key)
-    reporter.note(f"teacher cache: {told} in {cache.place(KIND, key)}")
+    cache.make_room(KIND, budget - layout.bytes, keep=key)
+    reporter.note(f"teacher cache: {size} in {cache.place(KIND, key)}")
     return True

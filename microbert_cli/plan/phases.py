@@ -12,7 +12,7 @@ from microbert_cli.data.load import load_augmented
 from microbert_cli.data.multitask_batching import task_shares
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.distillation.layer_map import layer_map
-from microbert_cli.distillation.teacher_cache import CacheSettings, Layout, room_for
+from microbert_cli.distillation.teacher_cache import CacheSettings, Layout, cache_budget
 from microbert_cli.evaluation.baseline import linear_baseline
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
@@ -49,7 +49,7 @@ def asked_once(costs: Costs, recipe: Recipe, name: str, spec: PhaseSpec, ask: Jo
     if shown and recipe.normalisation == "reference":
         return False
     layout = Layout.of_lengths(lengths, ask.want, ask.config, recipe.cache.precision)
-    if shown and layout.bytes > room_for(CacheSettings(**recipe.cache.model_dump())):
+    if shown and layout.bytes > cache_budget(CacheSettings(**recipe.cache.model_dump())):
         return False
     costs.work(f"{name}: teacher, once", ask, at_once(lengths, costs.here.device))
     costs.write(f"{name}: teacher's answers", layout.bytes)

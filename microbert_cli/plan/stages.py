@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from microbert_cli.distillation.general import heads, terms_of
+from microbert_cli.distillation.general import general_terms, required_heads
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.models import factory
 from microbert_cli.models.capture import OutputRequest
@@ -149,7 +149,7 @@ def _general(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     teacher = seen.model(step.inputs["teacher"], where="base")
     name = step.inputs["student"]
     student = seen.model(name, where="student", tokenizer=step.inputs["teacher"], like=teacher.config)
-    head, head_of_teacher = heads(recipe, seen.catalog)
+    head, head_of_teacher = required_heads(recipe, seen.catalog)
     costs.open("teacher", teacher, head_of_teacher)
     costs.open("student", student, head)
     cut = seen.blocks(recipe, source, student.tokenizer)
@@ -160,7 +160,7 @@ def _general(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     load = drawn(cut.lengths, spec, plan.steps, recipe.seed, drop_last=reference, pad_to=pad)
     job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "encoder")
     if head != "encoder":
-        wordy = [term.needs for term in terms_of(recipe, seen.catalog) if "token_head" in term.needs]
+        wordy = [term.needs for term in general_terms(recipe, seen.catalog) if "token_head" in term.needs]
         often = HEADS if any("token_labels" not in needs for needs in wordy) else 0.0
         job = replace(job, head=head, logits=True, predicted=spec.masked, heads=often)
     if spec.layer_by_layer:

@@ -10,7 +10,7 @@ from microbert_cli import distributed
 from microbert_cli.data.batching import batches_by_length, endless_batches
 from microbert_cli.data.corpus.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.data.corpus.documents import identify_corpus
-from microbert_cli.distillation.general import batch_maker, heads, make_objective, make_pupil
+from microbert_cli.distillation.general import batch_maker, make_objective, make_student, required_heads
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import check_length
@@ -66,9 +66,9 @@ def run(
     ) as work:
         if work.done:
             return up_to_date(NAME, out)
-        _, head = heads(recipe, catalog)
+        _, head = required_heads(recipe, catalog)
         taught = load_model(teacher, head, where="base", new_head=head == "encoder")
-        pupil = make_pupil(recipe, catalog, taught, student, initial, reporter)
+        pupil = make_student(recipe, catalog, taught, student, initial, reporter)
         objective = make_objective(recipe, catalog, Teacher(taught), taught, pupil)
         check_length(recipe.corpus.max_length, pupil.model.config, where="corpus.max_length")
         check_length(recipe.corpus.max_length, taught.model.config, where="corpus.max_length")

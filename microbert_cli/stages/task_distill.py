@@ -5,7 +5,7 @@ from pathlib import Path
 
 from microbert_cli.data.task_data import facts_of, fingerprints_of, load_all_task_data
 from microbert_cli.distillation.distiller import Distiller, Teachers
-from microbert_cli.distillation.results import results
+from microbert_cli.distillation.results import summarize
 from microbert_cli.models import factory
 from microbert_cli.models.moe.convert import check_expert_teacher
 from microbert_cli.recipe.identity import MULTITASK_KEYS
@@ -73,10 +73,10 @@ def run(
             check_expert_teacher(source, side=recipe.moe.side, experts=recipe.moe.experts)
         distiller = Distiller(recipe, catalog, data, teacher, student, inputs, reporter, initial)
         distiller.teacher_log = work.path / ASKED
-        course, seeds = distiller.course, recipe.seeds or [recipe.seed]
-        taught = course.examine()
-        metrics = train_over_seeds(seeds, work.path, course.primary, distiller.train_one, distiller.choices, reporter)
-        metrics |= results(course, metrics, taught, work.path, reporter) | distiller.start_told
+        task_set, seeds = distiller.task_set, recipe.seeds or [recipe.seed]
+        teacher_scores = task_set.score_teachers()
+        metrics = train_over_seeds(seeds, work.path, task_set.primary, distiller.train_one, distiller.choices, reporter)
+        metrics |= summarize(task_set, metrics, teacher_scores, work.path, reporter) | distiller.start_record
         varied = dict(named_inputs("augmented", augmented)) or {"augmented": None}
         return sign(
             work,

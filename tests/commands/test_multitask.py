@@ -16,7 +16,7 @@ from tiny_models import tiny_bert, tiny_glue
 from microbert_cli import api
 from microbert_cli.data.batching import endless_batches
 from microbert_cli.data.multitask_batching import mixed_batches, task_sequence, task_shares
-from microbert_cli.distillation.ensemble import averaged, by_task, together
+from microbert_cli.distillation.ensemble import ask_by_task, average_logits, ensemble_ask
 from microbert_cli.distillation.results import routing_failed
 from microbert_cli.errors import ManyErrors, MbertError
 from microbert_cli.models.capture import ModelOutputs, OutputRequest
@@ -86,10 +86,10 @@ def test_one_task_alone_goes_its_own_way() -> None:
 
 def test_an_ensembles_answer_by_hand() -> None:
     first, second = (torch.tensor([p]).log() for p in ([0.9, 0.1], [0.6, 0.4]))
-    assert averaged([first, second + 3.0]).softmax(-1).tolist()[0] == pytest.approx([0.75, 0.25])
-    assert averaged([torch.tensor([[1.0]]), torch.tensor([[4.0]])]).tolist() == [[2.5]]
+    assert average_logits([first, second + 3.0]).softmax(-1).tolist()[0] == pytest.approx([0.75, 0.25])
+    assert average_logits([torch.tensor([[1.0]]), torch.tensor([[4.0]])]).tolist() == [[2.5]]
     one = torch.randn(3, 2)
-    assert averaged([one]) is one
+    assert average_logits([one]) is one
 
 
 def answering(value: float) -> Any:
@@ -97,7 +97,7 @@ def answering(value: float) -> Any:
 
 
 def test_the_teacher_of_the_batchs_task_is_asked() -> None:
-    ask = by_task({0: answering(1.0), 2: together([answering(2.0), answering(2.0)]), 1: None})
+    ask = ask_by_task({0: answering(1.0), 2: ensemble_ask([answering(2.0), answering(2.0)]), 1: None})
     seen = [ask({"task": torch.tensor([task, task])}, OutputRequest(logits=True)) for task in range(3)]
     assert seen[1] is None and seen[0].logits[0, 0] == 1.0
     assert seen[2].logits.softmax(-1).tolist() == [[0.5, 0.5]]

@@ -161,13 +161,13 @@ def test_a_teacher_reads_a_text_in_its_own_tokens(cache, place):
     """What it shows of rows by their numbers is what it shows of their texts; through the cache, too."""
     recipe = resolve(catalog=Catalog(), environment={}, flags={**_dotted(TASK), "cache.teacher": cache}).recipe
     (data,) = load_all_task_data(recipe, Catalog(), splits=("train", "dev"))
-    lesson = TaughtTask(recipe, data, ["Roberta-bytes"], ["w"], PLAIN, SILENT)
+    task = TaughtTask(recipe, data, ["Roberta-bytes"], ["w"], PLAIN, SILENT)
     student = load_model("student", "encoder", where="student", new_head=True)
-    lesson.meet(student)
+    task.compare_vocabularies(student)
     rows, want = data.encode("train", student, where="student"), OutputRequest(logits=True, hidden=frozenset({2}))
     batch = rows.batch([5, 0, 7])
-    seen = lesson.asked(rows, want, asks=10**6)(batch, want)
-    teacher = lesson.instructors[0].loaded
+    seen = task.make_ask(rows, want, total_rows=10**6)(batch, want)
+    teacher = task.teachers[0].loaded
     texts = [data.rows["train"].texts[row][0] for row in (5, 0, 7)]
     read = teacher.tokenizer(texts, padding=True, truncation=True, max_length=24, return_tensors="pt")
     expected = teacher.model(**read, output_hidden_states=True)
@@ -175,7 +175,7 @@ def test_a_teacher_reads_a_text_in_its_own_tokens(cache, place):
     assert torch.equal(seen.mask, read["attention_mask"]) and seen.mask.shape != batch["attention_mask"].shape
     real = read["attention_mask"][:, :, None]
     assert ((seen.hidden[2] - expected.hidden_states[2]) * real).abs().max() < 1e-2
-    assert lesson.kept == (cache == "auto")
+    assert task.uses_cache == (cache == "auto")
 
 
 def _dotted(keys):

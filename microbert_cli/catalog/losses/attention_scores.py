@@ -21,9 +21,9 @@ def attention_scores(student_BAQK: Tensor, teacher_BAQK: Tensor, mask_BT: Tensor
     """One layer's term; see the module's formula."""
     if normalisation != "reference":
         return mean_over_pairs(squared_error(student_BAQK, teacher_BAQK), mask_BT)
-    return mean_over_elements(squared_error(_as_released(student_BAQK, mask_BT), _as_released(teacher_BAQK, mask_BT)))
+    return mean_over_elements(squared_error(_released_masking(student_BAQK, mask_BT), _released_masking(teacher_BAQK, mask_BT)))
 
 
-def _as_released(scores_BAQK: Tensor, mask_BT: Tensor) -> Tensor:
+def _released_masking(scores_BAQK: Tensor, mask_BT: Tensor) -> Tensor:
     unseen = (mask_BT == 0)[:, None, None, :] | (scores_BAQK <= -100.0)
     return scores_BAQK.masked_fill(unseen, 0.0)

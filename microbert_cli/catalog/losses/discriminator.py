@@ -52,7 +52,7 @@ def trains(
 ) -> "Discriminator":
     """The discriminator for this input; raises M055 where the task is a score and logits are to be looked at."""
     if classes == 1 and input != "cls":
-        raise _of_a_score(input)
+        raise _logits_of_a_score(input)
     widths = {"logits": classes, "cls": teacher_width, "both": classes + teacher_width}
     return Discriminator(widths[input], learning_rate=learning_rate, rest_above=rest_above)
 
@@ -114,8 +114,8 @@ def discriminator(
     rest_above: float = 0.9,
 ) -> Tensor:
     """The student's term; see the module's formulas."""
-    shown_BX = _shown(student_logits_BC, student_hidden_BTd, project)
-    return fooled(own.unmoved(shown_BX)) if share >= begin else shown_BX.new_zeros(())
+    shown_BX = _discriminator_input(student_logits_BC, student_hidden_BTd, project)
+    return generator_loss(own.unmoved(shown_BX)) if share >= begin else shown_BX.new_zeros(())
 
 
 def against(
@@ -130,27 +130,27 @@ def against(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(the discriminator's loss, what of it is logged); no gradient leaves D, and a resting one has none."""
     with torch.no_grad():
-        theirs_BX = _shown(teacher_logits_BC, teacher_hidden_BTD, lambda cls_BD: cls_BD)
-        ours_BX = _shown(student_logits_BC, student_hidden_BTd, project)
+        theirs_BX = _discriminator_input(teacher_logits_BC, teacher_hidden_BTD, lambda cls_BD: cls_BD)
+        ours_BX = _discriminator_input(student_logits_BC, student_hidden_BTd, project)
     with torch.set_grad_enabled(not own.rests):
         theirs_B, ours_B = own(theirs_BX), own(ours_BX)
-        loss = told_apart(theirs_B, ours_B, smoothing=smoothing)
+        loss = discriminator_loss(theirs_B, ours_B, smoothing=smoothing)
     right_B = torch.cat([theirs_B > 0, ours_B <= 0]).float()
     return loss, {"discriminator_loss": loss, "discriminator_accuracy": mean_over_rows(right_B)}
 
 
-def fooled(ours_B: Tensor) -> Tensor:
+def generator_loss(ours_B: Tensor) -> Tensor:
     """- mean log D(x_S), of logits."""
     return mean_over_rows(-F.logsigmoid(ours_B))
 
 
-def told_apart(theirs_B: Tensor, ours_B: Tensor, *, smoothing: float) -> Tensor:
+def discriminator_loss(theirs_B: Tensor, ours_B: Tensor, *, smoothing: float) -> Tensor:
     """The discriminator's loss, of logits."""
     missed_B = F.binary_cross_entropy_with_logits(theirs_B, torch.full_like(theirs_B, smoothing), reduction="none")
     return mean_over_rows(missed_B) + mean_over_rows(-F.logsigmoid(-ours_B))
 
 
-def _shown(logits_BC: Tensor | None, hidden_BTd: Tensor | None, project: Callable[[Tensor], Tensor]) -> Tensor:
+def _discriminator_input(logits_BC: Tensor | None, hidden_BTd: Tensor | None, project: Callable[[Tensor], Tensor]) -> Tensor:
     """x of one of the two: what of logits and hidden states was asked for."""
     parts = [] if logits_BC is None else [logits_BC.float().log_softmax(-1)]
     if hidden_BTd is not None:
@@ -159,7 +159,7 @@ def _shown(logits_BC: Tensor | None, hidden_BTd: Tensor | None, project: Callabl
     return torch.cat(parts, dim=-1)
 
 
-def _of_a_score(input: str) -> MbertError:
+def _logits_of_a_score(input: str) -> MbertError:
     return MbertError(
         "M055",
         f'a discriminator with input = "{input}" looks at classes, and this task is a score',

@@ -37,14 +37,14 @@ def relations(
     """The term; see the module's formula."""
     pairs = zip((queries, keys, values), student_qkv_BATh, teacher_qkv_BATH, strict=True)
     terms = [
-        weight * divergence_of_attention(related(student_BATh, heads), related(teacher_BATH, heads), mask_BT)
+        weight * divergence_of_attention(relation_scores(student_BATh, heads), relation_scores(teacher_BATH, heads), mask_BT)
         for weight, student_BATh, teacher_BATH in pairs
         if weight
     ]
     return sum(terms, student_qkv_BATh[0].new_zeros(()))
 
 
-def related(vectors_BATh: Tensor, heads: int) -> Tensor:
+def relation_scores(vectors_BATh: Tensor, heads: int) -> Tensor:
     """X X^T / sqrt(d / R) under R relation heads, [B, R, T, T]."""
     vectors_BRTh = vectors_BATh.float().transpose(1, 2).flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2)
     return vectors_BRTh @ vectors_BRTh.transpose(-1, -2) * vectors_BRTh.shape[-1] ** -0.5

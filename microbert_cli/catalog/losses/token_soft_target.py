@@ -24,7 +24,7 @@ from torch import Tensor
 
 from microbert_cli.reduce import denominator
 
-AT_ONCE = 512  # positions
+CHUNK_POSITIONS = 512  # positions
 over = "top"
 requires = {"tokens"}  # and one vocabulary
 
@@ -62,16 +62,16 @@ def token_soft_target(
         log_p, log_q = (z_PV[:, :words].div(temperature).log_softmax(-1) for z_PV in (teacher_PV, student_PV))
         return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
-    pieces = list(zip(student_Pd.split(AT_ONCE), teacher_PD.split(AT_ONCE), strict=True))
+    pieces = list(zip(student_Pd.split(CHUNK_POSITIONS), teacher_PD.split(CHUNK_POSITIONS), strict=True))
     if len(pieces) == 1 or not torch.is_grad_enabled():
         total = torch.stack([divergence(*piece) for piece in pieces]).sum()
     else:
-        total = _Piecewise.apply(divergence, pieces, student_Pd, *_weights(divergence, *pieces[0]))
+        total = _ChunkedDivergence.apply(divergence, pieces, student_Pd, *_head_weights(divergence, *pieces[0]))
     mean = total / denominator(mask_BT.new_tensor(len(chosen_P), dtype=torch.float), at_least=1.0)
     return mean * temperature**2 if squared_temperature else mean
 
 
-class _Piecewise(torch.autograd.Function):
+class _ChunkedDivergence(torch.autograd.Function):
     """The sum of a divergence over pieces, and its gradients, each made where the piece's logits are there anyway."""
 
     @staticmethod
@@ -95,7 +95,7 @@ class _Piecewise(torch.autograd.Function):
         return None, None, *(given[0] * gradient for gradient in ctx.saved_tensors)
 
 
-def _weights(divergence: Divergence, student_pd: Tensor, teacher_pD: Tensor) -> list[Tensor]:
+def _head_weights(divergence: Divergence, student_pd: Tensor, teacher_pD: Tensor) -> list[Tensor]:
     """What the student's head is made of: the leaves below a divergence of one position."""
     leaf_1d = student_pd[:1].detach().requires_grad_()
     ahead, leaves = [divergence(leaf_1d, teacher_pD[:1]).grad_fn], {}

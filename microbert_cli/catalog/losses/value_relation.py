@@ -22,10 +22,10 @@ requires = {"tokens", "heads"}
 
 def value_relation(student_qkv_BATh: Vectors, teacher_qkv_BATH: Vectors, mask_BT: Tensor) -> Tensor:
     """The term; see the module's formula."""
-    student_BATT, teacher_BATT = (_related(values_BATh) for _, _, values_BATh in (student_qkv_BATh, teacher_qkv_BATH))
+    student_BATT, teacher_BATT = (_value_scores(values_BATh) for _, _, values_BATh in (student_qkv_BATh, teacher_qkv_BATH))
     return divergence_of_attention(student_BATT, teacher_BATT, mask_BT)
 
 
-def _related(values_BATh: Tensor) -> Tensor:
+def _value_scores(values_BATh: Tensor) -> Tensor:
     values_BATh = values_BATh.float()
     return values_BATh @ values_BATh.transpose(-1, -2) * values_BATh.shape[-1] ** -0.5

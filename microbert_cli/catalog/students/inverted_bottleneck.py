@@ -38,7 +38,7 @@ class InvertedBottleneckConfig(MobileBertConfig):
     normalization_type: str = "layer_norm"
 
 
-def _read_the_map(model: Any, encoder: Any) -> None:
+def _resize_query_key(model: Any, encoder: Any) -> None:
     """New queries and keys of the right width in every layer, and their initial weights."""
     for layer in encoder.layer:
         own = layer.attention.self
@@ -53,7 +53,7 @@ class InvertedBottleneckModel(MobileBertModel):
 
     def __init__(self, config: InvertedBottleneckConfig, add_pooling_layer: bool = True):
         super().__init__(config, add_pooling_layer=add_pooling_layer)
-        _read_the_map(self, self.encoder)
+        _resize_query_key(self, self.encoder)
 
 
 class InvertedBottleneckForMaskedLM(MobileBertForMaskedLM):
@@ -63,7 +63,7 @@ class InvertedBottleneckForMaskedLM(MobileBertForMaskedLM):
 
     def __init__(self, config: InvertedBottleneckConfig):
         super().__init__(config)
-        _read_the_map(self, self.mobilebert.encoder)
+        _resize_query_key(self, self.mobilebert.encoder)
 
 
 class InvertedBottleneckForSequenceClassification(MobileBertForSequenceClassification):
@@ -73,7 +73,7 @@ class InvertedBottleneckForSequenceClassification(MobileBertForSequenceClassific
 
     def __init__(self, config: InvertedBottleneckConfig):
         super().__init__(config)
-        _read_the_map(self, self.mobilebert.encoder)
+        _resize_query_key(self, self.mobilebert.encoder)
 
 
 AutoConfig.register(MODEL_TYPE, InvertedBottleneckConfig)

@@ -17,7 +17,7 @@ from microbert_cli.data.corpus.masking import Masking
 from microbert_cli.data.multitask_batching import MultitaskExamples, batches_of
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.distiller import Distiller
-from microbert_cli.distillation.general import batch_maker, heads, make_objective, make_pupil
+from microbert_cli.distillation.general import batch_maker, make_objective, make_student, required_heads
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
 from microbert_cli.models import factory
@@ -127,14 +127,14 @@ def _pretrain(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
 
 def _general(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
     recipe = _plain(step.resolved.recipe)
-    head, head_of_teacher = heads(recipe, case.catalog)
+    head, head_of_teacher = required_heads(recipe, case.catalog)
     with ExitStack() as stack:
         taught_by, student = (
             stack.enter_context(case.standing(step.inputs[role], kind, where=where))
             for role, kind, where in (("teacher", head_of_teacher, "base"), ("student", head, "student"))
         )
         taught = load_model(taught_by, head_of_teacher, where="base", new_head=head_of_teacher == "encoder")
-        pupil = make_pupil(recipe, case.catalog, taught, student)
+        pupil = make_student(recipe, case.catalog, taught, student)
         objective = make_objective(recipe, case.catalog, Teacher(taught), taught, pupil)
         for model in (pupil.model, taught.model):
             check_length(recipe.corpus.max_length, model.config, where="corpus.max_length")

@@ -30,10 +30,10 @@ def logit(probability):
 
 def test_both_losses_by_hand():
     theirs, ours = logit(0.8), logit(0.3)
-    assert module.told_apart(theirs, ours, smoothing=1.0).item() == pytest.approx(0.57982, abs=1e-5)
-    assert module.fooled(ours).item() == pytest.approx(1.20397, abs=1e-5)
+    assert module.discriminator_loss(theirs, ours, smoothing=1.0).item() == pytest.approx(0.57982, abs=1e-5)
+    assert module.generator_loss(ours).item() == pytest.approx(1.20397, abs=1e-5)
     smoothed = -0.9 * log(0.8) - 0.1 * log(0.2) - log(0.7)
-    assert module.told_apart(theirs, ours, smoothing=0.9).item() == pytest.approx(smoothed, abs=1e-5)
+    assert module.discriminator_loss(theirs, ours, smoothing=0.9).item() == pytest.approx(smoothed, abs=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import torch
 from tiny_models import tiny_bert
 
 from microbert_cli.catalog.losses.attention_distribution import attention_distribution
-from microbert_cli.catalog.losses.relations import related, relations
+from microbert_cli.catalog.losses.relations import relation_scores, relations
 from microbert_cli.catalog.losses.value_relation import value_relation
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.teacher import Teacher
-from microbert_cli.distillation.teacher_cache import remember
+from microbert_cli.distillation.teacher_cache import cached_ask
 from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import TOKENS_AT_ONCE, OutputRequest, forward_outputs
 from microbert_cli.models.load import load_model
@@ -65,8 +65,8 @@ def test_the_value_relation_by_hand():
     """Rows (.66976, .33024) and swapped against (.98201, .01799) and (.5, .5)."""
     teacher, student = by_hand([1.0, 0.0], [0.0, 1.0]), by_hand([2.0], [0.0])
     real = torch.ones(1, 2)
-    assert related(teacher[2], 1).softmax(-1)[0, 0, 0].tolist() == pytest.approx([0.66976, 0.33024], abs=1e-5)
-    assert related(student[2], 1).softmax(-1)[0, 0, 0].tolist() == pytest.approx([0.98201, 0.01799], abs=1e-5)
+    assert relation_scores(teacher[2], 1).softmax(-1)[0, 0, 0].tolist() == pytest.approx([0.66976, 0.33024], abs=1e-5)
+    assert relation_scores(student[2], 1).softmax(-1)[0, 0, 0].tolist() == pytest.approx([0.98201, 0.01799], abs=1e-5)
     assert value_relation(student, teacher, real).item() == pytest.approx(0.38178, abs=1e-5)
     assert relations(student, teacher, real, heads=1).item() == pytest.approx(3 * 0.38178, abs=3e-5)
     assert relations(student, teacher, real, heads=1, queries=0, keys=0, values=0.5).item() == pytest.approx(0.19089, abs=1e-5)
@@ -84,9 +84,9 @@ def test_the_attention_distribution_by_hand():
 def test_relation_heads_cut_the_width_anew():
     """Two attention heads of two features as four relation heads of one: x_q x_k of every feature, over sqrt(1)."""
     vectors = torch.arange(8.0).reshape(1, 2, 2, 2)  # [B, A, T, h]: token 0 is (0, 1 | 4, 5), token 1 (2, 3 | 6, 7)
-    found = related(vectors, 4)
+    found = relation_scores(vectors, 4)
     assert found[0, :, 0, 1].tolist() == [0.0, 3.0, 24.0, 35.0]
-    assert related(vectors, 2)[0, 1, 0, 1].item() == pytest.approx((24 + 35) / 2**0.5)
+    assert relation_scores(vectors, 2)[0, 1, 0, 1].item() == pytest.approx((24 + 35) / 2**0.5)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -164,7 +164,7 @@ def test_the_cache_does_not_keep_them(places, tmp_path, monkeypatch):
     rows = tokenize_examples(Examples([("a good film",), ("bad",)]), loaded.tokenizer, 16)
     asked = Teacher(loaded)
     for want, kept in ((OutputRequest(qkv=frozenset({4})), False), (OutputRequest(scores=frozenset({4})), True)):
-        ask = remember(asked, rows, want, asked_by={}, pad_id=0)
+        ask = cached_ask(asked, rows, want, identity={}, pad_id=0)
         assert (ask != asked.ask) == kept
 
 

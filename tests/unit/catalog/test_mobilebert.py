@@ -18,7 +18,7 @@ from microbert_cli.catalog.losses.feature_maps import feature_maps
 from microbert_cli.catalog.losses.feature_statistics import feature_statistics
 from microbert_cli.catalog.losses.masked_lm import masked_lm
 from microbert_cli.catalog.losses.token_mixed_target import token_mixed_target
-from microbert_cli.distillation.general import _without_dropout, heads, make_objective, make_pupil
+from microbert_cli.distillation.general import _disable_dropout, make_objective, make_student, required_heads
 from microbert_cli.distillation.initialise import initial_weights
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
@@ -419,8 +419,8 @@ def test_the_page_of_transfer_makes_what_it_says(nets, tmp_path):
     lines = [f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}" for key, value in STUDENT.items()]
     folder.write_text("\n".join(['title = "small"', *lines]).replace("'", '"'))
     recipe = resolve(catalog=CATALOG, environment={}, flags={"method": "mobilebert-transfer", "student": str(folder)}).recipe
-    assert heads(recipe, CATALOG) == ("masked-lm", "masked-lm")
-    pupil = make_pupil(recipe, CATALOG, nets[0], str(folder))
+    assert required_heads(recipe, CATALOG) == ("masked-lm", "masked-lm")
+    pupil = make_student(recipe, CATALOG, nets[0], str(folder))
     assert {m.p for m in pupil.model.modules() if isinstance(m, nn.Dropout)} == {0.0}
     assert pupil.model.config.attention_probs_dropout_prob == 0.5
     made = make_objective(recipe, CATALOG, Teacher(nets[0]), nets[0], pupil)
@@ -448,7 +448,7 @@ def test_dropout_is_taken_out_wherever_it_is(tokenizer):
             tokenizer=tokenizer,
             seed=0,
         )
-        _without_dropout(model)
+        _disable_dropout(model)
         ids = torch.arange(5, 25)[None]
         first, second = (model.train()(input_ids=ids).last_hidden_state for _ in range(2))
         assert first.equal(second), kind

@@ -15,7 +15,7 @@ from microbert_cli.catalog.losses.cosine import cosine
 from microbert_cli.catalog.losses.patience import patience
 from microbert_cli.catalog.losses.token_soft_target import token_soft_target
 from microbert_cli.data.corpus.masking import mask_batch, token_weights
-from microbert_cli.distillation.general import heads, make_pupil, terms_of
+from microbert_cli.distillation.general import general_terms, make_student, required_heads
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
@@ -238,7 +238,7 @@ def test_words_in_pieces_are_the_same_words(places, batch, monkeypatch):
     """Loss and gradients of a few positions at a time are those of all at once."""
     found = []
     for at_once in (512, 5):
-        monkeypatch.setattr("microbert_cli.catalog.losses.token_soft_target.AT_ONCE", at_once)
+        monkeypatch.setattr("microbert_cli.catalog.losses.token_soft_target.CHUNK_POSITIONS", at_once)
         objective, _ = make(places, DISTILBERT, rule="last", kind="masked-lm")
         loss = objective(batch)
         loss.backward()
@@ -323,11 +323,11 @@ def test_so_many_words_are_hidden_as_the_share_says():
 def test_words_must_be_hidden_for_a_loss_on_hidden_words():
     general = {"method": "distilbert", "general.masked": 0.0}
     with pytest.raises(MbertError) as caught:
-        terms_of(resolve(catalog=CATALOG, flags=general).recipe, CATALOG)
+        general_terms(resolve(catalog=CATALOG, flags=general).recipe, CATALOG)
     assert (caught.value.code, caught.value.where) == ("M091", "general.losses.masked_lm")
     recipe = resolve(catalog=CATALOG, flags={"method": "distilbert"}).recipe
-    assert heads(recipe, CATALOG) == ("masked-lm", "masked-lm")
-    assert heads(resolve(catalog=CATALOG, flags={"method": "tinybert"}).recipe, CATALOG) == ("encoder", "encoder")
+    assert required_heads(recipe, CATALOG) == ("masked-lm", "masked-lm")
+    assert required_heads(resolve(catalog=CATALOG, flags={"method": "tinybert"}).recipe, CATALOG) == ("encoder", "encoder")
 
 
 def test_what_hides_no_words_is_what_it_was():
@@ -347,7 +347,7 @@ def test_stage_one_of_distilbert(tmp_path, monkeypatch):
     tiny_bert(tmp_path / "teacher", layers=6, hidden=16, intermediate=64, kind="masked-lm", seed=1)
     flags = {"method": "distilbert", "initialise": initialise}
     taught = load_model(tmp_path / "teacher", "masked-lm", where="teacher")
-    pupil = make_pupil(resolve(catalog=CATALOG, flags=flags).recipe, CATALOG, taught, "distilbert-3x16").model
+    pupil = make_student(resolve(catalog=CATALOG, flags=flags).recipe, CATALOG, taught, "distilbert-3x16").model
     theirs = taught.model.cls.predictions
     assert torch.equal(pupil.vocab_transform.weight, theirs.transform.dense.weight)
     assert torch.equal(pupil.vocab_projector.bias, theirs.bias)

@@ -8,7 +8,7 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.distillation.int8_teacher import LOGITS, Int8Teacher
 from microbert_cli.distillation.teacher import Teacher
-from microbert_cli.distillation.teacher_cache import CacheSettings, remember
+from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.models.load import load_model
 from microbert_cli.runs import cache
@@ -56,8 +56,8 @@ def test_the_copy_is_written_once(loaded, int8, monkeypatch):
 
 def test_its_answers_are_kept_apart_from_the_exact_ones(loaded, int8, rows):
     def kept(teacher, kind):
-        asked_by = {"weights": "w", "teacher": kind}
-        ask = remember(teacher, rows, LOGITS, asked_by=asked_by, pad_id=0, settings=CacheSettings())
+        identity = {"weights": "w", "teacher": kind}
+        ask = cached_ask(teacher, rows, LOGITS, identity=identity, pad_id=0, settings=CacheSettings())
         return ask(rows.batch(range(4)), LOGITS).logits
 
     near, exact = kept(int8, "Int8Teacher"), kept(Teacher(loaded, [2, 0, 1]), "Teacher")

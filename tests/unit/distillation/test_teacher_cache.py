@@ -10,7 +10,7 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.distillation import teacher_cache
 from microbert_cli.distillation.teacher import Teacher
-from microbert_cli.distillation.teacher_cache import CacheSettings, in_bytes, remember
+from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask, parse_size
 from microbert_cli.models.capture import TOKENS_AT_ONCE, OutputRequest
 from microbert_cli.models.load import load_model
 from microbert_cli.reporter import Reporter
@@ -56,7 +56,7 @@ def encoded(loaded):
 
 
 def asking(teacher, encoded, want=EVERYTHING, settings=EXACT, weights="w", **more):
-    return remember(teacher, encoded, want, asked_by={"weights": weights}, pad_id=0, settings=settings, **more)
+    return cached_ask(teacher, encoded, want, identity={"weights": weights}, pad_id=0, settings=settings, **more)
 
 
 def shown(seen):
@@ -144,8 +144,8 @@ def test_answers_that_were_written_but_not_vouched_for_are_asked_again(loaded, e
 def test_it_is_not_made_where_it_does_not_pay(loaded, encoded):
     teacher = Teacher(loaded)
     distinct = len(set(TEXTS))
-    assert asking(teacher, encoded, asks=distinct) == teacher.ask
-    assert asking(teacher, encoded, asks=distinct + 1) != teacher.ask
+    assert asking(teacher, encoded, total_rows=distinct) == teacher.ask
+    assert asking(teacher, encoded, total_rows=distinct + 1) != teacher.ask
     assert asking(teacher, encoded, settings=CacheSettings(teacher="off")) == teacher.ask
     assert asking(Teacher(loaded, dropout=True), encoded) != teacher.ask
     assert not Teacher(loaded).model.training
@@ -190,7 +190,7 @@ def test_the_least_recently_used_entry_makes_room(loaded, encoded):
 
 @pytest.mark.parametrize(("told", "size"), [("8GB", 8e9), ("500 mb", 5e8), ("12", 12), ("1.5k", 1500)])
 def test_sizes(told, size):
-    assert in_bytes(told) == size
+    assert parse_size(told) == size
 
 
 @pytest.fixture(scope="module")
