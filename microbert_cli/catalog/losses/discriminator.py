@@ -1,19 +1,19 @@
-"""A discriminator: what the student shows shall not be told from what the teacher shows.
+"""A discriminator: it learns to tell the student's outputs from the teacher's, and the student learns to prevent that.
 
     student's term      - mean over rows log D(x_S)                                      gradient to the student alone
     discriminator's     - s mean log D(x_T) - (1 - s) mean log(1 - D(x_T)) - mean log(1 - D(x_S))      to D alone
 
 x   input = "logits": log softmax(z) [B, C];  "cls": the mapped [CLS] vector of the top mapped layer after LayerNorm without
-    weights [B, D];  "both": side by side. Two classes leave "logits" one degree of freedom, a score leaves it none.
+    weights [B, D];  "both": concatenated. Two classes leave "logits" one degree of freedom, a score leaves it none.
 D   linear(64), leaky ReLU(0.2), linear(64), leaky ReLU(0.2), linear(1), sigmoid; trained by Adam of its own
     (`learning_rate`, betas 0.5 and 0.999), one step for each of the student's, thrown away afterwards
 s   `smoothing`: the label of the teacher's rows
 
-The student's term counts from the share `begin` of the phase on. D rests while it is right in more than `rest_above` of the
-rows, as a mean over its last 100 steps: one that wins always teaches nothing.
+The student's term counts from the share `begin` of the phase on. D pauses while it is right in more than `rest_above` of
+the rows, as a mean over its last 100 steps: from a discriminator that always wins the student learns nothing.
 
 Source: MicroBERT (Zheng et al., Applied Sciences 2024, 14, 6171), section 3.5, trains a discriminator on the outputs of teacher
-and student; no formula of it is known to us. Inputs, sizes, smoothing, delay and rest are this toolkit's reading; the student's
+and student; its formula is not known to us. Inputs, sizes, smoothing, delay and pause are this toolkit's reading; the student's
 term is the non-saturating one of Goodfellow et al. 2014.
 """
 
@@ -30,14 +30,14 @@ from microbert_cli.reduce import mean_over_rows
 
 over = "top"
 projects = "hidden"
-requires: set[str] = set()  # of the first token alone: the others may differ
+requires: set[str] = set()  # reads the first token only, so that the others may differ
 
 STEPS = 100  # over which D's accuracy is averaged
 Input = Literal["logits", "cls", "both"]
 
 
 def needs(*, input: Input = "both", **_: Any) -> set[str]:
-    """What the models must show for this input."""
+    """Returns the outputs that this input reads."""
     return {"logits": {"logits"}, "cls": {"hidden"}, "both": {"logits", "hidden"}}[input]
 
 
@@ -50,7 +50,7 @@ def trains(
     rest_above: float = 0.9,
     **_: Any,
 ) -> "Discriminator":
-    """The discriminator for this input; raises M055 where the task is a score and logits are to be looked at."""
+    """Returns the discriminator for this input; raises M055 for logits of a task that is a score."""
     if classes == 1 and input != "cls":
         raise _logits_of_a_score(input)
     widths = {"logits": classes, "cls": teacher_width, "both": classes + teacher_width}
@@ -58,7 +58,7 @@ def trains(
 
 
 class Discriminator(nn.Module):
-    """D, and how often it was right of late: both are training state, kept for a resume, no part of the student."""
+    """D and its recent accuracies. Both are training state: saved for resuming, never with the student."""
 
     accuracies: Tensor
     steps: Tensor
@@ -72,28 +72,28 @@ class Discriminator(nn.Module):
         self.register_buffer("accuracies", torch.zeros(STEPS))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def forward(self, shown_BX: Tensor) -> Tensor:
-        """The logit of "this is the teacher's", [B]."""
-        judged_B1: Tensor = self.judge(shown_BX)
-        return judged_B1[:, 0]
+    def forward(self, input_BX: Tensor) -> Tensor:
+        """Returns the logit of "this is the teacher's", [B]."""
+        logit_B1: Tensor = self.judge(input_BX)
+        return logit_B1[:, 0]
 
-    def unmoved(self, shown_BX: Tensor) -> Tensor:
-        """The same, with a gradient to what is shown and none to D."""
-        held = {name: value.detach() for name, value in self.named_parameters()}
-        judged_B: Tensor = functional_call(self, held, (shown_BX,))
-        return judged_B
+    def frozen(self, input_BX: Tensor) -> Tensor:
+        """Returns the same logit with a gradient to the input and none to D."""
+        weights = {name: value.detach() for name, value in self.named_parameters()}
+        logit_B: Tensor = functional_call(self, weights, (input_BX,))
+        return logit_B
 
     @property
-    def rests(self) -> bool:
-        """Whether it has been right too often of late; not before it has taken as many steps as are averaged."""
+    def paused(self) -> bool:
+        """Whether its mean accuracy is above `rest_above`; never before it has taken as many steps as are averaged."""
         return bool(self.steps >= STEPS and self.accuracies.mean() > self.rest_above)
 
     def optimiser(self) -> torch.optim.Optimizer:
-        """Its own."""
+        """Returns D's own optimiser."""
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate, betas=(0.5, 0.999))
 
     def note(self, parts: dict[str, float]) -> None:
-        """Remembers the accuracy of a step that all processes have agreed on."""
+        """Records the accuracy of a step, averaged over all processes."""
         self.accuracies[self.steps % STEPS] = parts["discriminator_accuracy"]
         self.steps += 1
 
@@ -113,9 +113,9 @@ def discriminator(
     learning_rate: float = 1e-4,
     rest_above: float = 0.9,
 ) -> Tensor:
-    """The student's term; see the module's formulas."""
-    shown_BX = _discriminator_input(student_logits_BC, student_hidden_BTd, project)
-    return generator_loss(own.unmoved(shown_BX)) if share >= begin else shown_BX.new_zeros(())
+    """Returns the student's term; see the module's formulas."""
+    student_BX = _discriminator_input(student_logits_BC, student_hidden_BTd, project)
+    return generator_loss(own.frozen(student_BX)) if share >= begin else student_BX.new_zeros(())
 
 
 def against(
@@ -128,30 +128,30 @@ def against(
     project: Callable[[Tensor], Tensor],
     smoothing: float = 0.9,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(the discriminator's loss, what of it is logged); no gradient leaves D, and a resting one has none."""
+    """Returns (the discriminator's loss, values for the log); no gradient leaves D, and a paused one gets none."""
     with torch.no_grad():
-        theirs_BX = _discriminator_input(teacher_logits_BC, teacher_hidden_BTD, lambda cls_BD: cls_BD)
-        ours_BX = _discriminator_input(student_logits_BC, student_hidden_BTd, project)
-    with torch.set_grad_enabled(not own.rests):
-        theirs_B, ours_B = own(theirs_BX), own(ours_BX)
-        loss = discriminator_loss(theirs_B, ours_B, smoothing=smoothing)
-    right_B = torch.cat([theirs_B > 0, ours_B <= 0]).float()
-    return loss, {"discriminator_loss": loss, "discriminator_accuracy": mean_over_rows(right_B)}
+        teacher_BX = _discriminator_input(teacher_logits_BC, teacher_hidden_BTD, lambda cls_BD: cls_BD)
+        student_BX = _discriminator_input(student_logits_BC, student_hidden_BTd, project)
+    with torch.set_grad_enabled(not own.paused):
+        teacher_B, student_B = own(teacher_BX), own(student_BX)
+        loss = discriminator_loss(teacher_B, student_B, smoothing=smoothing)
+    correct_B = torch.cat([teacher_B > 0, student_B <= 0]).float()
+    return loss, {"discriminator_loss": loss, "discriminator_accuracy": mean_over_rows(correct_B)}
 
 
-def generator_loss(ours_B: Tensor) -> Tensor:
-    """- mean log D(x_S), of logits."""
-    return mean_over_rows(-F.logsigmoid(ours_B))
+def generator_loss(student_B: Tensor) -> Tensor:
+    """Returns - mean log D(x_S) from the logits of D."""
+    return mean_over_rows(-F.logsigmoid(student_B))
 
 
-def discriminator_loss(theirs_B: Tensor, ours_B: Tensor, *, smoothing: float) -> Tensor:
-    """The discriminator's loss, of logits."""
-    missed_B = F.binary_cross_entropy_with_logits(theirs_B, torch.full_like(theirs_B, smoothing), reduction="none")
-    return mean_over_rows(missed_B) + mean_over_rows(-F.logsigmoid(-ours_B))
+def discriminator_loss(teacher_B: Tensor, student_B: Tensor, *, smoothing: float) -> Tensor:
+    """Returns the discriminator's loss from its logits."""
+    teacher_loss_B = F.binary_cross_entropy_with_logits(teacher_B, torch.full_like(teacher_B, smoothing), reduction="none")
+    return mean_over_rows(teacher_loss_B) + mean_over_rows(-F.logsigmoid(-student_B))
 
 
 def _discriminator_input(logits_BC: Tensor | None, hidden_BTd: Tensor | None, project: Callable[[Tensor], Tensor]) -> Tensor:
-    """x of one of the two: what of logits and hidden states was asked for."""
+    """Returns x of one model: its logits, its mapped first-token vector, or both."""
     parts = [] if logits_BC is None else [logits_BC.float().log_softmax(-1)]
     if hidden_BTd is not None:
         cls_BD = project(hidden_BTd[:, 0].float()).float()

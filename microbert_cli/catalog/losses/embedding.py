@@ -18,5 +18,5 @@ projects = "hidden"
 
 
 def embedding(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor, *, normalisation: str = "masked") -> Tensor:
-    """The layer-0 term; see the module's formula."""
+    """Returns the term of layer 0; see the module's formula."""
     return mean_by(normalisation, squared_error(student_BTD, teacher_BTD), mask_BT)

@@ -9,7 +9,7 @@ pi_v  weights, 1/3 each; a weight 0 leaves its vector out. gate = "task": learne
 D     mse: |a - b|^2 / D   cosine: 1 - cos(a, b)   smooth-l1   normalised-mse: |a/|a| - b/|b||^2   mse+cosine; mean over rows
 
 Source: MicroBERT (Zheng et al., Applied Sciences 2024, 14, 6171), section 3.2, names the three vectors, the map and the level
-of the sentence; no formula of it is known to us. Weights, distances and the order of pooling and mapping are this toolkit's
+of the sentence; its formula is not known to us. Weights, distances and the order of pooling and mapping are this toolkit's
 reading.
 """
 
@@ -26,7 +26,7 @@ from microbert_cli.reduce import mean_over_rows, squared_error
 needs = {"hidden", "mask"}
 over = "layers"
 projects = "hidden"
-requires: set[str] = set()  # vectors of sentences: the tokens may be others
+requires: set[str] = set()  # one vector per sentence, so that the two models may tokenise it differently
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": lambda a_BD, b_BD: squared_error(a_BD, b_BD).mean(-1),
@@ -38,7 +38,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Gate(nn.Module):
-    """pi of every task, learned along with the student."""
+    """The weights pi of every task, trained with the student."""
 
     def __init__(self, tasks: int, floor: float, used: list[str]):
         super().__init__()
@@ -46,12 +46,12 @@ class Gate(nn.Module):
         self.preference = nn.Parameter(torch.zeros(tasks, len(used)))
 
     def forward(self, task: int) -> dict[str, Tensor]:
-        """The weight of each vector in use; they sum to 1."""
+        """Returns the weight of each vector in use; they sum to 1."""
         pi_V = self.floor + (1 - len(self.used) * self.floor) * self.preference[task].softmax(-1)
         return dict(zip(self.used, pi_V.unbind(), strict=True))
 
     def told(self) -> dict[str, Tensor]:
-        """The weights as they are logged, by task where there are several."""
+        """Returns the weights for the log, by task where there are several."""
         tasks = len(self.preference)
         return {
             f"pi_{name}" + (f"_{task}" if tasks > 1 else ""): weight.detach()
@@ -70,7 +70,7 @@ def trains(
     mean: float = 1 / 3,
     **_: Any,
 ) -> Gate | None:
-    """The gate, where there is to be one; raises M056 for a floor that leaves nothing to share out."""
+    """Returns the gate, None without one; raises M056 for a floor that leaves no weight to learn."""
     used = [name for name, weight in {"cls": cls, "max": max, "mean": mean}.items() if weight]
     if gate == "none":
         return None
@@ -96,11 +96,11 @@ def feature_alignment(
     gate: Literal["none", "task"] = "none",
     floor: float = 0.1,
 ) -> Tensor:
-    """One layer's term; see the module's formula."""
+    """Returns one layer's term; see the module's formula."""
     student = sentence_vectors(student_BTd.float(), mask_BT)
     teacher = sentence_vectors(teacher_BTD.float(), mask_BT if teacher_mask_BT is None else teacher_mask_BT)
     weights: dict[str, Any] = {"cls": cls, "max": max, "mean": mean}
-    if own is not None:
+    if own is not None:  # an empty batch, of a process without rows, still needs some task's weights
         weights = own(0 if task_B is None or not len(task_B) else int(task_B[0]))
     terms = [
         weight * mean_over_rows(DISTANCES[distance](project(student[name]).float(), teacher[name]))
@@ -111,7 +111,7 @@ def feature_alignment(
 
 
 def sentence_vectors(hidden_BTd: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
-    """The three sentence vectors [B, d] of real tokens, [CLS] and [SEP] among them."""
+    """Returns the three sentence vectors [B, d] of the real tokens, [CLS] and [SEP] included."""
     real_BT1 = mask_BT.bool()[:, :, None]
     return {
         "cls": hidden_BTd[:, 0],

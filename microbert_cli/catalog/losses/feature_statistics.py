@@ -1,4 +1,4 @@
-"""Statistics of feature maps: offset and spread of every layer's token vectors approach those of the teacher's.
+"""Statistics of feature maps: mean and variance of every mapped layer's token vectors approach the teacher's.
 
     L = 1/M sum over mapped layers m  mean over real tokens t of  beta (E s_mt - E h_g(m)t)^2 + gamma |V s_mt - V h_g(m)t|
 
@@ -30,13 +30,13 @@ def feature_statistics(
     variances: float = 5.0,
     normalisation: str = "masked",
 ) -> Tensor:
-    """One layer's term; see the module's formula."""
+    """Returns one layer's term; see the module's formula."""
     (s_mean_BT, s_var_BT), (t_mean_BT, t_var_BT) = (_statistics(x_BTD) for x_BTD in (student_BTD, teacher_BTD))
     value_BT = means * squared_error(s_mean_BT, t_mean_BT) + variances * (s_var_BT - t_var_BT).abs()
     return mean_by(normalisation, value_BT[..., None], mask_BT) / mapped_layers
 
 
 def _statistics(vectors_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of every vector, [B, T] each."""
+    """Returns mean and variance of every vector, [B, T] each."""
     vectors_BTD = vectors_BTD.float()
     return vectors_BTD.mean(-1), vectors_BTD.var(-1, correction=0)

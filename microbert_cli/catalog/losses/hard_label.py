@@ -3,8 +3,8 @@
     classes   mean over original rows of -log softmax(z)_y
     score     mean over original rows of (z - y)^2
 
-z student logits [B, C], y gold class or score [B]. Rows that augmentation made are left out: a word was exchanged, the
-label may no longer hold. A batch of augmented rows alone gives 0.
+z student logits [B, C], y gold class or score [B]. Augmented rows are left out: a word was replaced, so that the
+label may be wrong. A batch of augmented rows only gives 0.
 """
 
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ over = "batch"
 def hard_label(
     student_BC: Tensor, labels_B: Tensor, augmented_B: Tensor | None = None, *, label_smoothing: float = 0.0
 ) -> Tensor:
-    """The batch's term; see the module's formulas."""
+    """Returns the batch's term; see the module's formulas."""
     if student_BC.shape[-1] == 1:
         loss_B = (student_BC[:, 0].float() - labels_B.float()).square()
     else:

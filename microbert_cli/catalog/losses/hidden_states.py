@@ -20,5 +20,5 @@ projects = "hidden"
 
 
 def hidden_states(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor, *, normalisation: str = "masked") -> Tensor:
-    """One layer's term; see the module's formula."""
+    """Returns one layer's term; see the module's formula."""
     return mean_by(normalisation, squared_error(student_BTD, teacher_BTD), mask_BT)

@@ -1,4 +1,4 @@
-"""Load balance: experts of the student are used alike.
+"""Load balance: the student's experts get equal shares of the tokens.
 
     L = mean over expert layers of  E sum_e f_e P_e          (1 when f or P is uniform, E when one expert has all of both)
 
@@ -19,6 +19,6 @@ over = "batch"
 
 
 def load_balance(shares_LE: Tensor, gates_LE: Tensor, *, scale: Literal["experts", "mean"] = "experts") -> Tensor:
-    """The batch's term; see the module's formula."""
+    """Returns the batch's term; see the module's formula."""
     experts = shares_LE.shape[-1]
     return (shares_LE * gates_LE).sum(-1).mean() * (experts if scale == "experts" else 1 / experts)

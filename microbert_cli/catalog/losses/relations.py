@@ -1,13 +1,13 @@
-"""Self-attention relations: which tokens have like queries, keys and values in the top layer, under as many heads as one likes.
+"""Self-attention relations: similarities of queries, keys and values between tokens of the top layer, with any number of heads.
 
     L = sum over X in {Q, K, V}  w_X  mean over relation heads r and real queries q of
             KL( softmax_k(x^T_rq . x^T_rk / sqrt(D / R)) || softmax_k(x^S_rq . x^S_rk / sqrt(d / R)) )
 
 x     queries, keys or values of the top mapped layer: the attention heads' vectors side by side, d (student) and D (teacher)
-      wide, cut anew into R = `heads` relation heads; both nets' numbers of attention heads are free, R divides d and D
+      wide, cut into R = `heads` relation heads, whatever the numbers of attention heads; R divides d and D
 w_X   `queries`, `keys`, `values`: 1 each
 
-Keys are real tokens alone, and padded queries do not enter the mean.
+Keys are real tokens only, and padded queries do not enter the mean.
 
 Source: MiniLMv2 (Wang et al., Findings of ACL 2021, arXiv 2012.15828): 48 relation heads for teachers of width 768, 64 for
 1024. Leaving padding out is this toolkit's.
@@ -34,7 +34,7 @@ def relations(
     keys: float = 1.0,
     values: float = 1.0,
 ) -> Tensor:
-    """The term; see the module's formula."""
+    """Returns the term; see the module's formula."""
     pairs = zip((queries, keys, values), student_qkv_BATh, teacher_qkv_BATH, strict=True)
     terms = [
         weight * divergence_of_attention(relation_scores(student_BATh, heads), relation_scores(teacher_BATH, heads), mask_BT)
@@ -45,6 +45,6 @@ def relations(
 
 
 def relation_scores(vectors_BATh: Tensor, heads: int) -> Tensor:
-    """X X^T / sqrt(d / R) under R relation heads, [B, R, T, T]."""
+    """Returns X X^T / sqrt(d / R) for R relation heads, [B, R, T, T]."""
     vectors_BRTh = vectors_BATh.float().transpose(1, 2).flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2)
     return vectors_BRTh @ vectors_BRTh.transpose(-1, -2) * vectors_BRTh.shape[-1] ** -0.5

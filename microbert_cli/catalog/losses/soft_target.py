@@ -7,11 +7,11 @@ With p = softmax(z_T / T), q = softmax(z_S / T), both [B, C]:
     symmetric-kl    (KL(p||q) + KL(q||p)) / 2               (MoEBERT)
 
 reduction "batch" sums over classes and averages over rows; "elements" divides by B x C. `squared_temperature` multiplies
-by T^2, which keeps the gradient's size when T grows. Under normalisation = "reference" the default reduction is
+by T^2, so that the gradient does not shrink as T grows. Under normalisation = "reference" the default reduction is
 "elements": the released TinyBERT averages over classes too, a gradient C times smaller.
 
 Regression (C = 1, no classes): mean (z_S - z_T)^2. normalisation = "reference" repeats the released rule for STS-B, which
-does not ask the teacher: mean (z_S - y)^2 with the gold score y, augmented rows included.
+ignores the teacher: mean (z_S - y)^2 with the gold score y, augmented rows included.
 
 Source: TinyBERT, prediction-layer loss; Hinton et al. 2015 for the temperature.
 """
@@ -37,7 +37,7 @@ def soft_target(
     squared_temperature: bool = False,
     normalisation: str = "masked",
 ) -> Tensor:
-    """The batch's term; see the module's formulas."""
+    """Returns the batch's term; see the module's formulas."""
     student_BC, teacher_BC = student_BC.float(), teacher_BC.float()
     if student_BC.shape[-1] == 1:
         target_B = labels_B if normalisation == "reference" and labels_B is not None else teacher_BC[:, 0]
@@ -55,4 +55,5 @@ def _divergence(name: str, log_p: Tensor, log_q: Tensor) -> Tensor:
         return -log_p.exp() * log_q
     if name == "kl":
         return log_p.exp() * (log_p - log_q)
+    # The mean of KL(p || q) and KL(q || p) in one product: (p - q) (log p - log q) / 2.
     return 0.5 * (log_p.exp() - log_q.exp()) * (log_p - log_q)

@@ -1,9 +1,9 @@
-"""Mixed targets for hidden words: half of what is to be guessed is the hidden word, half what the teacher guesses.
+"""Mixed targets for masked words: half of the target is the masked word, half the teacher's distribution.
 
     L = mean over masked positions of  - sum_v y_v log q_v,   y = alpha onehot(word) + (1 - alpha) softmax(z_T)        (nats)
 
-z_T, z_S  masked-LM logits [P, V] of teacher and student at the P positions whose word was hidden, q = softmax(z_S); `alpha` the
-          share of the word. Where the two embeddings have different numbers of rows, the columns that both have count.
+z_T, z_S  masked-LM logits [P, V] of teacher and student at the P masked positions, q = softmax(z_S); `alpha` the
+          share of the word. Where the two vocabularies are padded to different sizes, the columns of both count.
 alpha = 1 is masked_lm; a batch without masked positions gives 0.
 
 Source: MobileBERT (Sun et al., ACL 2020), pre-training distillation: alpha L_MLM + (1 - alpha) L_KD, which is this one
@@ -35,7 +35,7 @@ def token_mixed_target(
     *,
     alpha: float = 0.5,
 ) -> Tensor:
-    """The batch's term; see the module's formula. The heads turn top vectors [P, d] into logits [P, V]."""
+    """Returns the batch's term; see the module's formula. The heads turn top vectors [P, d] into logits [P, V]."""
     student_Pd, teacher_PD = (hidden.flatten(0, 1)[token_positions_P] for hidden in (student_hidden_BTd, teacher_hidden_BTD))
     with torch.no_grad():
         teacher_PV = teacher_head_PV(teacher_PD).float()

@@ -2,14 +2,14 @@
 
     L = T^2 mean over positions of  sum_v p_v log(p_v / q_v),   p = softmax(z_T / T), q = softmax(z_S / T)        (nats)
 
-z  masked-LM logits [P, V] of the P positions: all real tokens ("all"), or those whose word was hidden ("masked").
-   Where the two embeddings have different numbers of rows, the columns that both have count.
+z  masked-LM logits [P, V] of the P positions: all real tokens ("all"), or the masked positions ("masked").
+   Where the two vocabularies are padded to different sizes, the columns of both count.
 squared_temperature = false leaves T^2 out.
 
-All real tokens of a batch times a vocabulary is more than anything else in a step: 4 bytes x 4,096 tokens x 30,522 words =
-500 MB, several times over. So logits are made for AT_ONCE positions at a time, of both models, and their gradients with them;
-no more than that is ever there. Measured for one float32 step of that size at d = 768, over the weights: 0.7 GB at the most
-instead of 3.6 GB, in 0.77 times the seconds (docs/lab-notes.md).
+The logits of all real tokens are the largest tensors of a step: 4 bytes x 4,096 tokens x 30,522 words = 500 MB, several times
+over. So the logits of both models and their gradients are computed for CHUNK_POSITIONS positions at a time. Measured for one
+float32 step of that size at d = 768, over the weights: 0.7 GB at the most instead of 3.6 GB, in 0.77 times the seconds
+(docs/lab-notes.md).
 
 Source: DistilBERT (Sanh et al. 2019) and its released code, L_ce: the paper writes a cross-entropy, the code is this
 divergence; `restrict_ce_to_mask` there is positions = "masked".
@@ -34,7 +34,7 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def needs(*, positions: str = "all", **_: Any) -> set[str]:
-    """Hidden words only where they are asked for."""
+    """Returns what the loss reads; masked words only with positions = "masked"."""
     return {"hidden", "mask", "token_head"} | ({"token_labels"} if positions == "masked" else set())
 
 
@@ -50,7 +50,7 @@ def token_soft_target(
     positions: Literal["all", "masked"] = "all",
     squared_temperature: bool = True,
 ) -> Tensor:
-    """The batch's term; see the module's formula. The heads turn top vectors [P, d] into logits [P, V]."""
+    """Returns the batch's term; see the module's formula. The heads turn top vectors [P, d] into logits [P, V]."""
     chosen_P = mask_BT.flatten().nonzero()[:, 0] if positions == "all" or token_positions_P is None else token_positions_P
     student_Pd, teacher_PD = (hidden.flatten(0, 1)[chosen_P] for hidden in (student_hidden_BTd, teacher_hidden_BTD))
 
@@ -72,36 +72,42 @@ def token_soft_target(
 
 
 class _ChunkedDivergence(torch.autograd.Function):
-    """The sum of a divergence over pieces, and its gradients, each made where the piece's logits are there anyway."""
+    """The sum of a divergence over pieces; its gradients are computed in the forward pass, piece by piece.
+
+    So a piece's logits are freed before the next piece's are made, and the backward pass needs none of them.
+    """
 
     @staticmethod
     def forward(ctx: Any, divergence: Divergence, pieces: Sequence[Piece], student_Pd: Tensor, *weights: Tensor) -> Tensor:
         total = torch.zeros((), device=student_Pd.device)
-        of_vectors, of_weights = [], [torch.zeros_like(weight) for weight in weights]
+        vector_gradients, head_gradients = [], [torch.zeros_like(weight) for weight in weights]
         for student_pd, teacher_pD in pieces:
             leaf_pd = student_pd.detach().requires_grad_()
             with torch.enable_grad():
                 value = divergence(leaf_pd, teacher_pD)
-            own, *others = torch.autograd.grad(value, [leaf_pd, *weights])
+            vector_gradient, *weight_gradients = torch.autograd.grad(value, [leaf_pd, *weights])
             total += value.detach()
-            of_vectors.append(own)
-            for kept, more in zip(of_weights, others, strict=True):
-                kept += more
-        ctx.save_for_backward(torch.cat(of_vectors), *of_weights)
+            vector_gradients.append(vector_gradient)
+            for total_gradient, gradient in zip(head_gradients, weight_gradients, strict=True):
+                total_gradient += gradient
+        ctx.save_for_backward(torch.cat(vector_gradients), *head_gradients)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(given[0] * gradient for gradient in ctx.saved_tensors)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(grad_outputs[0] * gradient for gradient in ctx.saved_tensors)
 
 
 def _head_weights(divergence: Divergence, student_pd: Tensor, teacher_pD: Tensor) -> list[Tensor]:
-    """What the student's head is made of: the leaves below a divergence of one position."""
+    """Returns the weights of the student's head: the leaves of the graph of one position's divergence.
+
+    The head is a plain function to the loss, so that autograd's graph is where its weights can be found.
+    """
     leaf_1d = student_pd[:1].detach().requires_grad_()
-    ahead, leaves = [divergence(leaf_1d, teacher_pD[:1]).grad_fn], {}
-    while ahead:
-        node = ahead.pop()
+    pending, leaves = [divergence(leaf_1d, teacher_pD[:1]).grad_fn], {}
+    while pending:
+        node = pending.pop()
         if (leaf := getattr(node, "variable", None)) is not None and leaf is not leaf_1d:
             leaves[id(leaf)] = leaf
-        ahead += [below for below, _ in node.next_functions if below is not None] if node is not None else []
+        pending += [parent for parent, _ in node.next_functions if parent is not None] if node is not None else []
     return list(leaves.values())

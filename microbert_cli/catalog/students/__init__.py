@@ -1,1 +1,1 @@
-"""Students, one architecture a file, found by file name: TOML for what transformers has, Python for what it lacks."""
+"""Students, one architecture per file, found by file name: TOML for those of transformers, Python for others."""

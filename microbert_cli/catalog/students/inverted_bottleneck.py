@@ -1,10 +1,10 @@
-"""The teacher of MobileBERT: its block turned inside out, wide within and narrow between. `ib-bert` is the published shape.
+"""IB-BERT, the teacher of MobileBERT: narrow between its blocks and wide inside them. `ib-bert` is the published shape.
 
-    in [T, d] -> d' within -> attention and FFN at d' -> d out, + in, LayerNorm          d' = intra_bottleneck_size > d
+    in [T, d] -> d' inside -> attention and FFN at d' -> d out, + in, LayerNorm          d' = intra_bottleneck_size > d
 
-Queries, keys and values read the map between blocks, d wide. transformers' MobileBERT has values read it, while queries and
-keys read a bottleneck; with `key_query_shared_bottleneck = false` they are given the map and fail unless d' = d. That is all
-that is other here, so the fields are MobileBertConfig's, and so are the names of the weights.
+Queries, keys and values read the vectors between blocks, d wide. In transformers' MobileBERT only the values do; queries and
+keys read a bottleneck, and with `key_query_shared_bottleneck = false` they get the vectors between blocks and fail unless
+d' = d. Nothing else differs, so the configuration's fields are MobileBertConfig's, and so are the names of the weights.
 
 Loaded by transformers' Auto classes once this module is imported. Source: the configuration and the model code released with
 MobileBERT (Sun et al., ACL 2020), IB-BERT_LARGE.
@@ -28,7 +28,7 @@ MODEL_TYPE = "mbert-inverted-bottleneck"
 
 
 class InvertedBottleneckConfig(MobileBertConfig):
-    """MobileBERT's configuration; queries and keys read hidden_size features, whatever is within."""
+    """MobileBERT's configuration; queries and keys read `hidden_size` features, whatever the inner width."""
 
     model_type = MODEL_TYPE
 
@@ -39,15 +39,15 @@ class InvertedBottleneckConfig(MobileBertConfig):
 
 
 def _resize_query_key(model: Any, encoder: Any) -> None:
-    """New queries and keys of the right width in every layer, and their initial weights."""
+    """Replaces queries and keys in every layer by layers of the right width, with new initial weights."""
     for layer in encoder.layer:
-        own = layer.attention.self
-        own.query, own.key = (nn.Linear(model.config.hidden_size, own.all_head_size) for _ in range(2))
+        attention = layer.attention.self
+        attention.query, attention.key = (nn.Linear(model.config.hidden_size, attention.all_head_size) for _ in range(2))
     model.post_init()
 
 
 class InvertedBottleneckModel(MobileBertModel):
-    """The encoder."""
+    """The encoder, with a pooler."""
 
     config_class = InvertedBottleneckConfig
 
@@ -57,7 +57,7 @@ class InvertedBottleneckModel(MobileBertModel):
 
 
 class InvertedBottleneckForMaskedLM(MobileBertForMaskedLM):
-    """With the masked-LM head."""
+    """The encoder with the masked-LM head."""
 
     config_class = InvertedBottleneckConfig
 
@@ -67,7 +67,7 @@ class InvertedBottleneckForMaskedLM(MobileBertForMaskedLM):
 
 
 class InvertedBottleneckForSequenceClassification(MobileBertForSequenceClassification):
-    """With a classifier of texts."""
+    """The encoder with a classifier of texts."""
 
     config_class = InvertedBottleneckConfig
 

@@ -123,15 +123,15 @@ def test_it_rests_while_it_wins(places):
     judge = objective.own["discriminator"]
     for _ in range(99):
         objective.note({"discriminator": 1.0, "discriminator_accuracy": 1.0})
-    assert not judge.rests, "before it has taken 100 steps there is no mean of 100"
+    assert not judge.paused, "before it has taken 100 steps there is no mean of 100"
     objective.note({"discriminator": 1.0, "discriminator_accuracy": 1.0})
-    assert judge.rests
+    assert judge.paused
     losses = {group: loss for group, loss, _ in objective.losses(batch())}
     assert losses["student"].requires_grad is False or losses["student"].item() == 0
     assert not losses["discriminator"].requires_grad
     for _ in range(20):
         objective.note({"discriminator": 1.0, "discriminator_accuracy": 0.4})
-    assert not judge.rests
+    assert not judge.paused
 
 
 @pytest.mark.parametrize("input", ["logits", "both"])
