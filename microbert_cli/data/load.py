@@ -18,14 +18,13 @@ from microbert_cli.data.own_files import complete, own_rows, own_task
 from microbert_cli.data.tables import Table, read_table
 from microbert_cli.data.transfer_set import load_transfer
 from microbert_cli.errors import MbertError, nearest
+from microbert_cli.hub import NAMES, is_offline
 from microbert_cli.recipe.task import FolderSource, HubSource, Task
 from microbert_cli.reporter import SILENT, Reporter
 
 __all__ = ["Examples", "complete", "load_augmented", "load_split", "load_transfer", "own_task", "write_augmented"]
 
 DATA = "MBERT_DATA"
-OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-TRUE = {"1", "true", "yes", "on"}
 
 
 def load_split(
@@ -81,7 +80,7 @@ def _benchmark(task: Task, split: str, data_dir: Path | None, reporter: Reporter
     if data_dir is None and task.hub and split in task.hub.splits:
         if table := _cached(task.hub, split, looked):
             return _hub_rows(task, task.hub, split, table, reporter)
-        if not _offline():
+        if not is_offline():
             return _hub_rows(task, task.hub, split, _download(task.hub, split, looked, reporter), reporter)
     raise _rows_missing(task, split, looked, named=data_dir is not None)
 
@@ -101,10 +100,6 @@ def _folder_rows(task: Task, source: FolderSource, split: str, path: Path, repor
     table = read_table(path, quoting=source.quoting, header=file.header, skip_broken_rows=skip, reporter=reporter)
     columns = {**source.columns, **file.columns}
     return from_table(table, task, split, columns=columns, row_id=source.row_id if file.header else (), reporter=reporter)
-
-
-def _offline() -> bool:
-    return any(os.environ.get(name, "").lower() in TRUE for name in OFFLINE)
 
 
 def _cached(source: HubSource, split: str, looked: list[str]) -> Table | None:
@@ -169,7 +164,7 @@ def _no_split(task: Task, split: str) -> MbertError:
 def _rows_missing(task: Task, split: str, looked: list[str], *, named: bool) -> MbertError:
     places = "; ".join(looked) or "nowhere: no folder is named"
     hub = f"{task.hub.id} on the Hub" if task.hub and split in task.hub.splits else None
-    offline = f" ({hub} was not asked: {' or '.join(OFFLINE)} is set)" if hub and not named else ""
+    offline = f" ({hub} was not asked: {' or '.join(NAMES)} is set)" if hub and not named else ""
     folder = task.folder.name if task.folder else task.name
     return MbertError(
         "M250",

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from microbert_cli.text import escape_markdown, safe_text
 
@@ -88,60 +87,38 @@ def model_card(card: Card) -> str:
 
 
 def front_matter(card: Card) -> str:
-    """The YAML block between `---` lines. Strings are written as JSON, which is YAML that needs no judgement."""
-    fields: dict[str, Any] = {
-        "language": card.language,
-        "license": card.license,
-        "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-        "base_model": list(card.base_models),
-        "datasets": list(card.datasets),
-        "metrics": list(dict.fromkeys(score.metric for score in card.scores)),
-        "tags": ["knowledge-distillation", "mbert"],
-        "model-index": _index(card),
-    }
-    return "\n".join(["---", *_yaml({key: value for key, value in fields.items() if value}), "---", ""])
+    """The YAML block between `---` lines, as the Hub reads it."""
+    from huggingface_hub import EvalResult, ModelCardData
 
-
-def _index(card: Card) -> list[dict[str, Any]]:
-    results = [
-        {
-            "task": {"type": "text-classification"},
-            "dataset": _dataset(score),
-            "metrics": [{"type": score.metric, "value": round(score.value, DIGITS)}],
-        }
+    scores = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_name=score.task,
+            dataset_type=score.dataset or score.task,
+            dataset_config=score.config,
+            dataset_split=score.split,
+            metric_type=score.metric,
+            metric_value=round(score.value, DIGITS),
+        )
         for score in card.scores
     ]
-    return [{"name": card.name, "results": results}] if results else []
-
-
-def _dataset(score: Score) -> dict[str, str]:
-    entry = {"name": score.task, "type": score.dataset or score.task, "split": score.split}
-    return entry | ({"config": score.config} if score.config else {})
-
-
-def _yaml(value: Any, indent: int = 0) -> list[str]:
-    """Lines of block-style YAML for nested dicts and lists of plain values."""
-    space = " " * indent
-    if isinstance(value, dict):
-        lines: list[str] = []
-        for key, inner in value.items():
-            nested = isinstance(inner, dict | list)
-            lines += [f"{space}{key}:", *_yaml(inner, indent + 2)] if nested else [f"{space}{key}: {_scalar(inner)}"]
-        return lines
-    lines = []
-    for item in value:
-        if isinstance(item, dict | list):
-            first, *rest = _yaml(item, indent + 2)
-            lines += [f"{space}- {first.lstrip()}", *rest]
-        else:
-            lines.append(f"{space}- {_scalar(item)}")
-    return lines
-
-
-def _scalar(value: Any) -> str:
-    """YAML has more line ends and forbidden characters than JSON; they are written out."""
-    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in json.dumps(value, ensure_ascii=False))
+    # `or None`: ModelCardData leaves out what is None, and would write an empty list
+    data = ModelCardData(
+        language=card.language or None,
+        license=card.license or None,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=list(card.base_models) or None,
+        datasets=list(card.datasets) or None,
+        metrics=list(dict.fromkeys(score.metric for score in card.scores)) or None,
+        tags=["knowledge-distillation", "mbert"],
+        model_name=card.name,
+        eval_results=scores or None,
+    )
+    if not scores:
+        data.pop("model_name")  # it only names the results
+    # The line break is given, since by default huggingface_hub breaks lines as the system does.
+    return f"---\n{data.to_yaml(line_break=chr(10))}\n---\n"
 
 
 def fenced(text: str, language: str = "") -> str:
@@ -227,10 +204,12 @@ def _lineage(card: Card) -> str:
 
 
 def _use(card: Card) -> str:
+    # A JSON string is a Python string, but for the line ends and control characters that JSON leaves as they are.
+    name = "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in json.dumps(card.name, ensure_ascii=False))
     lines = (
         "from transformers import pipeline",
         "",
-        f'classify = pipeline("text-classification", model={_scalar(card.name)})  # or the path of this directory',
+        f'classify = pipeline("text-classification", model={name})  # or the path of this directory',
     )
     return fenced("\n".join(lines), "python")
 

@@ -1,11 +1,14 @@
 """Where a model comes from: a directory a stage made, any Hugging Face directory, or a Hub id."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from microbert_cli.errors import MbertError, first_line, nearest
-from microbert_cli.hub import is_hub_id, unreachable
+from microbert_cli.hub import hub_errors, is_hub_id, is_offline, unreachable
 from microbert_cli.runs import manifest
 
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # in the order in which they are preferred
+VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # any of them makes a tokenizer
 TRACES = ("begun.json", "log.jsonl", "recipe.resolved.toml")
 
 
@@ -36,24 +39,54 @@ def unreadable_model(path: str | Path, where: str, error: BaseException) -> Mber
     )
 
 
+def cached_model(name: str) -> Path | None:
+    """The directory of a Hub model in the local cache if it is there as a whole; the network is not asked."""
+    for weights in WEIGHTS:
+        try:
+            directory = _snapshot(name, weights, local_files_only=True)
+        except hub_errors():
+            continue
+        # A download by another library may have left only some of the files, and no listing to compare them with.
+        if all(_has_any(directory, patterns) for patterns in (("config.json",), (weights,), VOCABULARY)):
+            return directory
+    return None
+
+
 def _from_hub(name: str, where: str) -> Path:
-    """Downloads what a model needs into the Hub's cache, or finds it there; weights as safetensors where there are any."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    """The model's copy in the Hub's cache, downloaded where there is none; weights as safetensors where there are any."""
+    if directory := cached_model(name):
+        return _checked(directory, where)
+    if is_offline():
+        raise unreachable(name, where, LookupError("its local cache has no whole copy"))
+    from huggingface_hub import HfApi
 
     repository, _, revision = name.partition("@")
-    wanted = ["*.json", "*.txt", "*.model"]
     try:
-        try:
-            files = HfApi().list_repo_files(repository, revision=revision or None)
-            safe = any(file.endswith(".safetensors") for file in files)
-            wanted.append("*.safetensors" if safe else "pytorch_model*.bin")
-        except (OfflineModeIsEnabled, ConnectionError):
-            wanted += ["*.safetensors", "pytorch_model*.bin"]
-        found = snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=["*/*"])
-        return _checked(Path(found), where)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+        files = HfApi().model_info(repository, revision=revision or None).siblings or ()
+        weights = WEIGHTS[0] if any(file.rfilename.endswith(".safetensors") for file in files) else WEIGHTS[1]
+        directory = _snapshot(name, weights)
+    except hub_errors() as error:
         raise unreachable(name, where, error) from error
+    return _checked(directory, where)
+
+
+def _has_any(directory: Path, patterns: Sequence[str]) -> bool:
+    return any(True for pattern in patterns for _ in directory.glob(pattern))
+
+
+def _snapshot(name: str, weights: str, *, local_files_only: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    return Path(
+        snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=["*.json", "*.txt", "*.model", weights],
+            ignore_patterns=["*/*"],  # other formats of the same model lie in folders: onnx/, openvino/
+            local_files_only=local_files_only,
+        )
+    )
 
 
 def _checked(path: Path, where: str) -> Path:

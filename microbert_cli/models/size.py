@@ -152,7 +152,7 @@ def check_memory(parameters: int, *, where: str, fix: str) -> None:
 def machine_bytes() -> int | None:
     """The machine's memory, or what its control group is allowed of it; None where the system does not say."""
     found = []
-    with suppress(ValueError, OSError):
+    with suppress(ValueError, OSError, AttributeError):  # Windows has no sysconf
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with suppress(ValueError, OSError):  # "max" is no number
         found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))

@@ -70,6 +70,8 @@ def write_text(path: Path, text: str) -> None:
 
 def sync(path: Path) -> None:
     """Waits until a file's content, or a directory's names, are on the disk."""
+    if os.name == "nt":  # Windows opens no directory, and flushes no file that is open for reading alone
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,5 @@
 """What may be thrown away: tokenised corpora, word tables, a teacher's answers. `MBERT_CACHE` names the place."""
 
-import fcntl
 import os
 import shutil
 import time
@@ -34,10 +33,11 @@ def entry(kind: str, key: str, *, resumable: bool = False, reporter: Reporter = 
     no longer what the mark says is made anew.
     resumable  one that was left half-filled is handed on as it is, since the block knows what of it is good
     """
+    from filelock import FileLock
+
     directory = place(kind, key)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with directory.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(directory.with_suffix(".lock")):
         if (directory / MARK).is_file():
             if not (damage := _damage(directory)):
                 _touch(directory)

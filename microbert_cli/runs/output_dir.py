@@ -6,9 +6,7 @@ OUT.old-N      what --force or a changed recipe moved aside
 OUT.lock       held while a run works on OUT
 """
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -189,10 +187,6 @@ def _refuse_links(out: Path, partial: Path) -> None:
         )
 
 
-def _not_through_a_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
-
 def _begun(partial: Path) -> Identity | None:
     try:
         found: Identity = atomic.unseal((partial / "begun.json").read_text(encoding="utf-8"))["identity"]
@@ -231,18 +225,15 @@ def _aside(path: Path, reporter: Reporter) -> None:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    made = [parent for parent in out.parents if not parent.exists()]
+    """Holds the lock file beside OUT for the block; raises M112 at once where another run holds it."""
+    from filelock import FileLock, Timeout  # here, because `mbert --help` needs no lock and should not wait for the import
+
+    created = [parent for parent in out.parents if not parent.exists()]
+    lock = FileLock(out.with_name(f".{out.name}.lock"), blocking=False)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(out.with_name(f".{out.name}.lock"), "w", opener=_not_through_a_link)
-    except OSError as error:
-        raise cannot_write(error, out) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock.fileno()).st_nlink == 0:  # the other run ended between our open and our lock
-            raise BlockingIOError
-    except BlockingIOError:
-        lock.close()
+        lock.acquire()
+    except Timeout:
         raise MbertError(
             "M112",
             "another run is working on this directory",
@@ -250,12 +241,17 @@ def _locked(out: Path) -> Iterator[None]:
             allowed="One run at a time for one directory.",
             fix="Wait for it, or choose another -o.",
         ) from None
+    except OSError as error:
+        raise cannot_write(error, out) from error
     try:
         yield
     finally:
-        Path(lock.name).unlink(missing_ok=True)
-        lock.close()
-        _drop_empty(made)
+        # Removed while it is still held: a run that opened the file before sees that it has no name any more, and does not
+        # take it for a lock. Windows cannot remove an open file; there FileLock removes it on release.
+        with suppress(PermissionError):
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        _drop_empty(created)
 
 
 def _drop_untouched(partial: Path) -> bool:

@@ -450,10 +450,9 @@ def test_another_recipe_in_the_output_directory(tmp_path: Path) -> None:
 
 
 def test_two_runs_in_one_directory(tmp_path: Path) -> None:
-    import fcntl
+    from filelock import FileLock
 
-    with (tmp_path / ".model.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(tmp_path / ".model.lock"):
         refused(2, "M112", *FINETUNE[:-1], tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

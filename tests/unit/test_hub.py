@@ -1,5 +1,6 @@
 """Loading from the Hub: models, tokenizers and data sets by their id, from a stand-in on a loopback port."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from hub_stand_in import HubStandIn
 from tiny_models import tiny_bert, tiny_glue_hub, tiny_rows
+
+from microbert_cli.hub import NAMES, hub_errors, is_offline, offline_name
 
 pytest_plugins = ["hub_stand_in"]  # for the fixture `hub`
 
@@ -35,7 +38,7 @@ result = {
 MORE = """
 from itertools import islice
 from huggingface_hub import hf_hub_download
-from microbert_cli import models
+from microbert_cli.models.load import load_model
 
 def says(load, *args):
     try:
@@ -45,7 +48,7 @@ def says(load, *args):
     return "nothing"
 
 lines = load_dataset("tiny/corpus", split="train", streaming=True)
-loaded = models.load("tiny/teacher", "classifier", where="--teacher")
+loaded = load_model("tiny/teacher", "classifier", where="--teacher")
 more = {
     "streamed": [row["text"] for row in islice(lines, 3)],
     "mbert": [loaded.label_names, loaded.model(**batch).logits.tolist(), loaded.tokenizer.tokenize("the lovely boat")],
@@ -55,12 +58,12 @@ more = {
         says(hf_hub_download, "tiny/teacher", "nothing.bin"),
         says(load_dataset, "tiny/nothing"),
         says(load_dataset, "nyu-mll/glue", "sst3"),
-        says(lambda: models.load("tiny/nobody", "classifier", where="--teacher")),
+        says(lambda: load_model("tiny/nobody", "classifier", where="--teacher")),
     ],
 }
 result = [result, more]
 """
-NAMES = ["OSError", "OSError", "RemoteEntryNotFoundError", "DatasetNotFoundError", "ValueError", "MbertError"]
+ERRORS = ["OSError", "OSError", "RemoteEntryNotFoundError", "DatasetNotFoundError", "ValueError", "MbertError"]
 
 
 def child(code: str, env: dict[str, str]) -> Any:
@@ -100,7 +103,7 @@ def test_model_tokenizer_and_data_come_from_the_hub_once(tmp_path: Path, hub: Hu
 
     found, more = child(LOAD + MORE, hub.env(**NO_COUNTING))
     assert found == expected(directory, rows=12)
-    assert more["streamed"] == ["one", "two", "three"] and more["errors"] == NAMES
+    assert more["streamed"] == ["one", "two", "three"] and more["errors"] == ERRORS
     logits = pytest.approx(sum(found["logits"], []), abs=1e-6)
     assert more["mbert"][0] == ["negative", "positive"] and sum(more["mbert"][1], []) == logits
     assert more["mbert"][2] == ["the", "lovely", "boat"]
@@ -112,6 +115,110 @@ def test_model_tokenizer_and_data_come_from_the_hub_once(tmp_path: Path, hub: Hu
     hub.requests.clear()
     assert child(LOAD, hub.env(HF_HUB_OFFLINE="1")) == found
     assert hub.requests == [] and hub.outside() == []
+
+
+REFUSED = """
+import time
+from pathlib import Path
+from microbert_cli.models.load import load_model
+from microbert_cli.data.load import load_split
+from microbert_cli.data.corpus.documents import read_documents
+from microbert_cli.errors import MbertError
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.task import load_task
+
+def refusal(access):
+    try:
+        access()
+    except MbertError as error:
+        return [error.code, int(error.exit_code), error.what, error.allowed, error.fix]
+    return None
+
+started = time.monotonic()
+result = [
+    refusal(lambda: load_model("tiny/teacher", "classifier", where="--teacher")),
+    refusal(lambda: load_split(load_task(Catalog().path("tasks", "sst2", where="task")), "dev")),
+    refusal(lambda: list(read_documents("tiny/corpus"))),
+]
+result.append(time.monotonic() - started)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_offline_with_an_empty_cache_is_refused_at_once_whichever_variable_says_so(hub: HubStandIn, name: str) -> None:
+    hub.add_model(MODEL, {"config.json": b"{}"})
+    model, rows, corpus, seconds = child(REFUSED, hub.env(**{name: "Yes"}))
+    assert model[:2] == ["M204", 4] and "no whole copy" in model[2] and model[4] == f"{name} is set: unset it to ask the Hub."
+    assert rows[:2] == ["M250", 4] and name in rows[3]
+    assert corpus[:2] == ["M230", 4]
+    assert hub.requests == [] and hub.outside() == [] and seconds < 20
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_a_four_part_error_where_the_cache_has_nothing(hub: HubStandIn) -> None:
+    hub.close()
+    no_waiting = (
+        "import time\ntime.sleep = lambda seconds: None\n"  # the libraries try five times, after longer and longer waits
+    )
+    model, rows, corpus, _ = child(no_waiting + REFUSED, hub.env(**NO_COUNTING))
+    assert model[:2] == ["M204", 4] and model[4] == "Check the spelling and the connection."
+    assert rows[:2] == ["M254", 4] and corpus[:2] == ["M230", 4]
+
+
+CACHED = """
+from microbert_cli.models.load import load_model
+result = load_model("tiny/teacher", "classifier", where="--teacher").label_names
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_whole_copy_in_the_cache_is_taken_before_the_network_is_asked(tmp_path: Path, hub: HubStandIn, weights: str) -> None:
+    directory = tiny_bert(tmp_path / "teacher", labels=["negative", "positive"])
+    if weights.endswith(".bin"):
+        import torch
+        from safetensors.torch import load_file
+
+        torch.save(load_file(directory / "model.safetensors"), directory / weights)
+        (directory / "model.safetensors").unlink()
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    hub.add_model(MODEL, {**files, "onnx/model.onnx": b"another format", "README.md": b"text"})
+    assert child(CACHED, hub.env()) == ["negative", "positive"]
+    assert f"{MODEL}/{weights}" in hub.downloads() and not [file for file in hub.downloads() if "onnx" in file]
+    hub.requests.clear()
+    assert child(CACHED, hub.env()) == ["negative", "positive"] and hub.requests == []
+
+
+@pytest.mark.slow
+def test_a_copy_that_lacks_files_is_completed(tmp_path: Path, hub: HubStandIn) -> None:
+    hub.add_model(MODEL, tiny_bert(tmp_path / "teacher", labels=["negative", "positive"]))
+    some = "from transformers import AutoConfig\nresult = AutoConfig.from_pretrained('tiny/teacher').id2label"
+    assert child(some, hub.env()) == {"0": "negative", "1": "positive"}
+    assert child(CACHED, hub.env()) == ["negative", "positive"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variable_and_every_word_of_the_libraries_means_offline(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in NAMES:
+        monkeypatch.delenv(other, raising=False)
+    for word in ("1", "on", "ON", "yes", "True"):
+        monkeypatch.setenv(name, word)
+        assert is_offline() and offline_name() == name
+    for word in ("", "0", "no", "false", "off"):
+        monkeypatch.setenv(name, word)
+        assert not is_offline()
+
+
+def test_the_errors_of_the_http_client_are_errors_of_the_hub() -> None:
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    with pytest.raises(hub_errors()):
+        get_session().get("http://127.0.0.1:9/")  # offline in this process, so that nothing is tried again
+    assert issubclass(HfHubHTTPError, hub_errors()) and issubclass(OfflineModeIsEnabled, hub_errors())
+    client = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.split(".")[0])  # httpx2, or httpx before 2.0
+    assert issubclass(client.ConnectError, hub_errors()) and issubclass(client.ReadTimeout, hub_errors())
 
 
 def test_a_child_reaches_no_other_host(hub: HubStandIn) -> None:

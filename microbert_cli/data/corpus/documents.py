@@ -14,8 +14,8 @@ from pathlib import Path
 
 from microbert_cli.data.corpus import python_docs
 from microbert_cli.data.limits import bounded_lines, open_gzip
-from microbert_cli.errors import MbertError
-from microbert_cli.hub import is_hub_id
+from microbert_cli.errors import MbertError, first_line
+from microbert_cli.hub import hub_errors, is_hub_id
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 
@@ -126,8 +126,8 @@ def _hub(source: str, where: str, reporter: Reporter) -> Iterator[Document]:
     try:
         rows: Iterable[dict[str, str]] = datasets.load_dataset(name, config or None, split="train", streaming=True)
         yield from (_as_document(row["text"]) for row in rows)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise _no_corpus(source, where, f"the Hub did not give it: {str(error).splitlines()[0][:200]}") from error
+    except (*hub_errors(), KeyError, datasets.exceptions.DatasetsError) as error:
+        raise _no_corpus(source, where, f"the Hub did not give it: {first_line(error)}") from error
 
 
 def _as_document(text: str) -> Document:

@@ -20,7 +20,7 @@ from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import MbertError
 from microbert_cli.hub import is_hub_id, unreachable
 from microbert_cli.models import factory
-from microbert_cli.models.find import find_model
+from microbert_cli.models.find import cached_model, find_model
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.plan.counts_only import Uncalibrated, Unkept
 from microbert_cli.plan.doctor.findings import Later
@@ -154,7 +154,7 @@ class DoctorContext:
     def _directory(self, name: str, where: str) -> Path:
         if not is_hub_id(name):
             return find_model(name, where=where)
-        if copy := _hub_copy(name):
+        if copy := cached_model(name):
             return find_model(copy, where=where)
         if self.offline:
             raise unreachable(name, where, LookupError("its local cache has no whole copy"))
@@ -247,17 +247,3 @@ def _settings(step: Step) -> BlockSettings:
 def _on_hub(source: str) -> bool:
     named = source != BUILT_IN_CORPUS and Path(source).suffix not in CORPUS_SUFFIXES
     return named and not Path(source).exists() and is_hub_id(source.partition(":")[0])
-
-
-def _hub_copy(name: str) -> Path | None:
-    """A Hub model's directory in the local cache, if its configuration and weights are there; nobody is asked."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    repository, _, revision = name.partition("@")
-    try:
-        found = Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError):
-        return None
-    weights = [*found.glob("*.safetensors"), *found.glob("pytorch_model*.bin")]
-    return found if weights and (found / "config.json").is_file() else None

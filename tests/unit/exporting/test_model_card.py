@@ -54,8 +54,7 @@ def test_front_matter() -> None:
     index = found["model-index"]
     assert index[0]["name"] == "tiny: sst2 #1"
     assert [result["metrics"] for result in index[0]["results"]] == [
-        [{"type": "accuracy", "value": 0.9}],
-        [{"type": "f1", "value": 0.8765}],
+        [{"type": "accuracy", "value": 0.9}, {"type": "f1", "value": 0.8765}],
     ]
     assert index[0]["results"][0]["dataset"] == {
         "name": "sst2", "type": "nyu-mll/glue", "split": "validation", "config": "sst2",
