@@ -17,7 +17,7 @@ from microbert_cli.augmentation.words import Spelling, stop_words
 from microbert_cli.data.examples import Examples
 from microbert_cli.models.capture import ModelOutputs, OutputRequest, forward_outputs
 from microbert_cli.models.load import load_model
-from microbert_cli.plan.load import Workload
+from microbert_cli.plan.work import Workload
 from microbert_cli.recipe.registry import Catalog
 
 FEW, MANY = 24, 256  # rows tried at first, and if those went fast

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 
 from microbert_cli.evaluation.benchmark import BUSY, cores, load_average
-from microbert_cli.plan.load import Shape, Workload
 from microbert_cli.plan.rehearsal import rehearse
-from microbert_cli.plan.work import Job
+from microbert_cli.plan.work import Job, Shape, Workload
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, cache
@@ -29,7 +28,9 @@ GRID = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 QUANTILES = (0.05, 0.5, 0.95)
 HEAVY = 6e10  # FLOPs of a rehearsed step at most
 ALIKE = 1.5  # the longest length rehearsed over the shortest
+COUNTED = ("rows", "blocks")  # what is measured for its counts; all else for its seconds alone
 Facts = dict[str, Any]
+NOTHING: Facts = {"seconds": 0.0, "seconds_per_byte": 0.0}
 
 
 def this_machine(device: str) -> Facts:
@@ -40,16 +41,24 @@ def this_machine(device: str) -> Facts:
 
 
 class Calibration:
-    """Prices of jobs on this machine, measured once.
+    """Seconds of jobs on this machine, measured once.
 
-    renew  measures anew what is in the cache
-    `measured` says how many jobs had to be rehearsed; `counts_only` that nothing may be tried for the sake of its time.
+    renew        measures anew what is in the cache
+    counts_only  times nothing and keeps nothing in the cache: rows and blocks are counted, and every job takes 0 seconds
+    `measured` says how many jobs had to be rehearsed.
     """
 
-    counts_only = False
-
-    def __init__(self, *, device: str, catalog: Catalog, renew: bool = False, reporter: Reporter = SILENT):
+    def __init__(
+        self,
+        *,
+        device: str,
+        catalog: Catalog,
+        renew: bool = False,
+        counts_only: bool = False,
+        reporter: Reporter = SILENT,
+    ):
         self.device, self.catalog, self.renew, self.reporter = device, catalog, renew, reporter
+        self.counts_only = counts_only
         self.machine = this_machine(device)
         self.load = load_average()  # before our own work adds to it
         self.folder = cache.root() / "calibration" / atomic.digest(self.machine)[:16]
@@ -64,7 +73,7 @@ class Calibration:
 
     def seconds(self, job: Job, load: Workload) -> float:
         """What the job takes on all batches of the load; training jobs by the step of `accumulate` batches."""
-        if not load.batches:
+        if not load.batches or self.counts_only:
             return 0.0
         a, b, c = self._fit(job, load)
         steps = load.batches / (job.accumulate if job.kind == "train" else 1)
@@ -72,9 +81,11 @@ class Calibration:
 
     def once(self, name: str, key: Any, measure: Callable[[], Facts]) -> Facts:
         """What `measure` finds, kept under this name and key."""
+        if self.counts_only and name not in COUNTED:
+            return NOTHING
         digest = atomic.digest({"name": name, "key": key})
         if digest not in self._known:
-            stored = self._read(name, digest)
+            stored = measure() if self.counts_only else self._read(name, digest)
             if stored is None:
                 stored = {**measure(), "busy": self.busy}
                 self.measured += 1

@@ -80,6 +80,7 @@ class ExpectedInputs:
     made: dict[str, ModelInfo] = field(default_factory=dict)
     augmented: dict[str, float] = field(default_factory=dict)  # rows, by the directory of a planned stage
     _tasks: dict[str, tuple[TaskData, float]] = field(default_factory=dict)
+    _vocabularies: dict[str, tuple[Any, float]] = field(default_factory=dict)
     _corpora: dict[str, CorpusSample] = field(default_factory=dict)
     _cut: set[str] = field(default_factory=set)
     _identified: set[str] = field(default_factory=set)
@@ -141,14 +142,24 @@ class ExpectedInputs:
         """The tokenizer that `pretrain` would train, from a sample if the corpus is large, and the seconds that takes."""
         from transformers import AutoTokenizer
 
-        spec = recipe.vocabulary
-        key = [identify_corpus(source), spec.model_dump(), recipe.corpus.documents]
-        with cache.entry("plan-vocabulary", atomic.digest(key)) as (directory, ready):
-            if not ready:
-                self._sample(recipe, source)
-                self._train_vocabulary(recipe, source, directory)
-            seconds = float((directory / "seconds").read_text(encoding="utf-8"))
-            return AutoTokenizer.from_pretrained(directory, trust_remote_code=False), seconds
+        key = atomic.digest([identify_corpus(source), recipe.vocabulary.model_dump(), recipe.corpus.documents])
+        if key not in self._vocabularies:
+            with self._vocabulary_directory(key) as (directory, ready):
+                if not ready:
+                    self._train_vocabulary(recipe, source, directory)
+                seconds = float((directory / "seconds").read_text(encoding="utf-8"))
+                self._vocabularies[key] = AutoTokenizer.from_pretrained(directory, trust_remote_code=False), seconds
+        return self._vocabularies[key]
+
+    @contextmanager
+    def _vocabulary_directory(self, key: str) -> Iterator[tuple[Path, bool]]:
+        """(directory, whether the tokenizer is in it already): an entry of the cache, unless nothing may be kept there."""
+        if not self.prices.counts_only:
+            with cache.entry("plan-vocabulary", key) as (directory, ready):
+                yield directory, ready
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder), False
 
     def blocks(self, recipe: Recipe, source: str, tokenizer: Any) -> CorpusBlocks:
         """The corpus's blocks; free where they are in the cache, or an earlier stage of this run will have made them."""

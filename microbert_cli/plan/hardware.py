@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from microbert_cli.errors import MbertError
-from microbert_cli.plan.load import Workload
-from microbert_cli.plan.work import Job
+from microbert_cli.plan.work import Job, Workload
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.toml import read_toml
 

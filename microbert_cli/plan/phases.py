@@ -16,9 +16,8 @@ from microbert_cli.distillation.teacher_cache import CacheSettings, Layout, cach
 from microbert_cli.evaluation.baseline import linear_baseline
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
-from microbert_cli.plan.load import Workload, answering_load, at_once, load_of_batches, training_load
 from microbert_cli.plan.stage_cost import SMALL, Costs, evaluations
-from microbert_cli.plan.work import Job
+from microbert_cli.plan.work import Job, Workload, answering_load, at_once, load_of_batches, training_load
 from microbert_cli.recipe.phase_data import phase_split, trained_splits
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PhaseSpec, Recipe, Training

@@ -22,8 +22,7 @@ from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.evaluation.scoring import logits_of
 from microbert_cli.models.capture import ModelOutputs, OutputRequest, show_scores
 from microbert_cli.models.load import CLASSES, LoadedModel
-from microbert_cli.plan.load import Shape
-from microbert_cli.plan.work import Job
+from microbert_cli.plan.work import Job, Shape
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.training.loop import TrainingPlan, train
 from microbert_cli.training.loss_terms import make_terms

@@ -17,8 +17,7 @@ from microbert_cli.models.onnx import onnx_forms
 from microbert_cli.plan.calibration import Calibration
 from microbert_cli.plan.expected_inputs import ModelInfo, standing_in
 from microbert_cli.plan.hardware import Hardware
-from microbert_cli.plan.load import Workload
-from microbert_cli.plan.work import FLOAT, PROCESS, Job, activations, shape, shown, state_bytes, training_bytes
+from microbert_cli.plan.work import FLOAT, PROCESS, Job, Workload, activations, shape, shown, state_bytes, training_bytes
 from microbert_cli.runs import atomic
 from microbert_cli.training.loop import TrainingPlan
 

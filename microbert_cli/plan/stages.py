@@ -20,7 +20,6 @@ from microbert_cli.plan.augment_sample import try_augmentation, untried
 from microbert_cli.plan.calibration import Calibration
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo, standing_in
 from microbert_cli.plan.hardware import Hardware
-from microbert_cli.plan.load import Workload, answering_load
 from microbert_cli.plan.phases import (
     DEV_BATCH,
     ONNX,
@@ -41,7 +40,7 @@ from microbert_cli.plan.phases import (
     with_own_steps,
 )
 from microbert_cli.plan.stage_cost import SMALL, Costs, StagePlan, evaluations
-from microbert_cli.plan.work import Job, shape
+from microbert_cli.plan.work import Job, Workload, answering_load, shape
 from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase_split, trained_splits, unused_transfer_note
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe

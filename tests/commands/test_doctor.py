@@ -312,14 +312,13 @@ def test_disk(monkeypatch):
 def test_the_disk_is_counted_as_planning_counts_it(monkeypatch):
     from microbert_cli.plan import calibration, stages
     from microbert_cli.plan.calibration import Calibration
-    from microbert_cli.plan.counts_only import Uncalibrated
 
     monkeypatch.setattr(calibration, "rehearse", lambda job, shapes, **_: dict.fromkeys(shapes, 1e-3))
     catalog = Catalog()
     planned = case('stages=["finetune", "general-distill", "task-distill"]').steps
     timed, counted = (
-        stages.plan_steps(planned, catalog=catalog, here=kind(device="cpu", catalog=catalog))
-        for kind in (Calibration, Uncalibrated)
+        stages.plan_steps(planned, catalog=catalog, here=Calibration(device="cpu", catalog=catalog, counts_only=only))
+        for only in (False, True)
     )
     assert [one.disk for one in timed] == [one.disk for one in counted]
     assert timed[0].seconds > counted[0].seconds

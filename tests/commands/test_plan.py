@@ -15,13 +15,12 @@ from microbert_cli.models.config import read_config
 from microbert_cli.models.factory import counted
 from microbert_cli.models.load import count_all_parameters, load_model
 from microbert_cli.models.size import batch_flops, forward_flops
-from microbert_cli.plan import calibration, load, stages
+from microbert_cli.plan import calibration, stages, work
 from microbert_cli.plan.calibration import Calibration
 from microbert_cli.plan.expected_inputs import ExpectedInputs
 from microbert_cli.plan.hardware import find_hardware
-from microbert_cli.plan.load import Workload, answering_load, training_load
 from microbert_cli.plan.stage_cost import evaluations
-from microbert_cli.plan.work import Job
+from microbert_cli.plan.work import Job, Workload, answering_load, training_load
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
 from microbert_cli.recipe.schema import Training
@@ -118,7 +117,7 @@ def test_a_load_is_what_the_loop_draws():
 def test_long_training_takes_the_epochs_counted_for_the_others(monkeypatch):
     lengths = np.random.default_rng(0).integers(3, 40, size=1001)
     exact = training_load(lengths, batches=2000, batch_size=8, seed=3)
-    monkeypatch.setattr(load, "EXACT", 3000)
+    monkeypatch.setattr(work, "EXACT", 3000)
     told = training_load(lengths, batches=2000, batch_size=8, seed=3)
     assert told.batches == pytest.approx(2000) and told.tokens == pytest.approx(exact.tokens, rel=0.01)
     assert told != exact, "pools differ from epoch to epoch"

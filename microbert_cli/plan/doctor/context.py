@@ -22,9 +22,9 @@ from microbert_cli.hub import is_hub_id, unreachable
 from microbert_cli.models import factory
 from microbert_cli.models.find import cached_model, find_model
 from microbert_cli.models.load import LoadedModel
-from microbert_cli.plan.counts_only import Uncalibrated, Unkept
+from microbert_cli.plan.calibration import Calibration
 from microbert_cli.plan.doctor.findings import Later
-from microbert_cli.plan.expected_inputs import ModelInfo, standing_in
+from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo, standing_in
 from microbert_cli.plan.stages import state
 from microbert_cli.recipe.phase_data import SELECTED_BY, TRAIN, trained_splits
 from microbert_cli.recipe.registry import Catalog
@@ -47,7 +47,7 @@ class DoctorContext:
     def __init__(self, steps: Sequence[Step], root: Path, catalog: Catalog, *, offline: bool):
         self.steps = [one for step in steps for one in split_by_task(step)]
         self.root, self.catalog, self.offline = root, catalog, offline
-        self.seen = Unkept(catalog, Uncalibrated(device="cpu", catalog=catalog))
+        self.seen = ExpectedInputs(catalog, Calibration(device="cpu", catalog=catalog, counts_only=True))
         self.to_come = _to_come(steps)
         self._kept: dict[Any, tuple[Any, Exception | None]] = {}
 

@@ -27,9 +27,9 @@ from microbert_cli.models.factory import build_model
 from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.models.size import count_parameters, forward_flops
 from microbert_cli.plan.expected_inputs import ModelInfo
-from microbert_cli.plan.load import answering_load
 from microbert_cli.plan.phases import distil_jobs
 from microbert_cli.plan.rehearsal import rehearse
+from microbert_cli.plan.work import answering_load
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
 from microbert_cli.recipe.student_shapes import read_student

@@ -23,9 +23,9 @@ from microbert_cli.models import factory as places_module
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.models.load import count_all_parameters, load_model
 from microbert_cli.plan.expected_inputs import ModelInfo
-from microbert_cli.plan.load import answering_load
 from microbert_cli.plan.phases import distil_jobs
 from microbert_cli.plan.rehearsal import rehearse
+from microbert_cli.plan.work import answering_load
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import overlay, resolve
 from microbert_cli.recipe.student_shapes import read_student

@@ -16,7 +16,7 @@ from microbert_cli.errors import ManyErrors, MbertError
 from microbert_cli.evaluation.compare.costs import costs
 from microbert_cli.exporting.card_facts import _lineage
 from microbert_cli.plan import stages
-from microbert_cli.plan.counts_only import Uncalibrated
+from microbert_cli.plan.calibration import Calibration
 from microbert_cli.plan.doctor import data_checks, model_checks
 from microbert_cli.plan.doctor.context import DoctorContext
 from microbert_cli.plan.doctor.first_step import first_step
@@ -92,7 +92,7 @@ def distil(out: Path, *, phase: str = "transfer", **keys: Any) -> Any:
 
 def planned(resolved: Resolved) -> Any:
     """The plan of a recipe of one stage, without prices."""
-    here = Uncalibrated(device="cpu", catalog=CATALOG)
+    here = Calibration(device="cpu", catalog=CATALOG, counts_only=True)
     (found,) = stages.plan_steps(steps(resolved, Path("runs"), CATALOG), catalog=CATALOG, here=here)
     return found
 
