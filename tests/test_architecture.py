@@ -156,13 +156,13 @@ def may_import(module: Module, target: Module) -> bool:
 
 
 def siblings(modules: dict[str, Module]) -> list[str]:
-    """Imports of one stage by another."""
+    """Imports of one stage's files by another stage; a stage's own files are in its folder."""
     return [
         f"{module.path}:{found.line} imports its sibling {target.name}"
         for module in modules.values()
-        if module.folder == "stages" and module.path.name != "__init__.py"
+        if module.folder == "stages" and module.name != "stages"
         for found, target in ours(module, modules)
-        if target.folder == "stages" and target is not module and target.path.name != "__init__.py"
+        if target.folder == "stages" and target.name != "stages" and target.name.split(".")[1] != module.name.split(".")[1]
     ]
 
 
@@ -184,7 +184,8 @@ def loaded_by(name: str, modules: dict[str, Module]) -> dict[str, list[str]]:
 
 def is_light(module: Module) -> bool:
     """Whether the file must load nothing heavy when it is imported."""
-    return module.folder in LIGHT and module.name not in HEAVY_ROOT
+    is_record = module.folder == "stages" and module.path.name == "__init__.py"
+    return is_record or module.folder in LIGHT and module.name not in HEAVY_ROOT
 
 
 def heavy_at_start(modules: dict[str, Module]) -> list[str]:

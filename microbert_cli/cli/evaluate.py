@@ -43,7 +43,7 @@ def evaluate(
     result = run_stage("evaluate", common, resolved, **({"submit": True} if submission else {}))
     if result is None:
         return
-    from microbert_cli.stages.evaluate import check
+    from microbert_cli.stages.evaluate.run import check
 
     with telling(result, common):
         if not (common.as_json or common.quiet):

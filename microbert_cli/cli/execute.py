@@ -11,10 +11,9 @@ from microbert_cli.cli.options import About, Common
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.layers import Layer, flatten
 from microbert_cli.recipe.multitask import ambiguous_task, task_name
+from microbert_cli.recipe.registry import stage_names
 from microbert_cli.recipe.resolve import Resolved
-from microbert_cli.recipe.schema import STAGES
 from microbert_cli.runs import manifest
-from microbert_cli.runs.reuse import REUSABLE_STAGES
 from microbert_cli.runs.stage_inputs import RUNS, Step, default_root, step, steps
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def recipe_steps(common: Common, resolved: Resolved) -> tuple[list[Step], Path] 
 def _root_with_inputs(root: Path, resolved: Resolved, common: Common) -> Path:
     """Outputs named with -o have the stages beside them as inputs, else those of the default root."""
     default = default_root(resolved, explicit=common.recipe is not None)
-    neighbours = [root / stage for stage in STAGES if root / stage != common.out]
+    neighbours = [root / stage for stage in stage_names() if root / stage != common.out]
     return root if any((neighbour / "manifest.json").is_file() for neighbour in neighbours) else default
 
 
@@ -166,7 +165,7 @@ def dry_run(planned: list[Step], common: Common) -> None:
 def _shown(one: Step) -> dict[str, Any]:
     """The inputs, those that are lists or tables one by one; and the runs whose output may be copied instead."""
     inputs = {key: value for key, value in one.inputs.items() if not isinstance(value, list | dict)}
-    reuse = " ".join(one.resolved.recipe.reuse) if one.kind in REUSABLE_STAGES else ""
+    reuse = " ".join(one.resolved.recipe.reuse) if one.stage.reusable else ""
     return {**inputs, **one.places, **({"reuse": reuse} if reuse else {})}
 
 

@@ -7,7 +7,6 @@ import typer
 from microbert_cli.cli import options
 from microbert_cli.cli.execute import run_stage, show_result
 from microbert_cli.cli.options import About, Common, with_options
-from microbert_cli.recipe.moe import EXPERT_TEACHER
 
 EPILOG = """Example:
 
@@ -16,7 +15,7 @@ mbert expert-teacher --teacher runs/sst2/finetune --task sst2 --set moe.teacher_
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command(EXPERT_TEACHER, epilog=EPILOG)(expert_teacher)
+    app.command("expert-teacher", epilog=EPILOG)(expert_teacher)
 
 
 @with_options
@@ -30,4 +29,4 @@ def expert_teacher(
     """Makes a fine-tuned teacher one of experts, dealt by importance and repaired: what moe.side = "teacher" is taught by."""
     common.recipe = recipe_name or common.recipe
     resolved = common.resolve(teacher__model=teacher, **about.keys())
-    show_result(run_stage(EXPERT_TEACHER, common, resolved), common)
+    show_result(run_stage("expert-teacher", common, resolved), common)

@@ -18,13 +18,15 @@ from microbert_cli.models.predictor import Predictor
 from microbert_cli.recipe.task import Task
 from microbert_cli.reporter import SILENT, Reporter
 
+EVALUATION_BATCH = 64  # rows a forward pass, where the recipe does not say
+
 
 def logits_of(
     model: Any,
     encoded: TokenizedExamples,
     *,
     pad_id: int,
-    batch_size: int = 64,
+    batch_size: int = EVALUATION_BATCH,
     reporter: Reporter = SILENT,
     name: str = "evaluate",
 ) -> np.ndarray:
@@ -87,7 +89,7 @@ def majority_score(task: Task, labels: list[Any]) -> float:
 
 
 def predict_logits(
-    data: TaskData, split: str, model: Any, loaded: LoadedModel | Predictor, *, batch_size: int = 64
+    data: TaskData, split: str, model: Any, loaded: LoadedModel | Predictor, *, batch_size: int = EVALUATION_BATCH
 ) -> np.ndarray:
     """The model's logits [n, C] on a split of a task."""
     encoded = data.encode(split, loaded, where="model")

@@ -14,6 +14,7 @@ from microbert_cli.data.task_data import TaskData
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.teacher_cache import CacheSettings, Layout, cache_budget
 from microbert_cli.evaluation.baseline import linear_baseline
+from microbert_cli.evaluation.scoring import EVALUATION_BATCH
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.stage_cost import SMALL, Costs, evaluations
@@ -26,7 +27,6 @@ from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import LAYERWISE, make_terms, output_request
 from microbert_cli.training.phases import make_plan, rows_processed
 
-DEV_BATCH = 64  # of scoring.logits_of
 RACE = (256, 32, 4, 33)  # racing.race_models: rows, rows a batch, passes and single rounds with their warm-up
 # Of torch's time on batches and on single rows: docs/results.md, and for the optimised ones docs/lab-notes.md.
 ONNX = {"fp32": (0.77, 0.45), "int8": (0.30, 0.29), "fp32-optimized": (0.77, 0.42), "int8-optimized": (0.27, 0.27)}
@@ -69,7 +69,7 @@ def add_phase(
         costs.train(name, job, load, plan, scored=scored, asked=asked, runs=runs)
         costs.trained(plan.steps, load)
     if scored:
-        dev_load = answering_load(dev, batch_size=DEV_BATCH).times(evaluations(plan) * runs)
+        dev_load = answering_load(dev, batch_size=EVALUATION_BATCH).times(evaluations(plan) * runs)
         costs.work(f"{name}: dev", answer_job(ModelInfo(job.config, None)), dev_load)
 
 
@@ -96,7 +96,7 @@ def distil_jobs(
     return job, Job("ask", teacher.config, spec.batch_size, head, logits=want.logits, want=want)
 
 
-def answer_job(known: ModelInfo, rows: int = DEV_BATCH) -> Job:
+def answer_job(known: ModelInfo, rows: int = EVALUATION_BATCH) -> Job:
     """Evaluation of a classifier, by batches of `rows` rows."""
     return Job("answer", known.config, rows)
 
@@ -190,6 +190,11 @@ def linear_model(costs: Costs, data: TaskData) -> float:
         return {"seconds": (time.perf_counter() - begun) * len(train) / len(part)}
 
     return float(costs.once("linear", [train.fingerprint, dev.fingerprint], measure)["seconds"])
+
+
+def export_parts(recipe: Recipe) -> dict[str, bool]:
+    """Returns which files of ONNX Runtime an export makes."""
+    return {"onnx": recipe.export.onnx, "int8": recipe.export.int8, "optimize": recipe.export.optimize}
 
 
 def add_race(

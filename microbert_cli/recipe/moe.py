@@ -10,8 +10,6 @@ from typing import Any
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.schema import Moe, Recipe
 
-EXPERT_TEACHER = "expert-teacher"
-
 
 def check_experts(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
     """What is wrong with them: M073 more experts for each than there are, M074 a student with as many as its teacher,

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -167,6 +168,13 @@ class Catalog:
         files = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
         named = {file.stem: file for file in files if file.suffix in SUFFIXES[kind] and file.stem != "__init__"}
         return OUTSIDE_CATALOG.get(kind, {}) | named
+
+
+@cache
+def stage_names() -> tuple[str, ...]:
+    """The stages a recipe may name, sorted: the folders of stages/. Their records are runs/stage_registry.py's matter."""
+    files = (PACKAGE / "stages").glob("*/__init__.py")
+    return tuple(sorted(file.parent.name.replace("_", "-") for file in files))
 
 
 def _literal(value: ast.expr) -> Any:

@@ -16,8 +16,8 @@ from microbert_cli.recipe.layers import Layer, flatten, merge, nest, normalise, 
 from microbert_cli.recipe.loss_checks import check_losses
 from microbert_cli.recipe.moe import check_experts
 from microbert_cli.recipe.multitask import check_tasks
-from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.schema import STAGES, Recipe
+from microbert_cli.recipe.registry import Catalog, stage_names
+from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.toml import check_values, parse_value, read_toml
 from microbert_cli.recipe.values import FOLDER_NAME
 
@@ -298,12 +298,12 @@ def _strings(value: Any) -> list[str]:
 
 def _check_stage(stage: str, values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
     variants = table_at(values, "variant")
-    if stage not in STAGES and stage not in variants:
+    if stage not in stage_names() and stage not in variants:
         yield MbertError(
             "M004",
             f'there is no stage "{stage}"',
             where=f"{_origin('stages', origins)}, stages",
-            allowed=f"Stages and this recipe's variants: {nearest(stage, [*STAGES, *variants])}",
+            allowed=f"Stages and this recipe's variants: {nearest(stage, [*stage_names(), *variants])}",
             fix="Name a stage, or define it: [variant.NAME]",
         )
 

@@ -19,9 +19,6 @@ SHORTHAND = {
     "initialise": "by",
 }  # fmt: skip
 PRECISION_KEYS = ("precision", "tf32", "compile")
-STAGES = (
-    "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "task-distill", "evaluate", "export", "report",
-)  # fmt: skip
 
 
 class Training(Strict):

@@ -1,34 +1,32 @@
 """A recipe as ordered stages: skips what is up to date, and says why it runs the rest."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from microbert_cli import distributed
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs.manifest import FILE, partial_path
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.runs.stage_result import StageResult
-
-SPLIT = ("pretrain", "finetune", "general-distill", "augment", "task-distill", "evaluate")  # among several processes
 
 
 def run_step(step: Step, *, catalog: Catalog, reporter: Reporter = SILENT, **options: Any) -> StageResult:
     """Runs one stage with its inputs; `options` are force, resume, renew, and what only that stage takes.
 
-    Of several processes all run it together, or the main one alone where it is a stage that is not split.
+    Of several processes all run it together, or the main one alone where the stage is not distributed.
     """
     distributed.keep_memory()
     distributed.initialise(step.resolved.recipe.device)
-    stage: Callable[..., StageResult] = import_module(f"microbert_cli.stages.{step.kind.replace('-', '_')}").run
     reporter.note(f"{step.name}: {_inputs(step)}")
 
     def run() -> StageResult:
-        return stage(step.resolved.recipe, step.out, catalog=catalog, reporter=reporter, **step.inputs, **options)
+        return step.stage.run(step.resolved.recipe, step.out, catalog=catalog, reporter=reporter, **step.inputs, **options)
 
-    result = run() if step.kind in SPLIT else distributed.on_main_process(run)
+    result = run() if step.stage.distributed else distributed.on_main_process(run)
     return replace(result, out=step.out)  # as it was named, whether it was made or found
 
 
@@ -38,6 +36,24 @@ def run_steps(
     """Runs the stages in order. A stage whose keys or inputs changed is made anew, the old one moved aside."""
     for step in steps:
         yield run_step(step, catalog=catalog, reporter=reporter, force=force, resume=resume, renew=True)
+
+
+def step_state(step: Step) -> str:
+    """Returns new, begun, done, or changed: done with other values of the keys that decide the output."""
+    manifest = step.out / FILE
+    if not manifest.is_file():
+        return "begun" if partial_path(step.out).is_dir() else "new"
+    try:
+        keys = json.loads(manifest.read_text(encoding="utf-8"))["identity"]["recipe"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return "changed"
+    return "done" if keys == recorded_keys(step) else "changed"
+
+
+def recorded_keys(step: Step) -> dict[str, Any]:
+    """Returns the recipe keys that decide the output of a step, as its manifest has them."""
+    keys: dict[str, Any] = json.loads(json.dumps(step.resolved.recipe.identity(*step.stage.keys)))
+    return keys
 
 
 def _inputs(step: Step) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 
 from microbert_cli.errors import MbertError
 from microbert_cli.runs import atomic, manifest
-
-REUSABLE_STAGES = ("pretrain", "finetune", "general-distill", "augment", "task-distill")  # those that look for it
+from microbert_cli.runs.stage_registry import find_stage
 
 
 def copy_output(runs: Sequence[str], stage: str, identity: Mapping[str, Any], copy: Path) -> Path | None:
@@ -34,7 +33,7 @@ def matching_output(runs: Sequence[str], stage: str, recipe: Mapping[str, Any]) 
 
     None for a stage that looks for none.
     """
-    for place in _outputs(runs if stage in REUSABLE_STAGES else ()):
+    for place in _outputs(runs if find_stage(stage).reusable else ()):
         with suppress(MbertError, OSError):
             made = manifest.read(place)
             if (made.get("stage"), made["identity"].get("recipe")) == (stage, recipe):

@@ -111,7 +111,7 @@ def _row(one: Entry) -> Section:
     return {
         "row": one.row.name,
         "kind": one.step.kind,
-        "method": one.step.resolved.recipe.method if one.step.kind == "task-distill" else None,
+        "method": one.step.resolved.recipe.method if one.step.stage.is_method else None,
         "of": one.row.of,
         "without": one.row.without,
         "score": metrics.get("mean", metrics["dev"])[primary],

@@ -57,7 +57,9 @@ from microbert_cli.runs import manifest, run_record
 from microbert_cli.runs.output_dir import differences, is_up_to_date, working
 from microbert_cli.runs.stage_inputs import steps
 from microbert_cli.runs.stage_result import read_metrics
-from microbert_cli.stages import augment, evaluate, predict
+from microbert_cli.stages import predict
+from microbert_cli.stages.augment import run as augment
+from microbert_cli.stages.evaluate import run as evaluate
 
 SLOW = 60  # seconds after which an input counts as one that hangs; a megabyte of text takes a few
 LEAST = 100_000

@@ -7,7 +7,7 @@ from microbert_cli import api
 from microbert_cli.data.corpus.blocks import BlockSettings, make_blocks
 from microbert_cli.data.corpus.masking import mask_batch
 from microbert_cli.models.load import load_model
-from microbert_cli.stages.pretrain import masked_lm_scores
+from microbert_cli.stages.pretrain.run import masked_lm_scores
 
 pytestmark = pytest.mark.real
 

@@ -13,19 +13,14 @@ from typing import Any
 
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.compare.rows import TRIED, ComparisonPlan, Row, seeds_of
+from microbert_cli.recipe.identity import MULTITASK_KEYS
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.toml import parse_value
 from microbert_cli.runs.stage_inputs import Step
+from microbert_cli.runs.stage_registry import all_stages
 
 Values = dict[str, Any]
 THE_SAME = ("task", "data", "seed", "seeds", "stages", "variant", "teacher", "base", "method", "ablate")
-ELSEWHERE = {  # tables that a row's stage does not read
-    "task-distill": ("finetune", "general", "pretrain", "augment", "evaluate", "export", "corpus", "vectors", "vocabulary"),
-    "finetune": (
-        "phases", "general", "pretrain", "augment", "evaluate", "export", "corpus", "vectors", "vocabulary", "cache",
-        "layer_map", "normalisation", "student", "init", "initialise", "moe", "augmented",
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,8 @@ def _counts(row: Row, key: str, values: Sequence[Any], catalog: Catalog) -> bool
 
 def _has(one: Step, key: str) -> bool:
     parts = key.split(".")
-    if parts[0] in ELSEWHERE[one.kind]:
+    # a table that other stages read and this one does not; a grid may still name what all stages share
+    if parts[0] in {table for stage in all_stages() for table in stage.tables} - one.stage.tables - {*MULTITASK_KEYS}:
         return False
     recipe = one.resolved.recipe
     table: Any = recipe.model_dump(mode="json") | {

@@ -76,7 +76,7 @@ def _looks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     looks = []
     for row in rows:
         colour = f"C{heads.index(row['of'] or row['row']) % 10}"
-        marker = "s" if row["kind"] == "finetune" else "D" if row["of"] else "o"
+        marker = "s" if row["method"] is None else "D" if row["of"] else "o"
         looks.append({"color": colour, "marker": marker, "linestyle": "", "markerfacecolor": "white" if row["of"] else colour})
     return looks
 

@@ -20,10 +20,9 @@ from microbert_cli.recipe.resolve import Resolved, overlay
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.toml import read_toml
 from microbert_cli.runs.stage_inputs import Step, step, steps
+from microbert_cli.runs.stage_registry import all_stages, method_stage
 
 COMPARISON, TRIED = "comparison", "tried"  # folders beside the rows
-ROWS = ("task-distill", "finetune")
-TRAINS = ("pretrain", "finetune", "general-distill", "augment", "task-distill")
 
 Resolve = Callable[[str | None], Resolved]
 
@@ -136,7 +135,7 @@ def kind_of(name: str, catalog: Catalog) -> str:
 
 def _of_method(name: str, root: Path, catalog: Catalog, base: Resolved) -> tuple[list[Step], list[Row]]:
     made = _trained(base, root, catalog, rows=False)
-    row = Row(name, "task-distill", base, root, tuple(one.name for one in made), root / name, over={"method": name})
+    row = Row(name, method_stage().name, base, root, tuple(one.name for one in made), root / name, over={"method": name})
     row.step(catalog)
     return made, [row]
 
@@ -144,11 +143,12 @@ def _of_method(name: str, root: Path, catalog: Catalog, base: Resolved) -> tuple
 def _of_recipe(name: str, root: Path, catalog: Catalog, resolved: Resolved, *, is_base: bool) -> tuple[list[Step], list[Row]]:
     root = root if is_base else root / resolved.name
     if not resolved.recipe.stages:
-        row = Row(resolved.name, "task-distill", resolved, root, (), root / "task-distill")
+        stage = method_stage().name
+        row = Row(resolved.name, stage, resolved, root, (), root / stage)
         row.step(catalog)
         return [], [row]
     made = _trained(resolved, root, catalog)
-    found = [one for one in made if one.kind in ROWS and not _is_read(one, made)]
+    found = [one for one in made if one.stage.compared and not _is_read(one, made)]
     if not found:
         raise MbertError(
             "M061",
@@ -169,7 +169,10 @@ def _of_recipe(name: str, root: Path, catalog: Catalog, resolved: Resolved, *, i
 def _trained(resolved: Resolved, root: Path, catalog: Catalog, *, rows: bool = True) -> list[Step]:
     """The recipe's stages that train or prepare; without `rows` those alone that may come before a distillation."""
     kinds = {name: str(resolved.recipe.variant.get(name, {}).get("stage", name)) for name in resolved.recipe.stages}
-    kept = [name for name, kind in kinds.items() if kind in TRAINS and (rows or name == kind != "task-distill")]
+    training = {stage.name: stage for stage in all_stages() if stage.reusable}
+    kept = [
+        name for name, kind in kinds.items() if kind in training and (rows or name == kind and not training[kind].is_method)
+    ]
     return steps(overlay(resolved, {"stages": kept}, "the comparison", catalog), root, catalog)
 
 
@@ -181,7 +184,7 @@ def _is_read(one: Step, others: Sequence[Step]) -> bool:
 def _of_own_phases(row: Row, catalog: Catalog) -> Row:
     """The row without phases that have no losses in its method: numbers for another one's."""
     one = row.step(catalog)
-    phases = one.resolved.recipe.run_phases if one.kind == "task-distill" else {}
+    phases = one.resolved.recipe.run_phases if one.stage.is_method else {}
     empty = {f"phases.{name}.leave_out": True for name, phase in phases.items() if not phase.losses}
     return replace(row, over={**row.over, **empty})
 
@@ -197,7 +200,7 @@ def _named(rows: list[Row]) -> list[Row]:
 
 def _related(rows: list[Row], catalog: Catalog) -> list[Row]:
     """Rows whose recipe leaves out parts of a method, with the row that has all of it."""
-    recipes = {row.name: made.resolved.recipe for row in rows if (made := row.step(catalog)).kind == "task-distill"}
+    recipes = {row.name: made.resolved.recipe for row in rows if (made := row.step(catalog)).stage.is_method}
     whole = {recipe.method: name for name, recipe in reversed(recipes.items()) if not recipe.ablate}
     return [
         replace(row, of=whole[recipe.method], without=", ".join(recipe.ablate))
@@ -228,7 +231,7 @@ def _with_ablations(rows: list[Row], ablate: Sequence[str], catalog: Catalog) ->
 
 def _ablations(row: Row, catalog: Catalog) -> list[str]:
     one = row.step(catalog)
-    if one.kind != "task-distill":
+    if not one.stage.is_method:
         return []
     tables = read_toml(catalog.path("methods", one.resolved.recipe.method, where="method"), "methods").get("ablations", {})
     return list(tables) if isinstance(tables, Mapping) else []
@@ -306,8 +309,7 @@ def seeds_of(recipe: Recipe) -> list[int]:
 
 def lengths(one: Step) -> Iterator[str]:
     """How long each phase of a row is, as its recipe says it."""
-    recipe = one.resolved.recipe
-    phases = {"finetune": recipe.finetune} if one.kind == "finetune" else recipe.run_phases
-    for name, phase in phases.items():
+    for table, phase in one.stage.phases(one.resolved.recipe).items():
+        name = table.removeprefix("phases.")
         tried = f" x {len(phase.learning_rates)} rates" if len(phase.learning_rates) > 1 else ""
         yield f"{name} {f'{phase.steps:,} steps' if phase.steps else f'{phase.epochs:g} epochs'}{tried}"

@@ -25,16 +25,14 @@ from microbert_cli.models.load import LoadedModel
 from microbert_cli.plan.calibration import Calibration
 from microbert_cli.plan.doctor.findings import Later
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo, standing_in
-from microbert_cli.plan.stages import state
-from microbert_cli.recipe.phase_data import SELECTED_BY, TRAIN, trained_splits
+from microbert_cli.recipe.phase_data import TRAIN
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.task import Task
 from microbert_cli.runs import atomic
-from microbert_cli.runs.stage_inputs import Step, split_by_task
+from microbert_cli.runs.pipeline import step_state
+from microbert_cli.runs.stage_inputs import Step
 
 MODELS = ("model", "teacher", "student", "tokenizer", "masked_lm")  # inputs that are models or descriptions of some
-LABELLED = ("finetune", "task-distill")  # stages that train on a task's rows
-TAUGHT = ("general-distill", "task-distill")
 DOCUMENTS, SENTENCES = 50, 40  # of a corpus that one batch is cut from
 
 
@@ -45,15 +43,16 @@ class DoctorContext:
     """
 
     def __init__(self, steps: Sequence[Step], root: Path, catalog: Catalog, *, offline: bool):
-        self.steps = [one for step in steps for one in split_by_task(step)]
+        self.steps = [part for step in steps for part in step.stage.split_tasks(step)]
         self.root, self.catalog, self.offline = root, catalog, offline
         self.seen = ExpectedInputs(catalog, Calibration(device="cpu", catalog=catalog, counts_only=True))
         self.to_come = _to_come(steps)
         self._kept: dict[Any, tuple[Any, Exception | None]] = {}
 
-    def steps_of(self, kinds: Sequence[str]) -> list[Step]:
-        """The recipe's stages of these kinds."""
-        return [step for step in self.steps if step.kind in kinds]
+    @property
+    def task_steps(self) -> list[Step]:
+        """The steps that train on the rows of a task."""
+        return [step for step in self.steps if step.stage.learns_task]
 
     def directory(self, name: str, where: str) -> Path:
         """A model's directory; of a Hub id its copy in the Hub's cache. Raises Later, and what `sources.find` raises."""
@@ -85,13 +84,12 @@ class DoctorContext:
 
     def splits(self, step: Step) -> tuple[str, ...]:
         """What they are called."""
-        distils = step.kind == "task-distill"
-        return trained_splits(step.resolved.recipe, self.catalog) if distils else (TRAIN, SELECTED_BY)
+        return step.stage.splits_of(step.resolved.recipe, self.catalog)
 
     def data_sets(self) -> dict[str, Step]:
         """A stage for every set of rows that is trained on, by the names of all stages that have the same."""
         found: dict[str, list[Step]] = {}
-        for step in self.steps_of(LABELLED):
+        for step in self.task_steps:
             found.setdefault(atomic.digest(step.resolved.recipe.keys("task", "data")), []).append(step)
         alone = len(found) == 1
         return {"" if alone else ", ".join(step.name for step in steps): steps[0] for steps in found.values()}
@@ -162,10 +160,10 @@ class DoctorContext:
 
     def _output(self, step: Step) -> ModelInfo:
         recipe, given = step.resolved.recipe, step.inputs
-        if step.kind in TAUGHT:
-            teacher = self.known(given["teacher"], where="teacher.model" if step.kind == "task-distill" else "base")
+        if step.distils:
+            teacher = self.known(given["teacher"], where=step.stage.input_keys["teacher"][0])
             found = self.known(given["student"], where="student", tokenizer=given["teacher"], like=teacher.config)
-        elif step.kind == "pretrain" and recipe.vocabulary.size and factory.is_description(given["model"], self.catalog):
+        elif trains_vocabulary(step) and factory.is_description(given["model"], self.catalog):
             self.find_corpus(step)
             tokenizer, _ = self.seen.vocabulary(recipe, given["source"])
             found = self.seen.described(given["model"], tokenizer, like=None, where="pretrain.model")
@@ -201,12 +199,17 @@ class DoctorContext:
 
     def _has_blocks(self, step: Step, source: str) -> bool:
         """Whether a corpus was cut before, so that its text is not needed; a vocabulary would be trained on the text itself."""
-        if step.kind == "pretrain" and step.resolved.recipe.vocabulary.size:
+        if trains_vocabulary(step):
             return False
         try:
             return find_blocks(source, self.output(step).tokenizer, _settings(step)) is not None
         except (MbertError, Later):
             return False
+
+
+def trains_vocabulary(step: Step) -> bool:
+    """Whether the stage trains a vocabulary on its corpus, instead of taking another model's."""
+    return "vocabulary" in step.stage.keys and step.resolved.recipe.vocabulary.size is not None
 
 
 def inputs_of(step: Step) -> dict[str, str]:
@@ -234,8 +237,8 @@ def _to_come(steps: Sequence[Step]) -> dict[str, Step]:
     """Outputs that this run will make or make anew, since something before them is."""
     found: dict[str, Step] = {}
     for step in steps:
-        if state(step) != "done" or any(place in found for place in step.places.values()):
-            found[str(step.out)] = split_by_task(step)[0]
+        if step_state(step) != "done" or any(place in found for place in step.places.values()):
+            found[str(step.out)] = step.stage.split_tasks(step)[0]
     return found
 
 

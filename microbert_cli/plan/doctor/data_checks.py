@@ -7,7 +7,7 @@ from typing import Any
 from microbert_cli.data.own_files import too_few_classes
 from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.errors import MbertError
-from microbert_cli.plan.doctor.context import LABELLED, DoctorContext
+from microbert_cli.plan.doctor.context import DoctorContext
 from microbert_cli.plan.doctor.findings import Finding, attempt, doubtful, passed
 from microbert_cli.recipe.phase_data import SELECTED_BY, TRANSFER
 from microbert_cli.runs.stage_inputs import Step
@@ -53,7 +53,7 @@ def duplicates(case: DoctorContext) -> Iterator[Finding]:
     """Dev is not in train, nor in a transfer set: texts are compared without regard to case and space."""
     for about, step in case.data_sets().items():
         yield attempt(about, _duplicates, case, step)
-    for step in case.steps_of(LABELLED):
+    for step in case.task_steps:
         if TRANSFER in case.splits(step):
             yield attempt(step.name, _in_transfer, case, step)
     if not case.data_sets():
@@ -95,12 +95,12 @@ def same(texts: tuple[str, ...]) -> str:
 def truncation(case: DoctorContext) -> Iterator[Finding]:
     """Few training rows are longer than `data.max_length`, and few texts of a transfer set."""
     looked: set[tuple[Any, ...]] = set()
-    for step in case.steps_of(LABELLED):
+    for step in case.task_steps:
         for split in (split for split in case.splits(step) if split != SELECTED_BY):
             found = attempt(step.name, _truncation, case, step, split, looked)
             if found.what:
                 yield found
-    if not case.steps_of(LABELLED):
+    if not case.task_steps:
         yield passed(NO_ROWS)
 
 

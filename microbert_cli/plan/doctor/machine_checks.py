@@ -12,10 +12,9 @@ from packaging.requirements import Requirement
 
 from microbert_cli.errors import MbertError
 from microbert_cli.models.device import pick_device
-from microbert_cli.plan.doctor.context import LABELLED, DoctorContext, inputs_of, localised
+from microbert_cli.plan.doctor.context import DoctorContext, inputs_of, localised
 from microbert_cli.plan.doctor.findings import Finding, Later, attempt, doubtful, passed
 from microbert_cli.plan.stage_cost import Costs, StagePlan
-from microbert_cli.plan.stages import PLANNERS
 from microbert_cli.runs import cache
 from microbert_cli.runs.disk import disk_error, disk_refused, free_bytes
 from microbert_cli.runs.stage_inputs import Step
@@ -28,8 +27,8 @@ EVERY_KIND = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.u
 
 def versions(case: DoctorContext) -> Iterator[Finding]:
     """Every package is there in a version that is asked for; those of ONNX where the recipe exports to it."""
-    exports = any(step.resolved.recipe.export.onnx for step in case.steps_of(("export",)))
-    yield attempt("", _versions, requirements(*(["onnx"] if exports else [])))
+    extras = {extra for step in case.steps for extra in step.stage.extras(step.resolved.recipe)}
+    yield attempt("", _versions, requirements(*sorted(extras)))
 
 
 def requirements(*extras: str) -> list[Requirement]:
@@ -148,15 +147,15 @@ def _count(case: DoctorContext, step: Step, plan: StagePlan, costs: Costs) -> Fi
     for value in inputs_of(step).values():
         if (maker := case.to_come.get(value)) is None:
             continue
-        if maker.kind != "augment":
+        if maker.stage.makes_model:
             case.seen.made[value] = case.output(maker)
         elif value not in case.seen.augmented:
             raise Later(f"{maker.name} could not be counted")
     if "source" in step.inputs:
         case.find_corpus(step)
-    if step.kind in LABELLED:
+    if step.stage.learns_task:
         case.data(step)
-    PLANNERS[step.kind](localised(step, case), case.seen, costs)
+    step.stage.plan(localised(step, case), case.seen, costs)
     return passed(f"{gigabytes(plan.disk)} will stay")
 
 

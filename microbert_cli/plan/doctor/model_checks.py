@@ -5,22 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from microbert_cli.augmentation.word_vectors import SUFFIXES, load_word_table
-from microbert_cli.data.load import default_splits, load_augmented
-from microbert_cli.data.task_data import find_task
+from microbert_cli.data.load import load_augmented
 from microbert_cli.errors import MbertError
 from microbert_cli.models import factory
 from microbert_cli.models.tokenizers import same_tokens, same_vocabulary
-from microbert_cli.plan.doctor.context import LABELLED, TAUGHT, DoctorContext, inputs_of
+from microbert_cli.plan.doctor.context import DoctorContext, inputs_of
 from microbert_cli.plan.doctor.findings import Finding, Later, attempt, doubtful, passed
 from microbert_cli.plan.phases import losses_of
-from microbert_cli.recipe.phase_data import unused_transfer_note
 from microbert_cli.runs import atomic
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import make_terms
 
-SPLITS = {
-    "augment": ("train",), "export": ("dev",), "report": ("train", "dev"), "evaluate": (),
-}  # fmt: skip
 TRIED = 500  # texts of the task
 PROBES = (
     "The baker sold the boat.", "UPPER lower MiXeD", "crème brûlée, naïve Ångström", "don't e-mail a_b@c.example, ok?",
@@ -38,12 +33,12 @@ def inputs(case: DoctorContext) -> Iterator[Finding]:
             told.add(name)
     known: dict[str, set[str]] = {}
     for step in case.steps:
-        if step.kind in (*SPLITS, *LABELLED):
+        if step.stage.splits:
             data = step.resolved.recipe.keys("task", "data")
             about = f"rows of {data['task'] or data['data']['train_file']}"
             yield from _new_rows(attempt(about, _rows, case, step), known.setdefault(atomic.digest(data), set()))
-        if step.kind == "task-distill" and (left := unused_transfer_note(step.resolved.recipe, case.catalog)):
-            yield replace(doubtful(left), about=step.name)
+        if remark := step.stage.remark(step.resolved.recipe, case.catalog):
+            yield replace(doubtful(remark), about=step.name)
 
 
 def _new_rows(found: Finding, known: set[str]) -> Iterator[Finding]:
@@ -78,31 +73,28 @@ def _vectors(name: str) -> Finding:
 
 
 def _rows(case: DoctorContext, step: Step) -> Finding:
-    recipe = step.resolved.recipe
-    splits = case.splits(step) if step.kind in LABELLED else SPLITS[step.kind]
-    if not splits:
-        splits = tuple(recipe.evaluate.splits or default_splits(find_task(recipe, case.catalog)))
+    splits = case.splits(step)
     data = case.rows(step, splits)
     return passed("; ".join(f"{split} {len(data.rows[split]):,}" for split in splits))
 
 
 def tokenizers(case: DoctorContext) -> Iterator[Finding]:
     """Teacher and student make the same ids of the same text: logits and hidden states are compared row by row."""
-    for step in case.steps_of(TAUGHT):
+    distilling = [step for step in case.steps if step.distils]
+    for step in distilling:
         yield attempt(step.name, _tokenizers, case, step)
-    if not case.steps_of(TAUGHT):
+    if not distilling:
         yield passed("no stage has a teacher")
 
 
 def _tokenizers(case: DoctorContext, step: Step) -> Finding:
-    task = step.kind == "task-distill"
-    teacher = case.known(step.inputs["teacher"], where="teacher.model" if task else "base").tokenizer
+    task = step.stage.learns_task
+    teacher = case.known(step.inputs["teacher"], where=step.stage.input_keys["teacher"][0]).tokenizer
     student = case.output(step).tokenizer
     where = f"student {step.inputs['student']}" if task else "student"
     if student is teacher:
         return passed("the student takes the teacher's tokenizer")
-    recipe = step.resolved.recipe
-    phases = {f"phases.{name}": phase for name, phase in recipe.run_phases.items()} if task else {"general": recipe.general}
+    phases = step.stage.phases(step.resolved.recipe)
     terms = {key: make_terms(losses_of(phase.losses), case.catalog) for key, phase in phases.items()}
     bound = [f"{key}.losses.{term.name}" for key, found in terms.items() for term in found if term.by_token]
     if bound:

@@ -13,7 +13,7 @@ from microbert_cli.models.find import find_model
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs import atomic, manifest, reuse
 from microbert_cli.runs.output_dir import differences, is_up_to_date, working
-from microbert_cli.runs.reuse import REUSABLE_STAGES
+from microbert_cli.runs.stage_registry import all_stages
 
 IDENTITY = {"recipe": {"seed": 1, "finetune": {"epochs": 3.0}}, "model": "abc"}
 
@@ -378,9 +378,10 @@ def test_nothing_else_is_taken(tmp_path):
 
 
 def test_the_stages_that_reuse_are_those_that_say_so():
-    """`mbert plan` and `--dry-run` go by the list."""
-    places = Path(reuse.__file__).parents[1].glob("stages/*.py")
-    assert sorted(REUSABLE_STAGES) == sorted(p.stem.replace("_", "-") for p in places if "recipe.reuse" in p.read_text())
+    """`mbert plan` and `--dry-run` go by their records."""
+    places = Path(reuse.__file__).parents[1].glob("stages/*/run.py")
+    reusing = sorted(path.parent.name.replace("_", "-") for path in places if "recipe.reuse" in path.read_text())
+    assert [stage.name for stage in all_stages() if stage.reusable] == reusing
 
 
 def test_begun_work_goes_on_and_is_not_replaced_by_a_copy(tmp_path):

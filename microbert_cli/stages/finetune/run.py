@@ -10,16 +10,14 @@ from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.load import count_all_parameters
 from microbert_cli.models.save import save_model
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
+from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.output_dir import working
 from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.stages.finetune import STAGE
 from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases, train_over_seeds
-
-NAME = "finetune"
-KEYS = ("task", "data", "finetune", "seed", "seeds", *PRECISION_KEYS)
 
 
 def run(
@@ -42,25 +40,25 @@ def run(
     """
     data = load_task_data(recipe, catalog, splits=("train", "dev"), reporter=reporter)
     identity = {
-        "recipe": recipe.identity(*KEYS),
+        "recipe": recipe.identity(*STAGE.keys),
         "own_files": catalog.own_files(),
         "model": factory.identify(model, catalog),
         "tokenizer": factory.identify(tokenizer, catalog),
         "data": data.fingerprints(),
     }
     with working(
-        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
+        out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
-            return up_to_date(NAME, out)
+            return up_to_date(STAGE.name, out)
         seeds = recipe.seeds or [recipe.seed]
         trainer = _Trainer(recipe, catalog, data, model, tokenizer, reporter)
         metrics = train_over_seeds(seeds, work.path, data.task.primary, trainer.train_one, trainer.choices, reporter)
         metrics |= {"task": data.task.name, "primary": data.task.primary, "majority": majority_of_split(data, "dev")}
         return sign(
             work,
-            stage=NAME,
-            recipe=recipe.keys(*KEYS),
+            stage=STAGE.name,
+            recipe=recipe.keys(*STAGE.keys),
             metrics=metrics,
             inputs={"model": identity["model"]},
             sources={"model": model},
@@ -88,7 +86,7 @@ class _Trainer:
         how = choose_precision(device, **self.recipe.numerics())
         model = how.place(loaded.model)
         phase = Phase(
-            name=NAME,
+            name=STAGE.name,
             training=self.recipe.finetune,
             rows=rows,
             learning_rates=self.recipe.finetune.learning_rates,
@@ -108,4 +106,4 @@ class _Trainer:
             reporter=self.reporter,
         )
         save_model(model, loaded.tokenizer, place)
-        return {"dev": results[NAME]["dev"], "phases": results, "parameters": count_all_parameters(model)}
+        return {"dev": results[STAGE.name]["dev"], "phases": results, "parameters": count_all_parameters(model)}

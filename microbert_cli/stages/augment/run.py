@@ -17,9 +17,7 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, manifest
 from microbert_cli.runs.output_dir import working
 from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
-
-NAME = "augment"
-KEYS = ("task", "data", "augment", "vectors", "seed")
+from microbert_cli.stages.augment import STAGE
 
 
 def run(
@@ -41,17 +39,17 @@ def run(
     """
     data = load_task_data(recipe, catalog, splits=("train",), reporter=reporter)
     identity = {
-        "recipe": recipe.identity(*KEYS),
+        "recipe": recipe.identity(*STAGE.keys),
         "own_files": catalog.own_files(),
         "masked_lm": manifest.identify(masked_lm),
         "vectors": manifest.identify(vectors),
         "data": data.fingerprints(),
     }
     with working(
-        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
+        out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
-            return up_to_date(NAME, out)
+            return up_to_date(STAGE.name, out)
         loaded = load_model(masked_lm, "masked-lm", where="augment.masked_lm")
         loaded.model.to(pick_device(recipe.device)).eval()
         table = load_word_table(vectors, limit=recipe.vectors.limit, reporter=reporter) if vectors else None
@@ -80,8 +78,8 @@ def run(
         inputs = {"masked_lm": identity["masked_lm"], "vectors": identity["vectors"]}
         return sign(
             work,
-            stage=NAME,
-            recipe=recipe.keys(*KEYS),
+            stage=STAGE.name,
+            recipe=recipe.keys(*STAGE.keys),
             metrics=metrics,
             inputs=inputs,
             sources={"masked_lm": masked_lm, "vectors": vectors},

@@ -14,9 +14,7 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import working
 from microbert_cli.runs.stage_result import StageResult, read_metrics, sign, up_to_date
-
-NAME = "report"
-KEYS = ("task", "data")
+from microbert_cli.stages.report import STAGE
 
 
 def run(
@@ -38,17 +36,19 @@ def run(
     data = load_task_data(recipe, catalog, splits=("train", "dev"), reporter=reporter)
     sources = {**models, **({"exported": exported} if exported else {})}
     identity = {
-        "recipe": recipe.identity(*KEYS),
+        "recipe": recipe.identity(*STAGE.keys),
         "models": {name: manifest.identify(path) for name, path in sources.items()},
         "data": data.fingerprints(),
     }
-    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
+    with working(out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
         if work.done:
-            return up_to_date(NAME, out)
+            return up_to_date(STAGE.name, out)
         rows = [_baseline_row(data)] + _model_rows(data, models, exported, reporter)
         metrics = {"task": data.task.name, "primary": data.task.primary, "table": rows}
         (work.path / "report.md").write_text(as_markdown(rows), encoding="utf-8")
-        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, inputs=identity["models"], sources=sources)
+        return sign(
+            work, stage=STAGE.name, recipe=recipe.keys(*STAGE.keys), metrics=metrics, inputs=identity["models"], sources=sources
+        )
 
 
 def _baseline_row(data: TaskData) -> dict[str, Any]:

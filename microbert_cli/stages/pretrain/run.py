@@ -21,19 +21,17 @@ from microbert_cli.models.factory import build_model
 from microbert_cli.models.load import LoadedModel, count_all_parameters, load_model, load_vocabulary
 from microbert_cli.models.save import save_model
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
+from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.output_dir import working
 from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.stages.pretrain import STAGE
 from microbert_cli.training import checkpoint
 from microbert_cli.training.loop import train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Batch, Objective
 from microbert_cli.training.phases import make_plan
-
-NAME = "pretrain"
-KEYS = ("corpus", "vocabulary", "pretrain", "seed", *PRECISION_KEYS)
 
 
 def run(
@@ -56,17 +54,17 @@ def run(
     tokenizer  whose vocabulary a new model gets; with `vocabulary.size` one is trained on the corpus instead
     """
     identity = {
-        "recipe": recipe.identity(*KEYS),
+        "recipe": recipe.identity(*STAGE.keys),
         "own_files": catalog.own_files(),
         "model": factory.identify(model, catalog),
         "tokenizer": factory.identify(tokenizer, catalog),
         "corpus": identify_corpus(source),
     }
     with working(
-        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
+        out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
-            return up_to_date(NAME, out)
+            return up_to_date(STAGE.name, out)
         loaded = _model(recipe, catalog, model, tokenizer, source, work.path, reporter)
         check_length(recipe.corpus.max_length, loaded.model.config, where="corpus.max_length")
         blocks, held = make_blocks(
@@ -80,8 +78,8 @@ def run(
         checkpoint.drop_states(work.path)
         return sign(
             work,
-            stage=NAME,
-            recipe=recipe.keys(*KEYS),
+            stage=STAGE.name,
+            recipe=recipe.keys(*STAGE.keys),
             metrics=metrics,
             inputs={"model": identity["model"], "corpus": identity["corpus"]},
             sources={"model": model, "corpus": source},
@@ -142,7 +140,7 @@ def _train(
         groups = batches_by_length(held.lengths, batch_size=spec.batch_size)
         return masked_lm_scores(model, [masked(held.batch(rows), -1 - i) for i, rows in enumerate(groups)])
 
-    plan = make_plan(NAME, spec, blocks.lengths, seed=recipe.seed)
+    plan = make_plan(STAGE.name, spec, blocks.lengths, seed=recipe.seed)
     trained = train(
         objective, batches, plan, directory=directory, seed=recipe.seed, score=heldout, primary="accuracy", reporter=reporter
     )

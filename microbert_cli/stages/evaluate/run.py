@@ -20,9 +20,7 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import working
 from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
-
-NAME = "evaluate"
-KEYS = ("task", "data", "evaluate")
+from microbert_cli.stages.evaluate import STAGE
 
 
 def run(
@@ -54,15 +52,15 @@ def run(
     if recipe.evaluate.splits is None:
         labelled = [split for split in labelled if data.rows[split].labels is not None]
     identity = {
-        "recipe": recipe.identity(*KEYS),
+        "recipe": recipe.identity(*STAGE.keys),
         "model": manifest.identify(model),
         "teacher": manifest.identify(teacher),
         "submission": submit,
         "data": data.fingerprints(),
     }
-    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
+    with working(out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
         if work.done:
-            return up_to_date(NAME, out)
+            return up_to_date(STAGE.name, out)
         answers = open_predictor(model, task, precision=recipe.evaluate.precision, where="evaluate.model")
         taught = open_predictor(teacher, task, where="teacher.model") if teacher else None
         for one in (answers, taught):
@@ -81,7 +79,7 @@ def run(
             "inputs": {"model": identity["model"], "teacher": identity["teacher"]},
             "sources": {"model": model, "teacher": teacher},
         }
-        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=result, data=data.facts(), **made_from)
+        return sign(work, stage=STAGE.name, recipe=recipe.keys(*STAGE.keys), metrics=result, data=data.facts(), **made_from)
 
 
 def check(

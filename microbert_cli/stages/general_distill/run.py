@@ -17,18 +17,16 @@ from microbert_cli.models.architectures import check_length
 from microbert_cli.models.load import count_all_parameters, load_model
 from microbert_cli.models.save import save_model
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
+from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.output_dir import working
 from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.stages.general_distill import STAGE
 from microbert_cli.training import checkpoint
 from microbert_cli.training.loop import train
 from microbert_cli.training.objective import Batch, Objective
 from microbert_cli.training.phases import make_plan
 from microbert_cli.training.progressive import check_step_count
-
-NAME = "general-distill"
-KEYS = ("corpus", "general", "normalisation", "layer_map", "initialise", "seed", *PRECISION_KEYS)
 
 
 def run(
@@ -54,7 +52,7 @@ def run(
     under resume/ for stage two.
     """
     identity = {
-        "recipe": recipe.identity(*KEYS),
+        "recipe": recipe.identity(*STAGE.keys),
         "own_files": catalog.own_files(),
         "teacher": factory.identify(teacher, catalog),
         "student": factory.identify(student, catalog),
@@ -62,10 +60,10 @@ def run(
         **({"initial": factory.identify(initial, catalog)} if initial else {}),
     }
     with working(
-        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
+        out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
-            return up_to_date(NAME, out)
+            return up_to_date(STAGE.name, out)
         _, head = required_heads(recipe, catalog)
         taught = load_model(teacher, head, where="base", new_head=head == "encoder")
         pupil = make_student(recipe, catalog, taught, student, initial, reporter)
@@ -84,8 +82,8 @@ def run(
         checkpoint.drop_states(work.path)
         return sign(
             work,
-            stage=NAME,
-            recipe=recipe.keys(*KEYS),
+            stage=STAGE.name,
+            recipe=recipe.keys(*STAGE.keys),
             metrics=metrics | {"parameters": count_all_parameters(pupil.model)},
             inputs={name: value for name, value in identity.items() if name not in ("recipe", "own_files")},
             sources={"teacher": teacher, "student": student, "corpus": source, **({"initial": initial} if initial else {})},
@@ -118,7 +116,7 @@ def _train(
         return _losses(objective, [make(held, rows, -1 - i) for i, rows in enumerate(groups)])
 
     before = heldout()
-    plan = make_plan(NAME, spec, blocks.lengths, drop_last=reference, seed=recipe.seed)
+    plan = make_plan(STAGE.name, spec, blocks.lengths, drop_last=reference, seed=recipe.seed)
     if objective.progressive is not None:
         check_step_count(plan.steps, objective.progressive.layers)
     trained = train(

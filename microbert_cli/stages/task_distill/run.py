@@ -8,25 +8,18 @@ from microbert_cli.distillation.distiller import Distiller, Teachers
 from microbert_cli.distillation.results import summarize
 from microbert_cli.models import factory
 from microbert_cli.models.moe.convert import check_expert_teacher
-from microbert_cli.recipe.identity import MULTITASK_KEYS
 from microbert_cli.recipe.multitask import named_inputs
 from microbert_cli.recipe.phase_data import trained_splits, unused_transfer_note
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
+from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import working
 from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.stages.task_distill import STAGE
 from microbert_cli.training.phases import train_over_seeds
 
-NAME = "task-distill"
 ASKED = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
-
-
-KEYS = (
-    "task", "data", "teacher", "phases", "normalisation", "layer_map", "initialise", "moe", "cache", "seed", "seeds",
-    *PRECISION_KEYS, *MULTITASK_KEYS,
-)  # fmt: skip
 
 
 def run(
@@ -59,16 +52,16 @@ def run(
     used |= {"initial": initial} if initial else {}
     inputs = {name: factory.identify(place, catalog) for name, place in used.items()}
     identity = {
-        "recipe": recipe.identity(*KEYS),
+        "recipe": recipe.identity(*STAGE.keys),
         "own_files": catalog.own_files(),
         **inputs,
         "data": fingerprints_of(data),
     }
     with working(
-        out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
+        out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
-            return up_to_date(NAME, out)
+            return up_to_date(STAGE.name, out)
         for _, source in named_inputs("teacher", teacher) if recipe.moe.side in ("teacher", "both") else ():
             check_expert_teacher(source, side=recipe.moe.side, experts=recipe.moe.experts)
         distiller = Distiller(recipe, catalog, data, teacher, student, inputs, reporter, initial)
@@ -80,8 +73,8 @@ def run(
         varied = dict(named_inputs("augmented", augmented)) or {"augmented": None}
         return sign(
             work,
-            stage=NAME,
-            recipe=recipe.keys(*KEYS),
+            stage=STAGE.name,
+            recipe=recipe.keys(*STAGE.keys),
             metrics=metrics,
             inputs={**inputs, **{name: manifest.identify(place) for name, place in varied.items()}},
             sources={**used, **varied},

@@ -20,9 +20,8 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import working
 from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.stages.export import STAGE
 
-NAME = "export"
-KEYS = ("task", "data", "export")
 PARITY_ROWS = 256
 
 
@@ -45,14 +44,14 @@ def run(
     """
     data = load_task_data(recipe, catalog, splits=("dev",), reporter=reporter)
     identity = {
-        "recipe": recipe.identity(*KEYS),
+        "recipe": recipe.identity(*STAGE.keys),
         "model": manifest.identify(model),
         "teacher": manifest.identify(teacher),
         "data": data.fingerprints(),
     }
-    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
+    with working(out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
         if work.done:
-            return up_to_date(NAME, out)
+            return up_to_date(STAGE.name, out)
         loaded = load_model(model, "classifier", where="export.model", task=data.task.name)
         if is_routed(loaded.model.config):
             raise no_plain_model(data.task.name)
@@ -81,7 +80,7 @@ def run(
             "inputs": {"model": identity["model"], "teacher": identity["teacher"]},
             "sources": {"model": model, "teacher": teacher},
         }
-        return sign(work, stage=NAME, recipe=recipe.keys(*KEYS), metrics=metrics, data=data.facts(), **made_from)
+        return sign(work, stage=STAGE.name, recipe=recipe.keys(*STAGE.keys), metrics=metrics, data=data.facts(), **made_from)
 
 
 def _scorer(data: TaskData, loaded: LoadedModel) -> Any:

@@ -1,0 +1,30 @@
+"""What an evaluation costs: counted as run.py does the work."""
+
+from microbert_cli.plan.expected_inputs import ExpectedInputs
+from microbert_cli.plan.phases import (
+    add_lengths,
+    add_rows,
+    answer_job,
+)
+from microbert_cli.plan.stage_cost import Costs
+from microbert_cli.plan.work import answering_load
+from microbert_cli.runs.stage_inputs import Step
+
+
+def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
+    """Adds the cost of an evaluation."""
+    from microbert_cli.data.load import default_splits
+    from microbert_cli.data.task_data import find_task
+
+    recipe = step.resolved.recipe
+    splits = recipe.evaluate.splits or default_splits(find_task(recipe, seen.catalog))
+    data = add_rows(costs, seen, recipe, tuple(splits))
+    for role in ("model", "teacher"):
+        if not (name := step.inputs.get(role)):
+            continue
+        known = seen.model(name, where=f"evaluate.{role}").classifying(data.task)
+        costs.open(role, known, "classifier")
+        for split in splits:
+            lengths = add_lengths(costs, seen, data, split, known)
+            size = recipe.evaluate.batch_size
+            costs.work(f"{role} on {split}", answer_job(known, size), answering_load(lengths, batch_size=size))

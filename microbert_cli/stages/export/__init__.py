@@ -1,0 +1,29 @@
+"""A directory to ship: safetensors, ONNX fp32 and int8, also fused, checked for parity and measured, with a model card."""
+
+from typing import Any
+
+from microbert_cli.recipe.phase_data import SELECTED_BY
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.runs.stage_inputs import EarlierOutputs, needed, teacher_input
+from microbert_cli.runs.stage_registry import Stage
+
+
+def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
+    """Returns the model to export, and the teacher it is measured beside."""
+    model = earlier.resolve(recipe.export.model) or earlier.directory("task-distill")
+    return {
+        "model": needed(model, "export.model", "the model to export", "mbert export DIR"),
+        "teacher": teacher_input(recipe, earlier),
+    }
+
+
+STAGE = Stage(
+    "export",
+    inputs,
+    input_keys={"model": ("export.model",), "teacher": ("teacher.model",)},
+    keys=("task", "data", "export"),
+    splits=(SELECTED_BY,),
+    makes_model=True,
+    extras=lambda recipe: ("onnx",) if recipe.export.onnx else (),
+)

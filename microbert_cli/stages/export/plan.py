@@ -1,0 +1,35 @@
+"""What an export costs: counted as run.py does the work."""
+
+from microbert_cli.evaluation.scoring import EVALUATION_BATCH
+from microbert_cli.models.onnx import onnx_forms
+from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
+from microbert_cli.plan.phases import (
+    ONNX,
+    add_lengths,
+    add_race,
+    add_rows,
+    answer_job,
+    export_parts,
+)
+from microbert_cli.plan.stage_cost import Costs
+from microbert_cli.plan.work import answering_load
+from microbert_cli.runs.stage_inputs import Step
+
+
+def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
+    """Adds the cost of an export."""
+    recipe = step.resolved.recipe
+    data = add_rows(costs, seen, recipe, ("dev",))
+    known = seen.model(step.inputs["model"], where="export.model").classifying(data.task)
+    dev = add_lengths(costs, seen, data, "dev", known)
+    rows = [{"input_ids": [1] * int(length)} for length in dev[:256]]
+    costs.open("model", known, "classifier")
+    parts = export_parts(recipe)
+    costs.export(known, rows, parts)
+    made = onnx_forms(**parts)
+    for factor in (1.0, *(ONNX[form][0] for form in made)):
+        costs.work("dev", answer_job(known), answering_load(dev, batch_size=EVALUATION_BATCH).times(factor))
+    others = [name for name in (step.inputs["teacher"],) if name]
+    entrants = [known] + [seen.model(name, where="teacher").classifying(data.task) for name in others]
+    add_race(costs, entrants, known if made else None, made, dev)
+    seen.made[str(step.out)] = ModelInfo(known.config, known.tokenizer)

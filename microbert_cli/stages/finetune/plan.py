@@ -1,0 +1,32 @@
+"""What fine-tuning costs: counted as run.py does the work."""
+
+from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
+from microbert_cli.plan.phases import (
+    add_lengths,
+    add_phase,
+    add_rows,
+    copies_of,
+    losses_of,
+    runs_of,
+)
+from microbert_cli.plan.stage_cost import Costs
+from microbert_cli.plan.work import Job
+from microbert_cli.runs.stage_inputs import Step
+
+
+def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
+    """Adds the cost of fine-tuning."""
+    recipe = step.resolved.recipe
+    data = add_rows(costs, seen, recipe, ("train", "dev"))
+    known = seen.model(step.inputs["model"], where="finetune.model", tokenizer=step.inputs["tokenizer"])
+    known = known.classifying(data.task)
+    lengths, dev = (add_lengths(costs, seen, data, split, known) for split in ("train", "dev"))
+    spec = recipe.finetune
+    losses = losses_of(spec.losses)
+    job = Job("train", known.config, spec.batch_size, losses=losses, optimizer=spec.optimizer, accumulate=spec.accumulate)
+    seeds = recipe.seeds or [recipe.seed]
+    costs.open("model", known, "classifier", times=len(seeds))
+    for number, seed in enumerate(seeds):
+        add_phase(costs, "labels", job, spec, lengths, dev, seed, runs=runs_of(spec.learning_rates, number), scored=True)
+    costs.keep(known, "classifier", copies_of(seeds))
+    seen.made[str(step.out)] = ModelInfo(known.config, known.tokenizer)

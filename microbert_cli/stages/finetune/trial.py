@@ -1,0 +1,30 @@
+"""The first step of fine-tuning, on a few rows."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from microbert_cli.models import factory
+from microbert_cli.plan.doctor.context import DoctorContext
+from microbert_cli.plan.doctor.first_step import StepTrial, first_batch, trial_precision
+from microbert_cli.plan.phases import losses_of
+from microbert_cli.runs.stage_inputs import Step
+from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
+from microbert_cli.training.objective import Objective
+
+
+def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
+    """Yields the phase about to take its first step."""
+    recipe, data, given = step.resolved.recipe, case.data(step), step.inputs
+    how = trial_precision(recipe)
+    with ExitStack() as stack:
+        source = stack.enter_context(case.standing(given["model"], "encoder", where="finetune.model"))
+        words = given["tokenizer"] and stack.enter_context(case.standing(given["tokenizer"], "encoder", where="tokenizer"))
+        loaded = factory.classifier(
+            source, case.catalog, task=data.task, seed=recipe.seed, tokenizer=words, where="finetune.model"
+        )
+        rows = data.encode("train", loaded, where="finetune.model")
+        terms = make_terms(
+            losses_of(recipe.finetune.losses), case.catalog, given=CLASSIFICATION_INPUTS, where="finetune.losses"
+        )
+        objective = Objective(terms, how.place(loaded.model), numerics=how)
+        yield StepTrial("finetune", recipe.finetune, objective, first_batch(rows, loaded.tokenizer, recipe, how.device))

@@ -1,0 +1,49 @@
+"""What distillation on plain text costs: counted as run.py does the work."""
+
+from dataclasses import replace
+
+from microbert_cli.distillation.general import general_terms, required_heads
+from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
+from microbert_cli.plan.phases import (
+    add_corpus,
+    distil_jobs,
+    drawn,
+)
+from microbert_cli.plan.stage_cost import SMALL, Costs, evaluations
+from microbert_cli.plan.work import answering_load
+from microbert_cli.runs.stage_inputs import Step
+from microbert_cli.training.phases import make_plan
+
+HEADS = 4 / 3  # the teacher's head, the student's and its two gradients, over all tokens: 4 forward passes' worth of 3
+
+
+def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
+    """Adds the cost of distillation on plain text."""
+    recipe, source = step.resolved.recipe, step.inputs["source"]
+    costs.host("identity", SMALL + seen.identify(source))
+    teacher = seen.model(step.inputs["teacher"], where="base")
+    name = step.inputs["student"]
+    student = seen.model(name, where="student", tokenizer=step.inputs["teacher"], like=teacher.config)
+    head, head_of_teacher = required_heads(recipe, seen.catalog)
+    costs.open("teacher", teacher, head_of_teacher)
+    costs.open("student", student, head)
+    cut = seen.blocks(recipe, source, student.tokenizer)
+    add_corpus(costs, cut)
+    spec, reference = recipe.general, recipe.normalisation == "reference"
+    pad = recipe.corpus.max_length if reference else None
+    plan = make_plan("general-distill", spec, cut.lengths, drop_last=reference, seed=recipe.seed)
+    load = drawn(cut.lengths, spec, plan.steps, recipe.seed, drop_last=reference, pad_to=pad)
+    job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "encoder")
+    if head != "encoder":
+        wordy = [term.needs for term in general_terms(recipe, seen.catalog) if "token_head" in term.needs]
+        often = HEADS if any("token_labels" not in needs for needs in wordy) else 0.0
+        job = replace(job, head=head, logits=True, predicted=spec.masked, heads=often)
+    if spec.layer_by_layer:
+        costs.plan.notes.append("layer by layer: counted as if every step went through all layers, which only the last ones do")
+    costs.train("distillation", job, load, plan, scored=True, asked=(ask, load))
+    held = answering_load(cut.held, batch_size=spec.batch_size).times(1 + evaluations(plan))
+    costs.work("held-out text", replace(job, kind="judge"), held)
+    costs.work("held-out text: teacher", ask, held)
+    costs.trained(plan.steps, load)
+    costs.keep(student, head)
+    seen.made[str(step.out)] = ModelInfo(student.config, student.tokenizer)

@@ -1,0 +1,33 @@
+"""The first step of distillation on plain text, on a few rows."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+
+from microbert_cli.distillation.general import batch_maker, make_objective, make_student, required_heads
+from microbert_cli.distillation.teacher import Teacher
+from microbert_cli.models.architectures import check_length
+from microbert_cli.models.load import load_model
+from microbert_cli.plan.doctor.context import DoctorContext
+from microbert_cli.plan.doctor.first_step import ROWS, StepTrial, on_device, without_traces
+from microbert_cli.runs.stage_inputs import Step
+
+
+def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
+    """Yields the phase about to take its first step."""
+    recipe = without_traces(step.resolved.recipe)
+    head, head_of_teacher = required_heads(recipe, case.catalog)
+    with ExitStack() as stack:
+        taught_by, student = (
+            stack.enter_context(case.standing(step.inputs[role], kind, where=where))
+            for role, kind, where in (("teacher", head_of_teacher, "base"), ("student", head, "student"))
+        )
+        taught = load_model(taught_by, head_of_teacher, where="base", new_head=head_of_teacher == "encoder")
+        pupil = make_student(recipe, case.catalog, taught, student)
+        objective = make_objective(recipe, case.catalog, Teacher(taught), taught, pupil)
+        for model in (pupil.model, taught.model):
+            check_length(recipe.corpus.max_length, model.config, where="corpus.max_length")
+        with case.blocks(step) as blocks:
+            batch = batch_maker(recipe, pupil.tokenizer, blocks)(blocks, np.arange(min(ROWS, len(blocks))), 0)
+        yield StepTrial("general-distill", recipe.general, objective, on_device(batch, objective.numerics.device))

@@ -1,0 +1,121 @@
+"""Stage two: the student learns a task, or several, from fine-tuned teachers, through all phases of the method."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from microbert_cli.errors import MbertError
+from microbert_cli.recipe.identity import MULTITASK_KEYS
+from microbert_cli.recipe.multitask import recipe_of_task, task_name, teachers_of
+from microbert_cli.recipe.phase_data import trained_splits, unused_transfer_note
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
+from microbert_cli.runs.stage_inputs import EarlierOutputs, Step, augmented_input, initial_input, needed, teacher_input
+from microbert_cli.runs.stage_registry import Stage
+
+Teachers = str | list[str] | dict[str, list[str]]
+
+
+def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
+    """Returns teachers, student and augmented rows, and the model that a new student takes weights from."""
+    return {
+        "teacher": _teachers(recipe, earlier),
+        "student": _student(recipe, earlier, catalog),
+        "augmented": augmented_input(recipe, earlier),
+        **initial_input(recipe, earlier),
+    }
+
+
+def _teachers(recipe: Recipe, earlier: EarlierOutputs) -> Teachers:
+    """Returns the teacher of a task, several to be asked together, or those of each of several tasks."""
+    if recipe.tasks:
+        return {task: [str(earlier.resolve(name)) for name in names] for task, names in teachers_of(recipe).items()}
+    if recipe.teacher.models:
+        return [str(earlier.resolve(name)) for name in recipe.teacher.models]
+    if recipe.moe.side in ("teacher", "both"):
+        in_this_run = earlier.directory_of_this_run("expert-teacher")
+        # what this run makes comes before what the recipe names: the named one is the teacher that experts are made of
+        expert = in_this_run or earlier.resolve(recipe.teacher.model) or earlier.directory("expert-teacher")
+        return needed(expert, "teacher.model", "a teacher of experts (mbert expert-teacher)", "--teacher DIR")
+    return needed(teacher_input(recipe, earlier), "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
+
+
+def _student(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> str:
+    """Returns the student as `init` says: the description (random, new), the teacher, or a checkpoint.
+
+    With init = "auto" it is the general checkpoint of this run, unless `student` names a checkpoint.
+    """
+    if recipe.init == "teacher":
+        return _single(_teachers(recipe, earlier))
+    if recipe.init not in ("auto", "random", "new"):
+        return str(earlier.resolve(recipe.init))
+    general = earlier.directory("general-distill") if recipe.init == "auto" else None
+    is_directory = recipe.student is not None and Path(recipe.student).is_dir()
+    is_described = not is_directory and not list(catalog.check("students", str(recipe.student), ""))
+    use_general = general and (recipe.student is None or is_described)
+    student = general if use_general else earlier.resolve(recipe.student)
+    return needed(student, "student", "a checkpoint, or a student of the catalogue", "--student DIR")
+
+
+def _single(teachers: Teachers) -> str:
+    """Returns the one teacher that the student begins as; raises M043 where there are several."""
+    if isinstance(teachers, str):
+        return teachers
+    raise MbertError(
+        "M043",
+        f"the student is to begin as its teacher, and there are {len(teachers)} of them",
+        where="init",
+        allowed="One task and one teacher; or a student of its own.",
+        fix="--set init=auto --student tinybert-4l-312",
+    )
+
+
+def split_tasks(step: Step) -> list[Step]:
+    """Splits a distillation of several tasks or teachers into steps of one task and one teacher each.
+
+    A task without a teacher is fine-tuned, with the tokens of another's teacher; a step of one teacher stays as it is.
+    """
+    teacher = step.inputs["teacher"]
+    if isinstance(teacher, str) or teacher is None:
+        return [step]
+    recipe, by_task = step.resolved.recipe, isinstance(teacher, Mapping)
+    recipes = {task_name(task): recipe_of_task(recipe, task) for task in recipe.tasks} if by_task else {"": recipe}
+    teachers = teacher if by_task else {"": teacher}
+    tokenizer = next((name for names in teachers.values() for name in names), recipe.base)
+    parts = []
+    for task, names in teachers.items():
+        for number, name in enumerate(names or [None], 1):
+            label = " ".join(filter(None, (step.name, task, str(number) if number > 1 else "")))
+            parts.append(_part(step, label, recipes[task], task, name, tokenizer))
+    return parts
+
+
+def _part(step: Step, label: str, recipe: Recipe, task: str, teacher: str | None, tokenizer: str | None) -> Step:
+    augmented, student = step.inputs["augmented"], step.inputs["student"]
+    if isinstance(augmented, Mapping):
+        augmented = augmented.get(task)
+    part = replace(step, name=label, resolved=replace(step.resolved, recipe=recipe))
+    if teacher is None:
+        return replace(part, kind="finetune", inputs={"model": student, "tokenizer": tokenizer})
+    return replace(part, inputs={"teacher": teacher, "student": student, "augmented": augmented})
+
+
+STAGE = Stage(
+    "task-distill",
+    inputs,
+    input_keys={"teacher": ("teacher.model",), "student": ("student", "init"), "augmented": ("augmented",)},
+    keys=(
+        "task", "data", "teacher", "phases", "normalisation", "layer_map", "initialise", "moe", "cache", "seed", "seeds",
+        *PRECISION_KEYS, *MULTITASK_KEYS,
+    ),
+    splits=trained_splits,
+    phases=lambda recipe: {f"phases.{name}": phase for name, phase in recipe.run_phases.items()},
+    distributed=True,
+    reusable=True,
+    compared=True,
+    makes_model=True,
+    is_method=True,
+    remark=unused_transfer_note,
+    split_tasks=split_tasks,
+)  # fmt: skip

@@ -1,0 +1,62 @@
+"""What task distillation costs: counted as run.py does the work."""
+
+from microbert_cli.evaluation.scoring import EVALUATION_BATCH
+from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
+from microbert_cli.plan.phases import (
+    add_lengths,
+    add_phase,
+    add_rows,
+    answer_job,
+    asked_once,
+    augmented_lengths,
+    copies_of,
+    distil_jobs,
+    runs_of,
+    with_own_steps,
+)
+from microbert_cli.plan.stage_cost import Costs
+from microbert_cli.plan.work import answering_load
+from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase_split, trained_splits, unused_transfer_note
+from microbert_cli.runs.stage_inputs import Step
+from microbert_cli.stages.task_distill import split_tasks
+
+
+def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
+    """Of several tasks or teachers: each task by itself, for the steps that are its share."""
+    parts = split_tasks(step)
+    if parts == [step]:
+        _one_task(step, seen, costs)
+        return
+    for part in with_own_steps(parts, step, seen):
+        _one_task(part, seen, costs) if part.kind == step.kind else part.stage.plan(part, seen, costs)
+
+
+def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
+    recipe = step.resolved.recipe
+    data = add_rows(costs, seen, recipe, trained_splits(recipe, seen.catalog))
+    costs.plan.notes += filter(None, [unused_transfer_note(recipe, seen.catalog)])
+    source = step.inputs["teacher"]
+    teacher = seen.model(source, where="teacher.model").classifying(data.task)
+    student = seen.model(step.inputs["student"], where="student", tokenizer=source, like=teacher.config).classifying(data.task)
+    found = {split: add_lengths(costs, seen, data, split, student) for split in data.rows}
+    dev = found[SELECTED_BY]
+    if (augmented := augmented_lengths(step, seen, costs, data, student, found[TRAIN])) is not None:
+        found[AUGMENTED] = augmented
+    seeds = recipe.seeds or [recipe.seed]
+    costs.open("teacher", teacher, "classifier")
+    costs.open("student", student, "classifier", times=1 + len(seeds))
+    costs.work("examination of the teacher", answer_job(teacher), answering_load(dev, batch_size=EVALUATION_BATCH))
+    kept: dict[str, bool] = {}
+    for number, seed in enumerate(seeds):
+        for name, spec in recipe.run_phases.items():
+            rows = found[phase_split(spec, seen.catalog, found)]
+            job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "classifier")
+            runs = runs_of(spec.learning_rates, number)
+            if number == 0:
+                kept[name] = asked_once(costs, recipe, name, spec, ask, rows)
+            pad = data.max_length if recipe.normalisation == "reference" else None
+            add_phase(costs, name, job, spec, rows, dev, seed, runs=runs, scored=job.logits, ask=None if kept[name] else ask,
+                      pad_to=pad)  # fmt: skip
+        costs.work("dev", answer_job(student), answering_load(dev, batch_size=EVALUATION_BATCH))
+    costs.keep(student, "classifier", copies_of(seeds))
+    seen.made[str(step.out)] = ModelInfo(student.config, student.tokenizer)

@@ -1,0 +1,29 @@
+"""The first step of task distillation, on a few rows."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import torch
+
+from microbert_cli.distillation.distiller import Distiller
+from microbert_cli.plan.doctor.context import DoctorContext
+from microbert_cli.plan.doctor.first_step import StepTrial, first_batch, without_traces
+from microbert_cli.reporter import SILENT
+from microbert_cli.runs.stage_inputs import Step
+
+
+def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
+    """Yields the phase about to take its first step."""
+    recipe, data, given = without_traces(step.resolved.recipe), case.data(step), step.inputs
+    with ExitStack() as stack:
+        teacher = case.standing(given["teacher"], "classifier", where="teacher.model", task=data.task)
+        taught_by = stack.enter_context(teacher)
+        student = stack.enter_context(case.standing(given["student"], "encoder", where="student"))
+        distiller = Distiller(recipe, case.catalog, [data], taught_by, student, {}, SILENT)
+        loaded = distiller.load(recipe.seed)
+        model = distiller.numerics.place(loaded.model)
+        for phase in distiller.phases(loaded):
+            torch.manual_seed(recipe.seed)
+            objective = phase.objective(model).to(distiller.device)
+            batch = first_batch(phase.rows, loaded.tokenizer, recipe, distiller.device, pad_to=phase.pad_to)
+            yield StepTrial(phase.name, phase.training, objective, batch)
