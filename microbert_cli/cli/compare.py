@@ -124,7 +124,7 @@ def _run(plans: Sequence[ComparisonPlan], grid: Grid, common: Common, root: Path
     from microbert_cli.stages import compare as stage
 
     catalog, reporter = common.catalog(), common.reporter()
-    how = {"catalog": catalog, "reporter": reporter, "force": common.force, "resume": common.resume}
+    how: dict[str, Any] = {"catalog": catalog, "reporter": reporter, "force": common.force, "resume": common.resume}
     try:
         result = stage.run(run_plans(plans, grid, **how), root / COMPARISON, **how)
     finally:

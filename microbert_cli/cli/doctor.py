@@ -1,12 +1,12 @@
 """`mbert doctor`: small checks of a recipe, executed before it runs."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from microbert_cli.cli.console import show_json, show_marked
 from microbert_cli.cli.execute import recipe_steps
-from microbert_cli.cli.options import Common, DataDir, TaskName, with_options
+from microbert_cli.cli.options import Common, DataDir, RecipeName, TaskName, with_options
 from microbert_cli.errors import MbertError
 from microbert_cli.hub import is_offline, no_network
 
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 @with_options
 def doctor(
-    recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
+    recipe_name: RecipeName = None,
     task: TaskName = None,
     data: DataDir = None,
     *,
@@ -53,8 +53,8 @@ def doctor(
             results.append(result)
             if not common.as_json:
                 _show(result)
-    told = {"recipe": resolved.name, "checks": [result.as_dict() for result in results]}
-    told["passed"] = not (crosses := [result for result in results if result.state == "fail"])
+    crosses = [result for result in results if result.state == "fail"]
+    told = {"recipe": resolved.name, "checks": [result.as_dict() for result in results], "passed": not crosses}
     if crosses:
         raise _failed(crosses, told)
     if common.as_json:

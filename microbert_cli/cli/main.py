@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import typer
 
 from microbert_cli import distributed
+from microbert_cli.cli import stage_commands
 from microbert_cli.cli.console import error_console, show, show_error, show_json, show_traceback
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.runs import disk
@@ -17,7 +18,7 @@ from microbert_cli.signals import Halted, Interrupted, raise_on_signal
 from microbert_cli.version import __version__
 
 COMMANDS = (
-    "run", "plan", "doctor", "pretrain", "finetune", "general_distill", "augment", "expert_teacher", "task_distill",
+    "run", "plan", "doctor", "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "task-distill",
     "evaluate", "predict", "extract", "export", "bench", "compare", "verify", "names", "env",
 )  # fmt: skip
 
@@ -42,8 +43,11 @@ def _root(version: bool = typer.Option(False, "--version", help="Show the versio
         raise typer.Exit
 
 
-for _name in COMMANDS:
-    import_module(f"microbert_cli.cli.{_name}").register(app)
+for _name in COMMANDS:  # in the order of the help
+    if _name in stage_commands.COMMANDS:
+        stage_commands.register(app, _name)
+    else:
+        import_module(f"microbert_cli.cli.{_name}").register(app)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Options that several commands share, and what they come to: a resolved recipe, a catalogue, a voice.
 
-`@command("...")` gives a function the common options: its own parameters stay in its signature, the common ones arrive as one
+`@with_options` gives a function the common options: its own parameters stay in its signature, the common ones arrive as one
 `Common`. The flags are frozen; everything else is a recipe key, reached with --set.
 """
 
@@ -69,6 +69,7 @@ class Common:
         )
 
 
+RecipeName = Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")]
 TaskName = Annotated[str | None, typer.Option("--task", help="A task of the catalogue, or a task TOML.")]
 DataDir = Annotated[str | None, typer.Option("--data", help="A GLUE folder, or one task's; default: MBERT_DATA.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Several seeds, such as 1,2,3.")]

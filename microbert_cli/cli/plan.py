@@ -6,7 +6,7 @@ import typer
 
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.execute import recipe_steps
-from microbert_cli.cli.options import Common, DataDir, TaskName, with_options
+from microbert_cli.cli.options import Common, DataDir, RecipeName, TaskName, with_options
 
 if TYPE_CHECKING:
     from microbert_cli.plan.stage_cost import StagePlan
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 @with_options
 def plan(
-    recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
+    recipe_name: RecipeName = None,
     task: TaskName = None,
     data: DataDir = None,
     on: Annotated[

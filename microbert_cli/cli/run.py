@@ -1,14 +1,14 @@
 """`mbert run`: a recipe's stages, one after the other."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from microbert_cli.cli.bench import show_report
 from microbert_cli.cli.console import show, show_json
 from microbert_cli.cli.execute import recipe_steps
-from microbert_cli.cli.options import Common, DataDir, TaskName, with_options
+from microbert_cli.cli.options import Common, DataDir, RecipeName, TaskName, with_options
 from microbert_cli.runs import run_record
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.runs.stage_result import read_metrics
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 @with_options
 def run(
-    recipe_name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe; default: mbert.toml.")] = None,
+    recipe_name: RecipeName = None,
     task: TaskName = None,
     data: DataDir = None,
     *,

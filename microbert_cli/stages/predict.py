@@ -56,7 +56,7 @@ def read_inputs(
         raise _no_table()
     if texts and file is not None:
         raise _two_inputs(file)
-    if columns:
+    if columns and file is not None:
         table = read_table(file)
         rows = list(zip(*(_texts(table, name) for name in columns), strict=True))
         return _not_too_long(rows, table.where)

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from microbert_cli import distributed
 from microbert_cli.augmentation.algorithm import DatasetAugmenter, concatenate, settings_of
@@ -100,7 +100,7 @@ def _shard(driver: DatasetAugmenter, number: int, shards: Path, task: Any) -> No
     atomic.name_by_content(begun, f"{number:06d}", ".parquet")
 
 
-def _join(shards: Path, target: Path, task: Any, form: str) -> int:
+def _join(shards: Path, target: Path, task: Any, form: Literal["parquet", "tsv"]) -> int:
     """All shards as one file, whoever made them; returns its rows."""
     rows = concatenate([load_augmented(path, task) for path in sorted(shards.glob("*.parquet"))])
     with atomic.writing(target) as begun:

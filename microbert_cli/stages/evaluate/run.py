@@ -75,11 +75,15 @@ def run(
             found.write_predictions(work.path / "predictions.parquet")
         result: dict[str, Any] = {"task": task.name, "primary": task.primary, "model": model, "splits": scored}
         result["dev"] = scored[labelled[0]]["metrics"] if labelled else {}
-        made_from = {
-            "inputs": {"model": identity["model"], "teacher": identity["teacher"]},
-            "sources": {"model": model, "teacher": teacher},
-        }
-        return sign(work, stage=STAGE.name, recipe=recipe.keys(*STAGE.keys), metrics=result, data=data.facts(), **made_from)
+        return sign(
+            work,
+            stage=STAGE.name,
+            recipe=recipe.keys(*STAGE.keys),
+            metrics=result,
+            inputs={"model": identity["model"], "teacher": identity["teacher"]},
+            sources={"model": model, "teacher": teacher},
+            data=data.facts(),
+        )
 
 
 def check(
@@ -136,7 +140,7 @@ class _Evaluation:
 
     def _columns(self, split: str) -> dict[str, Any]:
         task, rows, logits = self.data.task, self.data.rows[split], self.of(split)
-        columns: dict[str, Any] = {"split": [split] * len(rows), "id": [str(row) for row in rows.ids]}
+        columns: dict[str, Any] = {"split": [split] * len(rows), "id": [str(row) for row in rows.ids or ()]}
         if task.is_regression:
             return columns | {"prediction": logits[:, 0].tolist(), "label": _gold(rows, float)}
         names = list(task.label.names or ())
@@ -166,10 +170,8 @@ def _submit(found: _Evaluation, splits: list[str], work: Path, out: Path, report
     folder = work / "submission"
     folder.mkdir(exist_ok=True)
     for split in splits:
-        path = folder / task.submission.files[split]
-        submission.write_submission(
-            task, split, found.data.rows[split].ids, predictions(task, found.of(split)), path, reporter=reporter
-        )
+        path, ids = folder / task.submission.files[split], found.data.rows[split].ids or []
+        submission.write_submission(task, split, ids, list(predictions(task, found.of(split))), path, reporter=reporter)
     neighbours = [*out.parent.glob("*/submission/*.tsv"), *out.parent.parent.glob(f"*/{out.name}/submission/*.tsv")]
     own = {path.name: path for path in folder.glob("*.tsv")}
     others = {path.name: path for path in sorted(neighbours) if work not in path.parents and out not in path.parents}

@@ -76,11 +76,15 @@ def run(
         metrics |= {"dev": measured["files"]["safetensors"]["scores"], "speed": speeds, "model": model}
         facts = Facts(recipe, data, loaded, Path(model), teacher, metrics)
         (work.path / "README.md").write_text(model_card(card(facts)), encoding="utf-8")
-        made_from = {
-            "inputs": {"model": identity["model"], "teacher": identity["teacher"]},
-            "sources": {"model": model, "teacher": teacher},
-        }
-        return sign(work, stage=STAGE.name, recipe=recipe.keys(*STAGE.keys), metrics=metrics, data=data.facts(), **made_from)
+        return sign(
+            work,
+            stage=STAGE.name,
+            recipe=recipe.keys(*STAGE.keys),
+            metrics=metrics,
+            inputs={"model": identity["model"], "teacher": identity["teacher"]},
+            sources={"model": model, "teacher": teacher},
+            data=data.facts(),
+        )
 
 
 def _scorer(data: TaskData, loaded: LoadedModel) -> Any:

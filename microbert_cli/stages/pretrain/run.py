@@ -154,7 +154,7 @@ def _train(
 
 def masked_lm_scores(model: Any, batches: list[Batch]) -> dict[str, float]:
     """Accuracy and loss (nats) at masked positions."""
-    right, loss, count = 0, 0.0, 0
+    right, loss, count = 0.0, 0.0, 0.0  # numbers that processes share are floats
     training = model.training
     model.eval()
     with torch.inference_mode():
@@ -162,7 +162,7 @@ def masked_lm_scores(model: Any, batches: list[Batch]) -> dict[str, float]:
             seen = forward_outputs(model, batch, OutputRequest(token_logits=True))
             assert seen.token_logits is not None
             labels = batch["token_labels"]
-            right += int((seen.token_logits.argmax(-1) == labels).sum())
+            right += float((seen.token_logits.argmax(-1) == labels).sum())
             loss += float(torch.nn.functional.cross_entropy(seen.token_logits, labels, reduction="sum"))
             count += len(labels)
     model.train(training)

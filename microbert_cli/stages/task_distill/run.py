@@ -70,7 +70,7 @@ def run(
         teacher_scores = task_set.score_teachers()
         metrics = train_over_seeds(seeds, work.path, task_set.primary, distiller.train_one, distiller.choices, reporter)
         metrics |= summarize(task_set, metrics, teacher_scores, work.path, reporter) | distiller.start_record
-        varied = dict(named_inputs("augmented", augmented)) or {"augmented": None}
+        varied: dict[str, str | None] = {**dict(named_inputs("augmented", augmented))} or {"augmented": None}
         return sign(
             work,
             stage=STAGE.name,
