@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import complete, load_augmented, load_split, load_transfer, own_task
 from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples, tokenizer_fingerprint
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import check_length
-from microbert_cli.models.load import LoadedModel
-from microbert_cli.models.predictor import Predictor
 from microbert_cli.recipe.multitask import recipe_of_task, task_name, transfer_of
 from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog
@@ -19,6 +17,10 @@ from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import Task, load_task
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
+
+if TYPE_CHECKING:
+    from microbert_cli.models.load import LoadedModel
+    from microbert_cli.models.predictor import Predictor
 
 
 @dataclass
@@ -33,7 +35,7 @@ class TaskData:
     _encoded: dict[tuple[str, str], TokenizedExamples] = field(default_factory=dict)
     _rules: dict[int, tuple[Any, str]] = field(default_factory=dict)
 
-    def encode(self, split: str, loaded: LoadedModel | Predictor, *, where: str) -> TokenizedExamples:
+    def encode(self, split: str, loaded: "LoadedModel | Predictor", *, where: str) -> TokenizedExamples:
         """The split's token ids; raises M012 where a text may outgrow the model."""
         check_length(self.max_length, loaded.model.config, where=where)
         key = (split, self._rules_of(loaded.tokenizer))

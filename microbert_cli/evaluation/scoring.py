@@ -1,6 +1,6 @@
 """What a model answers on a set of rows, and how good that is."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,10 +13,12 @@ from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import metrics
 from microbert_cli.models.capture import OutputRequest, forward_outputs
-from microbert_cli.models.load import LoadedModel
-from microbert_cli.models.predictor import Predictor
 from microbert_cli.recipe.task import Task
 from microbert_cli.reporter import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from microbert_cli.models.load import LoadedModel
+    from microbert_cli.models.predictor import Predictor
 
 EVALUATION_BATCH = 64  # rows a forward pass, where the recipe does not say
 
@@ -89,7 +91,7 @@ def majority_score(task: Task, labels: list[Any]) -> float:
 
 
 def predict_logits(
-    data: TaskData, split: str, model: Any, loaded: LoadedModel | Predictor, *, batch_size: int = EVALUATION_BATCH
+    data: TaskData, split: str, model: Any, loaded: "LoadedModel | Predictor", *, batch_size: int = EVALUATION_BATCH
 ) -> np.ndarray:
     """The model's logits [n, C] on a split of a task."""
     encoded = data.encode(split, loaded, where="model")
@@ -97,7 +99,7 @@ def predict_logits(
     return logits_of(model, encoded, pad_id=pad_id, batch_size=batch_size, reporter=data.reporter)
 
 
-def score_split(data: TaskData, split: str, model: Any, loaded: LoadedModel) -> dict[str, float]:
+def score_split(data: TaskData, split: str, model: Any, loaded: "LoadedModel") -> dict[str, float]:
     """The task's metrics of a model on a split."""
     return score(data.task, predict_logits(data, split, model, loaded), data.rows[split])
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ from microbert_cli.models.find import find_model
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.moe.extract import is_routed, plain_shape
 from microbert_cli.models.tokenizers import load_tokenizer
-from microbert_cli.plan.calibration import Calibration
 from microbert_cli.plan.corpus_sample import CorpusSample, sample_corpus
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
@@ -38,6 +37,9 @@ from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.recipe.task import Task
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, cache
+
+if TYPE_CHECKING:
+    from microbert_cli.plan.calibration import Calibration
 
 TOKENS = 2  # bytes of a token id on disk
 BLOCK = 32  # bytes of a block's ranges
@@ -75,7 +77,7 @@ class ExpectedInputs:
     """Everything that planning found out so far; `made` are outputs of stages already planned."""
 
     catalog: Catalog
-    prices: Calibration
+    prices: "Calibration"
     reporter: Reporter = SILENT
     made: dict[str, ModelInfo] = field(default_factory=dict)
     augmented: dict[str, float] = field(default_factory=dict)  # rows, by the directory of a planned stage

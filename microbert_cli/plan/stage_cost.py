@@ -8,18 +8,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microbert_cli.exporting.directory import export_model
 from microbert_cli.models.factory import counted
 from microbert_cli.models.load import load_model
 from microbert_cli.models.onnx import onnx_forms
-from microbert_cli.plan.calibration import Calibration
 from microbert_cli.plan.expected_inputs import ModelInfo, standing_in
-from microbert_cli.plan.hardware import Hardware
 from microbert_cli.plan.work import FLOAT, PROCESS, Job, Workload, activations, shape, shown, state_bytes, training_bytes
 from microbert_cli.runs import atomic
 from microbert_cli.training.loop import TrainingPlan
+
+if TYPE_CHECKING:
+    from microbert_cli.plan.calibration import Calibration
+    from microbert_cli.plan.hardware import Hardware
 
 PRECISION = "fp32"  # what every stage trains in
 PROBE = 32_000_000  # bytes written to see how fast the disk is
@@ -92,7 +94,7 @@ class StagePlan:
 class Costs:
     """Prices of everything a stage does, and the plan they add up in."""
 
-    def __init__(self, plan: StagePlan, here: Calibration, machine: Hardware | None):
+    def __init__(self, plan: StagePlan, here: "Calibration", machine: "Hardware | None"):
         self.plan, self.here, self.machine = plan, here, machine
 
     def work(self, what: str, job: Job, load: Workload) -> float | None:
