@@ -71,7 +71,7 @@ def extract(*, out: Place, model: Place, task: Place | None = None, **keys: Any)
     """The plain BERT of `task`, or of every task, out of a `model` of several; parity checked on the task's dev rows."""
     from microbert_cli.stages.extract import run as stage
 
-    controls = {name: keys.pop(name) for name in ("force", "resume", "reporter") if name in keys}
+    controls = _controls(keys)
     include, recipe = keys.pop("include", ()), keys.pop("recipe", None)
     resolved = _resolved(recipe, {**keys, **({} if task is None else {"task": str(task)})}, include)
     return stage(resolved.recipe, Path(out), catalog=Catalog(include), model=str(model), **controls)
@@ -95,6 +95,7 @@ def predict(
 def run(recipe: Place, *, out: Place, force: bool = False, reporter: Reporter = SILENT, **keys: Any) -> list[StageResult]:
     """All stages of a recipe; what is up to date is skipped."""
     catalog = Catalog()
+    reporter = keys.pop("talk", reporter)  # its earlier name
     resolved = _resolved(recipe, keys)
     return list(run_steps(steps(resolved, Path(out), catalog), catalog=catalog, reporter=reporter, force=force))
 
@@ -102,13 +103,20 @@ def run(recipe: Place, *, out: Place, force: bool = False, reporter: Reporter = 
 def _stage(
     kind: str, out: Place, keys: dict[str, Any], options: dict[str, Any] | None = None, **named: Place | None
 ) -> StageResult:
-    controls = {name: keys.pop(name) for name in ("force", "resume", "reporter") if name in keys}
+    controls = _controls(keys)
     include = keys.pop("include", ())
     recipe = keys.pop("recipe", None)
     flags = {key: str(value) for key, value in named.items() if value is not None}
     resolved = _resolved(recipe, {**keys, **flags}, include)
     planned = step(kind, resolved, Path(out).parent, Catalog(include), out=Path(out))
     return run_step(planned, catalog=Catalog(include), **controls, **(options or {}))
+
+
+def _controls(keys: dict[str, Any]) -> dict[str, Any]:
+    """Takes the keyword arguments that are no recipe keys out of `keys`; `talk` is the earlier name of `reporter`."""
+    if "talk" in keys:
+        keys["reporter"] = keys.pop("talk")
+    return {name: keys.pop(name) for name in ("force", "resume", "reporter") if name in keys}
 
 
 def _resolved(recipe: Place | None, keys: dict[str, Any], include: Sequence[Place] = ()) -> Resolved:

@@ -16,6 +16,7 @@ import torch
 from microbert_cli.reporter import SILENT, Reporter
 
 Batch = Mapping[str, Any]
+WARMUP_ROUNDS, WARMUP_PASSES = 3, 1  # not counted
 BUSY = 0.5  # load per core, before we start, from which a measurement deserves a warning
 
 
@@ -67,7 +68,7 @@ def in_turn(
     calls: Mapping[str, Callable[[], object]],
     *,
     rounds: int,
-    warmup: int = 3,
+    warmup: int = WARMUP_ROUNDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Runs all calls in turn, A B C A B C, and returns each one's seconds of every round after the warm-up."""
@@ -87,7 +88,7 @@ def time_interleaved(
     *,
     rounds: int = 50,
     passes: int = 5,
-    warmup: int = 3,
+    warmup: int = WARMUP_ROUNDS,
     clock: Callable[[], float] = time.perf_counter,
     reporter: Reporter = SILENT,
 ) -> Timings:
@@ -101,7 +102,7 @@ def time_interleaved(
     rows = _equal_rows(contestants)
     load_before = load_average()
     # The first pass also warms allocators and thread pools for the widest batches, so it comes before the short calls.
-    whole = in_turn({name: _pass(each) for name, each in contestants.items()}, rounds=passes, warmup=1, clock=clock)
+    whole = in_turn({name: _pass(each) for name, each in contestants.items()}, rounds=passes, warmup=WARMUP_PASSES, clock=clock)
     short = in_turn({name: _single(each) for name, each in contestants.items()}, rounds=rounds, warmup=warmup, clock=clock)
     some = next(iter(contestants.values()))
     found = Timings(

@@ -15,7 +15,8 @@ from microbert_cli.models.predictor import open_predictor
 from microbert_cli.models.size import count_parameters, forward_flops, weights_bytes
 from microbert_cli.reporter import SILENT, Reporter
 
-ROWS = 256
+# What reports and exports measure; `mbert plan` prices the same.
+ROWS, BATCH_SIZE, ROUNDS, PASSES = 256, 32, 30, 3
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class BenchmarkModel:
 
 
 def benchmark_models(
-    entrants: Sequence[BenchmarkModel], data: TaskData, *, rows: int = ROWS, batch_size: int = 32, rounds: int = 30,
-    passes: int = 3,
+    entrants: Sequence[BenchmarkModel], data: TaskData, *, rows: int = ROWS, batch_size: int = BATCH_SIZE,
+    rounds: int = ROUNDS, passes: int = PASSES,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures all entrants in one interleaved run on the task's dev rows; each tokenizes the same texts its own way.

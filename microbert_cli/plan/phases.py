@@ -14,6 +14,8 @@ from microbert_cli.data.task_data import TaskData
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.teacher_cache import CacheSettings, Layout, cache_budget
 from microbert_cli.evaluation.baseline import linear_baseline
+from microbert_cli.evaluation.benchmark import WARMUP_PASSES, WARMUP_ROUNDS
+from microbert_cli.evaluation.compare_speed import BATCH_SIZE, PASSES, ROUNDS, ROWS
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
@@ -27,7 +29,6 @@ from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import LAYERWISE, make_terms, output_request
 from microbert_cli.training.phases import make_plan, rows_processed
 
-RACE = (256, 32, 4, 33)  # racing.race_models: rows, rows a batch, passes and single rounds with their warm-up
 # Of torch's time on batches and on single rows: docs/results.md, and for the optimised ones docs/lab-notes.md.
 ONNX = {"fp32": (0.77, 0.45), "int8": (0.30, 0.29), "fp32-optimized": (0.77, 0.42), "int8-optimized": (0.27, 0.27)}
 BASELINE_ROWS = 4000
@@ -200,14 +201,13 @@ def export_parts(recipe: Recipe) -> dict[str, bool]:
 def add_race(
     costs: Costs, entrants: list[ModelInfo], exported: ModelInfo | None, forms: Sequence[str], dev: np.ndarray
 ) -> None:
-    """`racing.race_models`: batches and single rows, every model in turn."""
-    rows, size, passes, rounds = RACE
-    chosen = dev[:: max(1, len(dev) // rows)][:rows]
-    batches = answering_load(chosen, batch_size=size).times(passes)
-    singles = load_of_batches(np.array([length]) for length in chosen[:rounds])
+    """Adds `benchmark_models`: batches and single rows, every model in turn."""
+    chosen = dev[:: max(1, len(dev) // ROWS)][:ROWS]
+    batches = answering_load(chosen, batch_size=BATCH_SIZE).times(PASSES + WARMUP_PASSES)
+    singles = load_of_batches(np.array([length]) for length in chosen[: ROUNDS + WARMUP_ROUNDS])
     for known, (whole, single) in [(known, (1.0, 1.0)) for known in entrants] + [
         (exported, ONNX[form]) for form in forms if exported is not None
     ]:
         costs.open("race: models", known, "classifier")
-        costs.work("race: batches", answer_job(known, size), batches.times(whole))
+        costs.work("race: batches", answer_job(known, BATCH_SIZE), batches.times(whole))
         costs.work("race: single rows", answer_job(known, 1), singles.times(single))

@@ -16,6 +16,7 @@ from microbert_cli.models.architectures import FIRST_TOKEN_READ
 from microbert_cli.models.capture import OutputRequest, tokens_at_once
 from microbert_cli.models.factory import counted
 from microbert_cli.models.size import batch_flops
+from microbert_cli.recipe.registry import Catalog
 from microbert_cli.runs import atomic
 
 Shape = tuple[int, int]
@@ -23,7 +24,6 @@ EXACT = 3_000_000  # rows drawn batch by batch; of what a longer training sees, 
 PASSES = {"train": 3, "judge": 1, "ask": 1, "answer": 1}  # forward passes' worth of products; backward has two
 NAMELESS = ("_name_or_path", "transformers_version", "id2label", "label2id", "architectures", "dtype", "torch_dtype")
 FLOAT = 4  # bytes
-RELATION_HEADS = 48  # of losses/relations.py, where the recipe does not say
 PROCESS = 700_000_000  # bytes of Python with torch and transformers loaded, measured: 0.62 to 0.75 GB
 
 
@@ -199,7 +199,9 @@ def _matrices(job: Job, layers: int, heads: int) -> int:
     kept = 4 * layers * heads if "attention_scores" in told else 0
     kept += 5 * layers * heads if "attention_transfer" in told else 0
     kept += 5 * heads * sum(name in told for name in ("attention_distribution", "value_relation"))
-    return kept + (15 * int(told["relations"].get("heads", RELATION_HEADS)) if "relations" in told else 0)
+    return kept + (
+        15 * int(told["relations"].get("heads", Catalog().loss_defaults("relations")["heads"])) if "relations" in told else 0
+    )
 
 
 def shown(job: Job, rows: int, length: int) -> int:

@@ -197,6 +197,18 @@ def test_a_talk_hears_everything(place):
     assert ("finetune", 3, 3) in heard.steps and any(note.startswith("seed 42: accuracy") for note in heard.notes)
 
 
+@pytest.mark.parametrize("name", ["reporter", "talk"])
+def test_talk_is_the_earlier_name_of_reporter(place, name):
+    notes = []
+
+    class Listener(Reporter):
+        def note(self, text):
+            notes.append(text)
+
+    api.finetune(model=place / "base", **sst2(place), out=place / f"told-{name}", **{name: Listener()}, **keys("finetune"))
+    assert notes[0].startswith("finetune: model ")
+
+
 def test_files_of_ones_own_through_include(place, teacher, tmp_path):
     (tmp_path / "losses").mkdir()
     (tmp_path / "losses" / "mine.py").write_text(

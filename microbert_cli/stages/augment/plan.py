@@ -22,7 +22,7 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     from microbert_cli.augmentation.algorithm import settings_of
 
     recipe, vectors = step.resolved.recipe, step.inputs["vectors"]
-    data = add_rows(costs, seen, recipe, ("train",))
+    data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
     known = seen.model(step.inputs["masked_lm"], where="augment.masked_lm")
     rows = data.rows["train"]
     lengths, _ = seen.lengths(data, "train", known)

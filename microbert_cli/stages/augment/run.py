@@ -37,7 +37,7 @@ def run(
     masked_lm  proposes words for single-piece words: a directory or Hub id
     vectors    word vectors for the others: GloVe text or zip, or a BERT directory for its input embeddings
     """
-    data = load_task_data(recipe, catalog, splits=("train",), reporter=reporter)
+    data = load_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
     identity = {
         "recipe": recipe.identity(*STAGE.keys),
         "own_files": catalog.own_files(),

@@ -13,12 +13,9 @@ from microbert_cli.runs.stage_inputs import Step
 
 def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     """Adds the cost of an evaluation."""
-    from microbert_cli.data.load import default_splits
-    from microbert_cli.data.task_data import find_task
-
     recipe = step.resolved.recipe
-    splits = recipe.evaluate.splits or default_splits(find_task(recipe, seen.catalog))
-    data = add_rows(costs, seen, recipe, tuple(splits))
+    splits = step.stage.splits_of(recipe, seen.catalog)
+    data = add_rows(costs, seen, recipe, splits)
     for role in ("model", "teacher"):
         if not (name := step.inputs.get(role)):
             continue

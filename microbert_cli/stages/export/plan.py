@@ -14,15 +14,16 @@ from microbert_cli.plan.phases import (
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import answering_load
 from microbert_cli.runs.stage_inputs import Step
+from microbert_cli.stages.export.run import PARITY_ROWS
 
 
 def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     """Adds the cost of an export."""
     recipe = step.resolved.recipe
-    data = add_rows(costs, seen, recipe, ("dev",))
+    data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
     known = seen.model(step.inputs["model"], where="export.model").classifying(data.task)
     dev = add_lengths(costs, seen, data, "dev", known)
-    rows = [{"input_ids": [1] * int(length)} for length in dev[:256]]
+    rows = [{"input_ids": [1] * int(length)} for length in dev[:PARITY_ROWS]]
     costs.open("model", known, "classifier")
     parts = export_parts(recipe)
     costs.export(known, rows, parts)

@@ -42,7 +42,7 @@ def run(
     teacher  measured beside it in one interleaved run, if named
     metrics.json: per file size, largest difference of logits, dev scores, fused operators; speed; retention.
     """
-    data = load_task_data(recipe, catalog, splits=("dev",), reporter=reporter)
+    data = load_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
     identity = {
         "recipe": recipe.identity(*STAGE.keys),
         "model": manifest.identify(model),

@@ -17,7 +17,7 @@ from microbert_cli.runs.stage_inputs import Step
 def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     """Adds the cost of fine-tuning."""
     recipe = step.resolved.recipe
-    data = add_rows(costs, seen, recipe, ("train", "dev"))
+    data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
     known = seen.model(step.inputs["model"], where="finetune.model", tokenizer=step.inputs["tokenizer"])
     known = known.classifying(data.task)
     lengths, dev = (add_lengths(costs, seen, data, split, known) for split in ("train", "dev"))

@@ -38,7 +38,7 @@ def run(
     tokenizer  whose vocabulary a student of the catalogue gets
     metrics.json: dev scores, majority class, and with several seeds each seed's, their mean and spread.
     """
-    data = load_task_data(recipe, catalog, splits=("train", "dev"), reporter=reporter)
+    data = load_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
     identity = {
         "recipe": recipe.identity(*STAGE.keys),
         "own_files": catalog.own_files(),

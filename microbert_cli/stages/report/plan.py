@@ -16,7 +16,7 @@ from microbert_cli.runs.stage_inputs import Step
 def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     """Adds the cost of the report."""
     recipe = step.resolved.recipe
-    data = add_rows(costs, seen, recipe, ("train", "dev"))
+    data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
     costs.host("linear model", linear_model(costs, data))
     entrants = [seen.model(path, where=name).classifying(data.task) for name, path in step.inputs["models"].items()]
     exported = seen.model(step.inputs["exported"], where="export") if step.inputs["exported"] else None

@@ -33,7 +33,7 @@ def run(
 
     metrics.json and report.md hold the table: a linear baseline first, then each model with mean and spread over its seeds.
     """
-    data = load_task_data(recipe, catalog, splits=("train", "dev"), reporter=reporter)
+    data = load_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
     sources = {**models, **({"exported": exported} if exported else {})}
     identity = {
         "recipe": recipe.identity(*STAGE.keys),

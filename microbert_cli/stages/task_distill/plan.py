@@ -16,7 +16,7 @@ from microbert_cli.plan.phases import (
 )
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import answering_load
-from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase_split, trained_splits, unused_transfer_note
+from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase_split
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.stages.task_distill import split_tasks
 
@@ -33,8 +33,8 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
 
 def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     recipe = step.resolved.recipe
-    data = add_rows(costs, seen, recipe, trained_splits(recipe, seen.catalog))
-    costs.plan.notes += filter(None, [unused_transfer_note(recipe, seen.catalog)])
+    data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
+    costs.plan.notes += filter(None, [step.stage.remark(recipe, seen.catalog)])
     source = step.inputs["teacher"]
     teacher = seen.model(source, where="teacher.model").classifying(data.task)
     student = seen.model(step.inputs["student"], where="student", tokenizer=source, like=teacher.config).classifying(data.task)

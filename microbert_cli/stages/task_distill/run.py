@@ -9,7 +9,6 @@ from microbert_cli.distillation.results import summarize
 from microbert_cli.models import factory
 from microbert_cli.models.moe.convert import check_expert_teacher
 from microbert_cli.recipe.multitask import named_inputs
-from microbert_cli.recipe.phase_data import trained_splits, unused_transfer_note
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
@@ -43,9 +42,9 @@ def run(
     augmented  a directory made by `augment`, of several tasks one by name; without it the original training set is used
     initial    whose weights a new student takes where the recipe says that it takes any; else the teacher's
     """
-    if left := unused_transfer_note(recipe, catalog):
-        reporter.warn(left)
-    data = load_all_task_data(recipe, catalog, splits=trained_splits(recipe, catalog), augmented=augmented, reporter=reporter)
+    if remark := STAGE.remark(recipe, catalog):
+        reporter.warn(remark)
+    data = load_all_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), augmented=augmented, reporter=reporter)
     used = dict(named_inputs("teacher", teacher)) | {"student": student}
     if len(used) == 1 and recipe.base is not None:
         used["base"] = recipe.base  # nobody teaches: a new student's tokens are those of the base model
