@@ -6,8 +6,8 @@ import typer
 
 from microbert_cli import distributed
 from microbert_cli.cli.console import show, show_json, show_table
-from microbert_cli.cli.execute import explain, resolve_for
-from microbert_cli.cli.options import About, Common, with_options
+from microbert_cli.cli.execute import explain, resolve_for_model
+from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.evaluation.report_table import COLUMNS, cells
 
 EPILOG = """Example:
@@ -36,11 +36,11 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Single rows each model answers, for latency.")] = 50,
     passes: Annotated[int, typer.Option(min=1, help="Times each model answers all rows.")] = 5,
     *,
-    about: About,
-    common: Common,
+    about: TaskOptions,
+    common: CommonOptions,
 ) -> None:
     """Parameters, size, FLOPs, latency (batch 1) and throughput; an export directory enters with all its files."""
-    resolved = resolve_for(models[0], about, common)
+    resolved = resolve_for_model(models[0], about, common)
     if common.explain:
         explain(resolved, as_json=common.as_json)
         return
@@ -58,7 +58,13 @@ def bench(
     found_task = load_task_data(resolved.recipe, common.catalog(), splits=("dev",), reporter=reporter)
     try:
         found = benchmark_models(
-            _entrants(models), found_task, rows=rows, batch_size=batch_size, rounds=rounds, passes=passes, reporter=reporter
+            _benchmark_models(models),
+            found_task,
+            rows=rows,
+            batch_size=batch_size,
+            rounds=rounds,
+            passes=passes,
+            reporter=reporter,
         )
     finally:
         reporter.close()
@@ -73,7 +79,7 @@ def show_report(metrics: dict[str, Any]) -> None:
     show_table(f"{metrics['task']}, {metrics['primary']} on dev", list(COLUMNS), [cells(row) for row in metrics["table"]])
 
 
-def _entrants(models: list[str]) -> list[Any]:
+def _benchmark_models(models: list[str]) -> list[Any]:
     from pathlib import Path
 
     from microbert_cli.evaluation.compare_speed import BenchmarkModel

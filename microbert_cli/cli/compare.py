@@ -10,8 +10,8 @@ import typer
 from microbert_cli import distributed
 from microbert_cli.cli import options
 from microbert_cli.cli.console import show, show_json, show_table
-from microbert_cli.cli.execute import explain, state
-from microbert_cli.cli.options import About, Common, with_options
+from microbert_cli.cli.execute import explain, output_state
+from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.compare.grid_search import check_grid, parse_grid, told, trials_of
 from microbert_cli.evaluation.compare.rows import COMPARISON, ComparisonPlan, Row, kind_of, lengths, plan_rows, seeds_of
@@ -45,8 +45,8 @@ def compare(
         typer.Option("--grid", metavar="KEY=A,B", help="Values to try in every row, chosen on dev; repeatable."),
     ] = None,
     *,
-    about: About,
-    common: Common,
+    about: TaskOptions,
+    common: CommonOptions,
 ) -> None:
     """Trains several students on the same data, teacher and seeds, and tells them apart in one table.
 
@@ -63,7 +63,7 @@ def compare(
     wanted = parse_grid(grid or [])
     root = common.out or _default_root(names, common, values)
     plans = _plans(
-        names, common, values, root, _listed(tasks, "--tasks"), options.seed_list(seeds), _listed(ablate, "--ablate")
+        names, common, values, root, _name_list(tasks, "--tasks"), options.seed_list(seeds), _name_list(ablate, "--ablate")
     )
     for plan in plans:
         check_grid(wanted, plan, common.catalog())
@@ -77,7 +77,7 @@ def compare(
 
 
 def _plans(
-    names: list[str], common: Common, values: dict[str, Any], root: Path, tasks: list[str], seeds: list[int] | None,
+    names: list[str], common: CommonOptions, values: dict[str, Any], root: Path, tasks: list[str], seeds: list[int] | None,
     ablate: list[str],
 ) -> list[ComparisonPlan]:  # fmt: skip
     catalog = common.catalog()
@@ -91,13 +91,13 @@ def _plans(
     return [plan(root / Path(task).stem, {"task": task}) for task in tasks] if tasks else [plan(root, {})]
 
 
-def _resolved(common: Common, name: str | None, values: dict[str, Any], catalog: Any) -> Resolved:
+def _resolved(common: CommonOptions, name: str | None, values: dict[str, Any], catalog: Any) -> Resolved:
     """A recipe with this command's options; a method's name stands for no recipe, or mbert.toml."""
     recipe = common.recipe if name is None or kind_of(name, catalog) == "methods" else name
     return replace(common, recipe=recipe).resolve(**values)
 
 
-def _default_root(names: list[str], common: Common, values: dict[str, Any]) -> Path:
+def _default_root(names: list[str], common: CommonOptions, values: dict[str, Any]) -> Path:
     """runs/compare, and the names of the base recipe and of the task that are typed: what stays when a row is added."""
     recipe = common.recipe or (names[0] if kind_of(names[0], common.catalog()) == "recipes" else None)
     about = values["task"] or values["data__train_file"]
@@ -105,7 +105,7 @@ def _default_root(names: list[str], common: Common, values: dict[str, Any]) -> P
     return RUNS / "-".join(part for part in parts if part)
 
 
-def _listed(text: str | None, option: str) -> list[str]:
+def _name_list(text: str | None, option: str) -> list[str]:
     """`a,b,c` as names; raises M125."""
     names = [name.strip() for name in (text or "").split(",")] if text is not None else []
     if all(names) and len({Path(name).stem for name in names}) == len(names):
@@ -119,7 +119,7 @@ def _listed(text: str | None, option: str) -> list[str]:
     )
 
 
-def _run(plans: Sequence[ComparisonPlan], grid: Grid, common: Common, root: Path) -> dict[str, Any]:
+def _run(plans: Sequence[ComparisonPlan], grid: Grid, common: CommonOptions, root: Path) -> dict[str, Any]:
     from microbert_cli.evaluation.compare.run import run_plans
     from microbert_cli.stages import compare as stage
 
@@ -134,32 +134,32 @@ def _run(plans: Sequence[ComparisonPlan], grid: Grid, common: Common, root: Path
     return result.metrics
 
 
-def _show_plans(plans: Sequence[ComparisonPlan], grid: Grid, common: Common, root: Path) -> None:
+def _show_plans(plans: Sequence[ComparisonPlan], grid: Grid, common: CommonOptions, root: Path) -> None:
     if common.as_json:
-        show_json({"out": str(root), "tasks": {plan.task: _told(plan, grid, common) for plan in plans}})
+        show_json({"out": str(root), "tasks": {plan.task: _plan_as_dict(plan, grid, common) for plan in plans}})
         return
     _table_of_plans(plans, grid, common)
 
 
-def _told(plan: ComparisonPlan, grid: Grid, common: Common) -> dict[str, Any]:
+def _plan_as_dict(plan: ComparisonPlan, grid: Grid, common: CommonOptions) -> dict[str, Any]:
     catalog = common.catalog()
-    before = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": state(one)} for one in plan.before]
-    return {"before": before, "rows": [_told_row(row, plan, grid, catalog) for row in plan.rows]}
+    before = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": output_state(one)} for one in plan.before]
+    return {"before": before, "rows": [_row_as_dict(row, plan, grid, catalog) for row in plan.rows]}
 
 
-def _told_row(row: Row, plan: ComparisonPlan, grid: Grid, catalog: Any) -> dict[str, Any]:
+def _row_as_dict(row: Row, plan: ComparisonPlan, grid: Grid, catalog: Any) -> dict[str, Any]:
     one = row.step(catalog)
     trials = trials_of(row, grid, plan, catalog)
     return {
         "row": row.name, "stage": one.kind, "phases": list(lengths(one)), "seeds": seeds_of(one.resolved.recipe),
-        "state": state(one), "out": str(one.out), "inputs": one.inputs,
-        "trials": [{"values": trial.values, "state": state(trial.step)} for trial in trials],
+        "state": output_state(one), "out": str(one.out), "inputs": one.inputs,
+        "trials": [{"values": trial.values, "state": output_state(trial.step)} for trial in trials],
     }  # fmt: skip
 
 
-def _table_of_plans(plans: Sequence[ComparisonPlan], grid: Grid, common: Common, *, err: bool = False) -> None:
+def _table_of_plans(plans: Sequence[ComparisonPlan], grid: Grid, common: CommonOptions, *, err: bool = False) -> None:
     for plan in plans:
-        found = _told(plan, grid, common)
+        found = _plan_as_dict(plan, grid, common)
         rows = [[f"({one['stage']})", one["kind"], "", "", one["state"], ""] for one in found["before"]]
         for row in found["rows"]:
             done = sum(trial["state"] == "exists" for trial in row["trials"])
@@ -170,7 +170,7 @@ def _table_of_plans(plans: Sequence[ComparisonPlan], grid: Grid, common: Common,
         show_table(f"{plan.task}: {len(plan.rows)} row{many} in {plan.root}", PLAN, rows, err=err)
 
 
-def _show(metrics: dict[str, Any], common: Common, root: Path) -> None:
+def _show(metrics: dict[str, Any], common: CommonOptions, root: Path) -> None:
     from microbert_cli.evaluation.compare import table
 
     if common.as_json:

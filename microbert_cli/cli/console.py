@@ -18,7 +18,7 @@ from microbert_cli.reporter import Reporter
 from microbert_cli.text import escape_control_characters, safe_text
 
 INTERVAL = 10.0
-SIGNS = str.maketrans({"✓": "+", "✗": "x", "·": "-"})
+ASCII_SIGNS = str.maketrans({"✓": "+", "✗": "x", "·": "-"})
 
 
 def error_console() -> Console:
@@ -64,7 +64,7 @@ class ConsoleReporter(Reporter):
             self._bars.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total or None, numbers="")
-        self._bars.update(self._tasks[stage], completed=step, numbers=_said(numbers))
+        self._bars.update(self._tasks[stage], completed=step, numbers=_format_numbers(numbers))
         if step >= total > 0:
             self._bars.remove_task(self._tasks.pop(stage))
 
@@ -80,7 +80,7 @@ class ConsoleReporter(Reporter):
         self._told[stage] = now
         left = (now - begun) / max(1, step) * max(0, total - step)
         eta = f" eta={int(left) // 3600}:{int(left) % 3600 // 60:02d}:{int(left) % 60:02d}" if total else ""
-        self.console.print(escape(f"{stage} step={step}/{total or '?'} {_said(numbers)}{eta}"))
+        self.console.print(escape(f"{stage} step={step}/{total or '?'} {_format_numbers(numbers)}{eta}"))
 
     def _stop_bars(self) -> None:
         if self._bars is not None:
@@ -88,7 +88,7 @@ class ConsoleReporter(Reporter):
             self._bars, self._tasks = None, {}
 
 
-def _said(numbers: dict[str, float]) -> str:
+def _format_numbers(numbers: dict[str, float]) -> str:
     return " ".join(f"{name}={value:.4g}" for name, value in numbers.items())
 
 
@@ -107,10 +107,10 @@ def show(text: str) -> None:
 
     A terminal gets no control characters; a file or pipe gets every byte, and what is no character written out.
     """
-    _write(escape_control_characters(text) if sys.stdout.isatty() else text)
+    _print(escape_control_characters(text) if sys.stdout.isatty() else text)
 
 
-def _write(text: str) -> None:
+def _print(text: str) -> None:
     """What may hold our own colours. Where nobody reads any more (`| head`) the command ends, as others do."""
     if not distributed.is_main():
         return
@@ -127,13 +127,13 @@ def show_marked(before: str, mark: str, after: str, style: str) -> None:
     try:
         mark.encode(encoding)
     except UnicodeEncodeError:
-        mark = mark.translate(SIGNS)
+        mark = mark.translate(ASCII_SIGNS)
     console = Console(highlight=False, soft_wrap=True)
     with console.capture() as captured:
         console.print(
             f"{escape(escape_control_characters(before))}[{style}]{escape(mark)}[/]{escape(escape_control_characters(after))}"
         )
-    _write(captured.get().rstrip("\n").encode(encoding, "replace").decode(encoding))
+    _print(captured.get().rstrip("\n").encode(encoding, "replace").decode(encoding))
 
 
 def show_json(value: Any) -> None:
@@ -161,4 +161,4 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bo
         return
     with console.capture() as captured:
         console.print(table)
-    _write("\n".join(line.rstrip() for line in captured.get().rstrip().split("\n")))
+    _print("\n".join(line.rstrip() for line in captured.get().rstrip().split("\n")))

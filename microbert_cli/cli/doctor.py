@@ -6,7 +6,7 @@ import typer
 
 from microbert_cli.cli.console import show_json, show_marked
 from microbert_cli.cli.execute import recipe_steps
-from microbert_cli.cli.options import Common, DataDir, RecipeName, TaskName, with_options
+from microbert_cli.cli.options import CommonOptions, DataDir, RecipeName, TaskName, with_options
 from microbert_cli.errors import MbertError
 from microbert_cli.hub import is_offline, no_network
 
@@ -33,7 +33,7 @@ def doctor(
     task: TaskName = None,
     data: DataDir = None,
     *,
-    common: Common,
+    common: CommonOptions,
 ) -> None:
     """Makes small checks of a recipe before it runs: packages, device, inputs, labels, one step of training, disk and more.
 
@@ -56,7 +56,7 @@ def doctor(
     crosses = [result for result in results if result.state == "fail"]
     told = {"recipe": resolved.name, "checks": [result.as_dict() for result in results], "passed": not crosses}
     if crosses:
-        raise _failed(crosses, told)
+        raise _checks_failed(crosses, told)
     if common.as_json:
         show_json(told)
 
@@ -65,11 +65,11 @@ def _show(result: "Result") -> None:
     for finding in result.findings:
         mark, style = MARKS[finding.state]
         about = f"{finding.about}: " if finding.about else ""
-        lines = [f" {result.name:<11} {about}{finding.what}", *_reasons(finding)]
+        lines = [f" {result.name:<11} {about}{finding.what}", *_error_lines(finding)]
         show_marked(f"{result.number:>2} ", mark, "\n".join(lines), style)
 
 
-def _reasons(finding: "Finding") -> list[str]:
+def _error_lines(finding: "Finding") -> list[str]:
     """An error's other parts, below its line."""
     if (error := finding.error) is None:
         return []
@@ -77,7 +77,7 @@ def _reasons(finding: "Finding") -> list[str]:
     return [f"{'':<17}{line}" for part in parts for line in part.splitlines()]
 
 
-def _failed(crosses: "list[Result]", told: dict[str, Any]) -> MbertError:
+def _checks_failed(crosses: "list[Result]", told: dict[str, Any]) -> MbertError:
     error = MbertError(
         "M630",
         f"{len(crosses)} of {len(told['checks'])} checks failed: {', '.join(result.name for result in crosses)}",

@@ -8,8 +8,8 @@ import typer
 
 from microbert_cli.cli import options
 from microbert_cli.cli.console import show_table
-from microbert_cli.cli.execute import resolve_for, run_stage, telling
-from microbert_cli.cli.options import About, Common, with_options
+from microbert_cli.cli.execute import resolve_for_model, run_stage, shown_before_checks
+from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.errors import MbertError
 
 EPILOG = """Examples:
@@ -33,19 +33,19 @@ def evaluate(
     baseline: Annotated[Path | None, typer.Option(help="A metrics.json; exit 1 if scores fell below it.")] = None,
     tolerance: Annotated[float, typer.Option(help="How far below the baseline is still fine.")] = 0.0,
     *,
-    about: About,
-    common: Common,
+    about: TaskOptions,
+    common: CommonOptions,
 ) -> None:
     """Official metrics, predictions per example, agreement with a teacher, submission files."""
-    minimum = {name: value for name, value in map(_bound, min_score or [])}
+    minimum = {name: value for name, value in map(_parse_minimum, min_score or [])}
     before = _read_baseline(baseline)
-    resolved = resolve_for(model, about, common, evaluate__model=model, teacher__model=teacher)
+    resolved = resolve_for_model(model, about, common, evaluate__model=model, teacher__model=teacher)
     result = run_stage("evaluate", common, resolved, **({"submit": True} if submission else {}))
     if result is None:
         return
     from microbert_cli.stages.evaluate.run import check
 
-    with telling(result, common):
+    with shown_before_checks(result, common):
         if not (common.as_json or common.quiet):
             _show_scores(result.metrics)
         check(result.metrics, minimum, before, tolerance)
@@ -59,7 +59,7 @@ def _show_scores(metrics: dict[str, Any]) -> None:
     show_table("", ["split", "metric", "value"], rows, err=True)
 
 
-def _bound(text: str) -> tuple[str, float]:
+def _parse_minimum(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
         return name.strip(), float(value)

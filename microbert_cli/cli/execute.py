@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microbert_cli.cli.console import show, show_json, show_table
-from microbert_cli.cli.options import About, Common
+from microbert_cli.cli.options import CommonOptions, TaskOptions
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.layers import Layer, flatten
 from microbert_cli.recipe.multitask import ambiguous_task, task_name
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from microbert_cli.runs.stage_result import StageResult
 
 
-def run_stage(kind: str, common: Common, resolved: Resolved, **options: Any) -> "StageResult | None":
+def run_stage(kind: str, common: CommonOptions, resolved: Resolved, **options: Any) -> "StageResult | None":
     """Runs one stage by itself; None where only a look was asked for."""
     if common.explain:
         explain(resolved, as_json=common.as_json)
@@ -40,7 +40,7 @@ def run_stage(kind: str, common: Common, resolved: Resolved, **options: Any) -> 
         reporter.close()
 
 
-def recipe_steps(common: Common, resolved: Resolved) -> tuple[list[Step], Path] | None:
+def recipe_steps(common: CommonOptions, resolved: Resolved) -> tuple[list[Step], Path] | None:
     """The recipe's stages and the folder they write to; None where only a look was asked for. Raises M023 where it has none."""
     if common.explain:
         explain(resolved, as_json=common.as_json)
@@ -61,14 +61,14 @@ def recipe_steps(common: Common, resolved: Resolved) -> tuple[list[Step], Path] 
     return planned, root
 
 
-def _root_with_inputs(root: Path, resolved: Resolved, common: Common) -> Path:
+def _root_with_inputs(root: Path, resolved: Resolved, common: CommonOptions) -> Path:
     """Outputs named with -o have the stages beside them as inputs, else those of the default root."""
     default = default_root(resolved, explicit=common.recipe is not None)
     neighbours = [root / stage for stage in stage_names() if root / stage != common.out]
     return root if any((neighbour / "manifest.json").is_file() for neighbour in neighbours) else default
 
 
-def show_result(result: "StageResult | None", common: Common) -> None:
+def show_result(result: "StageResult | None", common: CommonOptions) -> None:
     """The output directory on stdout, or with --json what is in its metrics.json."""
     if result is None:
         return
@@ -81,7 +81,7 @@ def show_result(result: "StageResult | None", common: Common) -> None:
 
 
 @contextmanager
-def telling(result: "StageResult", common: Common) -> Iterator[None]:
+def shown_before_checks(result: "StageResult", common: CommonOptions) -> Iterator[None]:
     """Tells the result before a check of it; with --json after it, so that one object holds both metrics and error."""
     if not common.as_json:
         show_result(result, common)
@@ -95,20 +95,20 @@ def telling(result: "StageResult", common: Common) -> Iterator[None]:
     show_result(result, common)
 
 
-def resolve_for(model: str | None, about: About, common: Common, **keys: Any) -> Resolved:
+def resolve_for_model(model: str | None, about: TaskOptions, common: CommonOptions, **keys: Any) -> Resolved:
     """The recipe of a command about a trained model: what is not said, the model's own manifest says.
 
     Raises M265 where that names several tasks and nobody one of them.
     """
-    made = made_by(model)
-    resolved = common.resolve(beneath=data_of(made), **keys, **known_task(model, about))
+    made = recipe_of_model(model)
+    resolved = common.resolve(beneath=data_folder_layer(made), **keys, **task_flags(model, about))
     tasks = [task_name(task) for task in made.values.get("tasks") or []]
     if len(tasks) > 1 and not (resolved.recipe.task or resolved.recipe.data.train_file or common.explain):
         raise ambiguous_task(tasks, f"MODEL {model}")
     return resolved
 
 
-def known_task(model: str | None, about: About) -> dict[str, Any]:
+def task_flags(model: str | None, about: TaskOptions) -> dict[str, Any]:
     """Flags for the task: as typed, else what the model's own manifest says it was made for."""
     flags = about.keys()
     path = Path(model or "") / "manifest.json"
@@ -119,14 +119,14 @@ def known_task(model: str | None, about: About) -> dict[str, Any]:
     return {**flags, **data, "task": made.get("task")}
 
 
-def data_of(made: Layer) -> Layer | None:
+def data_folder_layer(made: Layer) -> Layer | None:
     """The folder that a model was trained on, for where the recipe names none; None where `MBERT_DATA` does."""
     folder = made.values.get("data", {}).get("folder")
     known = isinstance(folder, str) and not os.environ.get("MBERT_DATA") and Path(folder).is_dir()
     return Layer(made.origin, {"data": {"folder": folder}}) if known else None
 
 
-def made_by(model: str | None) -> Layer:
+def recipe_of_model(model: str | None) -> Layer:
     """The recipe keys that made the output which a model is, or whose best/TASK it is; empty for any other model."""
     path = Path(model or "")
     files = (place / manifest.FILE for place in (path, *path.parents[1:2]))
@@ -150,9 +150,12 @@ def explain(resolved: Resolved, *, as_json: bool = False) -> None:
     show_table("", ["key", "value", "from"], rows)
 
 
-def dry_run(planned: list[Step], common: Common) -> None:
+def dry_run(planned: list[Step], common: CommonOptions) -> None:
     """What would run, on what, and where it would go; nothing is opened."""
-    told = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": state(one), **_shown(one)} for one in planned]
+    told = [
+        {"stage": one.name, "kind": one.kind, "out": str(one.out), "state": output_state(one), **_shown_inputs(one)}
+        for one in planned
+    ]
     if common.as_json:
         show_json({"stages": told})
         return
@@ -162,14 +165,14 @@ def dry_run(planned: list[Step], common: Common) -> None:
         show(f"{one['stage']:<16} {one['state']:<9} -> {one['out']}   {named}")
 
 
-def _shown(one: Step) -> dict[str, Any]:
+def _shown_inputs(one: Step) -> dict[str, Any]:
     """The inputs, those that are lists or tables one by one; and the runs whose output may be copied instead."""
     inputs = {key: value for key, value in one.inputs.items() if not isinstance(value, list | dict)}
     reuse = " ".join(one.resolved.recipe.reuse) if one.stage.reusable else ""
     return {**inputs, **one.places, **({"reuse": reuse} if reuse else {})}
 
 
-def state(one: Step) -> str:
+def output_state(one: Step) -> str:
     """What is there of a stage's output, its content not looked at."""
     if (one.out / "manifest.json").is_file():
         return "exists"

@@ -6,8 +6,8 @@ import typer
 
 from microbert_cli import distributed
 from microbert_cli.cli.console import show, show_json
-from microbert_cli.cli.execute import data_of, explain, known_task, made_by, show_result
-from microbert_cli.cli.options import About, Common, with_options
+from microbert_cli.cli.execute import data_folder_layer, explain, recipe_of_model, show_result, task_flags
+from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.recipe.layers import Layer
 from microbert_cli.runs.stage_inputs import default_root
 
@@ -27,12 +27,12 @@ def register(app: typer.Typer) -> None:
 def extract(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of several tasks, or with experts.")],
     *,
-    about: About,
-    common: Common,
+    about: TaskOptions,
+    common: CommonOptions,
 ) -> None:
     """The plain BERT of one task, or without --task of each: its experts and head alone, logits equal to 1e-6."""
-    made = made_by(model)
-    resolved = common.resolve(beneath=data_of(made), **_known(model, made, about))
+    made = recipe_of_model(model)
+    resolved = common.resolve(beneath=data_folder_layer(made), **_model_flags(model, made, about))
     if common.explain:
         explain(resolved, as_json=common.as_json)
         return
@@ -52,13 +52,13 @@ def extract(
     show_result(result, common)
 
 
-def _known(model: str, made: Layer, about: About) -> dict[str, Any]:
+def _model_flags(model: str, made: Layer, about: TaskOptions) -> dict[str, Any]:
     """Flags for the tasks: as typed, else those of what made the model; texts are as long as they were in training."""
     length = {"data__max_length": made.values.get("data", {}).get("max_length")}
-    return length | known_task(model, about) | ({} if about.task else {"tasks": made.values.get("tasks")})
+    return length | task_flags(model, about) | ({} if about.task else {"tasks": made.values.get("tasks")})
 
 
-def _dry_run(told: dict[str, Any], common: Common) -> None:
+def _dry_run(told: dict[str, Any], common: CommonOptions) -> None:
     if common.as_json:
         show_json(told)
     else:

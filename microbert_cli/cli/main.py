@@ -28,7 +28,7 @@ Exit codes: 0 done or up to date, 1 a check failed, 2 usage, 3 recipe invalid, 4
 checkpoint corrupt, 6 diverged, 7 optional dependency missing, 70 bug, 130/143 interrupted and resumable, 141 broken pipe.
 """
 
-LATER = 20.0  # seconds; on a busy machine it takes a few until one that has left is missed
+GRACE_SECONDS = 20.0  # seconds; on a busy machine it takes a few until one that has left is missed
 
 app = typer.Typer(
     name="mbert", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -63,17 +63,17 @@ def main() -> None:
             distributed.shutdown()
         sys.exit(code or int(Exit.DONE))
     except MbertError as error:
-        _refuse(error)
+        _exit_with_error(error)
     except OSError as error:
-        if error.errno not in disk.REFUSED:
+        if error.errno not in disk.DISK_ERRORS:
             _report_bug()
-        _refuse(disk.disk_refused(error.errno, str(Path(error.filename or ".").absolute())))
+        _exit_with_error(disk.disk_refused(error.errno, str(Path(error.filename or ".").absolute())))
     except (Halted, Interrupted) as stop:
         error_console().print(f"stopped by {stop}; the same command goes on from here", markup=False)
         sys.exit(int(stop.exit_code))
     except Exception as error:
         if hasattr(error, "format_message"):
-            _refuse_usage(error)
+            _exit_with_usage_error(error)
         if (code := getattr(error, "exit_code", None)) is not None:
             error_console().print(f"stopped by {error}; the same command goes on from here", markup=False)
             sys.exit(int(code))
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def _report_bug() -> NoReturn:
-    _let_main_speak()
+    _wait_for_main_process()
     show_traceback()
     error_console().print(
         f"[B070] this is a bug in mbert {__version__}, not your mistake. The report should hold the above and `mbert env`.",
@@ -90,18 +90,18 @@ def _report_bug() -> NoReturn:
     sys.exit(int(Exit.BUG))
 
 
-def _let_main_speak() -> None:
+def _wait_for_main_process() -> None:
     """What ends all processes the main one says; the launcher ends those that are still here when it has left.
 
     So whoever is here after a while met something that the main one did not, and says it.
     """
     if not distributed.is_main():
-        time.sleep(LATER)
+        time.sleep(GRACE_SECONDS)
 
 
-def _refuse(error: MbertError) -> NoReturn:
+def _exit_with_error(error: MbertError) -> NoReturn:
     """The four parts on stderr, with --json on stdout too, and the exit code of the error's family."""
-    _let_main_speak()
+    _wait_for_main_process()
     show_error(error)
     if "--json" in sys.argv:
         show_json({**error.told, "error": error.as_dict()})
@@ -110,14 +110,14 @@ def _refuse(error: MbertError) -> NoReturn:
     sys.exit(int(error.exit_code))
 
 
-def _refuse_usage(error: Any) -> NoReturn:
+def _exit_with_usage_error(error: Any) -> NoReturn:
     """What the parser of the command line found, in four parts as well; `mbert` alone shows the help."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "mbert"
     if len(sys.argv) == 1:
         error.show()
         sys.exit(int(Exit.USAGE))
-    _refuse(
+    _exit_with_error(
         MbertError(
             "M100",
             error.format_message().rstrip("."),

@@ -28,7 +28,7 @@ def list_names(
 ) -> None:
     """Lists losses, methods, students, tasks, augmenters, recipes and machines, or one kind of them."""
     catalog = Catalog(include or ())
-    found = {one: catalog.names(one) for one in ([_known(kind)] if kind else KINDS)}
+    found = {one: catalog.names(one) for one in ([_kind_name(kind)] if kind else KINDS)}
     if as_json:
         show_json(found)
     elif kind:
@@ -39,7 +39,7 @@ def list_names(
 
 def show_name(kind: Kind, name: str, include: Include = None) -> None:
     """Prints the file behind a name."""
-    path = Catalog(include or ()).path(_known(kind), name, where=f"mbert show {kind}")
+    path = Catalog(include or ()).path(_kind_name(kind), name, where=f"mbert show {kind}")
     show(path.read_text(encoding="utf-8").rstrip())
 
 
@@ -50,7 +50,7 @@ def copy_name(
     include: Include = None,
 ) -> None:
     """Copies the file behind a name, to be edited."""
-    path = Catalog(include or ()).path(_known(kind), name, where=f"mbert copy {kind}")
+    path = Catalog(include or ()).path(_kind_name(kind), name, where=f"mbert copy {kind}")
     target = out / path.name if out and out.is_dir() else out or Path(path.name)
     if target.exists():
         raise MbertError(
@@ -64,7 +64,7 @@ def copy_name(
     show(str(target))
 
 
-def _known(kind: str) -> str:
+def _kind_name(kind: str) -> str:
     """The kind, also where one of it is asked for: `mbert show method microbert`."""
     names = {one: one for one in KINDS} | {singular(one): one for one in KINDS}
     if kind in names:

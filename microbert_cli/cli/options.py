@@ -1,7 +1,7 @@
 """Options that several commands share, and what they come to: a resolved recipe, a catalogue, a voice.
 
 `@with_options` gives a function the common options: its own parameters stay in its signature, the common ones arrive as one
-`Common`. The flags are frozen; everything else is a recipe key, reached with --set.
+`CommonOptions`. The flags are frozen; everything else is a recipe key, reached with --set.
 """
 
 import functools
@@ -22,7 +22,7 @@ from microbert_cli.recipe.resolve import Resolved, resolve
 from microbert_cli.recipe.toml import parse_value
 
 DEFAULT_RECIPE = Path("mbert.toml")
-OPTIONS = {
+OPTION_OF_KEY = {
     "base": "--teacher", "teacher.model": "--teacher", "pretrain.model": "--model", "finetune.model": "--model",
     "evaluate.model": "MODEL", "export.model": "MODEL", "augment.masked_lm": "--masked-lm", "vectors.source": "--vectors",
     "corpus.source": "--corpus", "data.folder": "--data", "data.train_file": "--train-file", "data.dev_file": "--dev-file",
@@ -31,7 +31,7 @@ OPTIONS = {
 
 
 @dataclass
-class Common:
+class CommonOptions:
     """The common options as typed."""
 
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe: TOML file or a name from `mbert list recipes`.")] = None  # fmt: skip  # noqa: E501
@@ -65,7 +65,7 @@ class Common:
         named = {key.replace("__", "."): value for key, value in flags.items() if value not in (None, [])}
         named |= {"seed": self.seed, "device": self.device}
         return resolve(
-            catalog=self.catalog(), recipe=recipe, sets=self.sets or [], flags=named, called=OPTIONS, beneath=beneath
+            catalog=self.catalog(), recipe=recipe, sets=self.sets or [], flags=named, called=OPTION_OF_KEY, beneath=beneath
         )
 
 
@@ -79,7 +79,7 @@ CorpusName = Annotated[str | None, typer.Option("--corpus", help="python-docs, a
 
 
 @dataclass
-class About:
+class TaskOptions:
     """What a command is about: a task and its folder, or a table of the user's own."""
 
     task: TaskName = None
@@ -135,13 +135,13 @@ def name_list(text: str | None) -> list[str] | None:
     )
 
 
-GROUPS: dict[str, type] = {"about": About, "common": Common}
+OPTION_GROUPS: dict[str, type] = {"about": TaskOptions, "common": CommonOptions}
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
     """Writes out a command's option groups: `f(own..., about, common)` becomes `f(own..., every option of both)`."""
     parameters = inspect.signature(function).parameters
-    groups = {name: GROUPS[name] for name in parameters if name in GROUPS}
+    groups = {name: OPTION_GROUPS[name] for name in parameters if name in OPTION_GROUPS}
     own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, p in parameters.items() if name not in groups]
     written = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)

@@ -6,7 +6,7 @@ import typer
 
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.execute import recipe_steps
-from microbert_cli.cli.options import Common, DataDir, RecipeName, TaskName, with_options
+from microbert_cli.cli.options import CommonOptions, DataDir, RecipeName, TaskName, with_options
 
 if TYPE_CHECKING:
     from microbert_cli.plan.stage_cost import StagePlan
@@ -35,7 +35,7 @@ def plan(
     ] = None,  # noqa: E501
     renew: Annotated[bool, typer.Option("--renew", help="Measure this machine anew, whatever is in the cache.")] = False,
     *,
-    common: Common,
+    common: CommonOptions,
 ) -> None:
     """Steps, tokens, FLOPs, memory, disk and time of every stage; this machine is calibrated for seconds, once.
 
@@ -59,24 +59,24 @@ def plan(
         plans = plan_steps(steps, catalog=catalog, here=here, machine=machine, reporter=reporter)
     finally:
         reporter.close()
-    basis = machine.assumptions(PRECISION) if machine else _here(here)
+    basis = machine.assumptions(PRECISION) if machine else _describe_machine(here)
     if common.as_json:
-        show_json({"recipe": resolved.name, "on": on or "here", "basis": basis, **_told(plans)})
+        show_json({"recipe": resolved.name, "on": on or "here", "basis": basis, **_as_dict(plans)})
         return
     _show(plans, basis)
 
 
-def _here(here: Any) -> str:
+def _describe_machine(here: Any) -> str:
     facts = here.machine
     load = "unknown" if here.load is None else here.load
     return f"this machine: {facts['name']}, {facts['threads']} threads, torch {facts['torch']}, load {load} before"
 
 
-def _told(plans: "list[StagePlan]") -> dict[str, Any]:
-    return {"stages": [one.as_dict() for one in plans], "totals": _totals(plans), "left": _totals(_left(plans))}
+def _as_dict(plans: "list[StagePlan]") -> dict[str, Any]:
+    return {"stages": [one.as_dict() for one in plans], "totals": _totals(plans), "left": _totals(_unfinished(plans))}
 
 
-def _left(plans: "list[StagePlan]") -> "list[StagePlan]":
+def _unfinished(plans: "list[StagePlan]") -> "list[StagePlan]":
     """What is not done yet."""
     return [one for one in plans if not one.is_done]
 
@@ -93,11 +93,11 @@ def _totals(plans: "list[StagePlan]") -> dict[str, Any]:
 def _show(plans: "list[StagePlan]", basis: str) -> None:
     rows = [_row(one.name, one.state, {**one.as_dict(), "flops": one.flops, "seconds": one.seconds}) for one in plans]
     rows.append(_row("all", "", _totals(plans)))
-    if len(left := _left(plans)) < len(plans):
+    if len(left := _unfinished(plans)) < len(plans):
         rows.append(_row("left", "", _totals(left)))
     show_table("", COLUMNS, rows)
     if scratch := _totals(plans)["scratch"]:
-        show(f"while it runs, resume states take up to {_scaled(scratch)}B more")
+        show(f"while it runs, resume states take up to {_with_unit(scratch)}B more")
     for one in plans:
         for note in [*one.notes, *([one.unknown] if one.unknown else [])]:
             show(f"{one.name}: {note}")
@@ -112,11 +112,11 @@ def _row(name: str, state: str, sums: dict[str, Any]) -> list[str]:
         name,
         state,
         f"{sums['steps']:,}" if sums["steps"] else "",
-        _scaled(tokens) if tokens else "",
+        _with_unit(tokens) if tokens else "",
         f"{sums['useful'] / tokens:.0%}" if tokens else "",
-        "?" if sums["flops"] is None else _scaled(sums["flops"]) if sums["flops"] else "",
-        f"{_scaled(sums['memory'])}B",
-        f"{_scaled(sums['disk'])}B" if sums["disk"] else "",
+        "?" if sums["flops"] is None else _with_unit(sums["flops"]) if sums["flops"] else "",
+        f"{_with_unit(sums['memory'])}B",
+        f"{_with_unit(sums['disk'])}B" if sums["disk"] else "",
         "?" if sums["seconds"] is None else clock(sums["seconds"]),
     ]
 
@@ -132,7 +132,7 @@ def clock(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
-def _scaled(number: float) -> str:
+def _with_unit(number: float) -> str:
     """1,234,567 as 1.23 M."""
     units = ["", "k", "M", "G", "T", "P", "E"]
     while number >= 999.5 and len(units) > 1:

@@ -8,7 +8,7 @@ import typer
 from microbert_cli.cli.bench import show_report
 from microbert_cli.cli.console import show, show_json
 from microbert_cli.cli.execute import recipe_steps
-from microbert_cli.cli.options import Common, DataDir, RecipeName, TaskName, with_options
+from microbert_cli.cli.options import CommonOptions, DataDir, RecipeName, TaskName, with_options
 from microbert_cli.runs import run_record
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.runs.stage_result import read_metrics
@@ -31,7 +31,7 @@ def run(
     task: TaskName = None,
     data: DataDir = None,
     *,
-    common: Common,
+    common: CommonOptions,
 ) -> None:
     """Runs all stages of a recipe; skips what is up to date and says why it runs the rest."""
     common.recipe = recipe_name or common.recipe
@@ -47,7 +47,7 @@ def run(
     run_record.write(root, resolved.name, planned)
 
 
-def _run(common: Common, planned: list[Step], root: Path) -> None:
+def _run(common: CommonOptions, planned: list[Step], root: Path) -> None:
     from microbert_cli.runs.pipeline import run_steps
 
     reporter = common.reporter()
@@ -62,7 +62,7 @@ def _run(common: Common, planned: list[Step], root: Path) -> None:
     _show(common, root, [result.metrics for result in results], planned, unchanged=unchanged)
 
 
-def _show(common: Common, root: Path, metrics: list[dict[str, Any]], planned: list[Step], *, unchanged: bool) -> None:
+def _show(common: CommonOptions, root: Path, metrics: list[dict[str, Any]], planned: list[Step], *, unchanged: bool) -> None:
     if common.as_json:
         show_json({step.name: found for step, found in zip(planned, metrics, strict=True)})
         return

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from microbert_cli.cli import options
-from microbert_cli.cli.execute import resolve_for, run_stage, show_result
-from microbert_cli.cli.options import About, Common, RecipeName, with_options
+from microbert_cli.cli.execute import resolve_for_model, run_stage, show_result
+from microbert_cli.cli.options import CommonOptions, RecipeName, TaskOptions, with_options
 
 MODEL = Annotated[str | None, typer.Option(help="Directory, Hub id, or a student (random weights).")]
 MASKED_LM = Annotated[str | None, typer.Option("--masked-lm", help="Proposes words: directory or Hub id.")]
@@ -128,10 +128,10 @@ def register(app: typer.Typer, name: str) -> None:
 def _function(name: str, command: StageCommand) -> Callable[..., None]:
     """Writes the function whose signature typer turns into options."""
 
-    def run(*, common: Common, about: About | None = None, recipe_name: str | None = None, **texts: Any) -> None:
+    def run(*, common: CommonOptions, about: TaskOptions | None = None, recipe_name: str | None = None, **texts: Any) -> None:
         flags = {option.key.replace(".", "__"): option.parse(texts[word]) for word, option in command.options.items()}
         if command.of_trained_model and about is not None:
-            resolved = resolve_for(texts["model"], about, common, **flags)
+            resolved = resolve_for_model(texts["model"], about, common, **flags)
         else:
             common.recipe = recipe_name or common.recipe
             resolved = common.resolve(**flags, **(about.keys() if about else {}))
@@ -139,7 +139,7 @@ def _function(name: str, command: StageCommand) -> Callable[..., None]:
 
     typed = {word: option.annotation for word, option in command.options.items()}
     arguments = typed if command.of_trained_model else {"recipe_name": RecipeName, **typed}
-    groups = {**({"about": About} if command.has_task else {}), "common": Common}
+    groups = {**({"about": TaskOptions} if command.has_task else {}), "common": CommonOptions}
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [_keyword(word, annotation, None) for word, annotation in arguments.items()]
         + [_keyword(word, group, inspect.Parameter.empty) for word, group in groups.items()]

@@ -27,12 +27,12 @@ def verify(
 ) -> None:
     """Checks a directory and everything that it was made from against the hashes in their manifests; exit 5 if one differs."""
     if not directory.is_dir():
-        raise _no_directory(directory)
+        raise _missing_directory(directory)
     found = verify_directory(directory)
     told = {"directories": [one.as_dict() for one in found]}
     wrong = [one for one in found if one.is_wrong]
     if wrong:
-        error = _not_as_made(wrong, len(found))
+        error = _changed_directories(wrong, len(found))
         error.told = told
     if not as_json:
         show_table("", ["directory", "state", "what", "found"], [[o.place, o.state, o.role, ", ".join(o.notes)] for o in found])
@@ -44,7 +44,7 @@ def verify(
         show(f"{len(found)} examined, nothing wrong")
 
 
-def _not_as_made(wrong: list[VerifiedDirectory], count: int) -> MbertError:
+def _changed_directories(wrong: list[VerifiedDirectory], count: int) -> MbertError:
     return MbertError(
         "M307",
         f"{len(wrong)} of {count} are not what they were: {', '.join(f'{one.place} is {one.state}' for one in wrong[:3])}",
@@ -54,7 +54,7 @@ def _not_as_made(wrong: list[VerifiedDirectory], count: int) -> MbertError:
     )
 
 
-def _no_directory(directory: Path) -> MbertError:
+def _missing_directory(directory: Path) -> MbertError:
     return MbertError(
         "M207",
         "there is no such directory",

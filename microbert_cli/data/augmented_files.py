@@ -70,7 +70,7 @@ def _write_parquet(path: Path, names: tuple[str, ...], columns: list[Any]) -> No
 
 def _file_in(folder: Path) -> Path:
     if (folder / manifest.FILE).is_file():
-        manifest.checked(folder)
+        manifest.read_verified(folder)
     for suffix in (".parquet", ".tsv"):
         if (folder / f"{STEM}{suffix}").is_file():
             return folder / f"{STEM}{suffix}"

@@ -120,7 +120,7 @@ def _entry(key: str, reporter: Reporter) -> Iterator[tuple[Path, bool]]:
             yield directory, distributed.broadcast(ready)
             distributed.barrier()
     else:
-        yield cache.place(KIND, key), bool(distributed.broadcast(None))
+        yield cache.entry_path(KIND, key), bool(distributed.broadcast(None))
         distributed.barrier()
     distributed.barrier()  # until the main process has marked the entry as complete
 
@@ -192,7 +192,7 @@ class CachedOutputs:
     def __init__(self, directory: Path, layout: Layout):
         self.layout = layout
         self.files = {
-            name: atomic.mapped(directory / f"{name}.bin", *shape, self.mode) for name, shape in layout.shapes.items()
+            name: atomic.memory_map(directory / f"{name}.bin", *shape, self.mode) for name, shape in layout.shapes.items()
         }
         self.token_offsets = np.concatenate([[0], np.cumsum(layout.lengths)])
         self.pair_offsets = np.concatenate([[0], np.cumsum(layout.lengths**2)])
@@ -242,7 +242,7 @@ class CacheWriter(CachedOutputs):
     def __init__(self, directory: Path, layout: Layout, chunks: Sequence[np.ndarray]):
         super().__init__(directory, layout)
         self.chunks = chunks
-        self.done = atomic.mapped(directory / "done.bin", (len(chunks),), "uint32", self.mode)
+        self.done = atomic.memory_map(directory / "done.bin", (len(chunks),), "uint32", self.mode)
 
     def fill(self, teacher: Teacher, rows: TokenizedExamples, request: OutputRequest, pad_id: int, reporter: Reporter) -> None:
         """Runs the teacher on this process's chunks that are not done yet."""
@@ -330,7 +330,7 @@ def _may_cache(layout: Layout, key: str, settings: CacheSettings, reporter: Repo
             f"teacher cache: nothing can be written in {cache.root()}, so the teacher is asked anew every time; see MBERT_CACHE"
         )
         return False
-    free = cache.free_bytes() + cache.taken(KIND, key)
+    free = cache.free_bytes() + cache.used_bytes(KIND, key)
     if layout.bytes > free:
         reporter.note(
             f"teacher cache: {layout.bytes / 1e9:.2f} GB do not fit on the disk of {cache.root()}; asked anew every time"
@@ -338,11 +338,11 @@ def _may_cache(layout: Layout, key: str, settings: CacheSettings, reporter: Repo
         return False
     if not (layout.hidden or layout.scores):
         return True
-    budget = cache_budget(settings, taken=cache.taken(KIND, key))
+    budget = cache_budget(settings, taken=cache.used_bytes(KIND, key))
     size = f"{layout.rows:,} distinct rows of {len(layout.slot):,}, {layout.bytes / 1e9:.2f} GB"
     if layout.bytes > budget:
         reporter.note(f"teacher cache: {size}, is more than the {budget / 1e9:.2f} GB of cache.budget; asked anew every time")
         return False
-    cache.make_room(KIND, budget - layout.bytes, keep=key)
-    reporter.note(f"teacher cache: {size} in {cache.place(KIND, key)}")
+    cache.evict(KIND, budget - layout.bytes, keep=key)
+    reporter.note(f"teacher cache: {size} in {cache.entry_path(KIND, key)}")
     return True

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from microbert_cli.models.load import LoadedModel
     from microbert_cli.models.predictor import Predictor
 
+
 EVALUATION_BATCH = 64  # rows a forward pass, where the recipe does not say
 
 

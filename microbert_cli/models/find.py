@@ -22,7 +22,7 @@ def find_model(source: str | Path, *, where: str) -> Path:
     if path.is_dir():
         return _checked(path, where)
     if manifest.partial_path(path).is_dir():
-        raise manifest.unfinished(path)
+        raise manifest.unfinished_output(path)
     if path.exists() or not is_hub_id(str(source)):
         raise _not_there(path, where)
     return _from_hub(str(source), where)
@@ -91,9 +91,9 @@ def _snapshot(name: str, weights: str, *, local_files_only: bool = False) -> Pat
 
 def _checked(path: Path, where: str) -> Path:
     if not (path / manifest.FILE).is_file() and any((path / name).exists() for name in TRACES):
-        raise manifest.unfinished(path)
+        raise manifest.unfinished_output(path)
     if (path / manifest.FILE).is_file():
-        manifest.checked(path)
+        manifest.read_verified(path)
     if not (path / "config.json").is_file():
         raise MbertError(
             "M211",

@@ -41,6 +41,7 @@ from microbert_cli.runs import atomic, cache
 if TYPE_CHECKING:
     from microbert_cli.plan.calibration import Calibration
 
+
 TOKENS = 2  # bytes of a token id on disk
 BLOCK = 32  # bytes of a block's ranges
 SENTENCE = 8 / 25  # bytes a token for the sentences' positions, at 25 tokens a sentence

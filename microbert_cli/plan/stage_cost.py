@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from microbert_cli.plan.calibration import Calibration
     from microbert_cli.plan.hardware import Hardware
 
+
 PRECISION = "fp32"  # what every stage trains in
 PROBE = 32_000_000  # bytes written to see how fast the disk is
 SMALL = 0.1  # seconds to begin and sign a stage: lock, manifest, small files; 0.05 to 0.15 measured

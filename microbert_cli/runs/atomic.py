@@ -14,35 +14,35 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-SEAL = "checksum"
-NAMED = 32  # digits of a checksum in a file's name
-Stamp = tuple[int, int, int]
+CHECKSUM_KEY = "checksum"
+NAME_DIGITS = 32  # digits of a checksum in a file's name
+FileStamp = tuple[int, int, int]
 
-_digests: dict[Path, tuple[Stamp, str]] = {}
+_digests: dict[Path, tuple[FileStamp, str]] = {}
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to; when the block ends well the file is synced and takes its name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the same file at once
     try:
         yield temporary
-        sync(temporary)
+        fsync(temporary)
         temporary.replace(path)
-        sync(path.parent)
+        fsync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def sweep_beside(path: Path) -> None:
+def remove_stale_temporaries(path: Path) -> None:
     """Removes what writers of this one file that were killed left beside it; one that still lives keeps its own."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
-        if distributed.is_main() and not _lives(left.name.split(".")[-2]):
+        if distributed.is_main() and not _is_running(left.name.split(".")[-2]):
             left.unlink(missing_ok=True)
 
 
-def _lives(number: str) -> bool:
+def _is_running(number: str) -> bool:
     """Whether a process of this number runs here; where that cannot be asked without harm, it does."""
     try:
         if os.name == "posix":
@@ -54,7 +54,7 @@ def _lives(number: str) -> bool:
     return True
 
 
-def sweep(directory: Path) -> None:
+def remove_all_temporaries(directory: Path) -> None:
     """Removes what writers that were killed left half-written, in a directory that nobody else writes to."""
     for path in directory.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
@@ -64,11 +64,11 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all; of several processes the main one does."""
     if not distributed.is_main():
         return
-    with writing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Waits until a file's content, or a directory's names, are on the disk."""
     if os.name == "nt":  # Windows opens no directory, and flushes no file that is open for reading alone
         return
@@ -96,18 +96,18 @@ def file_digest(path: Path) -> str:
     return known[1]
 
 
-def name_by_content(begun: Path, stem: str, suffix: str) -> Path:
+def rename_by_checksum(begun: Path, stem: str, suffix: str) -> Path:
     """Syncs a file and gives it a name with its checksum in it, beside: STEM-CHECKSUM.SUFFIX."""
-    sync(begun)
-    named = begun.with_name(f"{stem}-{file_digest(begun)[:NAMED]}{suffix}")
+    fsync(begun)
+    named = begun.with_name(f"{stem}-{file_digest(begun)[:NAME_DIGITS]}{suffix}")
     begun.replace(named)
-    sync(named.parent)
+    fsync(named.parent)
     return named
 
 
-def is_as_named(path: Path) -> bool:
+def matches_name_checksum(path: Path) -> bool:
     """Whether a file is what the checksum in its name says."""
-    return path.stem.rpartition("-")[2] == file_digest(path)[:NAMED]
+    return path.stem.rpartition("-")[2] == file_digest(path)[:NAME_DIGITS]
 
 
 def file_digests(directory: Path, names: Iterable[str]) -> dict[str, str]:
@@ -115,7 +115,7 @@ def file_digests(directory: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: file_digest(directory / name) for name in names}
 
 
-def damaged(directory: Path, digests: Mapping[str, str]) -> list[str]:
+def damaged_files(directory: Path, digests: Mapping[str, str]) -> list[str]:
     """Which of these files are gone, or no longer what they were, and which of the two."""
     found = []
     for name, known in digests.items():
@@ -127,35 +127,35 @@ def damaged(directory: Path, digests: Mapping[str, str]) -> list[str]:
     return found
 
 
-def seal(values: Mapping[str, Any]) -> str:
+def dump_with_checksum(values: Mapping[str, Any]) -> str:
     """A JSON object that carries its own checksum, as text."""
     plain = json.loads(json.dumps(values, default=str))
-    return json.dumps({**plain, SEAL: digest(plain)}, indent=2) + "\n"
+    return json.dumps({**plain, CHECKSUM_KEY: digest(plain)}, indent=2) + "\n"
 
 
-def unseal(text: str) -> dict[str, Any]:
+def load_with_checksum(text: str) -> dict[str, Any]:
     """What `seal` was given; raises ValueError where a bit of it has changed."""
     try:
         values: dict[str, Any] = json.loads(text)
     except RecursionError:
         raise ValueError("lists lie in lists without end") from None
-    if not isinstance(values, dict) or values.pop(SEAL, None) != digest(values):
+    if not isinstance(values, dict) or values.pop(CHECKSUM_KEY, None) != digest(values):
         raise ValueError("its checksum does not match")
     return values
 
 
-def mapped(path: Path, shape: tuple[int, ...], dtype: str, mode: Literal["r", "r+"]) -> "np.memmap":
+def memory_map(path: Path, shape: tuple[int, ...], dtype: str, mode: Literal["r", "r+"]) -> "np.memmap":
     """The file as an array, made with all its room taken, so that a full disk is told now and not in the middle of a write."""
     import numpy as np
 
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if mode == "r+" and (not path.is_file() or path.stat().st_size != size):
         with path.open("wb") as file:
-            _reserve(file.fileno(), size)
+            _allocate(file.fileno(), size)
     return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
 
 
-def _reserve(handle: int, size: int) -> None:
+def _allocate(handle: int, size: int) -> None:
     if hasattr(os, "posix_fallocate") and size:
         os.posix_fallocate(handle, 0, size)
     os.ftruncate(handle, size)

@@ -10,7 +10,7 @@ from pathlib import Path
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
 
-MARK = "complete"
+COMPLETE = "complete"
 
 
 def root() -> Path:
@@ -21,8 +21,8 @@ def root() -> Path:
 
 def find(kind: str, key: str) -> Path | None:
     """The entry's directory if it is there, whole and undamaged; nothing is made, nothing waited for."""
-    directory = place(kind, key)
-    return directory if (directory / MARK).is_file() and not _damage(directory) else None
+    directory = entry_path(kind, key)
+    return directory if (directory / COMPLETE).is_file() and not _damaged_files(directory) else None
 
 
 @contextmanager
@@ -35,16 +35,16 @@ def entry(kind: str, key: str, *, resumable: bool = False, reporter: Reporter = 
     """
     from filelock import FileLock
 
-    directory = place(kind, key)
+    directory = entry_path(kind, key)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.with_suffix(".lock")):
-        if (directory / MARK).is_file():
-            if not (damage := _damage(directory)):
+        if (directory / COMPLETE).is_file():
+            if not (damage := _damaged_files(directory)):
                 _touch(directory)
                 yield directory, True
                 return
             reporter.warn(f"{directory}: {damage[0]}; this entry of the cache is made anew")
-            (directory / MARK).unlink()
+            (directory / COMPLETE).unlink()
             shutil.rmtree(directory, ignore_errors=True)
         if not resumable:
             shutil.rmtree(directory, ignore_errors=True)
@@ -55,66 +55,68 @@ def entry(kind: str, key: str, *, resumable: bool = False, reporter: Reporter = 
             if not resumable:
                 shutil.rmtree(directory, ignore_errors=True)
             raise
-        _mark(directory)
+        _mark_complete(directory)
 
 
-def _mark(directory: Path) -> None:
+def _mark_complete(directory: Path) -> None:
     """Says that the entry is whole, and what its files are; they are on the disk before the word is."""
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     for name in names:
-        atomic.sync(directory / name)
-    atomic.write_text(directory / MARK, atomic.seal({"files": atomic.file_digests(directory, names)}))
+        atomic.fsync(directory / name)
+    atomic.write_text(directory / COMPLETE, atomic.dump_with_checksum({"files": atomic.file_digests(directory, names)}))
     _touch(directory)
 
 
-def _damage(directory: Path) -> list[str]:
+def _damaged_files(directory: Path) -> list[str]:
     """What of a complete entry is no longer as it was made."""
     try:
-        return atomic.damaged(directory, atomic.unseal((directory / MARK).read_text(encoding="utf-8"))["files"])
+        return atomic.damaged_files(
+            directory, atomic.load_with_checksum((directory / COMPLETE).read_text(encoding="utf-8"))["files"]
+        )
     except (OSError, ValueError, KeyError):
-        return [f"{MARK} is damaged"]
+        return [f"{COMPLETE} is damaged"]
 
 
 def _touch(directory: Path) -> None:
     """When the entry was last used; by our clock, since the file system's is coarse."""
-    os.utime(directory / MARK, ns=(time.time_ns(), time.time_ns()))
+    os.utime(directory / COMPLETE, ns=(time.time_ns(), time.time_ns()))
 
 
-def place(kind: str, key: str) -> Path:
+def entry_path(kind: str, key: str) -> Path:
     """Where an entry lies, or would."""
     return root() / kind / key[:32]
 
 
 def free_bytes() -> int:
     """Free space on the disk of the cache."""
-    return shutil.disk_usage(_existing()).free
+    return shutil.disk_usage(_existing_folder()).free
 
 
 def is_writable() -> bool:
     """Whether anything can be kept there: a service without a home folder may have none."""
-    return os.access(_existing(), os.W_OK)
+    return os.access(_existing_folder(), os.W_OK)
 
 
-def _existing() -> Path:
+def _existing_folder() -> Path:
     folder = root()
     while not folder.exists():
         folder = folder.parent
     return folder
 
 
-def taken(kind: str, key: str = "") -> int:
+def used_bytes(kind: str, key: str = "") -> int:
     """Bytes of one entry, or of all of a kind."""
-    folder = place(kind, key) if key else root() / kind
+    folder = entry_path(kind, key) if key else root() / kind
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def make_room(kind: str, room: int, *, keep: str) -> list[Path]:
+def evict(kind: str, room: int, *, keep: str) -> list[Path]:
     """Removes whole entries of a kind, the least recently used first, until the others take at most `room` bytes.
 
     `keep` is never removed. Whoever has a removed one open goes on reading it.
     """
-    marks = [mark for mark in (root() / kind).glob(f"*/{MARK}") if mark.parent != place(kind, keep)]
-    sizes = {mark: taken(kind, mark.parent.name) for mark in sorted(marks, key=lambda mark: mark.stat().st_mtime_ns)}
+    marks = [mark for mark in (root() / kind).glob(f"*/{COMPLETE}") if mark.parent != entry_path(kind, keep)]
+    sizes = {mark: used_bytes(kind, mark.parent.name) for mark in sorted(marks, key=lambda mark: mark.stat().st_mtime_ns)}
     removed = []
     for mark in sizes:
         if sum(size for each, size in sizes.items() if each.parent not in removed) <= room:

@@ -10,7 +10,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.runs import atomic, manifest
 
 NEARLY_FULL = 2**20  # bytes
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENXIO)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENXIO)
 
 
 def write_file(path: Path, text: str) -> None:
@@ -27,7 +27,7 @@ def disk_error(error: BaseException, out: Path) -> int | None:
     safetensors says the number in words alone, torch not even that.
     """
     if isinstance(error, OSError):
-        return error.errno if error.errno in REFUSED else None
+        return error.errno if error.errno in DISK_ERRORS else None
     said = str(error)
     if found := re.search(r"os error (\d+)", said):
         return int(found[1])

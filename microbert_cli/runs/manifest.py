@@ -17,7 +17,17 @@ from typing import Any
 
 from microbert_cli import distributed
 from microbert_cli.errors import MbertError
-from microbert_cli.runs.atomic import SEAL, damaged, digest, file_digest, file_digests, seal, sync, unseal, write_text
+from microbert_cli.runs.atomic import (
+    CHECKSUM_KEY,
+    damaged_files,
+    digest,
+    dump_with_checksum,
+    file_digest,
+    file_digests,
+    fsync,
+    load_with_checksum,
+    write_text,
+)
 from microbert_cli.text import without_secrets
 from microbert_cli.version import __version__
 
@@ -46,7 +56,7 @@ def identify(source: str | Path | None) -> str | None:
         return None
     path = Path(source)
     if path.is_dir():
-        return str(checked(path)["result"]) if (path / FILE).is_file() else digest(outputs_of(path))
+        return str(read_verified(path)["result"]) if (path / FILE).is_file() else digest(output_digests(path))
     return file_digest(path) if path.is_file() else str(source)
 
 
@@ -54,12 +64,12 @@ def read(directory: Path) -> dict[str, Any]:
     """A directory's manifest; raises M210 where there is none, M301 where it is damaged."""
     path = directory / FILE
     try:
-        manifest = _unsealed(path.read_text(encoding="utf-8"))
-        if _is_whole(manifest):
+        manifest = _parse(path.read_text(encoding="utf-8"))
+        if _has_all_tables(manifest):
             return manifest
         raise TypeError("it lacks tables")
     except FileNotFoundError:
-        raise unfinished(directory) from None
+        raise unfinished_output(directory) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MbertError(
             "M301",
@@ -70,10 +80,10 @@ def read(directory: Path) -> dict[str, Any]:
         ) from None
 
 
-def checked(directory: Path) -> dict[str, Any]:
+def read_verified(directory: Path) -> dict[str, Any]:
     """A directory's manifest, once its outputs are seen to be what was made; raises M210, M301, and M306 naming the files."""
     manifest = read(directory)
-    if found := damaged(directory, manifest["outputs"]):
+    if found := damaged_files(directory, manifest["outputs"]):
         raise MbertError(
             "M306",
             f"this output is no longer what was made: {', '.join(found[:4])}",
@@ -84,13 +94,17 @@ def checked(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _unsealed(text: str) -> dict[str, Any]:
+def _parse(text: str) -> dict[str, Any]:
     """Manifests of schema 1 had no checksum."""
     plain: dict[str, Any] = json.loads(text)
-    return plain if isinstance(plain, dict) and plain.get("schema") == 1 and SEAL not in plain else unseal(text)
+    return (
+        plain
+        if isinstance(plain, dict) and plain.get("schema") == 1 and CHECKSUM_KEY not in plain
+        else load_with_checksum(text)
+    )
 
 
-def _is_whole(manifest: Mapping[str, Any]) -> bool:
+def _has_all_tables(manifest: Mapping[str, Any]) -> bool:
     """Whether what others read of it has the shape that `write` gives it."""
     tables = [manifest["identity"], manifest.get("recipe", {}), manifest["outputs"]]
     tables += [table.get("data", {}) for table in tables[:2]]
@@ -103,7 +117,7 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
     )
 
 
-def unfinished(directory: Path) -> MbertError:
+def unfinished_output(directory: Path) -> MbertError:
     """The error for a directory that a stage did not finish."""
     partial = partial_path(directory)
     begun = partial if partial.is_dir() else directory
@@ -132,9 +146,9 @@ def finishing_command(partial: Path) -> str:
 
 def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
     """Writes manifest.json atomically, after everything else is on the disk."""
-    outputs = outputs_of(directory)
+    outputs = output_digests(directory)
     for place in [*outputs, *{str(Path(name).parent) for name in outputs}]:
-        sync(directory / place)
+        fsync(directory / place)
     manifest = {
         "schema": SCHEMA,
         "stage": stage,
@@ -147,10 +161,10 @@ def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: 
         "git": _git_revision(),
         "versions": _versions(),
         "processes": distributed.world_size(),
-        "finished": now(),
+        "finished": utc_now(),
         **facts,
     }
-    write_text(directory / FILE, seal(json.loads(without_secrets(json.dumps(manifest, default=str)))))
+    write_text(directory / FILE, dump_with_checksum(json.loads(without_secrets(json.dumps(manifest, default=str)))))
     return manifest
 
 
@@ -160,12 +174,12 @@ def command_line() -> list[str]:
     return ["mbert" if name == "__main__.py" else name, *map(without_secrets, sys.argv[1:])]
 
 
-def now() -> str:
+def utc_now() -> str:
     """UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def outputs_of(directory: Path) -> dict[str, str]:
+def output_digests(directory: Path) -> dict[str, str]:
     """Hashes of the files of a directory, notes and traces of work left out."""
     files = (path for path in sorted(directory.rglob("*")) if path.is_file())
     names = (path.relative_to(directory).as_posix() for path in files)

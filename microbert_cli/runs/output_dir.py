@@ -22,11 +22,11 @@ from microbert_cli.runs.disk import cannot_write, disk_error, disk_refused
 from microbert_cli.runs.reuse import copy_output
 
 Identity = Mapping[str, Any]
-UNTOUCHED = ("begun.json", ".begun.json.")  # how the names of files begin that say nothing about work
+START_FILES = ("begun.json", ".begun.json.")  # how the names of files begin that say nothing about work
 
 
 @dataclass
-class Work:
+class OutputDirectory:
     """A directory being made. `facts` go into the manifest; `done` says that OUT was there already."""
 
     out: Path
@@ -37,7 +37,7 @@ class Work:
 
 
 @contextmanager
-def working(
+def stage_output(
     out: Path,
     *,
     stage: str,
@@ -47,7 +47,7 @@ def working(
     renew: bool = False,
     reuse: Sequence[str] = (),
     reporter: Reporter = SILENT,
-) -> Iterator[Work]:
+) -> Iterator[OutputDirectory]:
     """Yields a directory to work in, and turns it into OUT when the block ends well.
 
     force   moves a finished OUT and any begun work aside first
@@ -62,27 +62,27 @@ def working(
     """
     out = out.absolute()
     if not distributed.is_main():
-        yield distributed.broadcast(Work(out, out))
+        yield distributed.broadcast(OutputDirectory(out, out))
         distributed.barrier()
         return
-    _refuse_file(out)
-    with _locked(out):
+    _check_is_directory(out)
+    with _lock(out):
         if force:
-            _aside(out, reporter)
-            _aside(manifest.partial_path(out), reporter)
-        elif _is_done(out, identity, renew, reporter) or _is_taken(out, reuse, stage, identity, reporter):
-            yield distributed.broadcast(Work(out, out, done=True))
+            _move_aside(out, reporter)
+            _move_aside(manifest.partial_path(out), reporter)
+        elif _is_done(out, identity, renew, reporter) or _is_copied(out, reuse, stage, identity, reporter):
+            yield distributed.broadcast(OutputDirectory(out, out, done=True))
             distributed.barrier()
             return
-        work = _begin(out, stage, identity, resume, renew, reporter)
-        started = manifest.now()
+        work = _start_or_resume(out, stage, identity, resume, renew, reporter)
+        started = manifest.utc_now()
         try:
             yield distributed.broadcast(work)
             manifest.write(work.path, stage=stage, identity=identity, started=started, **work.facts)
             _publish(work)
             distributed.barrier()
         except BaseException as error:
-            _drop_untouched(work.path)
+            _remove_if_untouched(work.path)
             if number := disk_error(error, out):
                 raise disk_refused(number, str(getattr(error, "filename", None) or f"-o {out}")) from error
             raise
@@ -95,13 +95,13 @@ def is_up_to_date(out: Path, identity: Identity) -> bool:
 
 def differences(out: Path, identity: Identity) -> list[str]:
     """Why OUT is not up to date, a line each: `finetune.epochs: 3.0 -> 2.0`."""
-    return _changed(manifest.read(out)["identity"], identity)
+    return _changed_keys(manifest.read(out)["identity"], identity)
 
 
-def _changed(before: Identity, identity: Identity) -> list[str]:
-    old, new = _flat(before), _flat(json.loads(json.dumps(identity, default=str)))
+def _changed_keys(before: Identity, identity: Identity) -> list[str]:
+    old, new = _flatten(before), _flatten(json.loads(json.dumps(identity, default=str)))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}" for key in keys]
+    return [f"{key}: {_shorten(old.get(key))} -> {_shorten(new.get(key))}" for key in keys]
 
 
 def _is_done(out: Path, identity: Identity, renew: bool, reporter: Reporter) -> bool:
@@ -115,12 +115,12 @@ def _is_done(out: Path, identity: Identity, renew: bool, reporter: Reporter) -> 
             allowed="A new or empty directory, or one that the same command made.",
             fix="Choose another -o, or move this one aside: --force",
         )
-    if renew and (reasons := _reasons(out, identity)):
+    if renew and (reasons := _reasons_to_renew(out, identity)):
         reporter.note(f"{out.name}: made anew, because {'; '.join(reasons[:3])}")
-        _aside(out, reporter)
+        _move_aside(out, reporter)
         return False
     if is_up_to_date(out, identity):
-        manifest.checked(out)
+        manifest.read_verified(out)
         (out / "begun.json").unlink(missing_ok=True)  # a run that was killed at its very end may have left it
         return True
     changed = differences(out, identity)
@@ -133,49 +133,51 @@ def _is_done(out: Path, identity: Identity, renew: bool, reporter: Reporter) -> 
     )
 
 
-def _is_taken(out: Path, runs: Sequence[str], stage: str, identity: Identity, reporter: Reporter) -> bool:
+def _is_copied(out: Path, runs: Sequence[str], stage: str, identity: Identity, reporter: Reporter) -> bool:
     copy = out.with_name(f".{out.name}.copy")
     if not runs or manifest.partial_path(out).exists() or not (found := copy_output(runs, stage, identity, copy)):
         return False
-    _publish(Work(out, copy))
+    _publish(OutputDirectory(out, copy))
     reporter.note(f"{out.name}: copied from {found}, which was made of the same")
     return True
 
 
-def _reasons(out: Path, identity: Identity) -> list[str]:
+def _reasons_to_renew(out: Path, identity: Identity) -> list[str]:
     """Why a finished OUT has to be made anew: what it was made from, or what became of it since."""
     try:
-        return differences(out, identity) or atomic.damaged(out, manifest.read(out)["outputs"])
+        return differences(out, identity) or atomic.damaged_files(out, manifest.read(out)["outputs"])
     except MbertError as error:
         return [error.what]
 
 
-def _begin(out: Path, stage: str, identity: Identity, resume: bool, renew: bool, reporter: Reporter) -> Work:
+def _start_or_resume(
+    out: Path, stage: str, identity: Identity, resume: bool, renew: bool, reporter: Reporter
+) -> OutputDirectory:
     partial = manifest.partial_path(out)
     if resume or out.is_symlink():
-        _refuse_links(out, partial)
+        _check_no_links(out, partial)
     begun = {"stage": stage, "identity": identity, "argv": manifest.command_line()}
-    if partial.is_dir() and not _drop_untouched(partial):
-        before = _begun(partial)
-        changed = ["what it was begun with cannot be read"] if before is None else _changed(before, identity)
+    if partial.is_dir() and not _remove_if_untouched(partial):
+        before = _started_identity(partial)
+        changed = ["what it was begun with cannot be read"] if before is None else _changed_keys(before, identity)
         if resume and not changed:
             reporter.note(f"{out.name}: going on with what was begun in {partial.name}")
-            atomic.sweep(partial)
-            return Work(out, partial, resumed=True)
+            atomic.remove_all_temporaries(partial)
+            return OutputDirectory(out, partial, resumed=True)
         if resume and not renew and before is not None:
-            raise _other_work(partial, changed)
+            raise _other_partial_work(partial, changed)
         reporter.note(f"{partial.name}: begun anew, {'; '.join(changed[:3]) or 'as asked'}")
-        _aside(partial, reporter)
+        _move_aside(partial, reporter)
     try:
         partial.mkdir(parents=True)
-        atomic.write_text(partial / "begun.json", atomic.seal(begun))
+        atomic.write_text(partial / "begun.json", atomic.dump_with_checksum(begun))
     except OSError as error:
-        _drop_untouched(partial)
+        _remove_if_untouched(partial)
         raise cannot_write(error, out) from error
-    return Work(out, partial)
+    return OutputDirectory(out, partial)
 
 
-def _refuse_links(out: Path, partial: Path) -> None:
+def _check_no_links(out: Path, partial: Path) -> None:
     """Begun work may come from elsewhere; through a link in it, what is written would leave the directory."""
     if link := next((path for path in (out, partial, *partial.rglob("*")) if path.is_symlink()), None):
         raise MbertError(
@@ -187,15 +189,15 @@ def _refuse_links(out: Path, partial: Path) -> None:
         )
 
 
-def _begun(partial: Path) -> Identity | None:
+def _started_identity(partial: Path) -> Identity | None:
     try:
-        found: Identity = atomic.unseal((partial / "begun.json").read_text(encoding="utf-8"))["identity"]
+        found: Identity = atomic.load_with_checksum((partial / "begun.json").read_text(encoding="utf-8"))["identity"]
         return found
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
-def _other_work(partial: Path, changed: list[str]) -> MbertError:
+def _other_partial_work(partial: Path, changed: list[str]) -> MbertError:
     return MbertError(
         "M117",
         f"work was begun here from something else ({'; '.join(changed[:6])})",
@@ -205,15 +207,15 @@ def _other_work(partial: Path, changed: list[str]) -> MbertError:
     )
 
 
-def _publish(work: Work) -> None:
+def _publish(work: OutputDirectory) -> None:
     if work.out.is_dir():
         work.out.rmdir()
     work.path.rename(work.out)
     (work.out / "begun.json").unlink(missing_ok=True)  # not before: where the renaming fails, the work must be found again
-    atomic.sync(work.out.parent)
+    atomic.fsync(work.out.parent)
 
 
-def _aside(path: Path, reporter: Reporter) -> None:
+def _move_aside(path: Path, reporter: Reporter) -> None:
     if not (path.exists() or path.is_symlink()):
         return
     number = 1
@@ -224,7 +226,7 @@ def _aside(path: Path, reporter: Reporter) -> None:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _lock(out: Path) -> Iterator[None]:
     """Holds the lock file beside OUT for the block; raises M112 at once where another run holds it."""
     from filelock import FileLock, Timeout  # here, because `mbert --help` needs no lock and should not wait for the import
 
@@ -251,25 +253,25 @@ def _locked(out: Path) -> Iterator[None]:
         with suppress(PermissionError):
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
-        _drop_empty(created)
+        _remove_empty(created)
 
 
-def _drop_untouched(partial: Path) -> bool:
+def _remove_if_untouched(partial: Path) -> bool:
     """Removes a begun directory in which nothing was done, and says whether it did."""
-    untouched = not any(file.is_file() and not file.name.startswith(UNTOUCHED) for file in partial.rglob("*"))
+    untouched = not any(file.is_file() and not file.name.startswith(START_FILES) for file in partial.rglob("*"))
     if untouched:
         shutil.rmtree(partial, ignore_errors=True)
     return untouched
 
 
-def _drop_empty(folders: list[Path]) -> None:
+def _remove_empty(folders: list[Path]) -> None:
     """Removes folders that this run made and left empty, the innermost first."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()
 
 
-def _refuse_file(out: Path) -> None:
+def _check_is_directory(out: Path) -> None:
     if not out.name:
         raise MbertError(
             "M120",
@@ -288,13 +290,13 @@ def _refuse_file(out: Path) -> None:
         )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
     return flat
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = "(none)" if value is None else str(value)
     return text if len(text) <= 24 else text[:12] + "…"

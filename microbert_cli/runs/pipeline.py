@@ -21,7 +21,7 @@ def run_step(step: Step, *, catalog: Catalog, reporter: Reporter = SILENT, **opt
     """
     distributed.keep_memory()
     distributed.initialise(step.resolved.recipe.device)
-    reporter.note(f"{step.name}: {_inputs(step)}")
+    reporter.note(f"{step.name}: {_format_inputs(step)}")
 
     def run() -> StageResult:
         return step.stage.run(step.resolved.recipe, step.out, catalog=catalog, reporter=reporter, **step.inputs, **options)
@@ -56,5 +56,5 @@ def recorded_keys(step: Step) -> dict[str, Any]:
     return keys
 
 
-def _inputs(step: Step) -> str:
+def _format_inputs(step: Step) -> str:
     return ", ".join(f"{key} {Path(value)}" for key, value in step.places.items())

@@ -18,10 +18,10 @@ def copy_output(runs: Sequence[str], stage: str, identity: Mapping[str, Any], co
     The copy has the manifest's files and no others, and is compared with their hashes: what is damaged is not taken.
     """
     wanted = atomic.digest(identity)
-    for place in _outputs(runs):
+    for place in _output_directories(runs):
         try:
             made = manifest.read(place)
-            if (made.get("stage"), made["identity_hash"]) == (stage, wanted) and _copy(place, made["outputs"], copy):
+            if (made.get("stage"), made["identity_hash"]) == (stage, wanted) and _copy_files(place, made["outputs"], copy):
                 return place
         except (MbertError, OSError):
             shutil.rmtree(copy, ignore_errors=True)
@@ -33,7 +33,7 @@ def matching_output(runs: Sequence[str], stage: str, recipe: Mapping[str, Any]) 
 
     None for a stage that looks for none.
     """
-    for place in _outputs(runs if find_stage(stage).reusable else ()):
+    for place in _output_directories(runs if find_stage(stage).reusable else ()):
         with suppress(MbertError, OSError):
             made = manifest.read(place)
             if (made.get("stage"), made["identity"].get("recipe")) == (stage, recipe):
@@ -41,12 +41,12 @@ def matching_output(runs: Sequence[str], stage: str, recipe: Mapping[str, Any]) 
     return None
 
 
-def _outputs(runs: Sequence[str]) -> Iterator[Path]:
+def _output_directories(runs: Sequence[str]) -> Iterator[Path]:
     for run in map(Path, runs):
         yield from (file.parent for file in (run / manifest.FILE, *sorted(run.glob(f"*/{manifest.FILE}"))) if file.is_file())
 
 
-def _copy(place: Path, outputs: Mapping[str, str], copy: Path) -> bool:
+def _copy_files(place: Path, outputs: Mapping[str, str], copy: Path) -> bool:
     if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in outputs):
         return False
     if copy.is_symlink():
@@ -55,10 +55,10 @@ def _copy(place: Path, outputs: Mapping[str, str], copy: Path) -> bool:
     for name in (*outputs, manifest.FILE):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place / name, copy / name)
-        atomic.sync(copy / name)
+        atomic.fsync(copy / name)
     for folder in {(copy / name).parent for name in (*outputs, manifest.FILE)}:
-        atomic.sync(folder)
-    whole = not atomic.damaged(copy, outputs)
+        atomic.fsync(folder)
+    whole = not atomic.damaged_files(copy, outputs)
     if not whole:
         shutil.rmtree(copy)
     return whole

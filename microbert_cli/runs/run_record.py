@@ -38,8 +38,8 @@ def claim(root: Path, recipe: str, *, force: bool = False) -> None:
         )
     if owner != recipe or not (root / FILE).is_file():
         root.mkdir(parents=True, exist_ok=True)
-        atomic.sweep_beside(root / FILE)
-        atomic.write_text(root / FILE, atomic.seal({"recipe": recipe}))
+        atomic.remove_stale_temporaries(root / FILE)
+        atomic.write_text(root / FILE, atomic.dump_with_checksum({"recipe": recipe}))
 
 
 def is_unchanged(root: Path, recipe: str, steps: Sequence[Step]) -> bool:
@@ -52,18 +52,18 @@ def is_unchanged(root: Path, recipe: str, steps: Sequence[Step]) -> bool:
 
 def write(root: Path, recipe: str, steps: Sequence[Step]) -> None:
     """Records the run as it stands, all stages complete."""
-    atomic.write_text(root / FILE, atomic.seal(_record(root, recipe, steps)))
+    atomic.write_text(root / FILE, atomic.dump_with_checksum(_record(root, recipe, steps)))
 
 
 def _read(root: Path) -> dict[str, Any]:
     try:
-        return atomic.unseal((root / FILE).read_text(encoding="utf-8"))
+        return atomic.load_with_checksum((root / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
 
 
 def _record(root: Path, recipe: str, steps: Sequence[Step]) -> dict[str, Any]:
-    results = {step.name: manifest.checked(step.out)["result"] for step in steps}
+    results = {step.name: manifest.read_verified(step.out)["result"] for step in steps}
     return {"recipe": recipe, "key": _key(root, steps), "results": results}
 
 
@@ -73,7 +73,7 @@ def _key(root: Path, steps: Sequence[Step]) -> str:
         recipe = step.resolved.recipe
         outside = {name: _content(value) for name, value in step.places.items() if _is_outside(value, root)}
         parts.append(atomic.digest([step.name, step.kind, recipe.identity(*Recipe.model_fields), outside]))
-        parts += [str(_content(place)) for place in _data_places(recipe)]
+        parts += [str(_content(place)) for place in _data_paths(recipe)]
     return atomic.digest(parts)
 
 
@@ -81,7 +81,7 @@ def _is_outside(value: str, root: Path) -> bool:
     return not Path(value).absolute().is_relative_to(root.absolute())
 
 
-def _data_places(recipe: Recipe) -> Iterator[str]:
+def _data_paths(recipe: Recipe) -> Iterator[str]:
     """Every file or folder the task's rows may come from; a task file of the user's own among them."""
     data = recipe.data
     yield from (place for place in (data.train_file, data.dev_file, data.test_file) if place)
@@ -89,10 +89,10 @@ def _data_places(recipe: Recipe) -> Iterator[str]:
     yield from (place for place in named if place)
     folder = data.folder or os.environ.get("MBERT_DATA")
     for task in recipe.tasks or [recipe.task or ""]:
-        yield from _places_of(task, folder) if task else ()
+        yield from _task_paths(task, folder) if task else ()
 
 
-def _places_of(task: str, folder: str | None) -> Iterator[str]:
+def _task_paths(task: str, folder: str | None) -> Iterator[str]:
     if folder:
         source = load_task(Catalog().path("tasks", task, where="task")).folder
         own = Path(folder) / source.name if source else Path(folder)

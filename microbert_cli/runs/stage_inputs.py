@@ -82,22 +82,22 @@ def step(
     for layer in over:
         resolved = overlay(resolved, layer.values, layer.origin, catalog)
     if kind not in stage_names():
-        raise _no_stage(name, kind)
+        raise _unknown_stage(name, kind)
     check_stage(kind, resolved.recipe.model_dump(), catalog, resolved.origins)
     stage = find_stage(kind)
-    inputs = _of_task(stage.inputs(resolved.recipe, EarlierOutputs(root, tuple(planned)), catalog), resolved.recipe.task)
+    inputs = _fill_in_task(stage.inputs(resolved.recipe, EarlierOutputs(root, tuple(planned)), catalog), resolved.recipe.task)
     if stage.runs_as is not None:
         resolved = overlay(resolved, stage.overrides(resolved.recipe), f"stage {kind}", catalog)
     return Step(name, stage.runs_as or kind, resolved, out or root / name, inputs)
 
 
-def _of_task(value: Any, task: str | None) -> Any:
+def _fill_in_task(value: Any, task: str | None) -> Any:
     """`{task}` in an input is the task's name, so that one recipe finds each task's own: "runs/teacher-{task}"."""
     if isinstance(value, str):
         return value.replace(TASK_PLACEHOLDER, task_name(task)) if task else value
     if isinstance(value, Mapping):
-        return {key: _of_task(inner, task) for key, inner in value.items()}
-    return [_of_task(inner, task) for inner in value] if isinstance(value, list) else value
+        return {key: _fill_in_task(inner, task) for key, inner in value.items()}
+    return [_fill_in_task(inner, task) for inner in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,10 @@ def augmented_input(recipe: Recipe, earlier: EarlierOutputs) -> str | dict[str, 
 
 def corpus_input(recipe: Recipe) -> str:
     """Returns the corpus; raises M022 where none is named."""
-    return needed(recipe.corpus.source, "corpus.source", "plain text", "--corpus python-docs, or --corpus text.txt.gz")
+    return required_input(recipe.corpus.source, "corpus.source", "plain text", "--corpus python-docs, or --corpus text.txt.gz")
 
 
-def _no_stage(variant: str, kind: str) -> MbertError:
+def _unknown_stage(variant: str, kind: str) -> MbertError:
     return MbertError(
         "M024",
         f'the variant "{variant}" is of no stage: "{kind}"',
@@ -169,7 +169,7 @@ def _no_stage(variant: str, kind: str) -> MbertError:
     )
 
 
-def needed(value: str | None, key: str, what: str, fix: str) -> str:
+def required_input(value: str | None, key: str, what: str, fix: str) -> str:
     """Returns the value of an input that a stage cannot do without; raises M022 where there is none."""
     if value:
         return value

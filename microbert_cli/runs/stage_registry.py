@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from microbert_cli.runs.stage_inputs import EarlierOutputs, Step
     from microbert_cli.runs.stage_result import StageResult
 
+
 PACKAGE = "microbert_cli.stages"
 Splits = Callable[[Recipe, Catalog], tuple[str, ...]]
 

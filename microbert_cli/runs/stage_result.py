@@ -12,7 +12,7 @@ from microbert_cli.recipe.toml import to_toml
 from microbert_cli.runs import atomic, manifest
 from microbert_cli.runs.atomic import write_text
 from microbert_cli.runs.manifest import command_line
-from microbert_cli.runs.output_dir import Work
+from microbert_cli.runs.output_dir import OutputDirectory
 
 METRICS = "metrics.json"
 RECIPE = "recipe.resolved.toml"
@@ -56,8 +56,8 @@ def _was_changed(directory: Path) -> bool:
     return written is not None and atomic.file_digest(directory / METRICS) != written
 
 
-def sign(
-    work: Work,
+def write_results(
+    work: OutputDirectory,
     *,
     stage: str,
     recipe: Mapping[str, Any],

@@ -8,7 +8,7 @@ from typing import Any
 from microbert_cli.errors import MbertError
 from microbert_cli.runs import atomic, manifest
 
-WHOLE, DAMAGED, CHANGED, ABSENT = "whole", "damaged", "changed", "not here"
+INTACT, DAMAGED, CHANGED, ABSENT = "whole", "damaged", "changed", "not here"
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ def verify_directory(directory: Path) -> list[VerifiedDirectory]:
     """The directory and its whole ancestry; of a run's folder every stage in it. Raises M210 where nothing was finished."""
     seen: set[Path] = set()
     if (directory / manifest.FILE).is_file():
-        return list(_with_ancestors(directory, "itself", None, seen))
+        return list(_verify_with_sources(directory, "itself", None, seen))
     stages = sorted(path.parent for path in directory.glob(f"*/{manifest.FILE}") if ".old-" not in path.parent.name)
     if not stages:
-        raise manifest.unfinished(directory)
-    return [one for stage in stages for one in _with_ancestors(stage, "itself", None, seen)]
+        raise manifest.unfinished_output(directory)
+    return [one for stage in stages for one in _verify_with_sources(stage, "itself", None, seen)]
 
 
-def _with_ancestors(place: Path, role: str, used: str | None, seen: set[Path]) -> Iterator[VerifiedDirectory]:
+def _verify_with_sources(place: Path, role: str, used: str | None, seen: set[Path]) -> Iterator[VerifiedDirectory]:
     """One place, then what it was made from.
 
     used  what it was when it was read, where that is known
@@ -58,26 +58,26 @@ def _with_ancestors(place: Path, role: str, used: str | None, seen: set[Path]) -
         return
     if not (place / manifest.FILE).is_file():
         same = used is None or manifest.identify(place) == used
-        yield VerifiedDirectory(str(place), role, WHOLE if same else CHANGED)
+        yield VerifiedDirectory(str(place), role, INTACT if same else CHANGED)
         return
     try:
         made = manifest.read(place)
     except MbertError as error:
         yield VerifiedDirectory(str(place), role, DAMAGED, [error.what])
         return
-    yield _stage(place, role, used, made)
+    yield _verify_stage(place, role, used, made)
     for name, path in made.get("sources", {}).items():
-        yield from _with_ancestors(_from(place, path), f"{name} of {place.name}", made["inputs"].get(name), seen)
+        yield from _verify_with_sources(_relative_path(place, path), f"{name} of {place.name}", made["inputs"].get(name), seen)
 
 
-def _stage(place: Path, role: str, used: str | None, made: dict[str, Any]) -> VerifiedDirectory:
-    if wrong := atomic.damaged(place, made["outputs"]):
+def _verify_stage(place: Path, role: str, used: str | None, made: dict[str, Any]) -> VerifiedDirectory:
+    if wrong := atomic.damaged_files(place, made["outputs"]):
         return VerifiedDirectory(str(place), role, DAMAGED, wrong)
-    added = [f"{name} was added" for name in manifest.outputs_of(place) if name not in made["outputs"]]
-    return VerifiedDirectory(str(place), role, WHOLE if used in (None, made["result"]) else CHANGED, added)
+    added = [f"{name} was added" for name in manifest.output_digests(place) if name not in made["outputs"]]
+    return VerifiedDirectory(str(place), role, INTACT if used in (None, made["result"]) else CHANGED, added)
 
 
-def _from(place: Path, path: str) -> Path:
+def _relative_path(place: Path, path: str) -> Path:
     """A path as seen from a directory, without the detours."""
     found = (place / path).resolve()
     return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found

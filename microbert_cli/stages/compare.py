@@ -19,13 +19,13 @@ from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, manifest
-from microbert_cli.runs.output_dir import working
-from microbert_cli.runs.stage_result import StageResult, read_metrics, sign, up_to_date
+from microbert_cli.runs.output_dir import stage_output
+from microbert_cli.runs.stage_result import StageResult, read_metrics, up_to_date, write_results
 
 NAME = "compare"
 FORMAT = 4
 TABLE, PLOT = "table.md", "plot.svg"
-NOT_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "problem_type")
+SHAPELESS_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "problem_type")
 Section = dict[str, Any]
 
 
@@ -47,11 +47,11 @@ def run(
         "rows": {task: [[one.identity(), manifest.identify(one.out)] for one in rows] for task, rows in entries.items()},
         "plot": find_spec("matplotlib") is not None,
     }
-    with working(out, stage=NAME, identity=identity, force=force, resume=resume, renew=True, reporter=reporter) as work:
+    with stage_output(out, stage=NAME, identity=identity, force=force, resume=resume, renew=True, reporter=reporter) as work:
         if work.done:
             return up_to_date(NAME, out)
-        tasks = {task: _section(rows, catalog, reporter) for task, rows in entries.items()}
-        metrics: Section = {"tasks": tasks, "average": _average(tasks), "plot": None}
+        tasks = {task: _task_section(rows, catalog, reporter) for task, rows in entries.items()}
+        metrics: Section = {"tasks": tasks, "average": _average_rows(tasks), "plot": None}
         if identity["plot"]:
             from microbert_cli.evaluation.compare.plot import draw
 
@@ -63,7 +63,7 @@ def run(
             )
         atomic.write_text(work.path / TABLE, as_markdown(metrics))
         sources = {f"{task}: {one.row.name}": str(one.out) for task, rows in entries.items() for one in rows}
-        return sign(
+        return write_results(
             work,
             stage=NAME,
             recipe={"rows": list(sources)},
@@ -73,9 +73,9 @@ def run(
         )
 
 
-def _section(entries: Sequence[Entry], catalog: Catalog, reporter: Reporter) -> Section:
+def _task_section(entries: Sequence[Entry], catalog: Catalog, reporter: Reporter) -> Section:
     """One task: the rows, their teacher, and what is to be said of them."""
-    rows = [_row(one) for one in entries]
+    rows = [_table_row(one) for one in entries]
     measured = [read_metrics(one.out) for one in entries]
     primary = measured[0]["primary"]
     taught = next(((one, found) for one, found in zip(entries, measured, strict=True) if found.get("teacher")), None)
@@ -88,7 +88,7 @@ def _section(entries: Sequence[Entry], catalog: Catalog, reporter: Reporter) -> 
         teacher = {"score": found["teacher"][primary], "directory": ", ".join(own)}
         places[""] = own[0]
         raced = len(own) == 1 and not entry.step.resolved.recipe.teacher.label_order  # a race knows no other order of outputs
-    machine = _race([*rows, *([teacher] if raced else [])], places, entries[0], catalog, reporter)
+    machine = _measure_speeds([*rows, *([teacher] if raced else [])], places, entries[0], catalog, reporter)
     for row in rows:
         row["retention"] = row["score"] / teacher["score"] if teacher and teacher["score"] > 0 else None
     return {
@@ -102,7 +102,7 @@ def _section(entries: Sequence[Entry], catalog: Catalog, reporter: Reporter) -> 
     }
 
 
-def _row(one: Entry) -> Section:
+def _table_row(one: Entry) -> Section:
     """What a finished row's own files say of it."""
     metrics, made = read_metrics(one.out), manifest.read(one.out)
     primary, seeds = metrics["primary"], [int(seed) for seed in made["seeds"]]
@@ -129,22 +129,22 @@ def _row(one: Entry) -> Section:
         "about": {
             "data": [made["identity"]["data"].get(key) for key in ("task", "max_length", "train", "dev")],
             "augmented": made["inputs"].get("augmented"),
-            "transfer": _transfer(made, metrics),
+            "transfer": _transfer_set(made, metrics),
             "teacher": {name: found for name, found in made["inputs"].items() if name.startswith("teacher")},
             "start": [start, began] if began else start,
-            "from": " ".join([str(one.step.inputs.get("student", one.step.inputs.get("model"))), *_words(began)]),
-            "shape": _shape(one.out),
+            "from": " ".join([str(one.step.inputs.get("student", one.step.inputs.get("model"))), *_start_words(began)]),
+            "shape": _shape_digest(one.out),
         },
     }
 
 
-def _transfer(made: Mapping[str, Any], metrics: Mapping[str, Any]) -> Section | None:
+def _transfer_set(made: Mapping[str, Any], metrics: Mapping[str, Any]) -> Section | None:
     """The transfer set of a row, by rows and content; None where no phase of it took one."""
     taken = any(phase.get("split") == TRANSFER for phase in metrics["phases"].values())
     return {key: made["data"][TRANSFER][key] for key in ("rows", "fingerprint")} if taken else None
 
 
-def _words(began: dict[str, Any] | None) -> list[str]:
+def _start_words(began: dict[str, Any] | None) -> list[str]:
     return [f"{key} {value}" for key, value in (began or {}).items()]
 
 
@@ -156,13 +156,15 @@ def _trial_seconds(out: Path) -> float:
     return costs(out, made, metrics["phases"], made["seeds"])["seconds_in_all"] or 0.0
 
 
-def _shape(model: Path) -> str:
+def _shape_digest(model: Path) -> str:
     """What decides a model's speed: its configuration without names."""
     config = read_json(model / "config.json", where=str(model))
-    return atomic.digest({key: value for key, value in config.items() if key not in NOT_SHAPE and "dropout" not in key})
+    return atomic.digest({key: value for key, value in config.items() if key not in SHAPELESS_KEYS and "dropout" not in key})
 
 
-def _race(rows: Sequence[Section], places: Mapping[str, str], some: Entry, catalog: Catalog, reporter: Reporter) -> Section:
+def _measure_speeds(
+    rows: Sequence[Section], places: Mapping[str, str], some: Entry, catalog: Catalog, reporter: Reporter
+) -> Section:
     """One model of each shape in one interleaved run; what was measured of it goes to all rows of its shape."""
     shapes = {row.get("row", ""): row["about"]["shape"] if "about" in row else places[""] for row in rows}
     firsts: dict[str, str] = {}
@@ -186,7 +188,7 @@ def _race(rows: Sequence[Section], places: Mapping[str, str], some: Entry, catal
     return conditions
 
 
-def _average(tasks: Mapping[str, Section]) -> list[Section] | None:
+def _average_rows(tasks: Mapping[str, Section]) -> list[Section] | None:
     """Means over the tasks, row by row; None for a single task. Rows that not all tasks have are left out."""
     if len(tasks) < 2:
         return None

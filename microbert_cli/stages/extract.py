@@ -23,13 +23,13 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
-from microbert_cli.runs.output_dir import working
-from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.runs.output_dir import stage_output
+from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 
 NAME = "extract"
 KEYS = ("task", "data")
-ROWS = 256
-SAME = 1e-6  # of logits up to 1; of larger ones in proportion
+PARITY_ROWS = 256
+TOLERANCE = 1e-6  # of logits up to 1; of larger ones in proportion
 
 
 def run(
@@ -52,23 +52,25 @@ def run(
     path = find_model(model, where="MODEL")
     config = read_config(path, where="MODEL")
     if not is_routed(config):
-        raise _is_plain(model)
+        raise _nothing_to_extract(model)
     routed = load_routed(path, config, where="MODEL").eval()
     if config.moe_layers and config.routing != "task":
         raise no_plain_model(next(iter(routed.tasks)))
     whole = LoadedModel(routed, load_tokenizer(path, config, where="MODEL"), model, [])
-    made, alone = {}, _names_one(recipe) or len(routed.tasks) == 1
-    for one in _each_task(recipe, routed.tasks):
+    made, alone = {}, _names_one_task(recipe) or len(routed.tasks) == 1
+    for one in _recipe_of_each_task(recipe, routed.tasks):
         name = default_task(routed, find_task(one, catalog, reporter=reporter).name, where=f"MODEL {model}")
         data = load_task_data(one, catalog, splits=("dev",), reporter=reporter)
         place = out if alone else out / name
         identity = {"recipe": one.identity(*KEYS), "model": manifest.identify(model), "data": data.fingerprints()}
-        with working(place, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
+        with stage_output(
+            place, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter
+        ) as work:
             if work.done:
                 made[name] = up_to_date(NAME, place)
                 continue
-            metrics = _extract(whole, name, data, work.path, reporter)
-            made[name] = sign(
+            metrics = _extract_task(whole, name, data, work.path, reporter)
+            made[name] = write_results(
                 work,
                 stage=NAME,
                 recipe=one.keys(*KEYS),
@@ -83,33 +85,33 @@ def run(
     return StageResult(NAME, out, metrics, up_to_date=all(result.up_to_date for result in made.values()))
 
 
-def _names_one(recipe: Recipe) -> bool:
+def _names_one_task(recipe: Recipe) -> bool:
     return recipe.task is not None or recipe.data.train_file is not None
 
 
-def _each_task(recipe: Recipe, known: Sequence[str]) -> list[Recipe]:
+def _recipe_of_each_task(recipe: Recipe, known: Sequence[str]) -> list[Recipe]:
     """The recipe of every task that is asked for: the recipe's own, else all that the model knows."""
-    if _names_one(recipe):
+    if _names_one_task(recipe):
         return [recipe]
     files = {Path(task).stem: task for task in getattr(recipe, "tasks", ())}
     return [recipe.model_copy(update={"task": files.get(name, name), "tasks": []}) for name in known]
 
 
-def _extract(whole: LoadedModel, name: str, data: TaskData, place: Path, reporter: Reporter) -> dict[str, Any]:
+def _extract_task(whole: LoadedModel, name: str, data: TaskData, place: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes one task's plain model, reads it back, compares, and returns what was measured."""
     routed, tokenizer = whole.model, whole.tokenizer
     plain = dense_model(routed, name)
     save_model(plain, tokenizer, place)
     read = LoadedModel(read_back(place), tokenizer, str(place), [])
     encoded = data.encode("dev", read, where="MODEL")
-    rows = [encoded.row(i) for i in range(min(len(encoded), ROWS))]
+    rows = [encoded.row(i) for i in range(min(len(encoded), PARITY_ROWS))]
     longest = min(plain.config.max_position_embeddings, tokenizer.model_max_length)
     batches = list(parity_batches(rows, tokenizer.pad_token_id or 0, longest=longest))
     with routed.answering(name):
         expected = [torch_logits(routed)(batch) for batch in batches]
     found = compare(torch_logits(read.model), batches, expected, regression=plain.config.num_labels == 1)
     largest = max(1.0, float(np.max([np.abs(logits).max() for logits in expected])))
-    refuse_difference(place / "model.safetensors", found["max_difference"], SAME * largest)
+    refuse_difference(place / "model.safetensors", found["max_difference"], TOLERANCE * largest)
     match_labels(read, data.task, None, where=f"MODEL {whole.source}")
     sizes = {"before": count_all_parameters(routed), "after": count_all_parameters(plain)}
     reporter.note(
@@ -126,7 +128,7 @@ def _extract(whole: LoadedModel, name: str, data: TaskData, place: Path, reporte
     }
 
 
-def _is_plain(model: str) -> MbertError:
+def _nothing_to_extract(model: str) -> MbertError:
     return MbertError(
         "M128",
         "there is nothing to extract: this is a plain model already",

@@ -36,7 +36,7 @@ def run(
         return []
     length = max_length or _trained_length(Path(model)) or min(answers.model.config.max_position_embeddings, 512)
     check_length(length, answers.model.config, where="--max-length")
-    _check_whole(texts)
+    _check_characters(texts)
     encoded = tokenize_examples(Examples(texts), answers.tokenizer, length)
     pad_id = answers.tokenizer.pad_token_id
     logits = scoring.logits_of(
@@ -58,16 +58,16 @@ def read_inputs(
         raise _two_inputs(file)
     if columns and file is not None:
         table = read_table(file)
-        rows = list(zip(*(_texts(table, name) for name in columns), strict=True))
-        return _not_too_long(rows, table.where)
+        rows = list(zip(*(_column_texts(table, name) for name in columns), strict=True))
+        return _check_lengths(rows, table.where)
     if file is not None and stream is None and str(file).removesuffix(".gz").endswith(TABLES):
         raise _which_column(file)
     if stream is not None:
-        place, lines = "stdin", _lines(stream.read(), "stdin")
+        place, lines = "stdin", _decode_lines(stream.read(), "stdin")
     else:
-        place, lines = str(file or "TEXTS"), list(texts) if file is None else _lines(_bytes(file), str(file))
-    rows = [_pair(line, number) if pairs else (line,) for number, line in enumerate(lines, 1)]
-    return _not_too_long(rows, lambda row: f"{place}, line {row + 1}")
+        place, lines = str(file or "TEXTS"), list(texts) if file is None else _decode_lines(_read_bytes(file), str(file))
+    rows = [_split_pair(line, number) if pairs else (line,) for number, line in enumerate(lines, 1)]
+    return _check_lengths(rows, lambda row: f"{place}, line {row + 1}")
 
 
 def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
@@ -91,7 +91,7 @@ def _trained_length(model: Path) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def _texts(table: Table, column: str) -> list[str]:
+def _column_texts(table: Table, column: str) -> list[str]:
     values = table.column(column)
     if None in values:
         raise MbertError(
@@ -104,7 +104,7 @@ def _texts(table: Table, column: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def _check_whole(texts: Texts) -> None:
+def _check_characters(texts: Texts) -> None:
     for number, row in enumerate(texts, 1):
         if not all(map(is_valid_text, row)):
             raise MbertError(
@@ -116,7 +116,7 @@ def _check_whole(texts: Texts) -> None:
             )
 
 
-def _bytes(file: Path) -> bytes:
+def _read_bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
@@ -129,7 +129,7 @@ def _bytes(file: Path) -> bytes:
         ) from None
 
 
-def _lines(raw: bytes, name: str) -> list[str]:
+def _decode_lines(raw: bytes, name: str) -> list[str]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -145,14 +145,14 @@ def _lines(raw: bytes, name: str) -> list[str]:
     return [line.removesuffix("\r") for line in lines[: len(lines) - (not lines[-1])]]
 
 
-def _not_too_long(rows: Texts, where: Callable[[int], str]) -> Texts:
+def _check_lengths(rows: Texts, where: Callable[[int], str]) -> Texts:
     for number, row in enumerate(rows):
         for text in row:
             check_text(text, where(number))
     return rows
 
 
-def _pair(line: str, number: int) -> tuple[str, ...]:
+def _split_pair(line: str, number: int) -> tuple[str, ...]:
     first, tab, second = line.partition("\t")
     if not tab:
         raise MbertError(

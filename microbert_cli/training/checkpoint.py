@@ -28,7 +28,7 @@ def save_state(state: Mapping[str, Any], directory: Path, *, keep: int = 2) -> N
     temporary = directory / ".state.tmp"
     with temporary.open("wb") as file:  # torch's own file says of a full disk neither that it is full nor that it is a disk
         torch.save(dict(state), file)
-    named = atomic.name_by_content(temporary, f"step-{state['step']:08d}", ".pt")
+    named = atomic.rename_by_checksum(temporary, f"step-{state['step']:08d}", ".pt")
     for old in [path for path in _states(directory) if path != named][max(0, keep - 1) :]:
         old.unlink()
 
@@ -54,7 +54,7 @@ def load_state(directory: Path, reporter: Reporter = SILENT) -> dict[str, Any] |
 
 def _last_whole(directory: Path, reporter: Reporter) -> Path | None:
     for path in _states(directory):
-        if atomic.is_as_named(path):
+        if atomic.matches_name_checksum(path):
             return path
         reporter.warn(f"{path} is damaged and was moved aside; an earlier state, or the beginning of the phase, serves")
         path.replace(path.with_suffix(".damaged"))
@@ -70,7 +70,7 @@ def save_batches(batches: Sequence[Mapping[str, Tensor]], path: Path) -> Path:
     """The tensors of some batches as a file to look at: `0.input_ids` and so on."""
     if distributed.is_main():
         tensors = {f"{i}.{name}": value.cpu().contiguous() for i, batch in enumerate(batches) for name, value in batch.items()}
-        with atomic.writing(path) as temporary:
+        with atomic.atomic_write(path) as temporary:
             save_file(tensors, temporary)
     return path
 
@@ -78,9 +78,9 @@ def save_batches(batches: Sequence[Mapping[str, Tensor]], path: Path) -> Path:
 def read_scores(place: Path) -> dict[str, Any] | None:
     """What a finished seed came to, or None where there is no word of it, or its files are no longer what they were."""
     try:
-        told = atomic.unseal((place / SCORES_FILE).read_text(encoding="utf-8"))
+        told = atomic.load_with_checksum((place / SCORES_FILE).read_text(encoding="utf-8"))
         scores: dict[str, Any] = told["scores"]
-        return None if atomic.damaged(place, told["files"]) else scores
+        return None if atomic.damaged_files(place, told["files"]) else scores
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -89,9 +89,9 @@ def write_scores(place: Path, scores: Mapping[str, Any]) -> None:
     """Says that a seed is done, what it came to, and what its files are."""
     if not distributed.is_main():
         return
-    told = manifest.outputs_of(place).items()
+    told = manifest.output_digests(place).items()
     model = {name: found for name, found in told if name.endswith((".safetensors", ".json")) and name != SCORES_FILE}
-    atomic.write_text(place / SCORES_FILE, atomic.seal({"scores": scores, "files": model}))
+    atomic.write_text(place / SCORES_FILE, atomic.dump_with_checksum({"scores": scores, "files": model}))
 
 
 def drop_states(directory: Path) -> None:

@@ -418,7 +418,7 @@ def test_damaged_state_of_begun_work(tmp_path: Path) -> None:
     whole = (out / "model.safetensors").read_bytes()
     identity = json.loads((out / "manifest.json").read_text())["identity"]
     begun = out.rename(tmp_path / "model.partial")
-    (begun / "begun.json").write_text(atomic.seal({"identity": identity, "argv": []}), encoding="utf-8")
+    (begun / "begun.json").write_text(atomic.dump_with_checksum({"identity": identity, "argv": []}), encoding="utf-8")
     (begun / "seed.json").write_text("{", encoding="utf-8")
     (begun / "resume/phases/finetune").mkdir(parents=True)
     (begun / "resume/phases/finetune/step-00000002-00112233.pt").write_bytes(b"half")

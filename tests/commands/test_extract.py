@@ -108,7 +108,7 @@ def test_every_task_comes_out_as_transformers_alone_reads_it() -> None:
         inside = api.evaluate(out=f"inside-{task}", model="one", task=task, data__folder="glue")
         for one in (alone, inside):
             assert one.metrics["dev"] == pytest.approx(told["dev"], abs=1e-4)
-        assert manifest.checked(Path("all") / task)["stage"] == "extract"
+        assert manifest.read_verified(Path("all") / task)["stage"] == "extract"
     assert "up to date" in works("extract", "one", "--data", "glue", "-o", "all").err
 
 

@@ -54,7 +54,7 @@ from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import Task, load_task
 from microbert_cli.recipe.toml import to_toml
 from microbert_cli.runs import manifest, run_record
-from microbert_cli.runs.output_dir import differences, is_up_to_date, working
+from microbert_cli.runs.output_dir import differences, is_up_to_date, stage_output
 from microbert_cli.runs.stage_inputs import steps
 from microbert_cli.runs.stage_result import read_metrics
 from microbert_cli.stages import predict
@@ -720,8 +720,8 @@ def each(*looks: Callable[[], Any]) -> None:
 
 @holds_for(ANY_JSON, torture=3_000)
 def manifests(content: bytes) -> None:
-    from microbert_cli.cli.execute import known_task, resolve_for
-    from microbert_cli.cli.options import About, Common
+    from microbert_cli.cli.execute import resolve_for_model, task_flags
+    from microbert_cli.cli.options import CommonOptions, TaskOptions
 
     folder = put("made/manifest.json", content).parent
     put("made/config.json", "{}")
@@ -730,8 +730,8 @@ def manifests(content: bytes) -> None:
         lambda: is_up_to_date(folder, {"a": 1}),
         lambda: differences(folder, {"a": 1}),
         lambda: predict._trained_length(folder),
-        lambda: known_task(str(folder), About()),
-        lambda: resolve_for(str(folder), About(), Common()),
+        lambda: task_flags(str(folder), TaskOptions()),
+        lambda: resolve_for_model(str(folder), TaskOptions(), CommonOptions()),
     )
 
 
@@ -742,7 +742,7 @@ def begun_work(content: bytes) -> None:
     put("begun.partial/log.jsonl", "")
     manifest.finishing_command(Path("begun.partial"))
     shutil.rmtree("begun", ignore_errors=True)
-    with working(Path("begun"), stage="x", identity={}) as work:
+    with stage_output(Path("begun"), stage="x", identity={}) as work:
         put(str(work.path / "file"), "x")
     for left in Path().glob("begun*"):
         shutil.rmtree(left)

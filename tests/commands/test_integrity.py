@@ -88,15 +88,15 @@ def results(root: str = "runs/small") -> dict[str, str]:
 
 def test_every_flipped_bit_of_a_sealed_text_is_found_or_harmless():
     values = {"name": "öl", "numbers": [1, 2.5, None, True], "inner": {"key": "value"}}
-    sealed = atomic.seal(values).encode()
-    assert atomic.unseal(sealed.decode()) == values
+    sealed = atomic.dump_with_checksum(values).encode()
+    assert atomic.load_with_checksum(sealed.decode()) == values
     found = 0
     for position in range(len(sealed)):
         for bit in range(8):
             altered = bytearray(sealed)
             altered[position] ^= 1 << bit
             try:
-                assert atomic.unseal(altered.decode()) == values
+                assert atomic.load_with_checksum(altered.decode()) == values
             except ValueError:
                 found += 1
     assert found > 6 * len(sealed)
@@ -112,7 +112,7 @@ def test_a_file_is_hashed_again_once_it_changed(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     atomic.write_text(tmp_path / "file", "old")
-    with pytest.raises(RuntimeError), atomic.writing(tmp_path / "file") as begun:
+    with pytest.raises(RuntimeError), atomic.atomic_write(tmp_path / "file") as begun:
         begun.write_text("half")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"

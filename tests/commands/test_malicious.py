@@ -37,7 +37,7 @@ from microbert_cli.models.load import load_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
 from microbert_cli.runs import atomic
-from microbert_cli.runs.output_dir import working
+from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_inputs import default_root
 from microbert_cli.text import safe_text
 
@@ -359,7 +359,7 @@ def test_no_name_of_a_recipe_file_leaves_runs(name: str) -> None:
 
 def begin(out: Path) -> None:
     """A stage that goes on with what it finds, as logs and models are written."""
-    with working(out, stage="test", identity={"a": 1}) as work:
+    with stage_output(out, stage="test", identity={"a": 1}) as work:
         (work.path / "seed-1").mkdir(exist_ok=True)
         for name in ("log.jsonl", "seed-1/model.safetensors"):
             with (work.path / name).open("a", encoding="utf-8") as file:
@@ -387,7 +387,7 @@ def test_begun_work_with_links_is_refused(link: str, tmp_path: Path) -> None:
         begin(Path("out"))
     assert caught.value.code == "M370"
     assert before == {file: file.read_bytes() for file in Path("elsewhere").rglob("*") if file.is_file()}
-    with working(Path("out"), stage="test", identity={"a": 1}, force=True) as work:
+    with stage_output(Path("out"), stage="test", identity={"a": 1}, force=True) as work:
         (work.path / "log.jsonl").write_text("new", encoding="utf-8")
     assert Path("out/log.jsonl").read_text(encoding="utf-8") == "new"
 
@@ -410,7 +410,7 @@ def test_a_state_that_is_a_pickle_is_refused(workshop: Path) -> None:
     works(*words)
     identity = json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))["identity"]
     begun = Path("out").rename("out.partial")
-    (begun / "begun.json").write_text(atomic.seal({"identity": identity, "argv": []}), encoding="utf-8")
+    (begun / "begun.json").write_text(atomic.dump_with_checksum({"identity": identity, "argv": []}), encoding="utf-8")
     (begun / "seed.json").unlink()
     (begun / "resume/phases/finetune").mkdir(parents=True)
     torch.save({"step": Evil()}, state := begun / "resume/phases/finetune/state.pt")
@@ -602,7 +602,7 @@ def test_the_card_of_a_foreign_model_and_task(workshop: Path) -> None:
     made = json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))
     made["argv"] = ["mbert", f"```\n{SCRIPT}\n```", TOKEN]
     del made["checksum"]
-    Path("out/manifest.json").write_text(atomic.seal(made), encoding="utf-8")
+    Path("out/manifest.json").write_text(atomic.dump_with_checksum(made), encoding="utf-8")
     works("export", "out", "--task", "evil.toml", "-o", "runs/export", "--set", "export.onnx=false")
     text = Path("runs/export/README.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)

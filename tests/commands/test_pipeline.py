@@ -12,7 +12,7 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs import manifest
-from microbert_cli.runs.output_dir import working
+from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_inputs import step, steps
 from microbert_cli.runs.verify import verify_directory
 
@@ -304,7 +304,7 @@ def test_what_feeds_what(tmp_path):
 
 def test_a_named_base_counts_before_an_older_runs_output(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with working(tmp_path / "runs" / "mbert" / "pretrain", stage="pretrain", identity={}) as work:
+    with stage_output(tmp_path / "runs" / "mbert" / "pretrain", stage="pretrain", identity={}) as work:
         (work.path / "x").write_text("")
     root = tmp_path / "runs" / "r"
     named = planned('base = "b"\ntask = "sst2"\nstages = ["finetune"]', tmp_path, root)
@@ -348,7 +348,7 @@ stages = ["general-distill", "task-distill"]
 
 def test_one_stage_alone_finds_its_neighbours(tmp_path):
     for name in ("finetune", "augment"):
-        with working(tmp_path / name, stage=name, identity={}) as work:
+        with stage_output(tmp_path / name, stage=name, identity={}) as work:
             (work.path / "x").write_text("")
     resolved = resolve(catalog=Catalog(), environment={}, flags={"task": "sst2", "student": "bert-1x8"})
     found = step("task-distill", resolved, tmp_path, Catalog())
@@ -367,5 +367,5 @@ def test_another_run_reuses_what_is_the_same(place, monkeypatch):
     assert [note.partition(":")[0] for note in said] == ["finetune", "augment", "alone"]
     assert [result.out.name for result in results if result.up_to_date] == ["finetune", "augment", "alone"]
     for stage in ("finetune", "augment", "alone"):
-        assert manifest.checked(place.path / "runs/other" / stage) == manifest.checked(place / stage)
+        assert manifest.read_verified(place.path / "runs/other" / stage) == manifest.read_verified(place / stage)
     assert all(one.state == "whole" for one in verify_directory(place.path / "runs/other") if "other" in one.place)

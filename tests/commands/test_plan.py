@@ -337,7 +337,7 @@ def test_the_table_and_its_numbers(quick):
 
 
 def test_how_numbers_are_said():
-    from microbert_cli.cli.plan import _scaled, clock
+    from microbert_cli.cli.plan import _with_unit, clock
 
     assert [clock(s) for s in (4.23, 65, 7300, 200_000)] == ["4.2 s", "1:05 min", "2:01 h", "2.3 days"]
-    assert [_scaled(n) for n in (7, 1234, 5.55e6, 999_600, 2e21)] == ["7", "1.23 k", "5.55 M", "1 M", "2e+03 E"]
+    assert [_with_unit(n) for n in (7, 1234, 5.55e6, 999_600, 2e21)] == ["7", "1.23 k", "5.55 M", "1 M", "2e+03 E"]

@@ -5,14 +5,14 @@ from typing import Any
 from microbert_cli.recipe.phase_data import TRAIN
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, masked_lm_input, needed
+from microbert_cli.runs.stage_inputs import EarlierOutputs, masked_lm_input, required_input
 from microbert_cli.runs.stage_registry import Stage
 
 
 def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
     """Returns the masked-LM and the word vectors; without a file of vectors, the masked-LM's input embeddings serve."""
     model = earlier.resolve(recipe.augment.masked_lm) or masked_lm_input(recipe, earlier)
-    masked_lm = needed(model, "augment.masked_lm", "the masked-LM that proposes words", "--masked-lm DIR")
+    masked_lm = required_input(model, "augment.masked_lm", "the masked-LM that proposes words", "--masked-lm DIR")
     vectors = recipe.vectors.source or (masked_lm if "word_vectors" in recipe.augment.sources else None)
     return {"masked_lm": masked_lm, "vectors": vectors}
 

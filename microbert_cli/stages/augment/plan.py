@@ -6,9 +6,7 @@ from typing import Any
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.plan.augment_sample import try_augmentation, untried
 from microbert_cli.plan.expected_inputs import ExpectedInputs, standing_in
-from microbert_cli.plan.phases import (
-    add_rows,
-)
+from microbert_cli.plan.phases import add_rows
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import Job, Workload, shape
 from microbert_cli.runs.stage_inputs import Step

@@ -15,8 +15,8 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, manifest
-from microbert_cli.runs.output_dir import working
-from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.runs.output_dir import stage_output
+from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.augment import STAGE
 
 
@@ -45,7 +45,7 @@ def run(
         "vectors": manifest.identify(vectors),
         "data": data.fingerprints(),
     }
-    with working(
+    with stage_output(
         out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
@@ -65,10 +65,10 @@ def run(
         shards = work.path / "shards"
         shards.mkdir(exist_ok=True)
         for number in range(driver.shards())[distributed.rank() :: distributed.world_size()]:
-            _shard(driver, number, shards, data.task)
+            _write_shard(driver, number, shards, data.task)
         distributed.barrier()
         target = work.path / f"augmented.{recipe.augment.format}"
-        rows_out = distributed.on_main_process(lambda: _join(shards, target, data.task, recipe.augment.format))
+        rows_out = distributed.on_main_process(lambda: _join_shards(shards, target, data.task, recipe.augment.format))
         metrics: dict[str, Any] = {
             "task": data.task.name,
             "rows_in": len(data.rows["train"]),
@@ -76,7 +76,7 @@ def run(
             "stop_words": driver.stop_words.digest,
         }
         inputs = {"masked_lm": identity["masked_lm"], "vectors": identity["vectors"]}
-        return sign(
+        return write_results(
             work,
             stage=STAGE.name,
             recipe=recipe.keys(*STAGE.keys),
@@ -88,22 +88,22 @@ def run(
         )
 
 
-def _shard(driver: DatasetAugmenter, number: int, shards: Path, task: Any) -> None:
+def _write_shard(driver: DatasetAugmenter, number: int, shards: Path, task: Any) -> None:
     """Makes a shard, unless it is there and is what its name says."""
     for path in shards.glob(f"{number:06d}-*.parquet"):
-        if atomic.is_as_named(path):
+        if atomic.matches_name_checksum(path):
             return
         driver.reporter.warn(f"{path} is damaged and is made anew")
         path.unlink()
     begun = shards / f".begun-{distributed.rank()}"
     write_augmented(driver.shard(number), begun, task, format="parquet")
-    atomic.name_by_content(begun, f"{number:06d}", ".parquet")
+    atomic.rename_by_checksum(begun, f"{number:06d}", ".parquet")
 
 
-def _join(shards: Path, target: Path, task: Any, form: Literal["parquet", "tsv"]) -> int:
+def _join_shards(shards: Path, target: Path, task: Any, form: Literal["parquet", "tsv"]) -> int:
     """All shards as one file, whoever made them; returns its rows."""
     rows = concatenate([load_augmented(path, task) for path in sorted(shards.glob("*.parquet"))])
-    with atomic.writing(target) as begun:
+    with atomic.atomic_write(target) as begun:
         write_augmented(rows, begun, task, format=form)
     shutil.rmtree(shards)
     return len(rows)

@@ -4,7 +4,7 @@ from typing import Any
 
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, needed, teacher_input
+from microbert_cli.runs.stage_inputs import EarlierOutputs, required_input, teacher_input
 from microbert_cli.runs.stage_registry import Stage
 
 
@@ -12,7 +12,7 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
     """Returns the model to score, and the teacher it is compared with."""
     model = earlier.resolve(recipe.evaluate.model) or earlier.directory("task-distill") or earlier.directory("finetune")
     return {
-        "model": needed(model, "evaluate.model", "the model to evaluate", "mbert evaluate DIR"),
+        "model": required_input(model, "evaluate.model", "the model to evaluate", "mbert evaluate DIR"),
         "teacher": teacher_input(recipe, earlier),
     }
 

@@ -18,8 +18,8 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
-from microbert_cli.runs.output_dir import working
-from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.runs.output_dir import stage_output
+from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.evaluate import STAGE
 
 
@@ -58,7 +58,9 @@ def run(
         "submission": submit,
         "data": data.fingerprints(),
     }
-    with working(out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
+    with stage_output(
+        out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter
+    ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
         answers = open_predictor(model, task, precision=recipe.evaluate.precision, where="evaluate.model")
@@ -70,12 +72,12 @@ def run(
         for split in unlabelled:
             found.of(split)  # by all processes; what follows is written by one
         if unlabelled and distributed.is_main():
-            _submit(found, unlabelled, work.path, out, reporter)
+            _write_submission(found, unlabelled, work.path, out, reporter)
         if distributed.is_main():
             found.write_predictions(work.path / "predictions.parquet")
         result: dict[str, Any] = {"task": task.name, "primary": task.primary, "model": model, "splits": scored}
         result["dev"] = scored[labelled[0]]["metrics"] if labelled else {}
-        return sign(
+        return write_results(
             work,
             stage=STAGE.name,
             recipe=recipe.keys(*STAGE.keys),
@@ -93,14 +95,14 @@ def check(
     scores = result["dev"]
     for name, least in minimum.items():
         if name not in scores:
-            raise _no_metric(name, scores)
+            raise _unknown_metric(name, scores)
         if scores[name] < least:
-            raise _below("M620", f"{name} is {scores[name]:.4f}, wanted at least {least}", "--min-score")
+            raise _score_too_low("M620", f"{name} is {scores[name]:.4f}, wanted at least {least}", "--min-score")
     before = (baseline or {}).get("dev", {})
     for name in scores.keys() & before.keys():
         if scores[name] < before[name] - tolerance:
             what = f"{name} fell from {before[name]:.4f} to {scores[name]:.4f}, more than {tolerance}"
-            raise _below("M621", what, "--baseline")
+            raise _score_too_low("M621", what, "--baseline")
 
 
 class _Evaluation:
@@ -142,10 +144,10 @@ class _Evaluation:
         task, rows, logits = self.data.task, self.data.rows[split], self.of(split)
         columns: dict[str, Any] = {"split": [split] * len(rows), "id": [str(row) for row in rows.ids or ()]}
         if task.is_regression:
-            return columns | {"prediction": logits[:, 0].tolist(), "label": _gold(rows, float)}
+            return columns | {"prediction": logits[:, 0].tolist(), "label": _gold_labels(rows, float)}
         names = list(task.label.names or ())
         columns["prediction"] = [names[i] for i in logits.argmax(-1)]
-        columns["label"] = _gold(rows, lambda label: names[label])
+        columns["label"] = _gold_labels(rows, lambda label: names[label])
         shares = probabilities(logits)
         return columns | {f"p_{name}": shares[:, i].tolist() for i, name in enumerate(names)}
 
@@ -163,7 +165,7 @@ class _Evaluation:
         return found
 
 
-def _submit(found: _Evaluation, splits: list[str], work: Path, out: Path, reporter: Reporter) -> None:
+def _write_submission(found: _Evaluation, splits: list[str], work: Path, out: Path, reporter: Reporter) -> None:
     """This task's files, and the zip of all GLUE tasks: files of neighbouring evaluations, a constant for the rest."""
     task = found.data.task
     assert task.submission is not None
@@ -182,11 +184,11 @@ def _submit(found: _Evaluation, splits: list[str], work: Path, out: Path, report
         reporter.warn(f"submission: {name} was never predicted, it is filled with a constant")
 
 
-def _gold(rows: Any, tell: Any) -> list[Any]:
+def _gold_labels(rows: Any, tell: Any) -> list[Any]:
     return [None] * len(rows) if rows.labels is None else [tell(label) for label in rows.labels]
 
 
-def _no_metric(name: str, scores: Mapping[str, float]) -> MbertError:
+def _unknown_metric(name: str, scores: Mapping[str, float]) -> MbertError:
     return MbertError(
         "M104",
         f'this task has no metric "{name}"',
@@ -196,7 +198,7 @@ def _no_metric(name: str, scores: Mapping[str, float]) -> MbertError:
     )
 
 
-def _below(code: str, what: str, where: str) -> MbertError:
+def _score_too_low(code: str, what: str, where: str) -> MbertError:
     return MbertError(
         code,
         what,

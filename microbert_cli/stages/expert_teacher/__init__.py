@@ -7,7 +7,7 @@ from microbert_cli.recipe.moe import expert_teacher_values
 from microbert_cli.recipe.multitask import task_name
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, augmented_input, needed, teacher_input
+from microbert_cli.runs.stage_inputs import EarlierOutputs, augmented_input, required_input, teacher_input
 from microbert_cli.runs.stage_registry import Stage
 
 
@@ -18,7 +18,7 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
     teacher = teacher_input(recipe, earlier)
     if teacher is None and recipe.teacher.models:
         raise _several_teachers()
-    teacher = needed(teacher, "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
+    teacher = required_input(teacher, "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
     return {"teacher": teacher, "student": teacher, "augmented": augmented_input(recipe, earlier)}
 
 

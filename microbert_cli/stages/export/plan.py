@@ -3,14 +3,7 @@
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
 from microbert_cli.models.onnx import onnx_forms
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
-from microbert_cli.plan.phases import (
-    ONNX,
-    add_lengths,
-    add_race,
-    add_rows,
-    answer_job,
-    export_parts,
-)
+from microbert_cli.plan.phases import ONNX, add_lengths, add_race, add_rows, answer_job, export_parts
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import answering_load
 from microbert_cli.runs.stage_inputs import Step

@@ -18,8 +18,8 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
-from microbert_cli.runs.output_dir import working
-from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.runs.output_dir import stage_output
+from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.export import STAGE
 
 PARITY_ROWS = 256
@@ -49,7 +49,9 @@ def run(
         "teacher": manifest.identify(teacher),
         "data": data.fingerprints(),
     }
-    with working(out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
+    with stage_output(
+        out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter
+    ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
         loaded = load_model(model, "classifier", where="export.model", task=data.task.name)
@@ -70,13 +72,13 @@ def run(
             tolerance=recipe.export.tolerance,
             reporter=reporter,
         )
-        entrants = _entrants(work.path, model, teacher, measured["files"])
+        entrants = _models_to_measure(work.path, model, teacher, measured["files"])
         speeds = benchmark_models(entrants, data, reporter=reporter)
         metrics: dict[str, Any] = {"task": data.task.name, "primary": data.task.primary, **measured}
         metrics |= {"dev": measured["files"]["safetensors"]["scores"], "speed": speeds, "model": model}
         facts = Facts(recipe, data, loaded, Path(model), teacher, metrics)
         (work.path / "README.md").write_text(model_card(card(facts)), encoding="utf-8")
-        return sign(
+        return write_results(
             work,
             stage=STAGE.name,
             recipe=recipe.keys(*STAGE.keys),
@@ -97,7 +99,7 @@ def _scorer(data: TaskData, loaded: LoadedModel) -> Any:
     return score
 
 
-def _entrants(path: Path, model: str, teacher: str | None, files: dict[str, Any]) -> list[BenchmarkModel]:
+def _models_to_measure(path: Path, model: str, teacher: str | None, files: dict[str, Any]) -> list[BenchmarkModel]:
     entrants = [BenchmarkModel("teacher", teacher, "torch")] if teacher else []
     entrants.append(BenchmarkModel("torch", model, "torch"))
     return entrants + [BenchmarkModel(name, str(path), name) for name in files if name in ONNX_FILES]

@@ -5,7 +5,7 @@ from typing import Any
 from microbert_cli.recipe.phase_data import SELECTED_BY, TRAIN
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, masked_lm_input, needed
+from microbert_cli.runs.stage_inputs import EarlierOutputs, masked_lm_input, required_input
 from microbert_cli.runs.stage_registry import Stage
 
 
@@ -14,7 +14,7 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
     model = earlier.resolve(recipe.finetune.model) or masked_lm_input(recipe, earlier)
     tokenizer = recipe.base or earlier.directory("pretrain") or earlier.resolve(recipe.teacher.model)
     return {
-        "model": needed(model, "finetune.model", "an encoder: a directory, a Hub id or a student", "--model DIR"),
+        "model": required_input(model, "finetune.model", "an encoder: a directory, a Hub id or a student", "--model DIR"),
         "tokenizer": tokenizer if tokenizer != model else None,
     }
 

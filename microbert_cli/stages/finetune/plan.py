@@ -1,14 +1,7 @@
 """What fine-tuning costs: counted as run.py does the work."""
 
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
-from microbert_cli.plan.phases import (
-    add_lengths,
-    add_phase,
-    add_rows,
-    copies_of,
-    losses_of,
-    runs_of,
-)
+from microbert_cli.plan.phases import add_lengths, add_phase, add_rows, copies_of, losses_of, runs_of
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import Job
 from microbert_cli.runs.stage_inputs import Step

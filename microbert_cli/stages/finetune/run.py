@@ -12,8 +12,8 @@ from microbert_cli.models.save import save_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
-from microbert_cli.runs.output_dir import working
-from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.runs.output_dir import stage_output
+from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.finetune import STAGE
 from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
 from microbert_cli.training.objective import Objective
@@ -46,7 +46,7 @@ def run(
         "tokenizer": factory.identify(tokenizer, catalog),
         "data": data.fingerprints(),
     }
-    with working(
+    with stage_output(
         out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
@@ -55,7 +55,7 @@ def run(
         trainer = _Trainer(recipe, catalog, data, model, tokenizer, reporter)
         metrics = train_over_seeds(seeds, work.path, data.task.primary, trainer.train_one, trainer.choices, reporter)
         metrics |= {"task": data.task.name, "primary": data.task.primary, "majority": majority_of_split(data, "dev")}
-        return sign(
+        return write_results(
             work,
             stage=STAGE.name,
             recipe=recipe.keys(*STAGE.keys),

@@ -4,7 +4,7 @@ from typing import Any
 
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, corpus_input, initial_input, needed
+from microbert_cli.runs.stage_inputs import EarlierOutputs, corpus_input, initial_input, required_input
 from microbert_cli.runs.stage_registry import Stage
 
 
@@ -13,8 +13,10 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
     teacher = earlier.resolve(recipe.base) or earlier.directory("pretrain")
     student = earlier.resolve(recipe.student)
     return {
-        "teacher": needed(teacher, "base", "the pre-trained teacher of stage one", "--teacher google-bert/bert-base-uncased"),
-        "student": needed(student, "student", "a student of the catalogue", "--student tinybert-4l-312"),
+        "teacher": required_input(
+            teacher, "base", "the pre-trained teacher of stage one", "--teacher google-bert/bert-base-uncased"
+        ),
+        "student": required_input(student, "student", "a student of the catalogue", "--student tinybert-4l-312"),
         "source": corpus_input(recipe),
         **initial_input(recipe, earlier),
     }

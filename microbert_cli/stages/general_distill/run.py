@@ -19,8 +19,8 @@ from microbert_cli.models.save import save_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
-from microbert_cli.runs.output_dir import working
-from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.runs.output_dir import stage_output
+from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.general_distill import STAGE
 from microbert_cli.training import checkpoint
 from microbert_cli.training.loop import train
@@ -59,7 +59,7 @@ def run(
         "corpus": identify_corpus(source),
         **({"initial": factory.identify(initial, catalog)} if initial else {}),
     }
-    with working(
+    with stage_output(
         out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
@@ -80,7 +80,7 @@ def run(
         projection = objective.projection.state_dict() if objective.projection is not None else None
         save_model(pupil.model, pupil.tokenizer, work.path, projection=projection)
         checkpoint.drop_states(work.path)
-        return sign(
+        return write_results(
             work,
             stage=STAGE.name,
             recipe=recipe.keys(*STAGE.keys),
@@ -113,7 +113,7 @@ def _train(
 
     def heldout() -> dict[str, float]:
         groups = batches_by_length(held.lengths, batch_size=spec.batch_size)
-        return _losses(objective, [make(held, rows, -1 - i) for i, rows in enumerate(groups)])
+        return _mean_losses(objective, [make(held, rows, -1 - i) for i, rows in enumerate(groups)])
 
     before = heldout()
     plan = make_plan(STAGE.name, spec, blocks.lengths, drop_last=reference, seed=recipe.seed)
@@ -125,7 +125,7 @@ def _train(
     return {"heldout": trained.best, "heldout_before": before, "steps": trained.steps, "best_step": trained.best_step}
 
 
-def _losses(objective: Objective, batches: list[Batch]) -> dict[str, float]:
+def _mean_losses(objective: Objective, batches: list[Batch]) -> dict[str, float]:
     """Mean losses over batches, dropout off; `minus_loss` is the one to maximise."""
     training = objective.student.training
     objective.student.eval()

@@ -4,7 +4,7 @@ from typing import Any
 
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, corpus_input, needed
+from microbert_cli.runs.stage_inputs import EarlierOutputs, corpus_input, required_input
 from microbert_cli.runs.stage_registry import Stage
 
 
@@ -12,7 +12,9 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
     """Returns the model to train, its corpus, and the tokenizer of a new model."""
     model = earlier.resolve(recipe.pretrain.model) or recipe.base
     return {
-        "model": needed(model, "pretrain.model", "a model to go on from, or a student description", "--model bert-4x128"),
+        "model": required_input(
+            model, "pretrain.model", "a model to go on from, or a student description", "--model bert-4x128"
+        ),
         "source": corpus_input(recipe),
         "tokenizer": recipe.base if recipe.base != model else None,
     }

@@ -4,10 +4,7 @@ from dataclasses import replace
 
 from microbert_cli.models import factory
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
-from microbert_cli.plan.phases import (
-    add_corpus,
-    drawn,
-)
+from microbert_cli.plan.phases import add_corpus, drawn
 from microbert_cli.plan.stage_cost import SMALL, Costs, evaluations
 from microbert_cli.plan.work import Job, answering_load
 from microbert_cli.runs.stage_inputs import Step

@@ -24,8 +24,8 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.reporter import SILENT, Reporter
-from microbert_cli.runs.output_dir import working
-from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.runs.output_dir import stage_output
+from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.pretrain import STAGE
 from microbert_cli.training import checkpoint
 from microbert_cli.training.loop import train
@@ -60,12 +60,12 @@ def run(
         "tokenizer": factory.identify(tokenizer, catalog),
         "corpus": identify_corpus(source),
     }
-    with working(
+    with stage_output(
         out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
-        loaded = _model(recipe, catalog, model, tokenizer, source, work.path, reporter)
+        loaded = _load_or_build(recipe, catalog, model, tokenizer, source, work.path, reporter)
         check_length(recipe.corpus.max_length, loaded.model.config, where="corpus.max_length")
         blocks, held = make_blocks(
             source,
@@ -76,7 +76,7 @@ def run(
         metrics = _train(recipe, catalog, loaded, blocks, held, work.path, reporter)
         save_model(loaded.model, loaded.tokenizer, work.path)
         checkpoint.drop_states(work.path)
-        return sign(
+        return write_results(
             work,
             stage=STAGE.name,
             recipe=recipe.keys(*STAGE.keys),
@@ -88,14 +88,14 @@ def run(
         )
 
 
-def _model(
+def _load_or_build(
     recipe: Recipe, catalog: Catalog, model: str, tokenizer: str | None, source: str, work: Path, reporter: Reporter
 ) -> LoadedModel:
     if not factory.is_description(model, catalog):
         return load_model(model, "masked-lm", where="pretrain.model", new_head=True, seed=recipe.seed)
     config = None
     if recipe.vocabulary.size:
-        tokens = _vocabulary(recipe, source, reporter)
+        tokens = _train_vocabulary(recipe, source, reporter)
     elif tokenizer:
         tokens, config = load_vocabulary(tokenizer, where="base")
     else:
@@ -105,7 +105,7 @@ def _model(
     return LoadedModel(built, tokens, model, [])
 
 
-def _vocabulary(recipe: Recipe, source: str, reporter: Reporter) -> Any:
+def _train_vocabulary(recipe: Recipe, source: str, reporter: Reporter) -> Any:
     reporter.note(f"vocabulary: at most {recipe.vocabulary.size} pieces from {source}")
     return train_vocabulary(
         lambda: read_documents(source, limit=recipe.corpus.documents),

@@ -2,13 +2,7 @@
 
 from microbert_cli.models.onnx import onnx_forms
 from microbert_cli.plan.expected_inputs import ExpectedInputs
-from microbert_cli.plan.phases import (
-    add_lengths,
-    add_race,
-    add_rows,
-    export_parts,
-    linear_model,
-)
+from microbert_cli.plan.phases import add_lengths, add_race, add_rows, export_parts, linear_model
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.runs.stage_inputs import Step
 

@@ -12,8 +12,8 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
-from microbert_cli.runs.output_dir import working
-from microbert_cli.runs.stage_result import StageResult, read_metrics, sign, up_to_date
+from microbert_cli.runs.output_dir import stage_output
+from microbert_cli.runs.stage_result import StageResult, read_metrics, up_to_date, write_results
 from microbert_cli.stages.report import STAGE
 
 
@@ -40,13 +40,15 @@ def run(
         "models": {name: manifest.identify(path) for name, path in sources.items()},
         "data": data.fingerprints(),
     }
-    with working(out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter) as work:
+    with stage_output(
+        out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter
+    ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
         rows = [_baseline_row(data)] + _model_rows(data, models, exported, reporter)
         metrics = {"task": data.task.name, "primary": data.task.primary, "table": rows}
         (work.path / "report.md").write_text(as_markdown(rows), encoding="utf-8")
-        return sign(
+        return write_results(
             work, stage=STAGE.name, recipe=recipe.keys(*STAGE.keys), metrics=metrics, inputs=identity["models"], sources=sources
         )
 
@@ -65,13 +67,13 @@ def _model_rows(data: TaskData, models: dict[str, str], exported: str | None, re
     raced = benchmark_models(entrants, data, reporter=reporter)["models"]
     measured = {name: read_metrics(Path(path)) for name, path in models.items()}
     teacher = next((m["teacher"][primary] for m in measured.values() if "teacher" in m), None)
-    rows = [_row(name, result, raced[name], primary, teacher) for name, result in measured.items()]
+    rows = [_table_row(name, result, raced[name], primary, teacher) for name, result in measured.items()]
     for form in forms:
-        rows.append(_row(f"export, {form}", {"dev": files[form]["scores"]}, raced[f"export, {form}"], primary, teacher))
+        rows.append(_table_row(f"export, {form}", {"dev": files[form]["scores"]}, raced[f"export, {form}"], primary, teacher))
     return rows
 
 
-def _row(name: str, result: dict[str, Any], speed: dict[str, Any], primary: str, teacher: float | None) -> dict[str, Any]:
+def _table_row(name: str, result: dict[str, Any], speed: dict[str, Any], primary: str, teacher: float | None) -> dict[str, Any]:
     score = result.get("mean", result["dev"])[primary]
     return {
         "model": "teacher" if name == "finetune" else name,

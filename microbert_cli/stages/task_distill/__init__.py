@@ -11,7 +11,7 @@ from microbert_cli.recipe.multitask import recipe_of_task, task_name, teachers_o
 from microbert_cli.recipe.phase_data import trained_splits, unused_transfer_note
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, Step, augmented_input, initial_input, needed, teacher_input
+from microbert_cli.runs.stage_inputs import EarlierOutputs, Step, augmented_input, initial_input, required_input, teacher_input
 from microbert_cli.runs.stage_registry import Stage
 
 Teachers = str | list[str] | dict[str, list[str]]
@@ -37,8 +37,8 @@ def _teachers(recipe: Recipe, earlier: EarlierOutputs) -> Teachers:
         in_this_run = earlier.directory_of_this_run("expert-teacher")
         # what this run makes comes before what the recipe names: the named one is the teacher that experts are made of
         expert = in_this_run or earlier.resolve(recipe.teacher.model) or earlier.directory("expert-teacher")
-        return needed(expert, "teacher.model", "a teacher of experts (mbert expert-teacher)", "--teacher DIR")
-    return needed(teacher_input(recipe, earlier), "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
+        return required_input(expert, "teacher.model", "a teacher of experts (mbert expert-teacher)", "--teacher DIR")
+    return required_input(teacher_input(recipe, earlier), "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
 
 
 def _student(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> str:
@@ -55,7 +55,7 @@ def _student(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> str:
     is_described = not is_directory and not list(catalog.check("students", str(recipe.student), ""))
     use_general = general and (recipe.student is None or is_described)
     student = general if use_general else earlier.resolve(recipe.student)
-    return needed(student, "student", "a checkpoint, or a student of the catalogue", "--student DIR")
+    return required_input(student, "student", "a checkpoint, or a student of the catalogue", "--student DIR")
 
 
 def _single(teachers: Teachers) -> str:

@@ -13,12 +13,12 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
-from microbert_cli.runs.output_dir import working
-from microbert_cli.runs.stage_result import StageResult, sign, up_to_date
+from microbert_cli.runs.output_dir import stage_output
+from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.task_distill import STAGE
 from microbert_cli.training.phases import train_over_seeds
 
-ASKED = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
+TEACHER_LOG = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
 
 
 def run(
@@ -56,7 +56,7 @@ def run(
         **inputs,
         "data": fingerprints_of(data),
     }
-    with working(
+    with stage_output(
         out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reuse=recipe.reuse, reporter=reporter
     ) as work:
         if work.done:
@@ -64,13 +64,13 @@ def run(
         for _, source in named_inputs("teacher", teacher) if recipe.moe.side in ("teacher", "both") else ():
             check_expert_teacher(source, side=recipe.moe.side, experts=recipe.moe.experts)
         distiller = Distiller(recipe, catalog, data, teacher, student, inputs, reporter, initial)
-        distiller.teacher_log = work.path / ASKED
+        distiller.teacher_log = work.path / TEACHER_LOG
         task_set, seeds = distiller.task_set, recipe.seeds or [recipe.seed]
         teacher_scores = task_set.score_teachers()
         metrics = train_over_seeds(seeds, work.path, task_set.primary, distiller.train_one, distiller.choices, reporter)
         metrics |= summarize(task_set, metrics, teacher_scores, work.path, reporter) | distiller.start_record
         varied: dict[str, str | None] = {**dict(named_inputs("augmented", augmented))} or {"augmented": None}
-        return sign(
+        return write_results(
             work,
             stage=STAGE.name,
             recipe=recipe.keys(*STAGE.keys),

@@ -26,7 +26,7 @@ from microbert_cli.recipe.resolve import Resolved, resolve
 from microbert_cli.recipe.task import Task, load_task
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs import manifest
-from microbert_cli.runs.run_record import _data_places
+from microbert_cli.runs.run_record import _data_paths
 from microbert_cli.runs.stage_inputs import steps
 from microbert_cli.training.objective import Objective
 
@@ -315,7 +315,7 @@ def test_each_of_several_tasks_has_its_own(tmp_path: Path) -> None:
     assert made.metrics["phases"]["transfer"]["split"] == "transfer"
     assert made.metrics["phases"]["transfer"]["steps"] == told.steps == 2 * 5, "40 rows by 8"
     named = {str(tmp_path / f"{task}.jsonl") for task in several["tasks"]}
-    assert named <= {*_data_places(recipe_of(**keys).recipe)}, "they count for whether a run is up to date"
+    assert named <= {*_data_paths(recipe_of(**keys).recipe)}, "they count for whether a run is up to date"
 
 
 @pytest.mark.slow

@@ -179,7 +179,7 @@ def test_the_least_recently_used_entry_makes_room(loaded, encoded):
     asking(teacher, encoded, weights="first")
     asking(teacher, encoded, weights="second")
     asking(teacher, encoded, weights="first")  # used again
-    size = cache.taken("teacher") // 2
+    size = cache.used_bytes("teacher") // 2
     asking(teacher, encoded, weights="third", settings=CacheSettings(precision="fp32", budget=f"{int(2.2 * size)}"))
     before = teacher.rows
     asking(teacher, encoded, weights="first")

@@ -12,7 +12,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.find import find_model
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs import atomic, manifest, reuse
-from microbert_cli.runs.output_dir import differences, is_up_to_date, working
+from microbert_cli.runs.output_dir import differences, is_up_to_date, stage_output
 from microbert_cli.runs.stage_registry import all_stages
 
 IDENTITY = {"recipe": {"seed": 1, "finetune": {"epochs": 3.0}}, "model": "abc"}
@@ -30,7 +30,7 @@ class Notes(Reporter):
 
 def make(out, identity=IDENTITY, text="result", **options):
     """A stage that writes one file; returns whether it had anything to do."""
-    with working(out, stage="test", identity=identity, **options) as work:
+    with stage_output(out, stage="test", identity=identity, **options) as work:
         if not work.done:
             (work.path / "file.txt").write_text(text)
         return not work.done
@@ -38,7 +38,7 @@ def make(out, identity=IDENTITY, text="result", **options):
 
 def stop(out, name="half.txt", identity=IDENTITY):
     """A stage that is stopped in the middle."""
-    with pytest.raises(KeyboardInterrupt), working(out, stage="test", identity=identity) as work:
+    with pytest.raises(KeyboardInterrupt), stage_output(out, stage="test", identity=identity) as work:
         (work.path / name).write_text("half")
         raise KeyboardInterrupt
 
@@ -71,7 +71,7 @@ def test_an_empty_directory_is_as_good_as_none(tmp_path):
 
 def test_nothing_is_there_before_the_end(tmp_path):
     out = tmp_path / "out"
-    with working(out, stage="test", identity=IDENTITY) as work:
+    with stage_output(out, stage="test", identity=IDENTITY) as work:
         (work.path / "file.txt").write_text("x")
         assert not out.exists() and work.path == manifest.partial_path(out)
         assert not (work.path / manifest.FILE).exists()
@@ -127,7 +127,7 @@ def test_begun_work_is_found_again(tmp_path):
     out, notes = tmp_path / "out", Notes()
     stop(out)
     assert litter(tmp_path) == ["out.partial"]
-    with working(out, stage="test", identity=IDENTITY, reporter=notes) as work:
+    with stage_output(out, stage="test", identity=IDENTITY, reporter=notes) as work:
         assert work.resumed and (work.path / "half.txt").read_text() == "half"
     assert "begun.json" not in litter(out)
     assert notes.said
@@ -152,7 +152,7 @@ def test_begun_work_of_another_kind_is_moved_aside(tmp_path, options):
 
 
 def test_work_that_fails_before_it_wrote_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match="early"), working(tmp_path / "a" / "out", stage="test", identity=IDENTITY):
+    with pytest.raises(ValueError, match="early"), stage_output(tmp_path / "a" / "out", stage="test", identity=IDENTITY):
         raise ValueError("early")
     assert litter(tmp_path) == []
 
@@ -166,7 +166,7 @@ def test_a_damaged_beginning_is_not_resumed(tmp_path):
 
 
 def hold(out, ready, end):
-    with working(Path(out), stage="test", identity=IDENTITY) as work:
+    with stage_output(Path(out), stage="test", identity=IDENTITY) as work:
         (work.path / "file.txt").write_text("x")
         ready.set()
         end.wait(20)
@@ -198,7 +198,7 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch, where):
 
     with monkeypatch.context() as patch:
         patch.setattr(os if where == "fsync" else Path, where, full)
-        with pytest.raises(MbertError) as caught, working(out, stage="test", identity=IDENTITY) as work:
+        with pytest.raises(MbertError) as caught, stage_output(out, stage="test", identity=IDENTITY) as work:
             (work.path / "file.txt").write_text("x")
     assert caught.value.code == "M220" and not out.exists()
     make(out)
@@ -207,16 +207,16 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch, where):
 
 def test_a_full_disk_in_the_middle_is_resumed(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(MbertError) as caught, working(out, stage="test", identity=IDENTITY) as work:
+    with pytest.raises(MbertError) as caught, stage_output(out, stage="test", identity=IDENTITY) as work:
         (work.path / "half.txt").write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.code == "M220" and int(caught.value.exit_code) == 4
-    with working(out, stage="test", identity=IDENTITY) as work:
+    with stage_output(out, stage="test", identity=IDENTITY) as work:
         assert work.resumed and (work.path / "half.txt").is_file()
 
 
 def test_another_failure_stays_itself(tmp_path):
-    with pytest.raises(OSError, match="odd"), working(tmp_path / "out", stage="test", identity=IDENTITY):
+    with pytest.raises(OSError, match="odd"), stage_output(tmp_path / "out", stage="test", identity=IDENTITY):
         raise OSError(errno.ECHILD, "odd")
 
 
@@ -233,7 +233,7 @@ def test_another_failure_stays_itself(tmp_path):
     ids=str,
 )
 def test_what_a_disk_refuses_is_an_error_that_helps(tmp_path, error, code):
-    with pytest.raises(MbertError) as caught, working(tmp_path / "out", stage="test", identity=IDENTITY):
+    with pytest.raises(MbertError) as caught, stage_output(tmp_path / "out", stage="test", identity=IDENTITY):
         raise error
     assert caught.value.code == code
 
@@ -264,7 +264,7 @@ def test_a_damaged_manifest(tmp_path, text):
 
 def test_identity_of_an_output_is_its_result_not_its_talk(tmp_path):
     for name, said in (("a", "x"), ("b", "y")):
-        with working(tmp_path / name, stage="test", identity={"from": name}) as work:
+        with stage_output(tmp_path / name, stage="test", identity={"from": name}) as work:
             (work.path / "file.txt").write_text("same")
             (work.path / "log.jsonl").write_text(said)
             (work.path / "README.md").write_text(said)
@@ -335,10 +335,10 @@ def test_what_killed_writers_left_is_swept_and_a_living_one_keeps_its_own(tmp_pa
         (tmp_path / name).write_text("half")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    atomic.sweep_beside(tmp_path / "run.json")
+    atomic.remove_stale_temporaries(tmp_path / "run.json")
     assert (tmp_path / left).is_file()
     monkeypatch.setenv("RANK", "0")
-    atomic.sweep_beside(tmp_path / "run.json")
+    atomic.remove_stale_temporaries(tmp_path / "run.json")
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([begun, other])
 
 
@@ -356,7 +356,7 @@ def test_what_another_run_made_of_the_same_is_copied(tmp_path):
     assert copied(tmp_path / "two/finetune", tmp_path / "gone", tmp_path / "one")
     assert litter(tmp_path / "two") == ["finetune"]
     assert (tmp_path / "two/finetune/file.txt").read_text() == "made there"
-    assert manifest.checked(tmp_path / "two/finetune") == manifest.checked(tmp_path / "one/teacher")
+    assert manifest.read_verified(tmp_path / "two/finetune") == manifest.read_verified(tmp_path / "one/teacher")
     assert not make(tmp_path / "two/finetune"), "afterwards it is up to date by itself"
     assert copied(tmp_path / "three", tmp_path / "one/teacher"), "a single output may be named, too"
 
@@ -364,7 +364,7 @@ def test_what_another_run_made_of_the_same_is_copied(tmp_path):
 def test_nothing_else_is_taken(tmp_path):
     """Another identity, another stage, a damaged output, one that is not finished; and nothing where the user said --force."""
     make(tmp_path / "other/x", {**IDENTITY, "model": "xyz"})
-    with working(tmp_path / "stage/x", stage="another", identity=IDENTITY) as work:
+    with stage_output(tmp_path / "stage/x", stage="another", identity=IDENTITY) as work:
         (work.path / "file.txt").write_text("result")
     make(tmp_path / "damaged/x")
     (tmp_path / "damaged/x/file.txt").write_text("resulT")
@@ -396,9 +396,9 @@ def test_a_manifest_of_others_writes_nothing_outside_the_copy(tmp_path, name):
     make(tmp_path / "run/x")
     (tmp_path / "run/escaped.txt").write_text("theirs")
     file = tmp_path / "run/x/manifest.json"
-    values = atomic.unseal(file.read_text())
+    values = atomic.load_with_checksum(file.read_text())
     values["outputs"][name] = atomic.file_digest(tmp_path / "run/escaped.txt")
-    file.write_text(atomic.seal(values))
+    file.write_text(atomic.dump_with_checksum(values))
     assert not copied(tmp_path / "out/x", tmp_path / "run")
     assert litter(tmp_path / "out") == ["x"]
 

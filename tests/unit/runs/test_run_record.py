@@ -70,7 +70,7 @@ def test_another_recipe_in_the_folder(run):
         run_record.claim(root, "other")
     assert error.value.code == "M115" and "mine" in str(error.value)
     run_record.claim(root, "other", force=True)
-    assert atomic.unseal((root / "run.json").read_text()) == {"recipe": "other"}
+    assert atomic.load_with_checksum((root / "run.json").read_text()) == {"recipe": "other"}
 
 
 def test_no_torch_is_loaded(run, repo):
