@@ -1,4 +1,4 @@
-"""What a model card can truthfully say, gathered from manifests and measurements."""
+"""The facts of a model card, gathered from manifests and measurements."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What an export knows about its model."""
+    """What a card is made from: the model, its data, the recipe, and what the export measured."""
 
     recipe: Recipe
     data: TaskData
@@ -36,18 +36,18 @@ class Facts:
 
 
 def card(facts: Facts) -> Card:
-    """The card of an exported model: only what was measured here, or is written in its manifest."""
+    """Returns the card of an exported model: only what was measured here, or is written in its manifest."""
     task = facts.data.task
-    made = _manifest(facts.model)
+    model_manifest = _manifest(facts.model)
     return Card(
         name=facts.model.name,
         task_title=task.title or task.name,
         labels=task.label.names,
         scores=_scores(facts),
-        command=" ".join(map(str, made.get("argv", ()))) or f"mbert export {facts.model}",
+        command=" ".join(map(str, model_manifest.get("argv", ()))) or f"mbert export {facts.model}",
         base_models=[facts.teacher] if facts.teacher and is_hub_id(facts.teacher) else [],
         datasets=[task.hub.id] if task.hub else [],
-        lineage=_lineage(made, facts.teacher),
+        lineage=_lineage(model_manifest, facts.teacher),
         sizes=_sizes(facts),
         files=_files(facts),
         conditions=_conditions(facts.metrics["speed"]["conditions"]),
@@ -82,33 +82,35 @@ def _scores(facts: Facts) -> list[Score]:
 
 def _teacher_scores(facts: Facts) -> dict[str, float]:
     """The teacher's dev scores as the student's distillation measured them, if it was this teacher."""
-    measured = read_metrics(facts.model) if (facts.model / METRICS).is_file() else {}
-    scores: dict[str, float] = measured.get("teacher", {})
+    metrics = read_metrics(facts.model) if (facts.model / METRICS).is_file() else {}
+    scores: dict[str, float] = metrics.get("teacher", {})
     return scores
 
 
-def _lineage(made: dict[str, Any], teacher: str | None) -> list[str]:
-    steps = [f"made by the stage {made.get('stage')}, {str(made.get('finished'))[:10]}"] if made else []
-    if isinstance(phases := made.get("recipe", {}).get("phases"), dict):
-        known = {name: phase.get("losses") or () for name, phase in phases.items() if isinstance(phase, dict)}
-        steps += [f"phase {name}: {', '.join(map(str, losses))}" for name, losses in known.items()]
-    if texts := made.get("data", {}).get(TRANSFER):
-        steps.append(f"transfer set: {texts['rows']:,} texts without labels")
+def _lineage(model_manifest: dict[str, Any], teacher: str | None) -> list[str]:
+    steps = []
+    if model_manifest:
+        steps.append(f"made by the stage {model_manifest.get('stage')}, {str(model_manifest.get('finished'))[:10]}")
+    if isinstance(phases := model_manifest.get("recipe", {}).get("phases"), dict):
+        losses = {name: phase.get("losses") or () for name, phase in phases.items() if isinstance(phase, dict)}
+        steps += [f"phase {name}: {', '.join(map(str, names))}" for name, names in losses.items()]
+    if transfer_set := model_manifest.get("data", {}).get(TRANSFER):
+        steps.append(f"transfer set: {transfer_set['rows']:,} texts without labels")
     return [f"teacher: {teacher}", *steps] if teacher else steps
 
 
 def _sizes(facts: Facts) -> dict[str, tuple[str, str | None]]:
     models = facts.metrics["speed"]["models"]
-    ours, teacher = models["torch"], models.get("teacher", {})
-    sizes = {"parameters": _pair(ours, teacher, "parameters"), "FLOPs a row": _pair(ours, teacher, "flops")}
-    sizes["weights"] = (megabytes(ours["bytes"] or 0), megabytes(teacher["bytes"]) if teacher.get("bytes") else None)
+    student, teacher = models["torch"], models.get("teacher", {})
+    sizes = {"parameters": _pair(student, teacher, "parameters"), "FLOPs a row": _pair(student, teacher, "flops")}
+    sizes["weights"] = (megabytes(student["bytes"] or 0), megabytes(teacher["bytes"]) if teacher.get("bytes") else None)
     for name, digits in (("latency_ms", 2), ("throughput", 0)):
-        sizes[name] = (f"{ours[name]:,.{digits}f}", f"{teacher[name]:,.{digits}f}" if teacher else None)
+        sizes[name] = (f"{student[name]:,.{digits}f}", f"{teacher[name]:,.{digits}f}" if teacher else None)
     return sizes
 
 
-def _pair(ours: dict[str, Any], teacher: dict[str, Any], key: str) -> tuple[str, str | None]:
-    return f"{ours[key]:,}", f"{teacher[key]:,}" if teacher.get(key) else None
+def _pair(student: dict[str, Any], teacher: dict[str, Any], key: str) -> tuple[str, str | None]:
+    return f"{student[key]:,}", f"{teacher[key]:,}" if teacher.get(key) else None
 
 
 def _files(facts: Facts) -> list[File]:

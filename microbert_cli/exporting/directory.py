@@ -1,7 +1,7 @@
-"""An export directory: the model as plain safetensors, as ONNX, as int8, fused; and the proof that they say the same.
+"""An export directory: the model as safetensors, as ONNX, as int8 and with fused operators, each checked against the model.
 
-Nothing is called done before the files were read back and answered real rows, padded and of several shapes, as the
-model in memory does. int8 may differ; by how much, and what that does to the score, is measured and returned.
+Every file is read back, and its logits on real rows, padded and of several shapes, are compared with those of the model in
+memory. int8 may differ; by how much, and what that does to the score, is measured and returned.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ import torch
 
 from microbert_cli.errors import MbertError
 from microbert_cli.exporting.onnx_fusion import operators, write_optimized
+from microbert_cli.models.architectures import positions_of
 from microbert_cli.models.onnx import (
     ONNX_FILES,
     Batch,
@@ -27,9 +28,9 @@ from microbert_cli.models.save import save_model
 from microbert_cli.models.size import weights_bytes
 from microbert_cli.reporter import SILENT, Reporter
 
-SAME = 1e-6  # safetensors read back by transformers alone
-CLOSE = 1e-4  # ONNX in float32
-DROP = 0.02  # loss of score by int8 that deserves a warning
+SAFETENSORS_TOLERANCE = 1e-6  # safetensors read back by transformers alone
+FP32_TOLERANCE = 1e-4  # ONNX in float32
+MAX_INT8_DROP = 0.02  # loss of score by int8 that deserves a warning
 SHAPES = ((1, 8), (3, 17), (8, 64), (32, None))  # rows x length; None = as long as the longest of the rows
 
 Row = Mapping[str, Sequence[int]]
@@ -47,7 +48,7 @@ def export_model(
     onnx: bool = True,
     int8: bool = True,
     optimize: bool = True,
-    tolerance: float = CLOSE,
+    tolerance: float = FP32_TOLERANCE,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
     """Writes the export directory of a trained classifier and returns all that was measured.
@@ -59,7 +60,7 @@ def export_model(
     tolerance  the largest difference of logits that the fp32 files may have
     onnx     False leaves ONNX out; int8=False leaves out only int8, optimize=False the graphs for ONNX Runtime alone
     Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores", "graph"}}, "parity": {...}},
-    names: safetensors and those of onnx_model.FILES; max_difference of logits and agreement (share of equal answers) against
+    names: safetensors and those of onnx.ONNX_FILES; max_difference of logits and agreement (share of equal answers) against
     the model; graph: what operators it has, see `onnx_fusion.operators`.
     Raises M510 (packages missing; before anything is written), M612 (a file answers differently), M611 (no ONNX for
     this architecture), ValueError (no rows).
@@ -67,8 +68,8 @@ def export_model(
     if onnx:
         require_onnx("onnx", "onnxscript", "onnxruntime")
     batches = list(parity_batches(rows, tokenizer.pad_token_id or 0, longest=_positions(tokenizer, model)))
-    own = torch_logits(model)
-    expected = [own(batch) for batch in batches]
+    model_logits = torch_logits(model)
+    expected = [model_logits(batch) for batch in batches]
     files: dict[str, dict[str, Any]] = {}
 
     def check(name: str, logits: LogitsFunction, path: Path, tolerance: float | None, seconds: float | None) -> None:
@@ -81,7 +82,7 @@ def export_model(
         reporter.note(_line(files[name]))
 
     save_model(model, tokenizer, out)
-    check("safetensors", torch_logits(read_back(out)), out / "model.safetensors", SAME, None)
+    check("safetensors", torch_logits(read_back(out)), out / "model.safetensors", SAFETENSORS_TOLERANCE, None)
     if onnx:
         seconds = write_onnx(model, out / ONNX_FILES["fp32"])
         check("fp32", OnnxClassifier(out, precision="fp32").logits, out / ONNX_FILES["fp32"], tolerance, seconds)
@@ -98,7 +99,7 @@ def export_model(
 
 
 def read_back(directory: Path) -> Any:
-    """The classifier as transformers alone reads it from `directory`, with no help of this package."""
+    """Loads the classifier from `directory` with transformers alone, without any code of this package."""
     from transformers import AutoModelForSequenceClassification
 
     return AutoModelForSequenceClassification.from_pretrained(
@@ -107,7 +108,7 @@ def read_back(directory: Path) -> Any:
 
 
 def parity_batches(rows: Sequence[Row], pad: int, *, longest: int) -> Iterator[Batch]:
-    """Batches of real rows, padded on the right, in the shapes of SHAPES (cut to `longest` tokens).
+    """Yields batches of real rows, padded on the right, in the shapes of SHAPES (cut to `longest` tokens).
 
     Rows are taken evenly over all lengths, again where there are too few. In a batch of several rows the first is cut
     to half the width at most, so that every such batch has padding.
@@ -116,39 +117,38 @@ def parity_batches(rows: Sequence[Row], pad: int, *, longest: int) -> Iterator[B
         raise ValueError("parity is checked on real rows; there are none")
     ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
     for count, width in SHAPES:
-        places = np.linspace(0, len(ordered) - 1, count).round().astype(int)
-        chosen = [ordered[place] for place in places]
+        positions = np.linspace(0, len(ordered) - 1, count).round().astype(int)
+        chosen = [ordered[position] for position in positions]
         yield _padded(chosen, min(width or len(chosen[-1]["input_ids"]), longest), pad)
 
 
 def compare(
     logits: LogitsFunction, batches: Sequence[Batch], expected: Sequence[np.ndarray], *, regression: bool
 ) -> dict[str, Any]:
-    """The largest difference of logits, and the share of rows with the same answer (None for regression)."""
-    found = [logits(batch) for batch in batches]
-    difference = float(np.max([np.abs(one - other).max() for one, other in zip(found, expected, strict=True)]))
-    same = np.concatenate([one.argmax(-1) == other.argmax(-1) for one, other in zip(found, expected, strict=True)])
+    """Returns the largest difference of logits, and the share of rows with the same prediction (None for regression)."""
+    actual = [logits(batch) for batch in batches]
+    # np.max keeps a NaN, which max() may lose, so that a file whose logits are NaN is refused
+    difference = float(np.max([np.abs(output - target).max() for output, target in zip(actual, expected, strict=True)]))
+    same = np.concatenate([output.argmax(-1) == target.argmax(-1) for output, target in zip(actual, expected, strict=True)])
     return {"max_difference": difference, "agreement": None if regression else float(same.mean())}
 
 
 def _padded(rows: Sequence[Row], width: int, pad: int) -> Batch:
     fills = {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0}
     batch = {name: torch.full((len(rows), width), fill) for name, fill in fills.items()}
-    for place, row in enumerate(rows):
-        room = max(1, width // 2) if place == 0 and len(rows) > 1 else width
-        ids = torch.tensor(row["input_ids"][:room])
-        batch["input_ids"][place, : len(ids)] = ids
-        batch["attention_mask"][place, : len(ids)] = 1
+    for index, row in enumerate(rows):
+        length = max(1, width // 2) if index == 0 and len(rows) > 1 else width
+        ids = torch.tensor(row["input_ids"][:length])
+        batch["input_ids"][index, : len(ids)] = ids
+        batch["attention_mask"][index, : len(ids)] = 1
         if "token_type_ids" in row:
-            batch["token_type_ids"][place, : len(ids)] = torch.tensor(row["token_type_ids"][:room])
+            batch["token_type_ids"][index, : len(ids)] = torch.tensor(row["token_type_ids"][:length])
     return batch
 
 
 def _positions(tokenizer: Any, model: Any) -> int:
-    """The longest input both allow; RoBERTa has fewer places than positions, and only its tokenizer says so."""
-    positions: int = getattr(model.config, "max_position_embeddings", 512)
-    shift = (model.config.pad_token_id or 0) + 1 if model.config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return min(positions - shift, tokenizer.model_max_length)
+    """Returns the longest input that both the model and its tokenizer allow."""
+    return min(positions_of(model.config) or 512, tokenizer.model_max_length)
 
 
 def refuse_difference(path: Path, difference: float, tolerance: float) -> None:
@@ -166,10 +166,10 @@ def refuse_difference(path: Path, difference: float, tolerance: float) -> None:
 
 def _line(measured: Mapping[str, Any]) -> str:
     size = f"{measured['bytes'] / 1e6:.1f} MB"
-    took = "" if measured["seconds"] is None else f", {measured['seconds']:.1f} s"
+    duration = "" if measured["seconds"] is None else f", {measured['seconds']:.1f} s"
     scores = "".join(f", {name} {value:.4f}" for name, value in (measured["scores"] or {}).items())
-    fused = f"; {_graph(measured['graph'])}" if measured["graph"] else ""
-    return f"{measured['file']}: {size}{took}, largest difference of logits {measured['max_difference']:.1e}{scores}{fused}"
+    graph = f"; {_graph(measured['graph'])}" if measured["graph"] else ""
+    return f"{measured['file']}: {size}{duration}, largest difference of logits {measured['max_difference']:.1e}{scores}{graph}"
 
 
 def _graph(graph: Mapping[str, Any]) -> str:
@@ -179,9 +179,9 @@ def _graph(graph: Mapping[str, Any]) -> str:
 
 
 def _warn_of_drop(files: Mapping[str, Mapping[str, Any]], primary: str | None, reporter: Reporter) -> None:
-    whole, small = files["fp32"]["scores"], files["int8"]["scores"]
-    if primary is None or not whole or not small or not whole[primary] - small[primary] > DROP:
+    fp32, int8 = files["fp32"]["scores"], files["int8"]["scores"]
+    if primary is None or not fp32 or not int8 or not fp32[primary] - int8[primary] > MAX_INT8_DROP:
         return
     reporter.warn(
-        f"int8 loses {primary}: {small[primary]:.4f}, fp32 has {whole[primary]:.4f}; {ONNX_FILES['fp32']} is the safer file"
+        f"int8 loses {primary}: {int8[primary]:.4f}, fp32 has {fp32[primary]:.4f}; {ONNX_FILES['fp32']} is the safer file"
     )

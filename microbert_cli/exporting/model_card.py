@@ -1,4 +1,4 @@
-"""The model card: what a reader of README.md, and the Hub, want to know of a model; from plain values to text.
+"""The model card: README.md of an export, made from plain values.
 
 The values come from task files, manifests and directory names of others: none is taken as Markdown, HTML or YAML.
 """
@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from microbert_cli.text import escape_markdown, safe_text
 
@@ -72,7 +73,7 @@ class Card:
 
 
 def model_card(card: Card) -> str:
-    """The text of README.md: YAML front matter as the Hub reads it, then the body as a person does."""
+    """Returns the text of README.md: YAML front matter for the Hub, then the body for people."""
     sections = [
         _opening(card),
         _section("Score", _scores(card)),
@@ -87,7 +88,7 @@ def model_card(card: Card) -> str:
 
 
 def front_matter(card: Card) -> str:
-    """The YAML block between `---` lines, as the Hub reads it."""
+    """Returns the YAML block between `---` lines, as the Hub reads it."""
     from huggingface_hub import EvalResult, ModelCardData
 
     scores = [
@@ -98,7 +99,7 @@ def front_matter(card: Card) -> str:
             dataset_config=score.config,
             dataset_split=score.split,
             metric_type=score.metric,
-            metric_value=round(score.value, DIGITS),
+            metric_value=round(float(score.value), DIGITS),
         )
         for score in card.scores
     ]
@@ -117,12 +118,29 @@ def front_matter(card: Card) -> str:
     )
     if not scores:
         data.pop("model_name")  # it only names the results
-    # The line break is given, since by default huggingface_hub breaks lines as the system does.
-    return f"---\n{data.to_yaml(line_break=chr(10))}\n---\n"
+    return f"---\n{_yaml(data.to_dict())}---\n"
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    """Returns YAML in which every string is on one line.
+
+    `ModelCardData.to_yaml` spreads a string with line breaks over several lines, and one of them may be the `---` that ends
+    the front matter: a name could then add keys of its own.
+    """
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+    Dumper.add_representer(str, represent)
+    return yaml.dump(values, Dumper=Dumper, allow_unicode=True, sort_keys=False, width=float("inf"), line_break="\n")
 
 
 def fenced(text: str, language: str = "") -> str:
-    """A block of code that ends where it should, whatever is in it."""
+    """Returns a block of code whose fence is longer than any in the text, so that it ends where it should."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{safe_text(text)}\n{fence}"
 
@@ -175,7 +193,7 @@ def _files(card: Card) -> str:
     if not rows:
         return ""
     metric = card.scores[0].metric if card.scores else "score"
-    heads = [
+    headers = [
         "file",
         "form",
         "size",
@@ -184,13 +202,13 @@ def _files(card: Card) -> str:
         "ms a sequence",
         "sequences a second",
     ]
-    return _table(heads, rows) + (f"\n\n{card.conditions}" if card.conditions else "")
+    return _table(headers, rows) + (f"\n\n{card.conditions}" if card.conditions else "")
 
 
 def _sizes(card: Card) -> str:
     rows = [
-        [escape_markdown(what), escape_markdown(ours), escape_markdown(teacher or "")]
-        for what, (ours, teacher) in card.sizes.items()
+        [escape_markdown(name), escape_markdown(student), escape_markdown(teacher or "")]
+        for name, (student, teacher) in card.sizes.items()
     ]
     return _table(["", "this model", "teacher"], rows) if rows else ""
 
@@ -214,11 +232,11 @@ def _use(card: Card) -> str:
     return fenced("\n".join(lines), "python")
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table without the columns that are empty in every row."""
-    kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
-    lines = [[heads[place] for place in kept], ["---"] * len(kept)]
-    lines += [[row[place] for place in kept] for row in rows]
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table without the columns that are empty in every row."""
+    columns = [column for column in range(len(headers)) if any(row[column] for row in rows)]
+    lines = [[headers[column] for column in columns], ["---"] * len(columns)]
+    lines += [[row[column] for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

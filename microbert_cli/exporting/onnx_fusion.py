@@ -28,7 +28,7 @@ from microbert_cli.models.onnx import ONNX_FILES, quantise, require_onnx, silenc
 
 ATTENTION = "mbert-one-operator"
 DOMAIN = "com.microsoft"
-ONCE_MANY = ("Gelu", "LayerNormalization")  # operators of standard ONNX that stand for several
+FUSED_STANDARD = ("Gelu", "LayerNormalization")  # operators of standard ONNX that stand for several
 
 
 def write_optimized(model: Any, directory: Path, *, int8: bool = True) -> dict[str, float]:
@@ -39,18 +39,18 @@ def write_optimized(model: Any, directory: Path, *, int8: bool = True) -> dict[s
     """
     require_onnx("onnx", "onnxscript", "onnxruntime")
     seconds = {}
-    with tempfile.TemporaryDirectory() as place:
-        graph, small = Path(place) / "graph.onnx", Path(place) / "small.onnx"
-        start = time.perf_counter()
-        write_onnx(model, graph, attention=ATTENTION)
-        _pack(graph)
-        optimise(graph, directory / ONNX_FILES["fp32-optimized"])
-        seconds["fp32-optimized"] = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        fp32, int8_graph = Path(folder) / "graph.onnx", Path(folder) / "small.onnx"
+        started = time.perf_counter()
+        write_onnx(model, fp32, attention=ATTENTION)
+        _pack(fp32)
+        optimise(fp32, directory / ONNX_FILES["fp32-optimized"])
+        seconds["fp32-optimized"] = time.perf_counter() - started
         if int8:
-            start = time.perf_counter()
-            quantise(graph, small)
-            optimise(small, directory / ONNX_FILES["int8-optimized"])
-            seconds["int8-optimized"] = time.perf_counter() - start
+            started = time.perf_counter()
+            quantise(fp32, int8_graph)
+            optimise(int8_graph, directory / ONNX_FILES["int8-optimized"])
+            seconds["int8-optimized"] = time.perf_counter() - started
     return seconds
 
 
@@ -68,13 +68,13 @@ def optimise(source: Path, target: Path) -> None:
 
 
 def operators(path: Path) -> dict[str, Any]:
-    """What the graph of an ONNX file consists of, as `written` and as ONNX Runtime runs it once `loaded`.
+    """Counts the operators of an ONNX file, as `written` and as ONNX Runtime runs it once `loaded`.
 
     Returns {"written": counts, "loaded": counts}, counts = {"nodes": all of them, "fused": {operator: how often}}. Fused are
     ONNX Runtime's own operators, and those of standard ONNX that stand for several: GELU and LayerNorm.
     """
-    with tempfile.TemporaryDirectory() as place:
-        loaded = Path(place) / "loaded.onnx"
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = Path(folder) / "loaded.onnx"
         optimise(path, loaded)
         return {"written": _count(path), "loaded": _count(loaded)}
 
@@ -83,7 +83,7 @@ def _count(path: Path) -> dict[str, Any]:
     import onnx
 
     nodes = onnx.load(path).graph.node
-    fused = Counter(node.op_type for node in nodes if node.domain == DOMAIN or node.op_type in ONCE_MANY)
+    fused = Counter(node.op_type for node in nodes if node.domain == DOMAIN or node.op_type in FUSED_STANDARD)
     return {"nodes": len(nodes), "fused": dict(sorted(fused.items()))}
 
 
@@ -111,36 +111,34 @@ def _mask_as_it_comes(*_: Any, attention_mask: Tensor | None = None, **__: Any) 
 
 
 AttentionInterface.register(ATTENTION, _one_operator)
-
-
 AttentionMaskInterface.register(ATTENTION, _mask_as_it_comes)
 
 
 def _pack(path: Path) -> None:
-    """Takes the three maps before every attention into it, where all three read the same X."""
+    """Moves the three linear maps before every attention into its operator, where all three read the same X."""
     import onnx
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     graph = OnnxModel(onnx.load(path))
     for node in graph.get_nodes_by_op_type("MultiHeadAttention"):
-        maps = [_linear(graph, name) for name in node.input[:3]]
-        found = [each for each in maps if each is not None]
-        if len(found) == 3 and len({source for source, _, _ in found}) == 1:
-            _replace(graph, node, found)
+        inputs = [_linear(graph, name) for name in node.input[:3]]
+        linear_maps = [linear_map for linear_map in inputs if linear_map is not None]
+        if len(linear_maps) == 3 and len({source for source, _, _ in linear_maps}) == 1:
+            _replace(graph, node, linear_maps)
     graph.prune_graph()
     graph.topological_sort(is_deterministic=True)
     graph.save_model_to_file(str(path))
 
 
 def _linear(graph: Any, name: str) -> tuple[str, np.ndarray, np.ndarray] | None:
-    """X, W and b where `name` is X W + b, perhaps in another shape; else None."""
-    made_by = graph.output_name_to_node()
-    node = made_by.get(name)
+    """Returns X, W and b where `name` is X W + b, perhaps reshaped; else None."""
+    producers = graph.output_name_to_node()
+    node = producers.get(name)
     while node is not None and node.op_type == "Reshape":
-        node = made_by.get(node.input[0])
+        node = producers.get(node.input[0])
     if node is None or node.op_type != "Add":
         return None
-    product, bias = made_by.get(node.input[0]), graph.get_constant_value(node.input[1])
+    product, bias = producers.get(node.input[0]), graph.get_constant_value(node.input[1])
     if product is None or product.op_type != "MatMul" or bias is None:
         return None
     weight = graph.get_constant_value(product.input[1])
@@ -151,7 +149,7 @@ def _replace(graph: Any, node: Any, maps: list[tuple[str, np.ndarray, np.ndarray
     from onnx import helper, numpy_helper
 
     names = [f"{node.output[0]}.{part}" for part in ("weight", "bias")]
-    weight_dD, bias_D = (np.concatenate([each[place] for each in maps], axis=-1) for place in (1, 2))
+    weight_dD, bias_D = (np.concatenate([linear_map[index] for linear_map in maps], axis=-1) for index in (1, 2))
     for name, values in zip(names, (weight_dD, bias_D), strict=True):
         graph.add_initializer(numpy_helper.from_array(values, name))
     inputs = [maps[0][0], *names, node.input[4]]

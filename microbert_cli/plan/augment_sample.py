@@ -1,4 +1,4 @@
-"""Augmentation tried on a few rows: how many queries, how many distinct copies, how long; scaled to all rows.
+"""A trial of augmentation on a few rows: its queries, distinct copies and seconds, scaled to all rows.
 
 A row's queries and their length both grow with the row, so time is scaled by squared lengths. The rows tried are spread evenly
 over all lengths.
@@ -36,72 +36,72 @@ def try_augmentation(
     catalog: Catalog,
     device: str,
 ) -> dict[str, Any]:
-    """Facts about augmenting all rows, from a few of them.
+    """Returns what augmenting all rows takes, estimated from a few of them.
 
     load_seconds    model and word vectors
     model_seconds   in the masked language model; other_seconds: everything else, neighbours of words included
     shapes          its batches as [rows, length, how many], useful tokens
     rows_out        originals and distinct copies
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     loaded = load_model(model, "masked-lm", where="augment.masked_lm", new_head=True)
     loaded.model.to(device).eval()
     table = load_word_table(vectors, limit=settings.vectors_limit) if vectors else None
-    load_seconds = time.perf_counter() - begun
-    tried = _Trial(loaded, table, settings, catalog)
+    load_seconds = time.perf_counter() - started
+    trial = _Trial(loaded, table, settings, catalog)
     count = min(FEW, len(rows))
-    tried.run(rows, _spread(lengths, count))  # warms up
-    found = tried.run(rows, _spread(lengths, count))
-    if (more := min(MANY, len(rows))) > count and found["seconds"] < FAST:
-        found = tried.run(rows, _spread(lengths, more))
-    scale = float((lengths.astype(float) ** 2).sum() / (lengths[found["rows"]].astype(float) ** 2).sum())
-    load = Workload(found["shapes"], found["useful"]).times(scale)
-    words = found["word_seconds"] / max(1, found["words"]) * _distinct_words(rows, loaded.tokenizer, settings)
-    own = found["seconds"] - found["model_seconds"] - found["word_seconds"]
+    trial.run(rows, _spread(lengths, count))  # warms up
+    result = trial.run(rows, _spread(lengths, count))
+    if (more := min(MANY, len(rows))) > count and result["seconds"] < FAST:
+        result = trial.run(rows, _spread(lengths, more))
+    scale = float((lengths.astype(float) ** 2).sum() / (lengths[result["rows"]].astype(float) ** 2).sum())
+    load = Workload(result["shapes"], result["useful"]).times(scale)
+    words = result["word_seconds"] / max(1, result["words"]) * _distinct_words(rows, loaded.tokenizer, settings)
+    other_seconds = result["seconds"] - result["model_seconds"] - result["word_seconds"]
     return {
         "load_seconds": load_seconds,
-        "model_seconds": found["model_seconds"] * scale,
-        "other_seconds": own * scale + words,
+        "model_seconds": result["model_seconds"] * scale,
+        "other_seconds": other_seconds * scale + words,
         "shapes": [[*shape, number] for shape, number in load.shapes.items()],
         "useful": load.useful,
-        "rows_out": found["out"] * len(rows) / len(found["rows"]),
-        "rows_tried": len(found["rows"]),
+        "rows_out": result["out"] * len(rows) / len(result["rows"]),
+        "rows_tried": len(result["rows"]),
     }
 
 
 def untried(rows: int, copies: int) -> dict[str, Any]:
-    """The same facts where nothing may be tried: no work, and the most rows there can be."""
+    """Returns the same facts where nothing may be tried: no work, and the most rows there can be."""
     seconds = {"load_seconds": 0.0, "model_seconds": 0.0, "other_seconds": 0.0}
     return {**seconds, "shapes": [], "useful": 0, "rows_out": rows * (1 + copies), "rows_tried": 0}
 
 
 class _Trial:
-    """The driver with a model and a word table that are watched."""
+    """The augmenter with a model and a word table whose time is taken."""
 
     def __init__(self, loaded: Any, table: WordTable | None, settings: AugmentSettings, catalog: Catalog):
         self.loaded, self.table, self.settings, self.catalog = loaded, table, settings, catalog
 
-    def run(self, rows: Examples, chosen: np.ndarray) -> dict[str, Any]:
-        model = _Watched(self.loaded.model)
-        table = _WatchedTable(self.table) if self.table is not None else None
+    def run(self, rows: Examples, indices: np.ndarray) -> dict[str, Any]:
+        model = _TimedModel(self.loaded.model)
+        table = _TimedTable(self.table) if self.table is not None else None
         driver = DatasetAugmenter(
-            rows.take(chosen),
+            rows.take(indices),
             tokenizer=self.loaded.tokenizer,
             masked_lm_model=model,
             vectors=table,  # type: ignore[arg-type]
             settings=self.settings,
             catalog=self.catalog,
         )
-        begun = time.perf_counter()
+        started = time.perf_counter()
         out = sum(len(driver.shard(number)) for number in range(driver.shards()))
-        seconds = time.perf_counter() - begun
-        watched = {"seconds": seconds, "rows": chosen, "out": out, "shapes": dict(model.shapes), "useful": model.useful}
-        told = (table.seconds, table.words) if table is not None else (0.0, 0)
-        return {**watched, "model_seconds": model.seconds, "word_seconds": told[0], "words": told[1]}
+        seconds = time.perf_counter() - started
+        facts = {"seconds": seconds, "rows": indices, "out": out, "shapes": dict(model.shapes), "useful": model.useful}
+        table_facts = (table.seconds, table.words) if table is not None else (0.0, 0)
+        return {**facts, "model_seconds": model.seconds, "word_seconds": table_facts[0], "words": table_facts[1]}
 
 
-class _Watched:
-    """A model that notes what it is asked and for how long; `capture.look` gives way to its own `look`."""
+class _TimedModel:
+    """A model that records its batches and their seconds; `forward_outputs` calls the method `look` where a model has one."""
 
     def __init__(self, model: Any):
         self._model = model
@@ -112,46 +112,46 @@ class _Watched:
         return getattr(self._model, name)
 
     def look(self, batch: Mapping[str, Any], want: OutputRequest) -> ModelOutputs:
-        """What the model shows, timed."""
-        begun = time.perf_counter()
-        seen = forward_outputs(self._model, batch, want)
-        if seen.token_logits is not None:
-            seen.token_logits.sum().item()  # waits for a GPU
-        self.seconds += time.perf_counter() - begun
+        """Returns the model's outputs, and takes the time."""
+        started = time.perf_counter()
+        outputs = forward_outputs(self._model, batch, want)
+        if outputs.token_logits is not None:
+            outputs.token_logits.sum().item()  # waits for a GPU
+        self.seconds += time.perf_counter() - started
         rows, length = batch["input_ids"].shape
         self.shapes[rows, length] += 1
         self.useful += int(batch["attention_mask"].sum())
-        return seen
+        return outputs
 
 
-class _WatchedTable:
-    """A word table that notes how long it took to find neighbours, and of how many words."""
+class _TimedTable:
+    """A word table that records how long it took to find neighbours, and of how many words."""
 
     def __init__(self, table: WordTable):
         self._table, self.seconds, self.words = table, 0.0, 0
 
     def neighbours(self, words: Sequence[str], count: int) -> list[list[str]]:
-        """The table's answer, timed."""
-        begun = time.perf_counter()
-        found = self._table.neighbours(words, count)
-        self.seconds += time.perf_counter() - begun
+        """Returns the neighbours of every word, and takes the time."""
+        started = time.perf_counter()
+        neighbours = self._table.neighbours(words, count)
+        self.seconds += time.perf_counter() - started
         self.words += len(words)
-        return found
+        return neighbours
 
 
 def _spread(lengths: np.ndarray, count: int) -> np.ndarray:
-    """The places of `count` rows, evenly over the order of lengths: each stands for as many others."""
+    """Returns the indices of `count` rows, spread evenly over the order of lengths: each stands for as many others."""
     order = np.argsort(lengths, kind="stable")
-    chosen: np.ndarray = np.sort(order[((np.arange(count) + 0.5) / count * len(order)).astype(int)])
-    return chosen
+    indices: np.ndarray = np.sort(order[((np.arange(count) + 0.5) / count * len(order)).astype(int)])
+    return indices
 
 
 def _distinct_words(rows: Examples, tokenizer: Any, settings: AugmentSettings) -> float:
-    """Different words that word vectors are asked for, in all rows."""
-    spelling, kept = Spelling(tokenizer), stop_words(settings.stop_words)
+    """Estimates how many different words of all rows are looked up in the word vectors."""
+    spelling, skipped = Spelling(tokenizer), stop_words(settings.stop_words)
     every = max(1, len(rows) // WORDS)
-    looked = rows.texts[::every]
-    words = {word for texts in looked for text in texts for word in spelling.splitter.split(text)}
-    alone = "masked_lm" not in settings.sources
-    asked = [word for word in words if not kept.keeps(word) and (alone or len(spelling.pieces(word)) != 1)]
-    return len(asked) * (len(rows) / max(1, len(looked))) ** HEAPS
+    sample = rows.texts[::every]
+    words = {word for texts in sample for text in texts for word in spelling.splitter.split(text)}
+    vectors_only = "masked_lm" not in settings.sources
+    looked_up = [word for word in words if not skipped.keeps(word) and (vectors_only or len(spelling.pieces(word)) != 1)]
+    return len(looked_up) * (len(rows) / max(1, len(sample))) ** HEAPS

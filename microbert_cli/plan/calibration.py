@@ -1,10 +1,10 @@
-"""How long work takes on this machine: a few seconds of rehearsal a job, kept in the cache by job and machine.
+"""Seconds that jobs take on this machine: a few seconds of rehearsal a job, kept in the cache by job and machine.
 
     seconds(step) = a + b n + c n T        n padded tokens of the batch, T its padded length; a, b, c >= 0
 
-Three lengths of those that will occur are timed, and what fits them relatively best is laid through. Batches too large to be
-rehearsed in seconds are rehearsed with fewer rows. A measurement made while others used the machine is kept
-as such, and made again when the machine is quiet.
+Three of the lengths that will occur are timed, and a, b, c are fitted to them by least relative squares. Batches too large to
+be rehearsed in seconds are rehearsed with fewer rows. A measurement made while other processes used the machine is marked as
+"busy" in the cache, and made again when the machine is quiet.
 """
 
 import json
@@ -34,7 +34,7 @@ NOTHING: Facts = {"seconds": 0.0, "seconds_per_byte": 0.0}
 
 
 def this_machine(device: str) -> Facts:
-    """What decides speed here: processor, threads, device, versions."""
+    """The facts that decide speed here: processor, threads, device, versions."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     counts = {"threads": torch.get_num_threads(), "cores": cores()}
     return {"device": device, "name": name, "torch": torch.__version__, **counts}
@@ -63,7 +63,7 @@ class Calibration:
         self.load = load_average()  # before our own work adds to it
         self.folder = cache.root() / "calibration" / atomic.digest(self.machine)[:16]
         self.measured = 0
-        self._known: dict[str, Facts] = {}
+        self._measurements: dict[str, Facts] = {}
         self._warn_if_busy()
 
     @property
@@ -72,46 +72,46 @@ class Calibration:
         return self.load is not None and self.load > BUSY * self.machine["cores"]
 
     def seconds(self, job: Job, load: Workload) -> float:
-        """What the job takes on all batches of the load; training jobs by the step of `accumulate` batches."""
+        """Returns the seconds of a job on a workload; a training job is timed by the step of `accumulate` batches."""
         if not load.batches or self.counts_only:
             return 0.0
-        a, b, c = self._fit(job, load)
+        per_step, per_token, per_square = self._fit(job, load)
         steps = load.batches / (job.accumulate if job.kind == "train" else 1)
-        return a * steps + b * load.tokens + c * load.squares
+        return per_step * steps + per_token * load.tokens + per_square * load.squares
 
     def once(self, name: str, key: Any, measure: Callable[[], Facts]) -> Facts:
-        """What `measure` finds, kept under this name and key."""
+        """Returns what `measure` returns; it is called once for this name and key, and its result kept in the cache."""
         if self.counts_only and name not in COUNTED:
             return NOTHING
         digest = atomic.digest({"name": name, "key": key})
-        if digest not in self._known:
+        if digest not in self._measurements:
             stored = measure() if self.counts_only else self._read(name, digest)
             if stored is None:
                 stored = {**measure(), "busy": self.busy}
                 self.measured += 1
                 self._write(name, digest, stored)
-            self._known[digest] = stored
-        return self._known[digest]
+            self._measurements[digest] = stored
+        return self._measurements[digest]
 
     def _fit(self, job: Job, load: Workload) -> tuple[float, float, float]:
         shapes = representative(job, load)
-        found: dict[Shape, float] = {}
-        missing = [shape for shape in shapes if not self._point(job, shape, found)]
+        points: dict[Shape, float] = {}
+        missing = [shape for shape in shapes if not self._read_point(job, shape, points)]
         if missing:
-            self.reporter.note(f"calibrating: {job.kind} {_told(job)}, {_shapes(missing)}")
+            self.reporter.note(f"calibrating: {job.kind} {_job_text(job)}, {_shapes_text(missing)}")
             times = rehearse(job, missing, catalog=self.catalog, device=self.device)
             self.measured += 1
             for shape, seconds in times.items():
                 self.once("step", [job.key(), shape], lambda seconds=seconds: {"seconds": seconds})  # type: ignore[misc]
-                found[shape] = seconds
-        return fit(found, per_step=job.accumulate)
+                points[shape] = seconds
+        return fit(points, per_step=job.accumulate)
 
-    def _point(self, job: Job, shape: Shape, found: dict[Shape, float]) -> bool:
+    def _read_point(self, job: Job, shape: Shape, points: dict[Shape, float]) -> bool:
         digest = atomic.digest({"name": "step", "key": [job.key(), shape]})
-        stored = self._known.get(digest) or self._read("step", digest)
+        stored = self._measurements.get(digest) or self._read("step", digest)
         if stored is not None:
-            self._known[digest] = stored
-            found[shape] = stored["seconds"]
+            self._measurements[digest] = stored
+            points[shape] = stored["seconds"]
         return stored is not None
 
     def _path(self, name: str, digest: str) -> Path:
@@ -141,23 +141,23 @@ class Calibration:
 
 
 def representative(job: Job, load: Workload) -> list[Shape]:
-    """Shapes to rehearse: the load's number of rows, and lengths at three quantiles of its tokens, on a grid.
+    """Returns the shapes to rehearse: the load's number of rows, and lengths at three quantiles of its tokens, on a grid.
 
     Rows are halved until a step has at most HEAVY FLOPs. A step's fixed cost is seen only where sizes differ: so
     lengths that are much alike get one of half of theirs beside them, and halved rows a batch of half as many.
     """
     lengths = sorted({length for _, length in load.shapes})
     tokens = np.cumsum([sum(r * t * n for (r, t), n in load.shapes.items() if t == length) for length in lengths])
-    chosen = {lengths[int(np.searchsorted(tokens, share * tokens[-1]))] for share in QUANTILES}
+    quantile_lengths = {lengths[int(np.searchsorted(tokens, share * tokens[-1]))] for share in QUANTILES}
     top = getattr(job.config, "max_position_embeddings", lengths[-1])
-    widths = sorted({min(_on_grid(length), top) for length in chosen})
+    widths = sorted({min(_on_grid(length), top) for length in quantile_lengths})
     if widths[-1] < ALIKE * widths[0]:
         widths = [max(2, widths[0] // 2), *widths]
-    rows = whole = min(job.rows, max(rows for rows, _ in load.shapes))
+    rows = full = min(job.rows, max(rows for rows, _ in load.shapes))
     while rows > 1 and (job.flops(Workload({(rows, widths[-1]): job.accumulate})) or 0) > HEAVY:
         rows //= 2
-    half = [(rows // 2, widths[-1])] if 1 < rows < whole else []
-    return [(rows, width) for width in widths] + half
+    half_batch = [(rows // 2, widths[-1])] if 1 < rows < full else []
+    return [(rows, width) for width in widths] + half_batch
 
 
 def fit(points: Mapping[Shape, float], *, per_step: int = 1) -> tuple[float, float, float]:
@@ -167,10 +167,11 @@ def fit(points: Mapping[Shape, float], *, per_step: int = 1) -> tuple[float, flo
     seconds = np.array(list(points.values()))
     n = np.array([rows * length * per_step for rows, length in points], dtype=float)
     T = np.array([length for _, length in points], dtype=float)
+    # Divided by the seconds, so that relative errors are minimised: short steps count as much as long ones.
     columns = np.stack([np.ones_like(n), n, n * T], axis=1) / seconds[:, None]
-    scale = columns.max(axis=0)
-    found, _ = nnls(columns / scale, np.ones_like(n))
-    a, b, c = (found / scale).tolist()
+    scale = columns.max(axis=0)  # the columns differ by orders of magnitude; scaled, nnls is well conditioned
+    coefficients, _ = nnls(columns / scale, np.ones_like(n))
+    a, b, c = (coefficients / scale).tolist()
     return a, b, c
 
 
@@ -178,12 +179,12 @@ def _on_grid(length: int) -> int:
     return min(GRID, key=lambda point: (abs(np.log(point / length)), point))
 
 
-def _told(job: Job) -> str:
-    taught = f" from {job.teacher.num_hidden_layers} x {job.teacher.hidden_size}" if job.teacher is not None else ""
-    return f"{job.config.num_hidden_layers} x {job.config.hidden_size}{taught} {'+'.join(job.losses)}".rstrip()
+def _job_text(job: Job) -> str:
+    teacher = f" from {job.teacher.num_hidden_layers} x {job.teacher.hidden_size}" if job.teacher is not None else ""
+    return f"{job.config.num_hidden_layers} x {job.config.hidden_size}{teacher} {'+'.join(job.losses)}".rstrip()
 
 
-def _shapes(shapes: list[Shape]) -> str:
+def _shapes_text(shapes: list[Shape]) -> str:
     return "rows x tokens " + ", ".join(f"{rows} x {length}" for rows, length in shapes)
 
 
@@ -192,5 +193,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.machine() or os.uname().machine
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.machine() or os.uname().machine

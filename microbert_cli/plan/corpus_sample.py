@@ -1,4 +1,4 @@
-"""A corpus looked at before it is worked on: its size, a sample of its documents, and how fast they are read."""
+"""A sample of a corpus: some of its documents, the size of the whole, and how fast it is read."""
 
 import struct
 import time
@@ -8,8 +8,8 @@ from pathlib import Path
 from microbert_cli.data.corpus.documents import CORPUS_SUFFIXES, read_documents
 from microbert_cli.errors import MbertError
 
-READ = 30_000_000  # characters looked at, at most
-SAMPLE = 3_000_000  # characters worked on, at most
+READ = 30_000_000  # characters read, at most
+SAMPLE = 3_000_000  # characters of the sample, at most
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,25 @@ class CorpusSample:
 
 def sample_corpus(source: str, *, limit: int | None = None) -> CorpusSample:
     """Reads at most READ characters; raises what `corpus.documents` raises, and M232 where the size cannot be foreseen."""
-    begun = time.perf_counter()
-    found, characters, ended = [], 0, True
+    started = time.perf_counter()
+    documents, characters, is_complete = [], 0, True
     for document in read_documents(source, limit=limit):
-        found.append(document)
+        documents.append(document)
         characters += sum(map(len, document))
         if characters >= READ:
-            ended = False
+            is_complete = False
             break
-    seconds = time.perf_counter() - begun
-    whole = float(characters) if ended else _whole(source, limit, len(found), characters)
-    every = max(1, round(characters / SAMPLE))
-    sample = found[::every]
+    seconds = time.perf_counter() - started
+    whole = float(characters) if is_complete else _total_characters(source, limit, len(documents), characters)
+    interval = max(1, round(characters / SAMPLE))
+    sample = documents[::interval]
     size = sum(sum(map(len, document)) for document in sample)
-    scale = 1.0 if ended and every == 1 else whole / max(1, size)
+    scale = 1.0 if is_complete and interval == 1 else whole / max(1, size)
     return CorpusSample(sample, size, scale, seconds * whole / max(1, characters))
 
 
-def _whole(source: str, limit: int | None, documents: int, characters: int) -> float:
-    """Characters of the whole corpus, by its files' sizes, and by the limit of documents if that is less."""
+def _total_characters(source: str, limit: int | None, documents: int, characters: int) -> float:
+    """Returns the characters of the whole corpus, by its files' sizes, and by the limit of documents if that is less."""
     by_limit = characters / documents * limit if limit else float("inf")
     path = Path(source)
     if not path.exists():
@@ -73,7 +73,7 @@ def _characters(file: Path) -> int:
 
 
 def _unpacked(file: Path, size: int) -> int:
-    """What gzip's last four bytes say: the length modulo 2^32; text shrinks to no less than a quarter or so."""
+    """Returns the unpacked length: gzip's last four bytes hold it modulo 2^32, and text is at least twice its archive."""
     with file.open("rb") as opened:
         opened.seek(-4, 2)
         length: int = struct.unpack("<I", opened.read(4))[0]

@@ -1,4 +1,4 @@
-"""What a stage will find when its turn comes: models by their configuration, rows and blocks by their lengths.
+"""The inputs that a stage will have when it starts: models by their configuration, rows and blocks by their lengths.
 
 What exists is looked at; what an earlier stage has yet to make is worked out from that stage's own inputs. Lengths of rows
 are exact; those of blocks are where the corpus is small or was cut before, else a sample's, scaled.
@@ -75,7 +75,7 @@ class CorpusBlocks:
 
 @dataclass
 class ExpectedInputs:
-    """Everything that planning found out so far; `made` are outputs of stages already planned."""
+    """The inputs known so far, each looked up once; `made` are the outputs of stages already planned."""
 
     catalog: Catalog
     prices: "Calibration"
@@ -85,17 +85,17 @@ class ExpectedInputs:
     _tasks: dict[str, tuple[TaskData, float]] = field(default_factory=dict)
     _vocabularies: dict[str, tuple[Any, float]] = field(default_factory=dict)
     _corpora: dict[str, CorpusSample] = field(default_factory=dict)
-    _cut: set[str] = field(default_factory=set)
+    _planned_blocks: set[str] = field(default_factory=set)
     _identified: set[str] = field(default_factory=set)
 
     def model(self, name: str, *, where: str, tokenizer: str | None = None, like: Any = None) -> ModelInfo:
-        """What a name stands for: an output to come, a description (with another model's vocabulary), or a checkpoint."""
+        """Returns the model that a name stands for: an output to come, a description, or a checkpoint."""
         if name in self.made:
             return self.made[name]
         if not factory.is_description(name, self.catalog):
             directory = find_model(name, where=where)
             config = read_config(directory, where=where)
-            config = plain_shape(config) if is_routed(config) else config  # what answers one task
+            config = plain_shape(config) if is_routed(config) else config  # of several tasks, the part that answers one
             return ModelInfo(config, load_tokenizer(directory, config, where=where), directory)
         if tokenizer is None:
             raise factory.no_vocabulary(name, where)
@@ -103,46 +103,47 @@ class ExpectedInputs:
         return self.described(name, source.tokenizer, like=like or source.config, where=where)
 
     def described(self, name: str, tokenizer: Any, *, like: Any, where: str) -> ModelInfo:
-        """A student of the catalogue with this vocabulary; nothing is allocated."""
+        """Returns a student of the catalogue with this vocabulary; its weights are not allocated."""
         description = read_student(name, self.catalog)
+        # fork_rng: building draws random numbers, and planning must not change those that are drawn after it.
         with torch.device("meta"), torch.random.fork_rng():
             model = build_model(description, kind="encoder", tokenizer=tokenizer, seed=0, like=like, where=where)
         return ModelInfo(model.config, tokenizer)
 
     def task(self, recipe: Recipe, splits: tuple[str, ...]) -> tuple[TaskData, float]:
-        """The task's rows, and the seconds that reading them took."""
+        """Reads the task's rows; returns them and the seconds that reading took."""
         key = atomic.digest([recipe.keys("task", "data"), splits])
         if key not in self._tasks:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             rows = load_task_data(recipe, self.catalog, splits=splits, reporter=self.reporter)
-            self._tasks[key] = rows, time.perf_counter() - begun
+            self._tasks[key] = rows, time.perf_counter() - started
         return self._tasks[key]
 
-    def lengths(self, data: TaskData, split: str, known: ModelInfo) -> tuple[np.ndarray, float]:
-        """Tokens of every row of a split, and the seconds that encoding takes."""
-        asked = LoadedModel(SimpleNamespace(config=known.config), known.tokenizer, "plan", [])
-        check_length(data.max_length, known.config, where="data.max_length")
+    def lengths(self, data: TaskData, split: str, model: ModelInfo) -> tuple[np.ndarray, float]:
+        """Returns the tokens of every row of a split, and the seconds that encoding takes."""
+        loaded = LoadedModel(SimpleNamespace(config=model.config), model.tokenizer, "plan", [])
+        check_length(data.max_length, model.config, where="data.max_length")
 
         def measure() -> dict[str, Any]:
-            begun = time.perf_counter()
-            found = data.encode(split, asked, where="plan").lengths
-            return {"lengths": found.tolist(), "seconds": time.perf_counter() - begun}
+            started = time.perf_counter()
+            lengths = data.encode(split, loaded, where="plan").lengths
+            return {"lengths": lengths.tolist(), "seconds": time.perf_counter() - started}
 
-        key = [data.rows[split].fingerprint, tokenizer_fingerprint(known.tokenizer), data.max_length]
+        key = [data.rows[split].fingerprint, tokenizer_fingerprint(model.tokenizer), data.max_length]
         stored = self.prices.once("rows", key, measure)
         return np.asarray(stored["lengths"]), stored["seconds"]
 
     def identify(self, source: str) -> float:
-        """Seconds until the corpus is known by its content; the built-in one is read for it, once a run."""
+        """Returns the seconds that hashing the corpus takes; 0 after the first time, since a run does it once."""
         if source in self._identified:
             return 0.0
         self._identified.add(source)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         identify_corpus(source)
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
     def vocabulary(self, recipe: Recipe, source: str) -> tuple[Any, float]:
-        """The tokenizer that `pretrain` would train, from a sample if the corpus is large, and the seconds that takes."""
+        """Returns the tokenizer that `pretrain` would train, from a sample of a large corpus, and the seconds it takes."""
         from transformers import AutoTokenizer
 
         key = atomic.digest([identify_corpus(source), recipe.vocabulary.model_dump(), recipe.corpus.documents])
@@ -165,38 +166,38 @@ class ExpectedInputs:
             yield Path(folder), False
 
     def blocks(self, recipe: Recipe, source: str, tokenizer: Any) -> CorpusBlocks:
-        """The corpus's blocks; free where they are in the cache, or an earlier stage of this run will have made them."""
+        """Returns the corpus's blocks; they cost nothing if cached, or made by an earlier stage of this run."""
         settings = BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed)
-        if found := find_blocks(source, tokenizer, settings):
-            return CorpusBlocks(found[0].lengths, found[1].lengths, 0.0, 0)
+        if cached := find_blocks(source, tokenizer, settings):
+            return CorpusBlocks(cached[0].lengths, cached[1].lengths, 0.0, 0)
         key = [identify_corpus(source), tokenizer_fingerprint(tokenizer), vars(settings)]
         stored = self.prices.once("blocks", key, lambda: self._measure_blocks(recipe, source, tokenizer, settings))
-        again = atomic.digest(key) in self._cut
-        self._cut.add(atomic.digest(key))
+        is_planned = atomic.digest(key) in self._planned_blocks
+        self._planned_blocks.add(atomic.digest(key))
         scale = stored["scale"]
         lengths, held = (_scaled(stored[part], scale) for part in ("lengths", "held"))
         tokens, blocks = int(lengths.sum()), len(lengths) + len(held)
-        size = 0 if again else int(tokens * (TOKENS + SENTENCE) + blocks * BLOCK)
+        size = 0 if is_planned else int(tokens * (TOKENS + SENTENCE) + blocks * BLOCK)
         note = "" if scale == 1.0 else f"blocks from a sample of the corpus, 1 in {scale:.1f}"
-        return CorpusBlocks(lengths, held, 0.0 if again else stored["seconds"], size, note)
+        return CorpusBlocks(lengths, held, 0.0 if is_planned else stored["seconds"], size, note)
 
     def _train_vocabulary(self, recipe: Recipe, source: str, directory: Path) -> None:
         sample = self._sample(recipe, source)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         tokenizer = train_vocabulary(
             lambda: sample.documents, size=recipe.vocabulary.size or 0, lowercase=recipe.vocabulary.lowercase, max_length=512
         )
-        seconds = (time.perf_counter() - begun) * sample.scale + 2 * sample.read_seconds
+        seconds = (time.perf_counter() - started) * sample.scale + 2 * sample.read_seconds
         tokenizer.save_pretrained(directory)
         (directory / "seconds").write_text(str(seconds), encoding="utf-8")
 
     def _measure_blocks(self, recipe: Recipe, source: str, tokenizer: Any, settings: BlockSettings) -> dict[str, Any]:
         sample = self._sample(recipe, source)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            found = cut_blocks(sample.documents, tokenizer, settings, Path(folder))
-            seconds = (time.perf_counter() - begun) * sample.scale + sample.read_seconds
-            lengths, held = (part.lengths.tolist() for part in found)
+            parts = cut_blocks(sample.documents, tokenizer, settings, Path(folder))
+            seconds = (time.perf_counter() - started) * sample.scale + sample.read_seconds
+            lengths, held = (part.lengths.tolist() for part in parts)
         return {"lengths": lengths, "held": held, "scale": sample.scale, "seconds": seconds}
 
     def _sample(self, recipe: Recipe, source: str) -> CorpusSample:
@@ -207,20 +208,20 @@ class ExpectedInputs:
 
 
 def _scaled(lengths: list[int], scale: float) -> np.ndarray:
-    """Lengths of the whole from those of a sample: the same ones again and again."""
+    """Repeats the lengths of a sample until there are as many as the whole corpus has."""
     return np.resize(np.asarray(lengths), max(1, round(len(lengths) * scale)))
 
 
 @contextmanager
-def standing_in(known: ModelInfo, head: str) -> Iterator[Path]:
-    """The directory of a model; of one that is not there yet, a temporary one with random weights."""
+def standing_in(model: ModelInfo, head: str) -> Iterator[Path]:
+    """Yields the directory of a model; of one that is not there yet, a temporary one with random weights."""
     from microbert_cli.plan.rehearsal import random_model
 
-    if known.directory is not None:
-        yield known.directory
+    if model.directory is not None:
+        yield model.directory
         return
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        random_model(known.config, head).save_pretrained(folder)
-        known.tokenizer.save_pretrained(folder)
+        random_model(model.config, head).save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
         yield Path(folder)

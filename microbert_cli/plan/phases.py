@@ -1,4 +1,4 @@
-"""What stages have in common when they are planned: rows and their lengths, a phase of training, a race of models."""
+"""Costs that several stages share: rows and their lengths, a phase of training, a speed comparison of models."""
 
 import time
 from collections.abc import Sequence
@@ -36,20 +36,20 @@ Losses = dict[str, tuple[float, dict[str, Any]]]
 
 
 def asked_once(costs: Costs, recipe: Recipe, name: str, spec: PhaseSpec, ask: Job, lengths: np.ndarray) -> bool:
-    """Whether the teacher's answers come from the cache, which is then filled once; all rows are taken to be distinct.
+    """Whether the teacher's outputs come from the cache, whose filling is then added once; True too where nothing is asked.
 
-    So it is where nothing is asked at all.
+    All rows are taken to be distinct.
     """
     if ask.want == OutputRequest():
         return True
-    asks = rows_processed(spec, lengths, recipe.seeds)
-    shown = ask.want.hidden | ask.want.scores
-    if recipe.cache.teacher == "off" or recipe.teacher.dropout or ask.want.qkv or asks <= len(lengths):
+    rows_asked = rows_processed(spec, lengths, recipe.seeds)
+    layers = ask.want.hidden | ask.want.scores
+    if recipe.cache.teacher == "off" or recipe.teacher.dropout or ask.want.qkv or rows_asked <= len(lengths):
         return False
-    if shown and recipe.normalisation == "reference":
+    if layers and recipe.normalisation == "reference":
         return False
     layout = Layout.of_lengths(lengths, ask.want, ask.config, recipe.cache.precision)
-    if shown and layout.bytes > cache_budget(CacheSettings(**recipe.cache.model_dump())):
+    if layers and layout.bytes > cache_budget(CacheSettings(**recipe.cache.model_dump())):
         return False
     costs.work(f"{name}: teacher, once", ask, at_once(lengths, costs.here.device))
     costs.write(f"{name}: teacher's answers", layout.bytes)
@@ -61,7 +61,7 @@ def add_phase(
     costs: Costs, name: str, job: Job, spec: Training, lengths: np.ndarray, dev: np.ndarray, seed: int, *,
     runs: int, scored: bool, ask: Job | None = None, pad_to: int | None = None,
 ) -> None:  # fmt: skip
-    """One phase of one seed, `runs` times: with every learning rate that is tried."""
+    """Adds one phase of one seed, `runs` times: once for every learning rate that is tried."""
     drop = pad_to is not None
     plan = make_plan(name, spec, lengths, drop_last=drop, seed=seed)
     load = drawn(lengths, spec, plan.steps, seed, drop_last=drop, pad_to=pad_to)
@@ -75,7 +75,7 @@ def add_phase(
 
 
 def drawn(lengths: np.ndarray, spec: Training, steps: int, seed: int, **padding: Any) -> Workload:
-    """The batches that a phase of so many steps will draw."""
+    """Returns the batches that a phase of so many steps will draw."""
     batches, size = steps * spec.accumulate, spec.batch_size
     return training_load(lengths, batches=batches, batch_size=size, tokens=spec.batch_tokens, seed=seed, **padding)
 
@@ -83,12 +83,14 @@ def drawn(lengths: np.ndarray, spec: Training, steps: int, seed: int, **padding:
 def distil_jobs(
     recipe: Recipe, spec: PhaseSpec, catalog: Catalog, teacher: ModelInfo, student: ModelInfo, head: str
 ) -> tuple[Job, Job]:
-    """The student's training on the teacher's answers, and the teacher's answering."""
+    """Returns two jobs: the student's training steps, and the teacher's forward passes for them."""
     losses = losses_of(spec.losses)
     terms = make_terms(losses, catalog)
-    theirs, ours = teacher.config.num_hidden_layers, student.config.num_hidden_layers
+    teacher_layers, student_layers = teacher.config.num_hidden_layers, student.config.num_hidden_layers
     layered = head == "encoder" or any(term.over in LAYERWISE for term in terms)
-    layers = tuple(layer_map(recipe.layer_map, teacher_layers=theirs, student_layers=ours)) if layered else (0,)
+    layers = (
+        tuple(layer_map(recipe.layer_map, teacher_layers=teacher_layers, student_layers=student_layers)) if layered else (0,)
+    )
     want = output_request([term for term in terms if term.asks_teacher], layers)
     logits = output_request(terms, layers).logits
     job = Job("train", student.config, spec.batch_size, head, logits=logits, losses=losses, layers=layers,
@@ -97,13 +99,13 @@ def distil_jobs(
     return job, Job("ask", teacher.config, spec.batch_size, head, logits=want.logits, want=want)
 
 
-def answer_job(known: ModelInfo, rows: int = EVALUATION_BATCH) -> Job:
-    """Evaluation of a classifier, by batches of `rows` rows."""
-    return Job("answer", known.config, rows)
+def answer_job(model: ModelInfo, rows: int = EVALUATION_BATCH) -> Job:
+    """Returns the job of evaluating a classifier, by batches of `rows` rows."""
+    return Job("answer", model.config, rows)
 
 
 def with_own_steps(parts: Sequence[Step], whole: Step, seen: ExpectedInputs) -> list[Step]:
-    """Steps of one task each with that task's share of every phase's optimiser steps; an ensemble's teachers share it.
+    """Returns the steps of one task each, with that task's share of each phase's steps; an ensemble's teachers share it.
 
     Augmented rows are shared as their originals are.
     """
@@ -111,84 +113,83 @@ def with_own_steps(parts: Sequence[Step], whole: Step, seen: ExpectedInputs) -> 
     rows = [seen.task(part.resolved.recipe, trained_splits(recipe, seen.catalog))[0].rows for part in parts]
     steps: list[dict[str, int]] = [{} for _ in parts]
     for name, spec in recipe.run_phases.items():
-        sizes = [len(one[phase_split(spec, seen.catalog, one)]) for one in rows]
+        sizes = [len(splits[phase_split(spec, seen.catalog, splits)]) for splits in rows]
         total = make_plan(name, spec, np.ones(sum(sizes), dtype=np.int64)).steps
-        for own, share in zip(steps, task_shares(sizes, recipe.sampling.by, cap=recipe.sampling.cap), strict=True):
-            own[name] = max(1, round(total * share))
-    return [_for_steps(part, own) for part, own in zip(parts, steps, strict=True)]
+        for task_steps, share in zip(steps, task_shares(sizes, recipe.sampling.by, cap=recipe.sampling.cap), strict=True):
+            task_steps[name] = max(1, round(total * share))
+    return [_for_steps(part, task_steps) for part, task_steps in zip(parts, steps, strict=True)]
 
 
 def _for_steps(step: Step, steps: dict[str, int]) -> Step:
     recipe = step.resolved.recipe
     phases = {name: spec.model_copy(update={"steps": steps[name]}) for name, spec in recipe.run_phases.items()}
     sizes = [spec.batch_size for spec in phases.values()]
-    labels = recipe.finetune.model_copy(update={"steps": sum(steps.values()), "batch_size": max(sizes), "learning_rates": []})
-    changed = recipe.model_copy(update={"phases": phases, "finetune": labels})
-    return replace(step, resolved=replace(step.resolved, recipe=changed))
+    finetune = recipe.finetune.model_copy(update={"steps": sum(steps.values()), "batch_size": max(sizes), "learning_rates": []})
+    task_recipe = recipe.model_copy(update={"phases": phases, "finetune": finetune})
+    return replace(step, resolved=replace(step.resolved, recipe=task_recipe))
 
 
 def losses_of(terms: dict[str, Term]) -> Losses:
-    """Weights and parameters of the losses that count."""
+    """Returns weights and parameters of the losses whose weight is not 0."""
     return {name: (term.weight, term.parameters) for name, term in terms.items() if term.weight}
 
 
 def runs_of(rates: Sequence[float], number: int) -> int:
-    """The first seed tries every learning rate, the others take its choice."""
+    """Returns how often a seed trains: the first one tries every learning rate, the others take the best of them."""
     return max(1, len(rates)) if number == 0 else 1
 
 
 def copies_of(seeds: Sequence[int]) -> int:
-    """Every seed's model stays, and with several the best one's copy."""
+    """Returns how many models are saved: every seed's, and with several seeds a copy of the best."""
     return len(seeds) + (len(seeds) > 1)
 
 
 def add_rows(costs: Costs, seen: ExpectedInputs, recipe: Recipe, splits: tuple[str, ...]) -> TaskData:
-    """Reads the task's rows, as the stage will."""
+    """Adds reading the task's rows, and returns them."""
     data, seconds = seen.task(recipe, splits)
     costs.host("reading rows", SMALL + seconds)
     return data
 
 
-def add_lengths(costs: Costs, seen: ExpectedInputs, data: TaskData, split: str, known: ModelInfo) -> np.ndarray:
-    """Encodes a split, as the stage will, for its rows' lengths."""
-    lengths, seconds = seen.lengths(data, split, known)
+def add_lengths(costs: Costs, seen: ExpectedInputs, data: TaskData, split: str, model: ModelInfo) -> np.ndarray:
+    """Adds encoding a split, and returns the lengths of its rows."""
+    lengths, seconds = seen.lengths(data, split, model)
     costs.host(f"encoding {split}", seconds)
     return lengths
 
 
-def add_corpus(costs: Costs, cut: Any) -> None:
+def add_corpus(costs: Costs, blocks: Any) -> None:
     """Adds making the blocks of a corpus."""
-    costs.host("blocks", cut.seconds)
-    costs.plan.disk += cut.bytes
-    costs.plan.notes += [cut.note] if cut.note else []
+    costs.host("blocks", blocks.seconds)
+    costs.plan.disk += blocks.bytes
+    costs.plan.notes += [blocks.note] if blocks.note else []
 
 
 def augmented_lengths(
     step: Step, seen: ExpectedInputs, costs: Costs, data: TaskData, student: ModelInfo, original: np.ndarray
 ) -> np.ndarray | None:
-    """Lengths of augmented rows: counted where they are there, else those of their originals as often as it takes."""
-    place = step.inputs["augmented"]
-    if place is None:
+    """Returns the lengths of augmented rows: counted where they exist, else those of their originals, repeated."""
+    directory = step.inputs["augmented"]
+    if directory is None:
         return None
-    if place not in seen.augmented:
-        found = TaskData(data.task, {"augmented": load_augmented(Path(place), data.task)}, data.max_length)
-        return add_lengths(costs, seen, found, "augmented", student)
-    count = round(seen.augmented[place])
+    if directory not in seen.augmented:
+        augmented = TaskData(data.task, {"augmented": load_augmented(Path(directory), data.task)}, data.max_length)
+        return add_lengths(costs, seen, augmented, "augmented", student)
+    count = round(seen.augmented[directory])
     _, seconds = seen.lengths(data, "train", student)
     costs.host("encoding augmented", seconds * count / len(original))
     return np.resize(original, count)
 
 
 def linear_model(costs: Costs, data: TaskData) -> float:
-    """Seconds of the linear baseline: of at most BASELINE_ROWS rows, scaled."""
+    """Returns the seconds of the linear baseline, measured on at most BASELINE_ROWS rows and scaled."""
     train, dev = data.rows["train"], data.rows["dev"]
 
     def measure() -> dict[str, Any]:
-
-        part = train.limit(BASELINE_ROWS)
-        begun = time.perf_counter()
-        linear_baseline(data.task, part, dev)
-        return {"seconds": (time.perf_counter() - begun) * len(train) / len(part)}
+        sample = train.limit(BASELINE_ROWS)
+        started = time.perf_counter()
+        linear_baseline(data.task, sample, dev)
+        return {"seconds": (time.perf_counter() - started) * len(train) / len(sample)}
 
     return float(costs.once("linear", [train.fingerprint, dev.fingerprint], measure)["seconds"])
 
@@ -202,12 +203,12 @@ def add_race(
     costs: Costs, entrants: list[ModelInfo], exported: ModelInfo | None, forms: Sequence[str], dev: np.ndarray
 ) -> None:
     """Adds `benchmark_models`: batches and single rows, every model in turn."""
-    chosen = dev[:: max(1, len(dev) // ROWS)][:ROWS]
-    batches = answering_load(chosen, batch_size=BATCH_SIZE).times(PASSES + WARMUP_PASSES)
-    singles = load_of_batches(np.array([length]) for length in chosen[: ROUNDS + WARMUP_ROUNDS])
-    for known, (whole, single) in [(known, (1.0, 1.0)) for known in entrants] + [
+    sample = dev[:: max(1, len(dev) // ROWS)][:ROWS]
+    batches = answering_load(sample, batch_size=BATCH_SIZE).times(PASSES + WARMUP_PASSES)
+    singles = load_of_batches(np.array([length]) for length in sample[: ROUNDS + WARMUP_ROUNDS])
+    for model, (batch_factor, single_factor) in [(model, (1.0, 1.0)) for model in entrants] + [
         (exported, ONNX[form]) for form in forms if exported is not None
     ]:
-        costs.open("race: models", known, "classifier")
-        costs.work("race: batches", answer_job(known, BATCH_SIZE), batches.times(whole))
-        costs.work("race: single rows", answer_job(known, 1), singles.times(single))
+        costs.open("race: models", model, "classifier")
+        costs.work("race: batches", answer_job(model, BATCH_SIZE), batches.times(batch_factor))
+        costs.work("race: single rows", answer_job(model, 1), singles.times(single_factor))

@@ -1,6 +1,7 @@
 """A few real steps of a job, timed: the architecture itself with random weights, the loop itself, made-up token ids.
 
-Shapes take turns, A B C A B C, so that all see the same weather; the first rounds warm up, of the others the median counts.
+Shapes take turns, A B C A B C, so that a change of the machine's speed meets all of them. The first rounds warm up, and
+the median of the others counts.
 """
 
 import copy
@@ -36,11 +37,11 @@ SPREAD = 10.0  # of a random masked-LM's output: trained ones answer with logits
 
 
 class _Enough(Exception):
-    """The clock has seen enough."""
+    """Ends the training loop when enough steps were timed."""
 
 
 class _MadeUp:
-    """As much of a tokenizer as masking asks for."""
+    """The part of a tokenizer that masking reads."""
 
     all_special_ids = (0, 1, 2, 3, 4)
     mask_token_id = 4
@@ -53,7 +54,7 @@ class _MadeUp:
 
 
 def rehearse(job: Job, shapes: Sequence[Shape], *, catalog: Catalog, device: str, budget: float = BUDGET) -> dict[Shape, float]:
-    """Seconds a batch (of a training job: a step) of every shape, (rows, padded length)."""
+    """Returns the seconds of a batch (of a training job: a step) of every shape, (rows, padded length)."""
     torch.manual_seed(0)
     model = random_model(job.config, job.head).to(device)
     if job.kind == "train":
@@ -62,7 +63,7 @@ def rehearse(job: Job, shapes: Sequence[Shape], *, catalog: Catalog, device: str
 
 
 def random_model(config: Any, head: str) -> Any:
-    """A model of this configuration with random weights; a masked-LM's answers are spread as those of a trained one."""
+    """Returns a model with random weights; the logits of a masked-LM are spread as widely as those of a trained one."""
     model = getattr(transformers, CLASSES[head]).from_config(copy.deepcopy(config), dtype=torch.float32)
     show_scores(model)
     if head == "masked-lm" and (output := model.get_output_embeddings()) is not None:
@@ -95,26 +96,26 @@ def _steps(job: Job, model: Any, shapes: Sequence[Shape], catalog: Catalog, devi
 
 
 class _Clock:
-    """Hands out shapes in turn, and notes how long it took until the next one was asked for."""
+    """Yields shapes in turn, and records how long it took until the next one was asked for."""
 
     def __init__(self, shapes: Sequence[Shape], budget: float):
         self.shapes, self.budget = list(shapes), budget
         self.seconds: dict[Shape, list[float]] = defaultdict(list)
         self.round, self.place, self.warm = 0, 0, WARM
-        self.begun, self.spent, self.counted = 0.0, 0.0, 0.0
+        self.started, self.spent, self.counted = 0.0, 0.0, 0.0
 
     def next(self) -> Shape:
-        """The next shape; raises _Enough when the rounds wanted are done."""
+        """Returns the next shape; raises _Enough when the rounds wanted are done."""
         now = time.perf_counter()
         if self.place:
-            self._note(now - self.begun)
+            self._note(now - self.started)
         if self.place == len(self.shapes):
             self.place, self.round = 0, self.round + 1
             self.warm = 1 if self.round == 1 and self.spent > self.budget else self.warm
             if self._done():
                 raise _Enough
         self.place += 1
-        self.begun = time.perf_counter()
+        self.started = time.perf_counter()
         return self.shapes[self.place - 1]
 
     def _note(self, seconds: float) -> None:
@@ -128,7 +129,7 @@ class _Clock:
         return rounds >= MOST or (rounds >= FEWEST and self.counted >= self.budget)
 
     def medians(self) -> dict[Shape, float]:
-        return {shape: statistics.median(found) for shape, found in self.seconds.items()}
+        return {shape: statistics.median(seconds) for shape, seconds in self.seconds.items()}
 
 
 def _calls(
@@ -151,15 +152,15 @@ def _call(job: Job, model: Any, catalog: Catalog, device: str) -> Callable[[Toke
     if job.kind == "ask":
         teacher = Teacher(LoadedModel(model, None, "rehearsal", []))
         return lambda rows: teacher.ask(_batch(job, rows, 0, device), job.want)
-    known: dict[tuple[int, ...], ModelOutputs] = {}
-    objective = _objective(job, model, catalog, lambda batch, _: known[tuple(batch["input_ids"].shape)]).to(device)
+    teacher_outputs: dict[tuple[int, ...], ModelOutputs] = {}
+    objective = _objective(job, model, catalog, lambda batch, _: teacher_outputs[tuple(batch["input_ids"].shape)]).to(device)
     model.eval()
 
     def judge(rows: TokenizedExamples) -> None:
         batch = _batch(job, rows, 0, device)
         shape = tuple(batch["input_ids"].shape)
-        if job.teacher is not None and shape not in known:
-            known[shape] = _answer((shape[0], shape[1]), objective.teacher_want, job.teacher, device)
+        if job.teacher is not None and shape not in teacher_outputs:
+            teacher_outputs[shape] = _answer((shape[0], shape[1]), objective.teacher_want, job.teacher, device)
         with torch.no_grad():
             for _, loss, _ in objective.losses(batch):
                 loss.item()
@@ -181,14 +182,18 @@ def _objective(job: Job, model: Any, catalog: Catalog, ask: Any) -> Objective:
 
 
 def _rows(shape: Shape, config: Any) -> TokenizedExamples:
-    """Made-up rows; every other one is a token short, so that there is padding to be masked."""
+    """Returns random rows; every other one is a token short, so that there is padding to be masked."""
     count, length = shape
-    draw = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     lengths = np.array([max(1, length - number % 2) for number in range(count)])
     total = int(lengths.sum())
-    labels = draw.random(count, dtype=np.float32) if config.num_labels == 1 else draw.integers(config.num_labels, size=count)
+    labels = (
+        generator.random(count, dtype=np.float32)
+        if config.num_labels == 1
+        else generator.integers(config.num_labels, size=count)
+    )
     return TokenizedExamples(
-        ids=draw.integers(min(FIRST, config.vocab_size - 1), config.vocab_size, size=total).astype(np.int32),
+        ids=generator.integers(min(FIRST, config.vocab_size - 1), config.vocab_size, size=total).astype(np.int32),
         types=np.zeros(total, np.int8),
         offsets=np.cumsum([0, *lengths], dtype=np.int64),
         labels=labels,
@@ -205,7 +210,7 @@ def _batch(job: Job, rows: TokenizedExamples, number: int, device: str) -> Batch
 
 
 def _answer(shape: Shape, want: OutputRequest, config: Any, device: str) -> ModelOutputs:
-    """What a teacher might have shown."""
+    """Returns random outputs of a teacher, of the shapes that the losses ask for."""
     B, T = shape
     A, d = config.num_attention_heads, config.hidden_size
     queries, keys, values = torch.randn(3, B, A, T, d // A, device=device)

@@ -1,4 +1,4 @@
-"""A stage's cost, part by part: what computes by the job, what the host does by the second, and what it keeps and leaves.
+"""The cost of a stage, part by part: jobs that compute, work of the host, memory at the peak, bytes that stay on the disk.
 
 Jobs are priced by this machine's calibration, or by a machine on paper; work on the host is always measured here.
 """
@@ -62,9 +62,9 @@ class StagePlan:
 
     @property
     def seconds(self) -> float | None:
-        """Of all parts; None if one is not known."""
-        found = [part.seconds for part in self.parts]
-        return None if self.unknown or None in found else sum(seconds or 0.0 for seconds in found)
+        """Seconds of all parts; None if those of one part are not known."""
+        parts = [part.seconds for part in self.parts]
+        return None if self.unknown or None in parts else sum(seconds or 0.0 for seconds in parts)
 
     @property
     def is_done(self) -> bool:
@@ -73,33 +73,33 @@ class StagePlan:
 
     @property
     def scratch(self) -> int:
-        """Bytes of resume states at the most: of finished phases the last, of the running one two and a third being written."""
+        """Bytes of resume states at most: one of every finished phase; of the running phase two and one being written."""
         return sum(size * runs for size, runs in self.states.values()) + 2 * max(
-            (s for s, _ in self.states.values()), default=0
+            (size for size, _ in self.states.values()), default=0
         )
 
     @property
     def flops(self) -> int | None:
-        """Of all parts that compute; None if one is not counted."""
-        found = [part.flops for part in self.parts]
-        return None if self.unknown or None in found else sum(flops or 0 for flops in found)
+        """FLOPs of all parts that compute; None if those of one part are not counted."""
+        parts = [part.flops for part in self.parts]
+        return None if self.unknown or None in parts else sum(flops or 0 for flops in parts)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the fields, the sums, and every part."""
-        plain = {name: getattr(self, name) for name in ("name", "kind", "state", "steps", "tokens", "useful")}
+        fields = {name: getattr(self, name) for name in ("name", "kind", "state", "steps", "tokens", "useful")}
         sums = {name: getattr(self, name) for name in ("flops", "memory", "disk", "scratch", "seconds")}
-        told = {"unknown": self.unknown} if self.unknown else {}
-        return {**plain, **sums, "parts": [vars(part) for part in self.parts], "notes": self.notes, **told}
+        reason = {"unknown": self.unknown} if self.unknown else {}
+        return {**fields, **sums, "parts": [vars(part) for part in self.parts], "notes": self.notes, **reason}
 
 
 class Costs:
-    """Prices of everything a stage does, and the plan they add up in."""
+    """Adds up what a stage does in its plan, with seconds of this machine or of a machine on paper."""
 
     def __init__(self, plan: StagePlan, here: "Calibration", machine: "Hardware | None"):
         self.plan, self.here, self.machine = plan, here, machine
 
     def work(self, what: str, job: Job, load: Workload) -> float | None:
-        """Adds a job on a load of batches."""
+        """Adds a job on a workload."""
         if self.machine is not None:
             seconds = self.machine.seconds(job, load, precision=PRECISION)
         else:
@@ -108,50 +108,52 @@ class Costs:
         return seconds
 
     def host(self, what: str, seconds: float) -> None:
-        """Adds what no accelerator does."""
+        """Adds work that no accelerator does."""
         self.plan.parts.append(Part(what, seconds))
 
-    def open(self, what: str, known: ModelInfo, head: str, *, times: float = 1) -> None:
+    def open(self, what: str, model: ModelInfo, head: str, *, times: float = 1) -> None:
         """Adds loading a model, or building it."""
 
         def measure() -> dict[str, Any]:
-            with standing_in(known, head) as directory:
-                begun = time.perf_counter()
+            with standing_in(model, head) as directory:
+                started = time.perf_counter()
                 load_model(directory, head, where="plan", new_head=True)
-                return {"seconds": time.perf_counter() - begun}
+                return {"seconds": time.perf_counter() - started}
 
-        stored = self.here.once("open", [shape(known.config), head], measure)
-        self.host(what, stored["seconds"] * times)
+        measured = self.here.once("open", [shape(model.config), head], measure)
+        self.host(what, measured["seconds"] * times)
 
     def write(self, what: str, size: float) -> None:
         """Adds writing and hashing so many bytes."""
         self.host(what, size * self.here.once("disk", "write and hash", _disk)["seconds_per_byte"])
 
-    def keep(self, known: ModelInfo, head: str, copies: int = 1) -> None:
+    def keep(self, model: ModelInfo, head: str, copies: int = 1) -> None:
         """Adds saving a model; its bytes stay."""
-        size = FLOAT * counted(known.config, head) * copies
+        size = FLOAT * counted(model.config, head) * copies
         self.plan.disk += size
         self.write("saving", size)
 
-    def export(self, known: ModelInfo, rows: list[dict[str, list[int]]], parts: dict[str, bool]) -> None:
+    def export(self, model: ModelInfo, rows: list[dict[str, list[int]]], parts: dict[str, bool]) -> None:
         """Adds writing the files of an export and checking them: done once with random weights, which take as long."""
 
         def measure() -> dict[str, Any]:
-            with standing_in(known, "classifier") as directory, tempfile.TemporaryDirectory() as out:
+            with standing_in(model, "classifier") as directory, tempfile.TemporaryDirectory() as out:
                 loaded = load_model(directory, "classifier", where="plan", new_head=True)
-                begun = time.perf_counter()
-                model = loaded.model.eval()
+                started = time.perf_counter()
+                classifier = loaded.model.eval()
                 onnx, int8, optimize = (parts[name] for name in ("onnx", "int8", "optimize"))
-                export_model(model, loaded.tokenizer, Path(out), rows, onnx=onnx, int8=int8, optimize=optimize, tolerance=1.0)
-                return {"seconds": time.perf_counter() - begun}
+                export_model(
+                    classifier, loaded.tokenizer, Path(out), rows, onnx=onnx, int8=int8, optimize=optimize, tolerance=1.0
+                )
+                return {"seconds": time.perf_counter() - started}
 
-        stored = self.here.once("export", [shape(known.config), parts], measure)
-        self.host("files and parity", stored["seconds"])
-        size = FLOAT * counted(known.config, "classifier")
+        measured = self.here.once("export", [shape(model.config), parts], measure)
+        self.host("files and parity", measured["seconds"])
+        size = FLOAT * counted(model.config, "classifier")
         self.plan.disk += int(size * (1 + sum(0.25 if form.startswith("int8") else 1 for form in onnx_forms(**parts))))
 
     def once(self, what: str, key: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A measurement of this machine, kept in the cache."""
+        """Returns a measurement of this machine, kept in the cache."""
         return self.here.once(what, key, measure)
 
     def train(
@@ -169,17 +171,19 @@ class Costs:
 
         runs  of this seed, each of which leaves a state until the seed is done
         """
-        spent = self.work(f"{what}: steps", job, load) or 0.0
+        seconds = self.work(f"{what}: steps", job, load) or 0.0
         if asked is not None:
-            spent += self.work(f"{what}: teacher", *asked) or 0.0
+            seconds += self.work(f"{what}: teacher", *asked) or 0.0
         state = state_bytes(job, scored=scored)
         self.plan.states[what] = (state, max(runs, self.plan.states.get(what, (0, 0))[1]))
-        saves = 1 + int(spent / plan.checkpoint_seconds) + (plan.steps // plan.checkpoint_steps if plan.checkpoint_steps else 0)
+        saves = (
+            1 + int(seconds / plan.checkpoint_seconds) + (plan.steps // plan.checkpoint_steps if plan.checkpoint_steps else 0)
+        )
         self.write(f"{what}: states", state * saves)
         rows, length = load.widest
         teacher = FLOAT * counted(asked[0].config, asked[0].head) + shown(asked[0], rows, length) if asked else 0
-        need = PROCESS + training_bytes(job, scored=scored) + activations(job, rows, length) + teacher
-        self.plan.memory = max(self.plan.memory, need)
+        memory = PROCESS + training_bytes(job, scored=scored) + activations(job, rows, length) + teacher
+        self.plan.memory = max(self.plan.memory, memory)
 
     def trained(self, steps: int, load: Workload) -> None:
         """Counts steps and tokens of training."""
@@ -189,7 +193,7 @@ class Costs:
 
 
 def evaluations(plan: TrainingPlan) -> int:
-    """How often the loop scores the model: at every `evaluate_every` steps, and at the end."""
+    """Returns how often the loop scores the model: at every `evaluate_every` steps, and at the end."""
     every = plan.evaluate_every
     return plan.steps // every + bool(plan.steps % every) if every else 1
 
@@ -199,10 +203,10 @@ def _disk() -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe"
-        begun = time.perf_counter()
+        started = time.perf_counter()
         with path.open("wb") as file:
             file.write(os.urandom(1_000_000) * (PROBE // 1_000_000))
             file.flush()
             os.fsync(file.fileno())
         atomic.file_digest(path)
-        return {"seconds_per_byte": (time.perf_counter() - begun) / PROBE}
+        return {"seconds_per_byte": (time.perf_counter() - started) / PROBE}

@@ -36,7 +36,7 @@ class Workload:
 
     @property
     def batches(self) -> float:
-        """How many."""
+        """How many batches there are."""
         return sum(self.shapes.values())
 
     @property
@@ -63,7 +63,7 @@ class Workload:
         return Workload(Counter(self.shapes) + Counter(other.shapes), self.useful + other.useful)
 
     def times(self, factor: float) -> "Workload":
-        """The same again and again."""
+        """Returns the workload repeated `factor` times."""
         return Workload({shape: count * factor for shape, count in self.shapes.items()}, self.useful * factor)
 
 
@@ -77,30 +77,30 @@ def training_load(
     pad_to: int | None = None,
     tokens: int | None = None,
 ) -> Workload:
-    """The first `batches` batches of `batching.endless`, over as many epochs as that takes.
+    """Returns the first `batches` batches that training draws, over as many epochs as that takes.
 
     lengths  of the rows in tokens;  pad_to  the padded length where every batch has the same
     Exact up to EXACT rows; beyond them the epochs counted stand for the others.
     """
     lengths = np.asarray(lengths)
-    counted, epoch = Workload(), 0
-    while (missing := batches - counted.batches) > 0:
+    workload, epoch = Workload(), 0
+    while (missing := batches - workload.batches) > 0:
         if epoch and len(lengths) * epoch > EXACT:
-            return counted.times(batches / counted.batches)
-        drawn = epoch_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch, drop_last=drop_last, tokens=tokens)
-        counted += load_of_batches((lengths[rows] for rows in drawn[: int(missing)]), pad_to)
+            return workload.times(batches / workload.batches)
+        epoch_rows = epoch_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch, drop_last=drop_last, tokens=tokens)
+        workload += load_of_batches((lengths[rows] for rows in epoch_rows[: int(missing)]), pad_to)
         epoch += 1
-    return counted
+    return workload
 
 
 def answering_load(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> Workload:
-    """All rows once, longest first, as evaluation goes through them."""
+    """Returns all rows once, longest first, as evaluation reads them."""
     lengths = np.asarray(lengths)
     return load_of_batches(lengths[rows] for rows in batches_by_length(lengths, batch_size=batch_size))
 
 
 def at_once(lengths: Sequence[int] | np.ndarray, device: str) -> Workload:
-    """All rows once, as the teacher's cache is filled."""
+    """Returns all rows once, in the batches that fill the teacher's cache."""
     lengths = np.sort(np.asarray(lengths))[::-1]
     return load_of_batches(
         lengths[rows] for rows in token_budget_batches(lengths, np.arange(len(lengths)), tokens_at_once(device))
@@ -108,7 +108,7 @@ def at_once(lengths: Sequence[int] | np.ndarray, device: str) -> Workload:
 
 
 def load_of_batches(batches: Iterable[np.ndarray], pad_to: int | None = None) -> Workload:
-    """Batches given as the lengths of their rows, each padded to its longest, or to `pad_to` if that is more."""
+    """Counts batches given as the lengths of their rows, each padded to its longest, or to `pad_to` if that is more."""
     shapes: Counter[Shape] = Counter()
     useful = 0
     for lengths in batches:
@@ -160,24 +160,24 @@ class Job:
     @property
     def only_logits(self) -> bool:
         """Whether nothing but a classifier's logits is read, so that its top layer computes one token a row."""
-        asked = bool(self.want.hidden | self.want.scores | self.want.qkv)
-        deep = asked if self.kind == "ask" else len(self.layers) > 1 or "embedding" in self.losses
-        return self.head == "classifier" and self.logits and not deep and self.config.model_type in FIRST_TOKEN_READ
+        reads_layers = bool(self.want.hidden | self.want.scores | self.want.qkv)
+        reads_inside = reads_layers if self.kind == "ask" else len(self.layers) > 1 or "embedding" in self.losses
+        return self.head == "classifier" and self.logits and not reads_inside and self.config.model_type in FIRST_TOKEN_READ
 
     def key(self) -> str:
-        """What decides how long a batch of one shape takes, as a hash."""
-        shown = [*map(sorted, (self.want.hidden, self.want.scores, self.want.qkv)), self.want.logits, self.want.token_logits]
-        facts = {name: value for name, value in vars(self).items() if name not in ("config", "teacher", "want", "rows")}
-        return atomic.digest({**facts, "config": shape(self.config), "teacher": shape(self.teacher), "want": shown})
+        """Returns a hash of all that decides how long a batch of one shape takes."""
+        want = [*map(sorted, (self.want.hidden, self.want.scores, self.want.qkv)), self.want.logits, self.want.token_logits]
+        fields = {name: value for name, value in vars(self).items() if name not in ("config", "teacher", "want", "rows")}
+        return atomic.digest({**fields, "config": shape(self.config), "teacher": shape(self.teacher), "want": want})
 
 
 def shape(config: Any) -> dict[str, Any] | None:
-    """A configuration without names: what an architecture is."""
+    """Returns a configuration without names and labels: two equal ones take the same time."""
     return None if config is None else {k: v for k, v in config.to_dict().items() if k not in NAMELESS}
 
 
 def activations(job: Job, rows: int, length: int) -> int:
-    """Bytes that the forward pass of a training step keeps for the backward pass; an estimate.
+    """Estimates the bytes that the forward pass of a training step keeps for the backward pass.
 
         4 bytes x [ L S (14 d + 3 F) + Q m + P V 3 ]
 
@@ -189,29 +189,31 @@ def activations(job: Job, rows: int, length: int) -> int:
     d, L, A = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
     F = getattr(config, "intermediate_size", 4 * d)
     body = rows * length * (L * (14 * d + 3 * F) + _matrices(job, L, A) * length)
-    words = 3 * job.predicted * rows * length * config.vocab_size if job.head == "masked-lm" else 0
-    return int(FLOAT * (body + words))
+    vocabulary_logits = 3 * job.predicted * rows * length * config.vocab_size if job.head == "masked-lm" else 0
+    return int(FLOAT * (body + vocabulary_logits))
 
 
 def _matrices(job: Job, layers: int, heads: int) -> int:
-    """How many matrices of token pairs a row has in the graph: the scores, what the loss makes of them, the teacher's."""
-    told = {name: parameters for name, (_, parameters) in job.losses.items()}
-    kept = 4 * layers * heads if "attention_scores" in told else 0
-    kept += 5 * layers * heads if "attention_transfer" in told else 0
-    kept += 5 * heads * sum(name in told for name in ("attention_distribution", "value_relation"))
-    return kept + (
-        15 * int(told["relations"].get("heads", Catalog().loss_defaults("relations")["heads"])) if "relations" in told else 0
+    """Counts the matrices of token pairs that a row has in the graph: scores, what the losses make of them, the teacher's."""
+    losses = {name: parameters for name, (_, parameters) in job.losses.items()}
+    matrices = 4 * layers * heads if "attention_scores" in losses else 0
+    matrices += 5 * layers * heads if "attention_transfer" in losses else 0
+    matrices += 5 * heads * sum(name in losses for name in ("attention_distribution", "value_relation"))
+    return matrices + (
+        15 * int(losses["relations"].get("heads", Catalog().loss_defaults("relations")["heads"]))
+        if "relations" in losses
+        else 0
     )
 
 
 def shown(job: Job, rows: int, length: int) -> int:
-    """Bytes of one teacher's answer to a batch, and of the widest layer at work."""
+    """Returns the bytes of a teacher's outputs for a batch, and of its widest layer at work."""
     config, S = job.config, rows * length
-    kept = (len(job.want.hidden) + 3 * len(job.want.qkv)) * S * config.hidden_size
-    kept += len(job.want.scores) * config.num_attention_heads * rows * length**2
+    values = (len(job.want.hidden) + 3 * len(job.want.qkv)) * S * config.hidden_size
+    values += len(job.want.scores) * config.num_attention_heads * rows * length**2
     if job.want.hidden:  # transformers hands out all of them or none
-        kept += config.num_hidden_layers * S * config.hidden_size
-    return FLOAT * (kept + S * (4 * config.hidden_size + 2 * getattr(config, "intermediate_size", 0)))
+        values += config.num_hidden_layers * S * config.hidden_size
+    return FLOAT * (values + S * (4 * config.hidden_size + 2 * getattr(config, "intermediate_size", 0)))
 
 
 def training_bytes(job: Job, *, scored: bool, copies: int = 1) -> int:

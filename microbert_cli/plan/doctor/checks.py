@@ -1,4 +1,4 @@
-"""All checks, in the order in which they are made. One more is a function from a case to findings, and its line here."""
+"""All checks, in the order in which they run. A new one is a function from a context to findings, and its line here."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,31 +31,31 @@ CHECKS: dict[str, Check] = {
 
 
 def examine(steps: Sequence[Step], root: Path, *, catalog: Catalog, offline: bool) -> Iterator[Result]:
-    """Makes every check and hands out its result as soon as it is there. Nothing is asked of the network, nothing kept.
+    """Runs every check and yields its result. The network is not used, and nothing is kept.
 
     root     the folder that the stages write to
     offline  whether the run will be offline too: then everything from the Hub must be in its local cache
     """
     with no_network():
-        case = DoctorContext(steps, root, catalog, offline=offline)
-    told: dict[str, int] = {}
+        context = DoctorContext(steps, root, catalog, offline=offline)
+    failures: dict[str, int] = {}
     for number, (name, check) in enumerate(CHECKS.items(), 1):
         with no_network():
-            findings = [_once(finding, number, told) for finding in _findings(check, case)]
+            findings = [_once(finding, number, failures) for finding in _findings(check, context)]
         yield Result(number, name, findings)
 
 
-def _findings(check: Check, case: DoctorContext) -> Iterator[Finding]:
+def _findings(check: Check, context: DoctorContext) -> Iterator[Finding]:
     try:
-        yield from check(case)
+        yield from check(context)
     except Later as reason:
         yield Finding("later", f"later: {reason}")
     except MbertError as error:
         yield failed(error)
 
 
-def _once(finding: Finding, number: int, told: dict[str, int]) -> Finding:
-    """An error that an earlier check told is no second cross, but the reason why this one could not be made."""
-    if finding.error is None or told.setdefault(str(finding.error), number) == number:
+def _once(finding: Finding, number: int, failures: dict[str, int]) -> Finding:
+    """Turns an error that an earlier check reported into `later`: it is shown once, and this check could not be made."""
+    if finding.error is None or failures.setdefault(str(finding.error), number) == number:
         return finding
-    return Finding("later", f"later: check {told[str(finding.error)]} must pass first", finding.about)
+    return Finding("later", f"later: check {failures[str(finding.error)]} must pass first", finding.about)

@@ -1,7 +1,7 @@
-"""A recipe under examination: what is there of its inputs, and what stands for what is yet to be made.
+"""The inputs of a recipe as the checks see them: those that exist, and stand-ins for those that are yet to be made.
 
-An output that an earlier stage will make is known by its configuration and tokenizer, as planning knows it; where a model must
-be run, random weights stand for it. Every input is looked for once: who asks again gets the same model, or the same error.
+An output that an earlier stage will make is described by its configuration and tokenizer, as in a plan; where a model must be
+run, it gets random weights. Every input is looked up once: a second call returns the same model, or raises the same error.
 """
 
 import tempfile
@@ -37,7 +37,7 @@ DOCUMENTS, SENTENCES = 50, 40  # of a corpus that one batch is cut from
 
 
 class DoctorContext:
-    """The stages of a recipe, and everything found out about their inputs so far.
+    """The stages of a recipe, and what was found out about their inputs so far.
 
     offline  whether the run may not ask the Hub either: what is not here then is an error, not a matter of time
     """
@@ -47,7 +47,7 @@ class DoctorContext:
         self.root, self.catalog, self.offline = root, catalog, offline
         self.seen = ExpectedInputs(catalog, Calibration(device="cpu", catalog=catalog, counts_only=True))
         self.to_come = _to_come(steps)
-        self._kept: dict[Any, tuple[Any, Exception | None]] = {}
+        self._results: dict[Any, tuple[Any, Exception | None]] = {}
 
     @property
     def task_steps(self) -> list[Step]:
@@ -55,11 +55,11 @@ class DoctorContext:
         return [step for step in self.steps if step.stage.learns_task]
 
     def directory(self, name: str, where: str) -> Path:
-        """A model's directory; of a Hub id its copy in the Hub's cache. Raises Later, and what `sources.find` raises."""
+        """Returns a model's directory; of a Hub id its copy in the Hub's cache. Raises Later, and what `find_model` raises."""
         return self._once(("directory", name), lambda: self._directory(name, where))
 
     def known(self, name: str, *, where: str, tokenizer: str | None = None, like: Any = None) -> ModelInfo:
-        """Configuration and tokenizer of a model, a description, or what a stage will have made."""
+        """Returns configuration and tokenizer of a model, a description, or what a stage will have made."""
         if name in self.to_come:
             return self.output(self.to_come[name])
         if not factory.is_description(name, self.catalog):
@@ -70,57 +70,57 @@ class DoctorContext:
         return self.seen.described(name, source.tokenizer, like=like or source.config, where=where)
 
     def output(self, step: Step) -> ModelInfo:
-        """What a stage will have made, or goes on training."""
+        """Returns the model that a stage will have made, or goes on training."""
         return self._once(("output", step.name), lambda: self._output(step))
 
     def rows(self, step: Step, splits: tuple[str, ...]) -> TaskData:
-        """A stage's rows; raises Later where the Hub will give them."""
+        """Returns a stage's rows; raises Later where the Hub will give them."""
         recipe = step.resolved.recipe
         return self._once(("rows", atomic.digest(recipe.keys("task", "data")), splits), lambda: self._rows(step, splits))
 
     def data(self, step: Step) -> TaskData:
-        """The rows that a stage trains on and selects by, a transfer set that it takes among them."""
+        """Returns the rows that a stage trains on and selects by, a transfer set that it takes among them."""
         return self.rows(step, self.splits(step))
 
     def splits(self, step: Step) -> tuple[str, ...]:
-        """What they are called."""
+        """Returns the names of the splits that a stage trains on and selects by."""
         return step.stage.splits_of(step.resolved.recipe, self.catalog)
 
     def data_sets(self) -> dict[str, Step]:
-        """A stage for every set of rows that is trained on, by the names of all stages that have the same."""
-        found: dict[str, list[Step]] = {}
+        """Returns a stage for every set of rows that is trained on, by the names of all stages with the same rows."""
+        steps_by_data: dict[str, list[Step]] = {}
         for step in self.task_steps:
-            found.setdefault(atomic.digest(step.resolved.recipe.keys("task", "data")), []).append(step)
-        alone = len(found) == 1
-        return {"" if alone else ", ".join(step.name for step in steps): steps[0] for steps in found.values()}
+            steps_by_data.setdefault(atomic.digest(step.resolved.recipe.keys("task", "data")), []).append(step)
+        has_one = len(steps_by_data) == 1
+        return {"" if has_one else ", ".join(step.name for step in steps): steps[0] for steps in steps_by_data.values()}
 
     def encoded(self, step: Step, split: str = TRAIN) -> TokenizedExamples:
-        """A split of a stage's rows as its model sees them; raises M012 where they may outgrow it."""
-        data, known = self.data(step), self.output(step)
-        asked = LoadedModel(SimpleNamespace(config=known.config), known.tokenizer, "doctor", [])
-        return data.encode(split, asked, where="data.max_length")
+        """Returns a split of a stage's rows as its model reads them; raises M012 where they may outgrow it."""
+        data, model = self.data(step), self.output(step)
+        loaded = LoadedModel(SimpleNamespace(config=model.config), model.tokenizer, "doctor", [])
+        return data.encode(split, loaded, where="data.max_length")
 
     def find_corpus(self, step: Step) -> str:
-        """How a stage gets its text; raises Later where the Hub streams it, and M637 where it may not."""
+        """Returns how a stage gets its text; raises Later where the Hub streams it, and M637 where it may not."""
         source = step.inputs["source"]
         return self._once(("corpus", source), lambda: self._find_corpus(step, source))
 
     @contextmanager
     def blocks(self, step: Step) -> Iterator[Blocks]:
-        """Blocks of the stage's corpus: those in the cache, or some cut from its first documents."""
+        """Yields blocks of the stage's corpus: those in the cache, or some cut from its first documents."""
         self.find_corpus(step)
         tokenizer, settings = self.output(step).tokenizer, _settings(step)
-        if found := find_blocks(step.inputs["source"], tokenizer, settings):
-            yield found[0]
+        if cached := find_blocks(step.inputs["source"], tokenizer, settings):
+            yield cached[0]
             return
         documents = read_documents(step.inputs["source"], limit=settings.documents)
-        few = [document[:SENTENCES] for document in islice(documents, DOCUMENTS)]
+        sample = [document[:SENTENCES] for document in islice(documents, DOCUMENTS)]
         with tempfile.TemporaryDirectory() as folder:
-            yield cut_blocks(few, tokenizer, settings, Path(folder))[0]
+            yield cut_blocks(sample, tokenizer, settings, Path(folder))[0]
 
     @contextmanager
     def standing(self, name: str, head: str, *, where: str, task: Task | None = None) -> Iterator[str]:
-        """A model that can be loaded now: itself, or random weights for what is yet to be made; a description as it is.
+        """Yields a model that can be loaded now: itself, or random weights for what is yet to be made; a description as it is.
 
         task  whose outputs a head of random weights gets
         Errors inside name the model as the recipe does.
@@ -128,26 +128,26 @@ class DoctorContext:
         if factory.is_description(name, self.catalog):
             yield name
             return
-        known = self.known(name, where=where)
-        if known.directory is None and task is not None:
-            known = known.classifying(task)
-        with standing_in(known, head) as directory:
+        model = self.known(name, where=where)
+        if model.directory is None and task is not None:
+            model = model.classifying(task)
+        with standing_in(model, head) as directory:
             try:
                 yield str(directory)
             except MbertError as error:
                 error.where, error.fix = (text.replace(str(directory), name) for text in (error.where, error.fix))
                 raise
 
-    def _once(self, key: Any, look: Callable[[], Any]) -> Any:
-        if key not in self._kept:
+    def _once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        if key not in self._results:
             try:
-                self._kept[key] = look(), None
+                self._results[key] = compute(), None
             except (MbertError, Later) as error:
-                self._kept[key] = None, error
-        found, failure = self._kept[key]
+                self._results[key] = None, error
+        result, failure = self._results[key]
         if failure is not None:
             raise failure
-        return found
+        return result
 
     def _directory(self, name: str, where: str) -> Path:
         if not is_hub_id(name):
@@ -159,17 +159,17 @@ class DoctorContext:
         raise Later(f"{name} comes from the Hub")
 
     def _output(self, step: Step) -> ModelInfo:
-        recipe, given = step.resolved.recipe, step.inputs
+        recipe, inputs = step.resolved.recipe, step.inputs
         if step.distils:
-            teacher = self.known(given["teacher"], where=step.stage.input_keys["teacher"][0])
-            found = self.known(given["student"], where="student", tokenizer=given["teacher"], like=teacher.config)
-        elif trains_vocabulary(step) and factory.is_description(given["model"], self.catalog):
+            teacher = self.known(inputs["teacher"], where=step.stage.input_keys["teacher"][0])
+            model = self.known(inputs["student"], where="student", tokenizer=inputs["teacher"], like=teacher.config)
+        elif trains_vocabulary(step) and factory.is_description(inputs["model"], self.catalog):
             self.find_corpus(step)
-            tokenizer, _ = self.seen.vocabulary(recipe, given["source"])
-            found = self.seen.described(given["model"], tokenizer, like=None, where="pretrain.model")
+            tokenizer, _ = self.seen.vocabulary(recipe, inputs["source"])
+            model = self.seen.described(inputs["model"], tokenizer, like=None, where="pretrain.model")
         else:
-            found = self.known(given["model"], where=f"{step.kind}.model", tokenizer=given.get("tokenizer"))
-        return ModelInfo(found.config, found.tokenizer)
+            model = self.known(inputs["model"], where=f"{step.kind}.model", tokenizer=inputs.get("tokenizer"))
+        return ModelInfo(model.config, model.tokenizer)
 
     def _rows(self, step: Step, splits: tuple[str, ...]) -> TaskData:
         recipe = step.resolved.recipe
@@ -213,33 +213,33 @@ def trains_vocabulary(step: Step) -> bool:
 
 
 def inputs_of(step: Step) -> dict[str, str]:
-    """A stage's inputs that are names, by their role; those of a table of models by the stage that made them."""
-    found: dict[str, str] = {}
+    """Returns a stage's inputs that are names, by their role; those of a table of models by the stage that made them."""
+    names: dict[str, str] = {}
     for role, value in step.inputs.items():
-        named = value if isinstance(value, dict) else {role: value}
-        found |= {str(key): one for key, one in named.items() if isinstance(one, str)}
-    return found
+        values = value if isinstance(value, dict) else {role: value}
+        names |= {str(key): name for key, name in values.items() if isinstance(name, str)}
+    return names
 
 
-def localised(step: Step, case: DoctorContext) -> Step:
-    """The stage with directories for Hub ids; raises Later where one is not here yet."""
+def localised(step: Step, context: DoctorContext) -> Step:
+    """Returns the stage with directories for Hub ids; raises Later where one is not here yet."""
 
-    def local(role: str, value: Any) -> Any:
-        named = role in MODELS and isinstance(value, str) and value not in case.to_come
-        if not named or factory.is_description(value, case.catalog):
+    def directory_of(role: str, value: Any) -> Any:
+        is_model = role in MODELS and isinstance(value, str) and value not in context.to_come
+        if not is_model or factory.is_description(value, context.catalog):
             return value
-        return str(case.directory(value, f"{step.kind}.{role}"))
+        return str(context.directory(value, f"{step.kind}.{role}"))
 
-    return replace(step, inputs={role: local(role, value) for role, value in step.inputs.items()})
+    return replace(step, inputs={role: directory_of(role, value) for role, value in step.inputs.items()})
 
 
 def _to_come(steps: Sequence[Step]) -> dict[str, Step]:
-    """Outputs that this run will make or make anew, since something before them is."""
-    found: dict[str, Step] = {}
+    """Returns the outputs that this run will make, or make anew because an input of theirs is made anew."""
+    to_come: dict[str, Step] = {}
     for step in steps:
-        if step_state(step) != "done" or any(place in found for place in step.places.values()):
-            found[str(step.out)] = step.stage.split_tasks(step)[0]
-    return found
+        if step_state(step) != "done" or any(place in to_come for place in step.places.values()):
+            to_come[str(step.out)] = step.stage.split_tasks(step)[0]
+    return to_come
 
 
 def _settings(step: Step) -> BlockSettings:
@@ -248,5 +248,5 @@ def _settings(step: Step) -> BlockSettings:
 
 
 def _on_hub(source: str) -> bool:
-    named = source != BUILT_IN_CORPUS and Path(source).suffix not in CORPUS_SUFFIXES
-    return named and not Path(source).exists() and is_hub_id(source.partition(":")[0])
+    may_be_hub = source != BUILT_IN_CORPUS and Path(source).suffix not in CORPUS_SUFFIXES
+    return may_be_hub and not Path(source).exists() and is_hub_id(source.partition(":")[0])

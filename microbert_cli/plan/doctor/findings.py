@@ -1,4 +1,4 @@
-"""What a check says: it passes, it fails, a person should look, or it cannot be looked at yet."""
+"""Results of checks: pass, fail, warn (a person should look), or later (it cannot be checked yet)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -7,16 +7,16 @@ from typing import Any, Literal
 from microbert_cli.errors import MbertError
 
 State = Literal["pass", "later", "warn", "fail"]
-STATES: tuple[State, ...] = ("pass", "later", "warn", "fail")  # the last one there is decides
+STATES: tuple[State, ...] = ("pass", "later", "warn", "fail")  # from best to worst; the worst finding decides
 
 
 class Later(Exception):
-    """What is to be looked at is not there yet, and need not be: an earlier stage makes it, or the Hub gives it."""
+    """Raised for an input that does not exist yet, and need not: an earlier stage makes it, or the Hub gives it."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a check: about a stage, a file or nothing in particular; `error` is why it fails, in four parts."""
+    """One line of a check, about a stage, a file or nothing in particular; `error` says in four parts why it fails."""
 
     state: State
     what: str
@@ -31,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Result:
-    """A check that was made: its number, its name, and what it found."""
+    """The result of a check: its number, its name, and its findings."""
 
     number: int
     name: str
@@ -39,7 +39,7 @@ class Result:
 
     @property
     def state(self) -> State:
-        """That of its worst finding."""
+        """The state of its worst finding."""
         return max((finding.state for finding in self.findings), key=STATES.index, default="pass")
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,10 +48,10 @@ class Result:
         return {"number": self.number, "name": self.name, "state": self.state, "findings": findings}
 
 
-def attempt(about: str, look: Callable[..., Finding], *arguments: Any) -> Finding:
-    """What a look at one thing finds; its error is a finding too, so that the next thing is looked at all the same."""
+def attempt(about: str, check: Callable[..., Finding], *arguments: Any) -> Finding:
+    """Calls a check of one thing and returns its finding; an error becomes a finding too, so that the next thing is checked."""
     try:
-        return replace(look(*arguments), about=about)
+        return replace(check(*arguments), about=about)
     except Later as reason:
         return Finding("later", f"later: {reason}", about)
     except MbertError as error:
@@ -59,15 +59,15 @@ def attempt(about: str, look: Callable[..., Finding], *arguments: Any) -> Findin
 
 
 def failed(error: MbertError, about: str = "") -> Finding:
-    """A cross."""
+    """Returns a failed finding."""
     return Finding("fail", error.what, about, error)
 
 
 def passed(what: str) -> Finding:
-    """A tick."""
+    """Returns a passed finding."""
     return Finding("pass", what)
 
 
 def doubtful(what: str) -> Finding:
-    """Neither: a person should look."""
+    """Returns a warning: a person should look."""
     return Finding("warn", what)

@@ -1,4 +1,4 @@
-"""Checks of what the stages read: is it here, and do teacher and student cut texts alike."""
+"""Checks of the inputs: whether they exist, and whether teacher and student tokenise alike."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,107 +23,110 @@ PROBES = (
 )  # fmt: skip
 
 
-def inputs(case: DoctorContext) -> Iterator[Finding]:
-    """Models, corpora, vectors and rows are here, or will be; where the Hub may not be asked, its local cache has them."""
-    told: set[str] = set()
-    for step in case.steps:
+def inputs(context: DoctorContext) -> Iterator[Finding]:
+    """Checks that models, corpora, vectors and rows exist, or will: offline, those of the Hub in its local cache."""
+    checked: set[str] = set()
+    for step in context.steps:
         for role, name in inputs_of(step).items():
-            if name not in told:
-                yield attempt(name, _input, case, step, role, name)
-            told.add(name)
-    known: dict[str, set[str]] = {}
-    for step in case.steps:
+            if name not in checked:
+                yield attempt(name, _input, context, step, role, name)
+            checked.add(name)
+    rows_by_data: dict[str, set[str]] = {}
+    for step in context.steps:
         if step.stage.splits:
             data = step.resolved.recipe.keys("task", "data")
             about = f"rows of {data['task'] or data['data']['train_file']}"
-            yield from _new_rows(attempt(about, _rows, case, step), known.setdefault(atomic.digest(data), set()))
-        if remark := step.stage.remark(step.resolved.recipe, case.catalog):
+            yield from _new_rows(attempt(about, _rows, context, step), rows_by_data.setdefault(atomic.digest(data), set()))
+        if remark := step.stage.remark(step.resolved.recipe, context.catalog):
             yield replace(doubtful(remark), about=step.name)
 
 
-def _new_rows(found: Finding, known: set[str]) -> Iterator[Finding]:
-    """What no stage before said of the same data, split by split."""
-    told = [part for part in found.what.split("; ") if part not in known]
-    known.update(told)
-    if told:
-        yield replace(found, what="; ".join(told))
+def _new_rows(finding: Finding, known_parts: set[str]) -> Iterator[Finding]:
+    """Yields the finding without the splits that an earlier stage reported for the same data."""
+    parts = [part for part in finding.what.split("; ") if part not in known_parts]
+    known_parts.update(parts)
+    if parts:
+        yield replace(finding, what="; ".join(parts))
 
 
-def _input(case: DoctorContext, step: Step, role: str, name: str) -> Finding:
-    if name in case.to_come:
-        raise Later(f"made by {case.to_come[name].name}")
+def _input(context: DoctorContext, step: Step, role: str, name: str) -> Finding:
+    if name in context.to_come:
+        raise Later(f"made by {context.to_come[name].name}")
     if role == "source":
-        return passed(case.find_corpus(step))
+        return passed(context.find_corpus(step))
     if role == "vectors" and (Path(name).is_file() or Path(name).suffix in SUFFIXES or ".zip/" in name):
         return _vectors(name)
     if role == "augmented":
-        return passed(f"{len(load_augmented(Path(name), case.data(step).task)):,} rows")
-    if factory.is_description(name, case.catalog):
+        return passed(f"{len(load_augmented(Path(name), context.data(step).task)):,} rows")
+    if factory.is_description(name, context.catalog):
         return passed("a student of the catalogue")
-    directory = case.directory(name, f"{step.kind}.{role}")
+    directory = context.directory(name, f"{step.kind}.{role}")
     return passed("here" if directory == Path(name) else "in the Hub's local cache")
 
 
 def _vectors(name: str) -> Finding:
-    """A file, or a member of an archive; raises M242."""
+    """Checks a file, or a member of an archive; raises M242."""
     archive, inside, _ = name.partition(".zip/")
     if not Path(archive + ".zip" if inside else name).is_file():
         load_word_table(name)
     return passed("here")
 
 
-def _rows(case: DoctorContext, step: Step) -> Finding:
-    splits = case.splits(step)
-    data = case.rows(step, splits)
+def _rows(context: DoctorContext, step: Step) -> Finding:
+    splits = context.splits(step)
+    data = context.rows(step, splits)
     return passed("; ".join(f"{split} {len(data.rows[split]):,}" for split in splits))
 
 
-def tokenizers(case: DoctorContext) -> Iterator[Finding]:
-    """Teacher and student make the same ids of the same text: logits and hidden states are compared row by row."""
-    distilling = [step for step in case.steps if step.distils]
+def tokenizers(context: DoctorContext) -> Iterator[Finding]:
+    """Checks that teacher and student make the same ids of the same text, since their outputs on it are compared."""
+    distilling = [step for step in context.steps if step.distils]
     for step in distilling:
-        yield attempt(step.name, _tokenizers, case, step)
+        yield attempt(step.name, _tokenizers, context, step)
     if not distilling:
         yield passed("no stage has a teacher")
 
 
-def _tokenizers(case: DoctorContext, step: Step) -> Finding:
+def _tokenizers(context: DoctorContext, step: Step) -> Finding:
     task = step.stage.learns_task
-    teacher = case.known(step.inputs["teacher"], where=step.stage.input_keys["teacher"][0]).tokenizer
-    student = case.output(step).tokenizer
+    teacher = context.known(step.inputs["teacher"], where=step.stage.input_keys["teacher"][0]).tokenizer
+    student = context.output(step).tokenizer
     where = f"student {step.inputs['student']}" if task else "student"
     if student is teacher:
         return passed("the student takes the teacher's tokenizer")
     phases = step.stage.phases(step.resolved.recipe)
-    terms = {key: make_terms(losses_of(phase.losses), case.catalog) for key, phase in phases.items()}
-    bound = [f"{key}.losses.{term.name}" for key, found in terms.items() for term in found if term.by_token]
-    if bound:
-        same_vocabulary(teacher, student, where=where, key=bound[0])
+    terms = {key: make_terms(losses_of(phase.losses), context.catalog) for key, phase in phases.items()}
+    token_losses = [f"{key}.losses.{term.name}" for key, phase_terms in terms.items() for term in phase_terms if term.by_token]
+    if token_losses:
+        same_vocabulary(teacher, student, where=where, key=token_losses[0])
     elif task and teacher.get_vocab() != student.get_vocab():
         return passed("no loss compares token by token, so each reads a text in its own tokens")
     else:
         same_tokens(teacher, student, where=where)
-    texts = [*PROBES, *(_texts(case, step) if task else [])]
+    texts = [*PROBES, *(_texts(context, step) if task else [])]
     for text in texts:
-        theirs, ours = (one(text, verbose=False)["input_ids"] for one in (teacher, student))
-        if theirs != ours:
-            raise _cut_otherwise(text, teacher.convert_ids_to_tokens(theirs), student.convert_ids_to_tokens(ours), where)
+        teacher_ids, student_ids = (tokenizer(text, verbose=False)["input_ids"] for tokenizer in (teacher, student))
+        if teacher_ids != student_ids:
+            raise _different_tokens(
+                text, teacher.convert_ids_to_tokens(teacher_ids), student.convert_ids_to_tokens(student_ids), where
+            )
     return passed(f"the same ids for {len(texts)} texts")
 
 
-def _texts(case: DoctorContext, step: Step) -> list[str]:
-    """Some of the task's own; none where its rows cannot be had, which another check says."""
+def _texts(context: DoctorContext, step: Step) -> list[str]:
+    """Returns some texts of the task; none where its rows are missing, which another check reports."""
     try:
-        rows = case.data(step).rows["train"].texts
+        rows = context.data(step).rows["train"].texts
     except (MbertError, Later):
         return []
     return [text for texts in rows[:: max(1, len(rows) // TRIED)] for text in texts]
 
 
-def _cut_otherwise(text: str, theirs: list[str], ours: list[str], where: str) -> MbertError:
+def _different_tokens(text: str, teacher_tokens: list[str], student_tokens: list[str], where: str) -> MbertError:
+    by_teacher, by_student = (" ".join(tokens[:12]) for tokens in (teacher_tokens, student_tokens))
     return MbertError(
         "M635",
-        f'teacher and student cut texts differently: "{text[:60]}" is {" ".join(theirs[:12])} and {" ".join(ours[:12])}',
+        f'teacher and student cut texts differently: "{text[:60]}" is {by_teacher} and {by_student}',
         where=where,
         allowed="Two models whose tokenizers have the same vocabulary and the same rules, such as lower case.",
         fix="Copy the teacher's tokenizer files beside the student, or build the student anew: --student bert-4x312",
