@@ -130,6 +130,7 @@ class Distiller:
             loaded = factory.several_heads(self.student, self.catalog, tasks=tasks, **options)
         else:
             loaded = factory.classifier(self.student, self.catalog, task=tasks[0], **options)
+        # A student that starts as its teacher has the teacher's head, whose outputs may be in another order than the task's.
         if teacher and self.student == teacher.source:
             reorder_labels(loaded.model, teacher.teacher.columns)
         return self._with_experts(loaded, seed) if self._has_experts else loaded
@@ -247,7 +248,7 @@ class Distiller:
             normalisation=self.recipe.normalisation,
             numerics=self.numerics,
         )
-        if name not in self.asks:
+        if name not in self.asks:  # needs an objective, which knows what its losses read
             self.asks[name] = self._make_ask(name, spec, rows, objective.teacher_want)
         return objective.asking(self.asks[name])
 

@@ -28,6 +28,7 @@ def average_logits(logits: Sequence[Tensor]) -> Tensor:
     stacked_NBC = torch.stack([teacher_BC.float() for teacher_BC in logits])
     if stacked_NBC.shape[-1] == 1:
         return stacked_NBC.mean(0)
+    # In log space, where probabilities near 0 keep their digits.
     return stacked_NBC.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
@@ -51,6 +52,7 @@ def retokenized_ask(rows: TokenizedExamples, ask: TeacherFunction, *, pad_id: in
 
     def ask_in_own_tokens(batch: Batch, request: OutputRequest) -> ModelOutputs:
         device = batch["input_ids"].device
+        # Rows are matched by their number in the dataset, the only thing that both tokenisations share.
         teacher_batch = rows.batch(batch["rows"].cpu().numpy(), pad_id=pad_id)
         teacher_batch = {name: value.to(device) for name, value in teacher_batch.items()}
         outputs = ask(teacher_batch, request)

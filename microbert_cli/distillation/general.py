@@ -68,6 +68,7 @@ def make_objective(
         numerics=precision,
         progressive=_progressive(recipe, terms_by_key, student),
     )
+    # A checkpoint that was distilled before brings the projection that its hidden states were trained with.
     if objective.projection is not None and student.projection is not None:
         objective.projection.load_state_dict(student.projection)
     for model in (teacher.model, student.model):
@@ -121,6 +122,7 @@ def required_heads(recipe: Recipe, catalog: Catalog) -> tuple[str, str]:
 def batch_maker(recipe: Recipe, tokenizer: Any, blocks: Blocks) -> Callable[[Blocks, Any, int], Batch]:
     """Returns a function (blocks, rows, batch number) -> this process's rows, with words masked where the recipe masks any."""
     spec, device = recipe.general, pick_device(recipe.device)
+    # The released code pads to the full length, and its means count padding.
     pad_to = recipe.corpus.max_length if recipe.normalisation == "reference" else None
     masks = Masking(tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens) if spec.masked else None
 

@@ -32,6 +32,7 @@ class Int8Teacher(Teacher):
     def __init__(self, teacher: Teacher, *, weights: Mapping[str, Any], reporter: Reporter = SILENT):
         self.model, self.columns = teacher.model, teacher.columns
         require_onnx("onnx", "onnxscript", "onnxruntime")
+        # torch's exporter writes the graph, so another version may write another one.
         key = digest({"weights": weights, "torch": torch.__version__, "format": FORMAT})
         with cache.entry("int8", key, reporter=reporter) as (directory, ready):
             if not ready:

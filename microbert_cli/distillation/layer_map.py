@@ -22,6 +22,7 @@ NAMES = ("uniform", "first", "last", "top")
 def layer_map(rule: str | int | Sequence[int], *, teacher_layers: int, student_layers: int) -> list[int]:
     """Returns the list g(0)..g(M); raises M010 where the rule does not fit, M015 for a student deeper than its teacher."""
     N, M = teacher_layers, student_layers
+    # One pair compares no other layers, so it is the only rule that allows a student deeper than its teacher.
     if rule == "top" or isinstance(rule, int):
         return _top_layer_map(N if isinstance(rule, str) else rule, N, M)
     if M > N:

@@ -24,6 +24,7 @@ BEST = "best"
 
 def save_best_weights(best: BestWeights, tasks: TaskSet, model: Any, loaded: LoadedModel, place: Path) -> Numbers:
     """Writes the best weights of each task to `best/TASK/`; returns their steps and scores. The model is left as it was."""
+    # Restored below: the caller still reads the chosen model, for its experts.
     current = {name: value.clone() for name, value in model.state_dict().items()}
     saved: Numbers = {}
     for task, metric in tasks.primaries.items():
@@ -46,6 +47,7 @@ def expert_usage(model: Any) -> dict[str, dict[str, list[int]]]:
 
 def routing_failed(experts: Mapping[str, Mapping[str, Sequence[int]]]) -> bool:
     """Whether all of several tasks use the same experts in every layer."""
+    # Sorted, since the order of the chosen experts has no effect on the output.
     tables = [{layer: sorted(chosen) for layer, chosen in layers.items()} for layers in experts.values()]
     return len(tables) > 1 and all(table == tables[0] for table in tables)
 

@@ -100,7 +100,7 @@ class TaskSet:
         self, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, request: OutputRequest
     ) -> OptionalTeacherFunction | None:
         """Returns the function that gives a batch's teacher outputs, through the cache; None where no loss needs any."""
-        if request == OutputRequest():
+        if request == OutputRequest():  # a phase of losses on labels alone
             return None
         total_rows = rows_processed(spec, rows.lengths, self.recipe.seeds)
         if not isinstance(rows, MultitaskExamples):
@@ -118,7 +118,8 @@ class TaskSet:
     @property
     def rows_asked(self) -> int:
         """How many rows went through teachers so far."""
-        teachers = [*(one.teacher for one in self.teachers), *(one for task in self.tasks for one in task.cached_teachers)]
+        teachers = [teacher.teacher for teacher in self.teachers]
+        teachers += [teacher for task in self.tasks for teacher in task.cached_teachers]
         # A teacher may be in both lists, and several phases share one: by identity each counts once.
         return sum(teacher.rows_asked for teacher in {id(teacher): teacher for teacher in teachers}.values())
 

@@ -57,7 +57,7 @@ class Teacher:
 
     def logits(self, batch: Batch) -> np.ndarray:
         """Returns the logits [B, C] in the task's order, with dropout off."""
-        training = self.model.training
+        training = self.model.training  # the case with `dropout`
         self.model.eval()
         outputs = self.ask(self.to_device(batch), OutputRequest(logits=True))
         self.model.train(training)
