@@ -12,7 +12,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 SOURCES := microbert_cli tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo methods test slow check format lint types architecture real torture bench gpu clean
+.PHONY: help setup demo methods test slow check format lint types architecture encoders real torture bench gpu clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ types: setup
 
 architecture: setup
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+encoders: setup ## every encoder type through every command: docs/architectures.md anew; half an hour
+	MBERT_WRITE_PAGE=1 $(BIN)/python -m pytest -q -m slow tests/cases/test_encoder_types.py -n $(WORKERS) --dist worksteal
 
 real: setup runs/minilm ## real models and data (MBERT_SHARED, default ../shared): tests, then docs/results.md anew; hours
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python -m pytest -m real
