@@ -21,29 +21,29 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
 
     recipe, vectors = step.resolved.recipe, step.inputs["vectors"]
     data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
-    known = seen.model(step.inputs["masked_lm"], where="augment.masked_lm")
+    model = seen.model(step.inputs["masked_lm"], where="augment.masked_lm")
     rows = data.rows["train"]
-    lengths, _ = seen.lengths(data, "train", known)
+    lengths, _ = seen.lengths(data, "train", model)
 
     def measure() -> dict[str, Any]:
-        with standing_in(known, "masked-lm") as directory:
+        with standing_in(model, "masked-lm") as directory:
             words = str(directory) if vectors == step.inputs["masked_lm"] else vectors
             return try_augmentation(rows, lengths, model=str(directory), vectors=words, settings=settings_of(recipe),
                                     catalog=seen.catalog, device=costs.here.device)  # fmt: skip
 
-    key = [rows.fingerprint, str(known.directory), str(vectors), recipe.keys("augment", "vectors", "seed"), shape(known.config)]
-    found = untried(len(rows), recipe.augment.copies) if costs.here.counts_only else costs.once("augment", key, measure)
-    load = Workload({(rows, length): number for rows, length, number in found["shapes"]}, found["useful"])
-    job = Job("ask", known.config, recipe.augment.batch_size, "masked-lm", want=OutputRequest(token_logits=True))
+    key = [rows.fingerprint, str(model.directory), str(vectors), recipe.keys("augment", "vectors", "seed"), shape(model.config)]
+    facts = untried(len(rows), recipe.augment.copies) if costs.here.counts_only else costs.once("augment", key, measure)
+    load = Workload({(rows, length): number for rows, length, number in facts["shapes"]}, facts["useful"])
+    job = Job("ask", model.config, recipe.augment.batch_size, "masked-lm", want=OutputRequest(token_logits=True))
     job = replace(job, predicted=load.rows / max(1.0, load.useful))
-    costs.host("model and vectors", found["load_seconds"])
+    costs.host("model and vectors", facts["load_seconds"])
     costs.work("queries", job, load)
     if costs.machine is None:  # timed together with the work around it, in the batches that are really asked
-        costs.plan.parts[-1] = replace(costs.plan.parts[-1], seconds=found["model_seconds"])
-    costs.host("words and copies", found["other_seconds"])
+        costs.plan.parts[-1] = replace(costs.plan.parts[-1], seconds=facts["model_seconds"])
+    costs.host("words and copies", facts["other_seconds"])
     costs.plan.tokens, costs.plan.useful = round(load.tokens), round(load.useful)
-    count = read_metrics(step.out)["rows_out"] if costs.plan.state == "done" else round(found["rows_out"])
+    count = read_metrics(step.out)["rows_out"] if costs.plan.state == "done" else round(facts["rows_out"])
     characters = sum(len(text) for texts in rows.texts for text in texts) / len(rows)
     costs.plan.disk += round(count * characters * PACKED)
-    costs.plan.notes.append(f"{count:,} rows out" + ("" if costs.plan.state == "done" else f", by {found['rows_tried']} tried"))
+    costs.plan.notes.append(f"{count:,} rows out" + ("" if costs.plan.state == "done" else f", by {facts['rows_tried']} tried"))
     seen.augmented[str(step.out)] = count

@@ -14,16 +14,16 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     """Adds the cost of an export."""
     recipe = step.resolved.recipe
     data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
-    known = seen.model(step.inputs["model"], where="export.model").classifying(data.task)
-    dev = add_lengths(costs, seen, data, "dev", known)
+    model = seen.model(step.inputs["model"], where="export.model").classifying(data.task)
+    dev = add_lengths(costs, seen, data, "dev", model)
     rows = [{"input_ids": [1] * int(length)} for length in dev[:PARITY_ROWS]]
-    costs.open("model", known, "classifier")
+    costs.open("model", model, "classifier")
     parts = export_parts(recipe)
-    costs.export(known, rows, parts)
-    made = onnx_forms(**parts)
-    for factor in (1.0, *(ONNX[form][0] for form in made)):
-        costs.work("dev", answer_job(known), answering_load(dev, batch_size=EVALUATION_BATCH).times(factor))
-    others = [name for name in (step.inputs["teacher"],) if name]
-    entrants = [known] + [seen.model(name, where="teacher").classifying(data.task) for name in others]
-    add_race(costs, entrants, known if made else None, made, dev)
-    seen.made[str(step.out)] = ModelInfo(known.config, known.tokenizer)
+    costs.export(model, rows, parts)
+    forms = onnx_forms(**parts)
+    for factor in (1.0, *(ONNX[form][0] for form in forms)):
+        costs.work("dev", answer_job(model), answering_load(dev, batch_size=EVALUATION_BATCH).times(factor))
+    teachers = [name for name in (step.inputs["teacher"],) if name]
+    entrants = [model] + [seen.model(name, where="teacher").classifying(data.task) for name in teachers]
+    add_race(costs, entrants, model if forms else None, forms, dev)
+    seen.made[str(step.out)] = ModelInfo(model.config, model.tokenizer)

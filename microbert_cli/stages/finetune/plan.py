@@ -11,15 +11,15 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     """Adds the cost of fine-tuning."""
     recipe = step.resolved.recipe
     data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
-    known = seen.model(step.inputs["model"], where="finetune.model", tokenizer=step.inputs["tokenizer"])
-    known = known.classifying(data.task)
-    lengths, dev = (add_lengths(costs, seen, data, split, known) for split in ("train", "dev"))
+    model = seen.model(step.inputs["model"], where="finetune.model", tokenizer=step.inputs["tokenizer"])
+    model = model.classifying(data.task)
+    lengths, dev = (add_lengths(costs, seen, data, split, model) for split in ("train", "dev"))
     spec = recipe.finetune
     losses = losses_of(spec.losses)
-    job = Job("train", known.config, spec.batch_size, losses=losses, optimizer=spec.optimizer, accumulate=spec.accumulate)
+    job = Job("train", model.config, spec.batch_size, losses=losses, optimizer=spec.optimizer, accumulate=spec.accumulate)
     seeds = recipe.seeds or [recipe.seed]
-    costs.open("model", known, "classifier", times=len(seeds))
+    costs.open("model", model, "classifier", times=len(seeds))
     for number, seed in enumerate(seeds):
         add_phase(costs, "labels", job, spec, lengths, dev, seed, runs=runs_of(spec.learning_rates, number), scored=True)
-    costs.keep(known, "classifier", copies_of(seeds))
-    seen.made[str(step.out)] = ModelInfo(known.config, known.tokenizer)
+    costs.keep(model, "classifier", copies_of(seeds))
+    seen.made[str(step.out)] = ModelInfo(model.config, model.tokenizer)

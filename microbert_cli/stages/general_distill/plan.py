@@ -23,23 +23,23 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     head, head_of_teacher = required_heads(recipe, seen.catalog)
     costs.open("teacher", teacher, head_of_teacher)
     costs.open("student", student, head)
-    cut = seen.blocks(recipe, source, student.tokenizer)
-    add_corpus(costs, cut)
+    blocks = seen.blocks(recipe, source, student.tokenizer)
+    add_corpus(costs, blocks)
     spec, reference = recipe.general, recipe.normalisation == "reference"
     pad = recipe.corpus.max_length if reference else None
-    plan = make_plan("general-distill", spec, cut.lengths, drop_last=reference, seed=recipe.seed)
-    load = drawn(cut.lengths, spec, plan.steps, recipe.seed, drop_last=reference, pad_to=pad)
+    plan = make_plan("general-distill", spec, blocks.lengths, drop_last=reference, seed=recipe.seed)
+    load = drawn(blocks.lengths, spec, plan.steps, recipe.seed, drop_last=reference, pad_to=pad)
     job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "encoder")
     if head != "encoder":
-        wordy = [term.needs for term in general_terms(recipe, seen.catalog) if "token_head" in term.needs]
-        often = HEADS if any("token_labels" not in needs for needs in wordy) else 0.0
-        job = replace(job, head=head, logits=True, predicted=spec.masked, heads=often)
+        token_head_needs = [term.needs for term in general_terms(recipe, seen.catalog) if "token_head" in term.needs]
+        head_passes = HEADS if any("token_labels" not in needs for needs in token_head_needs) else 0.0
+        job = replace(job, head=head, logits=True, predicted=spec.masked, heads=head_passes)
     if spec.layer_by_layer:
         costs.plan.notes.append("layer by layer: counted as if every step went through all layers, which only the last ones do")
     costs.train("distillation", job, load, plan, scored=True, asked=(ask, load))
-    held = answering_load(cut.held, batch_size=spec.batch_size).times(1 + evaluations(plan))
-    costs.work("held-out text", replace(job, kind="judge"), held)
-    costs.work("held-out text: teacher", ask, held)
+    held_out = answering_load(blocks.held, batch_size=spec.batch_size).times(1 + evaluations(plan))
+    costs.work("held-out text", replace(job, kind="judge"), held_out)
+    costs.work("held-out text: teacher", ask, held_out)
     costs.trained(plan.steps, load)
     costs.keep(student, head)
     seen.made[str(step.out)] = ModelInfo(student.config, student.tokenizer)

@@ -18,20 +18,20 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     if recipe.vocabulary.size and factory.is_description(name, seen.catalog):
         tokenizer, seconds = seen.vocabulary(recipe, source)
         costs.host("vocabulary", seconds)
-        known = seen.described(name, tokenizer, like=None, where="pretrain.model")
+        model = seen.described(name, tokenizer, like=None, where="pretrain.model")
     else:
-        known = seen.model(name, where="pretrain.model", tokenizer=step.inputs["tokenizer"])
-    cut = seen.blocks(recipe, source, known.tokenizer)
-    add_corpus(costs, cut)
-    costs.open("model", known, "masked-lm")
+        model = seen.model(name, where="pretrain.model", tokenizer=step.inputs["tokenizer"])
+    blocks = seen.blocks(recipe, source, model.tokenizer)
+    add_corpus(costs, blocks)
+    costs.open("model", model, "masked-lm")
     spec = recipe.pretrain
-    plan = make_plan("pretrain", spec, cut.lengths, seed=recipe.seed)
-    load = drawn(cut.lengths, spec, plan.steps, recipe.seed)
-    job = Job("train", known.config, spec.batch_size, "masked-lm", losses={"masked_lm": (1.0, {})}, predicted=spec.masked,
+    plan = make_plan("pretrain", spec, blocks.lengths, seed=recipe.seed)
+    load = drawn(blocks.lengths, spec, plan.steps, recipe.seed)
+    job = Job("train", model.config, spec.batch_size, "masked-lm", losses={"masked_lm": (1.0, {})}, predicted=spec.masked,
               optimizer=spec.optimizer, accumulate=spec.accumulate)  # fmt: skip
     costs.train("masked-LM", job, load, plan, scored=True, asked=None)
-    held = answering_load(cut.held, batch_size=spec.batch_size)
-    costs.work("held-out text", replace(job, kind="judge"), held.times(evaluations(plan)))
+    held_out = answering_load(blocks.held, batch_size=spec.batch_size)
+    costs.work("held-out text", replace(job, kind="judge"), held_out.times(evaluations(plan)))
     costs.trained(plan.steps, load)
-    costs.keep(known, "masked-lm")
-    seen.made[str(step.out)] = ModelInfo(known.config, known.tokenizer)
+    costs.keep(model, "masked-lm")
+    seen.made[str(step.out)] = ModelInfo(model.config, model.tokenizer)
