@@ -29,7 +29,7 @@ RANK = {folder: rank for rank, folders in enumerate(ORDER) for folder in folders
 ENTRY = {"__init__", "__main__", "api"}  # files of the root that offer what the stages do
 # A plug-in may import the root, the models, and the interface of its kind; the registry alone imports plug-ins.
 CATALOG_MAY_IMPORT = {"root", "models"}
-INTERFACES = {"augmenters": "augmentation.interface"}
+INTERFACES = {"augmenters": "augmentation.interface", "kinds": "recipe.task_kinds"}
 LIGHT = {"root", "recipe", "runs", "cli"}  # load nothing heavy at start, so that `mbert --help` is quick
 HEAVY_ROOT = {"reduce"}  # what losses share: tensors
 

@@ -35,9 +35,10 @@ from microbert_cli.augmentation.interface import Chooses, Rewrites, Slot
 from microbert_cli.augmentation.tools import make_tools, open_augmenters
 from microbert_cli.augmentation.word_vectors import WordTable
 from microbert_cli.augmentation.words import Spelling, StopWords, has_substance, stop_words
-from microbert_cli.data.examples import Examples, Labels
+from microbert_cli.data.examples import Examples
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.task_kinds import Labels
 from microbert_cli.reporter import SILENT, Reporter
 
 ROWS_PER_SHARD = 1000  # rows; a killed run repeats at most so many

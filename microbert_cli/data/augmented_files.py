@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from microbert_cli.data.examples import Examples, from_table, label_text, plain
+from microbert_cli.data.examples import Examples, from_table, plain
 from microbert_cli.data.tables import Table, read_table
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import Task
@@ -22,7 +22,7 @@ def write_augmented(rows: Examples, path: Path, task: Task, format: Literal["par
     names = (*task.text, task.label.column, *RESERVED_COLUMNS)
     if clash := {*task.text, task.label.column} & set(RESERVED_COLUMNS):
         raise _reserved_name(task, clash.pop())
-    labels = None if rows.labels is None else [label_text(task, label) for label in rows.labels]
+    labels = None if rows.labels is None else [task.kind.label_text(label) for label in rows.labels]
     columns: list[Any] = [list(column) for column in zip(*rows.texts, strict=True)] or [[] for _ in task.text]
     columns += [labels if labels is not None else [None] * len(rows)]
     columns += [rows.source or list(range(len(rows))), rows.augmented or [False] * len(rows), rows.ids]

@@ -2,21 +2,17 @@
 
 import hashlib
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from microbert_cli.data.limits import MAX_TEXT_LENGTH, check_text
 from microbert_cli.data.tables import Table
-from microbert_cli.errors import MbertError, nearest
+from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import ColumnName, Task
+from microbert_cli.recipe.task_kinds import WHOLE_NUMBER, Labels, Where
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.text import is_valid_text
-
-Labels = list[int] | list[float]
-Where = Callable[[int], str]
-WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 
 
 @dataclass(frozen=True)
@@ -129,29 +125,11 @@ def _texts(table: Table, task: Task, real: Mapping[str, ColumnName], reporter: R
 
 
 def read_labels(values: Sequence[Any], task: Task, where: Where) -> Labels | None:
-    """Class ids by name or by id, or scores; None if the labels of all rows are hidden (empty, or -1 as on the Hub).
-
-    An id is accepted only where no name of the task is itself a whole number, so that nothing is ambiguous.
-    """
-    texts = [plain(value) for value in values]
-    if _all_hidden(texts, task):
+    """Returns the labels of a column; None where those of all rows are hidden (empty, or -1 as on the Hub)."""
+    cells = [plain(value) for value in values]
+    if cells and set(cells) <= task.kind.hidden:
         return None
-    if task.is_regression:
-        return [_score(text, task, where, row) for row, text in enumerate(texts)]
-    known = known_labels(task)
-    for row, text in enumerate(texts):
-        if text not in known:
-            raise _outside(f'the label "{text}" is none of the task\'s', nearest(text, task.label.names or ()), where(row))
-    return [known[text] for text in texts]
-
-
-def known_labels(task: Task) -> dict[str, int]:
-    """Every text that stands for a class -> its id."""
-    names = list(task.label.names or ())
-    by_name = {name: i for i, name in enumerate(names)}
-    if any(WHOLE_NUMBER.fullmatch(name) for name in names):
-        return by_name
-    return {str(i): i for i in range(len(names))} | by_name
+    return task.kind.read_labels(cells, where)
 
 
 def plain(value: Any) -> str:
@@ -162,29 +140,6 @@ def plain(value: Any) -> str:
         return str(value).lower()
     text = str(value).strip()
     return text.split(".")[0] if "." in text and WHOLE_NUMBER.fullmatch(text) else text
-
-
-def _all_hidden(texts: list[str], task: Task) -> bool:
-    hidden = {""}
-    if "-1" not in (task.label.names or ()) and (not task.is_regression or task.label.range is not None):
-        hidden.add("-1")
-    return bool(texts) and set(texts) <= hidden
-
-
-def _score(text: str, task: Task, where: Where, row: int) -> float:
-    low, high = task.label.range or (-math.inf, math.inf)
-    try:
-        score = float(text)
-    except ValueError:
-        raise _outside(f'the label "{text}" is no number', "A number.", where(row)) from None
-    if not (math.isfinite(score) and low <= score <= high):
-        raise _outside(f'the score "{text}" is outside the range', f"{low} to {high}.", where(row))
-    return score
-
-
-def label_text(task: Task, label: int | float) -> str | float:
-    """A label as it is written to files: a class's name, or the score."""
-    return float(label) if task.is_regression else cast(tuple[str, ...], task.label.names)[int(label)]
 
 
 def _kind(value: Any) -> str:
@@ -198,16 +153,6 @@ def _bad_text(what: str, where: str) -> MbertError:
         where=where,
         allowed="A text with at least one character that is no space, in every row.",
         fix="Mend or delete that row, or name another column: --text COLUMN.",
-    )
-
-
-def _outside(what: str, allowed: str, where: str) -> MbertError:
-    return MbertError(
-        "M351",
-        what,
-        where=where,
-        allowed=allowed,
-        fix="Correct the row, or name the labels: label.names in the task's TOML, or --set data.labels=[...].",
     )
 
 

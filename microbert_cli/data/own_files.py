@@ -5,12 +5,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from microbert_cli.data.examples import Examples, from_table, plain
 from microbert_cli.data.tables import Table, read_table
 from microbert_cli.errors import MbertError
-from microbert_cli.recipe.task import Label, Task, load_task
+from microbert_cli.recipe.task import CLASSES, Label, Task, load_task
+from microbert_cli.recipe.task_kinds import KindName, too_few_classes
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.text import is_valid_text
 
@@ -28,7 +29,7 @@ def own_task(
     text: Sequence[str] = ("text",),
     label: str = "label",
     labels: Sequence[str] | None = None,
-    kind: Literal["classes", "score"] | None = None,
+    kind: KindName | None = None,
     name: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Task:
@@ -55,14 +56,12 @@ def complete(task: Task, reporter: Reporter = SILENT) -> Task:
 
     Numbers with fractions, or more than 20 different ones, are a score. A task that is complete comes back as it is.
     """
-    if task.is_complete or task.files is None:
+    if task.kind.is_complete or task.files is None:
         return task
     table = _labelled_table(task)
     kind, names = _infer(table, task)
-    if kind == "score":
-        reporter.note(f'task {task.name}: column "{task.label.column}" is a score')
-    else:
-        reporter.note(f'task {task.name}: column "{task.label.column}" has the classes {", ".join(names)}')
+    conclusion = f"has the classes {', '.join(names)}" if names else "is a score"
+    reporter.note(f'task {task.name}: column "{task.label.column}" {conclusion}')
     label = Label(column=task.label.column, names=names or None, kind=kind, range=task.label.range)
     return load_task({**task.model_dump(exclude={"label"}, exclude_unset=True), "label": label.model_dump()})
 
@@ -80,8 +79,8 @@ def own_rows(task: Task, split: str, reporter: Reporter = SILENT) -> Examples:
         rows = everything.take(_halves(everything, path)[1])
     else:
         raise _no_file(task, split)
-    if split == "train":
-        _check_classes(rows, task, str(path))
+    if split == "train" and rows.labels is not None:
+        task.kind.check_training_labels(rows.labels, str(path))
     return rows
 
 
@@ -130,7 +129,7 @@ def _labelled_table(task: Task) -> Table:
     return read_table(path)
 
 
-def _infer(table: Table, task: Task) -> tuple[Literal["classes", "score"], tuple[str, ...]]:
+def _infer(table: Table, task: Task) -> tuple[KindName, tuple[str, ...]]:
     for name in task.text:
         table.column(name)
     values = [plain(value) for value in table.column(task.label.column)]
@@ -146,7 +145,7 @@ def _infer(table: Table, task: Task) -> tuple[Literal["classes", "score"], tuple
         raise too_few_classes(table.place, distinct, f'all {len(values)} rows have the label "{values[0]}"')
     if len(distinct) > MOST_NUMBERED_CLASSES and 2 * len(distinct) > len(values):
         raise _too_many_classes(table.place, task.label.column, len(distinct), len(values))
-    return "classes", tuple(sorted(distinct, key=_order(distinct)))
+    return CLASSES, tuple(sorted(distinct, key=_order(distinct)))
 
 
 def _is_score(distinct: set[str]) -> bool:
@@ -157,26 +156,6 @@ def _is_score(distinct: set[str]) -> bool:
 
 def _order(distinct: set[str]) -> Any:
     return (lambda value: (int(value), value)) if all(WHOLE.fullmatch(value) for value in distinct) else str
-
-
-def _check_classes(rows: Examples, task: Task, place: str) -> None:
-    if task.is_regression or rows.labels is None:
-        return
-    names = task.label.names or ()
-    present = {names[int(label)] for label in rows.labels}
-    if missing := [name for name in names if name not in present]:
-        raise too_few_classes(place, present, f"no row to train on has the label {' or '.join(missing)}")
-
-
-def too_few_classes(place: str, present: set[str], what: str) -> MbertError:
-    """The error for training rows that lack a class."""
-    return MbertError(
-        "M358",
-        what,
-        where=place,
-        allowed=f"Rows of at least two classes, and of every class; there are: {', '.join(sorted(present))}.",
-        fix="Add rows of the missing class, or name the labels there are: label.names, or --set data.labels=[...].",
-    )
 
 
 def _too_many_classes(place: str, column: str, distinct: int, rows: int) -> MbertError:

@@ -40,7 +40,7 @@ class TaskData:
         check_length(self.max_length, loaded.model.config, where=where)
         key = (split, self._rules_of(loaded.tokenizer))
         if key not in self._encoded:
-            encoded = tokenize_examples(self.rows[split], loaded.tokenizer, self.max_length)
+            encoded = tokenize_examples(self.rows[split], loaded.tokenizer, self.max_length, self.task.kind)
             self._encoded[key] = replace(encoded, task=self.number)
             if cut := self._encoded[key].truncated:
                 self.reporter.note(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microbert_cli.data.examples import Examples
+from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.runs import atomic
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _pad(flat: np.ndarray, places: np.ndarray, real: np.ndarray, fill: int) -> n
     return padded
 
 
-def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int) -> TokenizedExamples:
+def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int, kind: TaskKind | None = None) -> TokenizedExamples:
     """Rows as token ids with the tokenizer's special tokens, at most `max_length` tokens each.
 
     A pair that is too long loses tokens from the end of its longer text, of the second where both are equally long.
@@ -112,7 +113,7 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int) -> Tokeni
         ids=np.concatenate(flat) if flat else np.empty(0, np.int32),
         types=(np.concatenate(segments) if segments else np.empty(0, np.int8)) if with_types else None,
         offsets=np.cumsum([0, *lengths], dtype=np.int64),
-        labels=_labels(rows),
+        labels=kind.label_array(rows.labels) if kind and rows.labels is not None else None,
         augmented=None if rows.augmented is None else np.asarray(rows.augmented, dtype=bool),
         truncated=truncated,
     )
@@ -124,13 +125,6 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     if backend is None:
         return atomic.digest(tokenizer.get_vocab())
     return atomic.digest({**json.loads(backend.to_str()), "padding": None, "truncation": None})
-
-
-def _labels(rows: Examples) -> np.ndarray | None:
-    if rows.labels is None:
-        return None
-    is_score = any(isinstance(label, float) for label in rows.labels)
-    return np.asarray(rows.labels, dtype=np.float32 if is_score else np.int64)
 
 
 def _token_ids(rows: Examples, tokenizer: Any) -> Iterable[tuple[list[int], ...]]:

@@ -61,7 +61,7 @@ class TaskSet:
         """The sizes that losses need which train a module of their own, such as a discriminator."""
         # Teachers of several widths are refused by `check` wherever a loss compares hidden states.
         widths = [teacher.loaded.model.config.hidden_size for teacher in self.teachers]
-        classes = self.tasks[0].data.task.num_labels
+        classes = self.tasks[0].data.task.kind.num_outputs
         return {"classes": classes, "teacher_width": widths[0] if widths else 1, "tasks": len(self.tasks)}
 
     def score_teachers(self) -> list[dict[str, float] | None]:
@@ -141,7 +141,7 @@ class TaskSet:
                     raise _no_loss_without_teacher(task.name, phase)
         named = {f"phases.{phase}.losses.{term.name}": term for phase, terms in phases.items() for term in terms}
         discriminators = [key for key, term in named.items() if term.trains and "logits" in term.needs]
-        outputs = {task.name: task.data.task.num_labels for task in self.tasks}
+        outputs = {task.name: task.data.task.kind.num_outputs for task in self.tasks}
         if discriminators and len(set(outputs.values())) > 1:
             raise _output_sizes_differ(outputs, discriminators[0])
         if layer_losses := [key for key, term in named.items() if _compares_layers(term)]:

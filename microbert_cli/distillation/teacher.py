@@ -67,13 +67,13 @@ class Teacher:
 
 def check_order(task: Task, logits: np.ndarray, labels: Sequence[int], *, where: str) -> None:
     """Raises M322 where another order of the outputs has a better dev accuracy; for a teacher without label names."""
-    if task.is_regression or not 2 <= task.num_labels <= MAX_PERMUTED_CLASSES:
+    if not task.kind.exclusive or not 2 <= task.kind.num_outputs <= MAX_PERMUTED_CLASSES:
         return
     gold = np.asarray(labels)
     accuracy = {
-        order: float((logits[:, list(order)].argmax(-1) == gold).mean()) for order in permutations(range(task.num_labels))
+        order: float((logits[:, list(order)].argmax(-1) == gold).mean()) for order in permutations(range(task.kind.num_outputs))
     }
-    identity = tuple(range(task.num_labels))
+    identity = tuple(range(task.kind.num_outputs))
     best = max(accuracy, key=lambda order: (accuracy[order], order == identity))
     if best == identity:
         return

@@ -13,13 +13,11 @@ def linear_baseline(task: Task, train: Examples, dev: Examples, *, seed: int = 0
     Features that fewer than two training rows have are dropped; regularisation is scikit-learn's default.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
 
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    model = Ridge(random_state=seed) if task.is_regression else LogisticRegression(max_iter=1000, random_state=seed)
-    fitted = make_pipeline(words, model).fit(_joined(train), np.asarray(train.labels))
-    return metrics.compute(task.metrics, fitted.predict(_joined(dev)), list(dev.labels or []), num_labels=task.num_labels)
+    fitted = make_pipeline(words, task.kind.linear_model(seed)).fit(_joined(train), np.asarray(train.labels))
+    return metrics.compute(task.metrics, fitted.predict(_joined(dev)), list(dev.labels or []))
 
 
 def _joined(rows: Examples) -> list[str]:

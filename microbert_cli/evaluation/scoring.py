@@ -65,11 +65,6 @@ def _answer(model: Any, batch: dict[str, torch.Tensor]) -> np.ndarray:
     return seen.logits.float().cpu().numpy()
 
 
-def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Class ids [n], or scores [n] for regression."""
-    return logits[:, 0] if task.is_regression else logits.argmax(-1)
-
-
 def score(task: Task, logits: np.ndarray, rows: Examples) -> dict[str, float]:
     """The task's official metrics; raises M260 where the labels are hidden."""
     if rows.labels is None:
@@ -80,15 +75,12 @@ def score(task: Task, logits: np.ndarray, rows: Examples) -> dict[str, float]:
             allowed="A split with labels, such as dev. Hidden labels are predicted, for a submission.",
             fix=f"mbert evaluate --task {task.name} --submission",
         )
-    return metrics.compute(task.metrics, predictions(task, logits), rows.labels, num_labels=task.num_labels)
+    return metrics.compute(task.metrics, task.kind.predictions(logits), rows.labels)
 
 
 def majority_score(task: Task, labels: list[Any]) -> float:
     """The primary metric of always answering the commonest class, or the mean score."""
-    values = np.asarray(labels)
-    constant = values.mean() if task.is_regression else np.bincount(values).argmax()
-    answers = np.full(len(values), constant)
-    return metrics.compute(task.metrics, answers, labels, num_labels=task.num_labels)[task.primary]
+    return metrics.compute(task.metrics, np.full(len(labels), task.kind.constant(labels)), labels)[task.primary]
 
 
 def predict_logits(

@@ -4,9 +4,8 @@ What a file is called, how a label is written, how many rows it must have and wh
 of the tasks. Source: https://gluebenchmark.com/faq. STS-B is clipped to its range and has three decimals.
 """
 
-import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +33,14 @@ def file_name(task: Task, split: str) -> str:
     return submission.files[split]
 
 
-def format_predictions(task: Task, predictions: Sequence[Any]) -> list[str]:
+def format_predictions(task: Task, predictions: Iterable[Any]) -> list[str]:
     """Class ids or scores as the server wants them: names, ids, or numbers within the range with three decimals."""
     form = _submission(task).labels
-    if form == "score":
-        return [_score(task, float(value)) for value in predictions]
-    names = task.label.names or ()
-    ids = [int(value) for value in predictions]
-    if wrong := [i for i in ids if not 0 <= i < len(names)]:
-        raise ValueError(f"{wrong[0]} is no class of {task.name}")
-    return [names[i] if form == "names" else str(i) for i in ids]
+    return [task.kind.submission_text(prediction, form) for prediction in predictions]
 
 
 def write_submission(
-    task: Task, split: str, ids: Sequence[str], predictions: Sequence[Any], path: Path, *, reporter: Reporter = SILENT
+    task: Task, split: str, ids: Sequence[str], predictions: Collection[Any], path: Path, *, reporter: Reporter = SILENT
 ) -> None:
     """Writes `index<TAB>prediction`, then one row a test example; warns if the official file has another number of rows.
 
@@ -123,13 +116,6 @@ def _read(path: Path, count: int, reporter: Reporter) -> str:
     if len(lines) - 1 != count:
         reporter.warn(f"{path.name}: {len(lines) - 1} rows, but the official test set has {count}")
     return text
-
-
-def _score(task: Task, value: float) -> str:
-    low, high = task.label.range or (-math.inf, math.inf)
-    if not math.isfinite(value):
-        raise ValueError(f"{value} is no score")
-    return f"{min(max(value, low), high):.3f}"
 
 
 def _submission(task: Task) -> Submission:

@@ -26,6 +26,7 @@ from microbert_cli.models.onnx import (
 )
 from microbert_cli.models.save import save_model
 from microbert_cli.models.size import weights_bytes
+from microbert_cli.recipe.task_kinds import TaskKind, kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
 
 SAFETENSORS_TOLERANCE = 1e-6  # safetensors read back by transformers alone
@@ -73,7 +74,7 @@ def export_model(
     files: dict[str, dict[str, Any]] = {}
 
     def check(name: str, logits: LogitsFunction, path: Path, tolerance: float | None, seconds: float | None) -> None:
-        measured = compare(logits, batches, expected, regression=model.config.num_labels == 1)
+        measured = compare(logits, batches, expected, kind_of_model(model.config))
         if tolerance is not None:
             refuse_difference(path, measured["max_difference"], tolerance)
         measured |= {"file": path.name, "bytes": weights_bytes(path), "seconds": seconds}
@@ -122,15 +123,12 @@ def parity_batches(rows: Sequence[Row], pad: int, *, longest: int) -> Iterator[B
         yield _padded(chosen, min(width or len(chosen[-1]["input_ids"]), longest), pad)
 
 
-def compare(
-    logits: LogitsFunction, batches: Sequence[Batch], expected: Sequence[np.ndarray], *, regression: bool
-) -> dict[str, Any]:
-    """Returns the largest difference of logits, and the share of rows with the same prediction (None for regression)."""
+def compare(logits: LogitsFunction, batches: Sequence[Batch], expected: Sequence[np.ndarray], kind: TaskKind) -> dict[str, Any]:
+    """Returns the largest difference of logits, and the share of rows with the same prediction (None for a score)."""
     actual = [logits(batch) for batch in batches]
     # np.max keeps a NaN, which max() may lose, so that a file whose logits are NaN is refused
     difference = float(np.max([np.abs(output - target).max() for output, target in zip(actual, expected, strict=True)]))
-    same = np.concatenate([output.argmax(-1) == target.argmax(-1) for output, target in zip(actual, expected, strict=True)])
-    return {"max_difference": difference, "agreement": None if regression else float(same.mean())}
+    return {"max_difference": difference, "agreement": kind.agreement(np.concatenate(actual), np.concatenate(expected))}
 
 
 def _padded(rows: Sequence[Row], width: int, pad: int) -> Batch:

@@ -21,7 +21,6 @@ from microbert_cli.models.load import (
     load_model,
     load_several,
     load_vocabulary,
-    set_labels,
 )
 from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
 from microbert_cli.models.size import check_memory
@@ -29,14 +28,15 @@ from microbert_cli.models.tokenizers import NO_CODE, rows_needed
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.recipe.task import Task
+from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.runs import manifest
 
 MAX_LENGTH = 512  # of a new student, where the model it is made after has no positions to count
 
 
 def build_model(
-    student: dict[str, Any], *, kind: str, tokenizer: Any, seed: int, like: Any = None, labels: list[str] | None = None,
-    num_labels: int | None = None, where: str = "student",
+    student: dict[str, Any], *, kind: str, tokenizer: Any, seed: int, like: Any = None, head: TaskKind | None = None,
+    where: str = "student",
 ) -> Any:  # fmt: skip
     """A new model from a student description (its TOML with numbers filled in), initialised from `seed`.
 
@@ -54,7 +54,8 @@ def build_model(
         config = without_code(AutoConfig.for_model(student["model_type"], **fields))
     except Exception as error:  # as of a foreign configuration
         raise _no_student(where, error) from error
-    set_labels(config, labels, num_labels)
+    if head is not None:
+        head.configure(config)
     if config.hidden_size % config.num_attention_heads:
         raise MbertError(
             "M011",
@@ -135,17 +136,17 @@ def classifier(
 
     The weights that are made anew depend on `seed`, and of a new student on `start`, alone.
     """
-    labels = list(task.label.names) if task.label.names else None
-    heads: dict[str, Any] = {"labels": labels, "num_labels": task.num_labels}
     if not is_description(name, catalog):
         torch.manual_seed(seed)
-        loaded = load_model(name, "classifier", where=where, new_head=True, seed=seed, task=task.name, **heads)
+        loaded = load_model(name, "classifier", where=where, new_head=True, head=task.kind, seed=seed, task=task.name)
         return loaded
     if tokenizer is None:
         raise no_vocabulary(name, where)
     tokens, config = load_vocabulary(tokenizer, where="tokenizer")
     description = read_student(name, catalog)
-    model = build_model(description, kind="classifier", tokenizer=tokens, seed=seed, like=like or config, where=where, **heads)
+    model = build_model(
+        description, kind="classifier", tokenizer=tokens, seed=seed, like=like or config, head=task.kind, where=where
+    )
     return LoadedModel(model, tokens, name, [], start(model) if start else None)
 
 
@@ -159,7 +160,7 @@ def several_heads(
     BERT, M089 where it has heads for other tasks.
     """
     named = sorted(tasks, key=lambda task: task.name)  # as config.json keeps them
-    wanted = {task.name: {"labels": list(task.label.names or ()) or None, "num_labels": task.num_labels} for task in named}
+    wanted = {task.name: {"labels": list(task.kind.names) or None, "num_labels": task.kind.num_outputs} for task in named}
     if known := None if is_description(name, catalog) else load_several(name, where=where):
         if known.model.config.tasks != wanted:
             raise _other_tasks(f"{where} {name}", list(known.model.config.tasks), list(wanted))

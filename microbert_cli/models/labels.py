@@ -12,18 +12,18 @@ def match_labels(loaded: LoadedModel, task: Task, order: list[str] | None, *, wh
     Raises M320 where the number of outputs differs, M321 where the names cannot be matched.
     """
     outputs = loaded.model.config.num_labels
-    if outputs != task.num_labels:
+    if outputs != task.kind.num_outputs:
         raise _mismatch(
             "M320",
-            f"the model has {outputs} outputs, the task {task.num_labels}",
+            f"the model has {outputs} outputs, the task {task.kind.num_outputs}",
             task,
             where,
             fix=f"Fine-tune a model on this task: mbert finetune --model MODEL --task {task.name}",
         )
     names = order or loaded.label_names
-    if task.is_regression or names is None:
+    if not task.kind.exclusive or names is None:
         return None
-    wanted = [_plain(name) for name in task.label.names or ()]
+    wanted = [_plain(name) for name in task.kind.names]
     known = [_plain(name) for name in names]
     if sorted(wanted) != sorted(known):
         said = ", ".join(names)
@@ -43,11 +43,10 @@ def _plain(name: str) -> str:
 
 
 def _mismatch(code: str, what: str, task: Task, where: str, *, fix: str) -> MbertError:
-    names = ", ".join(task.label.names or ("one score",))
     return MbertError(
         code,
         what,
         where=where,
-        allowed=f"The labels of {task.name}: {names}.",
+        allowed=f"The labels of {task.name}: {task.kind.describe()}.",
         fix=fix,
     )

@@ -24,6 +24,7 @@ from microbert_cli.models.moe.extract import check_routes, dense_for_task, is_ro
 from microbert_cli.models.save import NOT_TENSORS, read_projection
 from microbert_cli.models.size import count_parameters
 from microbert_cli.models.tokenizers import NO_CODE, load_tokenizer
+from microbert_cli.recipe.task_kinds import TaskKind
 
 CLASSES = {
     "classifier": "AutoModelForSequenceClassification",
@@ -73,8 +74,7 @@ def load_model(
     kind: str,
     *,
     where: str,
-    labels: list[str] | None = None,
-    num_labels: int | None = None,
+    head: TaskKind | None = None,
     new_head: bool = False,
     seed: int = 0,
     task: str | None = None,
@@ -82,7 +82,7 @@ def load_model(
     """A model of `kind` (classifier, masked-lm, encoder) from a directory or Hub id.
 
     where     the option or key that named it, for errors
-    labels, num_labels, new_head   a fresh head is made for these labels where the checkpoint has none that fits, from `seed`
+    head, new_head   a fresh head is made where the checkpoint has none that fits, from `seed`; a classifier's for these labels
     task      which task's model a BERT for several tasks becomes (`extraction.for_task`)
     Raises M2xx (not there, unfinished), M302 (damaged), M310 (weights missing), M311 (head does not fit).
     """
@@ -90,8 +90,8 @@ def load_model(
     config = read_config(path, where=where)
     if is_routed(config):
         return _routed(path, kind, config, task, str(source), where)
-    if new_head:
-        set_labels(config, labels, num_labels)
+    if new_head and head is not None:
+        head.configure(config)
     model, info = _from_pretrained(path, kind, config, where, seed)
     new = _check_weights(info, kind, where, path, new_head)
     show_scores(model)
@@ -152,19 +152,6 @@ def count_all_parameters(model: Any) -> int:
 def frozen(model: Any) -> Any:
     """The model as a teacher: eval mode, no gradients."""
     return model.eval().requires_grad_(False)
-
-
-def set_labels(config: Any, labels: list[str] | None, num_labels: int | None) -> None:
-    """Writes a task's labels, or their number, into a configuration."""
-    if labels is not None:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {name: i for i, name in enumerate(labels)}
-    elif num_labels is not None:
-        config.num_labels = num_labels
-    if num_labels == 1:
-        config.problem_type = "regression"
-    elif num_labels is not None:
-        config.problem_type = "single_label_classification"
 
 
 def _from_pretrained(path: Path, kind: str, config: Any, where: str, seed: int) -> tuple[Any, dict[str, Any]]:

@@ -58,7 +58,7 @@ class ModelInfo:
     def classifying(self, task: Task) -> "ModelInfo":
         """The same with this task's outputs."""
         config = copy.deepcopy(self.config)
-        config.num_labels = task.num_labels
+        config.num_labels = task.kind.num_outputs
         return ModelInfo(config, self.tokenizer, self.directory)
 
 

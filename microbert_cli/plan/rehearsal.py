@@ -25,6 +25,7 @@ from microbert_cli.models.capture import ModelOutputs, OutputRequest, show_score
 from microbert_cli.models.load import CLASSES, LoadedModel
 from microbert_cli.plan.work import Job, Shape
 from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.training.loop import TrainingPlan, train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Batch, Objective
@@ -187,11 +188,7 @@ def _rows(shape: Shape, config: Any) -> TokenizedExamples:
     generator = np.random.default_rng(0)
     lengths = np.array([max(1, length - number % 2) for number in range(count)])
     total = int(lengths.sum())
-    labels = (
-        generator.random(count, dtype=np.float32)
-        if config.num_labels == 1
-        else generator.integers(config.num_labels, size=count)
-    )
+    labels = kind_of_model(config).random_labels(generator, count)
     return TokenizedExamples(
         ids=generator.integers(min(FIRST, config.vocab_size - 1), config.vocab_size, size=total).astype(np.int32),
         types=np.zeros(total, np.int8),

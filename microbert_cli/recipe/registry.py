@@ -26,8 +26,10 @@ PACKAGE = Path(__file__).parent.parent
 
 # An architecture that loading itself needs lies with the models, and is listed with the other students.
 OUTSIDE_CATALOG = {"students": {"routed_bert": PACKAGE / "models" / "moe" / "bert.py"}}
+# What users see and may add to. The kinds of task are found in the same way, but are no part of the list.
 KINDS = ("losses", "methods", "students", "tasks", "augmenters", "recipes", "machines")
 SUFFIXES = {
+    "kinds": (".py",),
     "losses": (".py",),
     "methods": (".toml",),
     "students": (".toml", ".py"),

@@ -8,8 +8,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from microbert_cli.recipe.identity import MULTITASK_KEYS, identity_values
-from microbert_cli.recipe.values import Count, LayerRates, Place, Positive, Seed, Share, Strict, Term
+from microbert_cli.recipe.task_kinds import KindName
+from microbert_cli.recipe.values import (
+    MULTITASK_KEYS,
+    Count,
+    LayerRates,
+    Place,
+    Positive,
+    Seed,
+    Share,
+    Strict,
+    Term,
+    identity_values,
+)
 
 Normalisation = Literal["masked", "reference"]
 LayerMap = Literal["uniform", "first", "last", "top"] | Annotated[int, Field(gt=0, strict=True)] | list[int]
@@ -66,7 +77,7 @@ class Data(Strict):
     text: list[str] | str | None = None
     label: str | None = None
     labels: list[str] | None = None
-    kind: Literal["classes", "score"] | None = None
+    kind: KindName | None = None
     max_length: Count | None = None
     limit: Count | None = None
 

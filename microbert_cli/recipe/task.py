@@ -13,12 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from microbert_cli.errors import MbertError, combine_errors, nearest
+from microbert_cli.recipe.task_kinds import MEAN, KindName, TaskKind, all_metrics, kind_class, kinds
 from microbert_cli.recipe.toml import read_toml
 
 ColumnName = str | Annotated[int, Field(ge=0)] | Annotated[tuple[str, ...], Field(min_length=1)]
-METRICS = ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "mean")
-SCORE_METRICS = {"pearson", "spearman", "mean"}
-DEFAULT_METRICS = {"classes": ("accuracy", "macro_f1", "matthews"), "score": ("pearson", "spearman")}
+CLASSES = "classes"  # the kind that names alone stand for
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -101,27 +100,25 @@ class Label(Strict):
 
     column: str = "label"
     names: tuple[str, ...] | None = None
-    kind: Literal["classes", "score"] | None = None
+    kind: KindName | None = None
     range: tuple[float, float] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _named_means_classes(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and values.get("names") and values.get("kind") is None:
-            return {**values, "kind": "classes"}
+            return {**values, "kind": CLASSES}
         return values
 
     @model_validator(mode="after")
     def _consistent(self) -> "Label":
-        if self.kind == "score" and self.names:
-            raise ValueError("a score has no names")
-        if self.range and (self.kind != "score" or self.range[0] >= self.range[1]):
-            raise ValueError("a range is that of a score, lower end first")
-        if self.names and (len(self.names) < 2 or len(set(self.names)) < len(self.names)):
-            raise ValueError("names must be two or more, and all different")
-        if self.names and not all(name.strip() and len(name.splitlines()) == 1 for name in self.names):
-            raise ValueError("each name must be one line of text")
+        self.task_kind.check()
         return self
+
+    @property
+    def task_kind(self) -> TaskKind:
+        """The kind of task with these names and this range; classes, as long as nothing says otherwise."""
+        return kind_class(self.kind or CLASSES)(self.names or (), self.range)
 
 
 class Submission(Strict):
@@ -176,8 +173,8 @@ class Task(Strict):
             return values
         values = dict(values)
         label = values.get("label", {})
-        kind = label.kind if isinstance(label, Label) else _kind(label)
-        metrics = values.get("metrics") or DEFAULT_METRICS.get(str(kind), ())
+        kind = str(label.kind if isinstance(label, Label) else _kind(label))
+        metrics = values.get("metrics") or (kinds()[kind].default_metrics if kind in kinds() else ())
         first = metrics[0] if isinstance(metrics, list | tuple) and metrics else ""
         values |= {"metrics": metrics, "primary": values.get("primary") or first}
         return values
@@ -186,39 +183,25 @@ class Task(Strict):
     def _consistent(self) -> "Task":
         if not (self.hub or self.folder or self.files or self.builtin):
             raise ValueError("there must be a source of rows: [folder], [hub], [files] or builtin")
-        if self.files is None and not self.is_complete:
+        if self.files is None and not self.kind.is_complete:
             raise ValueError('label needs names, or kind = "score"')
         if len({*self.text, self.label.column}) <= len(self.text):
             raise ValueError("text columns and label column must be different columns")
         for metric in self.metrics:
-            if metric not in METRICS:
-                raise ValueError(f'there is no metric "{metric}"; known: {nearest(metric, METRICS)}')
-            if self.is_complete and self.is_regression and metric not in SCORE_METRICS:
-                raise ValueError(f'"{metric}" needs classes; a score has pearson and spearman')
-            if self.is_complete and not self.is_regression and metric in ("pearson", "spearman"):
-                raise ValueError(f'"{metric}" needs a score, and the label is one of several classes')
-        if self.metrics and set(self.metrics) == {"mean"}:
+            if metric not in all_metrics():
+                raise ValueError(f'there is no metric "{metric}"; known: {nearest(metric, all_metrics())}')
+        if self.kind.is_complete:
+            self.kind.check_metrics(self.metrics)
+        if self.metrics and set(self.metrics) == {MEAN}:
             raise ValueError('"mean" is that of the other metrics: name one')
-        if "f1" in self.metrics and self.label.names and len(self.label.names) != 2:
-            raise ValueError('"f1" is that of the second of two classes; for more classes take macro_f1')
         if self.metrics and self.primary not in self.metrics:
             raise ValueError(f'primary "{self.primary}" must be one of the metrics: {", ".join(self.metrics)}')
         return self
 
     @property
-    def is_complete(self) -> bool:
-        """Whether the label's names, or that it is a score, are known without looking at any file."""
-        return self.label.kind == "score" or bool(self.label.names)
-
-    @property
-    def is_regression(self) -> bool:
-        """Whether a score is predicted."""
-        return self.label.kind == "score"
-
-    @property
-    def num_labels(self) -> int:
-        """The model's number of outputs; 1 for a score."""
-        return len(self.label.names or ()) or 1
+    def kind(self) -> TaskKind:
+        """What the task's labels are; everything that depends on their form is asked of it."""
+        return self.label.task_kind
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -258,7 +241,7 @@ def _split_file(value: Any) -> Any:
 def _kind(label: Any) -> Any:
     if not isinstance(label, Mapping):
         return None
-    return "classes" if label.get("names") else label.get("kind")
+    return CLASSES if label.get("names") else label.get("kind")
 
 
 def _explain(error: Mapping[str, Any], where: str) -> MbertError:

@@ -109,7 +109,7 @@ def _extract_task(whole: LoadedModel, name: str, data: TaskData, place: Path, re
     batches = list(parity_batches(rows, tokenizer.pad_token_id or 0, longest=longest))
     with routed.answering(name):
         expected = [torch_logits(routed)(batch) for batch in batches]
-    found = compare(torch_logits(read.model), batches, expected, regression=plain.config.num_labels == 1)
+    found = compare(torch_logits(read.model), batches, expected, data.task.kind)
     largest = max(1.0, float(np.max([np.abs(logits).max() for logits in expected])))
     refuse_difference(place / "model.safetensors", found["max_difference"], TOLERANCE * largest)
     match_labels(read, data.task, None, where=f"MODEL {whole.source}")

@@ -12,7 +12,8 @@ from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring
 from microbert_cli.models.architectures import check_length
-from microbert_cli.models.predictor import open_predictor, probabilities
+from microbert_cli.models.predictor import open_predictor
+from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.text import is_valid_text
@@ -42,10 +43,7 @@ def run(
     logits = scoring.logits_of(
         answers.answers, encoded, pad_id=pad_id, batch_size=batch_size, reporter=reporter, name="predict"
     )
-    if logits.shape[1] == 1:
-        return [{"score": float(row[0])} for row in logits]
-    names = [str(answers.model.config.id2label[i]) for i in range(logits.shape[1])]
-    return [_record(names, shares) for shares in probabilities(logits)]
+    return kind_of_model(answers.model.config).answers(logits)
 
 
 def read_inputs(
@@ -75,12 +73,6 @@ def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
     if as_json:
         return [json.dumps(answer, ensure_ascii=False) for answer in answers]
     return [str(answer["label"]) if "label" in answer else f"{answer['score']:.4f}" for answer in answers]
-
-
-def _record(names: list[str], shares: Any) -> dict[str, Any]:
-    best = int(shares.argmax())
-    chances = {name: float(share) for name, share in zip(names, shares, strict=True)}
-    return {"label": names[best], "score": float(shares[best]), "probabilities": chances}
 
 
 def _trained_length(model: Path) -> int | None:

@@ -287,9 +287,9 @@ TASK_WORDS = ("mean", "accuracy", "f1", "pearson", "score", "classes", "text", "
 def usable(task: Task) -> None:
     """A task that is accepted can be scored and read."""
     assert task.splits and len(task.text) in (1, 2)
-    if task.is_complete:
-        given = np.arange(8) % task.num_labels if not task.is_regression else np.arange(8.0)
-        assert compute(task.metrics, given, given, task.num_labels).keys() == set(task.metrics)
+    if task.kind.is_complete:
+        given = np.arange(8.0) if task.kind.name == "score" else np.arange(8) % task.kind.num_outputs
+        assert compute(task.metrics, given, given).keys() == set(task.metrics)
     for split in ("train", "dev"):
         if split in task.splits and not task.builtin:
             well_formed(load_split(task, split, data_dir=Path("glue")), task)
@@ -303,7 +303,7 @@ def well_formed(rows: Examples, task: Task) -> None:
             assert task.allow_empty or text.strip()
             text.encode()
     for label in rows.labels or ():
-        assert math.isfinite(label) if task.is_regression else 0 <= label < task.num_labels
+        assert math.isfinite(label) if task.kind.name == "score" else 0 <= label < task.kind.num_outputs
     assert rows.fingerprint and len(rows.ids or ()) == len(rows)
 
 
@@ -399,7 +399,7 @@ OWN_CASES = st.one_of(
 def own_files(case: tuple[str, bytes]) -> None:
     suffix, content = case
     task = complete(own_task(put(f"train.{suffix}", content), text="text", label="label"))
-    assert task.is_complete and all(len(name.splitlines()) == 1 for name in task.label.names or ())
+    assert task.kind.is_complete and all(len(name.splitlines()) == 1 for name in task.label.names or ())
     for split in ("train", "dev"):
         well_formed(load_split(task, split), task)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.compare.rows import TRIED, ComparisonPlan, Row, seeds_of
-from microbert_cli.recipe.identity import MULTITASK_KEYS
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.toml import parse_value
+from microbert_cli.recipe.values import MULTITASK_KEYS
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.runs.stage_registry import all_stages
 

@@ -20,6 +20,7 @@ from microbert_cli.models.capture import show_scores
 from microbert_cli.models.moe.bert import MODEL_TYPE, OWN_FIELDS
 from microbert_cli.models.moe.layers import gates_of
 from microbert_cli.recipe.multitask import ambiguous_task
+from microbert_cli.recipe.task_kinds import kind_of_head
 
 FFN = ("intermediate.dense.weight", "intermediate.dense.bias", "output.dense.weight", "output.dense.bias")
 
@@ -148,9 +149,7 @@ def plain_shape(config: Any) -> BertConfig:
 
 def _label(config: Any, task: Mapping[str, Any]) -> None:
     names = task["labels"] or [f"LABEL_{i}" for i in range(task["num_labels"])]
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: i for i, name in enumerate(names)}
-    config.problem_type = "regression" if task["num_labels"] == 1 else "single_label_classification"
+    kind_of_head(task["num_labels"], names=names).configure(config)
 
 
 def _widened(name: str, value: Tensor, config: BertConfig) -> Tensor:

@@ -1,10 +1,8 @@
 """Checks of the data: is every class there, does dev lie in train, how many texts are cut."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from microbert_cli.data.own_files import too_few_classes
 from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.errors import MbertError
 from microbert_cli.plan.doctor.context import DoctorContext
@@ -12,8 +10,6 @@ from microbert_cli.plan.doctor.findings import Finding, attempt, doubtful, passe
 from microbert_cli.recipe.phase_data import SELECTED_BY, TRANSFER
 from microbert_cli.runs.stage_inputs import Step
 
-FEW = 8  # rows of a class that nobody learns from
-EXTREME = 20.0  # the commonest class over the rarest
 SOME, MOST = 0.01, 0.5  # of dev that is in train: from here on a person should look; it measures nothing any more
 CUT = 0.05  # of the rows
 NO_ROWS = "no stage trains on the rows of a task"
@@ -29,24 +25,10 @@ def labels(context: DoctorContext) -> Iterator[Finding]:
 
 def _labels(context: DoctorContext, step: Step) -> Finding:
     data = context.data(step)
-    labels, task = data.rows["train"].labels or [], data.task
-    if task.is_regression:
-        low, high = min(labels, default=0), max(labels, default=0)
-        text = f"{len(labels):,} scores from {low:g} to {high:g}"
-        return passed(text) if low < high else doubtful(f"{text}: there is nothing to learn")
-    names = task.label.names or ()
-    counts = {name: Counter(labels)[number] for number, name in enumerate(names)}
-    if missing := [name for name, count in counts.items() if not count]:
-        present = {name for name, count in counts.items() if count}
-        what = f"no row to train on has the label {' or '.join(missing)}"
-        raise too_few_classes(f"task {task.name}, train", present, what)
-    text = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    rarest, commonest = min(counts.values()), max(counts.values())
-    if rarest < FEW:
-        return doubtful(f"fewer than {FEW} rows of a class: {text}")
-    if commonest > EXTREME * rarest:
-        return doubtful(f"one class is more than {EXTREME:g} times as common as another: {text}")
-    return passed(text)
+    labels, kind = data.rows["train"].labels or [], data.task.kind
+    kind.check_training_labels(labels, f"task {data.task.name}, train")
+    summary, doubt = kind.examine(labels)
+    return doubtful(doubt) if doubt else passed(summary)
 
 
 def duplicates(context: DoctorContext) -> Iterator[Finding]:

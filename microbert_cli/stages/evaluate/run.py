@@ -10,10 +10,10 @@ from microbert_cli import distributed
 from microbert_cli.data.load import default_splits
 from microbert_cli.data.task_data import TaskData, find_task, load_task_data
 from microbert_cli.errors import MbertError, nearest
-from microbert_cli.evaluation import metrics, submission
-from microbert_cli.evaluation.scoring import predict_logits, predictions, score
+from microbert_cli.evaluation import submission
+from microbert_cli.evaluation.scoring import predict_logits, score
 from microbert_cli.models.device import move_to_device
-from microbert_cli.models.predictor import open_predictor, probabilities
+from microbert_cli.models.predictor import open_predictor
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
@@ -120,9 +120,7 @@ class _Evaluation:
     def scores(self, split: str) -> dict[str, Any]:
         rows, task = self.data.rows[split], self.data.task
         found: dict[str, Any] = {"rows": len(rows), "metrics": score(task, self.of(split), rows)}
-        if not task.is_regression:
-            names = list(task.label.names or ())
-            found |= metrics.report(predictions(task, self.of(split)), rows.labels, names)
+        found |= task.kind.report(task.kind.predictions(self.of(split)), rows.labels or [])
         if self.teacher is not None:
             found["teacher"] = self._compare(split)
         return found
@@ -136,29 +134,23 @@ class _Evaluation:
         for split in self.logits:
             for name, values in self._columns(split).items():
                 columns.setdefault(name, []).extend(values)
-        texts = pa.float64() if self.data.task.is_regression else pa.string()
-        kinds = {"prediction": texts, "label": texts}
+        dtype = pa.type_for_alias(self.data.task.kind.dtype)
+        kinds = {"prediction": dtype, "label": dtype}
         pq.write_table(pa.table({name: pa.array(v, kinds.get(name)) for name, v in columns.items()}), path)
 
     def _columns(self, split: str) -> dict[str, Any]:
         task, rows, logits = self.data.task, self.data.rows[split], self.of(split)
         columns: dict[str, Any] = {"split": [split] * len(rows), "id": [str(row) for row in rows.ids or ()]}
-        if task.is_regression:
-            return columns | {"prediction": logits[:, 0].tolist(), "label": _gold_labels(rows, float)}
-        names = list(task.label.names or ())
-        columns["prediction"] = [names[i] for i in logits.argmax(-1)]
-        columns["label"] = _gold_labels(rows, lambda label: names[label])
-        shares = probabilities(logits)
-        return columns | {f"p_{name}": shares[:, i].tolist() for i, name in enumerate(names)}
+        predicted = task.kind.prediction_columns(logits)
+        columns["prediction"] = predicted.pop("prediction")
+        labels = rows.labels
+        columns["label"] = [None] * len(rows) if labels is None else [task.kind.label_text(label) for label in labels]
+        return columns | predicted
 
     def _compare(self, split: str) -> dict[str, float]:
         task, logits, taught = self.data.task, self.of(split), self._ask(self.teacher, split)
         told = {f"teacher_{name}": value for name, value in score(task, taught, self.data.rows[split]).items()}
-        if task.is_regression:
-            return told | {"mean_difference": float(np.abs(logits - taught).mean())}
-        p, q = probabilities(taught), probabilities(logits)
-        kl = (p * (np.log(p + 1e-12) - np.log(q + 1e-12))).sum(-1).mean()
-        return told | {"agreement": float((p.argmax(-1) == q.argmax(-1)).mean()), "kl": float(kl)}
+        return told | task.kind.compare_with_teacher(logits, taught)
 
     def _ask(self, model: Any, split: str) -> np.ndarray:
         found: np.ndarray = predict_logits(self.data, split, model.answers, model, batch_size=self.batch_size)
@@ -173,7 +165,7 @@ def _write_submission(found: _Evaluation, splits: list[str], work: Path, out: Pa
     folder.mkdir(exist_ok=True)
     for split in splits:
         path, ids = folder / task.submission.files[split], found.data.rows[split].ids or []
-        submission.write_submission(task, split, ids, list(predictions(task, found.of(split))), path, reporter=reporter)
+        submission.write_submission(task, split, ids, task.kind.predictions(found.of(split)), path, reporter=reporter)
     neighbours = [*out.parent.glob("*/submission/*.tsv"), *out.parent.parent.glob(f"*/{out.name}/submission/*.tsv")]
     own = {path.name: path for path in folder.glob("*.tsv")}
     others = {path.name: path for path in sorted(neighbours) if work not in path.parents and out not in path.parents}
@@ -182,10 +174,6 @@ def _write_submission(found: _Evaluation, splits: list[str], work: Path, out: Pa
         reporter.note(f"submission: {name} comes from {others[name]}")
     for name in submission.assemble_zip(files, work / "submission.zip"):
         reporter.warn(f"submission: {name} was never predicted, it is filled with a constant")
-
-
-def _gold_labels(rows: Any, tell: Any) -> list[Any]:
-    return [None] * len(rows) if rows.labels is None else [tell(label) for label in rows.labels]
 
 
 def _unknown_metric(name: str, scores: Mapping[str, float]) -> MbertError:

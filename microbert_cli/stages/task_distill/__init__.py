@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli.errors import MbertError
-from microbert_cli.recipe.identity import MULTITASK_KEYS
 from microbert_cli.recipe.multitask import recipe_of_task, task_name, teachers_of
 from microbert_cli.recipe.phase_data import trained_splits, unused_transfer_note
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
+from microbert_cli.recipe.values import MULTITASK_KEYS
 from microbert_cli.runs.stage_inputs import EarlierOutputs, Step, augmented_input, initial_input, required_input, teacher_input
 from microbert_cli.runs.stage_registry import Stage
 

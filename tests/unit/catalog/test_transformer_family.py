@@ -29,9 +29,12 @@ from microbert_cli.plan.work import answering_load
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import overlay, resolve
 from microbert_cli.recipe.student_shapes import read_student
+from microbert_cli.recipe.task_kinds import kind_of_head
 from microbert_cli.runs.stage_inputs import steps
 from microbert_cli.training.loss_terms import check_depth, make_terms
 from microbert_cli.training.objective import Objective
+
+TWO_CLASSES = kind_of_head(2, names=["LABEL_0", "LABEL_1"])
 
 CATALOG = Catalog()
 
@@ -82,7 +85,7 @@ class Asked:
 
 def make(places, terms, *, student="student", rule="uniform", kind="classifier"):
     taught, pupil = (
-        load_model(places / name, kind, where=name, new_head=True, num_labels=2 if kind == "classifier" else None)
+        load_model(places / name, kind, where=name, new_head=True, head=TWO_CLASSES if kind == "classifier" else None)
         for name in ("teacher", student)
     )
     theirs, ours = taught.model.config, pupil.model.config
@@ -360,7 +363,7 @@ def test_stage_one_of_distilbert(tmp_path, monkeypatch):
     held = result.metrics["heldout"]
     assert held["loss"] == pytest.approx(5 * held["token_soft_target"] + 2 * held["masked_lm"] + held["cosine"], rel=1e-5)
     assert load_model(result.out, "masked-lm", where="out").model.config.architectures == ["DistilBertForMaskedLM"]
-    classifier = load_model(result.out, "classifier", where="out", new_head=True, num_labels=2)
+    classifier = load_model(result.out, "classifier", where="out", new_head=True, head=TWO_CLASSES)
     assert classifier.head_is_new and classifier.model.config.model_type == "distilbert"
 
 

@@ -336,7 +336,7 @@ def test_own_pairs_with_a_score(tmp_path: Path, suffix: str) -> None:
     rows = [{"a": f"one {i}", "b": f"two {i}", "score": i % 9 / 2} for i in range(60)]
     path = write_own(tmp_path, rows, suffix)
     task = own_task(path, dev_file=path, text=("a", "b"), label="score", name="pairs")
-    assert task.is_regression and task.num_labels == 1 and task.metrics == ("pearson", "spearman")
+    assert task.kind.name == "score" and task.kind.num_outputs == 1 and task.metrics == ("pearson", "spearman")
     assert load_split(task, "train").labels == [row["score"] for row in rows]
     assert load_split(task, "dev").texts[7] == ("one 7", "two 7")
 
@@ -477,7 +477,7 @@ def test_augmented_rows_come_back_as_they_were(tmp_path: Path, format: Any, name
     texts = [('"a\t', "b\nc"), ("two", "'three"), ("é\u2028", 'x"')]
     rows = Examples(
         [pair[: len(task.text)] for pair in texts],
-        [0.5, 3.8, 5.0] if task.is_regression else [1, 0, 1],
+        [0.5, 3.8, 5.0] if task.kind.name == "score" else [1, 0, 1],
         ["0", "0-a1", "1"],
         [False, True, False],
         [0, 0, 1],
@@ -539,7 +539,7 @@ def test_real_files_are_read_whole(shared: Path, name: str) -> None:
 def test_real_samples_are_read_whole(shared: Path, name: str) -> None:
     for split, count in SAMPLES[name].items():
         rows = load_split(builtin(name), split, data_dir=shared / "data/glue_samples")
-        assert len(rows) == count and set(rows.labels or ()) == set(range(builtin(name).num_labels))
+        assert len(rows) == count and set(rows.labels or ()) == set(range(builtin(name).kind.num_outputs))
 
 
 def test_quirks_of_the_real_files(shared: Path) -> None:

@@ -11,6 +11,9 @@ from tiny_models import tiny_tokenizer
 
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples
+from microbert_cli.recipe.task_kinds import kind_class
+
+CLASSES, SCORE = (kind_class(name)() for name in ("classes", "score"))
 
 ONE = Examples([("the baker mended a lamp .",), ("why",), ("a lovely , bright garden by the harbour is sold",)], [0, 1, 1])
 TWO = Examples(
@@ -56,7 +59,7 @@ def test_what_fits_is_what_the_tokenizer_makes(tokenizer: Any, rows: Examples) -
 
 @pytest.mark.parametrize("rows", [ONE, TWO], ids=["one", "two"])
 def test_other_special_tokens(other_tokenizer: Any, rows: Examples) -> None:
-    encoded = tokenize_examples(rows, other_tokenizer, 64)
+    encoded = tokenize_examples(rows, other_tokenizer, 64, CLASSES)
     assert ids(encoded) == other_tokenizer(*map(list, zip(*rows.texts, strict=True)))["input_ids"]
     assert encoded.types is None and set(encoded.row(0)) == {"input_ids"}
     assert set(encoded.batch([0], pad_id=1)) == {"input_ids", "attention_mask", "labels", "rows"}
@@ -87,7 +90,7 @@ def test_single_texts_lose_their_end(tokenizer: Any) -> None:
 
 
 def test_batches_are_padded_to_the_longest_or_further(tokenizer: Any) -> None:
-    encoded = tokenize_examples(TWO, tokenizer, 64)
+    encoded = tokenize_examples(TWO, tokenizer, 64, SCORE)
     batch = encoded.batch([6, 0, 3], pad_id=7)
     expected = tokenizer([TWO.texts[i] for i in (6, 0, 3)], padding=True, return_tensors="pt")
     mask = expected["attention_mask"]
@@ -104,7 +107,7 @@ def test_batches_are_padded_to_the_longest_or_further(tokenizer: Any) -> None:
 
 def test_labels_and_flags_travel_with_the_rows(tokenizer: Any) -> None:
     rows = Examples(ONE.texts, [2, 0, 1], augmented=[False, True, False])
-    batch = tokenize_examples(rows, tokenizer, 16).batch([2, 1])
+    batch = tokenize_examples(rows, tokenizer, 16, CLASSES).batch([2, 1])
     assert batch["labels"].tolist() == [1, 0] and batch["labels"].dtype == torch.int64
     assert batch["augmented"].tolist() == [False, True] and batch["augmented"].dtype == torch.bool
     assert "labels" not in tokenize_examples(Examples(ONE.texts), tokenizer, 16).batch([0])

@@ -7,6 +7,7 @@ from sklearn import metrics as reference
 
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import metrics
+from microbert_cli.recipe.task_kinds import kind_class
 from microbert_cli.reporter import Reporter
 
 SEEDS = range(20)
@@ -27,7 +28,7 @@ def test_class_metrics_are_scikit_learns(seed: int, classes: int) -> None:
     labels = random.integers(0, classes, 41)
     answers = np.where(random.random(41) < 0.6, labels, random.integers(0, classes, 41))
     names = ["accuracy", "macro_f1", "matthews"] + (["f1"] if classes == 2 else [])
-    found = metrics.compute(names, answers, labels.tolist(), classes)
+    found = metrics.compute(names, answers, labels.tolist())
     assert found["accuracy"] == pytest.approx(reference.accuracy_score(labels, answers), abs=1e-12)
     assert found["macro_f1"] == pytest.approx(reference.f1_score(labels, answers, average="macro"), abs=1e-12)
     assert found["matthews"] == pytest.approx(reference.matthews_corrcoef(labels, answers), abs=1e-12)
@@ -42,7 +43,7 @@ def test_correlations_are_scipys(seed: int) -> None:
     answers = (labels + random.normal(0, 1, 37)).astype(np.float32)
     if seed % 2:
         answers = np.round(answers)
-    found = metrics.compute(["pearson", "spearman", "mean"], answers, labels, 1)
+    found = metrics.compute(["pearson", "spearman", "mean"], answers, labels)
     assert found["pearson"] == pytest.approx(stats.pearsonr(answers, labels).statistic, abs=1e-6)
     assert found["spearman"] == pytest.approx(stats.spearmanr(answers, labels).statistic, abs=1e-9)
     assert found["mean"] == pytest.approx((found["pearson"] + found["spearman"]) / 2)
@@ -52,7 +53,7 @@ def test_correlations_are_scipys(seed: int) -> None:
 def test_the_report_is_scikit_learns(seed: int) -> None:
     random = np.random.default_rng(seed)
     labels, answers = random.integers(0, 3, 30), random.integers(0, 3, 30)
-    found = metrics.report(answers, labels, ["a", "b", "c"])
+    found = kind_class("classes")(("a", "b", "c")).report(answers, labels.tolist())
     assert found["confusion"] == reference.confusion_matrix(labels, answers, labels=[0, 1, 2]).tolist()
     expected = reference.precision_recall_fscore_support(labels, answers, labels=[0, 1, 2], zero_division=0)
     for i, name in enumerate("abc"):
@@ -61,15 +62,15 @@ def test_the_report_is_scikit_learns(seed: int) -> None:
 
 def test_constant_answers_score_zero_and_are_spoken_of() -> None:
     heard = Heard()
-    assert metrics.compute(["matthews", "f1"], [0] * 4, [0, 1, 0, 1], 2, reporter=heard) == {"matthews": 0.0, "f1": 0.0}
+    assert metrics.compute(["matthews", "f1"], [0] * 4, [0, 1, 0, 1], reporter=heard) == {"matthews": 0.0, "f1": 0.0}
     assert heard.warnings == []
-    found = metrics.compute(["pearson", "spearman"], [2.5] * 4, [0.0, 1.0, 2.0, 3.0], 1, reporter=heard)
+    found = metrics.compute(["pearson", "spearman"], [2.5] * 4, [0.0, 1.0, 2.0, 3.0], reporter=heard)
     assert found == {"pearson": 0.0, "spearman": 0.0}
     assert len(heard.warnings) == 1 and "undefined" in heard.warnings[0]
 
 
 def test_the_mean_is_that_of_the_other_two() -> None:
-    found = metrics.compute(["accuracy", "f1", "mean"], [1, 1, 0, 0], [1, 0, 0, 0], 2)
+    found = metrics.compute(["accuracy", "f1", "mean"], [1, 1, 0, 0], [1, 0, 0, 0])
     assert found == {"accuracy": 0.75, "f1": pytest.approx(2 / 3), "mean": pytest.approx((0.75 + 2 / 3) / 2)}
     assert list(found) == ["accuracy", "f1", "mean"]
 
@@ -77,19 +78,19 @@ def test_the_mean_is_that_of_the_other_two() -> None:
 @pytest.mark.parametrize("labels", [None, [-1, -1, -1]])
 def test_hidden_labels_are_refused(labels: list[int] | None) -> None:
     with pytest.raises(MbertError) as caught:
-        metrics.compute(["accuracy"], [0, 1, 0], labels, 2)
+        metrics.compute(["accuracy"], [0, 1, 0], labels)
     assert caught.value.code == "M260"
 
 
 def test_answers_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(MbertError) as caught:
-        metrics.compute(["pearson"], [1.0, float("nan")], [1.0, 2.0], 1)
+        metrics.compute(["pearson"], [1.0, float("nan")], [1.0, 2.0])
     assert caught.value.code == "M410" and "1 of 2" in caught.value.what
 
 
 def test_an_unknown_metric_is_named_with_its_neighbour() -> None:
     with pytest.raises(MbertError) as caught:
-        metrics.compute(["acuracy"], [1], [1], 2)
+        metrics.compute(["acuracy"], [1], [1])
     assert 'Did you mean "accuracy"?' in caught.value.allowed
 
 

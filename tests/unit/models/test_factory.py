@@ -14,6 +14,7 @@ from microbert_cli.models.load import count_all_parameters, load_model
 from microbert_cli.models.size import machine_bytes
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.student_shapes import read_student
+from microbert_cli.recipe.task_kinds import kind_of_head
 
 CATALOG = Catalog()
 V, P = 30522, 512
@@ -145,7 +146,12 @@ def test_building_a_student_leaves_the_teacher_alone(tmp_path):
     before = copy.deepcopy(taught.model.config.to_dict())
     description = read_student("bert-1x8", CATALOG)
     student = build_model(
-        description, kind="classifier", tokenizer=taught.tokenizer, seed=0, like=taught.model.config, num_labels=2
+        description,
+        kind="classifier",
+        tokenizer=taught.tokenizer,
+        seed=0,
+        like=taught.model.config,
+        head=kind_of_head(2, names=["LABEL_0", "LABEL_1"]),
     )
     assert taught.model.config.to_dict() == before
     assert student.config is not taught.model.config and student.config.num_labels == 2

@@ -20,10 +20,12 @@ from microbert_cli.models.save import PROJECTION_FILE, copy_model, read_projecti
 from microbert_cli.models.tokenizers import same_vocabulary
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.task import load_task
+from microbert_cli.recipe.task_kinds import kind_of_head
 from microbert_cli.training import checkpoint
 from microbert_cli.training.loss_terms import make_terms
 
 NAMES = ["negative", "positive"]
+TWO_CLASSES = kind_of_head(2, names=["LABEL_0", "LABEL_1"])
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def test_a_released_checkpoint_loads(released):
 
 
 def test_a_released_checkpoint_becomes_a_student(released):
-    loaded = load_model(released[0], "classifier", where="student", new_head=True, labels=NAMES, num_labels=2)
+    loaded = load_model(released[0], "classifier", where="student", new_head=True, head=kind_of_head(2, names=NAMES))
     assert loaded.head_is_new and loaded.label_names == NAMES
     assert torch.equal(loaded.model.bert.pooler.dense.weight, released[1]["bert.pooler.dense.weight"])
 
@@ -149,14 +151,15 @@ def test_a_raw_encoder_is_no_classifier(tmp_path):
     path = tiny_bert(tmp_path / "raw", kind="masked-lm")
     error = refused("M311", path)
     assert "mbert finetune" in error.fix
-    assert load_model(path, "classifier", where="m", new_head=True, num_labels=2).head_is_new
+    assert load_model(path, "classifier", where="m", new_head=True, head=TWO_CLASSES).head_is_new
     refused("M311", tiny_bert(tmp_path / "bare", kind="encoder"), "masked-lm")
 
 
 def test_a_head_of_another_size_is_made_anew_from_the_seed(plain):
     def head(seed, labels):
         torch.rand(3)
-        loaded = load_model(plain, "classifier", where="m", new_head=True, num_labels=labels, seed=seed)
+        names = [f"LABEL_{i}" for i in range(labels)]
+        loaded = load_model(plain, "classifier", where="m", new_head=True, head=kind_of_head(labels, names=names), seed=seed)
         return loaded.head_is_new, loaded.model.classifier.weight.detach()
 
     new, first = head(1, 3)
@@ -244,7 +247,7 @@ def test_a_masked_lm_of_any_architecture_serves_as_every_kind(name, tmp_path):
     path = other_model(name, tmp_path / name)
     assert [part for part in load_model(path, "masked-lm", where="m").new if "pooler" not in part] == []
     assert [part for part in load_model(path, "encoder", where="m").new if "pooler" not in part] == []
-    loaded = load_model(path, "classifier", where="m", new_head=True, labels=NAMES, num_labels=2)
+    loaded = load_model(path, "classifier", where="m", new_head=True, head=kind_of_head(2, names=NAMES))
     assert loaded.head_is_new and loaded.label_names == NAMES
     save_model(loaded.model, loaded.tokenizer, tmp_path / "out")
     again = load_model(tmp_path / "out", "classifier", where="m")

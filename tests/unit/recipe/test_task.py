@@ -28,7 +28,7 @@ def refused(values: dict[str, Any]) -> MbertError:
 @pytest.mark.parametrize("name", GLUE)
 def test_every_task_of_glue_is_whole(name: str) -> None:
     task = load_task(TASKS / f"{name}.toml")
-    assert task.name == name and task.is_complete
+    assert task.name == name and task.kind.is_complete
     assert task.hub and task.hub.id == "nyu-mll/glue" and task.hub.config == name
     assert task.folder and set(task.folder.splits) == set(task.hub.splits) == set(task.splits)
     assert not task.folder.quoting
@@ -42,7 +42,7 @@ def test_labels_have_the_order_of_the_hub() -> None:
     assert names["qnli"] == names["rte"] == ("entailment", "not_entailment")
     assert names["wnli"] == ("not_entailment", "entailment")
     assert names["mrpc"] == ("not_equivalent", "equivalent")
-    assert names["stsb"] is None and load_task(TASKS / "stsb.toml").num_labels == 1
+    assert names["stsb"] is None and load_task(TASKS / "stsb.toml").kind.num_outputs == 1
 
 
 def test_the_halves_of_mnli_are_apart() -> None:
@@ -64,14 +64,14 @@ def test_own_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         'text = ["review"]\nlabel = { column = "stars" }\nfiles = { train = "rows/a.csv.gz" }\n'
     )
     task = load_task(tmp_path / "mine.toml")
-    assert task.name == "mine" and not task.is_complete and task.metrics == ()
+    assert task.name == "mine" and not task.kind.is_complete and task.metrics == ()
     assert task.files and task.files.train == tmp_path / "rows/a.csv.gz"
 
 
 def test_metrics_follow_from_the_label() -> None:
     assert load_task(OWN).metrics == ("accuracy", "macro_f1", "matthews")
     score = load_task({**OWN, "label": {"column": "stars", "kind": "score"}})
-    assert score.metrics == ("pearson", "spearman") and score.primary == "pearson" and score.is_regression
+    assert score.metrics == ("pearson", "spearman") and score.primary == "pearson" and score.kind.name == "score"
 
 
 def test_a_misspelt_key_names_its_neighbour() -> None:

@@ -1,0 +1,212 @@
+"""The interface of a kind of task: what its labels are, from a table's cells through tensors and metrics to a submission.
+
+A kind is one file of catalog/kinds/ with one class `Kind(TaskKind)`; the file's name is what `label.kind` says in a task's
+TOML. Whatever depends on the form of labels is asked of `task.kind`, so that a further kind (several labels a row, labels of
+tokens) is one more file. Losses see the labels as `label_array` gives them: int64 [n] or float32 [n]; a loss for labels of
+another form tells them by dtype and shape.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from microbert_cli.errors import MbertError
+from microbert_cli.recipe.registry import Catalog
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Labels = list[int] | list[float]
+Where = Callable[[int], str]
+WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
+MEAN = "mean"  # of a task's other metrics: allowed for every kind
+
+
+@dataclass(frozen=True)
+class TaskKind(ABC):
+    """The labels of one task, or of one checkpoint's head.
+
+    names   the classes in the order of the model's outputs; empty where the labels have no names
+    range   the lowest and the highest score
+
+    name             of the kind: its file's
+    problem_type     what `config.json` of a classifier says of it, in the words of transformers
+    metrics, default_metrics   those that a task may name, and those that it has where it names none
+    metric_refusal   the error for the metric of another kind; {} is the metric
+    exclusive        whether a row's prediction is one of `names`, so that outputs can be matched by name and counted
+    dtype            Arrow's name for the type of a label in a table
+    """
+
+    names: tuple[str, ...] = ()
+    range: tuple[float, float] | None = None
+
+    name: ClassVar[str]
+    problem_type: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    default_metrics: ClassVar[tuple[str, ...]]
+    metric_refusal: ClassVar[str]
+    exclusive: ClassVar[bool]
+    dtype: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def has_head(cls, num_outputs: int, problem_type: str | None) -> bool:
+        """Whether a checkpoint with this head answers for labels of this kind; of all kinds exactly one says so."""
+
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int:
+        """The number of outputs of the model's head."""
+
+    @property
+    @abstractmethod
+    def is_complete(self) -> bool:
+        """Whether the labels are known without looking at any file."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Returns the labels in a few words."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Checks names and range as a task's TOML has them; raises ValueError."""
+
+    def check_metrics(self, metrics: Sequence[str]) -> None:
+        """Checks that the metrics are of this kind; raises ValueError."""
+        for metric in metrics:
+            if metric not in (*self.metrics, MEAN):
+                raise ValueError(self.metric_refusal.format(metric))
+
+    def configure(self, config: Any) -> None:
+        """Writes the head into a model's configuration: label names or number of outputs, and the problem type."""
+        if self.names:
+            config.id2label = dict(enumerate(self.names))
+            config.label2id = {name: i for i, name in enumerate(self.names)}
+        else:
+            config.num_labels = self.num_outputs
+        config.problem_type = self.problem_type
+
+    @property
+    @abstractmethod
+    def hidden(self) -> frozenset[str]:
+        """The cells that stand for a label that is not given."""
+
+    @abstractmethod
+    def read_labels(self, cells: Sequence[str], where: Where) -> Labels:
+        """Returns the labels that the cells of a table's label column stand for; raises M351 for a cell that is none."""
+
+    @abstractmethod
+    def label_text(self, label: Any) -> str | float:
+        """Returns a label as it is written to files."""
+
+    @abstractmethod
+    def check_training_labels(self, labels: Sequence[Any], place: str) -> None:
+        """Checks that the labels can be trained on; raises M358 where a class is missing."""
+
+    @abstractmethod
+    def examine(self, labels: Sequence[Any]) -> tuple[str, str]:
+        """Returns a summary of training labels, and what is doubtful about them; "" where nothing is."""
+
+    @abstractmethod
+    def label_array(self, labels: Labels) -> "np.ndarray":
+        """Returns the labels as batches and losses have them."""
+
+    @abstractmethod
+    def random_labels(self, generator: Any, count: int) -> "np.ndarray":
+        """Returns made-up labels of `num_outputs`, from a numpy generator, for models that are only timed."""
+
+    @abstractmethod
+    def predictions(self, logits: "np.ndarray") -> "np.ndarray":
+        """Returns the predictions [n] of logits [n, C], in the form of labels."""
+
+    @abstractmethod
+    def constant(self, labels: Sequence[Any]) -> Any:
+        """Returns the best prediction that looks at no text: what the trivial baseline always answers."""
+
+    @abstractmethod
+    def linear_model(self, seed: int) -> Any:
+        """Returns scikit-learn's linear estimator for such labels."""
+
+    @abstractmethod
+    def report(self, predictions: "np.ndarray", labels: Sequence[Any]) -> dict[str, Any]:
+        """Returns what there is to say of a split beside its metrics."""
+
+    @abstractmethod
+    def agreement(self, logits: "np.ndarray", others: "np.ndarray") -> float | None:
+        """Returns the share of rows with the same prediction, or None where predictions are never quite equal."""
+
+    @abstractmethod
+    def compare_with_teacher(self, logits: "np.ndarray", teacher: "np.ndarray") -> dict[str, float]:
+        """Returns how far a student's answers are from a teacher's."""
+
+    @abstractmethod
+    def prediction_columns(self, logits: "np.ndarray") -> dict[str, list[Any]]:
+        """Returns the columns of predictions.parquet, "prediction" first."""
+
+    @abstractmethod
+    def answers(self, logits: "np.ndarray") -> list[dict[str, Any]]:
+        """Returns one record a row, as `mbert predict --json` prints it."""
+
+    @abstractmethod
+    def submission_text(self, prediction: Any, form: str) -> str:
+        """Returns a prediction in the form that a test server wants; raises ValueError where it is none."""
+
+
+if TYPE_CHECKING:
+    KindName = str
+else:  # the names in the catalogue: pydantic checks a task's `label.kind` and a recipe's `data.kind` against them
+    KindName = Literal[tuple(Catalog().names("kinds"))]
+
+
+@cache
+def kind_class(name: str) -> type[TaskKind]:
+    """Returns the class in catalog/kinds/NAME.py."""
+    kind: type[TaskKind] = Catalog().module("kinds", name).Kind
+    return kind
+
+
+@cache
+def kinds() -> Mapping[str, type[TaskKind]]:
+    """Returns all kinds by name."""
+    return {name: kind_class(name) for name in Catalog().names("kinds")}
+
+
+def all_metrics() -> tuple[str, ...]:
+    """Returns the names of the metrics of all kinds."""
+    return (*(metric for kind in kinds().values() for metric in kind.metrics), MEAN)
+
+
+def kind_of_head(num_outputs: int, problem_type: str | None = None, names: Sequence[str] = ()) -> TaskKind:
+    """Returns the kind of task that a checkpoint's head was made for; `names` are those of its outputs."""
+    return next(kind(tuple(names)) for kind in kinds().values() if kind.has_head(num_outputs, problem_type))
+
+
+def kind_of_model(config: Any) -> TaskKind:
+    """Returns the kind of task that a classifier answers, by its configuration."""
+    names = [str(config.id2label[i]) for i in range(config.num_labels)]
+    return kind_of_head(config.num_labels, getattr(config, "problem_type", None), names)
+
+
+def wrong_label(what: str, allowed: str, where: str) -> MbertError:
+    """Returns the error for a cell that is no label of the task."""
+    return MbertError(
+        "M351",
+        what,
+        where=where,
+        allowed=allowed,
+        fix="Correct the row, or name the labels: label.names in the task's TOML, or --set data.labels=[...].",
+    )
+
+
+def too_few_classes(place: str, present: set[str], what: str) -> MbertError:
+    """Returns the error for training rows that lack a class."""
+    return MbertError(
+        "M358",
+        what,
+        where=place,
+        allowed=f"Rows of at least two classes, and of every class; there are: {', '.join(sorted(present))}.",
+        fix="Add rows of the missing class, or name the labels there are: label.names, or --set data.labels=[...].",
+    )
