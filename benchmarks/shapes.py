@@ -20,6 +20,7 @@ from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples
 from microbert_cli.models.factory import build_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.task import load_task
+from microbert_cli.recipe.task_kinds import kind_of_head
 from microbert_cli.training.objective import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +42,7 @@ class Shape:
 
 TEACHER = Shape(12, 768, 12, 3072)
 STUDENT = Shape(4, 312, 12, 1200)
+TWO_CLASSES = kind_of_head(2, names=("LABEL_0", "LABEL_1"))
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def build(shape: Shape, kind: str, tokenizer: Any, *, seed: int, **changes: Any)
         "intermediate_size": shape.inner,
         **changes,
     }
-    return build_model(description, kind=kind, tokenizer=tokenizer, seed=seed, num_labels=2)
+    return build_model(description, kind=kind, tokenizer=tokenizer, seed=seed, head=TWO_CLASSES)
 
 
 def catalog() -> Catalog:

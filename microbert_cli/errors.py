@@ -82,6 +82,20 @@ class MbertError(Exception):
         }
 
 
+class DivergedError(MbertError):
+    """Training came to a loss or a gradient that is no finite number: M401. Who tries several values goes on with the next."""
+
+    def __init__(self, what: str, *, where: str, allowed: str, fix: str):
+        super().__init__("M401", what, where=where, allowed=allowed, fix=fix)
+
+
+class RowsMissingError(MbertError):
+    """The rows of a task lie nowhere on this machine: M250. They may still come from the Hub."""
+
+    def __init__(self, what: str, *, where: str, allowed: str, fix: str):
+        super().__init__("M250", what, where=where, allowed=allowed, fix=fix)
+
+
 class ManyErrors(MbertError):
     """All that is wrong with a recipe, said at once; takes the first one's code."""
 

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 HIDDEN = "***"
 MAX_PART_LENGTH = 4000  # characters of one part of an error
@@ -47,6 +49,17 @@ def escape_markdown(text: str) -> str:
     """A text that means nothing in Markdown or HTML, on one line."""
     text = " ".join(safe_text(text).split())
     return MARKDOWN_SYNTAX.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table; what the cells say means nothing in Markdown."""
+    body = [columns, ["---"] * len(columns), *([escape_markdown(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in body)
+
+
+def format_cells(row: Mapping[str, Any], formats: Mapping[str, str]) -> list[str]:
+    """Returns the values of a row as text, each by its format; what was not measured stays empty."""
+    return ["" if row.get(name) is None else format(row[name], form) for name, form in formats.items()]
 
 
 def is_valid_text(text: str) -> bool:

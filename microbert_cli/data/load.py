@@ -17,7 +17,7 @@ from microbert_cli.data.examples import Examples, from_table, read_labels
 from microbert_cli.data.own_files import complete, own_rows, own_task
 from microbert_cli.data.tables import Table, read_table
 from microbert_cli.data.transfer_set import load_transfer
-from microbert_cli.errors import MbertError, nearest
+from microbert_cli.errors import MbertError, RowsMissingError, nearest
 from microbert_cli.hub import NAMES, is_offline
 from microbert_cli.recipe.task import FolderSource, HubSource, Task
 from microbert_cli.reporter import SILENT, Reporter
@@ -166,8 +166,7 @@ def _rows_missing(task: Task, split: str, looked: list[str], *, named: bool) -> 
     hub = f"{task.hub.id} on the Hub" if task.hub and split in task.hub.splits else None
     offline = f" ({hub} was not asked: {' or '.join(NAMES)} is set)" if hub and not named else ""
     folder = task.folder.name if task.folder else task.name
-    return MbertError(
-        "M250",
+    return RowsMissingError(
         f"the rows of {task.name} {split} are not to be found",
         where="--data" if named else f"task {task.name}",
         allowed=f"Looked for: {places}{offline}.",

@@ -21,6 +21,7 @@ from microbert_cli.reporter import SILENT, Reporter
 
 MAX_CELL = 2**31 - 1
 CELL_END = {delimiter: re.compile(f"[{delimiter}\n\r]") for delimiter in ",\t"}
+NAME_COLUMNS = "Name its columns: --text COLUMN --label COLUMN, or text and label.column in the task's TOML."
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,15 @@ class Table:
 
     def column(self, column: str | int | Sequence[str]) -> list[Any]:
         """The values of a column; raises M253 with the columns that there are."""
-        name = self.find(column)
-        if name is None:
-            raise self._missing(column)
-        return self.read(name)
+        return self.read(self.check_column(column, fix=NAME_COLUMNS))
 
-    def _missing(self, column: str | int | Sequence[str]) -> MbertError:
+    def check_column(self, column: str | int | Sequence[str], *, fix: str) -> str:
+        """Returns the name of a column; raises M253, with `fix` as what mends it, where it is not there."""
+        if (name := self.find(column)) is None:
+            raise self._missing(column, fix)
+        return name
+
+    def _missing(self, column: str | int | Sequence[str], fix: str) -> MbertError:
         if isinstance(column, int):
             what, near = f"it has no column {column + 1}", f"{len(self.names)}."
         else:
@@ -65,7 +69,7 @@ class Table:
             what,
             where=self.place,
             allowed=f"Its columns: {near}",
-            fix="Name its columns: --text COLUMN --label COLUMN, or text and label.column in the task's TOML.",
+            fix=fix,
         )
 
 

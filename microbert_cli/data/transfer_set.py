@@ -26,12 +26,11 @@ def load_transfer(path: Path, task: Task, reporter: Reporter = SILENT) -> Exampl
         return _lines(path, task, reporter)
     if suffix not in SUFFIXES:
         raise _not_a_transfer_set(path, f'"{suffix or path.name}" is no suffix of a file of rows')
-    try:
-        return unlabelled(read_table(path), task, reporter)
-    except MbertError as error:
-        if error.code == "M253":  # columns of a catalogued task have the names that it gives them
-            error.fix = f"Call its columns as the task {task.name} does: {', '.join(task.text)}."
-        raise
+    table = read_table(path)
+    for name in task.text:
+        # No option names these columns, as one does those of a user's own files.
+        table.check_column(name, fix=f"Call its columns as the task {task.name} does: {', '.join(task.text)}.")
+    return unlabelled(table, task, reporter)
 
 
 def _lines(path: Path, task: Task, reporter: Reporter) -> Examples:

@@ -223,6 +223,7 @@ class Distiller:
         reference = self.recipe.normalisation == "reference"
         return Phase(
             name=name,
+            table=f"phases.{name}",
             training=spec,
             rows=rows,
             learning_rates=spec.learning_rates,

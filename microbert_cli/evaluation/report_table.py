@@ -1,27 +1,29 @@
 """The report's table as text: light, so that an unchanged run can show it without loading anything."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from microbert_cli.text import escape_markdown
+from microbert_cli.text import format_cells, markdown_table
 
-COLUMNS = ("model", "score", "spread", "seeds", "retention", "parameters", "megabytes", "latency_ms", "rows_per_second")
+FORMATS = {
+    "model": "",
+    "score": ".4f",
+    "spread": ".4f",
+    "seeds": "",
+    "retention": ".1%",
+    "parameters": ",",
+    "megabytes": ".1f",
+    "latency_ms": ".2f",
+    "rows_per_second": ",.0f",
+}
+COLUMNS = tuple(FORMATS)
 
 
-def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """The table in Markdown."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *(map(escape_markdown, cells(row)) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table in Markdown."""
+    return markdown_table(COLUMNS, map(cells, rows)) + "\n"
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """A row as text; what was not measured stays empty."""
-    forms = {
-        "score": ".4f",
-        "spread": ".4f",
-        "retention": ".1%",
-        "parameters": ",",
-        "megabytes": ".1f",
-        "latency_ms": ".2f",
-    }
-    forms |= {"rows_per_second": ",.0f"}
-    return ["" if row.get(name) is None else format(row[name], forms.get(name, "")) for name in COLUMNS]
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """Returns a row as text."""
+    return format_cells(row, FORMATS)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from microbert_cli import distributed
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import DivergedError
 from microbert_cli.models.save import RESUME
 from microbert_cli.models.size import out_of_memory_error
 from microbert_cli.reporter import SILENT, Log, Reporter
@@ -37,11 +37,15 @@ Score = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How one phase is trained. `steps` are optimiser steps of `accumulate` batches each."""
+    """How one phase is trained. `steps` are optimiser steps of `accumulate` batches each.
+
+    table  the table of the recipe that these numbers stand in, for errors that name a key
+    """
 
     name: str
     steps: int
     learning_rate: float
+    table: str = "phases"
     optimizer: str = "adamw"
     schedule: str = "linear"
     warmup: float = 0.1
@@ -260,7 +264,7 @@ class _TrainingRun:
             alone = distributed.world_size() == 1 and self.result.halved_after is None
             if alone and all(len(batch["input_ids"]) > 1 for batch in batches):
                 return None
-            smaller = f"--set {_recipe_table(self.plan.name)}.batch_size={max(1, len(batches[0]['input_ids']) // 2)}"
+            smaller = f"--set {self.plan.table}.batch_size={max(1, len(batches[0]['input_ids']) // 2)}"
             raise out_of_memory_error(error, where=self.plan.name, fix=f"Smaller batches: {smaller}") from error
 
     def _in_halves(self, batches: list[Batch], before: RandomState) -> dict[str, float]:
@@ -322,24 +326,16 @@ class _TrainingRun:
         self.objective.student.load_state_dict(weights["student"])
         self.objective.load_state_dict(weights["objective"])
 
-    def _diverged(self, loss: float, norm: float, batches: list[Batch]) -> MbertError:
+    def _diverged(self, loss: float, norm: float, batches: list[Batch]) -> DivergedError:
         self.save()
-        smaller = f"--set {_recipe_table(self.plan.name)}.learning_rate={self.plan.learning_rate / 3:.0e}"
+        smaller = f"--set {self.plan.table}.learning_rate={self.plan.learning_rate / 3:.0e}"
         kept = checkpoint.save_batches(batches, self.directory / f"diverged-{self.plan.name}-{self.step + 1}.safetensors")
-        return MbertError(
-            "M401",
+        return DivergedError(
             f"the loss is {loss} and the gradient norm {norm} at step {self.step + 1}; its batch is in {kept}",
             where=f"{self.plan.name}, learning_rate {self.plan.learning_rate}",
             allowed="Finite losses; a smaller learning rate or a longer warm-up usually mends it.",
             fix=f"The same command with --no-resume and {smaller}",
         )
-
-
-def _recipe_table(phase: str) -> str:
-    """The recipe table whose numbers a phase is trained with."""
-    name = phase.partition("-lr")[0]
-    known = {"pretrain": "pretrain", "finetune": "finetune", "general-distill": "general"}
-    return known.get(name, f"phases.{name}")
 
 
 def _parameters(*optimisers: torch.optim.Optimizer) -> list[Tensor]:

@@ -20,6 +20,7 @@ from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.models.save import copy_model
 from microbert_cli.recipe.schema import PhaseSpec, Training
 from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs.trials import best_trial, trial_name
 from microbert_cli.training import checkpoint
 from microbert_cli.training.best_weights import BestWeights
 from microbert_cli.training.loop import Score, TrainingPlan, TrainingResult, train
@@ -33,6 +34,7 @@ class Phase:
     """One phase ready to run: its numbers, its rows of one task or of several, and whether dev scores mean something in it.
 
     split  what the rows are called in the record
+    table  the table of the recipe that its numbers stand in
     """
 
     name: str
@@ -44,6 +46,7 @@ class Phase:
     pad_to: int | None = None
     drop_last: bool = False
     split: str = "train"
+    table: str = "phases"
 
 
 @dataclass
@@ -63,6 +66,7 @@ def make_plan(
     training: Training,
     lengths: Sequence[int] | np.ndarray,
     *,
+    table: str = "phases",
     learning_rate: float | None = None,
     drop_last: bool = False,
     seed: int = 0,
@@ -73,6 +77,7 @@ def make_plan(
     steps = training.steps or max(1, round(training.epochs * per_epoch / training.accumulate))
     return TrainingPlan(
         name=name,
+        table=table,
         steps=steps,
         learning_rate=learning_rate or training.learning_rate,
         optimizer=training.optimizer,
@@ -141,14 +146,22 @@ def run_phases(
         outcomes = []
         for rate in tried:
             model.load_state_dict(start)
-            label = phase.name if len(tried) == 1 else f"{phase.name}-lr{rate:g}"
+            label = phase.name if len(tried) == 1 else trial_name(phase.name, rate)
             torch.manual_seed(seed)
             objective = phase.objective(model).to(device)
             _restore_projection(objective, projection)
             trained = train(
                 objective,
                 row_batches(phase, seed=seed, pad_id=pad_id, device=device),
-                make_plan(label, phase.training, phase.rows.lengths, learning_rate=rate, drop_last=phase.drop_last, seed=seed),
+                make_plan(
+                    label,
+                    phase.training,
+                    phase.rows.lengths,
+                    table=phase.table,
+                    learning_rate=rate,
+                    drop_last=phase.drop_last,
+                    seed=seed,
+                ),  # fmt: skip
                 directory=directory,
                 seed=seed,
                 score=score if phase.scored else None,
@@ -157,7 +170,9 @@ def run_phases(
                 reporter=reporter,
             )
             outcomes.append((trained, {k: v.clone() for k, v in model.state_dict().items()}, objective, kept))
-        best = max(range(len(tried)), key=lambda i: outcomes[i][0].best.get(primary, 0.0))
+        # A phase without dev scores has no best one: it is run with its one learning rate, or the first is kept.
+        best = best_trial([outcome[0].best.get(primary, 0.0) for outcome in outcomes])
+        assert best is not None
         trained, weights, objective, kept = outcomes[best]
         if bests and kept:
             bests.kept = kept.kept

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli.recipe.phase_data import choose_split
+from microbert_cli.runs.trials import trial_name
 
 LOG, ASKED = "log.jsonl", "teacher.jsonl"
 
@@ -66,7 +67,7 @@ def costs(out: Path, made: Mapping[str, Any], phases: Mapping[str, Mapping[str, 
 
 def _kept(seconds: Mapping[str, float], phases: Mapping[str, Mapping[str, Any]]) -> Iterator[float]:
     for name, phase in phases.items():
-        yield seconds.get(name, seconds.get(f"{name}-lr{phase['learning_rate']:g}", 0.0))
+        yield seconds.get(name, seconds.get(trial_name(name, phase["learning_rate"]), 0.0))
 
 
 def _plans(made: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microbert_cli.errors import MbertError, combine_errors
+from microbert_cli.errors import DivergedError, MbertError, combine_errors
 from microbert_cli.evaluation.compare.grid_search import Values, told, trials_of
 from microbert_cli.evaluation.compare.rows import ComparisonPlan, Row
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.pipeline import run_step
 from microbert_cli.runs.stage_inputs import Step
-
-DIVERGED = "M401"
+from microbert_cli.runs.trials import best_trial
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,7 @@ def _dev_score(step: Step, options: Mapping[str, Any]) -> float | None:
     """What one choice came to; None where training diverged, which a grid may well find out."""
     try:
         metrics = run_step(step, **options).metrics
-    except MbertError as error:
-        if error.code != DIVERGED:
-            raise
+    except DivergedError:
         return None
     score: float = metrics["dev"][metrics["primary"]]
     return score
@@ -97,8 +94,8 @@ def _best(tried: Sequence[dict[str, Any]], row: Row) -> Values:
     """The values with the best dev score, the first of equals; raises M067 where all diverged."""
     if not tried:
         return {}
-    scored = [one for one in tried if one["dev"] is not None]
-    if not scored:
+    best = best_trial([trial["dev"] for trial in tried])
+    if best is None:
         raise MbertError(
             "M067",
             f'with every value of the grid the training of "{row.name}" diverged',
@@ -106,8 +103,8 @@ def _best(tried: Sequence[dict[str, Any]], row: Row) -> Values:
             allowed="At least one choice of values that can be trained.",
             fix="Smaller learning rates, for instance: --grid phases.prediction.learning_rate=1e-5,3e-5",
         )
-    best: Values = max(scored, key=lambda one: one["dev"])["values"]
-    return best
+    values: Values = tried[best]["values"]
+    return values
 
 
 def _say(name: str, up_to_date: bool, reporter: Reporter) -> None:

@@ -1,12 +1,12 @@
-"""The comparison as text: one table a task, what it leaves open in lines below, differences, and what grids tried."""
+"""The comparison as text: one table a task, remarks below it, differences, and what grids tried."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from microbert_cli.evaluation.compare.fairness import verdict
-from microbert_cli.text import escape_markdown
+from microbert_cli.text import escape_markdown, format_cells, markdown_table
 
-FORMS = {
+COLUMN_FORMATS = {
     "row": ("row", ""),
     "score": ("score", ".4f"),
     "spread": ("spread", ".4f"),
@@ -21,89 +21,81 @@ FORMS = {
     "seconds": ("train s", ",.1f"),
     "teacher_seconds": ("teacher s", ",.1f"),
 }
-COLUMNS = [title for title, _ in FORMS.values()]
-AVERAGED = ["row", "score", "spread", "retention", "tasks"]
+COLUMNS = [heading for heading, _ in COLUMN_FORMATS.values()]
+FORMATS = {name: form for name, (_, form) in COLUMN_FORMATS.items()}
+AVERAGE_FORMATS = {"row": "", "score": ".4f", "spread": ".4f", "retention": ".1%", "tasks": ""}
+AVERAGED = list(AVERAGE_FORMATS)
+AVERAGE = "Spread: standard deviation over seeds of the mean over tasks, where all tasks have the same seeds."
+DIFFERENCES = ["row", "against", "difference of means", "seed by seed: mean ± sd (seeds)", "which is"]
 
 
 def title(task: str, section: Mapping[str, Any]) -> str:
-    """What a table is about."""
+    """Returns the heading of a task's table."""
     return f"{task}, {section['primary']} on dev"
 
 
 def lines(section: Mapping[str, Any]) -> list[list[str]]:
-    """The rows of one task as text: those compared, the teacher, the commonest class."""
-    last: list[dict[str, Any]] = [{"row": "commonest class", "score": section["majority"]}]
+    """Returns the rows of one task as text: those compared, the teacher, the commonest class."""
+    references: list[dict[str, Any]] = [{"row": "commonest class", "score": section["majority"]}]
     if section["teacher"]:
-        last.insert(0, {**section["teacher"], "row": "teacher"})
-    return [_cells(row) for row in [*section["rows"], *last]]
+        references.insert(0, {**section["teacher"], "row": "teacher"})
+    return [_cells(row) for row in [*section["rows"], *references]]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as text; what was not measured stays empty."""
     values = {**row, "n": len(row["by_seed"]) if "by_seed" in row else None}
     if row.get("chosen"):
-        values["row"] = f"{row['row']} ({', '.join(f'{_short(key)} {value}' for key, value in row['chosen'].items())})"
-    return ["" if values.get(key) is None else format(values[key], form) for key, (_, form) in FORMS.items()]
+        values["row"] = f"{row['row']} ({', '.join(f'{_short_key(key)} {value}' for key, value in row['chosen'].items())})"
+    return format_cells(values, FORMATS)
 
 
-def _short(key: str) -> str:
-    """What a person calls a key: `learning_rate`, and of a loss `soft_target.temperature`."""
+def _short_key(key: str) -> str:
+    """Returns the end of a recipe key that names it well enough: `learning_rate`, `soft_target.temperature` of a loss."""
     return key.partition(".losses.")[2] or key.rpartition(".")[2]
 
 
 def average_lines(average: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The mean over tasks as text."""
-    forms = {"row": "", "score": ".4f", "spread": ".4f", "retention": ".1%", "tasks": ""}
-    return [["" if row.get(k) is None else format(row[k], form) for k, form in forms.items()] for row in average]
+    """Returns the mean over tasks as text."""
+    return [format_cells(row, AVERAGE_FORMATS) for row in average]
 
 
 def differences_lines(section: Mapping[str, Any]) -> list[list[str]]:
-    """Differences as text."""
-    found = []
-    for one in section["differences"]:
-        paired = one["paired"] or {}
-        spread = "" if paired.get("spread") is None else f" ± {paired['spread']:.4f}"
-        told = f"{paired['mean']:+.4f}{spread} ({paired['seeds']})" if paired else ""
-        found.append([one["row"], one["against"], f"{one['difference']:+.4f}", told, verdict(one)])
-    return found
+    """Returns the differences between rows as text."""
+    return [_difference_cells(difference) for difference in section["differences"]]
 
 
-DIFFERENCES = ["row", "against", "difference of means", "seed by seed: mean ± sd (seeds)", "which is"]
+def _difference_cells(difference: Mapping[str, Any]) -> list[str]:
+    paired = difference["paired"] or {}
+    spread = "" if paired.get("spread") is None else f" ± {paired['spread']:.4f}"
+    by_seed = f"{paired['mean']:+.4f}{spread} ({paired['seeds']})" if paired else ""
+    return [difference["row"], difference["against"], f"{difference['difference']:+.4f}", by_seed, verdict(difference)]
 
 
 def as_markdown(metrics: Mapping[str, Any]) -> str:
-    """The whole comparison."""
+    """Returns the whole comparison in Markdown."""
     parts = ["# Comparison", *(part for task, section in metrics["tasks"].items() for part in _section(task, section))]
     if metrics["average"]:
-        parts += ["## Mean over the tasks", _markdown(AVERAGED, average_lines(metrics["average"])), AVERAGE]
+        parts += ["## Mean over the tasks", markdown_table(AVERAGED, average_lines(metrics["average"])), AVERAGE]
     if metrics["plot"]:
         parts.append(f"![Score against latency]({metrics['plot']})")
     return "\n\n".join(parts) + "\n"
 
 
-AVERAGE = "Spread: standard deviation over seeds of the mean over tasks, where all tasks have the same seeds."
-
-
 def _section(task: str, section: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {escape_markdown(title(task, section))}"
-    yield _markdown(COLUMNS, lines(section))
+    yield markdown_table(COLUMNS, lines(section))
     yield "\n".join(f"- {escape_markdown(remark)}" for remark in section["remarks"])
     if section["differences"]:
         yield "### Differences"
-        yield _markdown(DIFFERENCES, differences_lines(section))
-    tried = [(row, one) for row in section["rows"] for one in row["tried"]]
-    if tried:
+        yield markdown_table(DIFFERENCES, differences_lines(section))
+    trials = [_trial_cells(row, trial) for row in section["rows"] for trial in row["tried"]]
+    if trials:
         yield "### What the grid tried"
         yield "On dev, with the first seed alone; the best of each row (the first of equals) was then run with all seeds."
-        yield _markdown(["row", "values", "dev", ""], [_trial(row, one) for row, one in tried])
+        yield markdown_table(["row", "values", "dev", ""], trials)
 
 
-def _trial(row: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
-    values = ", ".join(f"{key} = {value}" for key, value in one["values"].items())
-    score = "diverged" if one["dev"] is None else f"{one['dev']:.4f}"
-    return [row["row"], values, score, "chosen" if one["values"] == row["chosen"] else ""]
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    body = [columns, ["---"] * len(columns), *([escape_markdown(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in body)
+def _trial_cells(row: Mapping[str, Any], trial: Mapping[str, Any]) -> list[str]:
+    values = ", ".join(f"{key} = {value}" for key, value in trial["values"].items())
+    score = "diverged" if trial["dev"] is None else f"{trial['dev']:.4f}"
+    return [row["row"], values, score, "chosen" if trial["values"] == row["chosen"] else ""]

@@ -17,7 +17,7 @@ from microbert_cli.data.corpus.blocks import Blocks, BlockSettings, cut_blocks, 
 from microbert_cli.data.corpus.documents import BUILT_IN_CORPUS, CORPUS_SUFFIXES, read_documents
 from microbert_cli.data.task_data import TaskData, find_task
 from microbert_cli.data.tokenized import TokenizedExamples
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import MbertError, RowsMissingError
 from microbert_cli.hub import is_hub_id, unreachable
 from microbert_cli.models import factory
 from microbert_cli.models.find import cached_model, find_model
@@ -175,9 +175,9 @@ class DoctorContext:
         recipe = step.resolved.recipe
         try:
             return self.seen.task(recipe, splits)[0]
-        except MbertError as error:
-            from_hub = error.code == "M250" and not self.offline and recipe.data.folder is None
-            if from_hub and find_task(recipe, self.catalog).hub is not None:
+        except RowsMissingError:
+            may_ask_hub = not self.offline and recipe.data.folder is None
+            if may_ask_hub and find_task(recipe, self.catalog).hub is not None:
                 raise Later("the rows come from the Hub") from None
             raise
 

@@ -29,9 +29,10 @@ NEVER = 1e9  # seconds
 
 @dataclass(frozen=True)
 class StepTrial:
-    """A phase about to take its first step."""
+    """A phase about to take its first step; `table` of the recipe holds its numbers."""
 
     name: str
+    table: str
     training: Training
     objective: Objective
     batch: Batch
@@ -73,7 +74,7 @@ def take_step(trial: StepTrial) -> float:
         raise _Enough
 
     plan = TrainingPlan(
-        trial.name, 2, spec.learning_rate, optimizer=spec.optimizer, schedule="constant", warmup=0.0,
+        trial.name, 2, spec.learning_rate, trial.table, optimizer=spec.optimizer, schedule="constant", warmup=0.0,
         weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm, checkpoint_seconds=NEVER,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

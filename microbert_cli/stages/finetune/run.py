@@ -87,6 +87,7 @@ class _Trainer:
         model = how.place(loaded.model)
         phase = Phase(
             name=STAGE.name,
+            table="finetune",
             training=self.recipe.finetune,
             rows=rows,
             learning_rates=self.recipe.finetune.learning_rates,

@@ -116,7 +116,7 @@ def _train(
         return _mean_losses(objective, [make(held, rows, -1 - i) for i, rows in enumerate(groups)])
 
     before = heldout()
-    plan = make_plan(STAGE.name, spec, blocks.lengths, drop_last=reference, seed=recipe.seed)
+    plan = make_plan(STAGE.name, spec, blocks.lengths, table="general", drop_last=reference, seed=recipe.seed)
     if objective.progressive is not None:
         check_step_count(plan.steps, objective.progressive.layers)
     trained = train(

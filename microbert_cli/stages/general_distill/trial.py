@@ -30,4 +30,4 @@ def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
             check_length(recipe.corpus.max_length, model.config, where="corpus.max_length")
         with case.blocks(step) as blocks:
             batch = batch_maker(recipe, pupil.tokenizer, blocks)(blocks, np.arange(min(ROWS, len(blocks))), 0)
-        yield StepTrial("general-distill", recipe.general, objective, on_device(batch, objective.numerics.device))
+        yield StepTrial("general-distill", "general", recipe.general, objective, on_device(batch, objective.numerics.device))

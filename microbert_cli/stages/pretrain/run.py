@@ -140,7 +140,7 @@ def _train(
         groups = batches_by_length(held.lengths, batch_size=spec.batch_size)
         return masked_lm_scores(model, [masked(held.batch(rows), -1 - i) for i, rows in enumerate(groups)])
 
-    plan = make_plan(STAGE.name, spec, blocks.lengths, seed=recipe.seed)
+    plan = make_plan(STAGE.name, spec, blocks.lengths, table="pretrain", seed=recipe.seed)
     trained = train(
         objective, batches, plan, directory=directory, seed=recipe.seed, score=heldout, primary="accuracy", reporter=reporter
     )

@@ -34,4 +34,4 @@ def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
             masks = Masking(known.tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens)
             batch = masks.draw(blocks.batch(np.arange(min(ROWS, len(blocks)))), 0)
         objective = Objective(make_terms({"masked_lm": (1.0, {})}, case.catalog), how.place(model), numerics=how)
-        yield StepTrial("pretrain", spec, objective, on_device(batch, how.device))
+        yield StepTrial("pretrain", "pretrain", spec, objective, on_device(batch, how.device))

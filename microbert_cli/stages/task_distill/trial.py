@@ -26,4 +26,4 @@ def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
             torch.manual_seed(recipe.seed)
             objective = phase.objective(model).to(distiller.device)
             batch = first_batch(phase.rows, loaded.tokenizer, recipe, distiller.device, pad_to=phase.pad_to)
-            yield StepTrial(phase.name, phase.training, objective, batch)
+            yield StepTrial(phase.name, phase.table, phase.training, objective, batch)
