@@ -13,7 +13,7 @@ from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.execute import explain, output_state
 from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.errors import MbertError
-from microbert_cli.evaluation.compare.grid_search import check_grid, parse_grid, told, trials_of
+from microbert_cli.evaluation.compare.grid_search import check_grid, describe_values, parse_grid, trials_of
 from microbert_cli.evaluation.compare.rows import COMPARISON, ComparisonPlan, Row, kind_of, lengths, plan_rows, seeds_of
 from microbert_cli.recipe.resolve import Resolved
 from microbert_cli.runs.stage_inputs import RUNS
@@ -186,6 +186,6 @@ def _show(metrics: dict[str, Any], common: CommonOptions, root: Path) -> None:
             show_table("", table.DIFFERENCES, table.differences_lines(section))
         for row in section["rows"]:
             for one in row["tried"]:
-                show(f"tried: {row['row']}, {told(one['values'])}: {one['dev']}")
+                show(f"tried: {row['row']}, {describe_values(one['values'])}: {one['dev']}")
     if metrics["average"]:
         show_table("mean over the tasks", table.AVERAGED, table.average_lines(metrics["average"]))

@@ -1,4 +1,4 @@
-"""Rows of a task: one or two texts, a label or none, where they came from. And the one way a table becomes rows."""
+"""Examples of a task, with one or two texts and a label or none, and how they are read from a table."""
 
 import hashlib
 import math
@@ -17,7 +17,7 @@ from microbert_cli.text import is_valid_text
 
 @dataclass(frozen=True)
 class Examples:
-    """What a model is trained and measured on.
+    """The rows that a model is trained or scored on.
 
     texts        one or two strings a row
     labels       class ids, or scores; None = hidden
@@ -46,7 +46,7 @@ class Examples:
         return len(self.texts)
 
     def take(self, indices: Iterable[int]) -> "Examples":
-        """The rows at these positions, in this order."""
+        """Returns the rows at these positions, in this order."""
         order = [int(i) for i in indices]
 
         def pick(column: Any) -> Any:
@@ -55,7 +55,7 @@ class Examples:
         return Examples(pick(self.texts), pick(self.labels), pick(self.ids), pick(self.augmented), pick(self.source))
 
     def limit(self, count: int | None, seed: int = 0) -> "Examples":
-        """At most `count` rows, drawn by the seed, in the order of the file; all rows for None."""
+        """Returns at most `count` rows, drawn by the seed, in the order of the file; all rows for None."""
         if count is None or count >= len(self):
             return self
         import numpy as np
@@ -82,17 +82,17 @@ def from_table(
     row_id: Sequence[str] = (),
     reporter: Reporter = SILENT,
 ) -> Examples:
-    """A table as rows of the task.
+    """Reads a table as rows of the task.
 
     columns  logical name -> name or position in the table, where they differ
     row_id   the column that names a row: the first of these that is there
     The label column may be missing in test splits alone. Raises M253 (no such column), M351 (label), M352 (text), M359, M373.
     """
-    real = {name: name for name in (*task.text, task.label.column)} | dict(columns or {})
-    texts = _texts(table, task, real, reporter)
+    column_names = {name: name for name in (*task.text, task.label.column)} | dict(columns or {})
+    texts = _texts(table, task, column_names, reporter)
     labels = None
-    if table.find(real[task.label.column]) is not None or not split.startswith("test"):
-        labels = read_labels(table.column(real[task.label.column]), task, table.where)
+    if table.find(column_names[task.label.column]) is not None or not split.startswith("test"):
+        labels = read_labels(table.column(column_names[task.label.column]), task, table.where)
     if labels is None and split == "train":
         raise _no_labels(table)
     ids = table.find(row_id)
@@ -100,13 +100,13 @@ def from_table(
 
 
 def unlabelled(table: Table, task: Task, reporter: Reporter = SILENT) -> Examples:
-    """A table's texts as rows of the task; its labels, if it has any, are not looked at. Raises M253, M352, M373."""
+    """Reads a table's texts as rows of the task, without labels. Raises M253, M352, M373."""
     return Examples(_texts(table, task, {name: name for name in task.text}, reporter))
 
 
-def _texts(table: Table, task: Task, real: Mapping[str, ColumnName], reporter: Reporter) -> list[tuple[str, ...]]:
-    columns = [table.column(real[name]) for name in task.text]
-    empty = 0
+def _texts(table: Table, task: Task, column_names: Mapping[str, ColumnName], reporter: Reporter) -> list[tuple[str, ...]]:
+    columns = [table.column(column_names[name]) for name in task.text]
+    empty_count = 0
     for name, column in zip(task.text, columns, strict=True):
         for row, text in enumerate(column):
             if not isinstance(text, str):
@@ -116,11 +116,11 @@ def _texts(table: Table, task: Task, real: Mapping[str, ColumnName], reporter: R
             if not text or text.isspace():
                 if not task.allow_empty:
                     raise _bad_text(f'the text in column "{name}" is empty', table.where(row))
-                empty += 1
+                empty_count += 1
             elif not text.isascii() and not is_valid_text(text):
                 raise _bad_text(f'the text in column "{name}" holds half a character (a lone surrogate)', table.where(row))
-    if empty:
-        reporter.warn(f"{table.place}: {empty} empty texts, as the official files have them")
+    if empty_count:
+        reporter.warn(f"{table.place}: {empty_count} empty texts, as the official files have them")
     return list(zip(*columns, strict=True))
 
 
@@ -133,7 +133,7 @@ def read_labels(values: Sequence[Any], task: Task, where: Where) -> Labels | Non
 
 
 def plain(value: Any) -> str:
-    """A label as text: 1.0 is "1", true is "true", what is not there is empty."""
+    """Returns a cell of a label column as text: 1.0 is "1", true is "true", a missing value is empty."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""A user's own files as a task: the training file shows what the label is, and every conclusion is said aloud."""
+"""A user's own files as a task: what the label is follows from the training file, and is noted for the user."""
 
 import hashlib
 import re
@@ -33,7 +33,7 @@ def own_task(
     name: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Task:
-    """A task from files and column names alone.
+    """Makes a task from files and column names alone.
 
     labels  the classes in the order of the model's outputs; None: the training file shows them
     kind    "score" for regression, "classes"; None: likewise
@@ -52,14 +52,14 @@ def own_task(
 
 
 def complete(task: Task, reporter: Reporter = SILENT) -> Task:
-    """The task with what its training file shows about the label: sorted names, whole numbers in order, or a score.
+    """Returns the task with its label inferred from the training file: sorted names, whole numbers in order, or a score.
 
     Numbers with fractions, or more than 20 different ones, are a score. A task that is complete comes back as it is.
     """
     if task.kind.is_complete or task.files is None:
         return task
     table = _labelled_table(task)
-    kind, names = _infer(table, task)
+    kind, names = _infer_kind(table, task)
     conclusion = f"has the classes {', '.join(names)}" if names else "is a score"
     reporter.note(f'task {task.name}: column "{task.label.column}" {conclusion}')
     label = Label(column=task.label.column, names=names or None, kind=kind, range=task.label.range)
@@ -67,16 +67,16 @@ def complete(task: Task, reporter: Reporter = SILENT) -> Task:
 
 
 def own_rows(task: Task, split: str, reporter: Reporter = SILENT) -> Examples:
-    """The rows of a user's own split. Without a dev file part of train is held out, chosen by the hash of the text."""
+    """Reads a split of a user's own files. Without a dev file part of train is held out, chosen by the hash of the text."""
     assert task.files is not None
     if path := task.files.path(split):
         rows = from_table(read_table(path), task, split, reporter=reporter)
         if split == "train" and task.files.dev is None:
-            rows = rows.take(_halves(rows, path)[0])
+            rows = rows.take(_train_and_dev(rows, path)[0])
             reporter.note(f"task {task.name}: no dev file, so a part of {path.name} is held out: {len(rows)} rows remain")
     elif split == "dev" and (path := task.files.train):
         everything = from_table(read_table(path), task, "train", reporter=reporter)
-        rows = everything.take(_halves(everything, path)[1])
+        rows = everything.take(_train_and_dev(everything, path)[1])
     else:
         raise _no_file(task, split)
     if split == "train" and rows.labels is not None:
@@ -84,7 +84,7 @@ def own_rows(task: Task, split: str, reporter: Reporter = SILENT) -> Examples:
     return rows
 
 
-def _halves(rows: Examples, path: Path) -> tuple[list[int], list[int]]:
+def _train_and_dev(rows: Examples, path: Path) -> tuple[list[int], list[int]]:
     train, dev = held_out(rows.texts)
     if not train or not dev:
         raise MbertError(
@@ -98,25 +98,25 @@ def _halves(rows: Examples, path: Path) -> tuple[list[int], list[int]]:
 
 
 def held_out(texts: Sequence[tuple[str, ...]]) -> tuple[list[int], list[int]]:
-    """Positions of (train, dev): a tenth of the rows is dev, or 50 rows if that is more and no more than a third.
+    """Returns the positions of train and dev rows: a tenth is dev, or 50 rows if that is more and no more than a third.
 
-    Rows of equal text (but for case and space) stay together, and who goes where depends on the texts alone.
+    Rows of equal text (but for case and space) stay together. The split depends on the texts alone, not on their order.
     """
-    hashes = [_hash(row) for row in texts]
+    hashes = [_text_hash(row) for row in texts]
     sizes = Counter(hashes)
-    wanted = max(round(HELD_OUT * len(texts)), min(FEWEST_HELD_OUT, int(LARGEST_SHARE * len(texts))))
+    wanted_size = max(round(HELD_OUT * len(texts)), min(FEWEST_HELD_OUT, int(LARGEST_SHARE * len(texts))))
     dev: set[bytes] = set()
-    taken = 0
+    size = 0
     for key in sorted(sizes):
-        if taken >= wanted:
+        if size >= wanted_size:
             break
         dev.add(key)
-        taken += sizes[key]
+        size += sizes[key]
     train = [i for i, key in enumerate(hashes) if key not in dev]
     return train, [i for i, key in enumerate(hashes) if key in dev]
 
 
-def _hash(texts: tuple[str, ...]) -> bytes:
+def _text_hash(texts: tuple[str, ...]) -> bytes:
     same = "\x1f".join(" ".join(text.split()).casefold() for text in texts)
     return hashlib.sha256(same.encode()).digest()
 
@@ -129,7 +129,7 @@ def _labelled_table(task: Task) -> Table:
     return read_table(path)
 
 
-def _infer(table: Table, task: Task) -> tuple[KindName, tuple[str, ...]]:
+def _infer_kind(table: Table, task: Task) -> tuple[KindName, tuple[str, ...]]:
     for name in task.text:
         table.column(name)
     values = [plain(value) for value in table.column(task.label.column)]

@@ -1,4 +1,4 @@
-"""The model to beat before any network is worth its cost: logistic or ridge regression on TF-IDF of words and word pairs."""
+"""The linear baseline: logistic or ridge regression on TF-IDF of words and word pairs."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from microbert_cli.recipe.task import Task
 
 
 def linear_baseline(task: Task, train: Examples, dev: Examples, *, seed: int = 0) -> dict[str, float]:
-    """The task's metrics of a linear model on TF-IDF of words and word pairs; the texts of a pair are joined by a bar.
+    """Returns the task's metrics of a linear model on TF-IDF features; the texts of a pair are joined by a bar.
 
     Features that fewer than two training rows have are dropped; regularisation is scikit-learn's default.
     """

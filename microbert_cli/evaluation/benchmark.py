@@ -1,7 +1,7 @@
-"""Speed of several models side by side: latency of one sequence, throughput of batches, measured in turn.
+"""Speed of several models: latency of one sequence and throughput of batches, measured in turn.
 
-A machine's speed changes from minute to minute: neighbours, heat, other processes. So models are not measured one after
-another; in every round each has its turn, A B C A B C, and the medians compared went through the same weather.
+A machine's speed changes from minute to minute: heat, other processes, other virtual machines. So models are not measured one
+after another: in every round each runs once, A B C A B C, and all medians were measured under the same conditions.
 """
 
 import os
@@ -17,12 +17,12 @@ from microbert_cli.reporter import SILENT, Reporter
 
 Batch = Mapping[str, Any]
 WARMUP_ROUNDS, WARMUP_PASSES = 3, 1  # not counted
-BUSY = 0.5  # load per core, before we start, from which a measurement deserves a warning
+BUSY = 0.5  # load per core before the measurement, above which a warning is given
 
 
 @dataclass(frozen=True)
 class TimedModel:
-    """A model that takes part: `answer` runs it on a batch; its own tokenizer made the batches from the same texts.
+    """A model to time: `answer` runs it on a batch, which its own tokenizer made from the same texts.
 
     single   batches of one row, for latency
     batches  larger ones, for throughput
@@ -35,7 +35,7 @@ class TimedModel:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of one model.
+    """The speed of one model.
 
     latency_ms      median time of one sequence, in milliseconds; latency_p90_ms: nine in ten are faster
     throughput      sequences a second, of the median pass over all batches
@@ -84,7 +84,7 @@ def in_turn(
 
 
 def time_interleaved(
-    contestants: Mapping[str, TimedModel],
+    models: Mapping[str, TimedModel],
     *,
     rounds: int = 50,
     passes: int = 5,
@@ -92,36 +92,40 @@ def time_interleaved(
     clock: Callable[[], float] = time.perf_counter,
     reporter: Reporter = SILENT,
 ) -> Timings:
-    """Measures latency and throughput of all contestants in one interleaved run.
+    """Measures latency and throughput of all models in one interleaved run.
 
-    rounds   times each model answers a single row; the rows are gone through again and again, the same one for all
+    rounds   times each model answers a single row: the same row for all models in a round, rows repeated where they run out
     passes   times each model answers all its batches
-    warmup   rounds before that count for nothing; one pass is warmed up
-    Raises ValueError if there is nothing to run, or if contestants do not answer equally many rows.
+    warmup   rounds before that are not measured; of passes it is always one
+    Raises ValueError if there is nothing to run, or if models do not answer equally many rows.
     """
-    rows = _equal_rows(contestants)
+    rows = _row_count(models)
     load_before = load_average()
     # The first pass also warms allocators and thread pools for the widest batches, so it comes before the short calls.
-    whole = in_turn({name: _pass(each) for name, each in contestants.items()}, rounds=passes, warmup=WARMUP_PASSES, clock=clock)
-    short = in_turn({name: _single(each) for name, each in contestants.items()}, rounds=rounds, warmup=warmup, clock=clock)
-    some = next(iter(contestants.values()))
-    found = Timings(
-        speeds={name: _speed(short[name], whole[name], rows) for name in contestants},
+    pass_seconds = in_turn(
+        {name: _batch_pass(model) for name, model in models.items()}, rounds=passes, warmup=WARMUP_PASSES, clock=clock
+    )
+    row_seconds = in_turn(
+        {name: _single_row(model) for name, model in models.items()}, rounds=rounds, warmup=warmup, clock=clock
+    )
+    first = next(iter(models.values()))
+    timings = Timings(
+        speeds={name: _speed(row_seconds[name], pass_seconds[name], rows) for name in models},
         threads=torch.get_num_threads(),
         cores=cores(),
         rows=rows,
-        batch_size=max(_rows_of(batch) for batch in some.batches),
+        batch_size=max(_rows_of(batch) for batch in first.batches),
         rounds=rounds,
         passes=passes,
         load_before=load_before,
         load_after=load_average(),
     )
-    _warn_if_busy(found, reporter)
-    return found
+    _warn_if_busy(timings, reporter)
+    return timings
 
 
 def load_average() -> float | None:
-    """Processes that wanted a core in the last minute, on average; None where the system does not say."""
+    """Returns the load average over one minute; None where the system has none."""
     try:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):
@@ -129,21 +133,21 @@ def load_average() -> float | None:
 
 
 def cores() -> int:
-    """The processor cores that this process may use."""
+    """Returns the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _pass(contestant: TimedModel) -> Callable[[], object]:
+def _batch_pass(model: TimedModel) -> Callable[[], object]:
     def call() -> None:
-        for batch in contestant.batches:
-            contestant.answer(batch)
+        for batch in model.batches:
+            model.answer(batch)
 
     return call
 
 
-def _single(contestant: TimedModel) -> Callable[[], object]:
+def _single_row(model: TimedModel) -> Callable[[], object]:
     turn = iter(range(10**9))
-    return lambda: contestant.answer(contestant.single[next(turn) % len(contestant.single)])
+    return lambda: model.answer(model.single[next(turn) % len(model.single)])
 
 
 def _speed(short: Sequence[float], whole: Sequence[float], rows: int) -> Speed:
@@ -160,22 +164,22 @@ def _rows_of(batch: Batch) -> int:
     return len(batch["input_ids"])
 
 
-def _equal_rows(contestants: Mapping[str, TimedModel]) -> int:
-    counts = {sum(map(_rows_of, each.batches)) for each in contestants.values()}
-    singles = {len(each.single) for each in contestants.values()}
+def _row_count(models: Mapping[str, TimedModel]) -> int:
+    counts = {sum(map(_rows_of, each.batches)) for each in models.values()}
+    singles = {len(each.single) for each in models.values()}
     if len(counts) != 1 or len(singles) != 1 or 0 in counts | singles:
         raise ValueError(f"models must answer the same rows; they have {sorted(counts)} in batches, {sorted(singles)} single")
     return counts.pop()
 
 
-def _warn_if_busy(found: Timings, reporter: Reporter) -> None:
-    """Before we start, others alone make the load.
+def _warn_if_busy(timings: Timings, reporter: Reporter) -> None:
+    """Warns of a busy machine; the load before the measurement is that of other processes alone.
 
     On 2 cores, one of them taken by another process, torch answered with a 3 x 312 model in 4 ms on one thread and in
     260 to 390 ms on two, which wait for each other by spinning (10 ms under OMP_WAIT_POLICY=PASSIVE).
     """
-    if found.load_before is not None and found.load_before > BUSY * found.cores:
+    if timings.load_before is not None and timings.load_before > BUSY * timings.cores:
         reporter.warn(
-            f"the machine was busy when the measurement began (load {found.load_before} on {found.cores} cores): "
+            f"the machine was busy when the measurement began (load {timings.load_before} on {timings.cores} cores): "
             "torch's times may be many times too long; measure again when it is idle, or with OMP_NUM_THREADS=1"
         )

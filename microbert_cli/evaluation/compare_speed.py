@@ -21,7 +21,7 @@ ROWS, BATCH_SIZE, ROUNDS, PASSES = 256, 32, 30, 3
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """A model in the race: its name in the table, where it is, and how it runs: torch, one of onnx_model.FILES, or auto."""
+    """A model to time, with its name in the table; `precision` is "torch", "auto" or a key of `models.onnx.ONNX_FILES`."""
 
     name: str
     source: str
@@ -33,30 +33,30 @@ def benchmark_models(
     rounds: int = ROUNDS, passes: int = PASSES,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measures all entrants in one interleaved run on the task's dev rows; each tokenizes the same texts its own way.
+    """Measures all entrants in one interleaved run on the task's dev rows, each with its own tokenizer.
 
     Returns {"models": {name: parameters, bytes, flops, latency_ms, ...}, "conditions": {...}}; flops are those of one row of
     the mean length.
     """
-    opened = {e.name: open_predictor(e.source, data.task, precision=e.precision) for e in entrants}
-    contestants, told = {}, {}
+    opened = {entrant.name: open_predictor(entrant.source, data.task, precision=entrant.precision) for entrant in entrants}
+    timed_models, measured = {}, {}
     for entrant in entrants:
         model = opened[entrant.name]
         encoded = data.encode("dev", model, where=entrant.name)
-        chosen = np.arange(len(encoded))[:: max(1, len(encoded) // rows)][:rows]
-        pad = model.tokenizer.pad_token_id
-        lengths = np.asarray(encoded.lengths)[chosen]
-        contestants[entrant.name] = TimedModel(
+        positions = np.arange(len(encoded))[:: max(1, len(encoded) // rows)][:rows]
+        pad_id = model.tokenizer.pad_token_id
+        lengths = np.asarray(encoded.lengths)[positions]
+        timed_models[entrant.name] = TimedModel(
             answer=model.answers.logits,
-            single=[encoded.batch([int(i)], pad_id=pad) for i in chosen[:64]],
-            batches=[encoded.batch(chosen[i], pad_id=pad) for i in batches_by_length(lengths, batch_size=batch_size)],
+            single=[encoded.batch([int(i)], pad_id=pad_id) for i in positions[:64]],
+            batches=[encoded.batch(positions[i], pad_id=pad_id) for i in batches_by_length(lengths, batch_size=batch_size)],
         )
-        told[entrant.name] = _sizes(entrant, model, round(float(lengths.mean())))
-    found = time_interleaved(contestants, rounds=rounds, passes=passes, reporter=reporter)
-    for name, speed in found.speeds.items():
-        told[name] |= asdict(speed)
-    conditions = {key: value for key, value in asdict(found).items() if key != "speeds"}
-    return {"models": told, "conditions": conditions}
+        measured[entrant.name] = _sizes(entrant, model, round(float(lengths.mean())))
+    timings = time_interleaved(timed_models, rounds=rounds, passes=passes, reporter=reporter)
+    for name, speed in timings.speeds.items():
+        measured[name] |= asdict(speed)
+    conditions = {key: value for key, value in asdict(timings).items() if key != "speeds"}
+    return {"models": measured, "conditions": conditions}
 
 
 def _sizes(entrant: BenchmarkModel, model: Any, length: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def compute(
     *,
     reporter: Reporter = SILENT,
 ) -> dict[str, float]:
-    """The named metrics of n predictions; higher is better in all of them.
+    """Returns the named metrics of n predictions; higher is better in all of them.
 
     names        accuracy, f1 (of class 1), macro_f1, matthews, pearson, spearman; mean = the mean of the others
     predictions  class ids, or scores;  labels  the same
@@ -35,22 +35,22 @@ def compute(
         raise _hidden()
     if len(predictions) != len(labels) or not len(labels):
         raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
-    given, wanted = np.asarray(predictions, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    if not np.isfinite(given).all():
-        raise _not_finite(int((~np.isfinite(given)).sum()), len(given))
-    if set(names) & CORRELATIONS.keys() and _is_constant(given, wanted):
+    predicted, expected = np.asarray(predictions, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if not np.isfinite(predicted).all():
+        raise _not_finite(int((~np.isfinite(predicted)).sum()), len(predicted))
+    if set(names) & CORRELATIONS.keys() and _is_constant(predicted, expected):
         reporter.warn("all answers or all labels are equal: their correlation is undefined and reported as 0")
-    single = [name for name in names if name != MEAN]
-    if unknown := [name for name in single if name not in METRICS]:
+    named = [name for name in names if name != MEAN]
+    if unknown := [name for name in named if name not in METRICS]:
         raise _unknown(unknown[0])
-    scores = {name: METRICS[name](given, wanted) for name in single}
+    scores = {name: METRICS[name](predicted, expected) for name in named}
     if MEAN in names:
         scores[MEAN] = sum(scores.values()) / len(scores)
     return {name: scores[name] for name in names}
 
 
 def glue_score(scores: Mapping[str, float]) -> float | None:
-    """GLUE's one number: the mean over its nine tasks of the task's primary metric; None while one is missing.
+    """Returns the GLUE score: the mean over its nine tasks of the task's primary metric; None while one is missing.
 
     scores  primary metric by task name; "mnli" is the matched half, "mnli_mismatched" the other; their mean counts once
     """

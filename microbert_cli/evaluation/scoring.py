@@ -1,4 +1,4 @@
-"""What a model answers on a set of rows, and how good that is."""
+"""A model's logits on a set of rows, and the task's metrics of them."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -35,21 +35,21 @@ def logits_of(
 ) -> np.ndarray:
     """Logits [n, C] in the rows' order. `model` is a torch model, or anything with `logits(batch) -> [B, C]`.
 
-    Several processes take the batches in turns and tell each other: all have all answers, and the same as one alone gives.
+    Several processes share the batches and gather all logits, so every process returns what one alone would.
     """
     groups = batches_by_length(encoded.lengths, batch_size=batch_size)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    done = 0
+    outputs: list[tuple[np.ndarray, np.ndarray]] = []
+    rows_done = 0
     for number, indices in enumerate(groups):
         if number % distributed.world_size() == distributed.rank():
-            found.append((indices, _answer(model, encoded.batch(indices, pad_id=pad_id))))
-        done += len(indices)
-        reporter.progress(name, done, len(encoded))
-    answers: list[np.ndarray | None] = [None] * len(encoded)
-    for indices, rows in distributed.gather(found):
+            outputs.append((indices, _answer(model, encoded.batch(indices, pad_id=pad_id))))
+        rows_done += len(indices)
+        reporter.progress(name, rows_done, len(encoded))
+    logits: list[np.ndarray | None] = [None] * len(encoded)
+    for indices, rows in distributed.gather(outputs):
         for i, row in zip(indices, rows, strict=True):
-            answers[i] = row
-    return np.stack([row for row in answers if row is not None])
+            logits[i] = row
+    return np.stack([row for row in logits if row is not None])
 
 
 def _answer(model: Any, batch: dict[str, torch.Tensor]) -> np.ndarray:
@@ -66,7 +66,7 @@ def _answer(model: Any, batch: dict[str, torch.Tensor]) -> np.ndarray:
 
 
 def score(task: Task, logits: np.ndarray, rows: Examples) -> dict[str, float]:
-    """The task's official metrics; raises M260 where the labels are hidden."""
+    """Returns the task's metrics; raises M260 where the labels are hidden."""
     if rows.labels is None:
         raise MbertError(
             "M260",
@@ -79,24 +79,24 @@ def score(task: Task, logits: np.ndarray, rows: Examples) -> dict[str, float]:
 
 
 def majority_score(task: Task, labels: list[Any]) -> float:
-    """The primary metric of always answering the commonest class, or the mean score."""
+    """Returns the primary metric of always predicting the commonest class, or the mean score."""
     return metrics.compute(task.metrics, np.full(len(labels), task.kind.constant(labels)), labels)[task.primary]
 
 
 def predict_logits(
     data: TaskData, split: str, model: Any, loaded: "LoadedModel | Predictor", *, batch_size: int = EVALUATION_BATCH
 ) -> np.ndarray:
-    """The model's logits [n, C] on a split of a task."""
+    """Returns the model's logits [n, C] on a split of a task."""
     encoded = data.encode(split, loaded, where="model")
     pad_id = loaded.tokenizer.pad_token_id
     return logits_of(model, encoded, pad_id=pad_id, batch_size=batch_size, reporter=data.reporter)
 
 
 def score_split(data: TaskData, split: str, model: Any, loaded: "LoadedModel") -> dict[str, float]:
-    """The task's metrics of a model on a split."""
+    """Returns the task's metrics of a model on a split."""
     return score(data.task, predict_logits(data, split, model, loaded), data.rows[split])
 
 
 def majority_of_split(data: TaskData, split: str) -> float:
-    """The primary metric of always answering the commonest class of a split."""
+    """Returns the primary metric of always predicting the commonest class of a split."""
     return majority_score(data.task, list(data.rows[split].labels or []))

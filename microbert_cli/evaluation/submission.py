@@ -16,11 +16,11 @@ from microbert_cli.reporter import SILENT, Reporter
 TASKS = Path(__file__).parents[1] / "catalog" / "tasks"
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax")
 HEADER = "index\tprediction\n"
-EPOCH = (1980, 1, 1, 0, 0, 0)
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold: equal files make equal bytes
 
 
 def file_name(task: Task, split: str) -> str:
-    """The name of the split's file, such as MNLI-mm.tsv; raises M257 for a split that is not submitted."""
+    """Returns the name of the split's file, such as MNLI-mm.tsv; raises M257 for a split that is not submitted."""
     submission = _submission(task)
     if split not in submission.files:
         raise MbertError(
@@ -34,7 +34,7 @@ def file_name(task: Task, split: str) -> str:
 
 
 def format_predictions(task: Task, predictions: Iterable[Any]) -> list[str]:
-    """Class ids or scores as the server wants them: names, ids, or numbers within the range with three decimals."""
+    """Returns predictions as the server wants them: names, ids, or numbers within the range with three decimals."""
     form = _submission(task).labels
     return [task.kind.submission_text(prediction, form) for prediction in predictions]
 
@@ -58,38 +58,39 @@ def write_submission(
 def assemble_zip(
     files: Mapping[str, Path], out: Path, *, tasks: Sequence[Task] | None = None, reporter: Reporter = SILENT
 ) -> list[str]:
-    """A flat zip of all eleven files; returns the names of those that were missing and are filled with a constant.
+    """Writes a flat zip of all eleven files; returns the names of the missing ones, which are filled with a constant.
 
     files  file name, such as "RTE.tsv", -> the file `write_submission` made;  tasks  GLUE's ten unless given
     The same files give the same bytes. Raises M258 for a file that cannot be read, M259 for one that GLUE does not know,
     M362 for one of another form.
     """
-    wanted = _wanted(tasks or [load_task(TASKS / f"{name}.toml") for name in GLUE])
-    if unknown := [name for name in files if name not in wanted]:
-        raise _no_such_file(unknown[0], list(wanted))
-    contents = {name: _read(files[name], count, reporter) for name, (count, _) in wanted.items() if name in files}
-    missing = [name for name in wanted if name not in files]
+    expected = _expected_files(tasks or [load_task(TASKS / f"{name}.toml") for name in GLUE])
+    if unknown := [name for name in files if name not in expected]:
+        raise _no_such_file(unknown[0], list(expected))
+    contents = {name: _read(files[name], count, reporter) for name, (count, _) in expected.items() if name in files}
+    missing = [name for name in expected if name not in files]
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for name, (count, filler) in wanted.items():
+        for name, (count, filler) in expected.items():
             text = contents[name] if name in contents else constant(count, filler)
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             bundle.writestr(entry, text)
     for name in missing:
-        reporter.warn(f'{name} is missing: all its {wanted[name][0]} rows say "{wanted[name][1]}"')
+        reporter.warn(f'{name} is missing: all its {expected[name][0]} rows say "{expected[name][1]}"')
     return missing
 
 
 def constant(count: int, filler: str) -> str:
-    """A file whose every row says the same."""
+    """Returns the text of a file with the same prediction in every row."""
     return HEADER + "".join(f"{i}\t{filler}\n" for i in range(count))
 
 
-def _wanted(tasks: Sequence[Task]) -> dict[str, tuple[int, str]]:
-    """File name -> official number of rows and filler."""
-    found = [(task, _submission(task)) for task in tasks]
+def _expected_files(tasks: Sequence[Task]) -> dict[str, tuple[int, str]]:
+    """Returns the official number of rows and the filler of every file."""
     return {
-        name: (submission.rows[split], submission.filler) for _, submission in found for split, name in submission.files.items()
+        name: (submission.rows[split], submission.filler)
+        for submission in map(_submission, tasks)
+        for split, name in submission.files.items()
     }
 
 
@@ -130,11 +131,11 @@ def _submission(task: Task) -> Submission:
     return task.submission
 
 
-def _no_such_file(name: str, wanted: list[str]) -> MbertError:
+def _no_such_file(name: str, expected: list[str]) -> MbertError:
     return MbertError(
         "M259",
         f'"{name}" is no file of a GLUE submission',
         where="submission",
-        allowed=nearest(name, wanted),
+        allowed=nearest(name, expected),
         fix="Name the file as the server does.",
     )

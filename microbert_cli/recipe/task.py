@@ -1,4 +1,4 @@
-"""What a task is, as data: where its rows lie, which columns are text and label, how it is scored and submitted.
+"""The description of a task: sources of rows, text and label columns, metrics, submission.
 
 A task is one TOML file. `text` and `label.column` are LOGICAL names; `[hub.columns]` and `[folder.columns]` say what a
 source calls them where it calls them otherwise. Splits are train, dev, test, or any other name, such as
@@ -87,9 +87,9 @@ class FileSource(Strict):
         return path
 
     def path(self, split: str) -> Path | None:
-        """The file of a split, if one is named."""
-        found: Path | None = getattr(self, split, None) if split in FileSource.model_fields else None
-        return found
+        """Returns the file of a split, if one is named."""
+        file: Path | None = getattr(self, split, None) if split in FileSource.model_fields else None
+        return file
 
 
 class Label(Strict):
@@ -173,7 +173,7 @@ class Task(Strict):
             return values
         values = dict(values)
         label = values.get("label", {})
-        kind = str(label.kind if isinstance(label, Label) else _kind(label))
+        kind = str(label.kind if isinstance(label, Label) else _kind_of_label(label))
         metrics = values.get("metrics") or (kinds()[kind].default_metrics if kind in kinds() else ())
         first = metrics[0] if isinstance(metrics, list | tuple) and metrics else ""
         values |= {"metrics": metrics, "primary": values.get("primary") or first}
@@ -213,7 +213,7 @@ class Task(Strict):
 
 
 def load_task(source: str | Path | Mapping[str, Any], *, folder: Path | None = None) -> Task:
-    """A task from a TOML file, or from the tables themselves with paths relative to `folder`.
+    """Loads a task from a TOML file, or from the tables themselves with paths relative to `folder`.
 
     A task of a user's own files that leaves the label's names open is completed by `data.complete`.
     Raises M030 for everything that does not fit, M201 where there is no such file, M001 for what is not TOML.
@@ -229,7 +229,7 @@ def load_task(source: str | Path | Mapping[str, Any], *, folder: Path | None = N
     try:
         return Task.model_validate(values)
     except ValidationError as error:
-        raise combine_errors([_explain(dict(e), where) for e in error.errors()]) from None
+        raise combine_errors([_task_error(dict(e), where) for e in error.errors()]) from None
 
 
 def _split_file(value: Any) -> Any:
@@ -238,17 +238,17 @@ def _split_file(value: Any) -> Any:
     return {"files": value} if isinstance(value, list | tuple) else value
 
 
-def _kind(label: Any) -> Any:
+def _kind_of_label(label: Any) -> Any:
     if not isinstance(label, Mapping):
         return None
     return CLASSES if label.get("names") else label.get("kind")
 
 
-def _explain(error: Mapping[str, Any], where: str) -> MbertError:
+def _task_error(error: Mapping[str, Any], where: str) -> MbertError:
     parts = [str(part) for part in error["loc"]]
     key = ".".join(parts) or "task"
     if error["type"] == "extra_forbidden":
-        what, allowed = f'there is no key "{key}"', f"Known here: {nearest(parts[-1], _keys_beside(parts))}"
+        what, allowed = f'there is no key "{key}"', f"Known here: {nearest(parts[-1], _known_keys(parts))}"
     elif error["type"] == "missing":
         what, allowed = f'"{key}" is missing', "Every task names its text columns, its label, and a source of rows."
     else:
@@ -256,7 +256,7 @@ def _explain(error: Mapping[str, Any], where: str) -> MbertError:
     return MbertError("M030", what, where=f"{where}, {key}", allowed=allowed, fix="Start from one: mbert copy tasks rte")
 
 
-def _keys_beside(parts: list[str]) -> list[str]:
+def _known_keys(parts: list[str]) -> list[str]:
     tables: dict[str, type[Strict]] = {
         "hub": HubSource,
         "folder": FolderSource,

@@ -320,7 +320,7 @@ def test_a_difference_smaller_than_the_spread_is_told_as_none() -> None:
     assert list(found) == [("b", "a"), ("c", "a"), ("b without x", "a"), ("d", "a"), ("b without x", "b")]
     assert found["b", "a"]["paired"]["mean"] == pytest.approx(0.05) and found["b", "a"]["paired"]["spread"] < 1e-9
     assert [found[pair]["beyond_spread"] for pair in found] == [False, True, False, None, False]
-    assert list(fairness._untaught(rows, 0.6)) == [
+    assert list(fairness._below_majority(rows, 0.6)) == [
         "No better than the commonest class: a, b without x. They learnt nothing; differences from them show nothing."
     ]
     words = [line[-1] for line in table.differences_lines({"differences": list(found.values())})]
@@ -330,7 +330,7 @@ def test_a_difference_smaller_than_the_spread_is_told_as_none() -> None:
 
 @pytest.mark.parametrize("wanted", [[0.1] * 6, [0.95] * 6, [0.0, 0.5, 0.5, 0.5, 0.51, 1.0], [0.5]])
 def test_names_in_the_plot_do_not_overlap(wanted: list[float]) -> None:
-    found = plot._apart(wanted, 0.1, 0.05, 0.95)
+    found = plot._spread_out(wanted, 0.1, 0.05, 0.95)
     assert all(right - left >= 0.0999 for left, right in zip(found[:-1], found[1:], strict=True))
     assert all(0.0499 <= height <= 0.9501 for height in found)
 

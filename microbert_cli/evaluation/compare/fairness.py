@@ -1,4 +1,4 @@
-"""Whether rows can be compared, and by how much they differ: said in words beside the numbers, never left to the reader."""
+"""How much rows differ, and remarks on whether they can be compared at all."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -12,7 +12,7 @@ FEW_SEEDS = 3
 
 
 def differences(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each row against the first, and each ablation against the row it is one of.
+    """Compares each row with the first, and each ablation with the row that it is an ablation of.
 
     difference   of the means, in the metric's own unit
     paired       {"mean", "spread", "seeds"} of the differences seed by seed, over the seeds that both have
@@ -25,57 +25,65 @@ def differences(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _difference(row: Row, other: Row) -> dict[str, Any]:
-    apart = row["score"] - other["score"]
-    both = [seed for seed in row["by_seed"] if seed in other["by_seed"]]
-    each = [row["by_seed"][seed] - other["by_seed"][seed] for seed in both]
-    spreads = [one["spread"] for one in (row, other) if one["spread"] is not None]
-    paired = {"mean": mean(each), "spread": stdev(each) if len(each) > 1 else None, "seeds": len(each)} if each else None
-    beyond = abs(apart) > max(spreads) if len(spreads) == 2 else None
-    return {"row": row["row"], "against": other["row"], "difference": apart, "paired": paired, "beyond_spread": beyond}
+    difference = row["score"] - other["score"]
+    seeds = [seed for seed in row["by_seed"] if seed in other["by_seed"]]
+    differences = [row["by_seed"][seed] - other["by_seed"][seed] for seed in seeds]
+    spreads = [side["spread"] for side in (row, other) if side["spread"] is not None]
+    paired = {"mean": mean(differences), "spread": None, "seeds": len(differences)} if differences else None
+    if paired and len(differences) > 1:
+        paired["spread"] = stdev(differences)
+    beyond_spread = abs(difference) > max(spreads) if len(spreads) == 2 else None
+    return {
+        "row": row["row"],
+        "against": other["row"],
+        "difference": difference,
+        "paired": paired,
+        "beyond_spread": beyond_spread,
+    }
 
 
-def verdict(found: Mapping[str, Any]) -> str:
-    """A difference in words."""
-    if found["beyond_spread"] is None:
+def verdict(difference: Mapping[str, Any]) -> str:
+    """Returns a difference in words."""
+    if difference["beyond_spread"] is None:
         return "one seed: cannot be told from chance"
-    return "larger than the spread" if found["beyond_spread"] else "within the spread: no difference is shown"
+    return "larger than the spread" if difference["beyond_spread"] else "within the spread: no difference is shown"
 
 
 def remarks(rows: Sequence[Row], *, majority: float, machine: Mapping[str, Any] | None = None) -> list[str]:
-    """What a reader must know about the fairness of these rows, a line each."""
+    """Returns what a reader must know before comparing these rows, a line each."""
     return [
-        *_untaught(rows, majority),
-        *_same("Training or dev rows differ", rows, "data"),
-        *_same("Augmentation differs", rows, "augmented", lambda row: "with" if row["about"]["augmented"] else "without"),
-        *_same("Transfer sets differ", rows, "transfer", _texts),
-        *_same("Teachers differ", [row for row in rows if row["about"]["teacher"]], "teacher"),
-        *_same("Student shapes differ", rows, "shape", lambda row: f"{row['parameters']:,} parameters"),
-        *_same("Students start from different weights", rows, "start", lambda row: row["about"]["from"]),
+        *_below_majority(rows, majority),
+        *_group_by("Training or dev rows differ", rows, "data"),
+        *_group_by("Augmentation differs", rows, "augmented", lambda row: "with" if row["about"]["augmented"] else "without"),
+        *_group_by("Transfer sets differ", rows, "transfer", _transfer_rows),
+        *_group_by("Teachers differ", [row for row in rows if row["about"]["teacher"]], "teacher"),
+        *_group_by("Student shapes differ", rows, "shape", lambda row: f"{row['parameters']:,} parameters"),
+        *_group_by("Students start from different weights", rows, "start", lambda row: row["about"]["from"]),
         *_budgets(rows),
         *_seeds(rows),
-        *_teachers_answers(rows),
-        *_speeds(rows, machine),
+        *_teacher_outputs(rows),
+        *_timing(rows, machine),
         "Scores are those of the dev rows on which checkpoints, learning rates and grids were chosen; test rows were not read.",
     ]
 
 
-def _untaught(rows: Sequence[Row], majority: float) -> Iterator[str]:
+def _below_majority(rows: Sequence[Row], majority: float) -> Iterator[str]:
     if poor := [row for row in rows if row["score"] <= majority]:
         yield f"No better than the commonest class: {_names(poor)}. They learnt nothing; differences from them show nothing."
 
 
-def _same(what: str, rows: Sequence[Row], key: str, shown: Callable[[Row], str] | None = None) -> Iterator[str]:
+def _group_by(topic: str, rows: Sequence[Row], key: str, describe: Callable[[Row], str] | None = None) -> Iterator[str]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(digest(row["about"][key]), []).append(row)
     if len(groups) > 1:
-        told = [f"{_names(group)}{f' ({shown(group[0])})' if shown else ''}" for group in groups.values()]
-        yield f"{what}: {'; '.join(told)}."
+        parts = [f"{_names(group)}{f' ({describe(group[0])})' if describe else ''}" for group in groups.values()]
+        yield f"{topic}: {'; '.join(parts)}."
 
 
-def _texts(row: Row) -> str:
-    found = row["about"]["transfer"]
-    return f"{found['rows']:,} texts" if found else "none"
+def _transfer_rows(row: Row) -> str:
+    transfer = row["about"]["transfer"]
+    return f"{transfer['rows']:,} texts" if transfer else "none"
 
 
 def _names(rows: Sequence[Row]) -> str:
@@ -83,8 +91,8 @@ def _names(rows: Sequence[Row]) -> str:
 
 
 def _budgets(rows: Sequence[Row]) -> Iterator[str]:
-    """Steps and rows a seed saw, and how many choices were tried for it."""
-    for key, what in (
+    """Yields a line where rows differ in steps, in rows seen, or in how many values were tried."""
+    for key, topic in (
         ("steps", "Budgets differ, optimiser steps of a seed"),
         ("rows_seen", "Budgets differ, rows seen by a seed"),
         ("rates_tried", "Learning rates tried differ"),
@@ -93,37 +101,40 @@ def _budgets(rows: Sequence[Row]) -> Iterator[str]:
         groups: dict[Any, list[Row]] = {}
         for row in rows:
             groups.setdefault(row[key], []).append(row)
-        told = [f"{_names(group)} {'not counted' if v is None else format(v, ',')}" for v, group in groups.items()]
+        parts = [f"{_names(group)} {'not counted' if v is None else format(v, ',')}" for v, group in groups.items()]
         if len(groups) > 1:
-            yield f"{what}: {'; '.join(told)}."
+            yield f"{topic}: {'; '.join(parts)}."
 
 
 def _seeds(rows: Sequence[Row]) -> Iterator[str]:
     fewest = min(len(row["by_seed"]) for row in rows)
     if fewest < FEW_SEEDS:
-        few = [row for row in rows if len(row["by_seed"]) < FEW_SEEDS]
-        yield f"Fewer than {FEW_SEEDS} seeds ({_names(few)}): the spread says little, and small differences nothing."
+        short = [row for row in rows if len(row["by_seed"]) < FEW_SEEDS]
+        yield f"Fewer than {FEW_SEEDS} seeds ({_names(short)}): the spread says little, and small differences nothing."
     if any(set(a["by_seed"]) != set(b["by_seed"]) for a, b in combinations(rows, 2)):
-        told = [f"{row['row']} {', '.join(row['by_seed'])}" for row in rows]
-        yield f"Seeds differ: {'; '.join(told)}."
+        parts = [f"{row['row']} {', '.join(row['by_seed'])}" for row in rows]
+        yield f"Seeds differ: {'; '.join(parts)}."
 
 
-def _teachers_answers(rows: Sequence[Row]) -> Iterator[str]:
+def _teacher_outputs(rows: Sequence[Row]) -> Iterator[str]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if row.get("teacher_answers"):
             groups.setdefault(row["teacher_answers"], []).append(row)
-    ways = {
+    descriptions = {
         "cache": "from the cache (no time of it in the table)",
         "asked first": "asked before training (teacher s)",
         "batch by batch": "asked batch by batch (in train s)",
     }
-    told = [f"{_names(group)}: {' and '.join(ways[way] for way in how.split(', '))}" for how, group in groups.items()]
-    if told:
-        yield f"The teacher's answers: {'; '.join(told)}."
+    parts = [
+        f"{_names(group)}: {' and '.join(descriptions[source] for source in answers.split(', '))}"
+        for answers, group in groups.items()
+    ]
+    if parts:
+        yield f"The teacher's answers: {'; '.join(parts)}."
 
 
-def _speeds(rows: Sequence[Row], machine: Mapping[str, Any] | None) -> Iterator[str]:
+def _timing(rows: Sequence[Row], machine: Mapping[str, Any] | None) -> Iterator[str]:
     if machine:
         yield (
             "Latency (one row) and rows/s: one interleaved run of one model of each shape, the best seed of its first row; "

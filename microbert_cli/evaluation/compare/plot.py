@@ -17,7 +17,7 @@ Point = tuple[float, float]
 
 
 def draw(metrics: Mapping[str, Any], path: Path) -> None:
-    """Writes the plot; the ending of `path` says in which form. Needs matplotlib."""
+    """Draws the plot and saves it in the format of `path`'s suffix. Needs matplotlib."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -28,7 +28,7 @@ def draw(metrics: Mapping[str, Any], path: Path) -> None:
         panels = figure.subplots(len(tasks), 1, squeeze=False)
         for (panel,), (task, section) in zip(panels, tasks.items(), strict=True):
             _panel(panel, task, section)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)  # no date: equal bytes
 
 
 def _panel(panel: Any, task: str, section: Mapping[str, Any]) -> None:
@@ -36,53 +36,55 @@ def _panel(panel: Any, task: str, section: Mapping[str, Any]) -> None:
     latencies = [row["latency_ms"] for row in [*rows, *([teacher] if teacher else [])] if row.get("latency_ms")]
     width = 1.12 * max(latencies)
     band = _band(latencies, width)
-    points = _places(rows, band)
-    looks = _looks(rows)
-    for row, (x, y), look in zip(rows, points, looks, strict=True):
-        panel.errorbar(x, y, yerr=row["spread"] or None, capsize=3, markersize=7, elinewidth=1.2, zorder=3, **look)
-    named = [(row["row"], point, look["color"]) for row, point, look in zip(rows, points, looks, strict=True)]
+    points = _points(rows, band)
+    styles = _styles(rows)
+    for row, (x, y), style in zip(rows, points, styles, strict=True):
+        panel.errorbar(x, y, yerr=row["spread"] or None, capsize=3, markersize=7, elinewidth=1.2, zorder=3, **style)
+    labels = [(row["row"], point, style["color"]) for row, point, style in zip(rows, points, styles, strict=True)]
     if teacher.get("latency_ms"):
-        at = (teacher["latency_ms"], teacher["score"])
-        panel.plot(*at, marker="*", markersize=12, color="black", linestyle="", zorder=3)
-        named.append(("teacher", at, "black"))
+        point = (teacher["latency_ms"], teacher["score"])
+        panel.plot(*point, marker="*", markersize=12, color="black", linestyle="", zorder=3)
+        labels.append(("teacher", point, "black"))
     panel.set_xlim(0, width)
-    _heights(panel, rows, teacher, section["majority"], width)
-    _name(panel, named, width)
-    _axes(panel, task, section, latencies, width)
+    _score_axis(panel, rows, teacher, section["majority"], width)
+    _write_names(panel, labels, width)
+    _label_axes(panel, task, section, latencies, width)
     for latency in {row["latency_ms"] for row in rows}:
         panel.axvspan(latency - band / 2, latency + band / 2, color="#f4f4f4", zorder=0)
 
 
 def _band(latencies: Sequence[float], width: float) -> float:
-    """How wide the rows of one shape may spread without meeting those of another."""
-    known = sorted({*latencies})
-    apart = [right - left for left, right in zip(known[:-1], known[1:], strict=True)]
-    return min([BAND * width, 1.8 * known[0], *(0.85 * each for each in apart)])
+    """Returns the width over which rows of one shape are spread without meeting those of another."""
+    distinct = sorted({*latencies})
+    gaps = [right - left for left, right in zip(distinct[:-1], distinct[1:], strict=True)]
+    return min([BAND * width, 1.8 * distinct[0], *(0.85 * gap for gap in gaps)])
 
 
-def _places(rows: Sequence[Mapping[str, Any]], band: float) -> list[Point]:
-    """Where each row is drawn: rows of one latency side by side around it, in the order of the table."""
-    found = []
+def _points(rows: Sequence[Mapping[str, Any]], band: float) -> list[Point]:
+    """Returns the point of each row: rows of one latency side by side around it, in the order of the table."""
+    points = []
     for row in rows:
-        alike = [other["row"] for other in rows if other["latency_ms"] == row["latency_ms"]]
-        share = (alike.index(row["row"]) + 0.5) / len(alike) - 0.5
-        found.append((row["latency_ms"] + share * band * min(0.9, len(alike) / 5), row["score"]))
-    return found
+        same_latency = [other["row"] for other in rows if other["latency_ms"] == row["latency_ms"]]
+        offset = (same_latency.index(row["row"]) + 0.5) / len(same_latency) - 0.5
+        points.append((row["latency_ms"] + offset * band * min(0.9, len(same_latency) / 5), row["score"]))
+    return points
 
 
-def _looks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A colour for each row, and for its ablations the same one, hollow; labels alone are squares."""
-    heads = list(dict.fromkeys(row["of"] or row["row"] for row in rows))
-    looks = []
+def _styles(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the style of each row: an ablation has the colour of its row, hollow; a fine-tuned row is a square."""
+    colours_of = list(dict.fromkeys(row["of"] or row["row"] for row in rows))
+    styles = []
     for row in rows:
-        colour = f"C{heads.index(row['of'] or row['row']) % 10}"
+        colour = f"C{colours_of.index(row['of'] or row['row']) % 10}"
         marker = "s" if row["method"] is None else "D" if row["of"] else "o"
-        looks.append({"color": colour, "marker": marker, "linestyle": "", "markerfacecolor": "white" if row["of"] else colour})
-    return looks
+        styles.append({"color": colour, "marker": marker, "linestyle": "", "markerfacecolor": "white" if row["of"] else colour})
+    return styles
 
 
-def _heights(panel: Any, rows: Sequence[Mapping[str, Any]], teacher: Mapping[str, Any], majority: float, width: float) -> None:
-    """The range of scores; the commonest class where it lies near, else said to be below."""
+def _score_axis(
+    panel: Any, rows: Sequence[Mapping[str, Any]], teacher: Mapping[str, Any], majority: float, width: float
+) -> None:
+    """Sets the range of scores, and draws the commonest class, or notes that it lies below."""
     spans = [(row["score"] - (row["spread"] or 0), row["score"] + (row["spread"] or 0)) for row in rows]
     low, high = min(span[0] for span in spans), max(span[1] for span in spans)
     high = max(high, teacher["score"]) if teacher else high
@@ -99,35 +101,35 @@ def _heights(panel: Any, rows: Sequence[Mapping[str, Any]], teacher: Mapping[str
     panel.set_ylim(low - 0.12 * room, high + 0.12 * room)
 
 
-def _name(panel: Any, named: Sequence[tuple[str, Point, str]], width: float) -> None:
-    """Names in a column at the right, far enough apart to be read, each joined to its point."""
+def _write_names(panel: Any, points: Sequence[tuple[str, Point, str]], width: float) -> None:
+    """Writes the names in a column at the right, far enough apart to be read, each joined to its point."""
     bottom, top = panel.get_ylim()
-    gap = (top - bottom) / max(17, len(named) + 1)
-    order = sorted(named, key=lambda one: one[1][1])
-    heights = _apart([point[1] for _, point, _ in order], gap, bottom + gap / 2, top - gap / 2)
-    for (name, (x, y), colour), height in zip(order, heights, strict=True):
+    gap = (top - bottom) / max(17, len(points) + 1)
+    labels = sorted(points, key=lambda label: label[1][1])
+    heights = _spread_out([point[1] for _, point, _ in labels], gap, bottom + gap / 2, top - gap / 2)
+    for (name, (x, y), colour), height in zip(labels, heights, strict=True):
         panel.plot(
             [x, width, 1.03 * width], [y, height, height], color=colour, alpha=0.35, linewidth=0.7, clip_on=False, zorder=1
         )
         panel.text(1.04 * width, height, name, color=colour, va="center", clip_on=False)
 
 
-def _apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The wanted heights, in order, moved until neighbours are `gap` apart and all lie between `low` and `high`."""
-    count = len(wanted)
-    found = [min(max(height, low + i * gap), high - (count - 1 - i) * gap) for i, height in enumerate(wanted)]
-    for _ in range(50 * count):  # neighbours that are too near give way by half each, again and again
-        near = [i for i in range(count - 1) if found[i + 1] - found[i] < 0.999 * gap]
-        if not near:
+def _spread_out(desired: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Returns the heights, in order, moved until neighbours are `gap` apart and all lie between `low` and `high`."""
+    count = len(desired)
+    heights = [min(max(height, low + i * gap), high - (count - 1 - i) * gap) for i, height in enumerate(desired)]
+    for _ in range(50 * count):  # each pass moves overlapping neighbours apart by half the overlap each
+        overlapping = [i for i in range(count - 1) if heights[i + 1] - heights[i] < 0.999 * gap]
+        if not overlapping:
             break
-        for i in near:
-            push = (gap - (found[i + 1] - found[i])) / 2
-            found[i] = max(found[i] - push, low + i * gap)
-            found[i + 1] = min(found[i + 1] + push, high - (count - 2 - i) * gap)
-    return found
+        for i in overlapping:
+            push = (gap - (heights[i + 1] - heights[i])) / 2
+            heights[i] = max(heights[i] - push, low + i * gap)
+            heights[i + 1] = min(heights[i + 1] + push, high - (count - 2 - i) * gap)
+    return heights
 
 
-def _axes(panel: Any, task: str, section: Mapping[str, Any], latencies: Sequence[float], width: float) -> None:
+def _label_axes(panel: Any, task: str, section: Mapping[str, Any], latencies: Sequence[float], width: float) -> None:
     ticks = [0.0]
     for latency in sorted(set(latencies)):
         if latency - ticks[-1] > 0.05 * width:

@@ -1,4 +1,4 @@
-"""What is compared: methods, recipes and ablations as rows, each a stage with an output directory of its own.
+"""The rows of a comparison: methods, recipes and ablations, each a stage with an output directory of its own.
 
 A method is one row: the base recipe's `task-distill` with that method; the base is the recipe given as such, else the first
 row's where that is a recipe. A recipe is as many rows as its `stages` hold stages of kind task-distill or finetune that no
@@ -45,7 +45,7 @@ class Row:
     without: str | None = None
 
     def step(self, catalog: Catalog, more: Mapping[str, Any] | None = None, out: Path | None = None) -> Step:
-        """The stage to run, with `more` values, for instance those of a grid."""
+        """Returns the stage to run, with `more` values, for instance those of a grid."""
         layers = [Layer("the comparison", _nested(self.over)), Layer("--grid", _nested(more or {}))]
         over = [layer for layer in layers if layer.values]
         made = step(self.stage, self.resolved, self.root, catalog, out=out or self.out, planned=self.planned, over=over)
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """A comparison on one task: what runs first, then the rows in the order of the table."""
+    """A comparison on one task: the stages that run first, then the rows in the order of the table."""
 
     root: Path
     before: list[Step]
@@ -62,7 +62,7 @@ class ComparisonPlan:
 
     @property
     def task(self) -> str:
-        """The name that the rows' task is shown by."""
+        """The name of the rows' task in the table."""
         recipe = self.rows[0].resolved.recipe
         return Path(recipe.task or recipe.data.train_file or "task").stem
 
@@ -77,7 +77,7 @@ def plan_rows(
     seeds: Sequence[int] | None = None,
     ablate: Sequence[str] = (),
 ) -> ComparisonPlan:
-    """The rows of `names` and their ablations.
+    """Plans the rows of `names` and their ablations.
 
     resolve  a recipe's name -> the recipe with the command's options; None -> the base recipe
     base     whether a base recipe was given beside the rows; else the first row's recipe is it
@@ -90,36 +90,36 @@ def plan_rows(
     for number, name in enumerate(names):
         try:
             if kind_of(name, catalog) == "methods":
-                needed, found = _of_method(name, root, catalog, resolve(None))
+                new_steps, new_rows = _method_row(name, root, catalog, resolve(None))
             else:
-                needed, found = _of_recipe(name, root, catalog, resolve(name), is_base=number == 0 and not base)
-            before |= {one.out: one for one in needed}
-            rows += found
+                new_steps, new_rows = _recipe_rows(name, root, catalog, resolve(name), is_base=number == 0 and not base)
+            before |= {step.out: step for step in new_steps}
+            rows += new_rows
         except MbertError as error:
             errors.append(error)
     if errors:
         raise combine_errors(errors)
-    rows = [_of_own_phases(row, catalog) for row in rows]
+    rows = [_without_foreign_phases(row, catalog) for row in rows]
     if seeds:
         rows = [replace(row, over={**row.over, "seeds": list(seeds)}) for row in rows]
-    rows = _with_ablations(_related(_named(rows), catalog), ablate, catalog)
+    rows = _with_ablations(_linked_to_complete(_with_distinct_names(rows), catalog), ablate, catalog)
     _refuse_clashes(rows, list(before.values()), root)
     _refuse_other_tasks(rows, catalog)
     return ComparisonPlan(root, list(before.values()), rows)
 
 
 def kind_of(name: str, catalog: Catalog) -> str:
-    """ "recipes" or "methods"; raises M121, M122."""
+    """Returns "recipes" or "methods"; raises M121 for a name that is neither, M122 for one that is both."""
     kinds = [kind for kind in ("recipes", "methods") if name in catalog.names(kind)]
     if Path(name).suffix == ".toml" or Path(name).is_file() or kinds == ["recipes"]:
         return "recipes"
     if not kinds:
-        known = [*catalog.names("methods"), *catalog.names("recipes")]
+        names = [*catalog.names("methods"), *catalog.names("recipes")]
         raise MbertError(
             "M121",
             f'there is no recipe and no method "{name}"',
             where="RECIPE",
-            allowed=f"A recipe's file, or a name: {nearest(name, known)}",
+            allowed=f"A recipe's file, or a name: {nearest(name, names)}",
             fix="See them: mbert list methods; mbert list recipes",
         )
     if len(kinds) > 1:
@@ -133,23 +133,23 @@ def kind_of(name: str, catalog: Catalog) -> str:
     return kinds[0]
 
 
-def _of_method(name: str, root: Path, catalog: Catalog, base: Resolved) -> tuple[list[Step], list[Row]]:
-    made = _trained(base, root, catalog, rows=False)
-    row = Row(name, method_stage().name, base, root, tuple(one.name for one in made), root / name, over={"method": name})
+def _method_row(name: str, root: Path, catalog: Catalog, base: Resolved) -> tuple[list[Step], list[Row]]:
+    before = _training_steps(base, root, catalog, rows=False)
+    row = Row(name, method_stage().name, base, root, tuple(step.name for step in before), root / name, over={"method": name})
     row.step(catalog)
-    return made, [row]
+    return before, [row]
 
 
-def _of_recipe(name: str, root: Path, catalog: Catalog, resolved: Resolved, *, is_base: bool) -> tuple[list[Step], list[Row]]:
+def _recipe_rows(name: str, root: Path, catalog: Catalog, resolved: Resolved, *, is_base: bool) -> tuple[list[Step], list[Row]]:
     root = root if is_base else root / resolved.name
     if not resolved.recipe.stages:
         stage = method_stage().name
         row = Row(resolved.name, stage, resolved, root, (), root / stage)
         row.step(catalog)
         return [], [row]
-    made = _trained(resolved, root, catalog)
-    found = [one for one in made if one.stage.compared and not _is_read(one, made)]
-    if not found:
+    trained = _training_steps(resolved, root, catalog)
+    last = [step for step in trained if step.stage.compared and not _is_input(step, trained)]
+    if not last:
         raise MbertError(
             "M061",
             "this recipe trains nothing that could be compared",
@@ -157,17 +157,17 @@ def _of_recipe(name: str, root: Path, catalog: Catalog, resolved: Resolved, *, i
             allowed="Stages of kind task-distill or finetune that no other stage takes as its teacher or start.",
             fix='For instance stages = ["finetune", "task-distill"], and a table [variant.NAME] for each further row.',
         )
-    needed = [one for one in made if one not in found]
-    order = [one.name for one in made]
+    before = [step for step in trained if step not in last]
+    names = [step.name for step in trained]
     rows = [
-        Row(one.name, one.name, resolved, root, tuple(order[: order.index(one.name)]), one.out)  # what came before feeds it
-        for one in found
+        Row(step.name, step.name, resolved, root, tuple(names[: names.index(step.name)]), step.out)  # what came before feeds it
+        for step in last
     ]
-    return needed, [replace(rows[0], name=resolved.name)] if len(rows) == 1 else rows
+    return before, [replace(rows[0], name=resolved.name)] if len(rows) == 1 else rows
 
 
-def _trained(resolved: Resolved, root: Path, catalog: Catalog, *, rows: bool = True) -> list[Step]:
-    """The recipe's stages that train or prepare; without `rows` those alone that may come before a distillation."""
+def _training_steps(resolved: Resolved, root: Path, catalog: Catalog, *, rows: bool = True) -> list[Step]:
+    """Returns the recipe's stages that train or prepare; without `rows` only those that may come before a distillation."""
     kinds = {name: str(resolved.recipe.variant.get(name, {}).get("stage", name)) for name in resolved.recipe.stages}
     training = {stage.name: stage for stage in all_stages() if stage.reusable}
     kept = [
@@ -176,21 +176,21 @@ def _trained(resolved: Resolved, root: Path, catalog: Catalog, *, rows: bool = T
     return steps(overlay(resolved, {"stages": kept}, "the comparison", catalog), root, catalog)
 
 
-def _is_read(one: Step, others: Sequence[Step]) -> bool:
-    places = [place for other in others for name, value in other.inputs.items() for _, place in named_inputs(name, value)]
-    return str(one.out) in places
+def _is_input(step: Step, others: Sequence[Step]) -> bool:
+    inputs = [source for other in others for name, value in other.inputs.items() for _, source in named_inputs(name, value)]
+    return str(step.out) in inputs
 
 
-def _of_own_phases(row: Row, catalog: Catalog) -> Row:
-    """The row without phases that have no losses in its method: numbers for another one's."""
-    one = row.step(catalog)
-    phases = one.resolved.recipe.run_phases if one.stage.is_method else {}
+def _without_foreign_phases(row: Row, catalog: Catalog) -> Row:
+    """Returns the row without the phases that have no losses in its method: a recipe may set phases of several methods."""
+    step = row.step(catalog)
+    phases = step.resolved.recipe.run_phases if step.stage.is_method else {}
     empty = {f"phases.{name}.leave_out": True for name, phase in phases.items() if not phase.losses}
     return replace(row, over={**row.over, **empty})
 
 
-def _named(rows: list[Row]) -> list[Row]:
-    """Stages of different recipes that share a name are told apart by the recipe's."""
+def _with_distinct_names(rows: list[Row]) -> list[Row]:
+    """Returns the rows with the recipe's name before the stage's, where stages of different recipes share a name."""
     names = [row.name for row in rows]
     return [
         replace(row, name=f"{row.resolved.name} {row.name}") if names.count(row.name) > 1 and row.name == row.stage else row
@@ -198,42 +198,42 @@ def _named(rows: list[Row]) -> list[Row]:
     ]
 
 
-def _related(rows: list[Row], catalog: Catalog) -> list[Row]:
-    """Rows whose recipe leaves out parts of a method, with the row that has all of it."""
-    recipes = {row.name: made.resolved.recipe for row in rows if (made := row.step(catalog)).stage.is_method}
-    whole = {recipe.method: name for name, recipe in reversed(recipes.items()) if not recipe.ablate}
+def _linked_to_complete(rows: list[Row], catalog: Catalog) -> list[Row]:
+    """Returns the rows, those that leave out parts of a method linked to the row that has the whole method."""
+    recipes = {row.name: step.resolved.recipe for row in rows if (step := row.step(catalog)).stage.is_method}
+    complete = {recipe.method: name for name, recipe in reversed(recipes.items()) if not recipe.ablate}
     return [
-        replace(row, of=whole[recipe.method], without=", ".join(recipe.ablate))
-        if (recipe := recipes.get(row.name)) and recipe.ablate and recipe.method in whole
+        replace(row, of=complete[recipe.method], without=", ".join(recipe.ablate))
+        if (recipe := recipes.get(row.name)) and recipe.ablate and recipe.method in complete
         else row
         for row in rows
     ]
 
 
 def _with_ablations(rows: list[Row], ablate: Sequence[str], catalog: Catalog) -> list[Row]:
-    """Each row, and after it one for each named ablation that its method has; raises M065 for one that none has."""
-    known = {row.name: _ablations(row, catalog) if ablate else [] for row in rows}
-    everything = {name for names in known.values() for name in names}
+    """Returns each row, and after it one for each named ablation of its method; raises M065 for a name that no method has."""
+    available = {row.name: _ablations(row, catalog) if ablate else [] for row in rows}
+    names = {name for ablations in available.values() for name in ablations}
     for name in ablate:
-        if name not in everything:
+        if name not in names:
             raise MbertError(
                 "M065",
                 f'none of these rows has an ablation "{name}"',
                 where="--ablate",
-                allowed=f"Ablations of their methods: {nearest(name, everything)}",
+                allowed=f"Ablations of their methods: {nearest(name, names)}",
                 fix="See them: mbert show methods NAME, its tables [ablations.NAME]",
             )
-    found = []
+    result = []
     for row in rows:
-        found += [row, *(_ablated(row, name, catalog) for name in ablate if name in known[row.name])]
-    return found
+        result += [row, *(_ablated(row, name, catalog) for name in ablate if name in available[row.name])]
+    return result
 
 
 def _ablations(row: Row, catalog: Catalog) -> list[str]:
-    one = row.step(catalog)
-    if not one.stage.is_method:
+    step = row.step(catalog)
+    if not step.stage.is_method:
         return []
-    tables = read_toml(catalog.path("methods", one.resolved.recipe.method, where="method"), "methods").get("ablations", {})
+    tables = read_toml(catalog.path("methods", step.resolved.recipe.method, where="method"), "methods").get("ablations", {})
     return list(tables) if isinstance(tables, Mapping) else []
 
 
@@ -250,10 +250,10 @@ def _ablated(row: Row, name: str, catalog: Catalog) -> Row:
 
 
 def _refuse_clashes(rows: Sequence[Row], before: Sequence[Step], root: Path) -> None:
-    places = [root / COMPARISON, root / TRIED, *(one.out for one in before), *(row.out for row in rows)]
+    directories = [root / COMPARISON, root / TRIED, *(step.out for step in before), *(row.out for row in rows)]
     names = [row.name for row in rows]
     for row in rows:
-        if names.count(row.name) > 1 or places.count(row.out) > 1:
+        if names.count(row.name) > 1 or directories.count(row.out) > 1:
             raise MbertError(
                 "M064",
                 f'two things here are called "{row.name}", or would be written to {row.out}',
@@ -265,9 +265,9 @@ def _refuse_clashes(rows: Sequence[Row], before: Sequence[Step], root: Path) -> 
 
 
 def _refuse_other_tasks(rows: Sequence[Row], catalog: Catalog) -> None:
-    asked = {row.name: _about(row.step(catalog).resolved.recipe) for row in rows}
-    for name, about in asked.items():
-        if not any(about):
+    sources = {row.name: _data_source(row.step(catalog).resolved.recipe) for row in rows}
+    for name, source in sources.items():
+        if not any(source):
             raise MbertError(
                 "M062",
                 f'the row "{name}" is not about one task',
@@ -276,40 +276,41 @@ def _refuse_other_tasks(rows: Sequence[Row], catalog: Catalog) -> None:
                 "files. Students of several tasks at once are not compared here.",
                 fix="--task sst2, or the key task in the recipe",
             )
-    if len({*asked.values()}) > 1:
+    if len({*sources.values()}) > 1:
+        parts = [f"{name}: {_describe_source(source)}" for name, source in sources.items()]
         raise MbertError(
             "M063",
-            f"these rows are not about the same data: {'; '.join(f'{name}: {_told(about)}' for name, about in asked.items())}",
+            f"these rows are not about the same data: {'; '.join(parts)}",
             where="task",
             allowed="One task for all rows, from the same files.",
             fix="Name it for all of them: --task sst2",
         )
 
 
-def _about(recipe: Recipe) -> tuple[str | None, ...]:
+def _data_source(recipe: Recipe) -> tuple[str | None, ...]:
     return (recipe.task, recipe.data.train_file, recipe.data.dev_file)
 
 
-def _told(about: tuple[str | None, ...]) -> str:
-    return ", ".join(part for part in about if part)
+def _describe_source(source: tuple[str | None, ...]) -> str:
+    return ", ".join(part for part in source if part)
 
 
-def _nested(over: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as tables, merged."""
-    found: dict[str, Any] = {}
-    for key, value in over.items():
-        found = merge(found, nest(key, value))
-    return found
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns dotted keys as nested tables."""
+    tables: dict[str, Any] = {}
+    for key, value in values.items():
+        tables = merge(tables, nest(key, value))
+    return tables
 
 
 def seeds_of(recipe: Recipe) -> list[int]:
-    """The seeds that a stage will run."""
+    """Returns the seeds that a stage runs."""
     return list(recipe.seeds) or [recipe.seed]
 
 
-def lengths(one: Step) -> Iterator[str]:
-    """How long each phase of a row is, as its recipe says it."""
-    for table, phase in one.stage.phases(one.resolved.recipe).items():
+def lengths(step: Step) -> Iterator[str]:
+    """Yields the length of each phase of a row, in the recipe's own unit."""
+    for table, phase in step.stage.phases(step.resolved.recipe).items():
         name = table.removeprefix("phases.")
-        tried = f" x {len(phase.learning_rates)} rates" if len(phase.learning_rates) > 1 else ""
-        yield f"{name} {f'{phase.steps:,} steps' if phase.steps else f'{phase.epochs:g} epochs'}{tried}"
+        rates = f" x {len(phase.learning_rates)} rates" if len(phase.learning_rates) > 1 else ""
+        yield f"{name} {f'{phase.steps:,} steps' if phase.steps else f'{phase.epochs:g} epochs'}{rates}"

@@ -1,4 +1,4 @@
-"""Runs what a comparison planned: the stages before, the trials of grids, the rows. What is done already stays as it is."""
+"""Runs a comparison: the stages before the rows, the trials of grids, the rows. Finished directories stay as they are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli.errors import DivergedError, MbertError, combine_errors
-from microbert_cli.evaluation.compare.grid_search import Values, told, trials_of
+from microbert_cli.evaluation.compare.grid_search import Values, describe_values, trials_of
 from microbert_cli.evaluation.compare.rows import ComparisonPlan, Row
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.reporter import SILENT, Reporter
@@ -17,7 +17,7 @@ from microbert_cli.runs.trials import best_trial
 
 @dataclass(frozen=True)
 class Entry:
-    """A row that is done: its stage, what a grid chose for it, and what each choice came to on dev (None: it diverged)."""
+    """A finished row: its stage, the values that a grid chose for it, and the dev score of every trial (None: it diverged)."""
 
     row: Row
     step: Step
@@ -29,7 +29,7 @@ class Entry:
         return self.step.out
 
     def identity(self) -> dict[str, Any]:
-        """What of it, beside its files, is told."""
+        """Returns what identifies the row in a comparison, beside its files."""
         return {"name": self.row.name, "of": self.row.of, "chosen": self.chosen, "tried": self.tried}
 
 
@@ -42,13 +42,16 @@ def run_plans(
     force: bool = False,
     resume: bool = True,
 ) -> dict[str, list[Entry]]:
-    """Every row of every task, one after the other. A row that fails is passed over, its error raised when the rest is done."""
+    """Runs every row of every task, one after the other.
+
+    A row that fails does not stop the others, whose trainings may take days; its error is raised when they are done.
+    """
     options: dict[str, Any] = {"catalog": catalog, "reporter": reporter, "force": force, "resume": resume, "renew": True}
     entries: dict[str, list[Entry]] = {}
     errors: list[MbertError] = []
     for plan in plans:
         for step in plan.before:
-            _say(step.name, run_step(step, **options).up_to_date, reporter)
+            _note_state(step.name, run_step(step, **options).up_to_date, reporter)
         entries[plan.task] = []
         for row in plan.rows:
             try:
@@ -72,16 +75,16 @@ def _run_row(
     tried = []
     for trial in trials_of(row, grid, plan, catalog):
         score = _dev_score(trial.step, options)
-        reporter.note(f"{row.name}, {told(trial.values)}: {'diverged' if score is None else f'{score:.4f} on dev'}")
+        reporter.note(f"{row.name}, {describe_values(trial.values)}: {'diverged' if score is None else f'{score:.4f} on dev'}")
         tried.append({"values": trial.values, "dev": score, "directory": str(trial.step.out)})
-    chosen = _best(tried, row)
+    chosen = _best_values(tried, row)
     step = row.step(catalog, chosen)
-    _say(row.name, run_step(step, **options).up_to_date, reporter)
+    _note_state(row.name, run_step(step, **options).up_to_date, reporter)
     return Entry(row, step, chosen, tried)
 
 
 def _dev_score(step: Step, options: Mapping[str, Any]) -> float | None:
-    """What one choice came to; None where training diverged, which a grid may well find out."""
+    """Returns the dev score of a trial; None where training diverged, as a grid of learning rates often finds."""
     try:
         metrics = run_step(step, **options).metrics
     except DivergedError:
@@ -90,8 +93,8 @@ def _dev_score(step: Step, options: Mapping[str, Any]) -> float | None:
     return score
 
 
-def _best(tried: Sequence[dict[str, Any]], row: Row) -> Values:
-    """The values with the best dev score, the first of equals; raises M067 where all diverged."""
+def _best_values(tried: Sequence[dict[str, Any]], row: Row) -> Values:
+    """Returns the values with the best dev score, the first of equals; raises M067 where all trials diverged."""
     if not tried:
         return {}
     best = best_trial([trial["dev"] for trial in tried])
@@ -107,5 +110,5 @@ def _best(tried: Sequence[dict[str, Any]], row: Row) -> Values:
     return values
 
 
-def _say(name: str, up_to_date: bool, reporter: Reporter) -> None:
+def _note_state(name: str, up_to_date: bool, reporter: Reporter) -> None:
     reporter.note(f"{name}: {'up to date' if up_to_date else 'done'}")

@@ -27,4 +27,6 @@ def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
             losses_of(recipe.finetune.losses), case.catalog, given=CLASSIFICATION_INPUTS, where="finetune.losses"
         )
         objective = Objective(terms, how.place(loaded.model), numerics=how)
-        yield StepTrial("finetune", "finetune", recipe.finetune, objective, first_batch(rows, loaded.tokenizer, recipe, how.device))
+        yield StepTrial(
+            "finetune", "finetune", recipe.finetune, objective, first_batch(rows, loaded.tokenizer, recipe, how.device)
+        )
