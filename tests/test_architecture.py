@@ -38,6 +38,12 @@ LIGHT_MAY_IMPORT = {"pydantic", PACKAGE}
 HEAVY_NAMES = """torch transformers datasets tokenizers safetensors accelerate onnx onnxruntime onnxscript
     sklearn scipy nltk numpy pandas pyarrow"""
 HEAVY = set(HEAVY_NAMES.split())
+# What only the table of architectures reads off a configuration, and files that define an architecture of ours.
+CONFIG_FACTS = set(
+    """model_type hidden_size num_hidden_layers num_attention_heads intermediate_size
+    max_position_embeddings vocab_size embedding_size""".split()
+)
+DEFINES_ARCHITECTURES = {"models.architectures", "models.moe.bert"}
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -212,6 +218,25 @@ def circles(modules: dict[str, Module]) -> list[str]:
     return sorted(edges)
 
 
+def raw_facts(modules: dict[str, Module]) -> list[str]:
+    """Reads of a configuration's model type or sizes in a file that does not define an architecture."""
+    return [
+        f"{module.path}:{node.lineno} reads {name} of a configuration: ask models/architectures.py"
+        for module in modules.values()
+        if module.name not in DEFINES_ARCHITECTURES and module.kind != "students"
+        for node in ast.walk(module.tree)
+        if (name := _name_read(node)) in CONFIG_FACTS
+    ]
+
+
+def _name_read(node: ast.AST) -> str | None:
+    """The attribute that an expression reads, as `config.name` or `getattr(config, "name", ...)`."""
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        return node.attr
+    called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr" and node.args[1:]
+    return node.args[1].value if called and isinstance(node.args[1], ast.Constant) else None  # type: ignore[attr-defined]
+
+
 def undocumented(modules: dict[str, Module]) -> list[str]:
     """Public functions and classes without a docstring."""
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -332,6 +357,11 @@ def test_names_say_what_is_inside(modules: dict[str, Module]) -> None:
     assert not wrong, report(wrong)
 
 
+def test_one_table_knows_the_model_types(modules: dict[str, Module]) -> None:
+    wrong = raw_facts(modules)
+    assert not wrong, report(wrong)
+
+
 def test_public_things_are_documented(modules: dict[str, Module]) -> None:
     wrong = undocumented(modules)
     assert not wrong, report(wrong)
@@ -354,8 +384,8 @@ def broken_package(tmp_path: Path) -> dict[str, Module]:
         "augmentation/interface.py": "class Slot:\n    'A word.'\n",
         "data/load.py": "import microbert_cli.data.tables\n",
         "data/tables.py": "from microbert_cli.data import load\n",
-        "stages/a.py": "from microbert_cli.stages import b\n",
-        "stages/b.py": "",
+        "stages/a.py": "from microbert_cli.stages import b\nwidth = config.hidden_size\nconfig.hidden_size = width\n",
+        "stages/b.py": "kind = getattr(config, 'model_type', None)\n",
         "cli/__init__.py": "",
         "cli/main.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n",
         "attic/old.py": "",
@@ -382,3 +412,4 @@ def test_the_rules_notice(broken_package: dict[str, Module]) -> None:
     assert len(heavy) == 2 and all("recipe.registry -> catalog.losses.one" in line for line in heavy)
     assert {"data.load", "data.tables"} <= set(circles(modules)) and "reduce" not in circles(modules)
     assert [line.split()[-1] for line in undocumented(modules)] == ["Open", "f"]
+    assert [line.split(" ", 1)[1].split(" of ")[0] for line in raw_facts(modules)] == ["reads hidden_size", "reads model_type"]

@@ -6,6 +6,7 @@ from typing import Any
 from microbert_cli.augmentation.interface import Tools
 from microbert_cli.augmentation.words import Spelling
 from microbert_cli.errors import MbertError
+from microbert_cli.models.architectures import positions_of
 from microbert_cli.models.capture import OutputRequest, forward_outputs
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.reporter import Reporter
@@ -76,8 +77,5 @@ def _masked_lm_function(model: Any) -> Any:
 
 
 def _max_positions(model: Any, spelling: Spelling) -> int:
-    """The longest input; models of RoBERTa's kind number their positions from behind the padding index."""
-    embeddings = getattr(getattr(model, "base_model", None), "embeddings", None)
-    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
-    rows = getattr(model.config, "max_position_embeddings", 512) - (0 if padding is None else padding + 1)
-    return int(min(rows, spelling.tokenizer.model_max_length))
+    """Returns the longest input that both model and tokenizer allow."""
+    return int(min(positions_of(model.config) or 512, spelling.tokenizer.model_max_length))

@@ -20,7 +20,7 @@ from microbert_cli.distillation.results import expert_usage, save_best_weights
 from microbert_cli.distillation.task_set import TaskSet
 from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
 from microbert_cli.models import factory
-from microbert_cli.models.architectures import check_length
+from microbert_cli.models.architectures import check_length, model_shape
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.load import LoadedModel, count_all_parameters
@@ -171,7 +171,7 @@ class Distiller:
         start, teacher = self._start, self._first_teacher
         if start is None or teacher is None or start.by != "teacher-layers" or start.source is not teacher.loaded:
             return None
-        depths = (teacher.loaded.model.config.num_hidden_layers, loaded.model.config.num_hidden_layers)
+        depths = (model_shape(teacher.loaded.model.config).layers, model_shape(loaded.model.config).layers)
         # Both sides count layers from 1, `layers_of` from 0.
         teacher_layer = dict(enumerate((layer + 1 for layer in layers_of(start.layers, *depths)), 1))
 
@@ -204,18 +204,18 @@ class Distiller:
     def _check(self, loaded: LoadedModel) -> None:
         """Checks a student against its tasks, losses and teachers, and sets the layer map."""
         self.task_set.compare_vocabularies(loaded)
-        config = loaded.model.config
-        check_length(self.task_set.max_length, config, where="data.max_length")
+        shape = model_shape(loaded.model.config)
+        check_length(self.task_set.max_length, loaded.model.config, where="data.max_length")
         terms = {f"phases.{name}.losses.{term.name}": term for name, phase in self.terms.items() for term in phase}
         for term in terms.values():
-            term.own(**self.task_set.sizes, student_width=config.hidden_size)  # raises where a loss does not fit these sizes
+            term.own(**self.task_set.sizes, student_width=shape.width)  # raises where a loss does not fit these sizes
         for teacher in self.task_set.teachers:
             check_pair(terms, teacher.loaded, loaded, where=f"student {self.student}")
-            check_depth(terms, config.num_hidden_layers)
+            check_depth(terms, shape.layers)
             if any(term.over in LAYERWISE for term in terms.values()):
-                teacher_layers = teacher.loaded.model.config.num_hidden_layers
+                teacher_layers = model_shape(teacher.loaded.model.config).layers
                 self.map_layers = layer_map(
-                    self.recipe.layer_map, teacher_layers=teacher_layers, student_layers=config.num_hidden_layers
+                    self.recipe.layer_map, teacher_layers=teacher_layers, student_layers=shape.layers
                 )
 
     def _phase(self, name: str, spec: PhaseSpec, loaded: LoadedModel) -> Phase:
@@ -242,7 +242,7 @@ class Distiller:
             model,
             ask_teacher=None,
             map_layers=self.map_layers,
-            student_width=model.config.hidden_size,
+            student_width=model_shape(model.config).width,
             teacher_width=sizes["teacher_width"],
             classes=sizes["classes"],
             tasks=sizes["tasks"],

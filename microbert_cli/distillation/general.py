@@ -15,6 +15,7 @@ from microbert_cli.distillation.pair_checks import check_pair
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
 from microbert_cli.models import factory
+from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.tokenizers import same_tokens
@@ -47,10 +48,10 @@ def make_objective(
     """Returns the stage's losses over the layer map, on the run's device; checks first that they can compare the two models."""
     terms = general_terms(recipe, catalog)
     terms_by_key = {f"general.losses.{term.name}": term for term in terms}
-    teacher_config, student_config = loaded_teacher.model.config, student.model.config
+    teacher_shape, student_shape = model_shape(loaded_teacher.model.config), model_shape(student.model.config)
     check_pair(terms_by_key, loaded_teacher, student, where="student")
     same_tokens(loaded_teacher.tokenizer, student.tokenizer, where="student")
-    check_depth(terms_by_key, student_config.num_hidden_layers)
+    check_depth(terms_by_key, student_shape.layers)
     precision = choose_precision(pick_device(recipe.device), **recipe.numerics())
     torch.manual_seed(recipe.seed)  # for the projection and the losses' own modules, which are drawn here
     objective = Objective(
@@ -59,11 +60,11 @@ def make_objective(
         ask_teacher=teacher.ask,
         map_layers=layer_map(
             recipe.layer_map,
-            teacher_layers=teacher_config.num_hidden_layers,
-            student_layers=student_config.num_hidden_layers,
+            teacher_layers=teacher_shape.layers,
+            student_layers=student_shape.layers,
         ),
-        student_width=student_config.hidden_size,
-        teacher_width=teacher_config.hidden_size,
+        student_width=student_shape.width,
+        teacher_width=teacher_shape.width,
         normalisation=recipe.normalisation,
         numerics=precision,
         progressive=_progressive(recipe, terms_by_key, student),
@@ -91,7 +92,7 @@ def _progressive(recipe: Recipe, terms: Mapping[str, LossTerm], student: LoadedM
     """Returns the schedule of layer-by-layer training, if the recipe has any; `terms` by their keys in the recipe."""
     if not (rates := recipe.general.layer_by_layer):
         return None
-    layers = student.model.config.num_hidden_layers
+    layers = model_shape(student.model.config).layers
     check_layers(student.model, [(key, term.over) for key, term in terms.items()], layers=layers)
     return Progressive(layers, *rates)
 

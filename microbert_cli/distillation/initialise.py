@@ -15,37 +15,30 @@ embeddings by SVD as XtremeDistil; slices are this toolkit's.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from microbert_cli.distillation.layer_map import layer_map
-from microbert_cli.distillation.slice import axes_of, kept, shape_of, sliced
+from microbert_cli.distillation.slice import axes_of, kept, sliced
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import LAYER
+from microbert_cli.models.architectures import (
+    LABEL_WEIGHTS,
+    ModelShape,
+    architecture_of,
+    bert_name,
+    families,
+    layer_index,
+    model_shape,
+    model_type_of,
+)
 from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.models.tokenizers import same_vocabulary
 from microbert_cli.reporter import Reporter
 
-FAMILIES = (("bert", "distilbert"), ("roberta", "xlm-roberta", "camembert"), ("electra",))
-SAME_ENDS = {"mobilebert", "mbert-inverted-bottleneck"}
-RENAMED = {
-    r"^transformer\.layer\.": "encoder.layer.",
-    r"attention\.q_lin": "attention.self.query",
-    r"attention\.k_lin": "attention.self.key",
-    r"attention\.v_lin": "attention.self.value",
-    r"attention\.out_lin": "attention.output.dense",
-    r"sa_layer_norm": "attention.output.LayerNorm",
-    r"ffn\.lin1": "intermediate.dense",
-    r"ffn\.lin2": "output.dense",
-    r"output_layer_norm": "output.LayerNorm",
-    r"^vocab_transform": "cls.predictions.transform.dense",
-    r"^vocab_layer_norm": "cls.predictions.transform.LayerNorm",
-    r"^vocab_projector\.bias": "cls.predictions.bias",
-}
-HEADS = r"(^|\.)(classifier(\.out_proj)?|heads\.[^.]+)\.(weight|bias)$"  # whose rows are labels
+TABLE_ROWS = ("vocab_size", "max_position_embeddings")  # a student may have fewer of them, whatever is copied
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
@@ -70,14 +63,16 @@ class InitialWeights:
         if self.by == "teacher-ends":
             self._ends(model)
             return None
-        if not any(theirs.model_type in family and ours.model_type in family for family in FAMILIES):
-            raise _other_family(theirs.model_type, ours.model_type)
+        family = architecture_of(theirs).layer_weights
+        if family is None or family != architecture_of(ours).layer_weights:
+            raise _other_family(model_type_of(theirs), model_type_of(ours))
         for config in (theirs, ours):
-            if getattr(config, "embedding_size", config.hidden_size) != config.hidden_size:
-                raise _other_family(f"{config.model_type} with embeddings of {config.embedding_size}", ours.model_type)
+            shape = model_shape(config)
+            if shape.embedding != shape.width:
+                raise _other_family(f"{model_type_of(config)} with embeddings of {shape.embedding}", model_type_of(ours))
         check_shapes(theirs, ours, self.by)
         back_Dd = self._embeddings(model) if self.by == "svd-embed" else self._layers(model)
-        fits = ours.hidden_size < theirs.hidden_size == self.width
+        fits = model_shape(ours).width < model_shape(theirs).width == self.width
         return {"weight": back_Dd.float(), "bias": torch.zeros(self.width)} if fits else None
 
     @property
@@ -90,27 +85,29 @@ class InitialWeights:
 
     def _layers(self, model: Any) -> Tensor:
         source, own = named(self.source.model), named(model)
-        config = self.source.model.config
-        taken = layers_of(self.layers, config.num_hidden_layers, model.config.num_hidden_layers)
-        keep = kept(source, taken, shape_of(config), shape_of(model.config))
+        theirs, ours = model_shape(self.source.model.config), model_shape(model.config)
+        taken = layers_of(self.layers, theirs.layers, ours.layers)
+        keep = kept(source, taken, theirs, ours)
         for name, value in own.items():
             origin, layer = _origin(name, taken)
             if "token_type" in name and origin not in source:
                 value.zero_()
             elif axes_of(name) and origin in source and origin not in self._untrained and not self._for_others(name, model):
                 _put(value, sliced(name, self._in_order(name, source[origin]), layer, keep))
-        return torch.eye(config.hidden_size)[:, keep["hidden", -1]]
+        return torch.eye(theirs.width)[:, keep["hidden", -1]]
 
     def _ends(self, model: Any) -> None:
         theirs, ours = self.source.model.config, model.config
-        if theirs.model_type != ours.model_type and not {theirs.model_type, ours.model_type} <= SAME_ENDS:
-            raise _other_ends(theirs.model_type, ours.model_type)
+        ends = architecture_of(theirs).end_weights
+        same_ends = ends is not None and ends == architecture_of(ours).end_weights
+        if model_type_of(theirs) != model_type_of(ours) and not same_ends:
+            raise _other_ends(model_type_of(theirs), model_type_of(ours))
         source, own = named(self.source.model), named(model)
         other_norm = getattr(theirs, "normalization_type", None) != getattr(ours, "normalization_type", None)
         taken = {
             name: value for name, value in own.items()
-            if name in source and not LAYER.search(name) and name not in self._untrained and not self._for_others(name, model)
-            and not (other_norm and name.startswith("embeddings.LayerNorm."))
+            if name in source and layer_index(name) is None and name not in self._untrained
+            and not self._for_others(name, model) and not (other_norm and name.startswith("embeddings.LayerNorm."))
         }  # fmt: skip
         wrong = {name: (tuple(source[name].shape), tuple(value.shape)) for name, value in taken.items()}
         wrong = {name: pair for name, pair in wrong.items() if pair[0][1:] != pair[1][1:] or pair[0][0] < pair[1][0]}
@@ -121,7 +118,7 @@ class InitialWeights:
 
     def _embeddings(self, model: Any) -> Tensor:
         source, own = named(self.source.model), named(model)
-        back_Dd = right_vectors(source[f"embeddings.{TABLES[0]}.weight"], model.config.hidden_size)
+        back_Dd = right_vectors(source[f"embeddings.{TABLES[0]}.weight"], model_shape(model.config).width)
         for name in (f"embeddings.{table}.weight" for table in TABLES):
             if name in source and name in own:
                 _put(own[name], (source[name].double() @ back_Dd).float())
@@ -134,8 +131,8 @@ class InitialWeights:
 
     def _for_others(self, name: str, model: Any) -> bool:
         """Whether a head's weight is for other labels than the model's."""
-        theirs, ours = self.source.model.config, model.config
-        return name.startswith("classifier") and (theirs.num_labels, theirs.model_type) != (ours.num_labels, ours.model_type)
+        theirs, ours = ((config.num_labels, model_type_of(config)) for config in (self.source.model.config, model.config))
+        return name.startswith("classifier") and theirs != ours
 
     def _in_order(self, name: str, value: Tensor) -> Tensor:
         is_head = self.labels is not None and name.startswith("classifier") and axes_of(name)[0] == "rows"
@@ -151,7 +148,7 @@ def initial_weights(by: str, layers: str | Sequence[int], teacher: LoadedModel, 
     if initial is not None and initial != teacher.source:
         source = load_model(initial, "encoder", where="initialise.model", new_head=True)
         same_vocabulary(source.tokenizer, teacher.tokenizer, where=f"initialise.model {initial}", key="initialise")
-    made = InitialWeights(by, layers, source, teacher.model.config.hidden_size, labels if source is teacher else None)
+    made = InitialWeights(by, layers, source, model_shape(teacher.model.config).width, labels if source is teacher else None)
     reporter.note(f"a new student begins as: {', '.join(f'{key} {value}' for key, value in made.told.items())}")
     return made
 
@@ -173,24 +170,34 @@ def layers_of(rule: str | Sequence[int], depth: int, wanted: int) -> list[int]:
 
 def check_shapes(theirs: Any, ours: Any, by: str) -> None:
     """Raises M045 where a student cannot be taken out of a model of that shape."""
-    rows = ("vocab_size", "max_position_embeddings")
-    one, other = asdict(shape_of(theirs)), asdict(shape_of(ours))
-    wide = {name: (one[name], other[name]) for name in one}
-    wide["width of a head"] = (shape_of(theirs).head, shape_of(ours).head)
-    wide = {"hidden_size": wide["hidden_size"]} if by == "svd-embed" else wide
-    wrong = {name: pair for name, pair in wide.items() if pair[1] > pair[0] or by == "teacher-layers" and pair[0] != pair[1]}
-    wrong |= {
-        name: (getattr(theirs, name), getattr(ours, name)) for name in rows if getattr(ours, name) > getattr(theirs, name)
-    }
+    teacher, student = (_sizes(model_shape(config)) for config in (theirs, ours))
+    widths = ["hidden_size"] if by == "svd-embed" else [name for name in teacher if name not in TABLE_ROWS]
+    exact = widths if by == "teacher-layers" else []
+    wrong = {
+        name: (teacher[name], student[name]) for name in (*widths, *TABLE_ROWS)
+        if student[name] > teacher[name] or name in exact and student[name] != teacher[name]
+    }  # fmt: skip
     if wrong:
         raise _other_shape(wrong, fix="--set initialise=teacher-slice" if by == "teacher-layers" else "--set initialise=random")
+
+
+def _sizes(shape: ModelShape) -> dict[str, int]:
+    """Returns the sizes that a copy depends on, under transformers' names for them."""
+    return {
+        "hidden_size": shape.width,
+        "intermediate_size": shape.inner or 0,
+        "num_attention_heads": shape.heads or 0,
+        "width of a head": shape.head_width,
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": shape.position_rows or 0,
+    }
 
 
 @torch.no_grad()
 def reorder_labels(model: Any, labels: Sequence[int] | None) -> None:
     """Makes output labels[c] of a classifier its output c, where there are any."""
     for name, value in model.named_parameters():
-        if labels and re.search(HEADS, name):
+        if labels and re.search(LABEL_WEIGHTS, name):
             value.copy_(value[list(labels)])
 
 
@@ -208,10 +215,7 @@ def right_vectors(table_VD: Tensor, count: int) -> Tensor:
 
 
 def _plain(name: str, model: Any) -> str:
-    name = name.removeprefix(f"{model.base_model_prefix}.")
-    for pattern, plain in RENAMED.items():
-        name = re.sub(pattern, plain, name)
-    return name
+    return bert_name(name.removeprefix(f"{model.base_model_prefix}."), model.config)
 
 
 def _origin(name: str, taken: Sequence[int]) -> tuple[str, int]:
@@ -255,6 +259,6 @@ def _other_family(theirs: str, ours: str) -> MbertError:
         "M046",
         f'weights of "{theirs}" have no place in a student of "{ours}"',
         where="initialise, student",
-        allowed=f"Within one of {'; '.join(', '.join(family) for family in FAMILIES)}.",
+        allowed=f"Within one of {'; '.join(', '.join(family) for family in families('layer_weights').values())}.",
         fix="--set initialise=random",
     )

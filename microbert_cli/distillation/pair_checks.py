@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from microbert_cli.errors import MbertError
+from microbert_cli.models.architectures import model_shape, model_type_of
 from microbert_cli.models.capture import ATTENTION
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.tokenizers import same_vocabulary
@@ -32,13 +33,14 @@ def _check_term(key: str, term: LossTerm, teacher: Any, student: Any, where: str
     if term.needs & {"scores", "qkv"}:
         for config in (teacher, student):
             if config._attn_implementation != ATTENTION:
-                raise _no_attention_scores(config.model_type, where, key)
-    if "heads" in term.requires and teacher.num_attention_heads != student.num_attention_heads:
-        raise heads_mismatch(teacher.num_attention_heads, student.num_attention_heads, key, where)
-    if "width" in term.requires and teacher.hidden_size != student.hidden_size:
-        raise width_mismatch(teacher.hidden_size, student.hidden_size, key, where)
+                raise _no_attention_scores(model_type_of(config), where, key)
+    teacher_shape, student_shape = model_shape(teacher), model_shape(student)
+    if "heads" in term.requires and teacher_shape.heads != student_shape.heads:
+        raise heads_mismatch(teacher_shape.heads or 0, student_shape.heads or 0, key, where)
+    if "width" in term.requires and teacher_shape.width != student_shape.width:
+        raise width_mismatch(teacher_shape.width, student_shape.width, key, where)
     if term.divides:
-        number, widths = term.parameter(term.divides), {"student": student.hidden_size, "teacher": teacher.hidden_size}
+        number, widths = term.parameter(term.divides), {"student": student_shape.width, "teacher": teacher_shape.width}
         for error in check_head_count(f"{key}.{term.divides}", where, number, widths):
             raise error
 

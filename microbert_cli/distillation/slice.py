@@ -13,11 +13,11 @@ Tensors have BERT's names. The choice and its importance are this toolkit's; no 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from microbert_cli.models.architectures import ModelShape
 
 State = Mapping[str, Tensor]
 AXES = {  # of weights; a bias has the first one. rows: of a vocabulary, of positions, of labels
@@ -43,31 +43,11 @@ AXES = {  # of weights; a bias has the first one. rows: of a vocabulary, of posi
 }
 
 
-@dataclass(frozen=True)
-class SliceShape:
-    """What of an encoder's shape a slice may change."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-
-    @property
-    def head(self) -> int:
-        """The width of a head."""
-        return self.hidden_size // self.num_attention_heads
-
-
-def shape_of(config: Any) -> SliceShape:
-    """That of a configuration; DistilBERT calls its inner width hidden_dim."""
-    inner = getattr(config, "intermediate_size", None) or config.hidden_dim
-    return SliceShape(config.hidden_size, inner, config.num_attention_heads)
-
-
-def kept(state: State, layers: Sequence[int], theirs: SliceShape, ours: SliceShape) -> dict[tuple[str, int], Tensor]:
+def kept(state: State, layers: Sequence[int], theirs: ModelShape, ours: ModelShape) -> dict[tuple[str, int], Tensor]:
     """What is kept, by axis and layer of `state` (from 0; of the hidden columns by ("hidden", -1))."""
-    found = {("hidden", -1): top(columns(state, layers), ours.hidden_size)}
+    found = {("hidden", -1): top(columns(state, layers), ours.width)}
     for layer in layers:
-        found["inner", layer] = top(neurons(state, layer), ours.intermediate_size)
+        found["inner", layer] = top(neurons(state, layer), ours.inner or 0)
         found["scores", layer], found["values", layer] = heads(state, layer, theirs, ours)
     return found
 
@@ -95,15 +75,17 @@ def neurons(state: State, layer: int) -> Tensor:
     return (_squares(state, f"{own}.intermediate.dense", 1) * _squares(state, f"{own}.output.dense", 0)).sqrt()
 
 
-def heads(state: State, layer: int, theirs: SliceShape, ours: SliceShape) -> tuple[Tensor, Tensor]:
+def heads(state: State, layer: int, theirs: ModelShape, ours: ModelShape) -> tuple[Tensor, Tensor]:
     """The rows that are kept of query and key, and those of value: of the strongest heads the strongest dimensions."""
     own = f"encoder.layer.{layer}.attention"
     query, key, value = (_squares(state, f"{own}.self.{name}", 1) for name in ("query", "key", "value"))
-    of_scores = (query * key).sqrt().view(theirs.num_attention_heads, theirs.head)
+    of_scores = (query * key).sqrt().view(theirs.heads or 1, theirs.head_width)
     of_values = (value * _squares(state, f"{own}.output.dense", 0)).sqrt().view_as(of_scores)
     strength_A = sum(part.sum(1) / part.sum().clamp(min=1e-30) for part in (of_scores, of_values))
-    chosen = top(torch.as_tensor(strength_A), ours.num_attention_heads).tolist()
-    pairs = ([head * theirs.head + top(part[head], ours.head) for head in chosen] for part in (of_scores, of_values))
+    chosen = top(torch.as_tensor(strength_A), ours.heads or 1).tolist()
+    pairs = (
+        [head * theirs.head_width + top(part[head], ours.head_width) for head in chosen] for part in (of_scores, of_values)
+    )
     scores, values = (torch.cat(rows) for rows in pairs)
     return scores, values
 

@@ -13,6 +13,7 @@ from microbert_cli.distillation.ensemble import ask_by_task
 from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.scoring import score_split
+from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.recipe.phase_data import phase_split
@@ -60,7 +61,7 @@ class TaskSet:
     def sizes(self) -> dict[str, int]:
         """The sizes that losses need which train a module of their own, such as a discriminator."""
         # Teachers of several widths are refused by `check` wherever a loss compares hidden states.
-        widths = [teacher.loaded.model.config.hidden_size for teacher in self.teachers]
+        widths = [model_shape(teacher.loaded.model.config).width for teacher in self.teachers]
         classes = self.tasks[0].data.task.kind.num_outputs
         return {"classes": classes, "teacher_width": widths[0] if widths else 1, "tasks": len(self.tasks)}
 
@@ -160,9 +161,9 @@ def _compares_layers(term: LossTerm) -> bool:
     return term.asks_teacher and bool(term.needs & {"hidden", "scores", "qkv"})
 
 
-def _shape(teacher: LoadedTeacher) -> tuple[int, int, int]:
-    config = teacher.loaded.model.config
-    return config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+def _shape(teacher: LoadedTeacher) -> tuple[int, int, int | None]:
+    shape = model_shape(teacher.loaded.model.config)
+    return shape.layers, shape.width, shape.heads
 
 
 def _no_loss_without_teacher(task: str, phase: str) -> MbertError:
@@ -185,7 +186,7 @@ def _ensemble_layers(task: str, key: str) -> MbertError:
     )
 
 
-def _teacher_shapes_differ(shapes: Mapping[str, tuple[int, int, int]], key: str) -> MbertError:
+def _teacher_shapes_differ(shapes: Mapping[str, tuple[int, int, int | None]], key: str) -> MbertError:
     shown = "; ".join(f"{source}: {layers} x {width}, {heads} heads" for source, (layers, width, heads) in shapes.items())
     return MbertError(
         "M087",

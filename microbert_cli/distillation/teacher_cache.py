@@ -32,6 +32,7 @@ from microbert_cli import distributed
 from microbert_cli.data.batching import token_budget_batches
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.teacher import Teacher
+from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import ModelOutputs, OutputRequest, tokens_at_once
 from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.reporter import SILENT, Reporter
@@ -149,14 +150,14 @@ class Layout:
     @classmethod
     def of_lengths(cls, lengths: np.ndarray, request: OutputRequest, config: Any, precision: str) -> "Layout":
         """Returns the layout of rows that are all distinct, by their numbers of tokens."""
-        rows = np.arange(len(lengths))
+        rows, shape = np.arange(len(lengths)), model_shape(config)
         return cls(
             slot=rows,
             first=rows,
             lengths=np.asarray(lengths),
             classes=config.num_labels if request.logits else 0,
-            width=config.hidden_size,
-            heads=config.num_attention_heads,
+            width=shape.width,
+            heads=shape.heads or 0,
             hidden=tuple(sorted(request.hidden)),
             scores=tuple(sorted(request.scores)),
             dtype="float16" if precision == "fp16" else "float32",

@@ -1,22 +1,169 @@
-"""What is known of each model type."""
+"""The one table of what is known of each model type, and the sizes of a model of any type.
+
+A new model type is one entry of ARCHITECTURES. A type that has none is GENERIC: its sizes are read from the configuration
+under transformers' usual names, its forward pass is taken as it is, and its FLOPs are not counted.
+"""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from microbert_cli.errors import MbertError
 
-FIRST_TOKEN_READ = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # whose heads read [CLS] and nothing else
-# whose layers hand one tensor from each to the next
-STACKED = (*FIRST_TOKEN_READ, "distilbert", "mobilebert", "mbert-inverted-bottleneck", "mbert-routed-bert")
+# DistilBERT's parameters, as regular expressions, and what BERT calls the same ones.
+DISTILBERT_NAMES = {
+    r"^transformer\.layer\.": "encoder.layer.",
+    r"attention\.q_lin": "attention.self.query",
+    r"attention\.k_lin": "attention.self.key",
+    r"attention\.v_lin": "attention.self.value",
+    r"attention\.out_lin": "attention.output.dense",
+    r"sa_layer_norm": "attention.output.LayerNorm",
+    r"ffn\.lin1": "intermediate.dense",
+    r"ffn\.lin2": "output.dense",
+    r"output_layer_norm": "output.LayerNorm",
+    r"^vocab_transform": "cls.predictions.transform.dense",
+    r"^vocab_layer_norm": "cls.predictions.transform.LayerNorm",
+    r"^vocab_projector\.bias": "cls.predictions.bias",
+}
+
+# Heads have no common name over model types, so these patterns hold for all of them.
+HEAD_WEIGHTS = {  # that a checkpoint may lack, by the kind of model that is made of it
+    "classifier": r"classifier\.|pre_classifier\.|score\.|pooler\.|.*\.pooler\.|head\.",
+    "masked-lm": r"cls\.|lm_head\.|generator_|vocab_|predictions\.|head\.|decoder\.|.*\.pooler\.",
+    "encoder": r"pooler\.",
+}
+UNUSED_WEIGHTS = (  # of heads that a checkpoint may have in excess
+    r"(.*\.)?(position_ids|fit_dense\..*|cls\..*|lm_head\..*|(pre_|sop_)?classifier\..*|pooler\..*|vocab_.*|score\..*)"
+    r"|(generator_|discriminator_)?predictions\..*|generator_lm_head\..*|head\..*|decoder\..*"
+)
+LABEL_WEIGHTS = r"(^|\.)(classifier(\.out_proj)?|heads\.[^.]+)\.(weight|bias)$"  # whose rows are labels
+_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")  # encoder.layer.3., transformer.layer.3., layers.3.
 
 
-# Encoders of the plain shape: d -> d attention, d -> F -> d feed-forward, a d -> d -> C head on the first token.
-PLAIN = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
-ROUTED = "mbert-routed-bert"
-BOTTLENECKED = ("mobilebert", "mbert-inverted-bottleneck")
+@dataclass(frozen=True)
+class Architecture:
+    """What is known of the model types of one family; the defaults are what may be assumed of any.
+
+    stack                where the encoder keeps its layers, if each hands one tensor to the next and they can be left out
+    first_token_head     the classifier reads [CLS] alone, so that the top layer need compute no other token
+    positions            the configuration's key for the rows of its position table; None = it has no such table
+    offset_by_padding    positions are numbered from behind the padding's id, which wastes the rows before them
+    inner                the configuration's key for the width of the feed-forward networks
+    flops                the rule of size.py: "plain", "bottleneck", or None where they are not counted
+    layer_weights        layers and embeddings can be copied and sliced between types of one such name
+    end_weights          embeddings and heads can be copied between types of one such name, or within one type
+    bert_names           regular expressions of parameter names -> BERT's names for them
+    experts              "task": it has a head per task, and may have experts; "convertible": it can become such a model
+    """
+
+    stack: str | None = None
+    first_token_head: bool = False
+    positions: str | None = "max_position_embeddings"
+    offset_by_padding: bool = False
+    inner: str = "intermediate_size"
+    flops: str | None = None
+    layer_weights: str | None = None
+    end_weights: str | None = None
+    bert_names: Mapping[str, str] = field(default_factory=dict)
+    experts: str | None = None
 
 
-COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
+GENERIC = Architecture()
+_ENCODER = Architecture(stack="encoder.layer", first_token_head=True, flops="plain")
+_ROBERTA = replace(_ENCODER, layer_weights="roberta", offset_by_padding=True)
+_MOBILEBERT = Architecture(stack="encoder.layer", flops="bottleneck", end_weights="mobilebert")
+_OFFSET = Architecture(offset_by_padding=True)
+
+ARCHITECTURES = {
+    "bert": replace(_ENCODER, layer_weights="bert", experts="convertible"),
+    "distilbert": Architecture(
+        stack="transformer.layer", inner="hidden_dim", flops="plain", layer_weights="bert", bert_names=DISTILBERT_NAMES
+    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "electra": replace(_ENCODER, layer_weights="electra"),
+    "mobilebert": _MOBILEBERT,
+    "mbert-inverted-bottleneck": _MOBILEBERT,
+    "mbert-routed-bert": Architecture(stack="encoder.layer", flops="plain", experts="task"),
+    "data2vec-text": _OFFSET,
+    "ibert": _OFFSET,
+    "lilt": _OFFSET,
+    "longformer": _OFFSET,
+    "luke": _OFFSET,
+    "mpnet": _OFFSET,
+    "roberta-prelayernorm": _OFFSET,
+    "xlm-roberta-xl": _OFFSET,
+    "xmod": _OFFSET,
+}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a model; None for what its type does not have: a recurrent one has no heads and no positions.
+
+    inner          width of the feed-forward networks
+    embedding      width of the token embeddings, where it is not `width`
+    position_rows  of the position table; positions: how many tokens the model can read, fewer where rows are wasted
+    """
+
+    width: int
+    layers: int = 0
+    heads: int | None = None
+    inner: int | None = None
+    vocabulary: int = 0
+    embedding: int = 0
+    position_rows: int | None = None
+    positions: int | None = None
+
+    @property
+    def head_width(self) -> int:
+        """The width of one attention head."""
+        return self.width // (self.heads or 1)
+
+
+def model_type_of(config: Any) -> str:
+    """Returns transformers' name for the model's type; "" for a configuration that names none."""
+    return getattr(config, "model_type", None) or ""
+
+
+def architecture_of(model: Any) -> Architecture:
+    """Returns the table's entry for a configuration, or for the name of a model type."""
+    return ARCHITECTURES.get(model if isinstance(model, str) else model_type_of(model), GENERIC)
+
+
+def model_shape(config: Any) -> ModelShape:
+    """Returns the sizes that a configuration describes."""
+    width = config.hidden_size
+    return ModelShape(
+        width=width,
+        layers=getattr(config, "num_hidden_layers", 0),
+        heads=getattr(config, "num_attention_heads", None),
+        inner=getattr(config, architecture_of(config).inner, None),
+        vocabulary=getattr(config, "vocab_size", 0),
+        embedding=getattr(config, "embedding_size", width),
+        position_rows=_position_rows(config),
+        positions=positions_of(config),
+    )
+
+
+def positions_of(config: Any) -> int | None:
+    """Returns how many tokens a model can read; None where nothing in its configuration limits them."""
+    rows = _position_rows(config)
+    return None if rows is None else rows - wasted_positions(config, getattr(config, "pad_token_id", None))
+
+
+def wasted_positions(model: Any, pad_token_id: int | None) -> int:
+    """Returns how many rows of the position table no token can have, by configuration or name of the model type."""
+    return (pad_token_id or 0) + 1 if architecture_of(model).offset_by_padding else 0
+
+
+def _position_rows(config: Any) -> int | None:
+    key = architecture_of(config).positions
+    rows: int | None = getattr(config, key, None) if key else None
+    # Types without a table say so with 0 or -1 (XLNet).
+    return rows if rows and rows > 0 else None
 
 
 def check_length(max_length: int, config: Any, *, where: str) -> None:
@@ -33,11 +180,23 @@ def check_length(max_length: int, config: Any, *, where: str) -> None:
         )
 
 
-def positions_of(config: Any) -> int | None:
-    """How many tokens a model can read. RoBERTa's kind counts positions from behind the padding's number, which it wastes."""
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    wasted = config.pad_token_id + 1 if positions and getattr(config, "model_type", None) in COUNT_FROM_PADDING else 0
-    return positions - wasted if positions else None
+def layer_index(name: str) -> int | None:
+    """Returns the layer, from 0, that a parameter belongs to by its name; None for embeddings, poolers and heads."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
 
 
-LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")  # encoder.layer.3., transformer.layer.3., layers.3.
+def bert_name(name: str, config: Any) -> str:
+    """Returns BERT's name for a parameter of another model type."""
+    for pattern, plain in architecture_of(config).bert_names.items():
+        name = re.sub(pattern, plain, name)
+    return name
+
+
+def families(kind: str) -> dict[str, list[str]]:
+    """Returns the model types by the field `kind` of their entries, such as "layer_weights"."""
+    groups: dict[str, list[str]] = {}
+    for model_type, architecture in ARCHITECTURES.items():
+        if (name := getattr(architecture, kind)) is not None:
+            groups.setdefault(name, []).append(model_type)
+    return groups

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import BaseModelOutput
 
-from microbert_cli.models.architectures import FIRST_TOKEN_READ, STACKED
+from microbert_cli.models.architectures import architecture_of
 
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 32_768}  # more is slower there: what a layer makes no longer stays in the cache
 
@@ -137,7 +137,7 @@ class _FirstToken(nn.Module):
         layer: Any = self.layer
         own, first_B1d = layer.attention.self, hidden_BTd[:, :1]
         query, key, value = (
-            part(x).unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2)
+            part(x).unflatten(-1, (-1, own.attention_head_size)).transpose(1, 2)
             for part, x in ((own.query, first_B1d), (own.key, hidden_BTd), (own.value, hidden_BTd))
         )
         seen = None if mask is None else mask[..., :1, :]
@@ -151,10 +151,9 @@ class _FirstToken(nn.Module):
 @contextmanager
 def _first_token_at_the_top(model: Any, want: OutputRequest) -> Iterator[None]:
     """For one forward pass that is asked for logits alone: the top layer computes the token that the head reads."""
-    plain = getattr(model.config, "model_type", None) in FIRST_TOKEN_READ and not getattr(model.config, "is_decoder", False)
-    stack = getattr(model.base_model, "encoder", None)
-    layers = getattr(stack, "layer", None)
-    if not plain or want != OutputRequest(logits=True) or not isinstance(layers, nn.ModuleList) or _is_compiled(model):
+    plain = architecture_of(model.config).first_token_head and not getattr(model.config, "is_decoder", False)
+    layers = _layers_of(model.base_model)
+    if not plain or want != OutputRequest(logits=True) or not layers or _is_compiled(model):
         yield
         return
     with _standing_in(layers, {len(layers) - 1: _FirstToken(layers[-1])}):
@@ -172,6 +171,14 @@ def _standing_in(layers: nn.ModuleList, others: Mapping[int, nn.Module]) -> Iter
     finally:
         for place, layer in own.items():
             layers[place] = layer
+
+
+def _layers_of(encoder: Any) -> nn.ModuleList:
+    """The encoder's layers, where its architecture lets some be left out; else none."""
+    part = encoder
+    for name in (architecture_of(encoder.config).stack or "").split("."):
+        part = getattr(part, name, None)
+    return part if isinstance(part, nn.ModuleList) else nn.ModuleList()
 
 
 def _is_compiled(model: Any) -> bool:
@@ -196,10 +203,9 @@ def _only_what_is_read(encoder: Any, want: OutputRequest) -> Iterator[None]:
     if _is_compiled(encoder):
         yield
         return
-    stack = next((part for name in ("encoder", "transformer") if (part := getattr(encoder, name, None)) is not None), None)
-    layers, pooler = getattr(stack, "layer", None), getattr(encoder, "pooler", None)
+    layers, pooler = _layers_of(encoder), getattr(encoder, "pooler", None)
     deepest = max(want.hidden | want.scores | want.qkv, default=0) or 1  # what goes into the first layer is seen as it goes in
-    if not isinstance(layers, nn.ModuleList) or encoder.config.model_type not in STACKED or want.token_logits or want.routing:
+    if want.token_logits or want.routing:
         layers = nn.ModuleList()
     above = {place: _PassedOver(layers[place]) for place in range(deepest, len(layers))}
     try:

@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoConfig
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import COUNT_FROM_PADDING, positions_of
+from microbert_cli.models.architectures import architecture_of, model_shape, model_type_of, positions_of, wasted_positions
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import register_model_type, without_code
 from microbert_cli.models.load import (
@@ -46,7 +46,7 @@ def build_model(
     fields = {key: value for key, value in student.items() if key not in ("title", "model_type")}
     fields |= {"vocab_size": rows_needed(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if like is not None and "max_position_embeddings" not in student:
-        wasted = tokenizer.pad_token_id + 1 if student.get("model_type") in COUNT_FROM_PADDING else 0
+        wasted = wasted_positions(student.get("model_type", ""), tokenizer.pad_token_id)
         fields["max_position_embeddings"] = (positions_of(like) or MAX_LENGTH) + wasted
     try:
         fields["num_attention_heads"] = _heads(fields, like)
@@ -56,10 +56,11 @@ def build_model(
         raise _no_student(where, error) from error
     if head is not None:
         head.configure(config)
-    if config.hidden_size % config.num_attention_heads:
+    shape = model_shape(config)
+    if shape.heads and shape.width % shape.heads:
         raise MbertError(
             "M011",
-            f"{config.num_attention_heads} heads do not divide a width of {config.hidden_size}",
+            f"{shape.heads} heads do not divide a width of {shape.width}",
             where=where,
             allowed="A width that is a multiple of the number of heads.",
             fix="Choose another student: mbert list students",
@@ -74,7 +75,7 @@ def build_model(
 
 def size_of(config: Any, kind: str) -> int:
     """Parameters of a model to come, from those of one layer and of two, so that any depth is counted as fast."""
-    depth = int(config.num_hidden_layers)
+    depth = model_shape(config).layers
     if depth < 3:
         return counted(config, kind)
     one, two = (counted(_of_depth(config, layers), kind) for layers in (1, 2))
@@ -108,8 +109,8 @@ def _heads(fields: dict[str, Any], like: Any) -> int:
     if heads != "teacher":
         return int(heads)
     width: int = fields["hidden_size"]
-    if like is not None and width % like.num_attention_heads == 0:
-        return int(like.num_attention_heads)
+    if like is not None and (of_teacher := model_shape(like).heads) and width % of_teacher == 0:
+        return of_teacher
     return next(heads for heads in (12, 8, 6, 4, 3, 2, 1) if width % heads == 0)
 
 
@@ -166,8 +167,8 @@ def several_heads(
             raise _other_tasks(f"{where} {name}", list(known.model.config.tasks), list(wanted))
         return known
     dense = classifier(name, catalog, task=tasks[0], seed=seed, tokenizer=tokenizer, where=where, like=like, start=start)
-    if (kind := dense.model.config.model_type) != "bert":
-        raise _no_bert(f"{where} {name}", kind)
+    if architecture_of(dense.model.config).experts != "convertible":
+        raise _no_bert(f"{where} {name}", model_type_of(dense.model.config))
     heads = {tasks[0].name: dense.model.classifier} if len(tasks) == 1 else None
     model = RoutedBertForSequenceClassification.from_dense(dense.model, tasks=wanted, seed=seed, heads=heads)
     show_scores(model)

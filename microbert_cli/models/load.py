@@ -17,6 +17,7 @@ import transformers
 from safetensors import SafetensorError
 
 from microbert_cli.errors import MbertError
+from microbert_cli.models.architectures import HEAD_WEIGHTS, UNUSED_WEIGHTS
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model, unreadable_model
@@ -31,15 +32,6 @@ CLASSES = {
     "masked-lm": "AutoModelForMaskedLM",
     "encoder": "AutoModel",
 }
-HEADS = {
-    "classifier": r"classifier\.|pre_classifier\.|score\.|pooler\.|.*\.pooler\.|head\.",
-    "masked-lm": r"cls\.|lm_head\.|generator_|vocab_|predictions\.|head\.|decoder\.|.*\.pooler\.",
-    "encoder": r"pooler\.",
-}
-IGNORED = (
-    r"(.*\.)?(position_ids|fit_dense\..*|cls\..*|lm_head\..*|(pre_|sop_)?classifier\..*|pooler\..*|vocab_.*|score\..*)"
-    r"|(generator_|discriminator_)?predictions\..*|generator_lm_head\..*|head\..*|decoder\..*"
-)
 
 
 transformers.logging.set_verbosity_error()
@@ -171,8 +163,8 @@ def _from_pretrained(path: Path, kind: str, config: Any, where: str, seed: int) 
 def _check_weights(info: dict[str, Any], kind: str, where: str, path: Any, new_head: bool) -> list[str]:
     mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in info["mismatched_keys"])
     missing = sorted(info["missing_keys"]) + mismatched
-    strange = [name for name in missing if not re.match(HEADS[kind], name)]
-    unexpected = [name for name in sorted(info["unexpected_keys"]) if not re.fullmatch(IGNORED, name)]
+    strange = [name for name in missing if not re.match(HEAD_WEIGHTS[kind], name)]
+    unexpected = [name for name in sorted(info["unexpected_keys"]) if not re.fullmatch(UNUSED_WEIGHTS, name)]
     if strange or unexpected:
         names = ", ".join((strange or unexpected)[:4])
         raise MbertError(

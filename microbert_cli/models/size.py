@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import BOTTLENECKED, PLAIN, ROUTED
+from microbert_cli.models.architectures import architecture_of, model_shape
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ def batch_flops(
     In a mixture of experts F is what a token meets, and a gate that reads tokens or rows adds its own product.
     Returns None for architectures of another shape.
     """
-    if config.model_type in BOTTLENECKED and config.use_bottleneck:
-        return _bottlenecked(config, rows, tokens, squares, head, predicted)
-    if config.model_type not in (*PLAIN, ROUTED):
+    rule = architecture_of(config).flops
+    if rule == "bottleneck" and config.use_bottleneck:
+        return _bottleneck_flops(config, rows, tokens, squares, head, predicted)
+    if rule != "plain":
         return None
-    d, L = config.hidden_size, config.num_hidden_layers
-    F = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
-    e = getattr(config, "embedding_size", d)
+    shape = model_shape(config)
+    d, L, e, F = shape.width, shape.layers, shape.embedding, shape.inner or 0
     body = L * (8 * tokens * d * d + 4 * squares * d + 4 * tokens * d * F)
     if experts := len(getattr(config, "moe_layers", ())):
         narrower = F - config.top_k * (config.expert_width or F)
@@ -85,27 +85,28 @@ def batch_flops(
     widening = 2 * tokens * e * d if e != d else 0
     heads = {
         "classifier": rows * (2 * d * d + 2 * d * config.num_labels),
-        "masked-lm": predicted * (2 * d * e + 2 * e * config.vocab_size),
+        "masked-lm": predicted * (2 * d * e + 2 * e * shape.vocabulary),
         "encoder": 0,
     }
     return int(body + widening + heads[head])
 
 
-def _bottlenecked(config: Any, rows: float, tokens: float, squares: float, head: str, predicted: float) -> int:
+def _bottleneck_flops(config: Any, rows: float, tokens: float, squares: float, head: str, predicted: float) -> int:
     """MobileBERT and its teacher: 2 S (L W + 3 e d) + 4 L Q w + head, w the width within a block, W what its matrices hold.
 
     W = b d w + 2 r w + v w + w^2 + 2 n w F + w d    b bottlenecks in, queries and keys read r features, values v, n FFNs
     head  classifier: R (2 d^2 [activation] + 2 d C);  masked-lm: P (2 d^2 + 2 d V);  encoder: 0
     """
-    d, w, F, e = config.hidden_size, config.intra_bottleneck_size, config.intermediate_size, config.embedding_size
+    shape = model_shape(config)
+    d, w, F, e = shape.width, config.intra_bottleneck_size, shape.inner or 0, shape.embedding
     narrow = config.use_bottleneck_attention
     shared = config.key_query_shared_bottleneck and not narrow
     read, values = w if narrow or shared else d, w if narrow else d
     matrices = (1 + shared) * d * w + 2 * read * w + values * w + w * w + 2 * config.num_feedforward_networks * w * F + w * d
-    L, pieces = config.num_hidden_layers, 3 if config.trigram_input else int(e != d)
+    L, pieces = shape.layers, 3 if config.trigram_input else int(e != d)
     heads = {
         "classifier": rows * (2 * d * d * config.classifier_activation + 2 * d * config.num_labels),
-        "masked-lm": predicted * (2 * d * d + 2 * d * config.vocab_size),
+        "masked-lm": predicted * (2 * d * d + 2 * d * shape.vocabulary),
         "encoder": 0,
     }
     return int(2 * tokens * (L * matrices + pieces * e * d) + 4 * L * squares * w + heads[head])

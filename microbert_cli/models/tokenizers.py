@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from microbert_cli.errors import MbertError
+from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.find import unreadable_model
 
 
@@ -51,7 +52,7 @@ def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
     # Both would be written beside what is made of the model: templates under names of their own, and a call for code.
     tokenizer.chat_template, tokenizer._auto_map = None, None
     tokenizer.init_kwargs.pop("auto_map", None)
-    size, rows = rows_needed(tokenizer), config.vocab_size
+    size, rows = rows_needed(tokenizer), model_shape(config).vocabulary
     if size > rows or size <= len(tokenizer.all_special_ids):
         raise MbertError(
             "M303",

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from microbert_cli.models.architectures import model_shape, positions_of
 from microbert_cli.evaluation.benchmark import BUSY, cores, load_average
 from microbert_cli.plan.rehearsal import rehearse
 from microbert_cli.plan.work import Job, Shape, Workload
@@ -149,7 +150,7 @@ def representative(job: Job, load: Workload) -> list[Shape]:
     lengths = sorted({length for _, length in load.shapes})
     tokens = np.cumsum([sum(r * t * n for (r, t), n in load.shapes.items() if t == length) for length in lengths])
     quantile_lengths = {lengths[int(np.searchsorted(tokens, share * tokens[-1]))] for share in QUANTILES}
-    top = getattr(job.config, "max_position_embeddings", lengths[-1])
+    top = positions_of(job.config) or lengths[-1]
     widths = sorted({min(_on_grid(length), top) for length in quantile_lengths})
     if widths[-1] < ALIKE * widths[0]:
         widths = [max(2, widths[0] // 2), *widths]
@@ -180,8 +181,13 @@ def _on_grid(length: int) -> int:
 
 
 def _job_text(job: Job) -> str:
-    teacher = f" from {job.teacher.num_hidden_layers} x {job.teacher.hidden_size}" if job.teacher is not None else ""
-    return f"{job.config.num_hidden_layers} x {job.config.hidden_size}{teacher} {'+'.join(job.losses)}".rstrip()
+    teacher = f" from {_depth_and_width(job.teacher)}" if job.teacher is not None else ""
+    return f"{_depth_and_width(job.config)}{teacher} {'+'.join(job.losses)}".rstrip()
+
+
+def _depth_and_width(config: Any) -> str:
+    shape = model_shape(config)
+    return f"{shape.layers} x {shape.width}"
 
 
 def _shapes_text(shapes: list[Shape]) -> str:

@@ -9,6 +9,7 @@ plan made with them says so. Devices share every batch; what the kernels' launch
 from dataclasses import dataclass
 from typing import Any
 
+from microbert_cli.models.architectures import model_shape
 from microbert_cli.errors import MbertError
 from microbert_cli.plan.work import Job, Workload
 from microbert_cli.recipe.registry import Catalog
@@ -39,7 +40,7 @@ class Hardware:
             return None
         rate = {"fp32": self.fp32_tflops, "bf16": self.bf16_tflops}[precision] * 1e12
         passes = 3 if job.kind == "train" else 1
-        kernels = KERNELS * passes * job.config.num_hidden_layers + (OPTIMISER if job.kind == "train" else 0)
+        kernels = KERNELS * passes * model_shape(job.config).layers + (OPTIMISER if job.kind == "train" else 0)
         return max(flops / (rate * self.utilisation * self.devices), load.batches * kernels * self.launch_us / 1e6)
 
     def assumptions(self, precision: str) -> str:

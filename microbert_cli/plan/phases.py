@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from microbert_cli.models.architectures import model_shape
 from microbert_cli.data.load import load_augmented
 from microbert_cli.data.multitask_batching import task_shares
 from microbert_cli.data.task_data import TaskData
@@ -86,7 +87,7 @@ def distil_jobs(
     """Returns two jobs: the student's training steps, and the teacher's forward passes for them."""
     losses = losses_of(spec.losses)
     terms = make_terms(losses, catalog)
-    teacher_layers, student_layers = teacher.config.num_hidden_layers, student.config.num_hidden_layers
+    teacher_layers, student_layers = model_shape(teacher.config).layers, model_shape(student.config).layers
     layered = head == "encoder" or any(term.over in LAYERWISE for term in terms)
     layers = (
         tuple(layer_map(recipe.layer_map, teacher_layers=teacher_layers, student_layers=student_layers)) if layered else (0,)

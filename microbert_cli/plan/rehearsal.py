@@ -21,6 +21,7 @@ from microbert_cli.data.corpus.masking import mask_batch
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.evaluation.scoring import logits_of
+from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import ModelOutputs, OutputRequest, show_scores
 from microbert_cli.models.load import CLASSES, LoadedModel
 from microbert_cli.plan.work import Job, Shape
@@ -175,8 +176,8 @@ def _objective(job: Job, model: Any, catalog: Catalog, ask: Any) -> Objective:
         model,
         ask_teacher=ask if job.teacher is not None else None,
         map_layers=job.layers,
-        student_width=job.config.hidden_size,
-        teacher_width=job.teacher.hidden_size if job.teacher is not None else 0,
+        student_width=model_shape(job.config).width,
+        teacher_width=model_shape(job.teacher).width if job.teacher is not None else 0,
         classes=job.config.num_labels,
         normalisation=job.normalisation,
     )
@@ -187,10 +188,10 @@ def _rows(shape: Shape, config: Any) -> TokenizedExamples:
     count, length = shape
     generator = np.random.default_rng(0)
     lengths = np.array([max(1, length - number % 2) for number in range(count)])
-    total = int(lengths.sum())
+    total, vocabulary = int(lengths.sum()), model_shape(config).vocabulary
     labels = kind_of_model(config).random_labels(generator, count)
     return TokenizedExamples(
-        ids=generator.integers(min(FIRST, config.vocab_size - 1), config.vocab_size, size=total).astype(np.int32),
+        ids=generator.integers(min(FIRST, vocabulary - 1), vocabulary, size=total).astype(np.int32),
         types=np.zeros(total, np.int8),
         offsets=np.cumsum([0, *lengths], dtype=np.int64),
         labels=labels,
@@ -201,7 +202,7 @@ def _rows(shape: Shape, config: Any) -> TokenizedExamples:
 def _batch(job: Job, rows: TokenizedExamples, number: int, device: str) -> Batch:
     batch: Mapping[str, torch.Tensor] = rows.batch(np.arange(len(rows)))
     if job.predicted:
-        batch = mask_batch(dict(batch), _MadeUp(job.config.vocab_size), share=job.predicted, seed=0, number=number)
+        batch = mask_batch(dict(batch), _MadeUp(model_shape(job.config).vocabulary), share=job.predicted, seed=0, number=number)
     batch = {**batch, "unrelated": torch.zeros(len(rows), dtype=torch.long)}
     return {name: value.to(device) for name, value in batch.items()}
 
@@ -209,12 +210,13 @@ def _batch(job: Job, rows: TokenizedExamples, number: int, device: str) -> Batch
 def _answer(shape: Shape, want: OutputRequest, config: Any, device: str) -> ModelOutputs:
     """Returns random outputs of a teacher, of the shapes that the losses ask for."""
     B, T = shape
-    A, d = config.num_attention_heads, config.hidden_size
-    queries, keys, values = torch.randn(3, B, A, T, d // A, device=device)
+    sizes = model_shape(config)
+    A, d = sizes.heads or 1, sizes.width
+    queries, keys, values = torch.randn(3, B, A, T, sizes.head_width, device=device)
     return ModelOutputs(
         logits=torch.randn(B, config.num_labels, device=device) if want.logits else None,
         hidden={layer: torch.randn(B, T, d, device=device) for layer in want.hidden},
         scores={layer: torch.randn(B, A, T, T, device=device) for layer in want.scores},
-        token_head=torch.nn.Linear(d, config.vocab_size, device=device) if want.token_head else None,
+        token_head=torch.nn.Linear(d, sizes.vocabulary, device=device) if want.token_head else None,
         qkv=dict.fromkeys(want.qkv, (queries, keys, values)),
     )

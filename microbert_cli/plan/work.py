@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from microbert_cli.data.batching import batches_by_length, epoch_batches, token_budget_batches
-from microbert_cli.models.architectures import FIRST_TOKEN_READ
+from microbert_cli.models.architectures import architecture_of, model_shape
 from microbert_cli.models.capture import OutputRequest, tokens_at_once
 from microbert_cli.models.factory import counted
 from microbert_cli.models.size import batch_flops
@@ -162,7 +162,7 @@ class Job:
         """Whether nothing but a classifier's logits is read, so that its top layer computes one token a row."""
         reads_layers = bool(self.want.hidden | self.want.scores | self.want.qkv)
         reads_inside = reads_layers if self.kind == "ask" else len(self.layers) > 1 or "embedding" in self.losses
-        return self.head == "classifier" and self.logits and not reads_inside and self.config.model_type in FIRST_TOKEN_READ
+        return self.head == "classifier" and self.logits and not reads_inside and architecture_of(self.config).first_token_head
 
     def key(self) -> str:
         """Returns a hash of all that decides how long a batch of one shape takes."""
@@ -185,9 +185,9 @@ def activations(job: Job, rows: int, length: int) -> int:
     block before and behind its activation (3 F). m = matrices of token pairs that losses read; SDPA keeps none.
     S padded tokens, Q = rows x length^2, A heads, P predicted positions, V vocabulary.
     """
-    config = job.config
-    d, L, A = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
-    F = getattr(config, "intermediate_size", 4 * d)
+    shape = model_shape(job.config)
+    d, L, A = shape.width, shape.layers, shape.heads or 0
+    F = shape.inner or 4 * d
     body = rows * length * (L * (14 * d + 3 * F) + _matrices(job, L, A) * length)
     vocabulary_logits = 3 * job.predicted * rows * length * config.vocab_size if job.head == "masked-lm" else 0
     return int(FLOAT * (body + vocabulary_logits))

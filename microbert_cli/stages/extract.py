@@ -11,6 +11,7 @@ from microbert_cli.data.task_data import TaskData, find_task, load_task_data
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.scoring import score_split
 from microbert_cli.exporting.directory import compare, parity_batches, read_back, refuse_difference
+from microbert_cli.models.architectures import model_shape, positions_of
 from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model
 from microbert_cli.models.labels import match_labels
@@ -105,7 +106,7 @@ def _extract_task(whole: LoadedModel, name: str, data: TaskData, place: Path, re
     read = LoadedModel(read_back(place), tokenizer, str(place), [])
     encoded = data.encode("dev", read, where="MODEL")
     rows = [encoded.row(i) for i in range(min(len(encoded), PARITY_ROWS))]
-    longest = min(plain.config.max_position_embeddings, tokenizer.model_max_length)
+    longest = min(positions_of(plain.config) or 512, tokenizer.model_max_length)
     batches = list(parity_batches(rows, tokenizer.pad_token_id or 0, longest=longest))
     with routed.answering(name):
         expected = [torch_logits(routed)(batch) for batch in batches]
@@ -124,7 +125,7 @@ def _extract_task(whole: LoadedModel, name: str, data: TaskData, place: Path, re
         "parity": {**found, "rows": len(rows), "shapes": [list(batch["input_ids"].shape) for batch in batches]},
         "parameters": sizes,
         "experts": {str(layer): [int(e) for e in chosen] for layer, chosen in routed.chosen()[name].items()},
-        "ffn_width": plain.config.intermediate_size,
+        "ffn_width": model_shape(plain.config).inner,
     }
 
 

@@ -11,7 +11,7 @@ from microbert_cli.data.tables import Table, read_table
 from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring
-from microbert_cli.models.architectures import check_length
+from microbert_cli.models.architectures import check_length, positions_of
 from microbert_cli.models.predictor import open_predictor
 from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
@@ -35,7 +35,7 @@ def run(
     answers = open_predictor(model, None, task_name=task)
     if not texts:
         return []
-    length = max_length or _trained_length(Path(model)) or min(answers.model.config.max_position_embeddings, 512)
+    length = max_length or _trained_length(Path(model)) or min(positions_of(answers.model.config) or 512, 512)
     check_length(length, answers.model.config, where="--max-length")
     _check_characters(texts)
     encoded = tokenize_examples(Examples(texts), answers.tokenizer, length)

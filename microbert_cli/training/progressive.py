@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import LAYER
+from microbert_cli.models.architectures import layer_index
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Progressive:
 
 def layer_of(name: str) -> int:
     """The layer of a student's tensor, from 1; 0 is what belongs to none: embeddings, pooler, heads."""
-    found = LAYER.search(name)
-    return int(found[1]) + 1 if found else 0
+    index = layer_index(name)
+    return 0 if index is None else index + 1
 
 
 def check_layers(student: nn.Module, losses: Iterable[tuple[str, str]], *, layers: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from microbert_cli.errors import MbertError
+from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model
@@ -46,12 +47,12 @@ def add_experts(loaded: LoadedModel, wanted: MoeSettings, *, seed: int, importan
     Raises M071 (layers), M072 (widths), M076 (copies of another width), M078 (no trained head), M079 (other experts),
     M223 (more experts than memory holds).
     """
-    config = loaded.model.config
-    layers = expert_layers(wanted.layers, config.num_hidden_layers)
+    config, shape = loaded.model.config, model_shape(loaded.model.config)
+    layers = expert_layers(wanted.layers, shape.layers)
     if getattr(config, "moe_layers", None):
         _check_same(config, layers, wanted)
         return loaded
-    width, shared = fitting(wanted, config.intermediate_size)
+    width, shared = fitting(wanted, shape.inner or 0)
     _check_room(loaded.model, layers=len(layers), experts=wanted.experts, width=width)
     neurons = None
     if wanted.init == "importance":
@@ -118,7 +119,7 @@ def fitting(wanted: MoeSettings, own: int) -> tuple[int, int]:
 
 
 def _check_room(model: Any, *, layers: int, experts: int, width: int) -> None:
-    d = model.config.hidden_size
+    d = model_shape(model.config).width
     check_memory(
         count_all_parameters(model) + layers * experts * (2 * d * width + width + d),
         where=f"moe: {experts} experts of {width} neurons in {layers} layer{'s' * (layers > 1)}",

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 from microbert_cli.errors import MbertError, nearest
+from microbert_cli.models.architectures import architecture_of, model_shape
 from microbert_cli.models.capture import show_scores
-from microbert_cli.models.moe.bert import MODEL_TYPE, OWN_FIELDS
+from microbert_cli.models.moe.bert import OWN_FIELDS
 from microbert_cli.models.moe.layers import gates_of
 from microbert_cli.recipe.multitask import ambiguous_task
 from microbert_cli.recipe.task_kinds import kind_of_head
@@ -27,7 +28,7 @@ FFN = ("intermediate.dense.weight", "intermediate.dense.bias", "output.dense.wei
 
 def is_routed(config: Any) -> bool:
     """Whether this is the configuration of a BERT for several tasks."""
-    return getattr(config, "model_type", None) == MODEL_TYPE
+    return architecture_of(config).experts == "task"
 
 
 def dense_for_task(model: Any, task: str | None, *, where: str) -> Any:
@@ -50,8 +51,9 @@ def check_routes(config: Any, *, where: str) -> None:
     """Raises M390 for a configuration that routes to what it does not have."""
     told = {name: getattr(config, name) for name in ("tasks", "moe_layers", "experts", "top_k", "routing")}
     told |= {name: getattr(config, f"expert_{name}") for name in ("norm", "gate")}
+    depth = model_shape(config).layers
     try:
-        sound = _is_sound(config.num_hidden_layers, **told)
+        sound = _is_sound(depth, **told)
     except (TypeError, AttributeError, KeyError):
         sound = False
     if not sound:
@@ -59,7 +61,7 @@ def check_routes(config: Any, *, where: str) -> None:
             "M390",
             f"this configuration routes to what it does not have: {str(told)[:300]}",
             where=f"{where}, config.json",
-            allowed=f"Tasks with labels, layers from 1 to {config.num_hidden_layers}, 1 <= top_k <= experts, a known routing.",
+            allowed=f"Tasks with labels, layers from 1 to {depth}, 1 <= top_k <= experts, a known routing.",
             fix="Take config.json as the training wrote it, beside its own weights.",
         )
 
@@ -142,8 +144,9 @@ def no_plain_model(task: str) -> MbertError:
 def plain_shape(config: Any) -> BertConfig:
     """The configuration of the plain BERT that one task's experts make: as wide as the widest layer."""
     fields = {key: value for key, value in config.to_dict().items() if key not in OWN_FIELDS}
-    joined = [config.top_k * (config.expert_width or config.intermediate_size)] if config.moe_layers else []
-    own = [config.intermediate_size] if len(config.moe_layers) < config.num_hidden_layers else []
+    shape = model_shape(config)
+    joined = [config.top_k * (config.expert_width or shape.inner)] if config.moe_layers else []
+    own = [shape.inner] if len(config.moe_layers) < shape.layers else []
     return BertConfig(**{**fields, "intermediate_size": max(joined + own)})
 
 
@@ -155,6 +158,6 @@ def _label(config: Any, task: Mapping[str, Any]) -> None:
 def _widened(name: str, value: Tensor, config: BertConfig) -> Tensor:
     """The same with zeros for the neurons that it lacks."""
     side = 1 if name == FFN[2] else 0
-    missing = 0 if name == FFN[3] else config.intermediate_size - value.shape[side]
+    missing = 0 if name == FFN[3] else (model_shape(config).inner or 0) - value.shape[side]
     shape = [missing if place == side else size for place, size in enumerate(value.shape)]
     return torch.cat([value, value.new_zeros(shape)], side) if missing else value

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from microbert_cli.models.architectures import positions_of
 from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.errors import MbertError
 from microbert_cli.plan.doctor.context import DoctorContext
@@ -98,7 +99,7 @@ def _truncation(context: DoctorContext, step: Step, split: str, checked: set[tup
     share = encoded.truncated / max(1, len(encoded))
     what = "texts of the transfer set" if split == TRANSFER else "training rows"
     text = f"{encoded.truncated:,} of {len(encoded):,} {what} are cut to {data.max_length} tokens ({share:.1%})"
-    positions = getattr(context.output(step).config, "max_position_embeddings", 2 * data.max_length)
+    positions = positions_of(context.output(step).config) or 2 * data.max_length
     longer = min(2 * data.max_length, positions)
     advice = f"; for more: --set data.max_length={longer}" if longer > data.max_length else ""
     return passed(text) if share <= CUT else doubtful(text + advice)

@@ -17,9 +17,10 @@ from transformers import (
 
 from microbert_cli import api
 from microbert_cli.distillation.initialise import InitialWeights, layers_of, named, right_vectors
-from microbert_cli.distillation.slice import SliceShape, columns, heads, neurons, top
+from microbert_cli.distillation.slice import columns, heads, neurons, top
 from microbert_cli.errors import MbertError
 from microbert_cli.models import factory
+from microbert_cli.models.architectures import ModelShape
 from microbert_cli.models.capture import OutputRequest, forward_outputs
 from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.recipe.registry import Catalog
@@ -110,7 +111,7 @@ def test_importance_by_hand():
     state = by_hand()
     assert columns(state, [0]).tolist() == pytest.approx([10 + 13, 125 + 85])
     assert neurons(state, 0).tolist() == pytest.approx([5 * 1, 1 * 5, 2 * 1])
-    scores, values = heads(state, 0, SliceShape(2, 3, 2), SliceShape(1, 3, 1))
+    scores, values = heads(state, 0, ModelShape(2, inner=3, heads=2), ModelShape(1, inner=3, heads=1))
     assert scores.tolist() == [0] and values.tolist() == [0], "sqrt(5) * 5 against 2 * 1"
 
 
@@ -128,7 +129,7 @@ def test_a_slice_keeps_what_matters_most(teacher):
         assert torch.equal(own[f"encoder.layer.{mine}.intermediate.dense.weight"], expected)
         expected = source[f"encoder.layer.{theirs}.output.dense.weight"][:, rows][cols]
         assert torch.equal(own[f"encoder.layer.{mine}.output.dense.weight"], expected)
-        scores, values = heads(source, theirs, SliceShape(16, 32, 2), SliceShape(8, 12, 2))
+        scores, values = heads(source, theirs, ModelShape(16, inner=32, heads=2), ModelShape(8, inner=12, heads=2))
         assert [int(row) // 8 for row in scores] == [0] * 4 + [1] * 4, "each head is cut, none is left out"
         query, out = "attention.self.query.bias", "attention.output.dense.weight"
         assert torch.equal(own[f"encoder.layer.{mine}.{query}"], source[f"encoder.layer.{theirs}.{query}"][scores])
