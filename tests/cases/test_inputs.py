@@ -42,7 +42,6 @@ PENDING = dict.fromkeys(
         "test_the_scale_of_a_score_does_not_matter",
         "test_an_exported_graph_takes_what_its_tokenizer_gives[13-distilbert-bert-tokenizer]",
         "test_an_exported_graph_takes_what_its_tokenizer_gives[14-e5-like]",
-        "test_a_roberta_of_130_positions_answers",
         "test_an_albert_is_exported_and_its_operations_are_counted_or_not_told",
         "test_a_teacher_of_several_labels_a_row_is_refused",
         "test_folders_that_are_no_whole_model_are_called_what_they_are[lora-words0]",
