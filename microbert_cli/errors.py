@@ -137,3 +137,14 @@ def nearest(name: str, options: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the name of its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def unreadable_model(path: object, where: str, error: BaseException) -> MbertError:
+    """The error for a model that is there but cannot be read."""
+    return MbertError(
+        "M302",
+        f"this model cannot be read: {first_line(error)}",
+        where=f"{where} {path}",
+        allowed="A whole Hugging Face directory: config.json, tokenizer files, model.safetensors of full length.",
+        fix=f"Compare its files with their source; one made by mbert is checked against {path}/manifest.json.",
+    )

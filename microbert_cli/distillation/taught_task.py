@@ -65,7 +65,7 @@ class TaughtTask:
     def _load_teacher(self, source: str, weights: Any) -> LoadedTeacher:
         settings = self.recipe.teacher
         loaded = load_model(source, "classifier", where="teacher.model", task=self.data.task.name)
-        columns = match_labels(loaded, self.data.task, settings.label_order, where=f"teacher.model {source}")
+        columns = match_labels(loaded.model.config, self.data.task, settings.label_order, where=f"teacher.model {source}")
         teacher = Teacher(loaded, columns, dropout=settings.dropout)
         self.numerics.place(teacher.model)
         return LoadedTeacher(source, loaded, teacher, {"weights": weights, "columns": teacher.columns})

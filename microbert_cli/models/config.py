@@ -1,5 +1,6 @@
 """Configurations of checkpoints, without anything in them that would run code."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,7 @@ from typing import Any
 import transformers
 from transformers import AutoConfig
 
-from microbert_cli.errors import MbertError
-from microbert_cli.models.find import unreadable_model
-from microbert_cli.models.save import read_json
+from microbert_cli.errors import MbertError, unreadable_model
 from microbert_cli.models.tokenizers import NO_CODE
 from microbert_cli.recipe.registry import Catalog
 
@@ -40,6 +39,17 @@ def register_model_type(model: str | Path | Mapping[str, Any]) -> None:
     model_type = str(described.get("model_type", ""))
     if model_type.startswith(OWN_MODEL_TYPES):
         Catalog().register_model_type(model_type)
+
+
+def read_json(path: Path, *, where: str) -> dict[str, Any]:
+    """A JSON object from a file; raises M302 where it is none."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"{path.name} is JSON, but no object")
+        return value
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable_model(path.parent, where, error) from error
 
 
 def without_code(config: Any) -> Any:

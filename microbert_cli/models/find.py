@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from microbert_cli.errors import MbertError, first_line, nearest
+from microbert_cli.errors import MbertError, nearest
 from microbert_cli.hub import hub_errors, is_hub_id, is_offline, unreachable
 from microbert_cli.runs import manifest
 
@@ -26,17 +26,6 @@ def find_model(source: str | Path, *, where: str) -> Path:
     if path.exists() or not is_hub_id(str(source)):
         raise _not_there(path, where)
     return _from_hub(str(source), where)
-
-
-def unreadable_model(path: str | Path, where: str, error: BaseException) -> MbertError:
-    """The error for a model that is there but cannot be read."""
-    return MbertError(
-        "M302",
-        f"this model cannot be read: {first_line(error)}",
-        where=f"{where} {path}",
-        allowed="A whole Hugging Face directory: config.json, tokenizer files, model.safetensors of full length.",
-        fix=f"Compare its files with their source; one made by mbert is checked against {path}/manifest.json.",
-    )
 
 
 def cached_model(name: str) -> Path | None:

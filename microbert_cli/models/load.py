@@ -16,11 +16,13 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import MbertError, unreadable_model
 from microbert_cli.models.architectures import HEAD_WEIGHTS, UNUSED_WEIGHTS
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import read_config
-from microbert_cli.models.find import find_model, unreadable_model
+from microbert_cli.models.find import find_model
+from microbert_cli.models.labels import output_names
+from microbert_cli.models.moe import bert  # noqa: F401 - registers its model type with transformers' Auto classes
 from microbert_cli.models.moe.extract import check_routes, dense_for_task, is_routed
 from microbert_cli.models.save import NOT_TENSORS, read_projection
 from microbert_cli.models.size import count_parameters
@@ -57,8 +59,7 @@ class LoadedModel:
     @property
     def label_names(self) -> list[str] | None:
         """Names of the outputs in order, or None where the checkpoint says only LABEL_k."""
-        names = [str(self.model.config.id2label[i]) for i in range(self.model.config.num_labels)]
-        return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+        return output_names(self.model.config)
 
 
 def load_model(

@@ -9,7 +9,7 @@ import torch
 
 from microbert_cli.models.capture import OutputRequest, forward_in_pieces
 from microbert_cli.models.labels import match_labels
-from microbert_cli.models.load import LoadedModel, frozen, load_model
+from microbert_cli.models.load import frozen, load_model
 from microbert_cli.models.onnx import ONNX_FILES, OnnxClassifier, is_export
 from microbert_cli.models.tokenizers import load_tokenizer
 from microbert_cli.recipe.task import Task
@@ -38,7 +38,7 @@ def open_predictor(
     if precision in ONNX_FILES or (precision == "auto" and is_export(path)):
         return _exported(path, task, precision, where)
     loaded = load_model(source, "classifier", where=where, task=task.name if task else task_name)
-    columns = match_labels(loaded, task, None, where=f"{where} {source}") if task else None
+    columns = match_labels(loaded.model.config, task, None, where=f"{where} {source}") if task else None
     return Predictor(_TorchModel(loaded.model, columns), loaded.model, loaded.tokenizer, source)
 
 
@@ -52,8 +52,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 def _exported(path: Path, task: Task | None, precision: str, where: str) -> Predictor:
     session = OnnxClassifier(path, precision=None if precision == "auto" or path.is_file() else precision)
     tokenizer = load_tokenizer(session.directory, session.config, where=where)
-    loaded = LoadedModel(session, tokenizer, str(path), [])
-    columns = match_labels(loaded, task, None, where=f"{where} {path}") if task else None
+    columns = match_labels(session.config, task, None, where=f"{where} {path}") if task else None
     return Predictor(_Ordered(session, columns), session, tokenizer, str(path))
 
 

@@ -1,6 +1,5 @@
 """Model directories: plain Hugging Face files, written whole."""
 
-import json
 import pickle
 import shutil
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from microbert_cli import distributed
-from microbert_cli.models.find import unreadable_model
+from microbert_cli.errors import unreadable_model
 from microbert_cli.runs import atomic
 
 RESUME = "resume"  # the folder of training state beside a model
@@ -82,14 +81,3 @@ def _released_weights(directory: Path) -> dict[str, Tensor]:
         except (pickle.UnpicklingError, RuntimeError, EOFError):
             raise unreadable_model(directory, "weights of", NOT_TENSORS) from None
     return {}
-
-
-def read_json(path: Path, *, where: str) -> dict[str, Any]:
-    """A JSON object from a file; raises M302 where it is none."""
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"{path.name} is JSON, but no object")
-        return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise unreadable_model(path.parent, where, error) from error

@@ -5,9 +5,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import MbertError, unreadable_model
 from microbert_cli.models.architectures import model_shape
-from microbert_cli.models.find import unreadable_model
 
 
 def same_vocabulary(one: Any, other: Any, *, where: str, key: str) -> None:

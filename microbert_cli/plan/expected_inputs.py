@@ -28,7 +28,7 @@ from microbert_cli.models.config import read_config
 from microbert_cli.models.factory import build_model
 from microbert_cli.models.find import find_model
 from microbert_cli.models.load import LoadedModel
-from microbert_cli.models.moe.extract import is_routed, plain_shape
+from microbert_cli.models.moe.extract import is_routed
 from microbert_cli.models.tokenizers import load_tokenizer
 from microbert_cli.plan.corpus_sample import CorpusSample, sample_corpus
 from microbert_cli.recipe.registry import Catalog
@@ -95,7 +95,7 @@ class ExpectedInputs:
         if not factory.is_description(name, self.catalog):
             directory = find_model(name, where=where)
             config = read_config(directory, where=where)
-            config = plain_shape(config) if is_routed(config) else config  # of several tasks, the part that answers one
+            config = config.plain() if is_routed(config) else config  # of several tasks, the part that answers one
             return ModelInfo(config, load_tokenizer(directory, config, where=where), directory)
         if tokenizer is None:
             raise factory.no_vocabulary(name, where)

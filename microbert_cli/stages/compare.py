@@ -13,7 +13,7 @@ from microbert_cli.evaluation.compare.fairness import differences, remarks
 from microbert_cli.evaluation.compare.run import Entry
 from microbert_cli.evaluation.compare.table import as_markdown
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
-from microbert_cli.models.save import read_json
+from microbert_cli.models.config import read_json
 from microbert_cli.recipe.multitask import named_inputs
 from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog

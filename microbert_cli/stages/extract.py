@@ -113,7 +113,7 @@ def _extract_task(whole: LoadedModel, name: str, data: TaskData, place: Path, re
     found = compare(torch_logits(read.model), batches, expected, data.task.kind)
     largest = max(1.0, float(np.max([np.abs(logits).max() for logits in expected])))
     refuse_difference(place / "model.safetensors", found["max_difference"], TOLERANCE * largest)
-    match_labels(read, data.task, None, where=f"MODEL {whole.source}")
+    match_labels(read.model.config, data.task, None, where=f"MODEL {whole.source}")
     sizes = {"before": count_all_parameters(routed), "after": count_all_parameters(plain)}
     reporter.note(
         f"{name}: {sizes['before']:,} -> {sizes['after']:,} parameters, logits differ by {found['max_difference']:.1e}"

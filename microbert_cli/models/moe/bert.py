@@ -68,20 +68,17 @@ class RoutedBertConfig(BertConfig):
     expert_norm: str = "layer"
     expert_gate: str = "share"
 
+    def plain(self) -> BertConfig:
+        """Returns the configuration of the plain BERT that one task's experts make: as wide as the widest layer."""
+        fields = {key: value for key, value in self.to_dict().items() if key not in OWN_FIELDS}
+        widths = [self.top_k * (self.expert_width or self.intermediate_size)] if self.moe_layers else []
+        if len(self.moe_layers) < self.num_hidden_layers:
+            widths.append(self.intermediate_size)
+        return BertConfig(**{**fields, "intermediate_size": max(widths)})
 
-OWN_FIELDS = (
-    "model_type",
-    "architectures",
-    "tasks",
-    "moe_layers",
-    "experts",
-    "expert_width",
-    "routing",
-    "top_k",
-    "routing_seed",
-    "expert_norm",
-    "expert_gate",
-)
+
+# Fields of the configuration that a plain BERT's lacks; RoutedBertConfig's annotations are its own fields alone.
+OWN_FIELDS = {"model_type", "architectures", *RoutedBertConfig.__annotations__}
 
 
 class TaskVectors(nn.Embedding):

@@ -18,7 +18,6 @@ from transformers import BertConfig, BertForSequenceClassification
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.models.architectures import architecture_of, model_shape
 from microbert_cli.models.capture import show_scores
-from microbert_cli.models.moe.bert import OWN_FIELDS
 from microbert_cli.models.moe.layers import gates_of
 from microbert_cli.recipe.multitask import ambiguous_task
 from microbert_cli.recipe.task_kinds import kind_of_head
@@ -102,7 +101,7 @@ def dense_model(model: Any, task: str) -> BertForSequenceClassification:
         raise no_plain_model(task)
     chosen = model.chosen()[task]
     layers = {layer: joined_of(model, task, layer, experts) for layer, experts in chosen.items()}
-    config = plain_shape(model.config)
+    config = model.config.plain()
     _label(config, model.config.tasks[task])
     state = {name: value for name, value in model.bert.state_dict().items() if ".intermediate." not in name}
     state = {f"bert.{name}": value for name, value in state.items() if name != "task_embedding.weight"}
@@ -139,15 +138,6 @@ def no_plain_model(task: str) -> MbertError:
         allowed="A model routed by task; only there a task is served by the same experts throughout.",
         fix="Train one: --set moe.side=student --set moe.routing=task. Or distil this one into a plain student.",
     )
-
-
-def plain_shape(config: Any) -> BertConfig:
-    """The configuration of the plain BERT that one task's experts make: as wide as the widest layer."""
-    fields = {key: value for key, value in config.to_dict().items() if key not in OWN_FIELDS}
-    shape = model_shape(config)
-    joined = [config.top_k * (config.expert_width or shape.inner)] if config.moe_layers else []
-    own = [shape.inner] if len(config.moe_layers) < shape.layers else []
-    return BertConfig(**{**fields, "intermediate_size": max(joined + own)})
 
 
 def _label(config: Any, task: Mapping[str, Any]) -> None:

@@ -57,7 +57,7 @@ def run(
         loaded = load_model(model, "classifier", where="export.model", task=data.task.name)
         if is_routed(loaded.model.config):
             raise no_plain_model(data.task.name)
-        match_labels(loaded, data.task, None, where=f"export.model {model}")
+        match_labels(loaded.model.config, data.task, None, where=f"export.model {model}")
         encoded = data.encode("dev", loaded, where="export.model")
         measured = export_model(
             loaded.model,
