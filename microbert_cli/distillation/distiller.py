@@ -127,7 +127,7 @@ class Distiller:
         if teacher:
             options |= {"tokenizer": teacher.source, "like": teacher.loaded.model.config}
         if self.task_set.is_multitask or self._has_experts:
-            loaded = factory.several_heads(self.student, self.catalog, tasks=tasks, **options)
+            loaded = factory.multitask_classifier(self.student, self.catalog, tasks=tasks, **options)
         else:
             loaded = factory.classifier(self.student, self.catalog, task=tasks[0], **options)
         # A student that starts as its teacher has the teacher's head, whose outputs may be in another order than the task's.

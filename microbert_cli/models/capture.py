@@ -1,9 +1,9 @@
-"""What a forward pass shows: logits, hidden states, attention scores, queries, keys and values - of the asked layers only.
+"""Runs a model and keeps what is asked for: logits, hidden states, attention scores, queries, keys and values.
 
 Attention scores come out of transformers' own attention call: this module registers an attention function named "mbert"
-that runs SDPA for layers nobody asked about, and the explicit product for the others, keeping Q K^T / sqrt(head size) as it
+that runs SDPA for layers that are not asked for, and the explicit product for the others, keeping Q K^T / sqrt(head size) as it
 was BEFORE mask and softmax (`output_attentions` gives probabilities after dropout, and nothing at all under SDPA). Queries,
-keys and values are those of that product: by head, and turned by their positions where the architecture does so (ModernBERT).
+keys and values are those of that product: by head, and rotated by their positions where the architecture does so (ModernBERT).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,16 +21,15 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from microbert_cli.models.architectures import architecture_of
 
-TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 32_768}  # more is slower there: what a layer makes no longer stays in the cache
-
-
-ATTENTION = "mbert"
+ATTENTION = "mbert"  # the name under which this module's attention is registered with transformers
+# Larger batches are slower: a layer's activations then no longer fit into the cache.
+TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 32_768}
 Vectors = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class OutputRequest:
-    """What is asked of a model. Layers: 0 = embedding output, 1..N = Transformer layers."""
+    """The outputs that a forward pass is to return. Layers: 0 = embedding output, 1..N = Transformer layers."""
 
     logits: bool = False
     token_logits: bool = False
@@ -43,11 +42,11 @@ class OutputRequest:
 
 @dataclass
 class ModelOutputs:
-    """What a model showed: logits [B, C], token_logits [P, V], hidden {layer: [B, T, d]}, scores {layer: [B, A, T, T]}.
+    """A forward pass's logits [B, C], token_logits [P, V], hidden {layer: [B, T, d]} and scores {layer: [B, A, T, T]}.
 
-    token_head  the masked-LM head by itself: top vectors [P, d] -> logits [P, V], for those who cannot hold all at once
+    token_head  the masked-LM head by itself: top vectors [P, d] -> logits [P, V], where all logits at once would not fit
     qkv      {layer: (queries, keys, values)}, each [B, A, T, head size]
-    mask     real tokens of what is shown [B, T], where they are not the batch's: of a teacher that reads its own tokens
+    mask     real tokens [B, T], where they are not the batch's: of a teacher with a tokenizer of its own
     routing  of a mixture of experts: (share of tokens, mean gate) of every expert, both [layers, E]
     """
 
@@ -62,72 +61,71 @@ class ModelOutputs:
 
 
 class _Recorder:
-    """The layers whose scores or vectors the running forward pass keeps; one pass runs at a time.
+    """The request and the outputs of the running forward pass; one runs at a time.
 
-    Layers are counted as they are passed: DistilBERT's attention does not know its number, ALBERT's is the same in all.
+    Layers are counted as they run: DistilBERT's attention does not know its number, ALBERT's is the same in all.
     """
 
-    want = OutputRequest()
-    shown = ModelOutputs()
-    passed = 0
+    request = OutputRequest()
+    outputs = ModelOutputs()
+    layers_run = 0
 
 
-def forward_outputs(model: Any, batch: Mapping[str, Tensor], want: OutputRequest) -> ModelOutputs:
-    """Runs `model` on `batch` and returns what `want` asks for, and nothing else.
+def forward_outputs(model: Any, batch: Mapping[str, Tensor], request: OutputRequest) -> ModelOutputs:
+    """Runs `model` on `batch` and returns what `request` asks for, and nothing else.
 
-    An architecture of our own may say itself what it shows: a method `look(batch, want)` is used where there is one.
+    A model may implement this itself, as a method `look(batch, request)`.
     Raises RuntimeError if a layer asked for did not report its attention (an attention that bypasses transformers' interface).
     """
-    own = getattr(model, "look", None)
-    if own is not None:
-        seen: ModelOutputs = own(batch, want)
-        return seen
+    if (custom := getattr(model, "look", None)) is not None:
+        custom_outputs: ModelOutputs = custom(batch, request)
+        return custom_outputs
     inputs = {name: batch[name] for name in input_names(model) if name in batch}
-    with _recording(want) as seen:
-        if want.logits:
-            with _first_token_at_the_top(model, want):
-                output = model(**inputs, output_hidden_states=bool(want.hidden))
+    with _recording(request) as outputs:
+        if request.logits:
+            with _first_token_on_top(model, request):
+                output = model(**inputs, output_hidden_states=bool(request.hidden))
         else:
-            with _only_what_is_read(model.base_model, want):
-                output = model.base_model(**inputs, output_hidden_states=bool(want.hidden))
-    if missing := (want.scores - seen.scores.keys()) | (want.qkv - seen.qkv.keys()):
+            with _without_unread_parts(model.base_model, request):
+                output = model.base_model(**inputs, output_hidden_states=bool(request.hidden))
+    if missing := (request.scores - outputs.scores.keys()) | (request.qkv - outputs.qkv.keys()):
         raise RuntimeError(f"{type(model).__name__} did not show the attention of layers {sorted(missing)}")
-    seen.hidden = {layer: output.hidden_states[layer] for layer in want.hidden}
-    if want.routing:
-        seen.routing = output.routing
-    if want.logits:
-        seen.logits = output.logits
-    if want.token_head:
-        seen.token_head = partial(_vocabulary_logits, model)
-    if want.token_logits:
+    outputs.hidden = {layer: output.hidden_states[layer] for layer in request.hidden}
+    if request.routing:
+        outputs.routing = output.routing
+    if request.logits:
+        outputs.logits = output.logits
+    if request.token_head:
+        outputs.token_head = partial(_vocabulary_logits, model)
+    if request.token_logits:
         chosen_Pd = output.last_hidden_state.flatten(0, 1)[batch["token_positions"]]
-        seen.token_logits = _vocabulary_logits(model, chosen_Pd)
-    return seen
+        outputs.token_logits = _vocabulary_logits(model, chosen_Pd)
+    return outputs
 
 
 def input_names(model: Any) -> tuple[str, ...]:
-    """The tensors of a batch that this model takes: token_type_ids where it knows segments, `task` where it knows tasks."""
+    """Returns the names of a batch's tensors that the model takes: token_type_ids with segments, `task` with heads by task."""
     config = getattr(model, "config", None)
-    names = {"token_type_ids": getattr(config, "type_vocab_size", 0) > 1, "task": getattr(config, "tasks", None) is not None}
-    return ("input_ids", "attention_mask", *(name for name, taken in names.items() if taken))
+    optional = {"token_type_ids": getattr(config, "type_vocab_size", 0) > 1, "task": getattr(config, "tasks", None) is not None}
+    return ("input_ids", "attention_mask", *(name for name, is_taken in optional.items() if is_taken))
 
 
 def show_scores(model: Any) -> None:
-    """Makes `model` use this module's attention, so that `look` can see its scores."""
+    """Makes `model` use this module's attention, so that `forward_outputs` can return its scores."""
     model.set_attn_implementation(ATTENTION)
 
 
 @contextmanager
-def _recording(want: OutputRequest) -> Iterator[ModelOutputs]:
-    _Recorder.want, _Recorder.shown, _Recorder.passed = want, ModelOutputs(), 0
+def _recording(request: OutputRequest) -> Iterator[ModelOutputs]:
+    _Recorder.request, _Recorder.outputs, _Recorder.layers_run = request, ModelOutputs(), 0
     try:
-        yield _Recorder.shown
+        yield _Recorder.outputs
     finally:
-        _Recorder.want, _Recorder.shown = OutputRequest(), ModelOutputs()
+        _Recorder.request, _Recorder.outputs = OutputRequest(), ModelOutputs()
 
 
 class _FirstToken(nn.Module):
-    """A BERT layer for the first token alone: keys and values of all, the rest of one. What a classifier reads of the last."""
+    """A BERT layer that computes the first token alone, which is all that a classifier reads; keys and values are of all."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -135,46 +133,47 @@ class _FirstToken(nn.Module):
 
     def forward(self, hidden_BTd: Tensor, mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         layer: Any = self.layer
-        own, first_B1d = layer.attention.self, hidden_BTd[:, :1]
+        attention, first_B1d = layer.attention.self, hidden_BTd[:, :1]
         query, key, value = (
-            part(x).unflatten(-1, (-1, own.attention_head_size)).transpose(1, 2)
-            for part, x in ((own.query, first_B1d), (own.key, hidden_BTd), (own.value, hidden_BTd))
+            linear(x).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+            for linear, x in ((attention.query, first_B1d), (attention.key, hidden_BTd), (attention.value, hidden_BTd))
         )
-        seen = None if mask is None else mask[..., :1, :]
-        dropout = own.dropout.p if own.training else 0.0
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
+        first_mask = None if mask is None else mask[..., :1, :]
+        dropout = attention.dropout.p if attention.training else 0.0
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=first_mask, dropout_p=dropout)
         attended_B1d = layer.attention.output(context.transpose(1, 2).flatten(2), first_B1d)
         top_B1d: Tensor = layer.output(layer.intermediate(attended_B1d), attended_B1d)
         return top_B1d
 
 
 @contextmanager
-def _first_token_at_the_top(model: Any, want: OutputRequest) -> Iterator[None]:
-    """For one forward pass that is asked for logits alone: the top layer computes the token that the head reads."""
-    plain = architecture_of(model.config).first_token_head and not getattr(model.config, "is_decoder", False)
-    layers = _layers_of(model.base_model)
-    if not plain or want != OutputRequest(logits=True) or not layers or _is_compiled(model):
+def _first_token_on_top(model: Any, request: OutputRequest) -> Iterator[None]:
+    """Makes the top layer compute the first token alone, for one forward pass that is asked for logits and nothing else."""
+    # A decoder's first token sees no other, and its heads read the last one.
+    reads_first = architecture_of(model.config).first_token_head and not getattr(model.config, "is_decoder", False)
+    layers = _removable_layers(model.base_model)
+    if not reads_first or request != OutputRequest(logits=True) or not layers or _is_compiled(model):
         yield
         return
-    with _standing_in(layers, {len(layers) - 1: _FirstToken(layers[-1])}):
+    with _replaced(layers, {len(layers) - 1: _FirstToken(layers[-1])}):
         yield
 
 
 @contextmanager
-def _standing_in(layers: nn.ModuleList, others: Mapping[int, nn.Module]) -> Iterator[None]:
-    """For one forward pass: other modules in the places of some layers."""
-    own = {place: layers[place] for place in others}
+def _replaced(layers: nn.ModuleList, substitutes: Mapping[int, nn.Module]) -> Iterator[None]:
+    """Puts other modules in the places of some layers, for one forward pass."""
+    originals = {index: layers[index] for index in substitutes}
     try:
-        for place, other in others.items():
-            layers[place] = other
+        for index, substitute in substitutes.items():
+            layers[index] = substitute
         yield
     finally:
-        for place, layer in own.items():
-            layers[place] = layer
+        for index, layer in originals.items():
+            layers[index] = layer
 
 
-def _layers_of(encoder: Any) -> nn.ModuleList:
-    """The encoder's layers, where its architecture lets some be left out; else none."""
+def _removable_layers(encoder: Any) -> nn.ModuleList:
+    """Returns the encoder's layers where its architecture lets some be left out, else an empty list."""
     part = encoder
     for name in (architecture_of(encoder.config).stack or "").split("."):
         part = getattr(part, name, None)
@@ -182,12 +181,12 @@ def _layers_of(encoder: Any) -> nn.ModuleList:
 
 
 def _is_compiled(model: Any) -> bool:
-    """A compiled encoder would be compiled again for every change of its parts."""
+    """Whether the encoder is compiled: it would be compiled again for every change of its parts."""
     return getattr(model.base_model, "_compiled_call_impl", None) is not None
 
 
-class _PassedOver(nn.Module):
-    """A layer that nobody asked for; it stays a child, since transformers looks for its layers once and hooks what it finds."""
+class _SkippedLayer(nn.Module):
+    """Stands for a layer that is not read. The layer stays a child: transformers looks for layers once, and hooks those."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -198,20 +197,22 @@ class _PassedOver(nn.Module):
 
 
 @contextmanager
-def _only_what_is_read(encoder: Any, want: OutputRequest) -> Iterator[None]:
-    """Leaves out the pooler, and the layers above the deepest one that is asked, for one forward pass without logits."""
+def _without_unread_parts(encoder: Any, request: OutputRequest) -> Iterator[None]:
+    """Leaves out the pooler, and the layers above the deepest one asked for, in one forward pass without logits."""
     if _is_compiled(encoder):
         yield
         return
-    layers, pooler = _layers_of(encoder), getattr(encoder, "pooler", None)
-    deepest = max(want.hidden | want.scores | want.qkv, default=0) or 1  # what goes into the first layer is seen as it goes in
-    if want.token_logits or want.routing:
+    layers, pooler = _removable_layers(encoder), getattr(encoder, "pooler", None)
+    deepest = (
+        max(request.hidden | request.scores | request.qkv, default=0) or 1
+    )  # embeddings are read at the first layer's input
+    if request.token_logits or request.routing:
         layers = nn.ModuleList()
-    above = {place: _PassedOver(layers[place]) for place in range(deepest, len(layers))}
+    unread = {index: _SkippedLayer(layers[index]) for index in range(deepest, len(layers))}
     try:
         if pooler is not None:
             encoder.pooler = None
-        with _standing_in(layers, above):
+        with _replaced(layers, unread):
             yield
     finally:
         if pooler is not None:
@@ -228,22 +229,23 @@ def _attend(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    _Recorder.passed += 1
-    layer = _Recorder.passed
-    if layer in _Recorder.want.qkv:
-        _Recorder.shown.qkv[layer] = query, key, value
-    if layer not in _Recorder.want.scores:
+    _Recorder.layers_run += 1
+    layer = _Recorder.layers_run
+    if layer in _Recorder.request.qkv:
+        _Recorder.outputs.qkv[layer] = query, key, value
+    if layer not in _Recorder.request.scores:
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
         return context.transpose(1, 2).contiguous(), None
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    _Recorder.shown.scores[layer] = scores
+    _Recorder.outputs.scores[layer] = scores
+    # The rest is transformers' eager attention.
     masked = scores if attention_mask is None else scores + attention_mask
     weights = F.dropout(masked.softmax(-1), dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
 def _vocabulary_logits(model: Any, chosen_Pd: Tensor) -> Tensor:
-    """The masked-LM head on chosen positions alone, [P, V]: most of a small model's work is this product.
+    """Applies the masked-LM head to chosen positions alone, [P, V]: most of a small model's work is this product.
 
     Heads have no common name or shape (BERT one module, DistilBERT three, ELECTRA two), but each model's forward applies its
     own to whatever the encoder hands it; so the encoder hands it these vectors.
@@ -276,28 +278,28 @@ def forward_in_pieces(model: Any, batch: Mapping[str, Tensor], request: OutputRe
     for first in range(0, rows, step):
         piece = {name: value[first : first + step] for name, value in batch.items() if len(value) == rows}
         pieces.append(forward_outputs(model, piece, request))
-    return _joined(pieces)
+    return _concatenated(pieces)
 
 
 def tokens_at_once(device: str) -> int:
-    """As many tokens, padding included, as a device does best in one forward pass of a teacher."""
+    """Returns how many tokens, padding included, a device computes fastest in one forward pass of a teacher."""
     return TOKENS_AT_ONCE.get(device, TOKENS_AT_ONCE["cpu"])
 
 
-def _joined(pieces: list[ModelOutputs]) -> ModelOutputs:
-    """What was shown of a batch's pieces, as of the whole."""
+def _concatenated(pieces: list[ModelOutputs]) -> ModelOutputs:
+    """Returns the outputs of a batch from those of its pieces."""
     if len(pieces) == 1:
         return pieces[0]
     first = pieces[0]
     return ModelOutputs(
-        logits=None if first.logits is None else torch.cat([one.logits for one in pieces if one.logits is not None]),
-        hidden={layer: torch.cat([one.hidden[layer] for one in pieces]) for layer in first.hidden},
-        scores={layer: torch.cat([one.scores[layer] for one in pieces]) for layer in first.scores},
+        logits=None if first.logits is None else torch.cat([piece.logits for piece in pieces if piece.logits is not None]),
+        hidden={layer: torch.cat([piece.hidden[layer] for piece in pieces]) for layer in first.hidden},
+        scores={layer: torch.cat([piece.scores[layer] for piece in pieces]) for layer in first.scores},
         token_head=first.token_head,
-        qkv={layer: _joined_vectors([one.qkv[layer] for one in pieces]) for layer in first.qkv},
+        qkv={layer: _concatenated_vectors([piece.qkv[layer] for piece in pieces]) for layer in first.qkv},
     )
 
 
-def _joined_vectors(pieces: list[Vectors]) -> Vectors:
+def _concatenated_vectors(pieces: list[Vectors]) -> Vectors:
     queries, keys, values = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return queries, keys, values

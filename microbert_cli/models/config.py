@@ -1,4 +1,4 @@
-"""Configurations of checkpoints, without anything in them that would run code."""
+"""Reads the configurations of checkpoints, without anything in them that would run code."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ OWN_MODEL_TYPES = "mbert-"
 
 
 def read_config(path: str | Path, *, where: str) -> Any:
-    """The configuration of a checkpoint; released TinyBERT files name no model_type, and are BERT."""
+    """Reads the configuration of a checkpoint."""
     try:
         register_model_type(path)
         return without_code(AutoConfig.from_pretrained(path, **NO_CODE))
@@ -26,23 +26,24 @@ def read_config(path: str | Path, *, where: str) -> Any:
             raise _brings_code(path, where) from error
         if "model_type" in raw or "num_hidden_layers" not in raw:
             raise unreadable_model(path, where, error) from error
-        known = {key: value for key, value in raw.items() if key not in ("pre_trained", "training")}
+        # Released TinyBERT checkpoints name no model_type: they are BERT, with two keys of their own.
+        fields = {key: value for key, value in raw.items() if key not in ("pre_trained", "training")}
         try:
-            return without_code(transformers.BertConfig(**known))
-        except Exception as wrong:
-            raise unreadable_model(path, where, wrong) from error
+            return without_code(transformers.BertConfig(**fields))
+        except Exception as bert_error:
+            raise unreadable_model(path, where, bert_error) from error
 
 
 def register_model_type(model: str | Path | Mapping[str, Any]) -> None:
-    """Makes transformers' Auto classes know a model type of this package: of a directory, or of a description."""
-    described = model if isinstance(model, Mapping) else read_json(Path(model) / "config.json", where="")
-    model_type = str(described.get("model_type", ""))
+    """Registers a model type of this package, of a directory or a description, with transformers' Auto classes."""
+    description = model if isinstance(model, Mapping) else read_json(Path(model) / "config.json", where="")
+    model_type = str(description.get("model_type", ""))
     if model_type.startswith(OWN_MODEL_TYPES):
         Catalog().register_model_type(model_type)
 
 
 def read_json(path: Path, *, where: str) -> dict[str, Any]:
-    """A JSON object from a file; raises M302 where it is none."""
+    """Reads a JSON object from a file; raises M302 where it is none."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
@@ -53,7 +54,7 @@ def read_json(path: Path, *, where: str) -> dict[str, Any]:
 
 
 def without_code(config: Any) -> Any:
-    """The configuration without what names code: files to run, and attention kernels to fetch from the Hub."""
+    """Removes what names code from a configuration: files to run, and attention kernels to fetch from the Hub."""
     for name in ("auto_map", "custom_pipelines"):
         config.__dict__.pop(name, None)
     config._attn_implementation = None

@@ -1,4 +1,6 @@
-"""In which numbers models run. Weights, gradients, optimiser and losses are float32 always; forward passes need not be.
+"""Chooses the device and the number format that models run in.
+
+Weights, gradients, optimiser and losses are float32 always; forward passes need not be.
 
     precision  fp32   everything in float32
                bf16   matrix products of student and teacher in bfloat16 (autocast): 8 bits of mantissa, the range of float32
@@ -29,13 +31,13 @@ class Precision:
     device: str = "cpu"
 
     def forward(self) -> AbstractContextManager[Any]:
-        """Around a forward pass."""
+        """Returns the context of a forward pass: autocast, or nothing."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
 
     def place(self, model: Any) -> Any:
-        """The model on its device, compiled if so wished; heads stay as they are, they see few positions."""
+        """Moves the model to its device; compiles its encoder if so wished, and no head, which sees few positions."""
         model.to(self.device)
         if self.compile:
             getattr(model, "base_model", model).compile(dynamic=True)
@@ -46,7 +48,7 @@ PLAIN = Precision()
 
 
 def choose_precision(device: str, *, precision: str = "auto", tf32: bool = False, compile: bool = False) -> Precision:
-    """A recipe's three keys for this device; TF32 is set for the whole process."""
+    """Returns the precision that a recipe's keys mean on this device; sets TF32 for the whole process."""
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     if precision == "auto":
@@ -56,12 +58,13 @@ def choose_precision(device: str, *, precision: str = "auto", tf32: bool = False
 
 
 def pick_device(name: str) -> str:
-    """`auto` is a GPU where there is one, of several processes each one's own; raises M109 for a device that is not there."""
+    """Returns the device of a name, for `auto` each process's GPU where there is one. Raises M109 for an absent device."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{distributed.local_rank()}" if distributed.world_size() > 1 else "cuda"
     if name == "auto":
         return "cpu"
     try:
+        # Only an allocation tells whether a device is there, and not merely of a known kind.
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise MbertError(
@@ -75,6 +78,6 @@ def pick_device(name: str) -> str:
 
 
 def move_to_device(answers: Any, name: str) -> None:
-    """Puts a model that answers on the device of that name; ONNX Runtime stays where it is."""
+    """Moves a predictor's model to the device of that name; ONNX Runtime stays where it is."""
     if isinstance(getattr(answers, "model", None), torch.nn.Module):
         answers.model.to(pick_device(name))

@@ -1,4 +1,4 @@
-"""Builds new models from descriptions: a student of the catalogue, a user's TOML."""
+"""Builds new models from descriptions: a student of the catalogue, or a user's TOML."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from microbert_cli.models.load import (
     LoadedModel,
     count_all_parameters,
     load_model,
-    load_several,
+    load_multitask,
     load_vocabulary,
 )
 from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
@@ -31,14 +31,14 @@ from microbert_cli.recipe.task import Task
 from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.runs import manifest
 
-MAX_LENGTH = 512  # of a new student, where the model it is made after has no positions to count
+MAX_LENGTH = 512  # positions of a new student whose teacher has no limit
 
 
 def build_model(
     student: dict[str, Any], *, kind: str, tokenizer: Any, seed: int, like: Any = None, head: TaskKind | None = None,
     where: str = "student",
 ) -> Any:  # fmt: skip
-    """A new model from a student description (its TOML with numbers filled in), initialised from `seed`.
+    """Builds a model from a student description (its TOML with numbers filled in), initialised from `seed`.
 
     like  the teacher's configuration: heads where the description says "teacher", positions and padding
     Raises M042 for what is no description, M011 for heads that do not divide the width, M223 for what no memory holds.
@@ -52,7 +52,7 @@ def build_model(
         fields["num_attention_heads"] = _heads(fields, like)
         register_model_type(student)
         config = without_code(AutoConfig.for_model(student["model_type"], **fields))
-    except Exception as error:  # as of a foreign configuration
+    except Exception as error:  # a description fails in as many ways as transformers has configurations
         raise _no_student(where, error) from error
     if head is not None:
         head.configure(config)
@@ -65,25 +65,25 @@ def build_model(
             allowed="A width that is a multiple of the number of heads.",
             fix="Choose another student: mbert list students",
         )
-    if torch.get_default_device().type != "meta":  # where nothing is allocated, anything fits
-        check_memory(size_of(config, kind), where=where, fix="Choose a smaller student: mbert list students")
+    if torch.get_default_device().type != "meta":  # on which nothing is allocated
+        check_memory(student_parameters(config, kind), where=where, fix="Choose a smaller student: mbert list students")
     torch.manual_seed(seed)
     model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
     show_scores(model)
     return model
 
 
-def size_of(config: Any, kind: str) -> int:
-    """Parameters of a model to come, from those of one layer and of two, so that any depth is counted as fast."""
+def student_parameters(config: Any, kind: str) -> int:
+    """Counts the parameters of a configuration from those of one layer and of two, which is as fast at any depth."""
     depth = model_shape(config).layers
     if depth < 3:
-        return counted(config, kind)
-    one, two = (counted(_of_depth(config, layers), kind) for layers in (1, 2))
+        return config_parameters(config, kind)
+    one, two = (config_parameters(_of_depth(config, layers), kind) for layers in (1, 2))
     return one + (depth - 1) * (two - one)
 
 
-def counted(config: Any, kind: str) -> int:
-    """Parameters of a model to come; nothing is allocated."""
+def config_parameters(config: Any, kind: str) -> int:
+    """Counts the parameters of a configuration; nothing is allocated."""
     with torch.device("meta"):
         return count_all_parameters(getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), **NO_CODE))
 
@@ -114,7 +114,7 @@ def _heads(fields: dict[str, Any], like: Any) -> int:
     return next(heads for heads in (12, 8, 6, 4, 3, 2, 1) if width % heads == 0)
 
 
-Start = Callable[[Any], dict[str, torch.Tensor] | None]  # of a new model's weights; see `initialising.Start`
+Initializer = Callable[[Any], dict[str, torch.Tensor] | None]  # changes a new model's weights: distillation/initialise.py
 
 
 def is_description(name: str, catalog: Catalog) -> bool:
@@ -123,7 +123,7 @@ def is_description(name: str, catalog: Catalog) -> bool:
 
 
 def identify(name: str | None, catalog: Catalog) -> Any:
-    """What a model or description is, for identities."""
+    """Returns what identifies a model: its description, or the hashes of its files."""
     if name is not None and is_description(name, catalog):
         return read_student(name, catalog)
     return manifest.identify(name)
@@ -131,18 +131,17 @@ def identify(name: str | None, catalog: Catalog) -> Any:
 
 def classifier(
     name: str, catalog: Catalog, *, task: Task, seed: int, tokenizer: str | None, where: str, like: Any = None,
-    start: Start | None = None,
+    start: Initializer | None = None,
 ) -> LoadedModel:  # fmt: skip
-    """A classifier for the task: a checkpoint (its head kept where the labels fit, else made anew), or a new student.
+    """Returns a classifier for the task: a checkpoint (its head kept where the labels fit, else new), or a new student.
 
-    The weights that are made anew depend on `seed`, and of a new student on `start`, alone.
+    New weights depend on `seed` alone, those of a new student also on `start`.
     """
     if not is_description(name, catalog):
         torch.manual_seed(seed)
-        loaded = load_model(name, "classifier", where=where, new_head=True, head=task.kind, seed=seed, task=task.name)
-        return loaded
+        return load_model(name, "classifier", where=where, new_head=True, head=task.kind, seed=seed, task=task.name)
     if tokenizer is None:
-        raise no_vocabulary(name, where)
+        raise missing_vocabulary(name, where)
     tokens, config = load_vocabulary(tokenizer, where="tokenizer")
     description = read_student(name, catalog)
     model = build_model(
@@ -151,26 +150,26 @@ def classifier(
     return LoadedModel(model, tokens, name, [], start(model) if start else None)
 
 
-def several_heads(
+def multitask_classifier(
     name: str, catalog: Catalog, *, tasks: Sequence[Task], seed: int, tokenizer: str | None, where: str, like: Any = None,
-    start: Start | None = None,
+    start: Initializer | None = None,
 ) -> LoadedModel:  # fmt: skip
-    """A BERT with a head for each of several tasks: of a checkpoint's or a new student's encoder, or a model that is one.
+    """Returns a BERT with a head per task: made of a checkpoint's or a new student's encoder, or a checkpoint that is one.
 
     The heads depend on `seed` alone; a single task's is the checkpoint's where that has one. Raises M088 where the model is no
     BERT, M089 where it has heads for other tasks.
     """
-    named = sorted(tasks, key=lambda task: task.name)  # as config.json keeps them
-    wanted = {task.name: {"labels": list(task.kind.names) or None, "num_labels": task.kind.num_outputs} for task in named}
-    if known := None if is_description(name, catalog) else load_several(name, where=where):
-        if known.model.config.tasks != wanted:
-            raise _other_tasks(f"{where} {name}", list(known.model.config.tasks), list(wanted))
-        return known
+    by_name = sorted(tasks, key=lambda task: task.name)  # config.json is written with sorted keys, and numbers tasks by them
+    heads = {task.name: {"labels": list(task.kind.names) or None, "num_labels": task.kind.num_outputs} for task in by_name}
+    if not is_description(name, catalog) and (loaded := load_multitask(name, where=where)):
+        if loaded.model.config.tasks != heads:
+            raise _other_tasks(f"{where} {name}", list(loaded.model.config.tasks), list(heads))
+        return loaded
     dense = classifier(name, catalog, task=tasks[0], seed=seed, tokenizer=tokenizer, where=where, like=like, start=start)
     if architecture_of(dense.model.config).experts != "convertible":
         raise _no_bert(f"{where} {name}", model_type_of(dense.model.config))
-    heads = {tasks[0].name: dense.model.classifier} if len(tasks) == 1 else None
-    model = RoutedBertForSequenceClassification.from_dense(dense.model, tasks=wanted, seed=seed, heads=heads)
+    trained = {tasks[0].name: dense.model.classifier} if len(tasks) == 1 else None
+    model = RoutedBertForSequenceClassification.from_dense(dense.model, tasks=heads, seed=seed, heads=trained)
     show_scores(model)
     return replace(dense, model=model)
 
@@ -182,10 +181,10 @@ def encoder(
     seed: int,
     teacher: LoadedModel,
     where: str,
-    start: Start | None = None,
+    start: Initializer | None = None,
     head: str = "encoder",
 ) -> LoadedModel:
-    """A bare encoder, or a "masked-lm": a checkpoint to go on from, or a new student with the teacher's vocabulary."""
+    """Returns an encoder, or a masked-LM: a checkpoint to train further, or a new student with the teacher's vocabulary."""
     if not is_description(name, catalog):
         return load_model(name, head, where=where, new_head=True, seed=seed)
     description, tokens = read_student(name, catalog), teacher.tokenizer
@@ -194,10 +193,10 @@ def encoder(
     return LoadedModel(model, tokens, name, [], start(model) if start else None)
 
 
-def _no_bert(where: str, kind: str) -> MbertError:
+def _no_bert(where: str, model_type: str) -> MbertError:
     return MbertError(
         "M088",
-        f'a student of several tasks is a BERT with a head for each, and this is "{kind}"',
+        f'a student of several tasks is a BERT with a head for each, and this is "{model_type}"',
         where=where,
         allowed="A BERT: a checkpoint, or a student of the catalogue of that model_type.",
         fix="Choose another student (mbert list students), or a run for each task: --task",
@@ -214,8 +213,8 @@ def _other_tasks(where: str, known: list[str], wanted: list[str]) -> MbertError:
     )
 
 
-def no_vocabulary(name: str, where: str) -> MbertError:
-    """The error for a new model without anything to take its tokens from."""
+def missing_vocabulary(name: str, where: str) -> MbertError:
+    """Returns the error for a new model that no vocabulary is named for."""
     return MbertError(
         "M021",
         f'a new "{name}" needs a vocabulary, and no model to take it from is named',
@@ -226,7 +225,7 @@ def no_vocabulary(name: str, where: str) -> MbertError:
 
 
 class FunctionModel:
-    """A function from batch to logits as something that answers."""
+    """A function from batch to logits with the interface of a predictor's model."""
 
     def __init__(self, logits: Any):
         self.logits = logits

@@ -1,4 +1,4 @@
-"""Where a model comes from: a directory a stage made, any Hugging Face directory, or a Hub id."""
+"""Finds models: a directory that a stage made, any Hugging Face directory, or a Hub id."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,12 @@ from microbert_cli.runs import manifest
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # in the order in which they are preferred
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # any of them makes a tokenizer
+# Files of a stage: in a directory without a manifest they mean that the stage did not finish.
 TRACES = ("begun.json", "log.jsonl", "recipe.resolved.toml")
 
 
 def find_model(source: str | Path, *, where: str) -> Path:
-    """The directory of a model: as named, or the local copy of a Hub id.
+    """Returns the directory of a model: as named, or the local copy of a Hub id.
 
     Raises M203 (no such directory), M204 (the Hub did not give it), M210 (unfinished), M211 (no model in it), M301 and M306
     (damaged since a stage made it).
@@ -29,7 +30,7 @@ def find_model(source: str | Path, *, where: str) -> Path:
 
 
 def cached_model(name: str) -> Path | None:
-    """The directory of a Hub model in the local cache if it is there as a whole; the network is not asked."""
+    """Returns the directory of a Hub model that the local cache holds whole, else None; the network is not asked."""
     for weights in WEIGHTS:
         try:
             directory = _snapshot(name, weights, local_files_only=True)
@@ -42,7 +43,7 @@ def cached_model(name: str) -> Path | None:
 
 
 def _from_hub(name: str, where: str) -> Path:
-    """The model's copy in the Hub's cache, downloaded where there is none; weights as safetensors where there are any."""
+    """Returns a model's copy in the Hub's cache, downloaded where there is none; weights as safetensors where there are any."""
     if directory := cached_model(name):
         return _checked(directory, where)
     if is_offline():
@@ -79,6 +80,7 @@ def _snapshot(name: str, weights: str, *, local_files_only: bool = False) -> Pat
 
 
 def _checked(path: Path, where: str) -> Path:
+    """Returns the directory once it is known to hold a whole model."""
     if not (path / manifest.FILE).is_file() and any((path / name).exists() for name in TRACES):
         raise manifest.unfinished_output(path)
     if (path / manifest.FILE).is_file():
@@ -95,11 +97,11 @@ def _checked(path: Path, where: str) -> Path:
 
 
 def _not_there(path: Path, where: str) -> MbertError:
-    near = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()]) if path.parent.is_dir() else ""
+    suggestions = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()]) if path.parent.is_dir() else ""
     return MbertError(
         "M203",
         "there is no such model directory",
         where=f"{where} {path}",
-        allowed=f"In {path.parent} there are: {near}" if near else f"There is no {path.parent} either.",
+        allowed=f"In {path.parent} there are: {suggestions}" if suggestions else f"There is no {path.parent} either.",
         fix="Name a directory, or a Hub id such as google-bert/bert-base-uncased.",
     )

@@ -1,4 +1,4 @@
-"""Loads models; refuses silent surprises.
+"""Loads models, and refuses what transformers would let pass silently.
 
 A source is a directory or a Hub id. What transformers would only print - missing or unexpected weights - is an error unless it
 is a head that training will make. Weights come as float32, a configuration is never shared between two models. Nothing that a
@@ -44,7 +44,7 @@ transformers.utils.logging.disable_progress_bar()
 
 @dataclass
 class LoadedModel:
-    """A model with its tokenizer. `new` names the weights that were initialised, not loaded."""
+    """A model with its tokenizer. `new` names the weights that were initialised and not loaded."""
 
     model: Any
     tokenizer: Any
@@ -58,7 +58,7 @@ class LoadedModel:
 
     @property
     def label_names(self) -> list[str] | None:
-        """Names of the outputs in order, or None where the checkpoint says only LABEL_k."""
+        """Names of the outputs in order, or None where the checkpoint has only LABEL_k."""
         return output_names(self.model.config)
 
 
@@ -72,11 +72,11 @@ def load_model(
     seed: int = 0,
     task: str | None = None,
 ) -> LoadedModel:
-    """A model of `kind` (classifier, masked-lm, encoder) from a directory or Hub id.
+    """Loads a model of `kind` (classifier, masked-lm, encoder) from a directory or Hub id.
 
     where     the option or key that named it, for errors
     head, new_head   a fresh head is made where the checkpoint has none that fits, from `seed`; a classifier's for these labels
-    task      which task's model a BERT for several tasks becomes (`extraction.for_task`)
+    task      which task's model a BERT for several tasks becomes (`extract.dense_for_task`)
     Raises M2xx (not there, unfinished), M302 (damaged), M310 (weights missing), M311 (head does not fit).
     """
     path = find_model(source, where=where)
@@ -92,7 +92,7 @@ def load_model(
 
 
 def _routed(path: Path, kind: str, config: Any, task: str | None, source: str, where: str) -> LoadedModel:
-    """A BERT for several tasks as it answers one of them."""
+    """Loads a BERT for several tasks as the classifier of one of them."""
     if kind != "classifier":
         raise MbertError(
             "M267",
@@ -105,8 +105,8 @@ def _routed(path: Path, kind: str, config: Any, task: str | None, source: str, w
     return LoadedModel(model, load_tokenizer(path, model.config, where=where), source, [])
 
 
-def load_several(source: str | Path, *, where: str) -> LoadedModel | None:
-    """A BERT for several tasks, whole, to go on from; None where the model is another."""
+def load_multitask(source: str | Path, *, where: str) -> LoadedModel | None:
+    """Loads a BERT for several tasks, whole, to train it further; None where the model is another."""
     path = find_model(source, where=where)
     if not is_routed(config := read_config(path, where=where)):
         return None
@@ -115,7 +115,7 @@ def load_several(source: str | Path, *, where: str) -> LoadedModel | None:
 
 
 def load_routed(path: Path, config: Any, *, where: str) -> Any:
-    """A BERT for several tasks as it is saved, whole."""
+    """Loads a BERT for several tasks, whole, from its directory."""
     check_routes(config, where=f"{where} {path}")
     model, info = _from_pretrained(path, "classifier", config, where, 0)
     _check_weights(info, "classifier", where, path, new_head=False)
@@ -131,57 +131,58 @@ def _projection(path: Path, where: str) -> dict[str, torch.Tensor] | None:
 
 
 def load_vocabulary(source: str | Path, *, where: str) -> tuple[Any, Any]:
-    """The tokenizer and configuration of a model, without its weights."""
+    """Loads the tokenizer and configuration of a model, without its weights."""
     path = find_model(source, where=where)
     config = read_config(path, where=where)
     return load_tokenizer(path, config, where=where), config
 
 
 def count_all_parameters(model: Any) -> int:
-    """All parameters of a model, tied ones counted once."""
+    """Counts all parameters of a model, tied ones once."""
     return count_parameters(model).total
 
 
 def frozen(model: Any) -> Any:
-    """The model as a teacher: eval mode, no gradients."""
+    """Puts the model into eval mode, without gradients."""
     return model.eval().requires_grad_(False)
 
 
 def _from_pretrained(path: Path, kind: str, config: Any, where: str, seed: int) -> tuple[Any, dict[str, Any]]:
     factory = getattr(transformers, CLASSES[kind])
     try:
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # weights that the checkpoint lacks are drawn as it is loaded
         model, info = factory.from_pretrained(
             path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **NO_CODE
         )
         return model, info
     except pickle.UnpicklingError:
         raise unreadable_model(path, where, NOT_TENSORS) from None
-    except Exception as error:  # as above
+    except Exception as error:  # a foreign checkpoint fails in more ways than can be listed
         raise unreadable_model(path, where, error) from error
 
 
 def _check_weights(info: dict[str, Any], kind: str, where: str, path: Any, new_head: bool) -> list[str]:
     mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in info["mismatched_keys"])
     missing = sorted(info["missing_keys"]) + mismatched
-    strange = [name for name in missing if not re.match(HEAD_WEIGHTS[kind], name)]
+    absent = [name for name in missing if not re.match(HEAD_WEIGHTS[kind], name)]
     unexpected = [name for name in sorted(info["unexpected_keys"]) if not re.fullmatch(UNUSED_WEIGHTS, name)]
-    if strange or unexpected:
-        names = ", ".join((strange or unexpected)[:4])
+    if absent or unexpected:
+        names = ", ".join((absent or unexpected)[:4])
         raise MbertError(
             "M310",
-            f"{len(strange)} weights are missing or of another shape and {len(unexpected)} have no place, such as {names}",
+            f"{len(absent)} weights are missing or of another shape and {len(unexpected)} have no place, such as {names}",
             where=f"{where} {path}",
             allowed="Weights that fit the config.json beside them; only a head may be new.",
             fix="Check that config.json and the weights belong together.",
         )
+    # A masked-LM has no pooler, and classifiers are made of them.
     if [name for name in missing if "pooler" not in name] and not new_head:
-        raise no_head(kind, where, path, missing)
+        raise missing_head(kind, where, path, missing)
     return missing
 
 
-def no_head(kind: str, where: str, path: Any, missing: list[str]) -> MbertError:
-    """The error for a model that lacks the head a stage must have."""
+def missing_head(kind: str, where: str, path: Any, missing: list[str]) -> MbertError:
+    """Returns the error for a model without the head that a stage needs."""
     what = "classification" if kind == "classifier" else "masked-LM"
     fix = "Fine-tune it first: mbert finetune --model" if kind == "classifier" else "Train one: mbert pretrain --model"
     return MbertError(

@@ -1,4 +1,4 @@
-"""Any model that answers: a Hugging Face directory, a Hub id, or an export directory through ONNX Runtime."""
+"""Opens any classifier for prediction: a Hugging Face directory, a Hub id, or an export through ONNX Runtime."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from microbert_cli.recipe.task import Task
 
 @dataclass
 class Predictor:
-    """A model ready to answer: `answers.logits(batch)`, its configuration as `model.config`, its tokenizer."""
+    """A classifier ready for prediction: `answers.logits(batch)`, its configuration `model.config`, its tokenizer."""
 
     answers: Any
     model: Any
@@ -30,30 +30,30 @@ def open_predictor(
 ) -> Predictor:
     """Opens a classifier; with a task, its outputs are put into the order of the task's labels.
 
-    precision  auto: an export directory answers through ONNX Runtime, in fp32 where it has that; one of onnx_model.FILES: in
+    precision  auto: an export directory answers through ONNX Runtime, in fp32 where it has that; one of onnx.ONNX_FILES: in
                that one; torch: its safetensors are loaded. Naming an ONNX file itself chooses it, too.
     task_name  which task's answers a model of several gives, where there is no `task`
     """
     path = Path(source)
     if precision in ONNX_FILES or (precision == "auto" and is_export(path)):
-        return _exported(path, task, precision, where)
+        return _open_export(path, task, precision, where)
     loaded = load_model(source, "classifier", where=where, task=task.name if task else task_name)
     columns = match_labels(loaded.model.config, task, None, where=f"{where} {source}") if task else None
     return Predictor(_TorchModel(loaded.model, columns), loaded.model, loaded.tokenizer, source)
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """softmax over the last axis."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    shares: np.ndarray = powers / powers.sum(-1, keepdims=True)
-    return shares
+    """Returns the softmax over the last axis."""
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    softmax: np.ndarray = exponentials / exponentials.sum(-1, keepdims=True)
+    return softmax
 
 
-def _exported(path: Path, task: Task | None, precision: str, where: str) -> Predictor:
+def _open_export(path: Path, task: Task | None, precision: str, where: str) -> Predictor:
     session = OnnxClassifier(path, precision=None if precision == "auto" or path.is_file() else precision)
     tokenizer = load_tokenizer(session.directory, session.config, where=where)
     columns = match_labels(session.config, task, None, where=f"{where} {path}") if task else None
-    return Predictor(_Ordered(session, columns), session, tokenizer, str(path))
+    return Predictor(_OnnxModel(session, columns), session, tokenizer, str(path))
 
 
 class _TorchModel:
@@ -72,12 +72,12 @@ class _TorchModel:
         return (logits[:, self.columns] if self.columns else logits).float().cpu().numpy()
 
 
-class _Ordered:
+class _OnnxModel:
     """An ONNX session whose class columns are in the task's order."""
 
     def __init__(self, session: OnnxClassifier, columns: list[int] | None):
         self.session, self.columns = session, columns
 
     def logits(self, batch: Any) -> np.ndarray:
-        answer = self.session.logits(batch)
-        return answer[:, self.columns] if self.columns else answer
+        logits = self.session.logits(batch)
+        return logits[:, self.columns] if self.columns else logits

@@ -1,4 +1,4 @@
-"""Model directories: plain Hugging Face files, written whole."""
+"""Writes, copies and reads model directories: plain Hugging Face files."""
 
 import pickle
 import shutil
@@ -17,7 +17,7 @@ from microbert_cli.runs import atomic
 RESUME = "resume"  # the folder of training state beside a model
 SCORES_FILE = "seed.json"
 PROJECTION_FILE = "projection.safetensors"
-FIT_DENSE = "fit_dense."
+FIT_DENSE = "fit_dense."  # what TinyBERT's released checkpoints call the projection
 NOT_TENSORS = ValueError("pytorch_model.bin is damaged, or a pickle of more than tensors, which is never executed")
 
 
@@ -26,6 +26,7 @@ def save_model(model: Any, tokenizer: Any, directory: Path, *, projection: Mappi
     if not distributed.is_main():
         return
     directory.mkdir(parents=True, exist_ok=True)
+    # Files are written beside and moved when they are whole, so that a kill leaves the old model or the new one.
     temporary = directory / ".saving"
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary, safe_serialization=True)
@@ -58,14 +59,12 @@ MBERT_FILES = ("manifest.json", "metrics.json", "begun.json", SCORES_FILE)
 
 
 def read_projection(directory: str | Path) -> dict[str, Tensor] | None:
-    """The trained map from student to teacher width: our own file, or `fit_dense.*` of a released TinyBERT checkpoint."""
+    """Reads the trained map from student to teacher width: mbert's file, or `fit_dense.*` of a released TinyBERT."""
     directory = Path(directory)
-    own = directory / RESUME / PROJECTION_FILE
-    if own.is_file():
-        return load_file(own)
+    if (file := directory / RESUME / PROJECTION_FILE).is_file():
+        return load_file(file)
     weights = _released_weights(directory)
-    found = {key.removeprefix(FIT_DENSE): value for key, value in weights.items() if key.startswith(FIT_DENSE)}
-    return found or None
+    return {key.removeprefix(FIT_DENSE): value for key, value in weights.items() if key.startswith(FIT_DENSE)} or None
 
 
 def _released_weights(directory: Path) -> dict[str, Tensor]:

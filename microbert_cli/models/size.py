@@ -1,4 +1,4 @@
-"""How big a model is: parameters, floating-point operations for one sequence, bytes on disk."""
+"""Measures models: parameters, floating-point operations of a forward pass, bytes on disk and in memory."""
 
 import os
 from contextlib import suppress
@@ -14,7 +14,7 @@ from microbert_cli.models.architectures import architecture_of, model_shape
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of weights; one that is shared counts once. total = embedding + the rest."""
+    """Counts of parameters; a shared one counts once. total = embedding + rest."""
 
     total: int
     embedding: int
@@ -25,18 +25,18 @@ class Parameters:
 
 
 def count_parameters(model: nn.Module) -> Parameters:
-    """The parameters of a model, and how many of them sit in embedding tables (words, positions, segments)."""
-    total = sum(each.numel() for each in model.parameters())
-    tables = {each.weight for each in model.modules() if isinstance(each, nn.Embedding)}
-    return Parameters(total, sum(each.numel() for each in tables))
+    """Counts the parameters of a model, and those of its embedding tables (words, positions, segments)."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    return Parameters(total, sum(table.numel() for table in tables))
 
 
 def forward_flops(config: Any, length: int) -> int | None:
-    """Floating-point operations to classify one sequence, from the configuration alone.
+    """Counts the floating-point operations to classify one sequence, from the configuration alone.
 
         L (8 T d^2 + 4 T^2 d + 4 T d F)  +  2 T e d [e != d]  +  2 d^2 + 2 d C
 
-    Only matrix products count, a multiplication and an addition each as one operation: per layer the four d x d
+    Only matrix products count, a multiplication and an addition as one operation each: per layer the four d x d
     projections, the attention scores and the sum over values, the feed-forward block; then the map from embedding width
     e to d where the two differ (ELECTRA), and the head on the first token. Bias, LayerNorm, softmax and look-ups are
     left out. At T = 128 BERT-base has 22.3 G and TinyBERT's 4 x 312 1.2 G (printed in that paper: 22.5 G and 1.2 G).
@@ -57,7 +57,7 @@ def batch_flops(
     predicted: float = 0,
     first_token: bool = False,
 ) -> int | None:
-    """The same for whole batches: `flops` summed over rows, by the head that is read.
+    """Counts the floating-point operations of a forward pass of whole batches, by the head that is read.
 
         L (8 S d^2 + 4 Q d + 4 S d F)  +  2 S e d [e != d]  +  head
         head  classifier: R (2 d^2 + 2 d C);  masked-lm: P (2 d e + 2 e V);  encoder: 0
@@ -65,7 +65,7 @@ def batch_flops(
     first_token  the top layer computes that token alone (capture.py): it takes 4 S d^2 + 4 S d + R (4 d^2 + 4 d F)
 
     R rows; S = sum of their padded lengths; Q = sum of the squares of these; P predicted positions, V vocabulary.
-    In a mixture of experts F is what a token meets, and a gate that reads tokens or rows adds its own product.
+    In a mixture of experts F is the width that a token passes through, and a gate of tokens or rows adds its product.
     Returns None for architectures of another shape.
     """
     rule = architecture_of(config).flops
@@ -92,7 +92,9 @@ def batch_flops(
 
 
 def _bottleneck_flops(config: Any, rows: float, tokens: float, squares: float, head: str, predicted: float) -> int:
-    """MobileBERT and its teacher: 2 S (L W + 3 e d) + 4 L Q w + head, w the width within a block, W what its matrices hold.
+    """Counts those of MobileBERT and its teacher: 2 S (L W + 3 e d) + 4 L Q w + head.
+
+    w is the width within a block, W the size of its matrices:
 
     W = b d w + 2 r w + v w + w^2 + 2 n w F + w d    b bottlenecks in, queries and keys read r features, values v, n FFNs
     head  classifier: R (2 d^2 [activation] + 2 d C);  masked-lm: P (2 d^2 + 2 d V);  encoder: 0
@@ -113,7 +115,7 @@ def _bottleneck_flops(config: Any, rows: float, tokens: float, squares: float, h
 
 
 def weights_bytes(path: Path) -> int:
-    """Size on disk in bytes: of the file itself, or of the weights in a model directory (safetensors, else `.bin`).
+    """Returns the bytes on disk: of the file itself, or of the weights in a model directory (safetensors, else `.bin`).
 
     Raises FileNotFoundError if there are no weights at `path`.
     """
@@ -126,7 +128,7 @@ def weights_bytes(path: Path) -> int:
 
 
 def out_of_memory_error(error: BaseException, *, where: str, fix: str) -> MbertError:
-    """The error for work that does not fit."""
+    """Returns the error for work that does not fit into memory."""
     return MbertError(
         "M222",
         f"memory ran out: {str(error).strip().splitlines()[0][:160] if str(error).strip() else 'the allocator gave none'}",
@@ -138,23 +140,23 @@ def out_of_memory_error(error: BaseException, *, where: str, fix: str) -> MbertE
 
 def check_memory(parameters: int, *, where: str, fix: str) -> None:
     """Raises M223 for a model whose float32 weights and gradients, 8 bytes a parameter, are more than this machine has."""
-    needed, there = 8 * parameters, machine_bytes()
-    if there and needed > there:
+    needed, available = 8 * parameters, machine_bytes()
+    if available and needed > available:
         raise MbertError(
             "M223",
             f"a model of {parameters:,} parameters does not fit: its weights and gradients take {needed / 1e9:,.0f} GB, "
-            f"and this machine has {there / 1e9:,.0f}",
+            f"and this machine has {available / 1e9:,.0f}",
             where=where,
-            allowed=f"Fewer than {there // 8:,} parameters; training needs twice the room, for the optimiser.",
+            allowed=f"Fewer than {available // 8:,} parameters; training needs twice the room, for the optimiser.",
             fix=fix,
         )
 
 
 def machine_bytes() -> int | None:
-    """The machine's memory, or what its control group is allowed of it; None where the system does not say."""
-    found = []
+    """Returns the machine's memory, or the limit of its control group; None where the system does not say."""
+    limits = []
     with suppress(ValueError, OSError, AttributeError):  # Windows has no sysconf
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with suppress(ValueError, OSError):  # "max" is no number
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    return min(found, default=None)
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(limits, default=None)

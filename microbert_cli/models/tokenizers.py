@@ -9,13 +9,13 @@ from microbert_cli.errors import MbertError, unreadable_model
 from microbert_cli.models.architectures import model_shape
 
 
-def same_vocabulary(one: Any, other: Any, *, where: str, key: str) -> None:
+def same_vocabulary(teacher: Any, student: Any, *, where: str, key: str) -> None:
     """Raises M312 unless both tokenizers map every text to the same ids: what the loss `key` requires."""
-    if one.get_vocab() != other.get_vocab():
+    if teacher.get_vocab() != student.get_vocab():
         raise MbertError(
             "M312",
-            f"teacher and student have different vocabularies ({len(one)} and {len(other)} tokens), and {key} needs the same "
-            "token ids",
+            f"teacher and student have different vocabularies ({len(teacher)} and {len(student)} tokens), and {key} needs "
+            "the same token ids",
             where=where,
             allowed="Two models of one vocabulary: what this loss looks at is compared token by token. Logits and vectors of "
             "whole texts need none.",
@@ -23,12 +23,13 @@ def same_vocabulary(one: Any, other: Any, *, where: str, key: str) -> None:
         )
 
 
-def same_tokens(one: Any, other: Any, *, where: str) -> None:
+def same_tokens(teacher: Any, student: Any, *, where: str) -> None:
     """Raises M313 unless both tokenizers have one vocabulary: stage one gives both nets the same blocks of a corpus."""
-    if one.get_vocab() != other.get_vocab():
+    if teacher.get_vocab() != student.get_vocab():
         raise MbertError(
             "M313",
-            f"teacher and student have other vocabularies ({len(one)} and {len(other)} tokens), and stage one cuts text once",
+            f"teacher and student have other vocabularies ({len(teacher)} and {len(student)} tokens), and stage one "
+            "cuts text once",
             where=where,
             allowed="Two models of one vocabulary: a corpus becomes blocks of one tokenizer's tokens. In stage two each "
             "of them reads every row in its own tokens.",
@@ -36,17 +37,17 @@ def same_tokens(one: Any, other: Any, *, where: str) -> None:
         )
 
 
-NO_CODE = {"trust_remote_code": False}  # left out, transformers asks on stdin, where `mbert predict` is given texts
+NO_CODE = {"trust_remote_code": False}  # without it transformers asks on stdin, from which `mbert predict` reads texts
 
 
 def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
-    """The tokenizer beside a model, checked against its embedding table.
+    """Loads the tokenizer beside a model and checks it against the embedding table.
 
-    transformers builds a tokenizer of nothing but special tokens from a wrong argument or a missing vocabulary, without a word.
+    From a missing vocabulary transformers silently builds a tokenizer of nothing but special tokens.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, config=config, **NO_CODE)
-    except Exception as error:  # as above; the Rust below raises bare exceptions
+    except Exception as error:  # tokenizers' Rust code raises bare exceptions
         raise unreadable_model(path, where, error) from error
     # Both would be written beside what is made of the model: templates under names of their own, and a call for code.
     tokenizer.chat_template, tokenizer._auto_map = None, None
@@ -64,5 +65,5 @@ def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
 
 
 def rows_needed(tokenizer: Any) -> int:
-    """One more than the highest id: a vocabulary that has a piece twice knows fewer tokens than that."""
+    """Returns the rows of the embedding table that a tokenizer needs: one more than the highest id, as ids may have gaps."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1

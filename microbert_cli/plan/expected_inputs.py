@@ -98,7 +98,7 @@ class ExpectedInputs:
             config = config.plain() if is_routed(config) else config  # of several tasks, the part that answers one
             return ModelInfo(config, load_tokenizer(directory, config, where=where), directory)
         if tokenizer is None:
-            raise factory.no_vocabulary(name, where)
+            raise factory.missing_vocabulary(name, where)
         source = self.model(tokenizer, where="tokenizer")
         return self.described(name, source.tokenizer, like=like or source.config, where=where)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microbert_cli.exporting.directory import export_model
-from microbert_cli.models.factory import counted
+from microbert_cli.models.factory import config_parameters
 from microbert_cli.models.load import load_model
 from microbert_cli.models.onnx import onnx_forms
 from microbert_cli.plan.expected_inputs import ModelInfo, standing_in
@@ -129,7 +129,7 @@ class Costs:
 
     def keep(self, model: ModelInfo, head: str, copies: int = 1) -> None:
         """Adds saving a model; its bytes stay."""
-        size = FLOAT * counted(model.config, head) * copies
+        size = FLOAT * config_parameters(model.config, head) * copies
         self.plan.disk += size
         self.write("saving", size)
 
@@ -149,7 +149,7 @@ class Costs:
 
         measured = self.here.once("export", [shape(model.config), parts], measure)
         self.host("files and parity", measured["seconds"])
-        size = FLOAT * counted(model.config, "classifier")
+        size = FLOAT * config_parameters(model.config, "classifier")
         self.plan.disk += int(size * (1 + sum(0.25 if form.startswith("int8") else 1 for form in onnx_forms(**parts))))
 
     def once(self, what: str, key: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Costs:
         )
         self.write(f"{what}: states", state * saves)
         rows, length = load.widest
-        teacher = FLOAT * counted(asked[0].config, asked[0].head) + shown(asked[0], rows, length) if asked else 0
+        teacher = FLOAT * config_parameters(asked[0].config, asked[0].head) + shown(asked[0], rows, length) if asked else 0
         memory = PROCESS + training_bytes(job, scored=scored) + activations(job, rows, length) + teacher
         self.plan.memory = max(self.plan.memory, memory)
 

@@ -14,7 +14,7 @@ import numpy as np
 from microbert_cli.data.batching import batches_by_length, epoch_batches, token_budget_batches
 from microbert_cli.models.architectures import architecture_of, model_shape
 from microbert_cli.models.capture import OutputRequest, tokens_at_once
-from microbert_cli.models.factory import counted
+from microbert_cli.models.factory import config_parameters
 from microbert_cli.models.size import batch_flops
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.runs import atomic
@@ -218,9 +218,9 @@ def shown(job: Job, rows: int, length: int) -> int:
 
 def training_bytes(job: Job, *, scored: bool, copies: int = 1) -> int:
     """Weights, gradients and AdamW's two moments; the best weights so far; `copies` of the start of a race of rates."""
-    return FLOAT * counted(job.config, job.head) * (4 + scored + copies)
+    return FLOAT * config_parameters(job.config, job.head) * (4 + scored + copies)
 
 
 def state_bytes(job: Job, *, scored: bool) -> int:
     """A resume state on disk: weights, both moments, and the best weights so far."""
-    return FLOAT * counted(job.config, job.head) * (3 + scored)
+    return FLOAT * config_parameters(job.config, job.head) * (3 + scored)

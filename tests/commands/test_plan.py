@@ -12,7 +12,7 @@ from tiny_folder import tiny_folder
 from microbert_cli.data.batching import endless_batches
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.models.config import read_config
-from microbert_cli.models.factory import counted
+from microbert_cli.models.factory import config_parameters
 from microbert_cli.models.load import count_all_parameters, load_model
 from microbert_cli.models.size import batch_flops, forward_flops
 from microbert_cli.plan import calibration, stages, work
@@ -140,7 +140,7 @@ def test_flops_of_batches_are_those_of_their_rows():
     d, V = config.hidden_size, config.vocab_size
     body = Job("ask", config, 8, logits=False).flops(load)
     assert Job("ask", config, 8, "masked-lm", predicted=0.25).flops(load) - body == 20 * (2 * d * d + 2 * d * V)
-    assert counted(config, "masked-lm") == count_all_parameters(load_model("base", "masked-lm", where="base").model)
+    assert config_parameters(config, "masked-lm") == count_all_parameters(load_model("base", "masked-lm", where="base").model)
 
 
 def test_evaluations_are_counted_as_the_loop_makes_them():

@@ -65,7 +65,7 @@ class DoctorContext:
         if not factory.is_description(name, self.catalog):
             return self._once(("known", name), lambda: self.seen.model(str(self.directory(name, where)), where=where))
         if tokenizer is None:
-            raise factory.no_vocabulary(name, where)
+            raise factory.missing_vocabulary(name, where)
         source = self.known(tokenizer, where="tokenizer")
         return self.seen.described(name, source.tokenizer, like=like or source.config, where=where)
 

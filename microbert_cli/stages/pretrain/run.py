@@ -99,7 +99,7 @@ def _load_or_build(
     elif tokenizer:
         tokens, config = load_vocabulary(tokenizer, where="base")
     else:
-        raise factory.no_vocabulary(model, "pretrain.model")
+        raise factory.missing_vocabulary(model, "pretrain.model")
     description = read_student(model, catalog)
     built = build_model(description, kind="masked-lm", tokenizer=tokens, seed=recipe.seed, like=config, where="pretrain.model")
     return LoadedModel(built, tokens, model, [])

@@ -9,7 +9,7 @@ from tiny_models import tiny_bert, tiny_tokenizer
 from transformers import BertConfig
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.factory import build_model, size_of
+from microbert_cli.models.factory import build_model, student_parameters
 from microbert_cli.models.load import count_all_parameters, load_model
 from microbert_cli.models.size import machine_bytes
 from microbert_cli.recipe.registry import Catalog
@@ -124,7 +124,7 @@ def test_a_student_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, m
 @pytest.mark.parametrize("name", ["tinybert-6l-768", "distilbert-6x768", "mobilebert", "ib-bert", "bert-1x8"])
 def test_a_model_is_counted_before_it_is_built(name):
     model = on_meta(name)
-    assert size_of(model.config, "encoder") == count_all_parameters(model)
+    assert student_parameters(model.config, "encoder") == count_all_parameters(model)
 
 
 def test_the_depth_is_no_burden_to_count(tmp_path):
