@@ -214,9 +214,7 @@ class Distiller:
             check_depth(terms, shape.layers)
             if any(term.over in LAYERWISE for term in terms.values()):
                 teacher_layers = model_shape(teacher.loaded.model.config).layers
-                self.map_layers = layer_map(
-                    self.recipe.layer_map, teacher_layers=teacher_layers, student_layers=shape.layers
-                )
+                self.map_layers = layer_map(self.recipe.layer_map, teacher_layers=teacher_layers, student_layers=shape.layers)
 
     def _phase(self, name: str, spec: PhaseSpec, loaded: LoadedModel) -> Phase:
         terms, rows = self.terms[name], self.task_set.training_rows(spec, loaded)
