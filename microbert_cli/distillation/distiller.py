@@ -138,7 +138,7 @@ class Distiller:
     @property
     def start_record(self) -> dict[str, Any]:
         """What metrics.json says of a new student's initial weights; empty for random weights and for a checkpoint."""
-        return {"start": self._start.told} if self._start else {}
+        return {"start": self._start.record} if self._start else {}
 
     def _initial_weights(self, initial: str | None) -> InitialWeights | None:
         """Returns what a new student takes from the first teacher, or from the model `initial`."""

@@ -42,7 +42,9 @@ def expert_usage(model: Any) -> dict[str, dict[str, list[int]]]:
     config = model.config
     if not getattr(config, "moe_layers", None) or config.routing != "task":
         return {}
-    return {task: {str(layer): list(chosen) for layer, chosen in layers.items()} for task, layers in model.chosen().items()}
+    return {
+        task: {str(layer): list(chosen) for layer, chosen in layers.items()} for task, layers in model.chosen_experts().items()
+    }
 
 
 def routing_failed(experts: Mapping[str, Mapping[str, Sequence[int]]]) -> bool:

@@ -1,4 +1,4 @@
-"""Which columns, neurons and heads a narrower student takes of a trained encoder, and what its tensors are then.
+"""Chooses the columns, neurons and heads that a narrower student keeps of a trained encoder, and slices its tensors.
 
     column c    I_c = sum over the taken layers  (g_c^2 + b_c^2) (|Wq_c|^2 + |Wk_c|^2 + |Wv_c|^2) + (g'_c^2 + b'_c^2) |W1_c|^2
     neuron j    I_j = |w1_j| |w2_j|                          its incoming and outgoing weights
@@ -43,72 +43,75 @@ AXES = {  # of weights; a bias has the first one. rows: of a vocabulary, of posi
 }
 
 
-def kept(state: State, layers: Sequence[int], theirs: ModelShape, ours: ModelShape) -> dict[tuple[str, int], Tensor]:
-    """What is kept, by axis and layer of `state` (from 0; of the hidden columns by ("hidden", -1))."""
-    found = {("hidden", -1): top(columns(state, layers), ours.width)}
+def kept_indices(state: State, layers: Sequence[int], source: ModelShape, student: ModelShape) -> dict[tuple[str, int], Tensor]:
+    """Returns the kept indices by axis and layer of `state` (from 0; the hidden columns' under ("hidden", -1))."""
+    indices = {("hidden", -1): top_indices(column_importance(state, layers), student.width)}
     for layer in layers:
-        found["inner", layer] = top(neurons(state, layer), ours.inner or 0)
-        found["scores", layer], found["values", layer] = heads(state, layer, theirs, ours)
-    return found
+        indices["inner", layer] = top_indices(neuron_importance(state, layer), student.inner or 0)
+        indices["scores", layer], indices["values", layer] = head_rows(state, layer, source, student)
+    return indices
 
 
-def top(values_N: Tensor, count: int) -> Tensor:
-    """The places of the `count` largest, in their order; of equal ones the first."""
-    return values_N.argsort(descending=True, stable=True)[:count].sort().values
+def top_indices(scores_N: Tensor, count: int) -> Tensor:
+    """Returns the indices of the `count` largest, ascending; of equal ones the first."""
+    return scores_N.argsort(descending=True, stable=True)[:count].sort().values
 
 
-def columns(state: State, layers: Sequence[int]) -> Tensor:
-    """I_c [D]; see the module's formula."""
+def column_importance(state: State, layers: Sequence[int]) -> Tensor:
+    """Returns I_c [D]; see the module's formula."""
     total_D = torch.zeros(len(state["embeddings.LayerNorm.weight"]), dtype=torch.float64)
     for layer in layers:
         before = "embeddings" if layer == 0 else f"encoder.layer.{layer - 1}.output"
-        own = f"encoder.layer.{layer}"
+        prefix = f"encoder.layer.{layer}"
         for name in ("query", "key", "value"):
-            total_D += _energy(state, before) * _squares(state, f"{own}.attention.self.{name}", 0)
-        total_D += _energy(state, f"{own}.attention.output") * _squares(state, f"{own}.intermediate.dense", 0)
+            total_D += _norm_energy(state, before) * _squared_norms(state, f"{prefix}.attention.self.{name}", 0)
+        total_D += _norm_energy(state, f"{prefix}.attention.output") * _squared_norms(state, f"{prefix}.intermediate.dense", 0)
     return total_D
 
 
-def neurons(state: State, layer: int) -> Tensor:
-    """I_j [F] of a layer's feed-forward network."""
-    own = f"encoder.layer.{layer}"
-    return (_squares(state, f"{own}.intermediate.dense", 1) * _squares(state, f"{own}.output.dense", 0)).sqrt()
+def neuron_importance(state: State, layer: int) -> Tensor:
+    """Returns I_j [F] of a layer's feed-forward network."""
+    prefix = f"encoder.layer.{layer}"
+    return (
+        _squared_norms(state, f"{prefix}.intermediate.dense", 1) * _squared_norms(state, f"{prefix}.output.dense", 0)
+    ).sqrt()
 
 
-def heads(state: State, layer: int, theirs: ModelShape, ours: ModelShape) -> tuple[Tensor, Tensor]:
-    """The rows that are kept of query and key, and those of value: of the strongest heads the strongest dimensions."""
-    own = f"encoder.layer.{layer}.attention"
-    query, key, value = (_squares(state, f"{own}.self.{name}", 1) for name in ("query", "key", "value"))
-    of_scores = (query * key).sqrt().view(theirs.heads or 1, theirs.head_width)
-    of_values = (value * _squares(state, f"{own}.output.dense", 0)).sqrt().view_as(of_scores)
+def head_rows(state: State, layer: int, source: ModelShape, student: ModelShape) -> tuple[Tensor, Tensor]:
+    """Returns the kept rows of query and key, and those of value: the strongest dimensions of the strongest heads."""
+    prefix = f"encoder.layer.{layer}.attention"
+    query, key, value = (_squared_norms(state, f"{prefix}.self.{name}", 1) for name in ("query", "key", "value"))
+    of_scores = (query * key).sqrt().view(source.heads or 1, source.head_width)
+    of_values = (value * _squared_norms(state, f"{prefix}.output.dense", 0)).sqrt().view_as(of_scores)
     strength_A = sum(part.sum(1) / part.sum().clamp(min=1e-30) for part in (of_scores, of_values))
-    chosen = top(torch.as_tensor(strength_A), ours.heads or 1).tolist()
+    strongest = top_indices(torch.as_tensor(strength_A), student.heads or 1).tolist()
     pairs = (
-        [head * theirs.head_width + top(part[head], ours.head_width) for head in chosen] for part in (of_scores, of_values)
+        [head * source.head_width + top_indices(part[head], student.head_width) for head in strongest]
+        for part in (of_scores, of_values)
     )
     scores, values = (torch.cat(rows) for rows in pairs)
     return scores, values
 
 
-def sliced(name: str, value: Tensor, layer: int, keep: Mapping[tuple[str, int], Tensor]) -> Tensor:
-    """The tensor of that name of layer `layer` with what is kept of each of its axes; of rows all are."""
-    for place, axis in enumerate(axes_of(name)[: value.dim()]):
+def sliced(name: str, value: Tensor, layer: int, indices: Mapping[tuple[str, int], Tensor]) -> Tensor:
+    """Returns a tensor of layer `layer` with the kept indices of each of its axes; all rows are kept."""
+    for dimension, axis in enumerate(axes_of(name)[: value.dim()]):
         if axis != "rows":
-            value = value.index_select(place, keep[axis, -1 if axis == "hidden" else layer])
+            value = value.index_select(dimension, indices[axis, -1 if axis == "hidden" else layer])
     return value
 
 
 def axes_of(name: str) -> tuple[str, ...]:
-    """The axes of a weight or bias by its name; () for a tensor that is not known here."""
+    """Returns the axes of a weight or bias by its name; () for an unknown tensor."""
     module = name.rpartition(".")[0]
     parts = module.split(".")
     return AXES.get(".".join(parts[3:]) if parts[:2] == ["encoder", "layer"] else module, ())
 
 
-def _energy(state: State, module: str) -> Tensor:
+def _norm_energy(state: State, module: str) -> Tensor:
     gain_D, shift_D = (state[f"{module}.LayerNorm.{name}"].double() for name in ("weight", "bias"))
     return gain_D.square() + shift_D.square()
 
 
-def _squares(state: State, module: str, axis: int) -> Tensor:
+def _squared_norms(state: State, module: str, axis: int) -> Tensor:
     return state[f"{module}.weight"].double().square().sum(axis)

@@ -23,7 +23,7 @@ from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model
 from microbert_cli.models.labels import output_names
 from microbert_cli.models.moe import bert  # noqa: F401 - registers its model type with transformers' Auto classes
-from microbert_cli.models.moe.extract import check_routes, dense_for_task, is_routed
+from microbert_cli.models.moe.extract import check_routing, dense_for_task, is_routed
 from microbert_cli.models.save import NOT_TENSORS, read_projection
 from microbert_cli.models.size import count_parameters
 from microbert_cli.models.tokenizers import NO_CODE, load_tokenizer
@@ -116,7 +116,7 @@ def load_multitask(source: str | Path, *, where: str) -> LoadedModel | None:
 
 def load_routed(path: Path, config: Any, *, where: str) -> Any:
     """Loads a BERT for several tasks, whole, from its directory."""
-    check_routes(config, where=f"{where} {path}")
+    check_routing(config, where=f"{where} {path}")
     model, info = _from_pretrained(path, "classifier", config, where, 0)
     _check_weights(info, "classifier", where, path, new_head=False)
     show_scores(model)

@@ -124,7 +124,7 @@ def _extract_task(whole: LoadedModel, name: str, data: TaskData, place: Path, re
         "dev": score_split(data, "dev", read.model, read),
         "parity": {**found, "rows": len(rows), "shapes": [list(batch["input_ids"].shape) for batch in batches]},
         "parameters": sizes,
-        "experts": {str(layer): [int(e) for e in chosen] for layer, chosen in routed.chosen()[name].items()},
+        "experts": {str(layer): [int(e) for e in chosen] for layer, chosen in routed.chosen_experts()[name].items()},
         "ffn_width": model_shape(plain.config).inner,
     }
 

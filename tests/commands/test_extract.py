@@ -18,10 +18,10 @@ from microbert_cli.models import size
 from microbert_cli.models.config import read_config
 from microbert_cli.models.load import LoadedModel, count_all_parameters, load_model, load_routed
 from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
-from microbert_cli.models.moe.convert import MoeSettings, add_experts, expert_layers, fitting
+from microbert_cli.models.moe.convert import MoeSettings, add_experts, expert_layers, expert_widths
 from microbert_cli.models.moe.extract import dense_model
 from microbert_cli.models.moe.importance import importance
-from microbert_cli.models.moe.layers import deal
+from microbert_cli.models.moe.layers import deal_neurons
 from microbert_cli.models.save import save_model
 from microbert_cli.runs import manifest
 
@@ -103,7 +103,7 @@ def test_every_task_comes_out_as_transformers_alone_reads_it() -> None:
         logits = plain(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         assert (logits - whole(**batch).logits).abs().max() < 1e-6
         assert told["parity"]["max_difference"] < 1e-6 and told["parameters"]["after"] < told["parameters"]["before"]
-        assert told["experts"] == {str(layer): chosen for layer, chosen in whole.chosen()[task].items()}
+        assert told["experts"] == {str(layer): chosen for layer, chosen in whole.chosen_experts()[task].items()}
         alone = api.evaluate(out=f"alone-{task}", model=f"all/{task}", task=task, data__folder="glue")
         inside = api.evaluate(out=f"inside-{task}", model="one", task=task, data__folder="glue")
         for one in (alone, inside):
@@ -154,9 +154,9 @@ def test_a_routed_model_answers_where_the_task_is_known() -> None:
 def test_neurons_are_dealt_in_turn() -> None:
     """Ranks by importance: 3, 0, 4, 1, 5, 2; two shared, the rest in turn, the last one dropped."""
     important_F = torch.tensor([0.9, 0.5, 0.1, 1.0, 0.8, 0.3])
-    assert deal(important_F, experts=2, width=3, shared=2) == [[3, 0, 4], [3, 0, 1]]
-    assert deal(important_F, experts=2, width=4, shared=2) == [[3, 0, 4, 5], [3, 0, 1, 2]]
-    assert deal(important_F, experts=3, width=2, shared=0) == [[3, 1], [0, 5], [4, 2]]
+    assert deal_neurons(important_F, experts=2, width=3, shared=2) == [[3, 0, 4], [3, 0, 1]]
+    assert deal_neurons(important_F, experts=2, width=4, shared=2) == [[3, 0, 4, 5], [3, 0, 1, 2]]
+    assert deal_neurons(important_F, experts=3, width=2, shared=0) == [[3, 1], [0, 5], [4, 2]]
 
 
 def test_importance_is_the_sum_over_examples_of_the_absolute_value(dense: LoadedModel) -> None:
@@ -180,7 +180,7 @@ def test_importance_is_the_sum_over_examples_of_the_absolute_value(dense: Loaded
 
 def test_experts_of_all_neurons_are_the_network(dense: LoadedModel) -> None:
     """One expert that gets everything, in the order of importance, is the layer as it was."""
-    neurons = {layer: deal(torch.rand(32), experts=1, width=32, shared=0) for layer in (2, 4)}
+    neurons = {layer: deal_neurons(torch.rand(32), experts=1, width=32, shared=0) for layer in (2, 4)}
     tasks = {"film": TASKS["film"]}
     made = routed(dense, tasks=tasks, experts=1, neurons=neurons, heads={"film": dense.model.classifier}).eval()
     batch = rows()
@@ -189,9 +189,9 @@ def test_experts_of_all_neurons_are_the_network(dense: LoadedModel) -> None:
 
 
 def test_widths_that_fit() -> None:
-    assert fitting(MoeSettings(experts=4), 3072) == (3072, 0)
-    assert fitting(MoeSettings(experts=4, init="importance"), 3072) == (768, 512), "as MoEBERT"
-    assert fitting(MoeSettings(experts=2, width=20, shared=8, init="importance"), 32) == (20, 8)
+    assert expert_widths(MoeSettings(experts=4), 3072) == (3072, 0)
+    assert expert_widths(MoeSettings(experts=4, init="importance"), 3072) == (768, 512), "as MoEBERT"
+    assert expert_widths(MoeSettings(experts=2, width=20, shared=8, init="importance"), 32) == (20, 8)
     for wrong, code in (
         (MoeSettings(experts=4, width=30, shared=8, init="importance"), "M072"),
         (MoeSettings(experts=4, width=8, shared=9, init="importance"), "M072"),
@@ -200,7 +200,7 @@ def test_widths_that_fit() -> None:
         (MoeSettings(shared=4), "M076"),
     ):
         with pytest.raises(MbertError) as caught:
-            fitting(wrong, 32)
+            expert_widths(wrong, 32)
         assert caught.value.code == code
     assert (
         expert_layers("every-second", 5) == [2, 4]

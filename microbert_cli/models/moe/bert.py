@@ -1,6 +1,6 @@
 """A BERT for several tasks: a shared encoder, a head per task, and in chosen layers experts in the place of the FFN.
 
-    h_l = LayerNorm(a_l + dropout(y(a_l))),   y of experts.py in `moe_layers`, BERT's own FFN elsewhere
+    h_l = LayerNorm(a_l + dropout(y(a_l))),   y of layers.py in `moe_layers`, BERT's own FFN elsewhere
     logits of task k = head_k(dropout(pooled))
 
 All rows of a batch are of one task, `task` [B] its place among the sorted names. Residual and LayerNorm belong to the layer,
@@ -36,7 +36,7 @@ from microbert_cli.models.moe.layers import (
     Experts,
     HashRouter,
     NormedExpert,
-    Pass,
+    RoutingContext,
     SentenceRouter,
     TaskRouter,
     TokenRouter,
@@ -86,7 +86,7 @@ class TaskVectors(nn.Embedding):
 
 
 class _AddAndNorm(nn.Module):
-    """What follows the experts of a layer; named as in BERT."""
+    """Dropout, residual and LayerNorm after the experts of a layer, under BERT's names."""
 
     def __init__(self, config: RoutedBertConfig):
         super().__init__()
@@ -98,18 +98,18 @@ class _AddAndNorm(nn.Module):
         return normed
 
 
-class _AsItIs(nn.Module):
-    """After experts that have added and normalised themselves."""
+class _PassThrough(nn.Module):
+    """Stands after experts with a residual and LayerNorm of their own, and changes nothing."""
 
     def forward(self, out_BTd: Tensor, input_BTd: Tensor) -> Tensor:
         return out_BTd
 
 
 class _RoutedBert(BertPreTrainedModel):
-    """How both models begin, and how they are read."""
+    """What the encoder and the classifier share: how weights are initialised and loaded."""
 
     config_class = RoutedBertConfig
-    supports_gradient_checkpointing = False  # a pass that is run again would count and draw again
+    supports_gradient_checkpointing = False  # a recomputed pass would count and draw noise a second time
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -118,10 +118,10 @@ class _RoutedBert(BertPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; tensors are moved to where they would lie in a new model.
+        """Loads as transformers does, and copies each tensor to memory of its own.
 
-        They come as views into the file, at places that are no multiple of a cache line, and some products of matrices then
-        add in another order: the last bit of the logits would not be that of the saved model.
+        Tensors come as views into the file, not aligned to cache lines. Some matrix products then add in another order, and the
+        last bit of the logits would differ from the saved model's.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         for tensor in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
@@ -134,34 +134,35 @@ class RoutedBertModel(_RoutedBert, BertModel):
 
     def __init__(self, config: RoutedBertConfig, add_pooling_layer: bool = True):
         super().__init__(config, add_pooling_layer)
-        self.expert_layers: dict[int, Experts] = {}  # by layer, counted from 1; also while another stands in for a layer
-        for place in config.moe_layers:
-            layer: Any = self.encoder.layer[place - 1]
-            layer.intermediate = _experts(config, place)
-            layer.output = _AddAndNorm(config) if config.expert_norm == "layer" else _AsItIs()
-            self.expert_layers[place] = layer.intermediate
+        self.expert_layers: dict[int, Experts] = {}  # by layer, from 1; stays complete while capture.py replaces layers
+        for number in config.moe_layers:
+            layer: Any = self.encoder.layer[number - 1]
+            layer.intermediate = _experts(config, number)
+            layer.output = _AddAndNorm(config) if config.expert_norm == "layer" else _PassThrough()
+            self.expert_layers[number] = layer.intermediate
         if config.moe_layers and config.routing == "task":
             self.task_embedding = TaskVectors(len(config.tasks or {}), TASK_WIDTH)
         self.post_init()
 
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *args: Any,
                 task: Tensor | int | None = None, **kwargs: Any) -> Any:  # fmt: skip
-        """BERT's forward for one task's rows; `routing` of the output is what the routers told (`experts.Pass.routing`)."""
-        now = Pass(task=one_task(task, self.config), mask_BT=attention_mask, ids_BT=input_ids)
+        """BERT's forward for one task's rows; the output's `routing` is that of `layers.RoutingContext`."""
+        context = RoutingContext(task=batch_task(task, self.config), mask_BT=attention_mask, ids_BT=input_ids)
         if hasattr(self, "task_embedding"):
-            now.vector = self.task_embedding.weight[now.task]
+            context.vector = self.task_embedding.weight[context.task]
         for experts in self.expert_layers.values():
-            experts.now = now
+            experts.context = context
         try:
             output = super().forward(input_ids, attention_mask, *args, **kwargs)
         finally:
+            # The old context holds tensors of the whole graph.
             for experts in self.expert_layers.values():
-                experts.now = Pass()
-        output.routing = now.routing
+                experts.context = RoutingContext()
+        output.routing = context.routing
         return output
 
     def progress(self, share: float) -> None:
-        """Which share of training is done; see `experts.TaskRouter.progress`."""
+        """Passes the share of training that is done to the routers; see `layers.TaskRouter.progress`."""
         if hasattr(self, "task_embedding"):
             for experts in self.expert_layers.values():
                 experts.router.progress(share, self.task_embedding.weight.detach())
@@ -193,19 +194,19 @@ class RoutedBertForSequenceClassification(_RoutedBert):
         task: Tensor | int | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """The logits [B, C] of the batch's task. Raises ValueError where the rows are of several, or of none that is known."""
-        number = one_task(self.standing_task if task is None else task, self.config)
+        """Returns the logits [B, C] of the batch's task. Raises ValueError for rows of several tasks, or of an unknown one."""
+        number = batch_task(self.standing_task if task is None else task, self.config)
         outputs = self.bert(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, task=number, return_dict=True, **kwargs
         )
         logits = self.heads[self.tasks[number]](self.dropout(outputs.pooler_output))
-        answer = SequenceClassifierOutput(logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
-        answer.routing = outputs.routing
-        return answer
+        output = SequenceClassifierOutput(logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        output.routing = outputs.routing
+        return output
 
     @contextmanager
     def answering(self, task: str) -> Iterator["RoutedBertForSequenceClassification"]:
-        """For a while, batches that name no task are of this one."""
+        """Makes this the task of batches that name none, within the block."""
         before, self.standing_task = self.standing_task, self.tasks.index(task)
         try:
             yield self
@@ -213,25 +214,25 @@ class RoutedBertForSequenceClassification(_RoutedBert):
             self.standing_task = before
 
     def progress(self, share: float) -> None:
-        """Which share of training is done, 0 to 1: noise and table of the routers follow it."""
+        """Sets noise and tables of the routers for the share of training that is done, 0 to 1."""
         self.bert.progress(share)
 
     @torch.no_grad()
-    def chosen(self) -> dict[str, dict[int, list[int]]]:
-        """The experts of every task by layer, counted from 1: the table's, or where it is not frozen the ones without noise.
+    def chosen_experts(self) -> dict[str, dict[int, list[int]]]:
+        """Returns the experts of every task by layer, from 1: those of the frozen table, else the ones without noise.
 
-        Nothing where something else than the task decides.
+        No layers for a model that is not routed by task.
         """
-        told: dict[str, dict[int, list[int]]] = {name: {} for name in self.tasks}
+        by_task: dict[str, dict[int, list[int]]] = {name: {} for name in self.tasks}
         was_training = self.training
         self.eval()
         by_layer = self.bert.expert_layers if self.config.routing == "task" else {}
         for layer, experts in by_layer.items():
             for number, name in enumerate(self.tasks):
                 logits_E = experts.router.logits(self.bert.task_embedding.weight[number])
-                told[name][layer] = experts.router.choose(logits_E, number)
+                by_task[name][layer] = experts.router.choose(logits_E, number)
         self.train(was_training)
-        return told
+        return by_task
 
     @classmethod
     def from_dense(
@@ -250,42 +251,42 @@ class RoutedBertForSequenceClassification(_RoutedBert):
         neurons: Mapping[int, Sequence[Sequence[int]]] | None = None,
         heads: Mapping[str, nn.Linear] | None = None,
     ) -> "RoutedBertForSequenceClassification":
-        """A routed model of a BERT's weights: every expert is the layer's FFN and N(0, 1e-3); what is new comes from `seed`.
+        """Builds a routed model from a BERT: every expert is the layer's FFN plus N(0, 1e-3); new weights come from `seed`.
 
         model    a BertModel, or any BERT with a head; its head is left behind
-        neurons  by layer and expert: those of the FFN that the expert is made of, without noise (`experts.deal`)
-        heads    of tasks that keep one that is trained
+        neurons  by layer and expert: those of the FFN that the expert gets, without noise (`layers.deal_neurons`)
+        heads    trained ones to keep, by task
         """
         dense = model.base_model
         fields = {key: value for key, value in dense.config.to_dict().items() if key not in OWN_FIELDS}
-        own = {
+        routing_fields = {
             "tasks": {name: dict(tasks[name]) for name in sorted(tasks)}, "moe_layers": list(moe_layers), "experts": experts,
             "expert_width": expert_width, "routing": routing, "top_k": top_k, "routing_seed": seed,
             "expert_norm": norm, "expert_gate": gate,
         }  # fmt: skip
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            routed = cls(RoutedBertConfig(**copy.deepcopy(fields) | own))
+            routed = cls(RoutedBertConfig(**copy.deepcopy(fields) | routing_fields))
             _copy_weights(dense, routed.bert)
-            for place, layer in routed.bert.expert_layers.items():
-                _copy_ffn(dense.encoder.layer[place - 1], layer, (neurons or {}).get(place))
+            for number, layer in routed.bert.expert_layers.items():
+                _copy_ffn(dense.encoder.layer[number - 1], layer, (neurons or {}).get(number))
         for name, head in (heads or {}).items():
             routed.heads[name].load_state_dict(head.state_dict())
         return routed
 
 
-def one_task(task: Tensor | int | None, config: Any) -> int:
-    """The number of the one task that a batch is of; where there is only one, it need not be said."""
-    known = len(config.tasks or {})
+def batch_task(task: Tensor | int | None, config: Any) -> int:
+    """Returns the number of a batch's task; may be None where the model has one task."""
+    count = len(config.tasks or {})
     if isinstance(task, Tensor):
         numbers = task.unique().tolist()
         if len(numbers) != 1:
             raise ValueError(f"a batch is of one task; this one is of {numbers}")
         task = int(numbers[0])
-    if task is None and known > 1:
-        raise ValueError(f"which of the {known} tasks is the batch of? task = a number of {sorted(config.tasks)}")
-    if not 0 <= (task or 0) < max(1, known):
-        raise ValueError(f"there is no task {task}: the model knows {known}")
+    if task is None and count > 1:
+        raise ValueError(f"which of the {count} tasks is the batch of? task = a number of {sorted(config.tasks)}")
+    if not 0 <= (task or 0) < max(1, count):
+        raise ValueError(f"there is no task {task}: the model knows {count}")
     return task or 0
 
 
@@ -298,33 +299,34 @@ def _expert(config: RoutedBertConfig, width: int) -> Expert:
     activation = ACT2FN[config.hidden_act]
     if config.expert_norm == "layer":
         return Expert(config.hidden_size, width, activation)
-    own = {"epsilon": config.layer_norm_eps, "dropout": config.hidden_dropout_prob}
-    return NormedExpert(config.hidden_size, width, activation, **own)
+    norm = {"epsilon": config.layer_norm_eps, "dropout": config.hidden_dropout_prob}
+    return NormedExpert(config.hidden_size, width, activation, **norm)
 
 
 def _router(config: RoutedBertConfig, layer: int) -> Any:
     if config.routing == "hash":
         return HashRouter(config.vocab_size, config.experts, seed=config.routing_seed, layer=layer)
     if config.routing in ("token", "sentence"):
-        by = TokenRouter if config.routing == "token" else SentenceRouter
-        return by(config.hidden_size, config.experts, config.top_k, config.expert_gate)
+        router = TokenRouter if config.routing == "token" else SentenceRouter
+        return router(config.hidden_size, config.experts, config.top_k, config.expert_gate)
     return TaskRouter(len(config.tasks or {}), config.experts, config.top_k, seed=config.routing_seed, layer=layer)
 
 
 def _copy_weights(dense: Any, routed: Any) -> None:
-    """Everything but the FFNs that became experts. A BERT without a pooler leaves the new one's weights."""
-    own = routed.state_dict()
-    common = {name: value for name, value in dense.state_dict().items() if name in own}
-    routed.load_state_dict({**own, **common})
+    """Copies everything but the FFNs that become experts; without a pooler to copy, the new one's weights stay."""
+    state = routed.state_dict()
+    common = {name: value for name, value in dense.state_dict().items() if name in state}
+    routed.load_state_dict({**state, **common})
 
 
 @torch.no_grad()
 def _copy_ffn(dense: Any, experts: Experts, neurons: Sequence[Sequence[int]] | None) -> None:
-    """Every expert the whole network with noise, or its neurons' rows and columns of it."""
+    """Gives every expert the whole network plus noise, or the rows and columns of its neurons."""
     up, down = dense.intermediate.dense, dense.output.dense
     expert: Any
     for number, expert in enumerate(experts.experts):
         if neurons is None:
+            # Without noise equal experts would get equal gradients, and never differ.
             expert.up.weight.copy_(up.weight + COPY_NOISE * torch.randn(up.weight.shape))
             expert.down.weight.copy_(down.weight + COPY_NOISE * torch.randn(down.weight.shape))
             expert.up.bias.copy_(up.bias)

@@ -1,7 +1,7 @@
-"""A BERT becomes a mixture of experts: in which layers, how wide, and what the experts begin as.
+"""Makes a mixture of experts of a BERT: in which layers, how wide, and with which weights.
 
 copy         every expert is the layer's feed-forward network with N(0, 1e-3)
-importance   the most important neurons are in all experts, the rest are dealt in turn (`experts.deal`, MoEBERT)
+importance   the most important neurons are in all experts, the rest are dealt in turn (`layers.deal_neurons`, MoEBERT)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model
 from microbert_cli.models.load import LoadedModel, count_all_parameters
 from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
-from microbert_cli.models.moe.layers import deal
+from microbert_cli.models.moe.layers import deal_neurons
 from microbert_cli.models.size import check_memory
 from microbert_cli.recipe.moe import too_many_student_experts
 
@@ -27,7 +27,7 @@ SHARED = 2 / 3  # of an expert's width, as MoEBERT's 512 of 768
 
 @dataclass(frozen=True)
 class MoeSettings:
-    """What is asked for. layers: "every-second", "all" or numbers from 1; width, shared: None = the usual (see `fitting`)."""
+    """The experts of a model. layers: "every-second", "all" or numbers from 1; width, shared: see `expert_widths` for None."""
 
     layers: str | Sequence[int] = "every-second"
     experts: int = 4
@@ -40,36 +40,38 @@ class MoeSettings:
     gate: str = "share"
 
 
-def add_experts(loaded: LoadedModel, wanted: MoeSettings, *, seed: int, importance: Importance | None = None) -> LoadedModel:
-    """A BERT with task heads, with experts; what is new comes from `seed`. One that has the wanted experts stays as it is.
+def add_experts(loaded: LoadedModel, settings: MoeSettings, *, seed: int, importance: Importance | None = None) -> LoadedModel:
+    """Adds experts to a BERT with task heads, new weights drawn from `seed`. One that has these experts is returned as it is.
 
-    importance  of the neurons of these layers of the model; asked where init = "importance"
+    importance  function from layers to the importance of their neurons, for init = "importance"
     Raises M071 (layers), M072 (widths), M076 (copies of another width), M078 (no trained head), M079 (other experts),
     M223 (more experts than memory holds).
     """
     config, shape = loaded.model.config, model_shape(loaded.model.config)
-    layers = expert_layers(wanted.layers, shape.layers)
+    layers = expert_layers(settings.layers, shape.layers)
     if getattr(config, "moe_layers", None):
-        _check_same(config, layers, wanted)
+        _check_same(config, layers, settings)
         return loaded
-    width, shared = fitting(wanted, shape.inner or 0)
-    _check_room(loaded.model, layers=len(layers), experts=wanted.experts, width=width)
+    width, shared = expert_widths(settings, shape.inner or 0)
+    _check_room(loaded.model, layers=len(layers), experts=settings.experts, width=width)
     neurons = None
-    if wanted.init == "importance":
+    if settings.init == "importance":
         if importance is None or loaded.head_is_new or len(config.tasks) > 1:
             raise _no_head()
-        found = importance(layers)
-        neurons = {layer: deal(value, experts=wanted.experts, width=width, shared=shared) for layer, value in found.items()}
+        neurons = {
+            layer: deal_neurons(importance_F, experts=settings.experts, width=width, shared=shared)
+            for layer, importance_F in importance(layers).items()
+        }
     model = RoutedBertForSequenceClassification.from_dense(
         loaded.model,
         tasks=config.tasks,
         moe_layers=layers,
-        experts=wanted.experts,
+        experts=settings.experts,
         expert_width=width,
-        routing=wanted.routing,
-        top_k=wanted.top_k,
-        norm=wanted.norm,
-        gate=wanted.gate,
+        routing=settings.routing,
+        top_k=settings.top_k,
+        norm=settings.norm,
+        gate=settings.gate,
         seed=seed,
         neurons=neurons,
         heads=dict(loaded.model.heads.items()),
@@ -78,10 +80,10 @@ def add_experts(loaded: LoadedModel, wanted: MoeSettings, *, seed: int, importan
     return replace(loaded, model=model)
 
 
-def expert_layers(asked: str | Sequence[int], depth: int) -> list[int]:
-    """The layers with experts, from 1: 2, 4, ... for every second one. Raises M071 for one that is not there."""
+def expert_layers(requested: str | Sequence[int], depth: int) -> list[int]:
+    """Returns the layers with experts, from 1: 2, 4, ... for every second one. Raises M071 for a layer that does not exist."""
     every = {"every-second": range(2, depth + 1, 2), "all": range(1, depth + 1)}
-    layers = list(every[asked]) if isinstance(asked, str) else list(asked)
+    layers = list(every[requested]) if isinstance(requested, str) else list(requested)
     wrong = [layer for layer in layers if not 1 <= layer <= depth or layers.count(layer) > 1]
     if wrong or not layers:
         what = f"layer {wrong[0]}" if wrong else "no layer at all"
@@ -95,25 +97,25 @@ def expert_layers(asked: str | Sequence[int], depth: int) -> list[int]:
     return sorted(layers)
 
 
-def fitting(wanted: MoeSettings, own: int) -> tuple[int, int]:
-    """The experts' width and how many neurons they share, for a network of `own` neurons.
+def expert_widths(settings: MoeSettings, inner: int) -> tuple[int, int]:
+    """Returns the experts' width and how many neurons they share, for a network of `inner` neurons.
 
-    copy: its own width. importance: a share 1 / E of it, two thirds of that shared, where nothing is said. Raises M072.
+    copy: the network's width. importance: by default inner / E, two thirds of that shared. Raises M072.
     """
-    if wanted.init == "copy":
-        if wanted.width not in (None, own) or wanted.shared:
-            raise _not_copied(wanted, own)
-        return own, 0
-    width = wanted.width or own // wanted.experts
-    shared = int(width * SHARED) if wanted.shared is None else wanted.shared
-    needed = shared + wanted.experts * (width - shared)
-    if not (0 <= shared <= width and 1 <= width and needed <= own):
+    if settings.init == "copy":
+        if settings.width not in (None, inner) or settings.shared:
+            raise _not_copied(settings, inner)
+        return inner, 0
+    width = settings.width or inner // settings.experts
+    shared = int(width * SHARED) if settings.shared is None else settings.shared
+    needed = shared + settings.experts * (width - shared)
+    if not (0 <= shared <= width and 1 <= width and needed <= inner):
         raise MbertError(
             "M072",
-            f"{wanted.experts} experts of {width} neurons, {shared} of them shared, need {needed}; the network has {own}",
+            f"{settings.experts} experts of {width} neurons, {shared} of them shared, need {needed}; the network has {inner}",
             where="moe.experts, moe.expert_width, moe.shared",
-            allowed=f"shared <= width, and shared + experts * (width - shared) <= {own}.",
-            fix=f"Leave width and shared out: {wanted.experts} experts of {own // wanted.experts} neurons",
+            allowed=f"shared <= width, and shared + experts * (width - shared) <= {inner}.",
+            fix=f"Leave width and shared out: {settings.experts} experts of {inner // settings.experts} neurons",
         )
     return width, shared
 
@@ -142,21 +144,22 @@ def check_expert_teacher(source: str, *, side: str, experts: int) -> None:
         raise too_many_student_experts(experts, config.experts, f"teacher.model {source}")
 
 
-def _not_copied(wanted: MoeSettings, own: int) -> MbertError:
+def _not_copied(settings: MoeSettings, inner: int) -> MbertError:
     return MbertError(
         "M076",
-        f"experts of {wanted.width or own} neurons with {wanted.shared or 0} shared cannot be copies of a network of {own}",
+        f"experts of {settings.width or inner} neurons with {settings.shared or 0} shared cannot be copies of a network "
+        f"of {inner}",
         where="moe.expert_width, moe.shared",
-        allowed=f"Copies are {own} wide and share nothing; narrower experts are dealt neurons by importance.",
+        allowed=f"Copies are {inner} wide and share nothing; narrower experts are dealt neurons by importance.",
         fix="Leave both out, or --set moe.init=importance",
     )
 
 
-def _check_same(config: Any, layers: Sequence[int], wanted: MoeSettings) -> None:
-    asked = (list(layers), wanted.experts, wanted.routing, wanted.top_k, wanted.norm, wanted.gate)
+def _check_same(config: Any, layers: Sequence[int], settings: MoeSettings) -> None:
+    requested = (list(layers), settings.experts, settings.routing, settings.top_k, settings.norm, settings.gate)
     has = (sorted(config.moe_layers), config.experts, config.routing, config.top_k, config.expert_norm, config.expert_gate)
-    if asked != has:
-        told = ["layers {}, {} experts, routed by {}, top {}, norm {}, gate {}".format(*one) for one in (has, asked)]
+    if requested != has:
+        told = ["layers {}, {} experts, routed by {}, top {}, norm {}, gate {}".format(*one) for one in (has, requested)]
         raise MbertError(
             "M079",
             f"this model has experts already ({told[0]}), and others are asked for ({told[1]})",

@@ -1,11 +1,11 @@
-"""The plain BERT of one task out of a routed one: its experts alone, its head, and nothing that only routing needed.
+"""Extracts the plain BERT of one task from a routed one: its experts, its head, and nothing that only routing needed.
 
 Routed by task, a task meets the same experts with the same gates at every token, so that they are one feed-forward network:
 
     sum_e g_e (W2_e act(W1_e x + b1_e) + b2_e)  =  [g_1 W2_1 .. g_k W2_k] act([W1_1; ..; W1_k] x + [b1_1; ..]) + sum_e g_e b2_e
 
-A BERT has one FFN width in all its layers; narrower ones are filled up with neurons whose weights are 0, which add nothing.
-Routed by token there is no such network: `for_task` gives the model itself, set to the task.
+A BERT has one FFN width in all its layers; narrower ones get neurons whose weights are 0, which add nothing.
+Routed by token there is no such network: `dense_for_task` returns the model itself, set to the task.
 """
 
 from collections.abc import Mapping
@@ -26,58 +26,62 @@ FFN = ("intermediate.dense.weight", "intermediate.dense.bias", "output.dense.wei
 
 
 def is_routed(config: Any) -> bool:
-    """Whether this is the configuration of a BERT for several tasks."""
+    """Whether this is the configuration of a BERT with a head per task."""
     return architecture_of(config).experts == "task"
 
 
 def dense_for_task(model: Any, task: str | None, *, where: str) -> Any:
-    """The model as it answers one task: plain where there is a plain one, else the routed one set to the task.
+    """Returns the classifier of one task: a plain BERT where one exists, else the routed model set to the task.
 
-    task  may be None where the model knows one alone
-    Raises M265 where nobody says which of several tasks, M266 for a task that the model does not know.
+    task  may be None where the model has one task
+    Raises M265 for None where it has several, M266 for a task that it does not have.
     """
     name = default_task(model, task, where=where)
     if model.config.moe_layers and model.config.routing != "task":
         model.standing_task = model.tasks.index(name)
-        _label(model.config, model.config.tasks[name])
+        _set_labels(model.config, model.config.tasks[name])
         return model
     plain = dense_model(model, name)
     show_scores(plain)
     return plain
 
 
-def check_routes(config: Any, *, where: str) -> None:
-    """Raises M390 for a configuration that routes to what it does not have."""
-    told = {name: getattr(config, name) for name in ("tasks", "moe_layers", "experts", "top_k", "routing")}
-    told |= {name: getattr(config, f"expert_{name}") for name in ("norm", "gate")}
+def check_routing(config: Any, *, where: str) -> None:
+    """Checks that a configuration routes only to tasks, layers and experts that it has; raises M390."""
+    routing_fields = {name: getattr(config, name) for name in ("tasks", "moe_layers", "experts", "top_k", "routing")}
+    routing_fields |= {name: getattr(config, f"expert_{name}") for name in ("norm", "gate")}
     depth = model_shape(config).layers
     try:
-        sound = _is_sound(depth, **told)
-    except (TypeError, AttributeError, KeyError):
-        sound = False
-    if not sound:
+        consistent = _is_consistent(depth, **routing_fields)
+    except (TypeError, AttributeError, KeyError):  # a foreign config.json may hold values of any type
+        consistent = False
+    if not consistent:
         raise MbertError(
             "M390",
-            f"this configuration routes to what it does not have: {str(told)[:300]}",
+            f"this configuration routes to what it does not have: {str(routing_fields)[:300]}",
             where=f"{where}, config.json",
             allowed=f"Tasks with labels, layers from 1 to {depth}, 1 <= top_k <= experts, a known routing.",
             fix="Take config.json as the training wrote it, beside its own weights.",
         )
 
 
-def _is_sound(depth: int, *, tasks: Any, moe_layers: Any, experts: int, top_k: int, routing: str, norm: str, gate: str) -> bool:
+def _is_consistent(
+    depth: int, *, tasks: Any, moe_layers: Any, experts: int, top_k: int, routing: str, norm: str, gate: str
+) -> bool:
     layers = {layer for layer in moe_layers if type(layer) is int and 1 <= layer <= depth}
     heads = [task["num_labels"] >= 1 and len(task["labels"] or range(task["num_labels"])) for task in tasks.values()]
-    fitting = heads == [task["num_labels"] for task in tasks.values()]
-    by_task = routing == "task" and (norm, gate) == ("layer", "share")
-    otherwise = routing in ("token", "sentence", "hash") and norm in ("layer", "expert") and gate in ("share", "probability")
-    one = top_k == 1 or (routing != "hash" and norm == "layer")
-    routes = (by_task or otherwise) and one and 1 <= top_k <= experts
-    return bool(heads) and fitting and len(layers) == len(moe_layers) and routes
+    labels_fit = heads == [task["num_labels"] for task in tasks.values()]
+    routed_by_task = routing == "task" and (norm, gate) == ("layer", "share")
+    routed_otherwise = (
+        routing in ("token", "sentence", "hash") and norm in ("layer", "expert") and gate in ("share", "probability")
+    )
+    top_k_allowed = top_k == 1 or (routing != "hash" and norm == "layer")
+    routes = (routed_by_task or routed_otherwise) and top_k_allowed and 1 <= top_k <= experts
+    return bool(heads) and labels_fit and len(layers) == len(moe_layers) and routes
 
 
 def default_task(model: Any, task: str | None, *, where: str) -> str:
-    """The name of the task, once the model is seen to know it."""
+    """Returns the task's name, or the model's only one. Raises M265 and M266."""
     if task is None and len(model.tasks) > 1:
         raise ambiguous_task(model.tasks, where)
     if task is not None and task not in model.tasks:
@@ -93,30 +97,30 @@ def default_task(model: Any, task: str | None, *, where: str) -> str:
 
 @torch.no_grad()
 def dense_model(model: Any, task: str) -> BertForSequenceClassification:
-    """The plain classifier of a task routed by task; its logits are the routed model's, but for the order of sums.
+    """Returns the plain classifier of a task; its logits are the routed model's, but for the order of sums.
 
     Raises M127 for a model that is not routed by task.
     """
     if model.config.moe_layers and model.config.routing != "task":
         raise no_plain_model(task)
-    chosen = model.chosen()[task]
-    layers = {layer: joined_of(model, task, layer, experts) for layer, experts in chosen.items()}
+    chosen = model.chosen_experts()[task]
+    layers = {layer: merge_experts(model, task, layer, experts) for layer, experts in chosen.items()}
     config = model.config.plain()
-    _label(config, model.config.tasks[task])
+    _set_labels(config, model.config.tasks[task])
     state = {name: value for name, value in model.bert.state_dict().items() if ".intermediate." not in name}
     state = {f"bert.{name}": value for name, value in state.items() if name != "task_embedding.weight"}
     for number, layer in enumerate(model.bert.encoder.layer, 1):
         ffn = layers.get(number) or {name: layer.get_parameter(name) for name in FFN}
-        state |= {f"bert.encoder.layer.{number - 1}.{name}": _widened(name, value, config) for name, value in ffn.items()}
+        state |= {f"bert.encoder.layer.{number - 1}.{name}": _zero_padded(name, value, config) for name, value in ffn.items()}
     state |= {f"classifier.{name}": value for name, value in model.heads[task].state_dict().items()}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # its random weights, all of them replaced below, should not move the caller's generator
         plain = BertForSequenceClassification(config)
     plain.load_state_dict({name: value.float().cpu() for name, value in state.items()})
     return plain.eval()
 
 
-def joined_of(model: Any, task: str, layer: int, chosen: list[int]) -> dict[str, Tensor]:
-    """The chosen experts of a layer as one feed-forward network, under BERT's names."""
+def merge_experts(model: Any, task: str, layer: int, chosen: list[int]) -> dict[str, Tensor]:
+    """Returns the chosen experts of a layer as one feed-forward network, under BERT's names."""
     experts = model.bert.expert_layers[layer]
     logits_E = experts.router.logits(model.bert.task_embedding.weight[model.tasks.index(task)])
     gates = gates_of(logits_E.softmax(-1)[chosen]).tolist()
@@ -130,7 +134,7 @@ def joined_of(model: Any, task: str, layer: int, chosen: list[int]) -> dict[str,
 
 
 def no_plain_model(task: str) -> MbertError:
-    """The error for a model that is not routed by task."""
+    """Returns the error for a model that is not routed by task."""
     return MbertError(
         "M127",
         f'no plain BERT says what this model says of "{task}": which expert answers depends on the text, not on the task',
@@ -140,13 +144,13 @@ def no_plain_model(task: str) -> MbertError:
     )
 
 
-def _label(config: Any, task: Mapping[str, Any]) -> None:
+def _set_labels(config: Any, task: Mapping[str, Any]) -> None:
     names = task["labels"] or [f"LABEL_{i}" for i in range(task["num_labels"])]
     kind_of_head(task["num_labels"], names=names).configure(config)
 
 
-def _widened(name: str, value: Tensor, config: BertConfig) -> Tensor:
-    """The same with zeros for the neurons that it lacks."""
+def _zero_padded(name: str, value: Tensor, config: BertConfig) -> Tensor:
+    """Returns the tensor with zeros for the neurons that it lacks."""
     side = 1 if name == FFN[2] else 0
     missing = 0 if name == FFN[3] else (model_shape(config).inner or 0) - value.shape[side]
     shape = [missing if place == side else size for place, size in enumerate(value.shape)]

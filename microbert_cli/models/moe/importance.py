@@ -1,4 +1,4 @@
-"""How much a task's loss depends on every neuron of a BERT's feed-forward networks.
+"""Measures how much a task's loss depends on every neuron of a BERT's feed-forward networks.
 
     I_j = sum over examples  | w1_j . dL/dw1_j + w2_j . dL/dw2_j |
 
@@ -23,29 +23,32 @@ from microbert_cli.models.capture import input_names
 def importance(
     model: Any, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], *, columns: Sequence[int] | None = None
 ) -> dict[int, Tensor]:
-    """I [F] of each layer (counted from 1), in float64, over batches with `labels`; dropout off.
+    """Returns I [F] of each layer (from 1), in float64, over batches with `labels`; dropout is off.
 
     model    a fine-tuned BERT classifier, or one of a score; also one whose weights are frozen
     columns  label c is the model's output columns[c]; None = as they are
     """
-    training, trained = model.training, [parameter.requires_grad for parameter in model.parameters()]
-    found: dict[int, Tensor] = {}
+    training, requires_grad = model.training, [parameter.requires_grad for parameter in model.parameters()]
+    importance_by_layer: dict[int, Tensor] = {}
+    # Gradients of activations need a graph, which frozen weights would not make.
     model.eval().requires_grad_(True)
     for batch in batches:
-        with _watching(model, layers) as seen:
+        with _recorded_activations(model, layers) as activations:
             inputs = {name: batch[name].to(model.device) for name in input_names(model) if name in batch}
             logits_BC = model(**inputs).logits
             loss = _loss(logits_BC if columns is None else logits_BC[:, list(columns)], batch["labels"].to(model.device))
-        flat = [value for pair in seen.values() for value in pair]
-        gradients = iter(torch.autograd.grad(loss, flat))
-        for layer, (before_BTF, after_BTF) in seen.items():
+        tensors = [value for pair in activations.values() for value in pair]
+        gradients = iter(torch.autograd.grad(loss, tensors))
+        for layer, (before_BTF, after_BTF) in activations.items():
             bias_F = model.base_model.encoder.layer[layer - 1].intermediate.dense.bias
             value_BTF = (before_BTF - bias_F) * next(gradients) + after_BTF * next(gradients)
-            found[layer] = found.get(layer, torch.zeros(())) + value_BTF.detach().double().sum(1).abs().sum(0)
+            importance_by_layer[layer] = importance_by_layer.get(layer, torch.zeros(())) + value_BTF.detach().double().sum(
+                1
+            ).abs().sum(0)
     model.train(training)
-    for parameter, gets in zip(model.parameters(), trained, strict=True):
-        parameter.requires_grad_(gets)
-    return {layer: value.cpu() for layer, value in found.items()}
+    for parameter, flag in zip(model.parameters(), requires_grad, strict=True):
+        parameter.requires_grad_(flag)
+    return {layer: value.cpu() for layer, value in importance_by_layer.items()}
 
 
 def _loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
@@ -55,16 +58,16 @@ def _loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 @contextmanager
-def _watching(model: Any, layers: Sequence[int]) -> Iterator[dict[int, list[Tensor]]]:
-    """Keeps what goes into and comes out of the activation of the asked layers during a pass."""
-    seen: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+def _recorded_activations(model: Any, layers: Sequence[int]) -> Iterator[dict[int, list[Tensor]]]:
+    """Records input and output of the activation function of these layers during a pass."""
+    activations: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     hooks = []
     for layer in layers:
         inner = model.base_model.encoder.layer[layer - 1].intermediate
         for module in (inner.dense, inner):
-            hooks.append(module.register_forward_hook(lambda _, __, out, layer=layer: seen[layer].append(out)))
+            hooks.append(module.register_forward_hook(lambda _, __, out, layer=layer: activations[layer].append(out)))
     try:
-        yield seen
+        yield activations
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,4 +1,4 @@
-"""Expert feed-forward networks and what routes to them: the task, the text, the token by a gate, or the token by a table.
+"""Expert feed-forward networks and their routers: by task, by text, by token with a gate, or by token with a table.
 
     y(x) = sum over the chosen experts e  g_e(x) f_e(x),   f_e(x) = W2_e act(W1_e x + b1_e) + b2_e
 
@@ -11,9 +11,9 @@ its real tokens. With gate = "probability" g_e = p_e there, for one expert too, 
 Hash routing: a table of the vocabulary says which one expert a token's id goes to, g = 1; drawn once from the seed, [V].
 An expert with residual and LayerNorm of its own (MoEBERT) is LayerNorm_e(x + dropout(f_e(x))).
 
-x [B, T, d], E experts, K tasks. What decides later behaviour is in buffers: `table` [K, top_k] (-1 = not frozen yet), `noise`
-(tau), `draws` (training passes so far, from which the noise follows), `recent` [100, E] (real tokens that each of the last 100
-passes sent to each expert). Padding is computed and counts nowhere.
+x [B, T, d], E experts, K tasks. What decides later behaviour is in buffers, so that it is saved: `table` [K, top_k] (-1 = not
+frozen yet), `noise` (tau), `draws` (training passes so far, from which the noise follows), `recent` [100, E] (real tokens that
+each of the last 100 passes sent to each expert). Padding is computed and not counted.
 
 Sources: routing by task: Kudugunta et al. 2021 (arXiv 2110.03742); by token: GShard (arXiv 2006.16668), without its capacity
 and random second expert; by table, and gates of p: MoEBERT (NAACL 2022, released code, where a layer's table is drawn as the
@@ -64,10 +64,10 @@ class NormedExpert(Expert):
 
 
 @dataclass
-class Pass:
-    """What a forward pass is about, and what its routers tell of it.
+class RoutingContext:
+    """What routers need to know of a forward pass, and what they record of it.
 
-    task, vector           which task, its vector [64] with gradient
+    task, vector           the task's number, and its vector [64] with gradient
     mask_BT, ids_BT        which tokens are real (None = all), and which tokens they are
     shares, gates          of every layer passed, [E]: f and P of the balance (losses/load_balance.py)
     """
@@ -79,19 +79,19 @@ class Pass:
     shares: list[Tensor] = field(default_factory=list)
     gates: list[Tensor] = field(default_factory=list)
 
-    def tell(self, shares_E: Tensor, gates_E: Tensor) -> None:
-        """One layer's numbers."""
+    def record(self, shares_E: Tensor, gates_E: Tensor) -> None:
+        """Adds one layer's shares of tokens and mean gates."""
         self.shares.append(shares_E.detach())
         self.gates.append(gates_E)
 
     @property
     def routing(self) -> tuple[Tensor, Tensor] | None:
-        """Shares and gates of all layers, both [layers, E]; None where there are no experts."""
+        """Shares and gates of all layers, both [layers, E]; None where no layer recorded any."""
         return (torch.stack(self.shares), torch.stack(self.gates)) if self.shares else None
 
 
 class TaskRouter(nn.Module):
-    """Chooses experts by task; see the module's formulas. f is over the last 100 training passes, P the task's p."""
+    """Chooses experts by task; see the module's formulas. f is of the last 100 training passes, P the task's p."""
 
     def __init__(self, tasks: int, experts: int, top_k: int, *, seed: int, layer: int):
         super().__init__()
@@ -107,31 +107,31 @@ class TaskRouter(nn.Module):
     draws: Tensor
     recent: Tensor
 
-    def forward(self, hidden_BTd: Tensor, now: Pass) -> tuple[list[int], Tensor]:
-        """The chosen experts and the gate of each, [top_k]; in training it draws noise and counts."""
-        assert now.vector is not None
-        logits_E = self.logits(now.vector)
-        chosen = self.choose(logits_E.detach(), now.task)
+    def forward(self, hidden_BTd: Tensor, context: RoutingContext) -> tuple[list[int], Tensor]:
+        """Returns the chosen experts and the gate of each, [top_k]; in training it draws noise and counts tokens."""
+        assert context.vector is not None
+        logits_E = self.logits(context.vector)
+        chosen = self.choose(logits_E.detach(), context.task)
         probabilities_E = logits_E.softmax(-1)
         if self.training:
-            self._count(chosen, _real(hidden_BTd, now).sum())
-        now.tell(self.recent.sum(0) / self.recent.sum().clamp(min=1), probabilities_E)
+            self._count(chosen, _token_weights(hidden_BTd, context).sum())
+        context.record(self.recent.sum(0) / self.recent.sum().clamp(min=1), probabilities_E)
         return chosen, gates_of(probabilities_E[chosen])
 
     def logits(self, vector: Tensor) -> Tensor:
-        """W e_k [E] in float32 whatever the pass is computed in, so that training and a later reading choose alike."""
+        """Returns W e_k [E], in float32 under autocast too, so that training and inference choose alike."""
         return (self.gate.weight.float() * vector.float()).sum(-1)
 
     def choose(self, logits_E: Tensor, task: int) -> list[int]:
-        """The experts of a task by its logits: the table's where it is frozen, in training with noise."""
-        if (known := self.table[task].tolist())[0] >= 0:
-            return list(known)
+        """Returns the experts of a task by its logits: those of the frozen table, else the largest, in training with noise."""
+        if (frozen_choice := self.table[task].tolist())[0] >= 0:
+            return list(frozen_choice)
         if self.training:
             logits_E = logits_E + self.noise * self._gumbel(logits_E)
         return list(logits_E.topk(self.top_k).indices.tolist())
 
     def progress(self, share: float, vectors_K64: Tensor) -> None:
-        """Tells which share of training is done: the noise falls, and from the half on the table is what it is then."""
+        """Sets the noise for the share of training that is done; at the half it freezes the table of experts."""
         self.noise.fill_(NOISE_FIRST + (NOISE_LAST - NOISE_FIRST) * min(share / ANNEALED, 1.0))
         if share >= ANNEALED and not self.is_frozen:
             self.table.copy_(torch.stack([self.logits(vector).topk(self.top_k).indices for vector in vectors_K64]))
@@ -142,8 +142,9 @@ class TaskRouter(nn.Module):
         return bool((self.table >= 0).all())
 
     def _gumbel(self, like: Tensor) -> Tensor:
-        """Noise that follows from seed, layer and the number of draws: the same in every process, and after a resume."""
+        """Draws noise from seed, layer and number of draws: the same in every process, and after a resume."""
         generator = _generator(self.seed, self.layer, int(self.draws))
+        # log(-log(u)) is finite only strictly between 0 and 1.
         uniform = torch.rand(like.shape, generator=generator).clamp(1e-9, 1 - 1e-7)
         return -(-uniform.log()).log().to(like.device)
 
@@ -159,85 +160,88 @@ class TokenRouter(nn.Module):
 
     def __init__(self, width: int, experts: int, top_k: int, gate: str = "share"):
         super().__init__()
-        self.top_k, self.weighs = top_k, gate
+        self.top_k, self.gate_kind = top_k, gate
         self.gate = nn.Linear(width, experts, bias=False)
 
-    def forward(self, hidden_BTd: Tensor, now: Pass) -> tuple[Tensor, Tensor]:
-        """The chosen experts of every token and their gates, both [B, T, top_k]."""
-        return self.choose(hidden_BTd, _real(hidden_BTd, now), now)
+    def forward(self, hidden_BTd: Tensor, context: RoutingContext) -> tuple[Tensor, Tensor]:
+        """Returns the chosen experts of every token and their gates, both [B, T, top_k]."""
+        return self.choose(hidden_BTd, _token_weights(hidden_BTd, context), context)
 
-    def choose(self, hidden: Tensor, real: Tensor, now: Pass) -> tuple[Tensor, Tensor]:
-        """Of vectors [..., d] the experts and gates [..., k]; those that are not `real` [...] count nowhere."""
+    def choose(self, hidden: Tensor, real: Tensor, context: RoutingContext) -> tuple[Tensor, Tensor]:
+        """Returns the experts and gates [..., k] of vectors [..., d]; those that are not `real` [...] are not counted."""
+        # In bfloat16 close probabilities would become equal, and the choice would follow from rounding.
         with torch.autocast(hidden.device.type, enabled=False):
             probabilities = self.gate(hidden.float()).softmax(-1)
         largest, chosen = probabilities.topk(self.top_k)
         weights = real[..., None].float()
         first = nn.functional.one_hot(chosen[..., 0], probabilities.shape[-1]) * weights
         counts_E, sums_E = first.flatten(0, -2).sum(0), (probabilities * weights).flatten(0, -2).sum(0)
-        if self.training:  # several processes answer different batches in evaluation, and must not wait for each other
-            now.tell(
+        if self.training:  # in evaluation processes have different batches, and must not wait for each other
+            context.record(
                 distributed.all_reduce_sum(counts_E) / distributed.all_reduce_sum(weights.sum()),
                 sums_E / denominator(weights.sum()),
             )
         else:
-            now.tell(counts_E / weights.sum(), sums_E / weights.sum())
-        return chosen, largest if self.weighs == "probability" else gates_of(largest)
+            context.record(counts_E / weights.sum(), sums_E / weights.sum())
+        return chosen, largest if self.gate_kind == "probability" else gates_of(largest)
 
 
 class SentenceRouter(TokenRouter):
     """Chooses experts for every row, by the mean of its real tokens. f and P are of rows."""
 
-    def forward(self, hidden_BTd: Tensor, now: Pass) -> tuple[Tensor, Tensor]:
-        """The chosen experts of every token and their gates, both [B, T, top_k], the same throughout a row."""
-        real_BT1 = _real(hidden_BTd, now)[..., None]
+    def forward(self, hidden_BTd: Tensor, context: RoutingContext) -> tuple[Tensor, Tensor]:
+        """Returns the chosen experts of every token and their gates, both [B, T, top_k], the same throughout a row."""
+        real_BT1 = _token_weights(hidden_BTd, context)[..., None]
         mean_Bd = (hidden_BTd * real_BT1).sum(1) / real_BT1.sum(1).clamp(min=1)
-        chosen_Bk, gates_Bk = self.choose(mean_Bd, real_BT1[..., 0].amax(1), now)
+        chosen_Bk, gates_Bk = self.choose(mean_Bd, real_BT1[..., 0].amax(1), context)
         length = hidden_BTd.shape[1]
         return tuple(value[:, None].expand(-1, length, -1) for value in (chosen_Bk, gates_Bk))  # type: ignore[return-value]
 
 
 class HashRouter(nn.Module):
-    """One expert for each token of the vocabulary, from a table that is part of what is saved. Nothing is trained or told."""
+    """Chooses one expert for each token of the vocabulary by a saved table. Nothing is trained or recorded."""
 
     def __init__(self, vocabulary: int, experts: int, *, seed: int, layer: int):
         super().__init__()
-        drawn = torch.randint(experts, (vocabulary,), generator=_generator(seed, layer, "hash"), device="cpu")
-        self.register_buffer("table", drawn.to(torch.int16))
+        # int16 keeps the table small in the checkpoint.
+        table = torch.randint(experts, (vocabulary,), generator=_generator(seed, layer, "hash"), device="cpu")
+        self.register_buffer("table", table.to(torch.int16))
 
     table: Tensor
 
-    def forward(self, hidden_BTd: Tensor, now: Pass) -> tuple[Tensor, Tensor]:
-        """The expert of every token and a gate of 1, both [B, T, 1]. Raises ValueError where only embeddings are given."""
-        if now.ids_BT is None:
+    def forward(self, hidden_BTd: Tensor, context: RoutingContext) -> tuple[Tensor, Tensor]:
+        """Returns every token's expert and a gate of 1, both [B, T, 1]. Raises ValueError without token ids."""
+        if context.ids_BT is None:
             raise ValueError("routing by a table of tokens needs input_ids")
-        return self.table[now.ids_BT][..., None], hidden_BTd.new_ones((*now.ids_BT.shape, 1))
+        return self.table[context.ids_BT][..., None], hidden_BTd.new_ones((*context.ids_BT.shape, 1))
 
 
 class Experts(nn.Module):
-    """E feed-forward networks and a router in the place of one. `now` says what the running pass is about."""
+    """E feed-forward networks and a router in the place of one network; `context` is the running pass's."""
 
     def __init__(self, experts: Sequence[Expert], router: TaskRouter | TokenRouter | HashRouter):
         super().__init__()
         self.experts = nn.ModuleList(experts)
         self.router: Any = router
-        self.now = Pass()
+        self.context = RoutingContext()
 
     def forward(self, hidden_BTd: Tensor) -> Tensor:
-        """y(x); see the module's formula."""
-        chosen, gates = self.router(hidden_BTd, self.now)
-        if isinstance(chosen, list):
+        """Returns y(x); see the module's formula."""
+        chosen, gates = self.router(hidden_BTd, self.context)
+        if isinstance(chosen, list):  # by task: the same experts for the whole batch
             parts = [self.experts[e](hidden_BTd) * gate.to(hidden_BTd) for e, gate in zip(chosen, gates, strict=True)]
             return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
         out_BTd = torch.zeros_like(hidden_BTd)
         for number, expert in enumerate(self.experts):
+            # Each expert computes its own tokens alone.
             rows = (chosen == number).nonzero(as_tuple=True)
             vectors_Nd = expert(hidden_BTd[rows[:2]])
             out_BTd = out_BTd.index_put(rows[:2], (vectors_Nd * gates[rows][:, None]).to(out_BTd), accumulate=True)
         return out_BTd
 
 
-def deal(importance_F: Tensor, *, experts: int, width: int, shared: int) -> list[list[int]]:
-    """Which of F neurons each expert gets: the `shared` most important ones all of them, the rest dealt in turn (MoEBERT).
+def deal_neurons(importance_F: Tensor, *, experts: int, width: int, shared: int) -> list[list[int]]:
+    """Returns which of F neurons each expert gets: all of them the `shared` most important, the rest in turn (MoEBERT).
 
     Expert i has the ranks 0 .. shared - 1, then shared + i, shared + i + E, ... until it is `width` wide; the rest is dropped.
     """
@@ -247,15 +251,15 @@ def deal(importance_F: Tensor, *, experts: int, width: int, shared: int) -> list
 
 
 def gates_of(chosen: Tensor) -> Tensor:
-    """Gates [..., k] of the chosen experts' probabilities: of one exactly 1 with a gradient, of several their shares."""
+    """Returns gates [..., k] of the chosen probabilities: for one exactly 1, with a gradient, for several their shares."""
     return chosen / (chosen.detach() if chosen.shape[-1] == 1 else chosen.sum(-1, keepdim=True))
 
 
 def _generator(*source: object) -> torch.Generator:
-    """Random numbers that follow from what is named, in every process alike."""
+    """Returns a generator seeded by its arguments, alike in every process."""
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(source).encode()).digest()[:4]))
 
 
-def _real(hidden_BTd: Tensor, now: Pass) -> Tensor:
-    """Which tokens count, [B, T]."""
-    return hidden_BTd.new_ones(hidden_BTd.shape[:2]) if now.mask_BT is None else now.mask_BT.to(hidden_BTd.dtype)
+def _token_weights(hidden_BTd: Tensor, context: RoutingContext) -> Tensor:
+    """Returns 1 for real tokens and 0 for padding, [B, T]."""
+    return hidden_BTd.new_ones(hidden_BTd.shape[:2]) if context.mask_BT is None else context.mask_BT.to(hidden_BTd.dtype)

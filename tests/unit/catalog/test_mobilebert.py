@@ -387,7 +387,7 @@ def test_the_student_begins_as_the_teachers_ends(nets):
     assert rest == {"mobilebert.embeddings.LayerNorm.weight"}  # a NoNorm's stays 1
     assert {"mobilebert.embeddings.embedding_transformation.weight", "cls.predictions.dense.weight"} <= same
     assert all(value.equal(before[name]) for name, value in made.state_dict().items() if "encoder.layer." in name)
-    assert start.told == {"by": "teacher-ends", "of": "teacher"}
+    assert start.record == {"by": "teacher-ends", "of": "teacher"}
 
 
 def test_ends_that_do_not_fit(nets, tmp_path):

@@ -20,7 +20,15 @@ from microbert_cli.models.config import read_config
 from microbert_cli.models.load import count_all_parameters, load_model
 from microbert_cli.models.moe.bert import RoutedBertConfig, RoutedBertForSequenceClassification
 from microbert_cli.models.moe.importance import importance
-from microbert_cli.models.moe.layers import Experts, HashRouter, NormedExpert, Pass, SentenceRouter, TokenRouter, deal
+from microbert_cli.models.moe.layers import (
+    Experts,
+    HashRouter,
+    NormedExpert,
+    RoutingContext,
+    SentenceRouter,
+    TokenRouter,
+    deal_neurons,
+)
 from microbert_cli.models.size import forward_flops
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
@@ -57,7 +65,7 @@ def test_lambda_is_five_and_labels_count_once():
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(dense):
     """One expert that has every neuron, in any order, with its own LayerNorm is the layer as it was."""
-    neurons = {layer: deal(torch.rand(32), experts=1, width=32, shared=0) for layer in range(1, 5)}
+    neurons = {layer: deal_neurons(torch.rand(32), experts=1, width=32, shared=0) for layer in range(1, 5)}
     made = routed(
         dense, tasks=FILM, moe_layers=(1, 2, 3, 4), experts=1, neurons=neurons, routing="hash", norm="expert",
         heads={"film": dense.model.classifier},
@@ -90,7 +98,7 @@ def test_the_table_says_where_a_token_goes():
     router = HashRouter(5, 3, seed=1, layer=2)
     router.table.copy_(torch.tensor([0, 2, 1, 2, 0]))
     layer = Experts([NormedExpert(4, 3, nn.functional.gelu, epsilon=1e-12, dropout=0.0) for _ in range(3)], router)
-    x_BTd, layer.now = torch.randn(2, 3, 4), Pass(ids_BT=torch.tensor([[1, 3, 4], [2, 2, 1]]))
+    x_BTd, layer.context = torch.randn(2, 3, 4), RoutingContext(ids_BT=torch.tensor([[1, 3, 4], [2, 2, 1]]))
     out_BTd = layer(x_BTd)
     for row, places in enumerate([[2, 2, 0], [1, 1, 2]]):
         for place, expert in enumerate(places):
@@ -99,9 +107,9 @@ def test_the_table_says_where_a_token_goes():
     assert [expert.up.weight.grad is not None and bool(expert.up.weight.grad.any()) for expert in layer.experts] == [
         True, False, False,
     ]  # fmt: skip
-    assert layer.now.routing is None, "a table has nothing to balance"
+    assert layer.context.routing is None, "a table has nothing to balance"
     with pytest.raises(ValueError, match="input_ids"):
-        router(x_BTd, Pass())
+        router(x_BTd, RoutingContext())
 
 
 def test_tables_follow_from_seed_and_layer():
@@ -116,20 +124,20 @@ def test_a_sentence_goes_one_way(gate):
     router = SentenceRouter(2, 2, 1, gate)
     router.gate.weight.data = torch.eye(2)
     hidden_BTd = torch.tensor([[[2.0, 0.0], [0.0, 0.0], [0.0, 9.0]], [[0.0, 1.0], [0.0, 3.0], [0.0, 2.0]]])
-    now = Pass(mask_BT=torch.tensor([[1, 1, 0], [1, 1, 1]]))
-    chosen_BT1, gates_BT1 = router(hidden_BTd, now)
+    context = RoutingContext(mask_BT=torch.tensor([[1, 1, 0], [1, 1, 1]]))
+    chosen_BT1, gates_BT1 = router(hidden_BTd, context)
     high = [math.e / (math.e + 1), math.e**2 / (math.e**2 + 1)]
     assert chosen_BT1[..., 0].tolist() == [[0] * 3, [1] * 3]
     expected = high if gate == "probability" else [1.0, 1.0]
     assert gates_BT1[..., 0].flatten().tolist() == pytest.approx([value for value in expected for _ in range(3)])
-    shares, means = now.routing
+    shares, means = context.routing
     assert shares[0].tolist() == [0.5, 0.5] and means[0, 0].item() == pytest.approx((high[0] + 1 - high[1]) / 2)
 
 
 def test_a_gate_of_p_weighs_a_tokens_expert():
     router = TokenRouter(2, 2, 1, "probability")
     router.gate.weight.data = torch.eye(2)
-    _, gates = router(torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]), Pass())
+    _, gates = router(torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]), RoutingContext())
     assert gates.flatten().tolist() == pytest.approx([math.e / (math.e + 1), math.e**2 / (math.e**2 + 1)])
 
 

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from microbert_cli import api
-from microbert_cli.distillation.initialise import InitialWeights, layers_of, named, right_vectors
-from microbert_cli.distillation.slice import columns, heads, neurons, top
+from microbert_cli.distillation.initialise import InitialWeights, bert_parameters, layers_of, right_vectors
+from microbert_cli.distillation.slice import column_importance, head_rows, neuron_importance, top_indices
 from microbert_cli.errors import MbertError
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import ModelShape
@@ -85,8 +85,8 @@ def test_the_head_follows_the_tasks_order(teacher):
 
 
 def test_the_largest_are_kept_in_their_order():
-    assert top(torch.tensor([1.0, 5.0, 5.0, 0.0, 7.0]), 3).tolist() == [1, 2, 4]
-    assert top(torch.tensor([5.0, 1.0, 5.0, 5.0]), 2).tolist() == [0, 2]
+    assert top_indices(torch.tensor([1.0, 5.0, 5.0, 0.0, 7.0]), 3).tolist() == [1, 2, 4]
+    assert top_indices(torch.tensor([5.0, 1.0, 5.0, 5.0]), 2).tolist() == [0, 2]
 
 
 def by_hand():
@@ -109,27 +109,27 @@ def by_hand():
 def test_importance_by_hand():
     """Column 0: (1^2 + 0^2) (1 + 9) + 1 (9 + 4); column 1: (2^2 + 1^2) (4 + 4 + 16 + 1) + 5 (16 + 1)."""
     state = by_hand()
-    assert columns(state, [0]).tolist() == pytest.approx([10 + 13, 125 + 85])
-    assert neurons(state, 0).tolist() == pytest.approx([5 * 1, 1 * 5, 2 * 1])
-    scores, values = heads(state, 0, ModelShape(2, inner=3, heads=2), ModelShape(1, inner=3, heads=1))
+    assert column_importance(state, [0]).tolist() == pytest.approx([10 + 13, 125 + 85])
+    assert neuron_importance(state, 0).tolist() == pytest.approx([5 * 1, 1 * 5, 2 * 1])
+    scores, values = head_rows(state, 0, ModelShape(2, inner=3, heads=2), ModelShape(1, inner=3, heads=1))
     assert scores.tolist() == [0] and values.tolist() == [0], "sqrt(5) * 5 against 2 * 1"
 
 
 def test_a_slice_keeps_what_matters_most(teacher):
     made = student("bert-2x8x12", teacher, "teacher-slice", [1, 3])
-    source, own = named(teacher.model), named(made.model)
-    kept = set(columns(source, [1, 3]).argsort(descending=True)[:8].tolist())
+    source, own = bert_parameters(teacher.model), bert_parameters(made.model)
+    kept = set(column_importance(source, [1, 3]).argsort(descending=True)[:8].tolist())
     assert {int(c) for c in made.projection["weight"].argmax(0)} == kept and made.projection["weight"].sum() == 8
     cols = sorted(kept)
     assert torch.equal(own["embeddings.word_embeddings.weight"], source["embeddings.word_embeddings.weight"][:, cols])
     assert torch.equal(own["classifier.weight"], source["classifier.weight"][:, cols])
     for mine, theirs in ((0, 1), (1, 3)):
-        rows = sorted(neurons(source, theirs).argsort(descending=True)[:12].tolist())
+        rows = sorted(neuron_importance(source, theirs).argsort(descending=True)[:12].tolist())
         expected = source[f"encoder.layer.{theirs}.intermediate.dense.weight"][rows][:, cols]
         assert torch.equal(own[f"encoder.layer.{mine}.intermediate.dense.weight"], expected)
         expected = source[f"encoder.layer.{theirs}.output.dense.weight"][:, rows][cols]
         assert torch.equal(own[f"encoder.layer.{mine}.output.dense.weight"], expected)
-        scores, values = heads(source, theirs, ModelShape(16, inner=32, heads=2), ModelShape(8, inner=12, heads=2))
+        scores, values = head_rows(source, theirs, ModelShape(16, inner=32, heads=2), ModelShape(8, inner=12, heads=2))
         assert [int(row) // 8 for row in scores] == [0] * 4 + [1] * 4, "each head is cut, none is left out"
         query, out = "attention.self.query.bias", "attention.output.dense.weight"
         assert torch.equal(own[f"encoder.layer.{mine}.{query}"], source[f"encoder.layer.{theirs}.{query}"][scores])
@@ -154,8 +154,10 @@ def test_embeddings_by_svd(teacher):
     own, back = made.model.bert.embeddings.word_embeddings.weight.detach(), made.projection["weight"]
     left_out = torch.linalg.svdvals(table.double())[8:].square().sum()
     assert (table - own @ back.T).square().sum().item() == pytest.approx(left_out.item(), rel=1e-4)
-    same = named(plain.model)
-    assert all(torch.equal(value, same[name]) for name, value in named(made.model).items() if name.startswith("encoder"))
+    same = bert_parameters(plain.model)
+    assert all(
+        torch.equal(value, same[name]) for name, value in bert_parameters(made.model).items() if name.startswith("encoder")
+    )
 
 
 def test_distilbert_takes_berts_layers(tmp_path):
@@ -166,7 +168,7 @@ def test_distilbert_takes_berts_layers(tmp_path):
     )
     made = DistilBertForMaskedLM(config)
     InitialWeights("teacher-layers", [0, 3], taught, 16)(made)
-    source, own = named(taught.model), named(made)
+    source, own = bert_parameters(taught.model), bert_parameters(made)
     assert all(torch.equal(value, source[name.replace("layer.1", "layer.3")]) for name, value in own.items())
     assert "cls.predictions.transform.dense.weight" in own and len(own) == 2 * 16 + 4 + 5
     taught.model.bert.embeddings.token_type_embeddings.weight.data.zero_()

@@ -17,7 +17,7 @@ from microbert_cli.models.config import read_config
 from microbert_cli.models.load import load_model
 from microbert_cli.models.moe.bert import RoutedBertConfig, RoutedBertForSequenceClassification
 from microbert_cli.models.moe.extract import is_routed
-from microbert_cli.models.moe.layers import WINDOW, Expert, Experts, Pass, TaskRouter, TokenRouter, gates_of
+from microbert_cli.models.moe.layers import WINDOW, Expert, Experts, RoutingContext, TaskRouter, TokenRouter, gates_of
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
@@ -58,9 +58,9 @@ def test_the_router_of_tokens_leaves_padding_out():
     router = TokenRouter(2, 2, 1)
     router.gate.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     hidden_BTd = torch.tensor([[[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 9.0]]])
-    now = Pass(mask_BT=torch.tensor([[1, 1, 1, 0]]))
-    chosen, gates = router(hidden_BTd, now)
-    shares, means = now.routing
+    context = RoutingContext(mask_BT=torch.tensor([[1, 1, 1, 0]]))
+    chosen, gates = router(hidden_BTd, context)
+    shares, means = context.routing
     high = math.exp(2) / (math.exp(2) + 1)
     assert chosen.flatten().tolist() == [0, 1, 0, 1] and gates.flatten().tolist() == [1, 1, 1, 1]
     assert shares[0].tolist() == pytest.approx([2 / 3, 1 / 3])
@@ -83,14 +83,14 @@ def test_experts_for_tokens_by_hand(top_k):
 def test_the_router_counts_real_tokens_of_the_last_hundred_passes():
     router = TaskRouter(1, 3, 1, seed=0, layer=1).train()
     router.table.fill_(1)
-    now = Pass(vector=torch.zeros(64), mask_BT=torch.tensor([[1, 1, 0], [1, 0, 0]]))
+    context = RoutingContext(vector=torch.zeros(64), mask_BT=torch.tensor([[1, 1, 0], [1, 0, 0]]))
     for number in range(WINDOW + 5):
         if number == WINDOW:
             router.table.fill_(2)
-        router(torch.zeros(2, 3, 4), now)
+        router(torch.zeros(2, 3, 4), context)
     assert router.recent.sum(0).tolist() == [0, 3 * (WINDOW - 5), 3 * 5]
-    assert now.shares[-1].tolist() == pytest.approx([0, 0.95, 0.05])
-    router.eval()(torch.zeros(2, 3, 4), now)
+    assert context.shares[-1].tolist() == pytest.approx([0, 0.95, 0.05])
+    router.eval()(torch.zeros(2, 3, 4), context)
     assert int(router.draws) == WINDOW + 5, "an evaluation counts nothing"
 
 
@@ -105,14 +105,14 @@ def test_noise_falls_and_then_the_table_stands():
     assert router.is_frozen and router.table[:, 0].tolist() == plain
     router.gate.weight.data.neg_()
     router.progress(0.9, vectors_K64)
-    now = Pass(task=1, vector=vectors_K64[1])
-    assert router(torch.zeros(1, 1, 4), now)[0] == [plain[1]], "the table, whatever the gate says now"
+    context = RoutingContext(task=1, vector=vectors_K64[1])
+    assert router(torch.zeros(1, 1, 4), context)[0] == [plain[1]], "the table, whatever the gate says now"
 
 
 def test_noise_explores_and_follows_from_what_is_saved():
     def draws(router):
-        now = Pass(vector=torch.zeros(64))
-        return [router(torch.zeros(1, 2, 4), now)[0][0] for _ in range(40)]
+        context = RoutingContext(vector=torch.zeros(64))
+        return [router(torch.zeros(1, 2, 4), context)[0][0] for _ in range(40)]
 
     one = TaskRouter(1, 4, 1, seed=5, layer=2).train()
     first = draws(one)
@@ -173,7 +173,7 @@ def test_a_batch_is_of_one_task(dense):
 def test_a_gradient_reaches_the_chosen_expert_alone(dense):
     made = routed(dense).train()
     made.progress(0.5)
-    chosen = made.chosen()
+    chosen = made.chosen_experts()
     made(**rows(task=1)).logits.sum().backward()
     for number, layer in made.bert.expert_layers.items():
         reached = [e for e, expert in enumerate(layer.experts) if expert.up.weight.grad is not None]
