@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli.models.architectures import model_shape, positions_of
 from microbert_cli.evaluation.benchmark import BUSY, cores, load_average
+from microbert_cli.models.architectures import model_shape, positions_of
 from microbert_cli.plan.rehearsal import rehearse
 from microbert_cli.plan.work import Job, Shape, Workload
 from microbert_cli.recipe.registry import Catalog

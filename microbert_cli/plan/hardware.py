@@ -9,8 +9,8 @@ plan made with them says so. Devices share every batch; what the kernels' launch
 from dataclasses import dataclass
 from typing import Any
 
-from microbert_cli.models.architectures import model_shape
 from microbert_cli.errors import MbertError
+from microbert_cli.models.architectures import model_shape
 from microbert_cli.plan.work import Job, Workload
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.toml import read_toml

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from microbert_cli.models.architectures import model_shape
 from microbert_cli.data.load import load_augmented
 from microbert_cli.data.multitask_batching import task_shares
 from microbert_cli.data.task_data import TaskData
@@ -18,6 +17,7 @@ from microbert_cli.evaluation.baseline import linear_baseline
 from microbert_cli.evaluation.benchmark import WARMUP_PASSES, WARMUP_ROUNDS
 from microbert_cli.evaluation.compare_speed import BATCH_SIZE, PASSES, ROUNDS, ROWS
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
+from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.stage_cost import SMALL, Costs, evaluations

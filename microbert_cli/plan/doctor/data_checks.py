@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from microbert_cli.models.architectures import positions_of
 from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.errors import MbertError
+from microbert_cli.models.architectures import positions_of
 from microbert_cli.plan.doctor.context import DoctorContext
 from microbert_cli.plan.doctor.findings import Finding, attempt, doubtful, passed
 from microbert_cli.recipe.phase_data import SELECTED_BY, TRANSFER
