@@ -23,6 +23,7 @@ from microbert_cli.distillation.initialise import initial_weights
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import OutputRequest, forward_outputs
+from microbert_cli.models.config import register_model_type
 from microbert_cli.models.factory import build_model
 from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.models.size import count_parameters, forward_flops
@@ -187,6 +188,7 @@ def test_what_a_layer_of_mobilebert_weighs():
 
 def config_of(name):
     fields = read_student(name, CATALOG)
+    register_model_type(fields)
     return transformers.AutoConfig.for_model(**{key: value for key, value in fields.items() if key != "title"})
 
 
