@@ -189,7 +189,7 @@ def activations(job: Job, rows: int, length: int) -> int:
     d, L, A = shape.width, shape.layers, shape.heads or 0
     F = shape.inner or 4 * d
     body = rows * length * (L * (14 * d + 3 * F) + _matrices(job, L, A) * length)
-    vocabulary_logits = 3 * job.predicted * rows * length * config.vocab_size if job.head == "masked-lm" else 0
+    vocabulary_logits = 3 * job.predicted * rows * length * shape.vocabulary if job.head == "masked-lm" else 0
     return int(FLOAT * (body + vocabulary_logits))
 
 
@@ -208,12 +208,12 @@ def _matrices(job: Job, layers: int, heads: int) -> int:
 
 def shown(job: Job, rows: int, length: int) -> int:
     """Returns the bytes of a teacher's outputs for a batch, and of its widest layer at work."""
-    config, S = job.config, rows * length
-    values = (len(job.want.hidden) + 3 * len(job.want.qkv)) * S * config.hidden_size
-    values += len(job.want.scores) * config.num_attention_heads * rows * length**2
+    sizes, S = model_shape(job.config), rows * length
+    values = (len(job.want.hidden) + 3 * len(job.want.qkv)) * S * sizes.width
+    values += len(job.want.scores) * (sizes.heads or 0) * rows * length**2
     if job.want.hidden:  # transformers hands out all of them or none
-        values += config.num_hidden_layers * S * config.hidden_size
-    return FLOAT * (values + S * (4 * config.hidden_size + 2 * getattr(config, "intermediate_size", 0)))
+        values += sizes.layers * S * sizes.width
+    return FLOAT * (values + S * (4 * sizes.width + 2 * (sizes.inner or 0)))
 
 
 def training_bytes(job: Job, *, scored: bool, copies: int = 1) -> int:
