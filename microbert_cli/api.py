@@ -22,7 +22,7 @@ Place = str | Path
 
 
 def pretrain(*, out: Place, model: Place | None = None, corpus: Place | None = None, **keys: Any) -> StageResult:
-    """Masked-LM training of `model` (a directory, Hub id or student description) on `corpus`."""
+    """Trains `model` (a directory, Hub id or student description) as a masked-LM on `corpus`."""
     return _stage("pretrain", out, keys, pretrain__model=model, corpus__source=corpus)
 
 
@@ -62,13 +62,13 @@ def evaluate(
     *, out: Place, model: Place | None = None, task: Place | None = None, teacher: Place | None = None,
     submission: bool = False, **keys: Any,
 ) -> StageResult:  # fmt: skip
-    """Official metrics of `model` on `task`; with `teacher`, agreement and KL; with `submission`, GLUE's files and zip."""
+    """Scores `model` on `task`; with `teacher`, agreement and KL; with `submission`, GLUE's files and zip."""
     options = {"submit": True} if submission else {}
     return _stage("evaluate", out, keys, options, evaluate__model=model, task=task, teacher__model=teacher)
 
 
 def extract(*, out: Place, model: Place, task: Place | None = None, **keys: Any) -> StageResult:
-    """The plain BERT of `task`, or of every task, out of a `model` of several; parity checked on the task's dev rows."""
+    """Extracts the plain BERT of `task`, or of every task, from a `model` of several; parity checked on dev rows."""
     from microbert_cli.stages.extract import run as stage
 
     controls = _controls(keys)
@@ -85,7 +85,7 @@ def export(*, out: Place, model: Place | None = None, task: Place | None = None,
 def predict(
     model: Place, texts: Sequence[str | tuple[str, ...]], *, task: str | None = None, max_length: int | None = None
 ) -> list[dict[str, Any]]:
-    """Labels with probabilities (or scores) for texts or pairs of texts; `task` of a model that answers several."""
+    """Returns labels with probabilities (or scores) for texts or pairs of texts; `task` of a model that answers several."""
     from microbert_cli.stages.predict import run as stage
 
     rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
@@ -93,7 +93,7 @@ def predict(
 
 
 def run(recipe: Place, *, out: Place, force: bool = False, reporter: Reporter = SILENT, **keys: Any) -> list[StageResult]:
-    """All stages of a recipe; what is up to date is skipped."""
+    """Runs all stages of a recipe; what is up to date is skipped."""
     catalog = Catalog()
     reporter = keys.pop("talk", reporter)  # its earlier name
     resolved = _resolved(recipe, keys)
@@ -101,12 +101,12 @@ def run(recipe: Place, *, out: Place, force: bool = False, reporter: Reporter = 
 
 
 def _stage(
-    kind: str, out: Place, keys: dict[str, Any], options: dict[str, Any] | None = None, **named: Place | None
+    kind: str, out: Place, keys: dict[str, Any], options: dict[str, Any] | None = None, **input_keys: Place | None
 ) -> StageResult:
     controls = _controls(keys)
     include = keys.pop("include", ())
     recipe = keys.pop("recipe", None)
-    flags = {key: str(value) for key, value in named.items() if value is not None}
+    flags = {key: str(value) for key, value in input_keys.items() if value is not None}
     resolved = _resolved(recipe, {**keys, **flags}, include)
     planned = step(kind, resolved, Path(out).parent, Catalog(include), out=Path(out))
     return run_step(planned, catalog=Catalog(include), **controls, **(options or {}))

@@ -55,11 +55,11 @@ def bench(
     from microbert_cli.evaluation.compare_speed import benchmark_models
 
     reporter = common.reporter()
-    found_task = load_task_data(resolved.recipe, common.catalog(), splits=("dev",), reporter=reporter)
+    data = load_task_data(resolved.recipe, common.catalog(), splits=("dev",), reporter=reporter)
     try:
-        found = benchmark_models(
+        measured = benchmark_models(
             _benchmark_models(models),
-            found_task,
+            data,
             rows=rows,
             batch_size=batch_size,
             rounds=rounds,
@@ -69,13 +69,13 @@ def bench(
     finally:
         reporter.close()
     if common.as_json:
-        show_json(found)
+        show_json(measured)
         return
-    _show(found)
+    _show(measured)
 
 
 def show_report(metrics: dict[str, Any]) -> None:
-    """The table of the stage `report`."""
+    """Shows the table of the stage `report`."""
     show_table(f"{metrics['task']}, {metrics['primary']} on dev", list(COLUMNS), [cells(row) for row in metrics["table"]])
 
 
@@ -92,11 +92,11 @@ def _benchmark_models(models: list[str]) -> list[Any]:
     return entrants
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(results: dict[str, Any]) -> None:
     rows = []
-    for name, measured in found["models"].items():
-        values = {**measured, "bytes": (measured["bytes"] or 0) / 1e6, "flops": (measured["flops"] or 0) / 1e6}
+    for name, result in results["models"].items():
+        values = {**result, "bytes": (result["bytes"] or 0) / 1e6, "flops": (result["flops"] or 0) / 1e6}
         rows.append([name, *("" if values.get(k) is None else format(values[k], form) for k, form in NUMBERS.values())])
-    conditions = found["conditions"]
+    conditions = results["conditions"]
     title = f"{conditions['rows']} rows, {conditions['threads']} threads, load {conditions['load_before']} before"
     show_table(title, ["model", *NUMBERS], rows)

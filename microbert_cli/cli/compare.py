@@ -60,20 +60,20 @@ def compare(
     if common.explain:
         explain(_resolved(common, names[0], values, common.catalog()), as_json=common.as_json)
         return
-    wanted = parse_grid(grid or [])
+    grid_values = parse_grid(grid or [])
     root = common.out or _default_root(names, common, values)
     plans = _plans(
         names, common, values, root, _name_list(tasks, "--tasks"), options.seed_list(seeds), _name_list(ablate, "--ablate")
     )
     for plan in plans:
-        check_grid(wanted, plan, common.catalog())
+        check_grid(grid_values, plan, common.catalog())
     if common.dry_run:
-        _show_plans(plans, wanted, common, root)
+        _show_plans(plans, grid_values, common, root)
         return
     distributed.require_single_process("mbert compare")
     if not (common.quiet or common.as_json):
-        _table_of_plans(plans, wanted, common, err=True)
-    _show(_run(plans, wanted, common, root), common, root)
+        _table_of_plans(plans, grid_values, common, err=True)
+    _show(_run(plans, grid_values, common, root), common, root)
 
 
 def _plans(
@@ -82,23 +82,23 @@ def _plans(
 ) -> list[ComparisonPlan]:  # fmt: skip
     catalog = common.catalog()
 
-    def plan(place: Path, task: dict[str, Any]) -> ComparisonPlan:
+    def plan(directory: Path, task: dict[str, Any]) -> ComparisonPlan:
         def resolve(recipe: str | None) -> Resolved:
             return _resolved(common, recipe or common.recipe or names[0], {**values, **task}, catalog)
 
-        return plan_rows(names, place, catalog, resolve, base=common.recipe is not None, seeds=seeds, ablate=ablate)
+        return plan_rows(names, directory, catalog, resolve, base=common.recipe is not None, seeds=seeds, ablate=ablate)
 
     return [plan(root / Path(task).stem, {"task": task}) for task in tasks] if tasks else [plan(root, {})]
 
 
 def _resolved(common: CommonOptions, name: str | None, values: dict[str, Any], catalog: Any) -> Resolved:
-    """A recipe with this command's options; a method's name stands for no recipe, or mbert.toml."""
+    """Returns a recipe with this command's options; the name of a method stands for no recipe, or for mbert.toml."""
     recipe = common.recipe if name is None or kind_of(name, catalog) == "methods" else name
     return replace(common, recipe=recipe).resolve(**values)
 
 
 def _default_root(names: list[str], common: CommonOptions, values: dict[str, Any]) -> Path:
-    """runs/compare, and the names of the base recipe and of the task that are typed: what stays when a row is added."""
+    """Returns runs/compare with the names of the base recipe and of the task: it stays the same when a row is added."""
     recipe = common.recipe or (names[0] if kind_of(names[0], common.catalog()) == "recipes" else None)
     about = values["task"] or values["data__train_file"]
     parts = ["compare", Path(recipe).stem if recipe else None, Path(about).stem if about else None]
@@ -106,7 +106,7 @@ def _default_root(names: list[str], common: CommonOptions, values: dict[str, Any
 
 
 def _name_list(text: str | None, option: str) -> list[str]:
-    """`a,b,c` as names; raises M125."""
+    """Splits `a,b,c` into names; raises M125."""
     names = [name.strip() for name in (text or "").split(",")] if text is not None else []
     if all(names) and len({Path(name).stem for name in names}) == len(names):
         return names
@@ -124,9 +124,9 @@ def _run(plans: Sequence[ComparisonPlan], grid: Grid, common: CommonOptions, roo
     from microbert_cli.stages import compare as stage
 
     catalog, reporter = common.catalog(), common.reporter()
-    how: dict[str, Any] = {"catalog": catalog, "reporter": reporter, "force": common.force, "resume": common.resume}
+    options: dict[str, Any] = {"catalog": catalog, "reporter": reporter, "force": common.force, "resume": common.resume}
     try:
-        result = stage.run(run_plans(plans, grid, **how), root / COMPARISON, **how)
+        result = stage.run(run_plans(plans, grid, **options), root / COMPARISON, **options)
     finally:
         reporter.close()
     if result.up_to_date:
@@ -143,31 +143,33 @@ def _show_plans(plans: Sequence[ComparisonPlan], grid: Grid, common: CommonOptio
 
 def _plan_as_dict(plan: ComparisonPlan, grid: Grid, common: CommonOptions) -> dict[str, Any]:
     catalog = common.catalog()
-    before = [{"stage": one.name, "kind": one.kind, "out": str(one.out), "state": output_state(one)} for one in plan.before]
+    before = [
+        {"stage": step.name, "kind": step.kind, "out": str(step.out), "state": output_state(step)} for step in plan.before
+    ]
     return {"before": before, "rows": [_row_as_dict(row, plan, grid, catalog) for row in plan.rows]}
 
 
 def _row_as_dict(row: Row, plan: ComparisonPlan, grid: Grid, catalog: Any) -> dict[str, Any]:
-    one = row.step(catalog)
+    step = row.step(catalog)
     trials = trials_of(row, grid, plan, catalog)
     return {
-        "row": row.name, "stage": one.kind, "phases": list(lengths(one)), "seeds": seeds_of(one.resolved.recipe),
-        "state": output_state(one), "out": str(one.out), "inputs": one.inputs,
+        "row": row.name, "stage": step.kind, "phases": list(lengths(step)), "seeds": seeds_of(step.resolved.recipe),
+        "state": output_state(step), "out": str(step.out), "inputs": step.inputs,
         "trials": [{"values": trial.values, "state": output_state(trial.step)} for trial in trials],
     }  # fmt: skip
 
 
 def _table_of_plans(plans: Sequence[ComparisonPlan], grid: Grid, common: CommonOptions, *, err: bool = False) -> None:
     for plan in plans:
-        found = _plan_as_dict(plan, grid, common)
-        rows = [[f"({one['stage']})", one["kind"], "", "", one["state"], ""] for one in found["before"]]
-        for row in found["rows"]:
+        description = _plan_as_dict(plan, grid, common)
+        rows = [[f"({step['stage']})", step["kind"], "", "", step["state"], ""] for step in description["before"]]
+        for row in description["rows"]:
             done = sum(trial["state"] == "exists" for trial in row["trials"])
             tried = f"{len(row['trials'])} choices ({done} done)" if row["trials"] else ""
             seeds = ",".join(map(str, row["seeds"]))
             rows.append([row["row"], row["stage"], "; ".join(row["phases"]), seeds, row["state"], tried])
-        many = "s" if len(plan.rows) > 1 else ""
-        show_table(f"{plan.task}: {len(plan.rows)} row{many} in {plan.root}", PLAN, rows, err=err)
+        plural = "s" if len(plan.rows) > 1 else ""
+        show_table(f"{plan.task}: {len(plan.rows)} row{plural} in {plan.root}", PLAN, rows, err=err)
 
 
 def _show(metrics: dict[str, Any], common: CommonOptions, root: Path) -> None:
@@ -185,7 +187,7 @@ def _show(metrics: dict[str, Any], common: CommonOptions, root: Path) -> None:
         if section["differences"]:
             show_table("", table.DIFFERENCES, table.differences_lines(section))
         for row in section["rows"]:
-            for one in row["tried"]:
-                show(f"tried: {row['row']}, {describe_values(one['values'])}: {one['dev']}")
+            for trial in row["tried"]:
+                show(f"tried: {row['row']}, {describe_values(trial['values'])}: {trial['dev']}")
     if metrics["average"]:
         show_table("mean over the tasks", table.AVERAGED, table.average_lines(metrics["average"]))

@@ -22,7 +22,7 @@ ASCII_SIGNS = str.maketrans({"✓": "+", "✗": "x", "·": "-"})
 
 
 def error_console() -> Console:
-    """Where messages go: stderr, colours only on a terminal; of several processes only the main one's are seen."""
+    """Returns the console of messages: stderr, colours only on a terminal; of several processes only the main one writes."""
     return Console(stderr=True, highlight=False, soft_wrap=True, quiet=not distributed.is_main())
 
 
@@ -93,17 +93,17 @@ def _format_numbers(numbers: dict[str, float]) -> str:
 
 
 def show_error(error: MbertError) -> None:
-    """The four parts, on stderr; the main process is heard first, and another one only where that goes on."""
+    """Prints the four parts of an error on stderr, from whichever process raised it."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(escape(str(error)), style="bold", markup=True)
 
 
 def show_traceback() -> None:
-    """Where the error at hand was raised, on stderr."""
+    """Prints the traceback of the current exception on stderr."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(safe_text(traceback.format_exc().rstrip()), markup=False)
 
 
 def show(text: str) -> None:
-    """One line of the main process's result.
+    """Prints one line of the main process's result.
 
     A terminal gets no control characters; a file or pipe gets every byte, and what is no character written out.
     """
@@ -111,7 +111,7 @@ def show(text: str) -> None:
 
 
 def _print(text: str) -> None:
-    """What may hold our own colours. Where nobody reads any more (`| head`) the command ends, as others do."""
+    """Prints text that may hold our own colours; ends the command where nobody reads any more (`| head`), as others do."""
     if not distributed.is_main():
         return
     try:
@@ -122,7 +122,7 @@ def _print(text: str) -> None:
 
 
 def show_marked(before: str, mark: str, after: str, style: str) -> None:
-    """A part of the result with a sign in it, coloured on a terminal; where the stream has no such sign, an ASCII one."""
+    """Prints a line with a sign in it, coloured on a terminal; an ASCII sign where the encoding has no other."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         mark.encode(encoding)
@@ -137,12 +137,12 @@ def show_marked(before: str, mark: str, after: str, style: str) -> None:
 
 
 def show_json(value: Any) -> None:
-    """A result as one JSON object."""
+    """Prints a result as one JSON object."""
     show(json.dumps(value, default=str, ensure_ascii=False))
 
 
 def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bool = False) -> None:
-    """A table: a result on stdout, or with `err` talk on stderr."""
+    """Prints a table: a result on stdout, or with `err` a message on stderr."""
     table = Table(
         title=escape(escape_control_characters(title)) or None,
         title_justify="left",

@@ -42,9 +42,9 @@ def doctor(
     """
     common.recipe = recipe_name or common.recipe
     resolved = common.resolve(task=task, data__folder=data)
-    if (found := recipe_steps(common, resolved)) is None:
+    if (planned := recipe_steps(common, resolved)) is None:
         return
-    steps, root = found
+    steps, root = planned
     offline, results = is_offline(), []
     with no_network():
         from microbert_cli.plan.doctor.checks import examine
@@ -54,11 +54,11 @@ def doctor(
             if not common.as_json:
                 _show(result)
     crosses = [result for result in results if result.state == "fail"]
-    told = {"recipe": resolved.name, "checks": [result.as_dict() for result in results], "passed": not crosses}
+    report = {"recipe": resolved.name, "checks": [result.as_dict() for result in results], "passed": not crosses}
     if crosses:
-        raise _checks_failed(crosses, told)
+        raise _checks_failed(crosses, report)
     if common.as_json:
-        show_json(told)
+        show_json(report)
 
 
 def _show(result: "Result") -> None:
@@ -70,20 +70,20 @@ def _show(result: "Result") -> None:
 
 
 def _error_lines(finding: "Finding") -> list[str]:
-    """An error's other parts, below its line."""
+    """Returns the other parts of an error, indented below its line."""
     if (error := finding.error) is None:
         return []
     parts = (f"[{error.code}] {error.where}", error.allowed, error.fix)
     return [f"{'':<17}{line}" for part in parts for line in part.splitlines()]
 
 
-def _checks_failed(crosses: "list[Result]", told: dict[str, Any]) -> MbertError:
+def _checks_failed(crosses: "list[Result]", report: dict[str, Any]) -> MbertError:
     error = MbertError(
         "M630",
-        f"{len(crosses)} of {len(told['checks'])} checks failed: {', '.join(result.name for result in crosses)}",
-        where=f"recipe {told['recipe']}",
+        f"{len(crosses)} of {len(report['checks'])} checks failed: {', '.join(result.name for result in crosses)}",
+        where=f"recipe {report['recipe']}",
         allowed="A recipe without a cross.",
         fix="Mend what stands below each cross, then the same command again.",
     )
-    error.told = told
+    error.told = report
     return error

@@ -53,9 +53,9 @@ def evaluate(
 
 def _show_scores(metrics: dict[str, Any]) -> None:
     rows = []
-    for split, found in metrics["splits"].items():
-        rows += [[split, name, f"{value:.4f}"] for name, value in found["metrics"].items()]
-        rows += [[split, name, f"{value:.4f}"] for name, value in found.get("teacher", {}).items()]
+    for split, scores in metrics["splits"].items():
+        rows += [[split, name, f"{value:.4f}"] for name, value in scores["metrics"].items()]
+        rows += [[split, name, f"{value:.4f}"] for name, value in scores.get("teacher", {}).items()]
     show_table("", ["split", "metric", "value"], rows, err=True)
 
 
@@ -77,8 +77,8 @@ def _read_baseline(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {"dev": {name: float(value) for name, value in found["dev"].items()}}
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {"dev": {name: float(value) for name, value in metrics["dev"].items()}}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise MbertError(
             "M205",

@@ -41,7 +41,7 @@ def run_stage(kind: str, common: CommonOptions, resolved: Resolved, **options: A
 
 
 def recipe_steps(common: CommonOptions, resolved: Resolved) -> tuple[list[Step], Path] | None:
-    """The recipe's stages and the folder they write to; None where only a look was asked for. Raises M023 where it has none."""
+    """Returns the recipe's steps and their folder; None for --explain-config and --dry-run. Raises M023 for no stages."""
     if common.explain:
         explain(resolved, as_json=common.as_json)
         return None
@@ -62,14 +62,14 @@ def recipe_steps(common: CommonOptions, resolved: Resolved) -> tuple[list[Step],
 
 
 def _root_with_inputs(root: Path, resolved: Resolved, common: CommonOptions) -> Path:
-    """Outputs named with -o have the stages beside them as inputs, else those of the default root."""
+    """Returns the folder whose stages are inputs: the one of -o if any lie there, else the default root."""
     default = default_root(resolved, explicit=common.recipe is not None)
     neighbours = [root / stage for stage in stage_names() if root / stage != common.out]
     return root if any((neighbour / "manifest.json").is_file() for neighbour in neighbours) else default
 
 
 def show_result(result: "StageResult | None", common: CommonOptions) -> None:
-    """The output directory on stdout, or with --json what is in its metrics.json."""
+    """Shows the output directory, or with --json the content of its metrics.json."""
     if result is None:
         return
     if common.as_json:
@@ -82,7 +82,7 @@ def show_result(result: "StageResult | None", common: CommonOptions) -> None:
 
 @contextmanager
 def shown_before_checks(result: "StageResult", common: CommonOptions) -> Iterator[None]:
-    """Tells the result before a check of it; with --json after it, so that one object holds both metrics and error."""
+    """Shows the result before a check; with --json after it, so that one object holds both metrics and error."""
     if not common.as_json:
         show_result(result, common)
         yield
@@ -96,46 +96,46 @@ def shown_before_checks(result: "StageResult", common: CommonOptions) -> Iterato
 
 
 def resolve_for_model(model: str | None, about: TaskOptions, common: CommonOptions, **keys: Any) -> Resolved:
-    """The recipe of a command about a trained model: what is not said, the model's own manifest says.
+    """Resolves the recipe of a command about a trained model; what is not typed comes from that model's manifest.
 
     Raises M265 where that names several tasks and nobody one of them.
     """
-    made = recipe_of_model(model)
-    resolved = common.resolve(beneath=data_folder_layer(made), **keys, **task_flags(model, about))
-    tasks = [task_name(task) for task in made.values.get("tasks") or []]
+    layer = recipe_of_model(model)
+    resolved = common.resolve(beneath=data_folder_layer(layer), **keys, **task_flags(model, about))
+    tasks = [task_name(task) for task in layer.values.get("tasks") or []]
     if len(tasks) > 1 and not (resolved.recipe.task or resolved.recipe.data.train_file or common.explain):
         raise ambiguous_task(tasks, f"MODEL {model}")
     return resolved
 
 
 def task_flags(model: str | None, about: TaskOptions) -> dict[str, Any]:
-    """Flags for the task: as typed, else what the model's own manifest says it was made for."""
+    """Returns the flags of the task: as typed, else what the model's manifest says it was made for."""
     flags = about.keys()
     path = Path(model or "") / "manifest.json"
     if about.task or any(about.own_data().values()) or not model or not path.is_file():
         return flags
-    made = manifest.read(path.parent).get("recipe", {})
-    data = {f"data__{key}": value for key, value in made.get("data", {}).items() if key not in ("folder", "transfer_file")}
-    return {**flags, **data, "task": made.get("task")}
+    recipe = manifest.read(path.parent).get("recipe", {})
+    data = {f"data__{key}": value for key, value in recipe.get("data", {}).items() if key not in ("folder", "transfer_file")}
+    return {**flags, **data, "task": recipe.get("task")}
 
 
-def data_folder_layer(made: Layer) -> Layer | None:
-    """The folder that a model was trained on, for where the recipe names none; None where `MBERT_DATA` does."""
-    folder = made.values.get("data", {}).get("folder")
-    known = isinstance(folder, str) and not os.environ.get("MBERT_DATA") and Path(folder).is_dir()
-    return Layer(made.origin, {"data": {"folder": folder}}) if known else None
+def data_folder_layer(layer: Layer) -> Layer | None:
+    """Returns the data folder that a model was trained on, as a layer below the recipe; None where `MBERT_DATA` is set."""
+    folder = layer.values.get("data", {}).get("folder")
+    is_usable = isinstance(folder, str) and not os.environ.get("MBERT_DATA") and Path(folder).is_dir()
+    return Layer(layer.origin, {"data": {"folder": folder}}) if is_usable else None
 
 
 def recipe_of_model(model: str | None) -> Layer:
-    """The recipe keys that made the output which a model is, or whose best/TASK it is; empty for any other model."""
+    """Returns the recipe keys that made a model, or the output whose best/TASK it is; empty for any other model."""
     path = Path(model or "")
-    files = (place / manifest.FILE for place in (path, *path.parents[1:2]))
-    made = next((file for file in files if model and file.is_file()), None)
-    return Layer(str(made), manifest.read(made.parent).get("recipe", {})) if made else Layer("no manifest", {})
+    files = (directory / manifest.FILE for directory in (path, *path.parents[1:2]))
+    file = next((file for file in files if model and file.is_file()), None)
+    return Layer(str(file), manifest.read(file.parent).get("recipe", {})) if file else Layer("no manifest", {})
 
 
 def explain(resolved: Resolved, *, as_json: bool = False) -> None:
-    """Every key, its value and its origin."""
+    """Shows every key, its value and its origin."""
     from microbert_cli.recipe.toml import to_toml
 
     values = flatten(resolved.recipe.model_dump(mode="json"))
@@ -151,29 +151,29 @@ def explain(resolved: Resolved, *, as_json: bool = False) -> None:
 
 
 def dry_run(planned: list[Step], common: CommonOptions) -> None:
-    """What would run, on what, and where it would go; nothing is opened."""
-    told = [
-        {"stage": one.name, "kind": one.kind, "out": str(one.out), "state": output_state(one), **_shown_inputs(one)}
-        for one in planned
+    """Shows what would run, on what, and where it would go; nothing is opened."""
+    rows = [
+        {"stage": row.name, "kind": row.kind, "out": str(row.out), "state": output_state(row), **_shown_inputs(row)}
+        for row in planned
     ]
     if common.as_json:
-        show_json({"stages": told})
+        show_json({"stages": rows})
         return
-    for one in told:
-        inputs = {key: value for key, value in one.items() if key not in ("stage", "kind", "out", "state")}
-        named = ", ".join(f"{key}={value}" for key, value in inputs.items() if value is not None)
-        show(f"{one['stage']:<16} {one['state']:<9} -> {one['out']}   {named}")
+    for row in rows:
+        inputs = {key: value for key, value in row.items() if key not in ("stage", "kind", "out", "state")}
+        text = ", ".join(f"{key}={value}" for key, value in inputs.items() if value is not None)
+        show(f"{row['stage']:<16} {row['state']:<9} -> {row['out']}   {text}")
 
 
-def _shown_inputs(one: Step) -> dict[str, Any]:
-    """The inputs, those that are lists or tables one by one; and the runs whose output may be copied instead."""
-    inputs = {key: value for key, value in one.inputs.items() if not isinstance(value, list | dict)}
-    reuse = " ".join(one.resolved.recipe.reuse) if one.stage.reusable else ""
-    return {**inputs, **one.places, **({"reuse": reuse} if reuse else {})}
+def _shown_inputs(step: Step) -> dict[str, Any]:
+    """Returns the inputs, lists and tables one by one, and the runs whose output may be copied instead."""
+    inputs = {key: value for key, value in step.inputs.items() if not isinstance(value, list | dict)}
+    reuse = " ".join(step.resolved.recipe.reuse) if step.stage.reusable else ""
+    return {**inputs, **step.places, **({"reuse": reuse} if reuse else {})}
 
 
-def output_state(one: Step) -> str:
-    """What is there of a stage's output, its content not looked at."""
-    if (one.out / "manifest.json").is_file():
+def output_state(step: Step) -> str:
+    """Returns exists, begun or new, without a look at the output's content."""
+    if (step.out / "manifest.json").is_file():
         return "exists"
-    return "begun" if one.out.with_name(one.out.name + ".partial").is_dir() else "new"
+    return "begun" if step.out.with_name(step.out.name + ".partial").is_dir() else "new"

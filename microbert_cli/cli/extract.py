@@ -31,8 +31,8 @@ def extract(
     common: CommonOptions,
 ) -> None:
     """The plain BERT of one task, or without --task of each: its experts and head alone, logits equal to 1e-6."""
-    made = recipe_of_model(model)
-    resolved = common.resolve(beneath=data_folder_layer(made), **_model_flags(model, made, about))
+    layer = recipe_of_model(model)
+    resolved = common.resolve(beneath=data_folder_layer(layer), **_model_flags(model, layer, about))
     if common.explain:
         explain(resolved, as_json=common.as_json)
         return
@@ -52,14 +52,14 @@ def extract(
     show_result(result, common)
 
 
-def _model_flags(model: str, made: Layer, about: TaskOptions) -> dict[str, Any]:
-    """Flags for the tasks: as typed, else those of what made the model; texts are as long as they were in training."""
-    length = {"data__max_length": made.values.get("data", {}).get("max_length")}
-    return length | task_flags(model, about) | ({} if about.task else {"tasks": made.values.get("tasks")})
+def _model_flags(model: str, layer: Layer, about: TaskOptions) -> dict[str, Any]:
+    """Returns the flags of the tasks: as typed, else those that the model was made with; texts are as long as in training."""
+    length = {"data__max_length": layer.values.get("data", {}).get("max_length")}
+    return length | task_flags(model, about) | ({} if about.task else {"tasks": layer.values.get("tasks")})
 
 
-def _dry_run(told: dict[str, Any], common: CommonOptions) -> None:
+def _dry_run(facts: dict[str, Any], common: CommonOptions) -> None:
     if common.as_json:
-        show_json(told)
+        show_json(facts)
     else:
-        show(f"extract          {told['model']} -> {told['out']}   task={told['task'] or 'every one'}")
+        show(f"extract          {facts['model']} -> {facts['out']}   task={facts['task'] or 'every one'}")

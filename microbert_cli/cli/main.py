@@ -91,7 +91,7 @@ def _report_bug() -> NoReturn:
 
 
 def _wait_for_main_process() -> None:
-    """What ends all processes the main one says; the launcher ends those that are still here when it has left.
+    """Lets the main process report first: where it fails too, the launcher ends all others once it has left.
 
     So whoever is here after a while met something that the main one did not, and says it.
     """
@@ -100,7 +100,7 @@ def _wait_for_main_process() -> None:
 
 
 def _exit_with_error(error: MbertError) -> NoReturn:
-    """The four parts on stderr, with --json on stdout too, and the exit code of the error's family."""
+    """Prints the error on stderr, with --json on stdout too, and exits with the code of its family."""
     _wait_for_main_process()
     show_error(error)
     if "--json" in sys.argv:
@@ -111,7 +111,7 @@ def _exit_with_error(error: MbertError) -> NoReturn:
 
 
 def _exit_with_usage_error(error: Any) -> NoReturn:
-    """What the parser of the command line found, in four parts as well; `mbert` alone shows the help."""
+    """Prints what the parser of the command line found as an error of four parts; `mbert` alone shows the help."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "mbert"
     if len(sys.argv) == 1:

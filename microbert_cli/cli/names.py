@@ -28,13 +28,13 @@ def list_names(
 ) -> None:
     """Lists losses, methods, students, tasks, augmenters, recipes and machines, or one kind of them."""
     catalog = Catalog(include or ())
-    found = {one: catalog.names(one) for one in ([_kind_name(kind)] if kind else KINDS)}
+    names_by_kind = {each_kind: catalog.names(each_kind) for each_kind in ([_kind_name(kind)] if kind else KINDS)}
     if as_json:
-        show_json(found)
+        show_json(names_by_kind)
     elif kind:
-        show("\n".join(found[kind]))
+        show("\n".join(names_by_kind[kind]))
     else:
-        show("\n".join(f"{one:<12}{', '.join(names)}" for one, names in found.items()))
+        show("\n".join(f"{each_kind:<12}{', '.join(kind_names)}" for each_kind, kind_names in names_by_kind.items()))
 
 
 def show_name(kind: Kind, name: str, include: Include = None) -> None:
@@ -65,8 +65,8 @@ def copy_name(
 
 
 def _kind_name(kind: str) -> str:
-    """The kind, also where one of it is asked for: `mbert show method microbert`."""
-    names = {one: one for one in KINDS} | {singular(one): one for one in KINDS}
+    """Returns the name of a kind, also for its singular: `mbert show method microbert`."""
+    names = {each_kind: each_kind for each_kind in KINDS} | {singular(each_kind): each_kind for each_kind in KINDS}
     if kind in names:
         return names[kind]
     raise MbertError(

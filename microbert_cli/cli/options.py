@@ -49,15 +49,15 @@ class CommonOptions:
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks, too.")] = False
 
     def catalog(self) -> Catalog:
-        """Built-in names and those of --include."""
+        """Returns the catalogue of built-in names and those of --include."""
         return Catalog(self.include or ())
 
     def reporter(self) -> ConsoleReporter:
-        """The voice on stderr."""
+        """Returns the reporter that writes to stderr."""
         return ConsoleReporter(quiet=self.quiet or not distributed.is_main())
 
     def resolve(self, *, beneath: Layer | None = None, **flags: Any) -> Resolved:
-        """The recipe with all its layers; `mbert.toml` here is the one if none is named. Flags: `teacher__model="x"`.
+        """Resolves the recipe with all its layers; `mbert.toml` here is the one if none is named. Flags: `teacher__model="x"`.
 
         beneath  values where the recipe says nothing
         """
@@ -91,11 +91,11 @@ class TaskOptions:
     label: Annotated[str | None, typer.Option("--label", help="Label column.")] = None
 
     def keys(self) -> dict[str, Any]:
-        """The flags as recipe keys."""
+        """Returns the flags as recipe keys."""
         return {"task": self.task, "data__folder": self.data, **self.own_data()}
 
     def own_data(self) -> dict[str, Any]:
-        """Those that describe a table of the user's own."""
+        """Returns the flags that describe a user's own table."""
         return {
             "data__train_file": self.train_file,
             "data__dev_file": self.dev_file,
@@ -106,7 +106,7 @@ class TaskOptions:
 
 
 def seed_list(text: str | None) -> list[int] | None:
-    """`1,2,3` as numbers; raises M102."""
+    """Parses `1,2,3` as numbers; raises M102."""
     if text is None:
         return None
     values = parse_value(f"[{text}]")
@@ -122,7 +122,7 @@ def seed_list(text: str | None) -> list[int] | None:
 
 
 def name_list(text: str | None) -> list[str] | None:
-    """`sst2,mrpc` as names; raises M131."""
+    """Parses `sst2,mrpc` as names; raises M131."""
     names = None if text is None else [name.strip() for name in text.split(",")]
     if names is None or all(names):
         return names

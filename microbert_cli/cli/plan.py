@@ -43,9 +43,9 @@ def plan(
     """
     common.recipe = recipe_name or common.recipe
     resolved = common.resolve(task=task, data__folder=data)
-    if (found := recipe_steps(common, resolved)) is None:
+    if (planned := recipe_steps(common, resolved)) is None:
         return
-    steps, _ = found
+    steps, _ = planned
     from microbert_cli.models.device import pick_device
     from microbert_cli.plan.calibration import Calibration
     from microbert_cli.plan.hardware import find_hardware
@@ -73,34 +73,37 @@ def _describe_machine(here: Any) -> str:
 
 
 def _as_dict(plans: "list[StagePlan]") -> dict[str, Any]:
-    return {"stages": [one.as_dict() for one in plans], "totals": _totals(plans), "left": _totals(_unfinished(plans))}
+    return {"stages": [plan.as_dict() for plan in plans], "totals": _totals(plans), "left": _totals(_unfinished(plans))}
 
 
 def _unfinished(plans: "list[StagePlan]") -> "list[StagePlan]":
-    """What is not done yet."""
-    return [one for one in plans if not one.is_done]
+    """Returns the plans of stages that are not done."""
+    return [plan for plan in plans if not plan.is_done]
 
 
 def _totals(plans: "list[StagePlan]") -> dict[str, Any]:
-    """Sums over the stages that are known; memory is the largest."""
+    """Returns sums over the stages that are known; of memory the largest."""
     counts = ("steps", "tokens", "useful", "flops")
-    sums: dict[str, Any] = {name: sum(getattr(one, name) or 0 for one in plans) for name in counts}
-    sums |= {"memory": max((one.memory for one in plans), default=0), "disk": sum(one.disk for one in plans)}
-    sums["scratch"] = max((one.scratch for one in plans), default=0)
-    return sums | {"seconds": sum(one.seconds or 0.0 for one in plans), "unknown": [p.name for p in plans if p.seconds is None]}
+    sums: dict[str, Any] = {name: sum(getattr(plan, name) or 0 for plan in plans) for name in counts}
+    sums |= {"memory": max((plan.memory for plan in plans), default=0), "disk": sum(plan.disk for plan in plans)}
+    sums["scratch"] = max((plan.scratch for plan in plans), default=0)
+    return sums | {
+        "seconds": sum(plan.seconds or 0.0 for plan in plans),
+        "unknown": [p.name for p in plans if p.seconds is None],
+    }
 
 
 def _show(plans: "list[StagePlan]", basis: str) -> None:
-    rows = [_row(one.name, one.state, {**one.as_dict(), "flops": one.flops, "seconds": one.seconds}) for one in plans]
+    rows = [_row(plan.name, plan.state, {**plan.as_dict(), "flops": plan.flops, "seconds": plan.seconds}) for plan in plans]
     rows.append(_row("all", "", _totals(plans)))
-    if len(left := _unfinished(plans)) < len(plans):
-        rows.append(_row("left", "", _totals(left)))
+    if len(unfinished := _unfinished(plans)) < len(plans):
+        rows.append(_row("left", "", _totals(unfinished)))
     show_table("", COLUMNS, rows)
     if scratch := _totals(plans)["scratch"]:
         show(f"while it runs, resume states take up to {_with_unit(scratch)}B more")
-    for one in plans:
-        for note in [*one.notes, *([one.unknown] if one.unknown else [])]:
-            show(f"{one.name}: {note}")
+    for plan in plans:
+        for note in [*plan.notes, *([plan.unknown] if plan.unknown else [])]:
+            show(f"{plan.name}: {note}")
     show(basis)
 
 
@@ -122,7 +125,7 @@ def _row(name: str, state: str, sums: dict[str, Any]) -> list[str]:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as a person says them: 4.2 s, 1:05 min, 3:20 h, 2.5 days."""
+    """Formats seconds for a person: 4.2 s, 1:05 min, 3:20 h, 2.5 days."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:
@@ -133,7 +136,7 @@ def clock(seconds: float) -> str:
 
 
 def _with_unit(number: float) -> str:
-    """1,234,567 as 1.23 M."""
+    """Formats 1,234,567 as 1.23 M."""
     units = ["", "k", "M", "G", "T", "P", "E"]
     while number >= 999.5 and len(units) > 1:
         number, units = number / 1000, units[1:]

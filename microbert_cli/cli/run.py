@@ -36,9 +36,9 @@ def run(
     """Runs all stages of a recipe; skips what is up to date and says why it runs the rest."""
     common.recipe = recipe_name or common.recipe
     resolved = common.resolve(task=task, data__folder=data)
-    if (found := recipe_steps(common, resolved)) is None:
+    if (planned_steps := recipe_steps(common, resolved)) is None:
         return
-    planned, root = found
+    planned, root = planned_steps
     if not (common.force or common.include) and run_record.is_unchanged(root, resolved.name, planned):
         _show(common, root, [read_metrics(step.out) for step in planned], planned, unchanged=True)
         return
@@ -64,7 +64,7 @@ def _run(common: CommonOptions, planned: list[Step], root: Path) -> None:
 
 def _show(common: CommonOptions, root: Path, metrics: list[dict[str, Any]], planned: list[Step], *, unchanged: bool) -> None:
     if common.as_json:
-        show_json({step.name: found for step, found in zip(planned, metrics, strict=True)})
+        show_json({step.name: stage_metrics for step, stage_metrics in zip(planned, metrics, strict=True)})
         return
     show(f"everything up to date ({len(planned)} stages)" if unchanged else str(root))
     if "table" in metrics[-1] and not common.quiet:

@@ -28,26 +28,28 @@ def verify(
     """Checks a directory and everything that it was made from against the hashes in their manifests; exit 5 if one differs."""
     if not directory.is_dir():
         raise _missing_directory(directory)
-    found = verify_directory(directory)
-    told = {"directories": [one.as_dict() for one in found]}
-    wrong = [one for one in found if one.is_wrong]
+    directories = verify_directory(directory)
+    report = {"directories": [directory_state.as_dict() for directory_state in directories]}
+    wrong = [directory_state for directory_state in directories if directory_state.is_wrong]
     if wrong:
-        error = _changed_directories(wrong, len(found))
-        error.told = told
+        error = _changed_directories(wrong, len(directories))
+        error.told = report
     if not as_json:
-        show_table("", ["directory", "state", "what", "found"], [[o.place, o.state, o.role, ", ".join(o.notes)] for o in found])
+        show_table(
+            "", ["directory", "state", "what", "found"], [[o.place, o.state, o.role, ", ".join(o.notes)] for o in directories]
+        )
     if wrong:
         raise error
     if as_json:
-        show_json(told)
+        show_json(report)
     else:
-        show(f"{len(found)} examined, nothing wrong")
+        show(f"{len(directories)} examined, nothing wrong")
 
 
 def _changed_directories(wrong: list[VerifiedDirectory], count: int) -> MbertError:
     return MbertError(
         "M307",
-        f"{len(wrong)} of {count} are not what they were: {', '.join(f'{one.place} is {one.state}' for one in wrong[:3])}",
+        f"{len(wrong)} of {count} are not what they were: {', '.join(f'{path.place} is {path.state}' for path in wrong[:3])}",
         where=wrong[0].place,
         allowed="Directories and files as they were when a stage made or read them.",
         fix="Fetch the right ones from where they were copied, or run the recipe again: what is damaged is made anew.",

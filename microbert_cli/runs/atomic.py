@@ -23,7 +23,7 @@ _digests: dict[Path, tuple[FileStamp, str]] = {}
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to; when the block ends well the file is synced and takes its name."""
+    """Yields a temporary path beside `path`; when the block ends well the file is synced and renamed to `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the same file at once
     try:
         yield temporary
@@ -37,9 +37,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def remove_stale_temporaries(path: Path) -> None:
     """Removes what writers of this one file that were killed left beside it; one that still lives keeps its own."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        if distributed.is_main() and not _is_running(left.name.split(".")[-2]):
-            left.unlink(missing_ok=True)
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        if distributed.is_main() and not _is_running(temporary.name.split(".")[-2]):
+            temporary.unlink(missing_ok=True)
 
 
 def _is_running(number: str) -> bool:
@@ -80,27 +80,27 @@ def fsync(path: Path) -> None:
 
 
 def digest(value: Any) -> str:
-    """sha256 of a JSON-able value, independent of key order."""
+    """Returns the sha256 of a JSON-able value, independent of key order."""
     text = json.dumps(value, sort_keys=True, default=str, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes; read once in a process, unless size or time of change say that it is another file."""
-    found = path.stat()
-    stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
-    known = _digests.get(path)
-    if known is None or known[0] != stamp:
+    """Returns the sha256 of a file; it is read once in a process, until size, time of change or inode differ."""
+    status = path.stat()
+    stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
+    cached = _digests.get(path)
+    if cached is None or cached[0] != stamp:
         with path.open("rb") as file:
-            _digests[path] = known = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
-    return known[1]
+            _digests[path] = cached = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
+    return cached[1]
 
 
-def rename_by_checksum(begun: Path, stem: str, suffix: str) -> Path:
+def rename_by_checksum(path: Path, stem: str, suffix: str) -> Path:
     """Syncs a file and gives it a name with its checksum in it, beside: STEM-CHECKSUM.SUFFIX."""
-    fsync(begun)
-    named = begun.with_name(f"{stem}-{file_digest(begun)[:NAME_DIGITS]}{suffix}")
-    begun.replace(named)
+    fsync(path)
+    named = path.with_name(f"{stem}-{file_digest(path)[:NAME_DIGITS]}{suffix}")
+    path.replace(named)
     fsync(named.parent)
     return named
 
@@ -111,30 +111,30 @@ def matches_name_checksum(path: Path) -> bool:
 
 
 def file_digests(directory: Path, names: Iterable[str]) -> dict[str, str]:
-    """sha256 of some files of a directory, by their names in it."""
+    """Returns the sha256 of files of a directory, by their names in it."""
     return {name: file_digest(directory / name) for name in names}
 
 
 def damaged_files(directory: Path, digests: Mapping[str, str]) -> list[str]:
-    """Which of these files are gone, or no longer what they were, and which of the two."""
-    found = []
-    for name, known in digests.items():
+    """Returns which of these files are gone or damaged, a message each."""
+    damage = []
+    for name, expected in digests.items():
         path = directory / name
         if not path.is_file():
-            found.append(f"{name} is gone")
-        elif file_digest(path) != known:
-            found.append(f"{name} is damaged")
-    return found
+            damage.append(f"{name} is gone")
+        elif file_digest(path) != expected:
+            damage.append(f"{name} is damaged")
+    return damage
 
 
 def dump_with_checksum(values: Mapping[str, Any]) -> str:
-    """A JSON object that carries its own checksum, as text."""
+    """Returns a JSON object that carries its own checksum, as text."""
     plain = json.loads(json.dumps(values, default=str))
     return json.dumps({**plain, CHECKSUM_KEY: digest(plain)}, indent=2) + "\n"
 
 
 def load_with_checksum(text: str) -> dict[str, Any]:
-    """What `seal` was given; raises ValueError where a bit of it has changed."""
+    """Returns what `dump_with_checksum` was given; raises ValueError where a bit of it has changed."""
     try:
         values: dict[str, Any] = json.loads(text)
     except RecursionError:
@@ -145,7 +145,7 @@ def load_with_checksum(text: str) -> dict[str, Any]:
 
 
 def memory_map(path: Path, shape: tuple[int, ...], dtype: str, mode: Literal["r", "r+"]) -> "np.memmap":
-    """The file as an array, made with all its room taken, so that a full disk is told now and not in the middle of a write."""
+    """Opens a file as an array, with all its room allocated: a full disk fails here, not in the middle of a write."""
     import numpy as np
 
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize

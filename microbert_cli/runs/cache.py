@@ -14,20 +14,20 @@ COMPLETE = "complete"
 
 
 def root() -> Path:
-    """`MBERT_CACHE`, else `mbert` in the user's cache folder."""
+    """Returns `MBERT_CACHE`, else `mbert` in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mbert"
     return Path(os.environ.get("MBERT_CACHE") or default)
 
 
 def find(kind: str, key: str) -> Path | None:
-    """The entry's directory if it is there, whole and undamaged; nothing is made, nothing waited for."""
+    """Returns the directory of an entry if it is complete and undamaged; creates nothing, waits for nothing."""
     directory = entry_path(kind, key)
     return directory if (directory / COMPLETE).is_file() and not _damaged_files(directory) else None
 
 
 @contextmanager
 def entry(kind: str, key: str, *, resumable: bool = False, reporter: Reporter = SILENT) -> Iterator[tuple[Path, bool]]:
-    """(directory, ready): where `ready` is False the block fills the directory, and it is kept if the block ends well.
+    """Yields (directory, ready): where `ready` is False the block fills the directory, which is kept if the block ends well.
 
     Two runs that want the same entry wait for each other; a directory without its mark is never read, and one whose files are
     no longer what the mark says is made anew.
@@ -59,7 +59,7 @@ def entry(kind: str, key: str, *, resumable: bool = False, reporter: Reporter = 
 
 
 def _mark_complete(directory: Path) -> None:
-    """Says that the entry is whole, and what its files are; they are on the disk before the word is."""
+    """Writes the mark of a complete entry with the checksums of its files, once they are on the disk."""
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     for name in names:
         atomic.fsync(directory / name)
@@ -68,7 +68,7 @@ def _mark_complete(directory: Path) -> None:
 
 
 def _damaged_files(directory: Path) -> list[str]:
-    """What of a complete entry is no longer as it was made."""
+    """Returns which files of a complete entry are damaged."""
     try:
         return atomic.damaged_files(
             directory, atomic.load_with_checksum((directory / COMPLETE).read_text(encoding="utf-8"))["files"]
@@ -78,17 +78,17 @@ def _damaged_files(directory: Path) -> list[str]:
 
 
 def _touch(directory: Path) -> None:
-    """When the entry was last used; by our clock, since the file system's is coarse."""
+    """Sets when the entry was last used; by our clock, since the file system has a coarse one."""
     os.utime(directory / COMPLETE, ns=(time.time_ns(), time.time_ns()))
 
 
 def entry_path(kind: str, key: str) -> Path:
-    """Where an entry lies, or would."""
+    """Returns the directory of an entry, whether it exists or not."""
     return root() / kind / key[:32]
 
 
 def free_bytes() -> int:
-    """Free space on the disk of the cache."""
+    """Returns the free bytes on the disk of the cache."""
     return shutil.disk_usage(_existing_folder()).free
 
 
@@ -105,7 +105,7 @@ def _existing_folder() -> Path:
 
 
 def used_bytes(kind: str, key: str = "") -> int:
-    """Bytes of one entry, or of all of a kind."""
+    """Returns the bytes of one entry, or of all entries of a kind."""
     folder = entry_path(kind, key) if key else root() / kind
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
@@ -119,7 +119,7 @@ def evict(kind: str, room: int, *, keep: str) -> list[Path]:
     sizes = {mark: used_bytes(kind, mark.parent.name) for mark in sorted(marks, key=lambda mark: mark.stat().st_mtime_ns)}
     removed = []
     for mark in sizes:
-        if sum(size for each, size in sizes.items() if each.parent not in removed) <= room:
+        if sum(size for entry_mark, size in sizes.items() if entry_mark.parent not in removed) <= room:
             break
         mark.unlink()
         shutil.rmtree(mark.parent, ignore_errors=True)

@@ -22,27 +22,27 @@ def write_file(path: Path, text: str) -> None:
 
 
 def disk_error(error: BaseException, out: Path) -> int | None:
-    """The number of what a disk refused (ENOSPC, EIO ...), None where it was something else.
+    """Returns the errno of an error of the disk (ENOSPC, EIO ...), None for any other error.
 
     safetensors says the number in words alone, torch not even that.
     """
     if isinstance(error, OSError):
         return error.errno if error.errno in DISK_ERRORS else None
-    said = str(error)
-    if found := re.search(r"os error (\d+)", said):
-        return int(found[1])
-    if any(words in said for words in ("PytorchStreamWriter", "inline_container", "iostream error")):
+    message = str(error)
+    if match := re.search(r"os error (\d+)", message):
+        return int(match[1])
+    if any(phrase in message for phrase in ("PytorchStreamWriter", "inline_container", "iostream error")):
         return errno.ENOSPC if free_bytes(out) < NEARLY_FULL else errno.EIO
     return None
 
 
 def cannot_write(error: OSError, path: Path) -> MbertError:
-    """The error for a place that takes no file, whatever the reason."""
+    """Returns the error for a place that takes no file, whatever the reason."""
     return disk_refused(error.errno or errno.EIO, f"-o {path}")
 
 
 def disk_refused(number: int, where: str) -> MbertError:
-    """The error for a disk that is full, failing, or not ours to write to."""
+    """Returns the error for a disk that is full, failing, or not ours to write to."""
     if number in (errno.ENOSPC, errno.EDQUOT):
         return MbertError(
             "M220",
@@ -61,7 +61,7 @@ def disk_refused(number: int, where: str) -> MbertError:
 
 
 def free_bytes(path: Path) -> int:
-    """Free space on the disk that holds `path`, bytes."""
+    """Returns the free bytes on the disk that holds `path`."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

@@ -37,16 +37,16 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "safeten
 
 
 def arrays_digest(*arrays: Any) -> str:
-    """sha256 of arrays' bytes, in order."""
-    found = hashlib.sha256()
+    """Returns the sha256 of arrays' bytes, in order."""
+    checksum = hashlib.sha256()
     for array in arrays:
-        found.update(memoryview(array).cast("B"))
-        found.update(b"|")
-    return found.hexdigest()
+        checksum.update(memoryview(array).cast("B"))
+        checksum.update(b"|")
+    return checksum.hexdigest()
 
 
 def identify(source: str | Path | None) -> str | None:
-    """A stable name for an input's content.
+    """Returns a stable name for an input's content.
 
     A directory made by mbert: its manifest's hash of outputs, which are compared first; any other directory: the hash of its
     files' hashes; a file: its hash; anything else (a Hub id, a built-in name): the text itself.
@@ -61,7 +61,7 @@ def identify(source: str | Path | None) -> str | None:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """A directory's manifest; raises M210 where there is none, M301 where it is damaged."""
+    """Returns a directory's manifest; raises M210 where there is none, M301 where it is damaged."""
     path = directory / FILE
     try:
         manifest = _parse(path.read_text(encoding="utf-8"))
@@ -81,12 +81,12 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def read_verified(directory: Path) -> dict[str, Any]:
-    """A directory's manifest, once its outputs are seen to be what was made; raises M210, M301, and M306 naming the files."""
+    """Returns a directory's manifest once its outputs match it; raises M210, M301, and M306 naming the files."""
     manifest = read(directory)
-    if found := damaged_files(directory, manifest["outputs"]):
+    if damage := damaged_files(directory, manifest["outputs"]):
         raise MbertError(
             "M306",
-            f"this output is no longer what was made: {', '.join(found[:4])}",
+            f"this output is no longer what was made: {', '.join(damage[:4])}",
             where=str(directory),
             allowed="The files that its manifest.json lists, as they were written.",
             fix=f"Make it again, the old one is moved aside: {' '.join(map(str, manifest.get('argv', ['mbert ...'])))} --force",
@@ -95,7 +95,7 @@ def read_verified(directory: Path) -> dict[str, Any]:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    """Manifests of schema 1 had no checksum."""
+    """Parses a manifest; those of schema 1 had no checksum."""
     plain: dict[str, Any] = json.loads(text)
     return (
         plain
@@ -112,31 +112,31 @@ def _has_all_tables(manifest: Mapping[str, Any]) -> bool:
     texts = [manifest["identity_hash"], manifest["result"], *lists[1]]
     return (
         all(isinstance(table, dict) for table in tables)
-        and all(isinstance(words, list) for words in lists)
+        and all(isinstance(values, list) for values in lists)
         and all(isinstance(text, str) for text in texts)
     )
 
 
 def unfinished_output(directory: Path) -> MbertError:
-    """The error for a directory that a stage did not finish."""
+    """Returns the error for a directory that a stage did not finish."""
     partial = partial_path(directory)
-    begun = partial if partial.is_dir() else directory
+    unfinished = partial if partial.is_dir() else directory
     return MbertError(
         "M210",
         "this is no finished output: it has no manifest.json",
         where=str(directory),
         allowed="A directory that a stage of mbert finished, or a plain Hugging Face model directory.",
-        fix=f"Finish it: {finishing_command(begun)}",
+        fix=f"Finish it: {finishing_command(unfinished)}",
     )
 
 
 def partial_path(out: Path) -> Path:
-    """Where a stage works until it is done."""
+    """Returns where a stage works until it is done."""
     return out.with_name(out.name + ".partial")
 
 
 def finishing_command(partial: Path) -> str:
-    """The command line that began this work, as noted when it began."""
+    """Returns the command line that began this work, as noted when it began."""
     try:
         argv = json.loads((partial / "begun.json").read_text(encoding="utf-8"))["argv"]
         return " ".join(argv)
@@ -147,8 +147,8 @@ def finishing_command(partial: Path) -> str:
 def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
     """Writes manifest.json atomically, after everything else is on the disk."""
     outputs = output_digests(directory)
-    for place in [*outputs, *{str(Path(name).parent) for name in outputs}]:
-        fsync(directory / place)
+    for name in [*outputs, *{str(Path(name).parent) for name in outputs}]:
+        fsync(directory / name)
     manifest = {
         "schema": SCHEMA,
         "stage": stage,
@@ -169,18 +169,18 @@ def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: 
 
 
 def command_line() -> list[str]:
-    """The command as typed, with the program's bare name, and without secrets."""
+    """Returns the command as typed, with the program's bare name, and without secrets."""
     name = Path(sys.argv[0]).name
     return ["mbert" if name == "__main__.py" else name, *map(without_secrets, sys.argv[1:])]
 
 
 def utc_now() -> str:
-    """UTC, to the second."""
+    """Returns the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def output_digests(directory: Path) -> dict[str, str]:
-    """Hashes of the files of a directory, notes and traces of work left out."""
+    """Returns the digests of the files of a directory, except those that only describe the work on it."""
     files = (path for path in sorted(directory.rglob("*")) if path.is_file())
     names = (path.relative_to(directory).as_posix() for path in files)
     return file_digests(directory, filter(_is_output, names))
@@ -196,13 +196,13 @@ def is_result(name: str) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    found = {"mbert": __version__, "python": platform.python_version()}
+    versions = {"mbert": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _git_revision() -> str | None:

@@ -94,7 +94,7 @@ def is_up_to_date(out: Path, identity: Identity) -> bool:
 
 
 def differences(out: Path, identity: Identity) -> list[str]:
-    """Why OUT is not up to date, a line each: `finetune.epochs: 3.0 -> 2.0`."""
+    """Returns why OUT is not up to date, a line each: `finetune.epochs: 3.0 -> 2.0`."""
     return _changed_keys(manifest.read(out)["identity"], identity)
 
 
@@ -135,15 +135,15 @@ def _is_done(out: Path, identity: Identity, renew: bool, reporter: Reporter) -> 
 
 def _is_copied(out: Path, runs: Sequence[str], stage: str, identity: Identity, reporter: Reporter) -> bool:
     copy = out.with_name(f".{out.name}.copy")
-    if not runs or manifest.partial_path(out).exists() or not (found := copy_output(runs, stage, identity, copy)):
+    if not runs or manifest.partial_path(out).exists() or not (source := copy_output(runs, stage, identity, copy)):
         return False
     _publish(OutputDirectory(out, copy))
-    reporter.note(f"{out.name}: copied from {found}, which was made of the same")
+    reporter.note(f"{out.name}: copied from {source}, which was made of the same")
     return True
 
 
 def _reasons_to_renew(out: Path, identity: Identity) -> list[str]:
-    """Why a finished OUT has to be made anew: what it was made from, or what became of it since."""
+    """Returns why a finished OUT has to be made anew: changed keys and inputs, else damaged files."""
     try:
         return differences(out, identity) or atomic.damaged_files(out, manifest.read(out)["outputs"])
     except MbertError as error:
@@ -156,7 +156,7 @@ def _start_or_resume(
     partial = manifest.partial_path(out)
     if resume or out.is_symlink():
         _check_no_links(out, partial)
-    begun = {"stage": stage, "identity": identity, "argv": manifest.command_line()}
+    start = {"stage": stage, "identity": identity, "argv": manifest.command_line()}
     if partial.is_dir() and not _remove_if_untouched(partial):
         before = _started_identity(partial)
         changed = ["what it was begun with cannot be read"] if before is None else _changed_keys(before, identity)
@@ -170,7 +170,7 @@ def _start_or_resume(
         _move_aside(partial, reporter)
     try:
         partial.mkdir(parents=True)
-        atomic.write_text(partial / "begun.json", atomic.dump_with_checksum(begun))
+        atomic.write_text(partial / "begun.json", atomic.dump_with_checksum(start))
     except OSError as error:
         _remove_if_untouched(partial)
         raise cannot_write(error, out) from error
@@ -178,7 +178,7 @@ def _start_or_resume(
 
 
 def _check_no_links(out: Path, partial: Path) -> None:
-    """Begun work may come from elsewhere; through a link in it, what is written would leave the directory."""
+    """Raises M370 for links: begun work may come from elsewhere, and what is written through a link would leave OUT."""
     if link := next((path for path in (out, partial, *partial.rglob("*")) if path.is_symlink()), None):
         raise MbertError(
             "M370",
@@ -191,8 +191,8 @@ def _check_no_links(out: Path, partial: Path) -> None:
 
 def _started_identity(partial: Path) -> Identity | None:
     try:
-        found: Identity = atomic.load_with_checksum((partial / "begun.json").read_text(encoding="utf-8"))["identity"]
-        return found
+        identity: Identity = atomic.load_with_checksum((partial / "begun.json").read_text(encoding="utf-8"))["identity"]
+        return identity
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 

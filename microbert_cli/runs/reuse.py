@@ -17,27 +17,29 @@ def copy_output(runs: Sequence[str], stage: str, identity: Mapping[str, Any], co
     runs  folders of runs, or single outputs; one that is not there, or holds nothing of the kind, is passed over
     The copy has the manifest's files and no others, and is compared with their hashes: what is damaged is not taken.
     """
-    wanted = atomic.digest(identity)
-    for place in _output_directories(runs):
+    identity_hash = atomic.digest(identity)
+    for directory in _output_directories(runs):
         try:
-            made = manifest.read(place)
-            if (made.get("stage"), made["identity_hash"]) == (stage, wanted) and _copy_files(place, made["outputs"], copy):
-                return place
+            record = manifest.read(directory)
+            if (record.get("stage"), record["identity_hash"]) == (stage, identity_hash) and _copy_files(
+                directory, record["outputs"], copy
+            ):
+                return directory
         except (MbertError, OSError):
             shutil.rmtree(copy, ignore_errors=True)
     return None
 
 
 def matching_output(runs: Sequence[str], stage: str, recipe: Mapping[str, Any]) -> Path | None:
-    """What one of these runs made of the same recipe keys as a manifest has them, inputs not compared.
+    """Returns what one of these runs made with the same recipe keys as a manifest has them; inputs are not compared.
 
     None for a stage that looks for none.
     """
-    for place in _output_directories(runs if find_stage(stage).reusable else ()):
+    for directory in _output_directories(runs if find_stage(stage).reusable else ()):
         with suppress(MbertError, OSError):
-            made = manifest.read(place)
-            if (made.get("stage"), made["identity"].get("recipe")) == (stage, recipe):
-                return place
+            record = manifest.read(directory)
+            if (record.get("stage"), record["identity"].get("recipe")) == (stage, recipe):
+                return directory
     return None
 
 
@@ -46,7 +48,7 @@ def _output_directories(runs: Sequence[str]) -> Iterator[Path]:
         yield from (file.parent for file in (run / manifest.FILE, *sorted(run.glob(f"*/{manifest.FILE}"))) if file.is_file())
 
 
-def _copy_files(place: Path, outputs: Mapping[str, str], copy: Path) -> bool:
+def _copy_files(directory: Path, outputs: Mapping[str, str], copy: Path) -> bool:
     if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in outputs):
         return False
     if copy.is_symlink():
@@ -54,11 +56,11 @@ def _copy_files(place: Path, outputs: Mapping[str, str], copy: Path) -> bool:
     shutil.rmtree(copy, ignore_errors=True)  # left by a run that was killed
     for name in (*outputs, manifest.FILE):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(place / name, copy / name)
+        shutil.copyfile(directory / name, copy / name)
         atomic.fsync(copy / name)
     for folder in {(copy / name).parent for name in (*outputs, manifest.FILE)}:
         atomic.fsync(folder)
-    whole = not atomic.damaged_files(copy, outputs)
-    if not whole:
+    is_intact = not atomic.damaged_files(copy, outputs)
+    if not is_intact:
         shutil.rmtree(copy)
-    return whole
+    return is_intact

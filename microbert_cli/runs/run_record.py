@@ -73,7 +73,7 @@ def _key(root: Path, steps: Sequence[Step]) -> str:
         recipe = step.resolved.recipe
         outside = {name: _content(value) for name, value in step.places.items() if _is_outside(value, root)}
         parts.append(atomic.digest([step.name, step.kind, recipe.identity(*Recipe.model_fields), outside]))
-        parts += [str(_content(place)) for place in _data_paths(recipe)]
+        parts += [str(_content(path)) for path in _data_paths(recipe)]
     return atomic.digest(parts)
 
 
@@ -82,11 +82,11 @@ def _is_outside(value: str, root: Path) -> bool:
 
 
 def _data_paths(recipe: Recipe) -> Iterator[str]:
-    """Every file or folder the task's rows may come from; a task file of the user's own among them."""
+    """Yields every file or folder the task's rows may come from, a user's own task file among them."""
     data = recipe.data
-    yield from (place for place in (data.train_file, data.dev_file, data.test_file) if place)
-    named = [transfer_of(recipe_of_task(recipe, task)) for task in recipe.tasks] or [transfer_of(recipe)]
-    yield from (place for place in named if place)
+    yield from (path for path in (data.train_file, data.dev_file, data.test_file) if path)
+    transfer_files = [transfer_of(recipe_of_task(recipe, task)) for task in recipe.tasks] or [transfer_of(recipe)]
+    yield from (path for path in transfer_files if path)
     folder = data.folder or os.environ.get("MBERT_DATA")
     for task in recipe.tasks or [recipe.task or ""]:
         yield from _task_paths(task, folder) if task else ()
@@ -95,8 +95,8 @@ def _data_paths(recipe: Recipe) -> Iterator[str]:
 def _task_paths(task: str, folder: str | None) -> Iterator[str]:
     if folder:
         source = load_task(Catalog().path("tasks", task, where="task")).folder
-        own = Path(folder) / source.name if source else Path(folder)
-        yield str(own if own.is_dir() else folder)
+        task_folder = Path(folder) / source.name if source else Path(folder)
+        yield str(task_folder if task_folder.is_dir() else folder)
     if task == BUILT_IN_TASK or Path(task).is_file():
         yield task
         yield from (str(path) for path in sorted(Path(task).parent.glob("*.*")) if Path(task).is_file())
@@ -107,6 +107,6 @@ def _content(source: str) -> str | None:
 
 
 def _python_build() -> str:
-    """This build of Python and its documentation topics: what the built-in corpus is read from."""
+    """Returns a digest of this build of Python and its documentation topics, which the built-in corpus is read from."""
     topics = Path(sysconfig.get_path("stdlib")) / "pydoc_data" / "topics.py"
     return hashlib.sha256(sys.version.encode() + topics.read_bytes()).hexdigest()

@@ -32,7 +32,7 @@ class Step:
 
     @property
     def stage(self) -> Stage:
-        """The record of its kind."""
+        """Returns the record of its kind."""
         return find_stage(self.kind)
 
     @property
@@ -42,38 +42,38 @@ class Step:
 
     @property
     def places(self) -> dict[str, str]:
-        """The inputs that are names, one by one: of several teachers `teacher sst2`, `teacher mrpc 2`."""
+        """Returns the inputs that are names, one by one: of several teachers `teacher sst2`, `teacher mrpc 2`."""
         return dict(pair for name, value in self.inputs.items() for pair in named_inputs(name, value))
 
 
 def default_root(resolved: Resolved, *, explicit: bool) -> Path:
-    """`runs/<recipe>` for a named recipe, else `runs/<task>` or that of the user's own file, else `runs/mbert`."""
+    """Returns `runs/<recipe>` for a named recipe, else `runs/<task>` or that of the user's own file, else `runs/mbert`."""
     if explicit:
         return RUNS / (resolved.name.strip(".") or "mbert")
     recipe = resolved.recipe
-    named = recipe.task or "-".join(map(task_name, recipe.tasks)) or recipe.data.train_file or "mbert"
-    return RUNS / (Path(named).name.split(".")[0] or "mbert")
+    source = recipe.task or "-".join(map(task_name, recipe.tasks)) or recipe.data.train_file or "mbert"
+    return RUNS / (Path(source).name.split(".")[0] or "mbert")
 
 
 def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
-    """The recipe's stages in order, variants resolved; raises every missing input at once."""
-    made: list[Step] = []
+    """Returns the recipe's stages in order, variants resolved; raises every missing input at once."""
+    planned: list[Step] = []
     errors: list[MbertError] = []
     for name in resolved.recipe.stages:
         try:
-            made.append(step(name, resolved, root, catalog, planned=[earlier.name for earlier in made]))
+            planned.append(step(name, resolved, root, catalog, planned=[earlier.name for earlier in planned]))
         except MbertError as error:
             errors.append(error)
     if errors:
         raise combine_errors(errors)
-    return made
+    return planned
 
 
 def step(
     name: str, resolved: Resolved, root: Path, catalog: Catalog, *, out: Path | None = None, planned: Sequence[str] = (),
     over: Sequence[Layer] = (),
 ) -> Step:  # fmt: skip
-    """One stage with its inputs; `planned` are stages that will have run before it, `over` lies over the variant's values."""
+    """Returns one stage with its inputs; `planned` are stages that run before it, `over` lies over the variant's values."""
     kind = name
     if variant := resolved.recipe.variant.get(name):
         values = dict(variant)
@@ -92,7 +92,7 @@ def step(
 
 
 def _fill_in_task(value: Any, task: str | None) -> Any:
-    """`{task}` in an input is the task's name, so that one recipe finds each task's own: "runs/teacher-{task}"."""
+    """Replaces `{task}` in an input by the task's name, so that one recipe finds each task's own: runs/teacher-{task}."""
     if isinstance(value, str):
         return value.replace(TASK_PLACEHOLDER, task_name(task)) if task else value
     if isinstance(value, Mapping):
@@ -108,18 +108,18 @@ class EarlierOutputs:
     planned: tuple[str, ...]
 
     def directory(self, stage: str) -> str | None:
-        """The directory that an earlier stage, of this run or run alone, made or will have made."""
+        """Returns the directory that an earlier stage, of this run or run alone, made or will have made."""
         if stage in self.planned:
             return str(self.root / stage)
-        places = (self.root / stage, RUNS / "mbert" / stage)
-        return next((str(place) for place in places if (place / "manifest.json").is_file()), None)
+        candidates = (self.root / stage, RUNS / "mbert" / stage)
+        return next((str(directory) for directory in candidates if (directory / "manifest.json").is_file()), None)
 
     def directory_of_this_run(self, stage: str) -> str | None:
-        """The directory a stage of this run will have made."""
+        """Returns the directory that a stage of this run will have made."""
         return self.directory(stage) if stage in self.planned else None
 
     def resolve(self, value: str | None) -> str | None:
-        """A key's value: the name of an earlier stage stands for its output."""
+        """Returns a key's value, where the name of an earlier stage stands for its output."""
         if value is None or Path(value).exists():
             return value
         return (self.directory(value) if "/" not in value else None) or value
@@ -148,7 +148,7 @@ def initial_input(recipe: Recipe, earlier: EarlierOutputs) -> dict[str, Any]:
 def augmented_input(recipe: Recipe, earlier: EarlierOutputs) -> str | dict[str, str] | None:
     """Returns the augmented rows of the task, or of each of several tasks; None to train on the original rows alone."""
     if recipe.tasks:
-        return {task: str(earlier.resolve(place)) for task, place in augmented_of(recipe).items()} or None
+        return {task: str(earlier.resolve(source)) for task, source in augmented_of(recipe).items()} or None
     if recipe.augmented is False:
         return None
     return earlier.resolve(recipe.augmented) if recipe.augmented else earlier.directory("augment")

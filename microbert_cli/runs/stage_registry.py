@@ -76,11 +76,11 @@ class Stage:
 
     @property
     def tables(self) -> set[str]:
-        """The recipe's tables and keys that it reads, those that name its inputs among them."""
+        """Returns the recipe's tables and keys that it reads, those that name its inputs among them."""
         return {*self.keys, *(key.partition(".")[0] for keys in self.input_keys.values() for key in keys)}
 
     def splits_of(self, recipe: Recipe, catalog: Catalog) -> tuple[str, ...]:
-        """The splits that it reads with this recipe."""
+        """Returns the splits that it reads with this recipe."""
         return self.splits(recipe, catalog) if callable(self.splits) else self.splits
 
     def run(self, recipe: Recipe, out: Path, **options: Any) -> "StageResult":
@@ -103,7 +103,7 @@ class Stage:
 
 @cache
 def find_stage(name: str) -> Stage:
-    """The record of a stage; raises LookupError where there is none of the name."""
+    """Returns the record of a stage; raises LookupError where there is none of the name."""
     if name not in stage_names():
         raise LookupError(name)
     record: Stage = import_module(f"{PACKAGE}.{_folder(name)}").STAGE
@@ -111,12 +111,12 @@ def find_stage(name: str) -> Stage:
 
 
 def all_stages() -> list[Stage]:
-    """The records of all stages, sorted by name."""
+    """Returns the records of all stages, sorted by name."""
     return [find_stage(name) for name in stage_names()]
 
 
 def method_stage() -> Stage:
-    """The stage that runs the phases of a method."""
+    """Returns the stage that runs the phases of a method."""
     return next(stage for stage in all_stages() if stage.is_method)
 
 

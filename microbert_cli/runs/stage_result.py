@@ -29,12 +29,12 @@ class StageResult:
 
 
 def up_to_date(stage: str, out: Path) -> StageResult:
-    """The result of a stage that had been run before."""
+    """Returns the result of a stage that had been run before."""
     return StageResult(stage, out, read_metrics(out), up_to_date=True)
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:
-    """An output's metrics.json; raises M305 where it is damaged or gone."""
+    """Returns an output's metrics.json; raises M305 where it is damaged or gone."""
     path = directory / METRICS
     try:
         metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ INTACT, DAMAGED, CHANGED, ABSENT = "whole", "damaged", "changed", "not here"
 
 @dataclass(frozen=True)
 class VerifiedDirectory:
-    """One directory or file: what it is to the one that was asked about, its state, and what was found.
+    """The state of one directory or file, and its role for the directory that was asked about.
 
     whole     as its manifest says; a file or a foreign directory: as it was when it was used
     damaged   files are gone or altered
@@ -35,49 +35,50 @@ class VerifiedDirectory:
 
 
 def verify_directory(directory: Path) -> list[VerifiedDirectory]:
-    """The directory and its whole ancestry; of a run's folder every stage in it. Raises M210 where nothing was finished."""
+    """Checks a directory and everything it was made from; of a run's folder every stage. Raises M210 where none is finished."""
     seen: set[Path] = set()
     if (directory / manifest.FILE).is_file():
         return list(_verify_with_sources(directory, "itself", None, seen))
     stages = sorted(path.parent for path in directory.glob(f"*/{manifest.FILE}") if ".old-" not in path.parent.name)
     if not stages:
         raise manifest.unfinished_output(directory)
-    return [one for stage in stages for one in _verify_with_sources(stage, "itself", None, seen)]
+    return [result for stage in stages for result in _verify_with_sources(stage, "itself", None, seen)]
 
 
-def _verify_with_sources(place: Path, role: str, used: str | None, seen: set[Path]) -> Iterator[VerifiedDirectory]:
-    """One place, then what it was made from.
+def _verify_with_sources(path: Path, role: str, used: str | None, seen: set[Path]) -> Iterator[VerifiedDirectory]:
+    """Yields the state of one file or directory, then of what it was made from.
 
-    used  what it was when it was read, where that is known
+    used  the digest it had when it was read, where that is known
     """
-    if place.resolve() in seen:
+    if path.resolve() in seen:
         return
-    seen.add(place.resolve())
-    if not place.exists():
-        yield VerifiedDirectory(str(place), role, ABSENT)
+    seen.add(path.resolve())
+    if not path.exists():
+        yield VerifiedDirectory(str(path), role, ABSENT)
         return
-    if not (place / manifest.FILE).is_file():
-        same = used is None or manifest.identify(place) == used
-        yield VerifiedDirectory(str(place), role, INTACT if same else CHANGED)
+    if not (path / manifest.FILE).is_file():
+        same = used is None or manifest.identify(path) == used
+        yield VerifiedDirectory(str(path), role, INTACT if same else CHANGED)
         return
     try:
-        made = manifest.read(place)
+        record = manifest.read(path)
     except MbertError as error:
-        yield VerifiedDirectory(str(place), role, DAMAGED, [error.what])
+        yield VerifiedDirectory(str(path), role, DAMAGED, [error.what])
         return
-    yield _verify_stage(place, role, used, made)
-    for name, path in made.get("sources", {}).items():
-        yield from _verify_with_sources(_relative_path(place, path), f"{name} of {place.name}", made["inputs"].get(name), seen)
+    yield _verify_stage(path, role, used, record)
+    for name, source in record.get("sources", {}).items():
+        digest = record["inputs"].get(name)
+        yield from _verify_with_sources(_relative_path(path, source), f"{name} of {path.name}", digest, seen)
 
 
-def _verify_stage(place: Path, role: str, used: str | None, made: dict[str, Any]) -> VerifiedDirectory:
-    if wrong := atomic.damaged_files(place, made["outputs"]):
-        return VerifiedDirectory(str(place), role, DAMAGED, wrong)
-    added = [f"{name} was added" for name in manifest.output_digests(place) if name not in made["outputs"]]
-    return VerifiedDirectory(str(place), role, INTACT if used in (None, made["result"]) else CHANGED, added)
+def _verify_stage(path: Path, role: str, used: str | None, record: dict[str, Any]) -> VerifiedDirectory:
+    if damage := atomic.damaged_files(path, record["outputs"]):
+        return VerifiedDirectory(str(path), role, DAMAGED, damage)
+    added = [f"{name} was added" for name in manifest.output_digests(path) if name not in record["outputs"]]
+    return VerifiedDirectory(str(path), role, INTACT if used in (None, record["result"]) else CHANGED, added)
 
 
-def _relative_path(place: Path, path: str) -> Path:
-    """A path as seen from a directory, without the detours."""
-    found = (place / path).resolve()
-    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+def _relative_path(directory: Path, path: str) -> Path:
+    """Returns a path that a manifest gives as seen from its own directory, shortened where it lies below the current one."""
+    resolved = (directory / path).resolve()
+    return resolved.relative_to(Path.cwd()) if resolved.is_relative_to(Path.cwd()) else resolved

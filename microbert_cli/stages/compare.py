@@ -44,7 +44,7 @@ def run(
     """
     identity = {
         "format": FORMAT,
-        "rows": {task: [[one.identity(), manifest.identify(one.out)] for one in rows] for task, rows in entries.items()},
+        "rows": {task: [[entry.identity(), manifest.identify(entry.out)] for entry in rows] for task, rows in entries.items()},
         "plot": find_spec("matplotlib") is not None,
     }
     with stage_output(out, stage=NAME, identity=identity, force=force, resume=resume, renew=True, reporter=reporter) as work:
@@ -62,7 +62,7 @@ def run(
                 'no plot: matplotlib is not installed; pip install "microbert-cli[plot]", then the same command again'
             )
         atomic.write_text(work.path / TABLE, as_markdown(metrics))
-        sources = {f"{task}: {one.row.name}": str(one.out) for task, rows in entries.items() for one in rows}
+        sources = {f"{task}: {entry.row.name}": str(entry.out) for task, rows in entries.items() for entry in rows}
         return write_results(
             work,
             stage=NAME,
@@ -74,74 +74,77 @@ def run(
 
 
 def _task_section(entries: Sequence[Entry], catalog: Catalog, reporter: Reporter) -> Section:
-    """One task: the rows, their teacher, and what is to be said of them."""
-    rows = [_table_row(one) for one in entries]
-    measured = [read_metrics(one.out) for one in entries]
-    primary = measured[0]["primary"]
-    taught = next(((one, found) for one, found in zip(entries, measured, strict=True) if found.get("teacher")), None)
-    places = {row["row"]: str(one.out) for row, one in zip(rows, entries, strict=True)}
+    """Returns the comparison on one task: rows, teacher, differences, remarks and the conditions of the benchmark."""
+    rows = [_table_row(entry) for entry in entries]
+    metrics = [read_metrics(entry.out) for entry in entries]
+    primary = metrics[0]["primary"]
+    distilled = next((pair for pair in zip(entries, metrics, strict=True) if pair[1].get("teacher")), None)
+    directories = {row["row"]: str(entry.out) for row, entry in zip(rows, entries, strict=True)}
     teacher: Section = {}
-    raced = False
-    if taught:
-        entry, found = taught
-        own = [place for _, place in named_inputs("teacher", entry.step.inputs["teacher"])]
-        teacher = {"score": found["teacher"][primary], "directory": ", ".join(own)}
-        places[""] = own[0]
-        raced = len(own) == 1 and not entry.step.resolved.recipe.teacher.label_order  # a race knows no other order of outputs
-    machine = _measure_speeds([*rows, *([teacher] if raced else [])], places, entries[0], catalog, reporter)
+    teacher_is_measured = False
+    if distilled:
+        entry, row_metrics = distilled
+        teachers = [directory for _, directory in named_inputs("teacher", entry.step.inputs["teacher"])]
+        teacher = {"score": row_metrics["teacher"][primary], "directory": ", ".join(teachers)}
+        directories[""] = teachers[0]
+        # The benchmark scores nothing, but it refuses a teacher whose outputs are in another order than the task's labels.
+        teacher_is_measured = len(teachers) == 1 and not entry.step.resolved.recipe.teacher.label_order
+    machine = _measure_speeds([*rows, *([teacher] if teacher_is_measured else [])], directories, entries[0], catalog, reporter)
     for row in rows:
         row["retention"] = row["score"] / teacher["score"] if teacher and teacher["score"] > 0 else None
     return {
         "primary": primary,
-        "majority": measured[0]["majority"],
+        "majority": metrics[0]["majority"],
         "teacher": teacher,
         "rows": rows,
         "differences": differences(rows),
-        "remarks": remarks(rows, majority=measured[0]["majority"], machine=machine),
+        "remarks": remarks(rows, majority=metrics[0]["majority"], machine=machine),
         "conditions": machine,
     }
 
 
-def _table_row(one: Entry) -> Section:
-    """What a finished row's own files say of it."""
-    metrics, made = read_metrics(one.out), manifest.read(one.out)
-    primary, seeds = metrics["primary"], [int(seed) for seed in made["seeds"]]
+def _table_row(entry: Entry) -> Section:
+    """Returns one row of the table, from the metrics and the manifest of its directory."""
+    metrics, record = read_metrics(entry.out), manifest.read(entry.out)
+    primary, seeds = metrics["primary"], [int(seed) for seed in record["seeds"]]
     by_seed = metrics.get("seeds") or {str(metrics["seed"]): metrics["dev"]}
-    start, began = made["inputs"].get("student", made["inputs"].get("model")), metrics.get("start")
+    start, initialised_from = record["inputs"].get("student", record["inputs"].get("model")), metrics.get("start")
     return {
-        "row": one.row.name,
-        "kind": one.step.kind,
-        "method": one.step.resolved.recipe.method if one.step.stage.is_method else None,
-        "of": one.row.of,
-        "without": one.row.without,
+        "row": entry.row.name,
+        "kind": entry.step.kind,
+        "method": entry.step.resolved.recipe.method if entry.step.stage.is_method else None,
+        "of": entry.row.of,
+        "without": entry.row.without,
         "score": metrics.get("mean", metrics["dev"])[primary],
         "spread": metrics.get("spread", {}).get(primary),
         "by_seed": {seed: scores[primary] for seed, scores in by_seed.items()},
         "mean": metrics.get("mean", metrics["dev"]),
         "spreads": metrics.get("spread"),
         "parameters": metrics["parameters"],
-        **costs(one.out, made, metrics["phases"], seeds),
-        "chosen": one.chosen,
-        "tried": one.tried,
-        "grid_tried": len(one.tried),
-        "grid_seconds": sum(_trial_seconds(Path(trial["directory"])) for trial in one.tried),
-        "directory": str(one.out),
+        **costs(entry.out, record, metrics["phases"], seeds),
+        "chosen": entry.chosen,
+        "tried": entry.tried,
+        "grid_tried": len(entry.tried),
+        "grid_seconds": sum(_trial_seconds(Path(trial["directory"])) for trial in entry.tried),
+        "directory": str(entry.out),
         "about": {
-            "data": [made["identity"]["data"].get(key) for key in ("task", "max_length", "train", "dev")],
-            "augmented": made["inputs"].get("augmented"),
-            "transfer": _transfer_set(made, metrics),
-            "teacher": {name: found for name, found in made["inputs"].items() if name.startswith("teacher")},
-            "start": [start, began] if began else start,
-            "from": " ".join([str(one.step.inputs.get("student", one.step.inputs.get("model"))), *_start_words(began)]),
-            "shape": _shape_digest(one.out),
+            "data": [record["identity"]["data"].get(key) for key in ("task", "max_length", "train", "dev")],
+            "augmented": record["inputs"].get("augmented"),
+            "transfer": _transfer_set(record, metrics),
+            "teacher": {name: input_digest for name, input_digest in record["inputs"].items() if name.startswith("teacher")},
+            "start": [start, initialised_from] if initialised_from else start,
+            "from": " ".join(
+                [str(entry.step.inputs.get("student", entry.step.inputs.get("model"))), *_start_words(initialised_from)]
+            ),
+            "shape": _shape_digest(entry.out),
         },
     }
 
 
-def _transfer_set(made: Mapping[str, Any], metrics: Mapping[str, Any]) -> Section | None:
-    """The transfer set of a row, by rows and content; None where no phase of it took one."""
-    taken = any(phase.get("split") == TRANSFER for phase in metrics["phases"].values())
-    return {key: made["data"][TRANSFER][key] for key in ("rows", "fingerprint")} if taken else None
+def _transfer_set(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> Section | None:
+    """Returns size and fingerprint of the transfer set that a row was trained on; None where no phase read one."""
+    is_used = any(phase.get("split") == TRANSFER for phase in metrics["phases"].values())
+    return {key: record["data"][TRANSFER][key] for key in ("rows", "fingerprint")} if is_used else None
 
 
 def _start_words(began: dict[str, Any] | None) -> list[str]:
@@ -149,33 +152,33 @@ def _start_words(began: dict[str, Any] | None) -> list[str]:
 
 
 def _trial_seconds(out: Path) -> float:
-    """What trying one choice of a grid took; 0 for one that diverged, and so left no output."""
+    """Returns the seconds of one trial of a grid; 0 for one that diverged, and so left no output."""
     if not (out / manifest.FILE).is_file():
         return 0.0
-    metrics, made = read_metrics(out), manifest.read(out)
-    return costs(out, made, metrics["phases"], made["seeds"])["seconds_in_all"] or 0.0
+    metrics, record = read_metrics(out), manifest.read(out)
+    return costs(out, record, metrics["phases"], record["seeds"])["seconds_in_all"] or 0.0
 
 
 def _shape_digest(model: Path) -> str:
-    """What decides a model's speed: its configuration without names."""
+    """Returns a digest of what decides a model's speed: its configuration without names."""
     config = read_json(model / "config.json", where=str(model))
     return atomic.digest({key: value for key, value in config.items() if key not in SHAPELESS_KEYS and "dropout" not in key})
 
 
 def _measure_speeds(
-    rows: Sequence[Section], places: Mapping[str, str], some: Entry, catalog: Catalog, reporter: Reporter
+    rows: Sequence[Section], directories: Mapping[str, str], entry: Entry, catalog: Catalog, reporter: Reporter
 ) -> Section:
-    """One model of each shape in one interleaved run; what was measured of it goes to all rows of its shape."""
-    shapes = {row.get("row", ""): row["about"]["shape"] if "about" in row else places[""] for row in rows}
+    """Measures one model of each shape in one interleaved run, and gives its numbers to all rows of that shape."""
+    shapes = {row.get("row", ""): row["about"]["shape"] if "about" in row else directories[""] for row in rows}
     firsts: dict[str, str] = {}
     for name, shape in shapes.items():
         firsts.setdefault(shape, name)
-    data = load_task_data(some.step.resolved.recipe, catalog, splits=("dev",), reporter=reporter)
-    entrants = [BenchmarkModel(name, places[name], "torch") for name in firsts.values()]
-    found = benchmark_models(entrants, data, reporter=reporter)
+    data = load_task_data(entry.step.resolved.recipe, catalog, splits=("dev",), reporter=reporter)
+    entrants = [BenchmarkModel(name, directories[name], "torch") for name in firsts.values()]
+    measured = benchmark_models(entrants, data, reporter=reporter)
     for row in rows:
         first = firsts[shapes[row.get("row", "")]]
-        speed = found["models"][first]
+        speed = measured["models"][first]
         row |= {
             "parameters": speed.get("parameters", row.get("parameters")),
             "megabytes": speed["bytes"] / 1e6 if speed.get("bytes") else None,
@@ -184,12 +187,12 @@ def _measure_speeds(
             "rows_per_second": speed["throughput"],
             "raced": first or "teacher",
         }
-    conditions: Section = json.loads(json.dumps(found["conditions"]))
+    conditions: Section = json.loads(json.dumps(measured["conditions"]))
     return conditions
 
 
 def _average_rows(tasks: Mapping[str, Section]) -> list[Section] | None:
-    """Means over the tasks, row by row; None for a single task. Rows that not all tasks have are left out."""
+    """Returns means over the tasks, row by row; None for a single task. Rows that not all tasks have are left out."""
     if len(tasks) < 2:
         return None
     by_task = [{row["row"]: row for row in section["rows"]} for section in tasks.values()]
@@ -201,12 +204,12 @@ def _mean_row(name: str, rows: Sequence[Section]) -> Section:
     retained = [row["retention"] for row in rows if row["retention"] is not None]
     seeds = list(rows[0]["by_seed"])
     alike = all(list(row["by_seed"]) == seeds for row in rows)
-    each = [mean(row["by_seed"][seed] for row in rows) for seed in seeds] if alike else []
+    means = [mean(row["by_seed"][seed] for row in rows) for seed in seeds] if alike else []
     return {
         "row": name,
         "score": mean(row["score"] for row in rows),
-        "spread": stdev(each) if len(each) > 1 else None,
-        "by_seed": dict(zip(seeds, each, strict=True)) if alike else None,
+        "spread": stdev(means) if len(means) > 1 else None,
+        "by_seed": dict(zip(seeds, means, strict=True)) if alike else None,
         "retention": mean(retained) if len(retained) == len(rows) else None,
         "tasks": len(rows),
     }

@@ -57,72 +57,72 @@ def run(
     routed = load_routed(path, config, where="MODEL").eval()
     if config.moe_layers and config.routing != "task":
         raise no_plain_model(next(iter(routed.tasks)))
-    whole = LoadedModel(routed, load_tokenizer(path, config, where="MODEL"), model, [])
-    made, alone = {}, _names_one_task(recipe) or len(routed.tasks) == 1
-    for one in _recipe_of_each_task(recipe, routed.tasks):
-        name = default_task(routed, find_task(one, catalog, reporter=reporter).name, where=f"MODEL {model}")
-        data = load_task_data(one, catalog, splits=("dev",), reporter=reporter)
-        place = out if alone else out / name
-        identity = {"recipe": one.identity(*KEYS), "model": manifest.identify(model), "data": data.fingerprints()}
+    loaded = LoadedModel(routed, load_tokenizer(path, config, where="MODEL"), model, [])
+    results, alone = {}, _names_one_task(recipe) or len(routed.tasks) == 1
+    for task_recipe in _recipe_of_each_task(recipe, routed.tasks):
+        name = default_task(routed, find_task(task_recipe, catalog, reporter=reporter).name, where=f"MODEL {model}")
+        data = load_task_data(task_recipe, catalog, splits=("dev",), reporter=reporter)
+        directory = out if alone else out / name
+        identity = {"recipe": task_recipe.identity(*KEYS), "model": manifest.identify(model), "data": data.fingerprints()}
         with stage_output(
-            place, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter
+            directory, stage=NAME, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter
         ) as work:
             if work.done:
-                made[name] = up_to_date(NAME, place)
+                results[name] = up_to_date(NAME, directory)
                 continue
-            metrics = _extract_task(whole, name, data, work.path, reporter)
-            made[name] = write_results(
+            metrics = _extract_task(loaded, name, data, work.path, reporter)
+            results[name] = write_results(
                 work,
                 stage=NAME,
-                recipe=one.keys(*KEYS),
+                recipe=task_recipe.keys(*KEYS),
                 metrics=metrics,
                 inputs={"model": identity["model"]},
                 sources={"model": model},
                 data=data.facts(),
             )
     if alone:
-        return replace(next(iter(made.values())), out=out)  # as it was named
-    metrics = {"tasks": {name: result.metrics for name, result in made.items()}}
-    return StageResult(NAME, out, metrics, up_to_date=all(result.up_to_date for result in made.values()))
+        return replace(next(iter(results.values())), out=out)  # as it was named
+    metrics = {"tasks": {name: result.metrics for name, result in results.items()}}
+    return StageResult(NAME, out, metrics, up_to_date=all(result.up_to_date for result in results.values()))
 
 
 def _names_one_task(recipe: Recipe) -> bool:
     return recipe.task is not None or recipe.data.train_file is not None
 
 
-def _recipe_of_each_task(recipe: Recipe, known: Sequence[str]) -> list[Recipe]:
-    """The recipe of every task that is asked for: the recipe's own, else all that the model knows."""
+def _recipe_of_each_task(recipe: Recipe, task_names: Sequence[str]) -> list[Recipe]:
+    """Returns the recipe of every task to extract: of the one that the recipe names, else of all that the model knows."""
     if _names_one_task(recipe):
         return [recipe]
     files = {Path(task).stem: task for task in getattr(recipe, "tasks", ())}
-    return [recipe.model_copy(update={"task": files.get(name, name), "tasks": []}) for name in known]
+    return [recipe.model_copy(update={"task": files.get(name, name), "tasks": []}) for name in task_names]
 
 
-def _extract_task(whole: LoadedModel, name: str, data: TaskData, place: Path, reporter: Reporter) -> dict[str, Any]:
+def _extract_task(loaded: LoadedModel, name: str, data: TaskData, directory: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes one task's plain model, reads it back, compares, and returns what was measured."""
-    routed, tokenizer = whole.model, whole.tokenizer
+    routed, tokenizer = loaded.model, loaded.tokenizer
     plain = dense_model(routed, name)
-    save_model(plain, tokenizer, place)
-    read = LoadedModel(read_back(place), tokenizer, str(place), [])
-    encoded = data.encode("dev", read, where="MODEL")
+    save_model(plain, tokenizer, directory)
+    reread = LoadedModel(read_back(directory), tokenizer, str(directory), [])
+    encoded = data.encode("dev", reread, where="MODEL")
     rows = [encoded.row(i) for i in range(min(len(encoded), PARITY_ROWS))]
     longest = min(positions_of(plain.config) or 512, tokenizer.model_max_length)
     batches = list(parity_batches(rows, tokenizer.pad_token_id or 0, longest=longest))
     with routed.answering(name):
         expected = [torch_logits(routed)(batch) for batch in batches]
-    found = compare(torch_logits(read.model), batches, expected, data.task.kind)
+    parity = compare(torch_logits(reread.model), batches, expected, data.task.kind)
     largest = max(1.0, float(np.max([np.abs(logits).max() for logits in expected])))
-    refuse_difference(place / "model.safetensors", found["max_difference"], TOLERANCE * largest)
-    match_labels(read.model.config, data.task, None, where=f"MODEL {whole.source}")
+    refuse_difference(directory / "model.safetensors", parity["max_difference"], TOLERANCE * largest)
+    match_labels(reread.model.config, data.task, None, where=f"MODEL {loaded.source}")
     sizes = {"before": count_all_parameters(routed), "after": count_all_parameters(plain)}
     reporter.note(
-        f"{name}: {sizes['before']:,} -> {sizes['after']:,} parameters, logits differ by {found['max_difference']:.1e}"
+        f"{name}: {sizes['before']:,} -> {sizes['after']:,} parameters, logits differ by {parity['max_difference']:.1e}"
     )
     return {
         "task": name,
         "primary": data.task.primary,
-        "dev": score_split(data, "dev", read.model, read),
-        "parity": {**found, "rows": len(rows), "shapes": [list(batch["input_ids"].shape) for batch in batches]},
+        "dev": score_split(data, "dev", reread.model, reread),
+        "parity": {**parity, "rows": len(rows), "shapes": [list(batch["input_ids"].shape) for batch in batches]},
         "parameters": sizes,
         "experts": {str(layer): [int(e) for e in chosen] for layer, chosen in routed.chosen_experts()[name].items()},
         "ffn_width": model_shape(plain.config).inner,

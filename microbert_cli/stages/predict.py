@@ -31,7 +31,7 @@ def run(
     batch_size: int = 64,
     reporter: Reporter = SILENT,
 ) -> list[dict[str, Any]]:
-    """One record a text: {"label", "score", "probabilities"}, or {"score"} for regression; `task` of a model of several."""
+    """Returns one record a text: {"label", "score", "probabilities"}; {"score"} for scores; `task` for a model of several."""
     answers = open_predictor(model, None, task_name=task)
     if not texts:
         return []
@@ -49,7 +49,7 @@ def run(
 def read_inputs(
     texts: Sequence[str], file: Path | None, stream: IO[bytes] | None, *, columns: Sequence[str], pairs: bool
 ) -> Texts:
-    """Texts as given, lines of a file or a stream, or columns of a table; a pair is two texts with a tab between."""
+    """Returns texts as given, lines of a file or a stream, or columns of a table; a pair is two texts with a tab between."""
     if columns and (file is None or stream is not None):
         raise _no_table()
     if texts and file is not None:
@@ -61,11 +61,11 @@ def read_inputs(
     if file is not None and stream is None and str(file).removesuffix(".gz").endswith(TABLES):
         raise _which_column(file)
     if stream is not None:
-        place, lines = "stdin", _decode_lines(stream.read(), "stdin")
+        source, lines = "stdin", _decode_lines(stream.read(), "stdin")
     else:
-        place, lines = str(file or "TEXTS"), list(texts) if file is None else _decode_lines(_read_bytes(file), str(file))
+        source, lines = str(file or "TEXTS"), list(texts) if file is None else _decode_lines(_read_bytes(file), str(file))
     rows = [_split_pair(line, number) if pairs else (line,) for number, line in enumerate(lines, 1)]
-    return _check_lengths(rows, lambda row: f"{place}, line {row + 1}")
+    return _check_lengths(rows, lambda row: f"{source}, line {row + 1}")
 
 
 def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:

@@ -95,15 +95,15 @@ def _write_shard(driver: DatasetAugmenter, number: int, shards: Path, task: Any)
             return
         driver.reporter.warn(f"{path} is damaged and is made anew")
         path.unlink()
-    begun = shards / f".begun-{distributed.rank()}"
-    write_augmented(driver.shard(number), begun, task, format="parquet")
-    atomic.rename_by_checksum(begun, f"{number:06d}", ".parquet")
+    unnamed = shards / f".begun-{distributed.rank()}"
+    write_augmented(driver.shard(number), unnamed, task, format="parquet")
+    atomic.rename_by_checksum(unnamed, f"{number:06d}", ".parquet")
 
 
 def _join_shards(shards: Path, target: Path, task: Any, form: Literal["parquet", "tsv"]) -> int:
-    """All shards as one file, whoever made them; returns its rows."""
+    """Joins all shards, whoever made them, into one file; returns the number of its rows."""
     rows = concatenate([load_augmented(path, task) for path in sorted(shards.glob("*.parquet"))])
-    with atomic.atomic_write(target) as begun:
-        write_augmented(rows, begun, task, format=form)
+    with atomic.atomic_write(target) as temporary:
+        write_augmented(rows, temporary, task, format=form)
     shutil.rmtree(shards)
     return len(rows)

@@ -63,18 +63,18 @@ def run(
     ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
-        answers = open_predictor(model, task, precision=recipe.evaluate.precision, where="evaluate.model")
-        taught = open_predictor(teacher, task, where="teacher.model") if teacher else None
-        for one in (answers, taught):
-            move_to_device(one, recipe.device)
-        found = _Evaluation(data, answers, taught, recipe.evaluate.batch_size)
-        scored = {split: found.scores(split) for split in labelled}
+        model_predictor = open_predictor(model, task, precision=recipe.evaluate.precision, where="evaluate.model")
+        teacher_predictor = open_predictor(teacher, task, where="teacher.model") if teacher else None
+        for predictor in (model_predictor, teacher_predictor):
+            move_to_device(predictor, recipe.device)
+        evaluation = _Evaluation(data, model_predictor, teacher_predictor, recipe.evaluate.batch_size)
+        scored = {split: evaluation.scores(split) for split in labelled}
         for split in unlabelled:
-            found.of(split)  # by all processes; what follows is written by one
+            evaluation.of(split)  # by all processes; what follows is written by one
         if unlabelled and distributed.is_main():
-            _write_submission(found, unlabelled, work.path, out, reporter)
+            _write_submission(evaluation, unlabelled, work.path, out, reporter)
         if distributed.is_main():
-            found.write_predictions(work.path / "predictions.parquet")
+            evaluation.write_predictions(work.path / "predictions.parquet")
         result: dict[str, Any] = {"task": task.name, "primary": task.primary, "model": model, "splits": scored}
         result["dev"] = scored[labelled[0]]["metrics"] if labelled else {}
         return write_results(
@@ -119,14 +119,14 @@ class _Evaluation:
 
     def scores(self, split: str) -> dict[str, Any]:
         rows, task = self.data.rows[split], self.data.task
-        found: dict[str, Any] = {"rows": len(rows), "metrics": score(task, self.of(split), rows)}
-        found |= task.kind.report(task.kind.predictions(self.of(split)), rows.labels or [])
+        scores: dict[str, Any] = {"rows": len(rows), "metrics": score(task, self.of(split), rows)}
+        scores |= task.kind.report(task.kind.predictions(self.of(split)), rows.labels or [])
         if self.teacher is not None:
-            found["teacher"] = self._compare(split)
-        return found
+            scores["teacher"] = self._compare(split)
+        return scores
 
     def write_predictions(self, path: Path) -> None:
-        """One row an example: split, id, prediction, gold label, and the probability of every class."""
+        """Writes a row an example: split, id, prediction, gold label, and the probability of every class."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -148,30 +148,30 @@ class _Evaluation:
         return columns | predicted
 
     def _compare(self, split: str) -> dict[str, float]:
-        task, logits, taught = self.data.task, self.of(split), self._ask(self.teacher, split)
-        told = {f"teacher_{name}": value for name, value in score(task, taught, self.data.rows[split]).items()}
-        return told | task.kind.compare_with_teacher(logits, taught)
+        task, logits, teacher_logits = self.data.task, self.of(split), self._ask(self.teacher, split)
+        comparison = {f"teacher_{name}": value for name, value in score(task, teacher_logits, self.data.rows[split]).items()}
+        return comparison | task.kind.compare_with_teacher(logits, teacher_logits)
 
     def _ask(self, model: Any, split: str) -> np.ndarray:
-        found: np.ndarray = predict_logits(self.data, split, model.answers, model, batch_size=self.batch_size)
-        return found
+        logits: np.ndarray = predict_logits(self.data, split, model.answers, model, batch_size=self.batch_size)
+        return logits
 
 
-def _write_submission(found: _Evaluation, splits: list[str], work: Path, out: Path, reporter: Reporter) -> None:
-    """This task's files, and the zip of all GLUE tasks: files of neighbouring evaluations, a constant for the rest."""
-    task = found.data.task
+def _write_submission(evaluation: _Evaluation, splits: list[str], work: Path, out: Path, reporter: Reporter) -> None:
+    """Writes this task's files, and a zip for all of GLUE: files of neighbouring evaluations, a constant for the rest."""
+    task = evaluation.data.task
     assert task.submission is not None
     folder = work / "submission"
     folder.mkdir(exist_ok=True)
     for split in splits:
-        path, ids = folder / task.submission.files[split], found.data.rows[split].ids or []
-        submission.write_submission(task, split, ids, task.kind.predictions(found.of(split)), path, reporter=reporter)
+        path, ids = folder / task.submission.files[split], evaluation.data.rows[split].ids or []
+        submission.write_submission(task, split, ids, task.kind.predictions(evaluation.of(split)), path, reporter=reporter)
     neighbours = [*out.parent.glob("*/submission/*.tsv"), *out.parent.parent.glob(f"*/{out.name}/submission/*.tsv")]
-    own = {path.name: path for path in folder.glob("*.tsv")}
-    others = {path.name: path for path in sorted(neighbours) if work not in path.parents and out not in path.parents}
-    files = {**others, **own}
-    for name in sorted(others.keys() - own.keys()):
-        reporter.note(f"submission: {name} comes from {others[name]}")
+    files_of_task = {path.name: path for path in folder.glob("*.tsv")}
+    files_of_others = {path.name: path for path in sorted(neighbours) if work not in path.parents and out not in path.parents}
+    files = {**files_of_others, **files_of_task}
+    for name in sorted(files_of_others.keys() - files_of_task.keys()):
+        reporter.note(f"submission: {name} comes from {files_of_others[name]}")
     for name in submission.assemble_zip(files, work / "submission.zip"):
         reporter.warn(f"submission: {name} was never predicted, it is filled with a constant")
 

@@ -92,9 +92,9 @@ def run(
 def _scorer(data: TaskData, loaded: LoadedModel) -> Any:
     encoded, pad_id = data.encode("dev", loaded, where="export.model"), loaded.tokenizer.pad_token_id
 
-    def score(logits: Any) -> dict[str, float]:
-        found = scoring.logits_of(factory.FunctionModel(logits), encoded, pad_id=pad_id)
-        return scoring.score(data.task, found, data.rows["dev"])
+    def score(logits_of_batch: Any) -> dict[str, float]:
+        dev_logits = scoring.logits_of(factory.FunctionModel(logits_of_batch), encoded, pad_id=pad_id)
+        return scoring.score(data.task, dev_logits, data.rows["dev"])
 
     return score
 

@@ -77,27 +77,27 @@ class _Trainer:
         terms = {name: (term.weight, term.parameters) for name, term in recipe.finetune.losses.items()}
         self.terms = make_terms(terms, catalog, given=CLASSIFICATION_INPUTS, where="finetune.losses")
 
-    def train_one(self, seed: int, place: Path) -> dict[str, Any]:
+    def train_one(self, seed: int, directory: Path) -> dict[str, Any]:
         loaded = factory.classifier(
             self.model, self.catalog, task=self.data.task, seed=seed, tokenizer=self.tokenizer, where="finetune.model"
         )
         rows = self.data.encode("train", loaded, where="finetune.model")
         device = pick_device(self.recipe.device)
-        how = choose_precision(device, **self.recipe.numerics())
-        model = how.place(loaded.model)
+        precision = choose_precision(device, **self.recipe.numerics())
+        model = precision.place(loaded.model)
         phase = Phase(
             name=STAGE.name,
             table="finetune",
             training=self.recipe.finetune,
             rows=rows,
             learning_rates=self.recipe.finetune.learning_rates,
-            objective=lambda student: Objective(self.terms, student, numerics=how),
+            objective=lambda student: Objective(self.terms, student, numerics=precision),
             scored=True,
         )
         results, _ = run_phases(
             model,
             [phase],
-            directory=place,
+            directory=directory,
             seed=seed,
             pad_id=loaded.tokenizer.pad_token_id,
             device=device,
@@ -106,5 +106,5 @@ class _Trainer:
             choices=self.choices,
             reporter=self.reporter,
         )
-        save_model(model, loaded.tokenizer, place)
+        save_model(model, loaded.tokenizer, directory)
         return {"dev": results[STAGE.name]["dev"], "phases": results, "parameters": count_all_parameters(model)}

@@ -14,19 +14,21 @@ from microbert_cli.training.objective import Objective
 
 def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
     """Yields the phase about to take its first step."""
-    recipe, data, given = step.resolved.recipe, case.data(step), step.inputs
-    how = trial_precision(recipe)
+    recipe, data, inputs = step.resolved.recipe, case.data(step), step.inputs
+    precision = trial_precision(recipe)
     with ExitStack() as stack:
-        source = stack.enter_context(case.standing(given["model"], "encoder", where="finetune.model"))
-        words = given["tokenizer"] and stack.enter_context(case.standing(given["tokenizer"], "encoder", where="tokenizer"))
+        source = stack.enter_context(case.standing(inputs["model"], "encoder", where="finetune.model"))
+        tokenizer = inputs["tokenizer"] and stack.enter_context(
+            case.standing(inputs["tokenizer"], "encoder", where="tokenizer")
+        )
         loaded = factory.classifier(
-            source, case.catalog, task=data.task, seed=recipe.seed, tokenizer=words, where="finetune.model"
+            source, case.catalog, task=data.task, seed=recipe.seed, tokenizer=tokenizer, where="finetune.model"
         )
         rows = data.encode("train", loaded, where="finetune.model")
         terms = make_terms(
             losses_of(recipe.finetune.losses), case.catalog, given=CLASSIFICATION_INPUTS, where="finetune.losses"
         )
-        objective = Objective(terms, how.place(loaded.model), numerics=how)
+        objective = Objective(terms, precision.place(loaded.model), numerics=precision)
         yield StepTrial(
-            "finetune", "finetune", recipe.finetune, objective, first_batch(rows, loaded.tokenizer, recipe, how.device)
+            "finetune", "finetune", recipe.finetune, objective, first_batch(rows, loaded.tokenizer, recipe, precision.device)
         )

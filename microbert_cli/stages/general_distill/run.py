@@ -65,29 +65,29 @@ def run(
         if work.done:
             return up_to_date(STAGE.name, out)
         _, head = required_heads(recipe, catalog)
-        taught = load_model(teacher, head, where="base", new_head=head == "encoder")
-        pupil = make_student(recipe, catalog, taught, student, initial, reporter)
-        objective = make_objective(recipe, catalog, Teacher(taught), taught, pupil)
-        check_length(recipe.corpus.max_length, pupil.model.config, where="corpus.max_length")
-        check_length(recipe.corpus.max_length, taught.model.config, where="corpus.max_length")
-        blocks, held = make_blocks(
+        teacher_model = load_model(teacher, head, where="base", new_head=head == "encoder")
+        student_model = make_student(recipe, catalog, teacher_model, student, initial, reporter)
+        objective = make_objective(recipe, catalog, Teacher(teacher_model), teacher_model, student_model)
+        check_length(recipe.corpus.max_length, student_model.model.config, where="corpus.max_length")
+        check_length(recipe.corpus.max_length, teacher_model.model.config, where="corpus.max_length")
+        blocks, heldout = make_blocks(
             source,
-            pupil.tokenizer,
+            student_model.tokenizer,
             BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed),
             reporter=reporter,
         )
-        metrics = _train(recipe, objective, blocks, held, pupil.tokenizer, work.path, reporter)
+        metrics = _train(recipe, objective, blocks, heldout, student_model.tokenizer, work.path, reporter)
         projection = objective.projection.state_dict() if objective.projection is not None else None
-        save_model(pupil.model, pupil.tokenizer, work.path, projection=projection)
+        save_model(student_model.model, student_model.tokenizer, work.path, projection=projection)
         checkpoint.drop_states(work.path)
         return write_results(
             work,
             stage=STAGE.name,
             recipe=recipe.keys(*STAGE.keys),
-            metrics=metrics | {"parameters": count_all_parameters(pupil.model)},
+            metrics=metrics | {"parameters": count_all_parameters(student_model.model)},
             inputs={name: value for name, value in identity.items() if name not in ("recipe", "own_files")},
             sources={"teacher": teacher, "student": student, "corpus": source, **({"initial": initial} if initial else {})},
-            data={"corpus": source, "blocks": len(blocks), "heldout_blocks": len(held)},
+            data={"corpus": source, "blocks": len(blocks), "heldout_blocks": len(heldout)},
             seeds=[recipe.seed],
         )
 
@@ -126,7 +126,7 @@ def _train(
 
 
 def _mean_losses(objective: Objective, batches: list[Batch]) -> dict[str, float]:
-    """Mean losses over batches, dropout off; `minus_loss` is the one to maximise."""
+    """Returns mean losses over batches, dropout off; `minus_loss` is the one to maximise."""
     training = objective.student.training
     objective.student.eval()
     sums: dict[str, float] = {"loss": 0.0}

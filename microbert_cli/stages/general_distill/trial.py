@@ -19,15 +19,15 @@ def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
     recipe = without_traces(step.resolved.recipe)
     head, head_of_teacher = required_heads(recipe, case.catalog)
     with ExitStack() as stack:
-        taught_by, student = (
+        teacher_directory, student = (
             stack.enter_context(case.standing(step.inputs[role], kind, where=where))
             for role, kind, where in (("teacher", head_of_teacher, "base"), ("student", head, "student"))
         )
-        taught = load_model(taught_by, head_of_teacher, where="base", new_head=head_of_teacher == "encoder")
-        pupil = make_student(recipe, case.catalog, taught, student)
-        objective = make_objective(recipe, case.catalog, Teacher(taught), taught, pupil)
-        for model in (pupil.model, taught.model):
+        teacher_model = load_model(teacher_directory, head_of_teacher, where="base", new_head=head_of_teacher == "encoder")
+        student_model = make_student(recipe, case.catalog, teacher_model, student)
+        objective = make_objective(recipe, case.catalog, Teacher(teacher_model), teacher_model, student_model)
+        for model in (student_model.model, teacher_model.model):
             check_length(recipe.corpus.max_length, model.config, where="corpus.max_length")
         with case.blocks(step) as blocks:
-            batch = batch_maker(recipe, pupil.tokenizer, blocks)(blocks, np.arange(min(ROWS, len(blocks))), 0)
+            batch = batch_maker(recipe, student_model.tokenizer, blocks)(blocks, np.arange(min(ROWS, len(blocks))), 0)
         yield StepTrial("general-distill", "general", recipe.general, objective, on_device(batch, objective.numerics.device))

@@ -67,13 +67,13 @@ def run(
             return up_to_date(STAGE.name, out)
         loaded = _load_or_build(recipe, catalog, model, tokenizer, source, work.path, reporter)
         check_length(recipe.corpus.max_length, loaded.model.config, where="corpus.max_length")
-        blocks, held = make_blocks(
+        blocks, heldout_blocks = make_blocks(
             source,
             loaded.tokenizer,
             BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed),
             reporter=reporter,
         )
-        metrics = _train(recipe, catalog, loaded, blocks, held, work.path, reporter)
+        metrics = _train(recipe, catalog, loaded, blocks, heldout_blocks, work.path, reporter)
         save_model(loaded.model, loaded.tokenizer, work.path)
         checkpoint.drop_states(work.path)
         return write_results(
@@ -83,7 +83,7 @@ def run(
             metrics=metrics,
             inputs={"model": identity["model"], "corpus": identity["corpus"]},
             sources={"model": model, "corpus": source},
-            data={"corpus": source, "blocks": len(blocks), "heldout_blocks": len(held)},
+            data={"corpus": source, "blocks": len(blocks), "heldout_blocks": len(heldout_blocks)},
             seeds=[recipe.seed],
         )
 
@@ -116,13 +116,19 @@ def _train_vocabulary(recipe: Recipe, source: str, reporter: Reporter) -> Any:
 
 
 def _train(
-    recipe: Recipe, catalog: Catalog, loaded: LoadedModel, blocks: Blocks, held: Blocks, directory: Path, reporter: Reporter
+    recipe: Recipe,
+    catalog: Catalog,
+    loaded: LoadedModel,
+    blocks: Blocks,
+    heldout_blocks: Blocks,
+    directory: Path,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     spec = recipe.pretrain
     device = pick_device(recipe.device)
-    how = choose_precision(device, **recipe.numerics())
-    model = how.place(loaded.model)
-    objective = Objective(make_terms({"masked_lm": (1.0, {})}, catalog), model, numerics=how)
+    precision = choose_precision(device, **recipe.numerics())
+    model = precision.place(loaded.model)
+    objective = Objective(make_terms({"masked_lm": (1.0, {})}, catalog), model, numerics=precision)
 
     masks = Masking(loaded.tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens)
 
@@ -137,8 +143,8 @@ def _train(
             yield masked(blocks.batch(indices), number)
 
     def heldout() -> dict[str, float]:
-        groups = batches_by_length(held.lengths, batch_size=spec.batch_size)
-        return masked_lm_scores(model, [masked(held.batch(rows), -1 - i) for i, rows in enumerate(groups)])
+        groups = batches_by_length(heldout_blocks.lengths, batch_size=spec.batch_size)
+        return masked_lm_scores(model, [masked(heldout_blocks.batch(rows), -1 - i) for i, rows in enumerate(groups)])
 
     plan = make_plan(STAGE.name, spec, blocks.lengths, table="pretrain", seed=recipe.seed)
     trained = train(
@@ -153,17 +159,17 @@ def _train(
 
 
 def masked_lm_scores(model: Any, batches: list[Batch]) -> dict[str, float]:
-    """Accuracy and loss (nats) at masked positions."""
+    """Returns accuracy, loss (nats) and perplexity at masked positions."""
     right, loss, count = 0.0, 0.0, 0.0  # numbers that processes share are floats
     training = model.training
     model.eval()
     with torch.inference_mode():
         for batch in batches:
-            seen = forward_outputs(model, batch, OutputRequest(token_logits=True))
-            assert seen.token_logits is not None
+            outputs = forward_outputs(model, batch, OutputRequest(token_logits=True))
+            assert outputs.token_logits is not None
             labels = batch["token_labels"]
-            right += float((seen.token_logits.argmax(-1) == labels).sum())
-            loss += float(torch.nn.functional.cross_entropy(seen.token_logits, labels, reduction="sum"))
+            right += float((outputs.token_logits.argmax(-1) == labels).sum())
+            loss += float(torch.nn.functional.cross_entropy(outputs.token_logits, labels, reduction="sum"))
             count += len(labels)
     model.train(training)
     right, loss, count = distributed.all_reduce_mean({"right": right, "loss": loss, "count": count}).values()

@@ -20,18 +20,18 @@ from microbert_cli.training.objective import Objective
 def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
     """Yields the phase about to take its first step."""
     recipe, name = step.resolved.recipe, step.inputs["model"]
-    known = case.output(step)
-    check_length(recipe.corpus.max_length, known.config, where="corpus.max_length")
-    how = trial_precision(recipe)
+    output = case.output(step)
+    check_length(recipe.corpus.max_length, output.config, where="corpus.max_length")
+    precision = trial_precision(recipe)
     with case.standing(name, "masked-lm", where="pretrain.model") as source:
         if factory.is_description(name, case.catalog):
-            described = read_student(name, case.catalog)
-            model = build_model(described, kind="masked-lm", tokenizer=known.tokenizer, seed=recipe.seed, like=known.config)
+            description = read_student(name, case.catalog)
+            model = build_model(description, kind="masked-lm", tokenizer=output.tokenizer, seed=recipe.seed, like=output.config)
         else:
             model = load_model(source, "masked-lm", where="pretrain.model", new_head=True, seed=recipe.seed).model
         spec = recipe.pretrain
         with case.blocks(step) as blocks:
-            masks = Masking(known.tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens)
+            masks = Masking(output.tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens)
             batch = masks.draw(blocks.batch(np.arange(min(ROWS, len(blocks)))), 0)
-        objective = Objective(make_terms({"masked_lm": (1.0, {})}, case.catalog), how.place(model), numerics=how)
-        yield StepTrial("pretrain", "pretrain", spec, objective, on_device(batch, how.device))
+        objective = Objective(make_terms({"masked_lm": (1.0, {})}, case.catalog), precision.place(model), numerics=precision)
+        yield StepTrial("pretrain", "pretrain", spec, objective, on_device(batch, precision.device))

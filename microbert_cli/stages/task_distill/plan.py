@@ -22,7 +22,7 @@ from microbert_cli.stages.task_distill import split_tasks
 
 
 def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
-    """Of several tasks or teachers: each task by itself, for the steps that are its share."""
+    """Adds the cost of task distillation: of several tasks or teachers, of each one for its share of the steps."""
     parts = split_tasks(step)
     if parts == [step]:
         _one_task(step, seen, costs)

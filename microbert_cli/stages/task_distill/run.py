@@ -45,11 +45,11 @@ def run(
     if remark := STAGE.remark(recipe, catalog):
         reporter.warn(remark)
     data = load_all_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), augmented=augmented, reporter=reporter)
-    used = dict(named_inputs("teacher", teacher)) | {"student": student}
-    if len(used) == 1 and recipe.base is not None:
-        used["base"] = recipe.base  # nobody teaches: a new student's tokens are those of the base model
-    used |= {"initial": initial} if initial else {}
-    inputs = {name: factory.identify(place, catalog) for name, place in used.items()}
+    input_sources = dict(named_inputs("teacher", teacher)) | {"student": student}
+    if len(input_sources) == 1 and recipe.base is not None:
+        input_sources["base"] = recipe.base  # nobody teaches: a new student's tokens are those of the base model
+    input_sources |= {"initial": initial} if initial else {}
+    inputs = {name: factory.identify(source, catalog) for name, source in input_sources.items()}
     identity = {
         "recipe": recipe.identity(*STAGE.keys),
         "own_files": catalog.own_files(),
@@ -69,14 +69,14 @@ def run(
         teacher_scores = task_set.score_teachers()
         metrics = train_over_seeds(seeds, work.path, task_set.primary, distiller.train_one, distiller.choices, reporter)
         metrics |= summarize(task_set, metrics, teacher_scores, work.path, reporter) | distiller.start_record
-        varied: dict[str, str | None] = {**dict(named_inputs("augmented", augmented))} or {"augmented": None}
+        augmented_inputs: dict[str, str | None] = {**dict(named_inputs("augmented", augmented))} or {"augmented": None}
         return write_results(
             work,
             stage=STAGE.name,
             recipe=recipe.keys(*STAGE.keys),
             metrics=metrics,
-            inputs={**inputs, **{name: manifest.identify(place) for name, place in varied.items()}},
-            sources={**used, **varied},
+            inputs={**inputs, **{name: manifest.identify(source) for name, source in augmented_inputs.items()}},
+            sources={**input_sources, **augmented_inputs},
             data=facts_of(data),
             seeds=seeds,
         )

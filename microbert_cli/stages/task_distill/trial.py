@@ -14,12 +14,12 @@ from microbert_cli.runs.stage_inputs import Step
 
 def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
     """Yields the phase about to take its first step."""
-    recipe, data, given = without_traces(step.resolved.recipe), case.data(step), step.inputs
+    recipe, data, inputs = without_traces(step.resolved.recipe), case.data(step), step.inputs
     with ExitStack() as stack:
-        teacher = case.standing(given["teacher"], "classifier", where="teacher.model", task=data.task)
-        taught_by = stack.enter_context(teacher)
-        student = stack.enter_context(case.standing(given["student"], "encoder", where="student"))
-        distiller = Distiller(recipe, case.catalog, [data], taught_by, student, {}, SILENT)
+        teacher = case.standing(inputs["teacher"], "classifier", where="teacher.model", task=data.task)
+        teacher_directory = stack.enter_context(teacher)
+        student = stack.enter_context(case.standing(inputs["student"], "encoder", where="student"))
+        distiller = Distiller(recipe, case.catalog, [data], teacher_directory, student, {}, SILENT)
         loaded = distiller.load(recipe.seed)
         model = distiller.numerics.place(loaded.model)
         for phase in distiller.phases(loaded):
