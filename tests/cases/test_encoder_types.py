@@ -4,6 +4,7 @@ MBERT_WRITE_PAGE=1 pytest tests/cases/test_encoder_types.py        writes what c
 """
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_the_commonest_types(model_type, workshop):
 def test_every_type(model_type, workshop):
     cells = workshop.row(model_type)
     if WRITE:
-        with FileLock(f"{PAGE}.lock"):
+        with FileLock(Path(tempfile.gettempdir(), "mbert-architectures.lock")):
             rows = read_rows(PAGE.read_text(encoding="utf-8")) if PAGE.is_file() else {}
             rows[model_type] = {column: cells[column].result for column in COLUMNS}
             PAGE.write_text(page({name: rows[name] for name in rows if name in TYPES}), encoding="utf-8")
