@@ -7,6 +7,10 @@ The stage functions for use from Python, each the same work as the command of it
 Nothing heavy is imported before one of them is called.
 """
 
+import sys
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from microbert_cli.version import __version__
@@ -36,3 +40,34 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _MovedModules:
+    """Imports modules by the names they had before they moved: users' own losses, students and augmenters import them so."""
+
+    PREFIX = f"{__name__}."
+    MOVED = {"augmenters": "augmentation.interface", "students.routed_bert": "models.moe.bert"}
+    MOVED_FOLDERS = ("losses", "students")
+
+    def current_name(self, name: str) -> str | None:
+        """Returns the name under which a module is found now; None for one that never moved."""
+        old = name.removeprefix(self.PREFIX)
+        if not name.startswith(self.PREFIX) or old.partition(".")[0] not in (*self.MOVED_FOLDERS, *self.MOVED):
+            return None
+        return self.PREFIX + self.MOVED.get(old, f"catalog.{old}")
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if self.current_name(name) else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = import_module(str(self.current_name(spec.name)))
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The module has run already, under its own name; importlib has replaced its spec by that of the old name.
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
+
+
+sys.meta_path.insert(0, _MovedModules())

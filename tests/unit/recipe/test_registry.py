@@ -1,6 +1,7 @@
 """Names: the golden list of what is built in, folders of one's own, patterns, and hints for what was mistyped."""
 
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -144,3 +145,44 @@ def test_every_built_in_file_is_whole():
         module = CATALOG.module("losses", name)
         assert module.over in ("layers", "inner", "embedding", "top", "batch")
         assert callable(getattr(module, name))
+
+
+FORMER_IMPORTS = """
+from microbert_cli.augmenters import Slot, Tools
+from microbert_cli.errors import MbertError
+from microbert_cli.losses.soft_target import soft_target
+from microbert_cli.reduce import mean_over_tokens
+from microbert_cli.students import inverted_bottleneck
+from microbert_cli.students.routed_bert import MODEL_TYPE
+"""
+
+
+def test_an_included_file_may_import_by_names_from_before_the_move(tmp_path):
+    (tmp_path / "augmenters").mkdir()
+    (tmp_path / "augmenters" / "former_imports.py").write_text(FORMER_IMPORTS)
+    included = Catalog([tmp_path]).module("augmenters", "former_imports")
+    interface = import_module("microbert_cli.augmentation.interface")
+    assert (included.Slot, included.Tools) == (interface.Slot, interface.Tools)
+    assert included.soft_target is import_module("microbert_cli.catalog.losses.soft_target").soft_target
+    assert included.MODEL_TYPE == import_module("microbert_cli.models.moe.bert").MODEL_TYPE
+
+
+@pytest.mark.parametrize(
+    ("former", "current"),
+    [
+        ("augmenters", "augmentation.interface"),
+        ("losses", "catalog.losses"),
+        ("losses.hard_label", "catalog.losses.hard_label"),
+        ("students.routed_bert", "models.moe.bert"),
+        ("students.inverted_bottleneck", "catalog.students.inverted_bottleneck"),
+    ],
+)
+def test_a_former_name_leads_to_the_same_module(former, current):
+    module = import_module(f"microbert_cli.{former}")
+    assert module is import_module(f"microbert_cli.{current}")
+    assert module.__spec__.name == module.__name__ == f"microbert_cli.{current}"
+
+
+def test_a_name_that_never_was_is_no_module():
+    with pytest.raises(ModuleNotFoundError, match="microbert_cli.lessons"):
+        import_module("microbert_cli.lessons")
