@@ -120,7 +120,7 @@ def cached(pair: Pair, sample: Sample, losses: Mapping[str, float], *, turn: int
 
     settings = CacheSettings(teacher="auto", budget="8GB", precision="fp16")
     identity = {"benchmark": pair.setup.teacher.name, "turn": turn}
-    want = pair.objective(losses).teacher_want
+    want = pair.objective(losses).teacher_request
     answers: TeacherFunction = cached_ask(
         pair.asked, sample.rows, want, identity=identity, pad_id=sample.pad_id, settings=settings
     )

@@ -1,4 +1,4 @@
-"""Several processes, one run: who this one is, and what they have to tell each other.
+"""Several processes that share one run: their ranks, their part of each batch, and what they exchange.
 
 `torchrun` and `accelerate launch` start the same command W times and say so in the environment; what is then agreed on goes
 through accelerate, and all of it is here. A process alone imports nothing for it and computes what it always did.
@@ -31,19 +31,19 @@ Value = TypeVar("Value")
 
 
 class ProcessLost(Exception):
-    """Another process is gone; whatever made it go says so itself."""
+    """Another process is gone; that process reports the reason."""
 
     exit_code = Exit.TERMINATED
 
 
 class _MainAlone:
-    """Whether the main process works by itself for the moment, as if there were no others."""
+    """Whether the main process works alone for the moment, as if there were no others."""
 
     now = False
 
 
 def keep_memory() -> None:
-    """What is freed stays with this process, for the next step asks for as much again: fresh pages cost time (lab notes).
+    """Keeps freed memory in this process, since the next step asks for as much again and fresh pages cost time (lab notes).
 
     A setting of glibc's allocator, for the rest of the process; elsewhere nothing happens.
     """
@@ -54,27 +54,27 @@ def keep_memory() -> None:
 
 
 def world_size() -> int:
-    """How many processes share the work, W."""
+    """Returns the number of processes, W."""
     return 1 if _MainAlone.now else int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def rank() -> int:
-    """Which of them this is, 0 to W - 1."""
+    """Returns the number of this process, 0 to W - 1."""
     return int(os.environ.get("RANK") or 0) if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Whether this process is the one that writes and reports."""
     return rank() == 0
 
 
 def local_rank() -> int:
-    """Which of the processes on this machine this is: the number of its GPU."""
+    """Returns the number of this process on its machine, which is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK") or 0) if world_size() > 1 else 0
 
 
 def initialise(device: str) -> None:
-    """Meets the other processes, before the first thing said to them; raises M118 where a GPU would have two processes."""
+    """Connects the processes; raises M118 where a GPU would have two of them."""
     if world_size() == 1:
         return
     import torch
@@ -87,13 +87,13 @@ def initialise(device: str) -> None:
 
 
 def shutdown() -> None:
-    """Says good-bye, so that no library warns that nobody did."""
+    """Closes the process group, so that no library warns of an open one."""
     if world_size() > 1 and "accelerate" in sys.modules:
         _partial_state().destroy_process_group()
 
 
 def require_single_process(command: str) -> None:
-    """Raises M119 for a command that several processes would only do several times."""
+    """Raises M119 where several processes were started for a command that one process does."""
     if world_size() > 1:
         raise MbertError(
             "M119",
@@ -105,7 +105,7 @@ def require_single_process(command: str) -> None:
 
 
 def rank_batch(make: "Callable[[np.ndarray], dict[str, Tensor]]", rows: "np.ndarray") -> "dict[str, Tensor]":
-    """`make` of this rank's part of a batch's rows.
+    """Calls `make` with this rank's rows of a batch.
 
     A batch of fewer rows than there are processes leaves some without: they get its first row, marked "idle", so that their
     models have something to run on; the objective counts nothing of it.
@@ -118,17 +118,17 @@ def rank_batch(make: "Callable[[np.ndarray], dict[str, Tensor]]", rows: "np.ndar
 
 
 def rank_seed(*parts: object) -> int:
-    """A seed for this rank alone, by a hash of `parts` and the rank."""
+    """Returns a seed for this rank alone, by a hash of `parts` and the rank."""
     return int.from_bytes(hashlib.sha256(repr((*parts, rank())).encode()).digest()[:4])
 
 
 def all_reduce_sum(value: "Tensor") -> "Tensor":
-    """The sum of a tensor over all processes."""
+    """Returns the sum of a tensor over all processes."""
     return _all_reduce(value, "sum") if world_size() > 1 else value
 
 
 def all_reduce_mean(numbers: dict[str, float]) -> dict[str, float]:
-    """The mean of each number over all processes; all have the same names."""
+    """Returns the mean of each number over all processes, which all have the same names."""
     if world_size() == 1:
         return numbers
     import torch
@@ -138,12 +138,12 @@ def all_reduce_mean(numbers: dict[str, float]) -> dict[str, float]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is up in any process."""
+    """Whether the flag is set in any process."""
     return flag if world_size() == 1 else all_reduce_mean({"flag": float(flag)})["flag"] > 0
 
 
 def average_gradients(parameters: Iterable["Tensor"]) -> None:
-    """Every gradient becomes its mean over all processes, in one message of all of them and a flag for each.
+    """Replaces every gradient by its mean over all processes, in one message of all gradients and a flag for each.
 
     Not DistributedDataParallel: that averages where one `forward` of one wrapped module made one loss; here losses are made
     of a student, a projection and whatever else an objective owns, in several passes a step. A gradient that no process has
@@ -153,17 +153,18 @@ def average_gradients(parameters: Iterable["Tensor"]) -> None:
         return
     import torch
 
-    chosen = [p for p in parameters if p.requires_grad]
-    flags = torch.tensor([float(p.grad is not None) for p in chosen], device=chosen[0].device)
-    own = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in chosen]
-    flat = _all_reduce(torch.cat([*own, flags]), "mean")
-    *found, flags = flat.split([*(p.numel() for p in chosen), len(chosen)])
-    for parameter, gradient, there in zip(chosen, found, flags.tolist(), strict=True):
-        parameter.grad = gradient.view_as(parameter) if there else None
+    parameters_to_average = [p for p in parameters if p.requires_grad]
+    # Ranks may differ in which parameters have a gradient, but a reduction needs one shape everywhere.
+    flags = torch.tensor([float(p.grad is not None) for p in parameters_to_average], device=parameters_to_average[0].device)
+    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters_to_average]
+    flat = _all_reduce(torch.cat([*gradients, flags]), "mean")
+    *means, flags = flat.split([*(p.numel() for p in parameters_to_average), len(parameters_to_average)])
+    for parameter, gradient, has_gradient in zip(parameters_to_average, means, flags.tolist(), strict=True):
+        parameter.grad = gradient.view_as(parameter) if has_gradient else None
 
 
 def broadcast_tensors(tensors: Sequence["Tensor"]) -> None:
-    """Gives every process the main one's values, in place."""
+    """Copies the main process's values into the tensors of every process."""
     if world_size() == 1:
         return
     import torch
@@ -175,20 +176,20 @@ def broadcast_tensors(tensors: Sequence["Tensor"]) -> None:
             tensor.copy_(broadcast_tensor(tensor.detach().contiguous()))
 
 
-def gather(found: list[Value]) -> list[Value]:
-    """The lists of all processes, one after another; everywhere."""
+def gather(items: list[Value]) -> list[Value]:
+    """Returns the lists of all processes, concatenated by rank, in every process."""
     if world_size() == 1:
-        return found
+        return items
     from accelerate.utils import gather_object
 
     with _process_loss_as_error():
         _partial_state()
-        gathered: list[Value] = gather_object(found)
+        gathered: list[Value] = gather_object(items)
         return gathered
 
 
 def broadcast(value: Value) -> Value:
-    """The main process's value, everywhere."""
+    """Returns the main process's value in every process."""
     if world_size() == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -200,14 +201,14 @@ def broadcast(value: Value) -> Value:
 
 
 def barrier() -> None:
-    """Until all processes are here."""
+    """Waits for all processes."""
     if world_size() > 1:
         with _process_loss_as_error():
             _partial_state().wait_for_everyone()
 
 
 def on_main_process(work: Callable[[], Value]) -> Value:
-    """What `work()` returns in the main process, which meanwhile is as if alone; the others wait for it."""
+    """Runs `work` in the main process, as if it were alone, and returns its result in every process."""
     if world_size() == 1:
         return work()
     result: Any = None
@@ -221,7 +222,7 @@ def on_main_process(work: Callable[[], Value]) -> Value:
 
 
 def _partial_state(cpu: bool | None = None) -> Any:
-    """accelerate's knowledge of the processes; they meet at the first call."""
+    """Returns accelerate's state; the first call connects the processes."""
     import torch
     from accelerate import PartialState
 
@@ -239,7 +240,7 @@ def _all_reduce(value: "Tensor", how: str) -> "Tensor":
 
 @contextmanager
 def _process_loss_as_error() -> Iterator[None]:
-    """What gloo and NCCL say when a connection ends becomes `Lost`."""
+    """Turns the errors of gloo and NCCL about a closed connection into `ProcessLost`."""
     try:
         yield
     except RuntimeError as error:

@@ -44,18 +44,18 @@ FAMILIES = {
 
 
 class MbertError(Exception):
-    """An error that helps.
+    """An error that a user can mend, in four parts.
 
     what     what was wrong, with the offending value
     where    where it came from: `file:key`, `file, line 12`, or an option
     allowed  what is allowed, nearest match first
     fix      the command or edit that mends it
-    told     what was measured before a check failed
+    details  what was measured before a check failed
 
     The parts quote what users and files say, so they are made harmless here, once for terminal, JSON and Python.
     """
 
-    told: Mapping[str, Any] = {}
+    details: Mapping[str, Any] = {}  # on the class, so that an error without any needs no argument
 
     def __init__(self, code: str, what: str, *, where: str, allowed: str, fix: str):
         self.code = code
@@ -97,7 +97,7 @@ class RowsMissingError(MbertError):
 
 
 class ManyErrors(MbertError):
-    """All that is wrong with a recipe, said at once; takes the first one's code."""
+    """All errors of a recipe at once; its code is that of the first."""
 
     def __init__(self, errors: Sequence[MbertError]):
         first = errors[0]
@@ -112,22 +112,22 @@ class ManyErrors(MbertError):
 
 
 def combine_errors(errors: Sequence[MbertError]) -> MbertError:
-    """The only error itself, or all of them as one."""
+    """Returns a single error itself, or all of them as one."""
     return errors[0] if len(errors) == 1 else ManyErrors(errors)
 
 
 def key_location(origin: str, key: str) -> str:
-    """Where a key was said: `mine.toml, finetune.epochs`; of `--set finetune.epochs` the option alone, which names it."""
+    """Returns where a key was set: `mine.toml, finetune.epochs`; for `--set finetune.epochs` the option alone."""
     return origin if origin.split(" ")[-1] == key else f"{origin}, {key}"
 
 
 def key_of_location(where: str) -> str:
-    """The key in what `at` gives."""
+    """Returns the key in a location made by `key_location`."""
     return where.rpartition(", ")[2].removeprefix("--set ")
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """What is allowed, and the likeliest meant: `a, b, c. Did you mean "b"?`"""
+    """Returns the allowed names and the most similar one: `a, b, c. Did you mean "b"?`"""
     options = sorted(options)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
     hint = f' Did you mean "{close[0]}"?' if close else ""
@@ -135,7 +135,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message, or the name of its class."""
+    """Returns the first line of another library's message, or the name of its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

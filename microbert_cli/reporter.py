@@ -1,4 +1,4 @@
-"""How the library speaks without printing: notes, progress, and `log.jsonl`."""
+"""What the library reports without printing: notes, progress, and `log.jsonl`."""
 
 import json
 import os
@@ -11,23 +11,23 @@ from microbert_cli import distributed
 
 
 class Reporter:
-    """Where a stage says what it does. Silent by default; the shell shows it, tests collect it."""
+    """Receives what a stage reports: notes, warnings, progress. This one drops it all; the command line shows it."""
 
     def note(self, text: str) -> None:
-        """One line worth a reader's attention."""
+        """Reports one line of information."""
 
     def warn(self, text: str) -> None:
-        """Something the user should look at, though the work goes on."""
+        """Reports a problem that does not stop the work."""
 
     def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
-        """Step `step` of `total`, with the numbers of this moment."""
+        """Reports step `step` of `total` with its numbers."""
 
 
 SILENT = Reporter()
 
 
 class Log:
-    """`log.jsonl`: one JSON object a line, flushed at once, so a killed run keeps what it said; the main process writes it."""
+    """Writes `log.jsonl`: one JSON object a line, flushed at once, so a killed run keeps its log; by the main process alone."""
 
     def __init__(self, path: Path):
         if distributed.is_main():
@@ -48,9 +48,8 @@ class Log:
 
 
 def _end_with_a_whole_line(path: Path) -> None:
-    """Cuts off the half line that a killed run may have left."""
+    """Cuts off the partial line that a killed run may have left."""
     if not path.is_file():
         return
     with path.open("rb+") as file:
-        whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)
+        file.truncate(file.read().rfind(b"\n") + 1)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a training step is finished and saved first, all else stops where it is; both can be gone on from."""
+"""SIGINT and SIGTERM: training finishes and saves its step, all else stops at once; both can be resumed."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from microbert_cli.errors import Exit
 
 
 class Interrupted(Exception):
-    """The user or the system asked to stop; the step was finished and the state saved."""
+    """The user or the system asked to stop; the step is finished and the state is saved."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -18,7 +18,7 @@ class Interrupted(Exception):
 
 
 class Halted(BaseException):
-    """The same outside the training loop; what is open is closed on the way out, and nothing takes it for an error."""
+    """The same outside the training loop; a BaseException, so that no handler of errors swallows it."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -30,26 +30,26 @@ def _code(number: int) -> Exit:
 
 
 class WorkInterrupted(Exception):
-    """A signal in the midst of work that need not be finished."""
+    """A signal interrupted work that need not be finished."""
 
 
 class StopSignal:
-    """Which signal asked to stop, 0 where none did; the second one leaves at once."""
+    """The signal that asked to stop, 0 where there was none; a second one stops at once."""
 
     def __init__(self) -> None:
         self.number = 0
         self._may_raise = False
 
     def receive(self, number: int, _: Any) -> None:
-        if self.number:
+        if self.number:  # the second signal: the user does not want to wait for the step
             raise Halted(number)
         self.number = number
         if self._may_raise:
             raise WorkInterrupted
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Work that a signal may end in its midst; several processes go on to where all of them stop."""
+    def interruptible(self) -> Iterator[None]:
+        """Lets a signal interrupt the block; of several processes none is interrupted, since all must stop at one place."""
         self._may_raise = distributed.world_size() == 1
         try:
             yield
@@ -67,7 +67,7 @@ def collected_signals() -> Iterator[StopSignal]:
 
 @contextmanager
 def raise_on_signal() -> Iterator[None]:
-    """While the block runs, both signals raise Halted wherever the program is."""
+    """Raises Halted on both signals while the block runs."""
 
     def halt(number: int, _: Any) -> None:
         raise Halted(number)

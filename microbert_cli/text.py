@@ -1,4 +1,4 @@
-"""What may be shown and recorded: no secret, and no character that steers a terminal or hides what a text says."""
+"""Text that is safe to show and record: without secrets, and without characters that steer a terminal or hide text."""
 
 import os
 import re
@@ -20,17 +20,17 @@ CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\
 
 
 def safe_text(text: str) -> str:
-    """A text for a person or a log: harmless, and without secrets."""
+    """Returns a text without secrets and with control characters escaped."""
     return escape_control_characters(without_secrets(text))
 
 
 def escape_control_characters(text: str) -> str:
-    """The text with escape sequences, and what else steers a terminal, written out: `\\x1b[2J`."""
-    return CONTROL_CHARACTERS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+    """Returns the text with characters that steer a terminal written out: `\\x1b[2J`."""
+    return CONTROL_CHARACTERS.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def without_secrets(text: str) -> str:
-    """The text without the tokens and passwords of the environment, and without what looks like one."""
+    """Returns the text without the secrets of the environment, and without what looks like one."""
     for name, value in os.environ.items():
         if SECRET_NAME.search(name) and len(value) >= 8:
             text = text.replace(value, HIDDEN)
@@ -38,7 +38,7 @@ def without_secrets(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """A part of an error, cut where data made it long."""
+    """Cuts a part of an error that data made long."""
     return text if len(text) <= MAX_PART_LENGTH else f"{text[: MAX_PART_LENGTH - 100]} ... ({len(text):,} characters)"
 
 
@@ -46,7 +46,7 @@ MARKDOWN_SYNTAX = re.compile(r"[\\`*\[\]|]")
 
 
 def escape_markdown(text: str) -> str:
-    """A text that means nothing in Markdown or HTML, on one line."""
+    """Returns the text on one line, with the syntax of Markdown and HTML escaped."""
     text = " ".join(safe_text(text).split())
     return MARKDOWN_SYNTAX.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
 
@@ -63,7 +63,7 @@ def format_cells(row: Mapping[str, Any], formats: Mapping[str, str]) -> list[str
 
 
 def is_valid_text(text: str) -> bool:
-    """Whether a text holds no half character (a lone surrogate), which no file and no tokenizer takes."""
+    """Whether a text holds no lone surrogate, which no file and no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError:

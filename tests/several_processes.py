@@ -82,7 +82,7 @@ def distil(
     )
     rows, spec = ragged_rows(), Training(steps=6, learning_rate=1e-3, **numbers)
     if cached:
-        objective.asking(from_cache(Teacher(taught), rows, objective.teacher_want))
+        objective.with_teacher(from_cache(Teacher(taught), rows, objective.teacher_request))
     phase = Phase("phase", spec, rows, [], lambda model: objective, False, LONGEST if normalisation == "reference" else None)
     source = row_batches(phase, seed=1, pad_id=0, device="cpu")
     place = folder / f"{name} {distributed.world_size()}"

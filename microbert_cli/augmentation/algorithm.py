@@ -1,4 +1,4 @@
-"""Data augmentation of TinyBERT: copies of each training sentence with some words replaced (Algorithm 1).
+"""TinyBERT's data augmentation: copies of each training sentence with some words replaced (Algorithm 1).
 
 N_a copies, p_t probability that a word is replaced, K candidates a word. For every copy, and every eligible word x_i
 of it:
@@ -52,7 +52,7 @@ Chain = Generator[Slot, list[str], Words]
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """The numbers of Algorithm 1 and the choices beside them; see the module.
+    """The hyperparameters of Algorithm 1; see the module.
 
     query, candidates   "with-original" or "alone"; "once" or "sequential"
     stop_words   "builtin", "nltk", or a file with one word a line
@@ -77,7 +77,7 @@ class AugmentSettings:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of a row to be varied: its words, and for each eligible position the augmenter that is asked."""
+    """One sentence of a row: its words, and the augmenter of each eligible position."""
 
     text: str
     words: tuple[str, ...]
@@ -86,7 +86,7 @@ class Sentence:
 
 
 class DatasetAugmenter:
-    """All that is needed to vary the rows of one training set, shard by shard.
+    """Augments the rows of one training set, shard by shard.
 
     Raises M240, M241, M344 (stop words), M244 (nothing to take candidates from), M245 (no mask token).
     """
@@ -121,37 +121,37 @@ class DatasetAugmenter:
         self.eligible_share = self._eligible_share()
 
     def shards(self, size: int = ROWS_PER_SHARD) -> int:
-        """Into how many shards of `size` rows the rows fall."""
+        """Returns the number of shards of `size` rows."""
         return -(-len(self.rows) // size)
 
     def shard(self, number: int, *, size: int = ROWS_PER_SHARD, keep_original: bool = True) -> Examples:
-        """The rows `number * size` up to the next shard, each followed by its copies."""
+        """Returns the rows of shard `number`, each followed by its copies."""
         stop = min((number + 1) * size, len(self.rows))
-        made: list[Examples] = []
-        count = 0
-        step = ROWS_PER_CHUNK[self.settings.candidates]
-        for start in range(number * size, stop, step):
-            indices = range(start, min(start + step, stop))
-            made.append(self._chunk(indices, keep_original))
-            count += len(made[-1])
-            self.reporter.progress("augment", indices.stop, len(self.rows), shard=number, rows_out=count)
-        return concatenate(made)
+        chunks: list[Examples] = []
+        rows_out = 0
+        chunk_size = ROWS_PER_CHUNK[self.settings.candidates]
+        for start in range(number * size, stop, chunk_size):
+            indices = range(start, min(start + chunk_size, stop))
+            chunks.append(self._chunk(indices, keep_original))
+            rows_out += len(chunks[-1])
+            self.reporter.progress("augment", indices.stop, len(self.rows), shard=number, rows_out=rows_out)
+        return concatenate(chunks)
 
     def _chunk(self, indices: range, keep_original: bool) -> Examples:
         sides = [(i, side) for i in indices for side in range(len(self.rows.texts[i]))]
         sentences = [self._sentence(i, side) for i, side in sides]
         copies = self._once(sentences) if self.settings.candidates == "once" else self._sequential(sentences)
         variants = {
-            place: _distinct_copies(sentence.text, found)
-            for place, sentence, found in zip(sides, sentences, copies, strict=True)
+            row_and_side: _distinct_copies(sentence.text, sentence_copies)
+            for row_and_side, sentence, sentence_copies in zip(sides, sentences, copies, strict=True)
         }
         return _augmented_examples(self.rows, indices, variants, keep_original)
 
     def _sentence(self, row: int, side: int) -> Sentence:
         text = self.rows.texts[row][side]
         words = tuple(self._spelling.splitter.split(text))
-        asked = {i: self._source(word) for i, word in enumerate(words) if not self.stop_words.keeps(word)}
-        sources = {i: source for i, source in asked.items() if source is not None}
+        source_of = {i: self._source(word) for i, word in enumerate(words) if not self.stop_words.keeps(word)}
+        sources = {i: source for i, source in source_of.items() if source is not None}
         return Sentence(text, words, sources, f"{self.settings.seed}\0{_row_id(self.rows, row)}\0{side}")
 
     def _source(self, word: str) -> Chooses | None:
@@ -159,8 +159,8 @@ class DatasetAugmenter:
 
     def _once(self, sentences: Sequence[Sentence]) -> list[list[Words]]:
         slots = [(s, s.sources[i], Slot(s.words, i, s.words)) for s in sentences for i in s.sources]
-        found = iter(_candidates_of([(source, slot) for _, source, slot in slots]))
-        choices = [{i: next(found) or [sentence.words[i]] for i in sentence.sources} for sentence in sentences]
+        answers = iter(_candidates_of([(source, slot) for _, source, slot in slots]))
+        choices = [{i: next(answers) or [sentence.words[i]] for i in sentence.sources} for sentence in sentences]
         return [self._copies(sentence, chosen) for sentence, chosen in zip(sentences, choices, strict=True)]
 
     def _copies(self, sentence: Sentence, choices: Mapping[int, list[str]]) -> list[Words]:
@@ -176,7 +176,7 @@ class DatasetAugmenter:
         return self._rewritten(copy, random)
 
     def _sequential(self, sentences: Sequence[Sentence]) -> list[list[Words]]:
-        """All copies of all sentences advance together, a replacement at a time: their queries share batches."""
+        """Advances all copies of all sentences together, one replacement at a time, so that their queries share batches."""
         total = self.settings.copies
         chains = [(s, self._chain(s, seeded_random(f"{s.key}\0{copy}"))) for s in sentences for copy in range(total)]
         done: list[Words] = [[] for _ in chains]
@@ -184,9 +184,9 @@ class DatasetAugmenter:
         for number in range(len(chains)):
             _advance(number, chains[number][1], None, waiting, done)
         while waiting:
-            asked, waiting = waiting, {}
-            answers = _candidates_of([(chains[n][0].sources[slot.position], slot) for n, slot in asked.items()])
-            for number, answer in zip(asked, answers, strict=True):
+            queries, waiting = waiting, {}
+            answers = _candidates_of([(chains[n][0].sources[slot.position], slot) for n, slot in queries.items()])
+            for number, answer in zip(queries, answers, strict=True):
                 _advance(number, chains[number][1], answer, waiting, done)
         return [done[start : start + total] for start in range(0, len(done), total)]
 
@@ -219,22 +219,17 @@ class DatasetAugmenter:
         return share
 
 
-def augment(rows: Examples, *, keep_original: bool = True, **made_of: Any) -> Examples:
-    """The rows, each followed by its copies; `augmented` and `source` say which is which, ids end in -a1, -a2, ...
+def augment(rows: Examples, *, keep_original: bool = True, **options: Any) -> Examples:
+    """Returns the rows, each followed by its copies; `augmented` and `source` say which is which, ids end in -a1, -a2, ...
 
-    made_of  what `Augmentation` takes: tokenizer, masked_lm_model, vectors, settings, catalog, talk
+    options  of `DatasetAugmenter`: tokenizer, masked_lm_model, vectors, settings, catalog, reporter
     """
-    work = DatasetAugmenter(rows, **made_of)
-    return concatenate([work.shard(number, keep_original=keep_original) for number in range(work.shards())])
-
-
-def augment_shard(work: DatasetAugmenter, number: int, *, size: int = ROWS_PER_SHARD, keep_original: bool = True) -> Examples:
-    """One shard; all shards of one size, joined in order, are what `augment` gives, wherever they were made."""
-    return work.shard(number, size=size, keep_original=keep_original)
+    augmenter = DatasetAugmenter(rows, **options)
+    return concatenate([augmenter.shard(number, keep_original=keep_original) for number in range(augmenter.shards())])
 
 
 def concatenate(shards: Sequence[Examples]) -> Examples:
-    """Shards one after another."""
+    """Concatenates shards."""
     unlabelled = any(shard.labels is None for shard in shards)
     return Examples(
         [texts for shard in shards for texts in shard.texts],
@@ -246,17 +241,17 @@ def concatenate(shards: Sequence[Examples]) -> Examples:
 
 
 def seeded_random(key: str) -> Random:
-    """A generator that depends on `key` alone."""
+    """Returns a generator that depends on `key` alone."""
     return Random(int.from_bytes(hashlib.sha256(key.encode()).digest()))
 
 
-def _candidates_of(asked: Sequence[tuple[Chooses, Slot]]) -> list[list[str]]:
-    """Each slot's candidates, in order; every augmenter is asked once for all of its slots."""
-    answers: list[list[str]] = [[] for _ in asked]
-    for source in {id(source): source for source, _ in asked}.values():
-        own = [i for i, (other, _) in enumerate(asked) if other is source]
-        for i, found in zip(own, source.candidates([asked[i][1] for i in own]), strict=True):
-            answers[i] = found
+def _candidates_of(queries: Sequence[tuple[Chooses, Slot]]) -> list[list[str]]:
+    """Returns each slot's candidates, in order; every augmenter is called once for all of its slots."""
+    answers: list[list[str]] = [[] for _ in queries]
+    for source in {id(source): source for source, _ in queries}.values():
+        indices = [i for i, (augmenter, _) in enumerate(queries) if augmenter is source]
+        for i, words in zip(indices, source.candidates([queries[i][1] for i in indices]), strict=True):
+            answers[i] = words
     return answers
 
 
@@ -268,9 +263,9 @@ def _advance(number: int, chain: Chain, answer: list[str] | None, waiting: dict[
 
 
 def _distinct_copies(text: str, copies: Sequence[Words]) -> list[str]:
-    """The copies as text, each once, and none that is the sentence itself, or nothing at all."""
-    seen = {" ".join(text.split()): None} | {" ".join(words): None for words in copies}
-    return [copy for copy in list(seen)[1:] if copy.strip()]
+    """Returns the copies as text, without duplicates, the sentence itself, and empty ones."""
+    unique = {" ".join(text.split()): None} | {" ".join(words): None for words in copies}
+    return [copy for copy in list(unique)[1:] if copy.strip()]
 
 
 def _augmented_examples(
@@ -281,12 +276,12 @@ def _augmented_examples(
     source: list[int] = []
     augmented: list[bool] = []
     for i in indices:
-        sides, own = rows.texts[i], _row_id(rows, i)
-        found = [(*sides[:side], text, *sides[side + 1 :]) for side in range(len(sides)) for text in variants[i, side]]
-        texts += [sides] * keep_original + found
-        ids += [own] * keep_original + [f"{own}-a{n}" for n in range(1, len(found) + 1)]
-        augmented += [False] * keep_original + [True] * len(found)
-        source += [i] * (keep_original + len(found))
+        sides, row_id = rows.texts[i], _row_id(rows, i)
+        variant_texts = [(*sides[:side], text, *sides[side + 1 :]) for side in range(len(sides)) for text in variants[i, side]]
+        texts += [sides] * keep_original + variant_texts
+        ids += [row_id] * keep_original + [f"{row_id}-a{n}" for n in range(1, len(variant_texts) + 1)]
+        augmented += [False] * keep_original + [True] * len(variant_texts)
+        source += [i] * (keep_original + len(variant_texts))
     return Examples(texts, _labels_of(rows.labels, source), ids, augmented, source)
 
 
@@ -299,7 +294,7 @@ def _row_id(rows: Examples, row: int) -> str:
 
 
 def settings_of(recipe: Recipe) -> AugmentSettings:
-    """The numbers of Algorithm 1 as a recipe says them."""
+    """Returns the settings of Algorithm 1 in a recipe."""
     spec = recipe.augment
     return AugmentSettings(
         copies=spec.copies,

@@ -1,4 +1,4 @@
-"""Ways to vary a sentence, one a file, found by file name.
+"""The interface of augmenters, one a file, found by file name.
 
 Each module says
     title      one line, for lists
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Slot:
-    """A word in its sentence, for which others are sought. `words` may be altered already; `original` never is."""
+    """A word of a sentence to be replaced. `words` may have replacements already; `original` never has."""
 
     words: tuple[str, ...]
     position: int
@@ -41,15 +41,15 @@ class Slot:
 
 
 class HasNeighbours(Protocol):
-    """What augmenters need of a word table."""
+    """A table of word vectors, as augmenters use it."""
 
     def neighbours(self, words: Sequence[str], count: int) -> list[list[str]]:
-        """The nearest words of each word, nearest first; none for an unknown one."""
+        """Returns the nearest words of each word, nearest first; none for an unknown word."""
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What the driver lends to augmenters.
+    """What augmenters are given to work with.
 
     spelling             the tokenizer of the masked language model, and how it spells words
     masked_lm            batch (input_ids, attention_mask, token_type_ids [B, T]; token_positions [P], counted in the
@@ -79,13 +79,13 @@ class Tools:
 
 @runtime_checkable
 class Chooses(Protocol):
-    """An augmenter that knows other words for a slot."""
+    """An augmenter that offers replacements for a slot."""
 
     def serves(self, word: str) -> bool:
-        """Whether words like this one are its business."""
+        """Whether it has candidates for words like this one."""
 
     def candidates(self, slots: Sequence[Slot]) -> list[list[str]]:
-        """For each slot the words that may stand there, in an order that depends on the slot alone."""
+        """Returns the candidates of each slot, in an order that depends on the slot alone."""
 
 
 @runtime_checkable
@@ -93,4 +93,4 @@ class Rewrites(Protocol):
     """An augmenter that changes a whole copy."""
 
     def rewrite(self, words: list[str], random: Random) -> list[str]:
-        """The copy, changed; all chance comes from `random`."""
+        """Returns the copy, changed; all randomness comes from `random`."""

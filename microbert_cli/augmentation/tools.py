@@ -1,4 +1,4 @@
-"""What augmenters work with: the masked language model, its tokenizer and word vectors, lent by the driver."""
+"""Makes the tools of augmenters: the masked language model, its tokenizer and word vectors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,40 +15,42 @@ MISSING_TOOL = {"masked_lm": "no masked language model is named", "vectors": "no
 
 
 def make_tools(spelling: Spelling, model: Any, **others: Any) -> Tools:
-    """The tools of one run; without a model there is no `masked_lm` among them."""
-    given = {} if model is None else {"masked_lm": _masked_lm_function(model), "max_positions": _max_positions(model, spelling)}
-    return Tools(spelling, **given, **others)
+    """Returns the tools of one run; without a model `masked_lm` is None."""
+    model_tools = (
+        {} if model is None else {"masked_lm": _masked_lm_function(model), "max_positions": _max_positions(model, spelling)}
+    )
+    return Tools(spelling, **model_tools, **others)
 
 
 def open_augmenters(
     names: Sequence[str], tools: Tools, *, options: Mapping[str, Mapping[str, Any]], catalog: Catalog, reporter: Reporter
 ) -> list[Any]:
-    """The augmenters of these names, made with their options; those whose tool is missing are left out, aloud.
+    """Makes the augmenters of these names with their options; those whose tool is missing are left out with a warning.
 
     Raises M244 where none remains, M245 where a masked language model has no mask token.
     """
-    have = {"masked_lm": tools.masked_lm, "vectors": tools.vectors}
+    available = {"masked_lm": tools.masked_lm, "vectors": tools.vectors}
     modules = {name: catalog.module("augmenters", name) for name in names}
-    lacking = {
+    left_out = {
         name: MISSING_TOOL.get(need, f"there is no tool {need}")
         for name, module in modules.items()
         for need in sorted(module.needs)
-        if have.get(need) is None
+        if available.get(need) is None
     }
-    if len(lacking) == len(modules):
-        raise _no_source(lacking)
-    if any("masked_lm" in modules[name].needs for name in modules.keys() - lacking.keys()):
+    if len(left_out) == len(modules):
+        raise _no_source(left_out)
+    if any("masked_lm" in modules[name].needs for name in modules.keys() - left_out.keys()):
         _check_mask_token(tools)
-    for name, missing in lacking.items():
+    for name, missing in left_out.items():
         reporter.warn(f"{name} is left out, because {missing}: words that only it serves stay as they are")
-    return [m.Augmenter(tools, **options.get(name, {})) for name, m in modules.items() if name not in lacking]
+    return [m.Augmenter(tools, **options.get(name, {})) for name, m in modules.items() if name not in left_out]
 
 
-def _no_source(lacking: Mapping[str, str]) -> MbertError:
+def _no_source(left_out: Mapping[str, str]) -> MbertError:
     return MbertError(
         "M244",
-        f"there is nothing to take other words from: {' and '.join(sorted(set(lacking.values()))) or 'no augmenter'}",
-        where=f"augment.sources = {list(lacking)}",
+        f"there is nothing to take other words from: {' and '.join(sorted(set(left_out.values()))) or 'no augmenter'}",
+        where=f"augment.sources = {list(left_out)}",
         allowed="At least one augmenter that has what it needs.",
         fix="--set augment.masked_lm=DIR (a BERT with its masked-LM head), --set vectors.source=FILE, or both",
     )
@@ -70,8 +72,8 @@ def _masked_lm_function(model: Any) -> Any:
     device = next(model.parameters()).device
 
     def fill(batch: Mapping[str, Any]) -> Any:
-        there = {name: tensor.to(device) for name, tensor in batch.items()}
-        return forward_outputs(model, there, OutputRequest(token_logits=True)).token_logits
+        on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+        return forward_outputs(model, on_device, OutputRequest(token_logits=True)).token_logits
 
     return fill
 

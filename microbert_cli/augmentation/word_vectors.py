@@ -1,4 +1,4 @@
-"""Word vectors as one table: unit rows, nearest words by cosine.
+"""A table of word vectors: unit rows, nearest words by cosine.
 
     source   GloVe or fastText text, plain, .gz or .zip (`vectors.zip/member.txt` names one of several members),
              or a BERT directory or Hub id, whose input embeddings serve
@@ -45,7 +45,7 @@ ARCHIVE_ERRORS = (
 
 
 class WordTable:
-    """W words and their unit vectors [W, D]; `compose` gives a vector for words the table lacks, or None."""
+    """W words and their unit vectors [W, D]; `compose` makes vectors of words that the table lacks, or returns None."""
 
     def __init__(self, words: Sequence[str], vectors_WD: Matrix, *, compose: Callable[[str], Matrix | None] | None = None):
         self.words = list(words)
@@ -60,7 +60,7 @@ class WordTable:
         return word in self._index
 
     def vector(self, word: str) -> Matrix | None:
-        """The unit vector [D] of a word, as written or in lower case; None where there is none."""
+        """Returns the unit vector [D] of a word, as written or in lower case; None where there is none."""
         index = self._place(word)
         if index is not None:
             return self.vectors_WD[index]
@@ -68,27 +68,29 @@ class WordTable:
         return None if composed is None else _unit(composed[None])[0]
 
     def neighbours(self, words: Sequence[str], count: int) -> list[list[str]]:
-        """The `count` nearest words of each word, nearest first, itself excluded; none for an unknown word.
+        """Returns the `count` nearest words of each word, nearest first, without itself; none for an unknown word.
 
         Cosines are ranked in float64, one word at a time, and equal ones by place in the table: the answer for a word
         does not depend on the others asked with it.
         """
         vectors = {word: vector for word in words if (vector := self.vector(word)) is not None and vector.any()}
-        known = list(vectors)
-        found: dict[str, list[str]] = {}
-        for start in range(0, len(known), WORDS_PER_PRODUCT):
-            block = known[start : start + WORDS_PER_PRODUCT]
+        in_table = list(vectors)
+        nearest: dict[str, list[str]] = {}
+        for start in range(0, len(in_table), WORDS_PER_PRODUCT):
+            block = in_table[start : start + WORDS_PER_PRODUCT]
             cosines_QW = np.stack([vectors[word] for word in block]) @ self.vectors_WD.T
-            found |= {word: self._ranked(word, vectors[word], row, count) for word, row in zip(block, cosines_QW, strict=True)}
-        return [found.get(word, []) for word in words]
+            nearest |= {
+                word: self._ranked(word, vectors[word], row, count) for word, row in zip(block, cosines_QW, strict=True)
+            }
+        return [nearest.get(word, []) for word in words]
 
     def _ranked(self, word: str, vector_D: Matrix, cosines_W: Matrix, count: int) -> list[str]:
-        wanted = min(count + EXTRA_NEIGHBOURS, len(self.words))
-        near = np.sort(np.argpartition(-cosines_W, wanted - 1)[:wanted])
-        exact = (self.vectors_WD[near].astype(np.float64) * vector_D.astype(np.float64)).sum(1)
-        order = near[np.argsort(-exact, kind="stable")]
-        own = self._place(word)
-        return [self.words[i] for i in order if i != own][:count]
+        candidate_count = min(count + EXTRA_NEIGHBOURS, len(self.words))
+        candidates = np.sort(np.argpartition(-cosines_W, candidate_count - 1)[:candidate_count])
+        cosines = (self.vectors_WD[candidates].astype(np.float64) * vector_D.astype(np.float64)).sum(1)
+        order = candidates[np.argsort(-cosines, kind="stable")]
+        own_index = self._place(word)
+        return [self.words[i] for i in order if i != own_index][:count]
 
     def _place(self, word: str) -> int | None:
         return self._index.get(word, self._index.get(word.lower()))
@@ -97,10 +99,10 @@ class WordTable:
 def load_word_table(
     source: str | Path, *, limit: int = MAX_WORDS, reporter: Reporter = SILENT, where: str = "vectors.source"
 ) -> WordTable:
-    """The word table of a text file, an archive, or a BERT; see the module.
+    """Loads the word table of a text file, an archive, or a BERT; see the module.
 
     Raises M242 (no such file), M243 (no member of that name), M341 (a line that does not fit, with its number), M342
-    (not UTF-8), M343 (damaged archive), and for a model what `models.load` raises.
+    (not UTF-8), M343 (damaged archive), and for a model what `load_model` raises.
     """
     path = Path(source)
     archive, member = _archive_and_member(path)
@@ -118,7 +120,7 @@ def load_word_table(
 
 
 def read_vectors(lines: Iterator[bytes], *, limit: int, name: str) -> tuple[list[str], Matrix]:
-    """Words and vectors [W, D] of GloVe or fastText lines: a word, then D numbers, separated by single spaces.
+    """Parses words and vectors [W, D] of GloVe or fastText lines: a word, then D numbers, separated by single spaces.
 
     D is that of the first line; a header of two integers (fastText, word2vec) is passed over; of a word that comes
     twice the first is kept. Raises M341, M342 with the line's number.
@@ -159,8 +161,8 @@ def _parse_line(text: str, width: int, name: str, number: int) -> tuple[str, Mat
     word, *fields = text.rsplit(" ", width) if width else [text]
     too_many = " " in word and NUMBER.fullmatch(word.rpartition(" ")[2])
     if not fields or len(fields) != width or too_many:
-        found = sum(bool(NUMBER.fullmatch(field)) for field in text.split(" ")[1:])
-        raise _invalid_line(f"this line has {found} numbers after the word, those before it {width}", name, number)
+        number_count = sum(bool(NUMBER.fullmatch(field)) for field in text.split(" ")[1:])
+        raise _invalid_line(f"this line has {number_count} numbers after the word, those before it {width}", name, number)
     try:
         values = np.fromiter(map(float, fields), dtype=np.float32, count=width)
     except ValueError as error:
@@ -219,18 +221,18 @@ def _stream(path: Path, member: str | None, reporter: Reporter, where: str) -> I
     archive = zipfile.ZipFile(path)
     check_zip(archive, path)
     sizes = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
-    chosen = member or max(sizes, key=lambda name: sizes[name], default="")
-    if chosen not in sizes:
+    member_name = member or max(sizes, key=lambda name: sizes[name], default="")
+    if member_name not in sizes:
         raise MbertError(
             "M243",
-            f'this archive has no "{chosen}"',
+            f'this archive has no "{member_name}"',
             where=f"{where} {path}",
             allowed=f"One of: {', '.join(sorted(sizes)) or '(it is empty)'}.",
             fix=f"Name one as {path}/MEMBER, or {path} alone for the largest.",
         )
     if member is None and len(sizes) > 1:
-        reporter.note(f"{path.name}: {chosen}, the largest of {len(sizes)} members")
-    return archive.open(chosen)
+        reporter.note(f"{path.name}: {member_name}, the largest of {len(sizes)} members")
+    return archive.open(member_name)
 
 
 def _from_bert(source: str | Path, limit: int, where: str) -> WordTable:
@@ -239,13 +241,13 @@ def _from_bert(source: str | Path, limit: int, where: str) -> WordTable:
     loaded = load_model(source, "encoder", where=where)
     embedding_VD: Matrix = loaded.model.get_input_embeddings().weight.detach().cpu().numpy().copy()
     spelling = Spelling(loaded.tokenizer)
-    whole = [(word, i) for i, word in enumerate(spelling.words) if word is not None and is_letters(word)][:limit]
+    whole_words = [(word, i) for i, word in enumerate(spelling.words) if word is not None and is_letters(word)][:limit]
     compose = _MeanOfPieces(spelling, embedding_VD)
-    return WordTable([word for word, _ in whole], embedding_VD[[i for _, i in whole]], compose=compose)
+    return WordTable([word for word, _ in whole_words], embedding_VD[[i for _, i in whole_words]], compose=compose)
 
 
 class _MeanOfPieces:
-    """Vectors of words that a vocabulary lacks: the mean of their pieces' vectors."""
+    """Makes vectors of words that a vocabulary lacks: the mean of their pieces' vectors."""
 
     def __init__(self, spelling: Spelling, embedding_VD: Matrix):
         self._spelling, self._embedding_VD = spelling, embedding_VD

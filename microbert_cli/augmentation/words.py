@@ -1,4 +1,4 @@
-"""Words: how a sentence is cut into them, which may be replaced, and how a tokenizer spells them.
+"""Words: how a sentence is split into them, which may be replaced, and how a tokenizer spells them.
 
 The cut is that of BERT's basic tokenizer: control characters vanish, each CJK character and each punctuation mark
 stands alone, white space separates. An uncased tokenizer also lower-cases and strips accents. Joined by single
@@ -48,13 +48,13 @@ CLITICS = frozenset({"'s", "'re"})
 
 @dataclass(frozen=True)
 class Splitter:
-    """Cuts text into words."""
+    """Splits text into words as BERT's basic tokenizer does."""
 
     lowercase: bool = True
     strip_accents: bool = True
 
     def split(self, text: str) -> list[str]:
-        """The words of a text, punctuation marks among them."""
+        """Returns the words of a text, with punctuation marks as words of their own."""
         if self.strip_accents:
             decomposed = unicodedata.normalize("NFD", text)
             text = unicodedata.normalize("NFC", "".join(c for c in decomposed if unicodedata.category(c) != "Mn"))
@@ -74,12 +74,12 @@ class StopWords:
         return hashlib.sha256("\n".join(sorted(self.words)).encode()).hexdigest()
 
     def keeps(self, word: str) -> bool:
-        """Whether this word stays as it is: a stop word, or not made of letters."""
+        """Whether this word is never replaced: a stop word, or not made of letters."""
         return word.lower() in self.words or not is_letters(word)
 
 
 def is_letters(word: str) -> bool:
-    """Whether a word is made of letters of any script; combining marks may follow the first, as vowels do in Hindi."""
+    """Whether a word is letters of any script; combining marks may follow the first, as vowels do in Hindi."""
     return word[:1].isalpha() and all(c.isalpha() or unicodedata.category(c)[0] == "M" for c in word)
 
 
@@ -89,7 +89,7 @@ def has_substance(word: str) -> bool:
 
 
 def stop_words(source: str = "builtin") -> StopWords:
-    """The stop words of `source`: "builtin" (English), "nltk" (NLTK's English list), or a file with one word a line.
+    """Returns the stop words of `source`: "builtin" (English), "nltk" (NLTK's English list), or a file with one word a line.
 
     Raises M240 (NLTK's list is not installed), M241 (no such file), M344 (the file is not UTF-8).
     """
@@ -112,25 +112,25 @@ class Spelling:
 
     @cached_property
     def splitter(self) -> Splitter:
-        """Cuts text as this tokenizer does; seen from what it makes of an accented capital."""
+        """Splits text as this tokenizer does; derived from its normalisation of an accented capital."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         normalizer = getattr(backend, "normalizer", None)
         if normalizer is None:
             lowercase = backend is None and bool(getattr(self.tokenizer, "do_lower_case", False))
             return Splitter(lowercase, lowercase)
-        seen = unicodedata.normalize("NFC", normalizer.normalize_str("É"))
-        return Splitter(lowercase="é" in seen or "e" in seen, strip_accents="e" in seen or "E" in seen)
+        normalised = unicodedata.normalize("NFC", normalizer.normalize_str("É"))
+        return Splitter(lowercase="é" in normalised or "e" in normalised, strip_accents="e" in normalised or "E" in normalised)
 
     @cached_property
     def words(self) -> list[str | None]:
-        """By token id, the word a piece is when it stands alone; None for continuations and special tokens."""
+        """Returns by token id the word that a piece is alone; None for continuations and special tokens."""
         tokens = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
         special = set(self.tokenizer.all_special_ids)
         return [None if i in special or not token else self._word(token) for i, token in enumerate(tokens)]
 
     @cached_property
     def begins(self) -> str:
-        """The mark of a piece that begins a word: none for WordPiece."""
+        """Returns the mark of a piece that begins a word; empty for WordPiece."""
         tokens = self.tokenizer.get_vocab()
         if any(token.startswith("##") for token in tokens):
             return ""
@@ -139,7 +139,7 @@ class Spelling:
         return best if marks[best] else ""
 
     def pieces(self, word: str) -> tuple[int, ...]:
-        """The token ids of one word inside a sentence."""
+        """Returns the token ids of one word inside a sentence."""
         if word not in self._pieces:
             text = f" {word}" if self.begins else word
             self._pieces[word] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,1 +1,1 @@
-"""The shell: the only home of typer and rich, and of exit codes becoming real."""
+"""The command line: the only folder that imports typer and rich, and that turns exit codes into exits."""

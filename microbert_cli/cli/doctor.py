@@ -85,5 +85,5 @@ def _checks_failed(crosses: "list[Result]", report: dict[str, Any]) -> MbertErro
         allowed="A recipe without a cross.",
         fix="Mend what stands below each cross, then the same command again.",
     )
-    error.told = report
+    error.details = report
     return error

@@ -90,7 +90,7 @@ def shown_before_checks(result: "StageResult", common: CommonOptions) -> Iterato
     try:
         yield
     except MbertError as error:
-        error.told = result.metrics
+        error.details = result.metrics
         raise
     show_result(result, common)
 

@@ -104,7 +104,7 @@ def _exit_with_error(error: MbertError) -> NoReturn:
     _wait_for_main_process()
     show_error(error)
     if "--json" in sys.argv:
-        show_json({**error.told, "error": error.as_dict()})
+        show_json({**error.details, "error": error.as_dict()})
     if "-v" in sys.argv or "--verbose" in sys.argv:
         show_traceback()
     sys.exit(int(error.exit_code))

@@ -33,7 +33,7 @@ def verify(
     wrong = [directory_state for directory_state in directories if directory_state.is_wrong]
     if wrong:
         error = _changed_directories(wrong, len(directories))
-        error.told = report
+        error.details = report
     if not as_json:
         show_table(
             "", ["directory", "state", "what", "found"], [[o.place, o.state, o.role, ", ".join(o.notes)] for o in directories]

@@ -1,4 +1,4 @@
-"""Augmented data on disk: the text columns, label, source, augmented and id, as Parquet or as quoted TSV."""
+"""Augmented data on disk as Parquet or quoted TSV: the text columns, label, source, augmented and id."""
 
 import csv
 import re
@@ -18,7 +18,7 @@ BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def write_augmented(rows: Examples, path: Path, task: Task, format: Literal["parquet", "tsv"] = "parquet") -> None:
-    """Writes rows that `load_augmented` reads back; classes by name. The caller writes into a directory of its own."""
+    """Writes examples for `load_augmented`, classes by name; the caller gives a directory of its own."""
     names = (*task.text, task.label.column, *RESERVED_COLUMNS)
     if clash := {*task.text, task.label.column} & set(RESERVED_COLUMNS):
         raise _reserved_name(task, clash.pop())
@@ -33,7 +33,7 @@ def write_augmented(rows: Examples, path: Path, task: Task, format: Literal["par
 
 
 def load_augmented(path: Path, task: Task) -> Examples:
-    """Rows made by `mbert augment`: its output directory, or the file in it. Labels of varied rows stay, flagged.
+    """Reads the output of `mbert augment`, a directory or the file in it; varied rows keep their labels and are flagged.
 
     Raises M255 where there is no such file or directory, M306 where it is not what was made, M253 for a missing column, M364
     for a flag or source that is none.

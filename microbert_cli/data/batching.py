@@ -1,4 +1,4 @@
-"""Batches of rows of like length: shuffled, sorted inside large pools, seeded, and the same after a resume.
+"""Batches of rows of similar length: shuffled, sorted inside large pools, seeded, and the same after a resume.
 
 A pool is `POOL` batches of randomly chosen rows; sorted by length it is cut into batches, and those are shuffled again. Padding
 shrinks from two thirds of all tokens to a few per cent, while every epoch still sees another order.
@@ -24,7 +24,7 @@ def epoch_batches(
     drop_last: bool = False,
     tokens: int | None = None,
 ) -> list[np.ndarray]:
-    """The row indices of every batch of one epoch; a pure function of its arguments."""
+    """Returns the row indices of every batch of one epoch; a pure function of its arguments."""
     lengths = np.asarray(lengths)
     random = np.random.default_rng((seed, epoch))
     order = random.permutation(len(lengths))
@@ -40,12 +40,12 @@ def epoch_batches(
 
 
 def fixed_size_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The rows in groups of `batch_size`."""
+    """Splits the rows into batches of `batch_size`."""
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 def token_budget_batches(lengths: np.ndarray, order: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """The rows in groups of at most `tokens` tokens, padding included; a row longer than that goes alone."""
+    """Splits the rows into batches of at most `tokens` tokens with padding; a longer row is a batch alone."""
     groups: list[np.ndarray] = []
     start, widest = 0, 0
     for end, length in enumerate(lengths[order].tolist()):
@@ -57,7 +57,7 @@ def token_budget_batches(lengths: np.ndarray, order: np.ndarray, tokens: int) ->
 
 
 def non_padding_share(lengths: Sequence[int] | np.ndarray, batches: Sequence[np.ndarray]) -> float:
-    """Real tokens as a share of all that are computed, padding included."""
+    """Returns real tokens as a share of all that are computed, padding included."""
     lengths = np.asarray(lengths)
     padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
     return float(sum(int(lengths[batch].sum()) for batch in batches) / max(1, padded))
@@ -66,7 +66,7 @@ def non_padding_share(lengths: Sequence[int] | np.ndarray, batches: Sequence[np.
 def steps_per_epoch(
     lengths: Sequence[int] | np.ndarray, batch_size: int, *, drop_last: bool = False, tokens: int | None = None, seed: int = 0
 ) -> int:
-    """Batches in one epoch, at least one; with a budget of tokens, in the first one (later ones differ by a few)."""
+    """Returns the batches of one epoch, at least one; with a budget of tokens, of the first (later ones differ by a few)."""
     rows = len(lengths)
     if tokens:
         return max(1, len(epoch_batches(lengths, batch_size=batch_size, seed=seed, epoch=0, tokens=tokens)))
@@ -82,7 +82,7 @@ def endless_batches(
     drop_last: bool = False,
     tokens: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Batches of epoch after epoch; `skip` passes over those a resumed run has seen, without loading them."""
+    """Yields batches of epoch after epoch; `skip` passes over those that a resumed run has seen, without loading rows."""
     epoch = 0
     while True:
         batches = epoch_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch, drop_last=drop_last, tokens=tokens)
@@ -92,11 +92,11 @@ def endless_batches(
 
 
 def batches_by_length(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> list[np.ndarray]:
-    """All rows once, longest first, in batches of at most `batch_size` x `ROW` tokens: where order does not matter."""
+    """Returns all rows once, longest first, in batches of at most `batch_size` x `TOKENS_PER_ROW` tokens."""
     lengths = np.asarray(lengths)
     return token_budget_batches(lengths, np.argsort(-lengths, kind="stable"), batch_size * TOKENS_PER_ROW)
 
 
 def _rows_per_budget(lengths: np.ndarray, tokens: int) -> int:
-    """Rows of mean length that fit into `tokens` tokens."""
+    """Returns how many rows of mean length fit into `tokens` tokens."""
     return max(1, int(tokens / max(1.0, float(lengths.mean())))) if len(lengths) else 1

@@ -1,4 +1,4 @@
-"""Packed and long input, read within limits: what is small on disk must not fill the memory.
+"""Limits on packed and long input, so that a small file cannot fill the memory.
 
     .gz, .zip  may unpack to RATIO times their size, and to FREE bytes in any case; GloVe unpacks to 3 times its size
     .zip       no member whose name leaves its folder, no links; nothing is ever extracted, one member is read as a stream
@@ -25,12 +25,12 @@ MAX_TEXT_LENGTH = 1_000_000
 
 
 def open_gzip(path: Path) -> IO[bytes]:
-    """A gzipped file as a stream of bytes that ends with M371 where it unpacks to too much."""
+    """Opens a gzipped file as a stream that raises M371 where it unpacks to too much."""
     return io.BufferedReader(_LimitedGzip(path))
 
 
 class _LimitedGzip(io.RawIOBase):
-    """Counts what it unpacks; the file says nothing of its own size that could be believed."""
+    """Counts the unpacked bytes; the size in a gzip header cannot be trusted."""
 
     def __init__(self, path: Path):
         self._path, self._file, self._read = path, gzip.open(path, "rb"), 0
@@ -53,7 +53,7 @@ class _LimitedGzip(io.RawIOBase):
 
 
 def check_zip(archive: zipfile.ZipFile, path: Path) -> None:
-    """Raises M372 for a zip with hostile members, M371 for one that unpacks to too much by its own table.
+    """Checks a zip by its table: M372 for untrusted members, M371 where it unpacks to too much.
 
     zipfile reads no more of a member than the table says, so the table may be believed.
     """
@@ -71,18 +71,18 @@ def check_zip(archive: zipfile.ZipFile, path: Path) -> None:
         raise _unpacks_too_large(str(path), _max_unpacked(packed))
 
 
-def bounded_lines(stream: IO[bytes], place: str) -> Iterator[bytes]:
-    """The lines of a stream with their ends; raises M373 for one beyond LINE bytes, which is never read whole."""
+def bounded_lines(stream: IO[bytes], location: str) -> Iterator[bytes]:
+    """Yields the lines of a stream with their ends; raises M373 for one beyond MAX_LINE_BYTES, which is never read whole."""
     number = 0
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(line) > MAX_LINE_BYTES:
-            raise _too_long(f"this line has more than {MAX_LINE_BYTES:,} bytes", f"{place}, line {number}")
+            raise _too_long(f"this line has more than {MAX_LINE_BYTES:,} bytes", f"{location}, line {number}")
         yield line
 
 
 def check_text(text: str, where: str) -> None:
-    """Raises M373 for a text beyond TEXT characters."""
+    """Raises M373 for a text beyond MAX_TEXT_LENGTH characters."""
     if len(text) > MAX_TEXT_LENGTH:
         raise _too_long(f"this text has {len(text):,} characters", where)
 
@@ -91,11 +91,11 @@ def _max_unpacked(packed: int) -> int:
     return max(MIN_UNPACKED_BYTES, MAX_UNPACK_RATIO * packed)
 
 
-def _unpacks_too_large(place: str, most: int) -> MbertError:
+def _unpacks_too_large(location: str, most: int) -> MbertError:
     return MbertError(
         "M371",
         f"this unpacks to more than {most:,} bytes, which no text does",
-        where=place,
+        where=location,
         allowed=f"What unpacks to at most {MAX_UNPACK_RATIO} times its size.",
         fix="Look where it comes from; one that is trusted can be unpacked by hand and named as it is.",
     )

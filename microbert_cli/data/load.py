@@ -1,4 +1,4 @@
-"""The rows of a task's split, wherever they lie: built in, a user's own files, a GLUE folder, or the Hub.
+"""Loads the rows of a task's split: built in, a user's own files, a GLUE folder, or the Hub.
 
 Task data is looked for in this order: the folder that is named, `MBERT_DATA`, the local cache of Hugging Face data
 sets, and the task's Hub id, which is said aloud and refused under `HF_HUB_OFFLINE`.
@@ -30,7 +30,7 @@ DATA = "MBERT_DATA"
 def load_split(
     task: Task, split: str, *, data_dir: Path | None = None, limit: int | None = None, reporter: Reporter = SILENT
 ) -> Examples:
-    """The rows of one split: train, dev, test, or a further one the task has, such as dev_mismatched.
+    """Loads one split: train, dev, test, or a further one of the task, such as dev_mismatched.
 
     data_dir  a GLUE folder, or the task's own folder in it;  limit  at most so many rows, always the same ones
     Raises M251 where the task has no such split, M256 where no file is named for it, M250 where its rows are nowhere, and
@@ -71,26 +71,26 @@ def _built_in(task: Task, split: str) -> Examples:
 
 
 def _benchmark(task: Task, split: str, data_dir: Path | None, reporter: Reporter) -> Examples:
-    looked: list[str] = []
+    searched: list[str] = []
     folders = [data_dir] if data_dir else [Path(os.environ[DATA])] if os.environ.get(DATA) else []
     if task.folder and split in task.folder.splits:
         for folder in folders:
-            if path := _find(task.folder, split, folder, looked):
+            if path := _find(task.folder, split, folder, searched):
                 return _folder_rows(task, task.folder, split, path, reporter)
     if data_dir is None and task.hub and split in task.hub.splits:
-        if table := _cached(task.hub, split, looked):
+        if table := _cached(task.hub, split, searched):
             return _hub_rows(task, task.hub, split, table, reporter)
         if not is_offline():
-            return _hub_rows(task, task.hub, split, _download(task.hub, split, looked, reporter), reporter)
-    raise _rows_missing(task, split, looked, named=data_dir is not None)
+            return _hub_rows(task, task.hub, split, _download(task.hub, split, searched, reporter), reporter)
+    raise _rows_missing(task, split, searched, folder_given=data_dir is not None)
 
 
-def _find(source: FolderSource, split: str, folder: Path, looked: list[str]) -> Path | None:
-    for place in (folder / source.name, folder):
+def _find(source: FolderSource, split: str, folder: Path, searched: list[str]) -> Path | None:
+    for candidate_dir in (folder / source.name, folder):
         for name in source.splits[split].files:
-            looked.append(str(place / name))
-            if os.path.isfile(place / name):  # False, not an error, where a name is longer than a name can be
-                return place / name
+            searched.append(str(candidate_dir / name))
+            if os.path.isfile(candidate_dir / name):  # False, not an error, where a name is longer than a name can be
+                return candidate_dir / name
     return None
 
 
@@ -102,12 +102,12 @@ def _folder_rows(task: Task, source: FolderSource, split: str, path: Path, repor
     return from_table(table, task, split, columns=columns, row_id=source.row_id if file.header else (), reporter=reporter)
 
 
-def _cached(source: HubSource, split: str, looked: list[str]) -> Table | None:
-    """The split as the `datasets` library has kept it after an earlier download; nothing is asked of the network."""
+def _cached(source: HubSource, split: str, searched: list[str]) -> Table | None:
+    """Reads the split from the `datasets` cache of an earlier download, without asking the network."""
     import datasets
 
     root = Path(datasets.config.HF_DATASETS_CACHE) / source.id.replace("/", "___")
-    looked.append(f"{root} (cache of Hugging Face data sets)")
+    searched.append(f"{root} (cache of Hugging Face data sets)")
     stem = f"{source.id.split('/')[-1]}-{source.splits[split]}"
     name = re.compile(rf"{re.escape(stem)}(-\d+-of-\d+)?\.arrow")
     files = [file for file in root.glob(f"{source.config or '*'}/**/*.arrow") if name.fullmatch(file.name)]
@@ -118,21 +118,21 @@ def _cached(source: HubSource, split: str, looked: list[str]) -> Table | None:
     return hub_table(datasets.concatenate_datasets(parts), source, split)
 
 
-def _download(source: HubSource, split: str, looked: list[str], reporter: Reporter) -> Table:
+def _download(source: HubSource, split: str, searched: list[str], reporter: Reporter) -> Table:
     import datasets
 
-    called = " ".join(part for part in (source.id, source.config) if part)
-    reporter.note(f"{called}: {source.splits[split]} comes from the Hugging Face Hub")
+    dataset_name = " ".join(part for part in (source.id, source.config) if part)
+    reporter.note(f"{dataset_name}: {source.splits[split]} comes from the Hugging Face Hub")
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(source.id, source.config, split=source.splits[split])
+        dataset = datasets.load_dataset(source.id, source.config, split=source.splits[split])
     except Exception as error:  # the network and the libraries below fail in more ways than can be listed
-        raise _hub_failed(called, looked, error) from error
-    return hub_table(found, source, split)
+        raise _hub_failed(dataset_name, searched, error) from error
+    return hub_table(dataset, source, split)
 
 
 def hub_table(dataset: Any, source: HubSource, split: str) -> Table:
-    """A `datasets.Dataset` as a table; class labels become their names, hidden ones stay -1.
+    """Makes a table of a `datasets.Dataset`; class labels become their names, hidden ones stay -1.
 
     Scores kept in 32 bits become the decimals they stand for, so that 3.8 is the same here and in the folder's file.
     """
@@ -143,8 +143,8 @@ def hub_table(dataset: Any, source: HubSource, split: str) -> Table:
             return [classes[value] if value is not None and value >= 0 else value for value in values]
         return [str(np.float32(value)) for value in values] if getattr(kind, "dtype", "") == "float32" else values
 
-    place = f"{source.id}, {source.config or 'default'}, {source.splits[split]}"
-    return Table(place, tuple(dataset.column_names), range(1, len(dataset) + 1), read, unit="row")
+    location = f"{source.id}, {source.config or 'default'}, {source.splits[split]}"
+    return Table(location, tuple(dataset.column_names), range(1, len(dataset) + 1), read, unit="row")
 
 
 def _hub_rows(task: Task, source: HubSource, split: str, table: Table, reporter: Reporter) -> Examples:
@@ -161,36 +161,36 @@ def _no_split(task: Task, split: str) -> MbertError:
     )
 
 
-def _rows_missing(task: Task, split: str, looked: list[str], *, named: bool) -> MbertError:
-    places = "; ".join(looked) or "nowhere: no folder is named"
+def _rows_missing(task: Task, split: str, searched: list[str], *, folder_given: bool) -> MbertError:
+    searched_text = "; ".join(searched) or "nowhere: no folder is named"
     hub = f"{task.hub.id} on the Hub" if task.hub and split in task.hub.splits else None
-    offline = f" ({hub} was not asked: {' or '.join(NAMES)} is set)" if hub and not named else ""
+    offline = f" ({hub} was not asked: {' or '.join(NAMES)} is set)" if hub and not folder_given else ""
     folder = task.folder.name if task.folder else task.name
     return RowsMissingError(
         f"the rows of {task.name} {split} are not to be found",
-        where="--data" if named else f"task {task.name}",
-        allowed=f"Looked for: {places}{offline}.",
+        where="--data" if folder_given else f"task {task.name}",
+        allowed=f"Looked for: {searched_text}{offline}.",
         fix=f"Name the folder that holds {folder}/: --data DIR, or {DATA}=DIR; or allow the Hub: HF_HUB_OFFLINE=0.",
     )
 
 
-def _hub_failed(called: str, looked: list[str], error: Exception) -> MbertError:
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _hub_failed(dataset_name: str, searched: list[str], error: Exception) -> MbertError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return MbertError(
         "M254",
-        f"the Hub did not give {called}: {said}",
+        f"the Hub did not give {dataset_name}: {reason}",
         where="Hugging Face Hub",
-        allowed=f"Looked for before: {'; '.join(looked)}.",
+        allowed=f"Looked for before: {'; '.join(searched)}.",
         fix=f"Check the connection, or name a folder that has the files: --data DIR, or {DATA}=DIR.",
     )
 
 
 def default_splits(task: Task, submit: bool = False) -> list[str]:
-    """The splits whose labels a task shows: dev and its relatives; for a user's own files those that are there."""
+    """Returns the splits whose labels are known: dev and its variants; of a user's own files those that exist."""
     if task.files is not None:
         return [split for split in ("dev", "test") if split == "dev" or task.files.path(split)]
-    found = [split for split in task.splits if split.startswith("dev")]
-    if not found and not submit:
+    splits = [split for split in task.splits if split.startswith("dev")]
+    if not splits and not submit:
         raise MbertError(
             "M261",
             f"{task.name} has no labelled split to score",
@@ -198,4 +198,4 @@ def default_splits(task: Task, submit: bool = False) -> list[str]:
             allowed="A task with a dev split. AX is predicted with an MNLI model, for a submission.",
             fix=f"mbert evaluate MODEL --task {task.name} --submission",
         )
-    return found
+    return splits

@@ -1,4 +1,4 @@
-"""Rows of several tasks as one source of batches, each batch of one task.
+"""Batches over several tasks, each batch of one task.
 
 Task k of n_k rows is drawn with probability p_k, which follows from the sizes:
 
@@ -7,7 +7,7 @@ Task k of n_k rows is drawn with probability p_k, which follows from the sizes:
     capped        p_k ~ min(n_k, cap)   proportional, large tasks held back
 
 Which task's turn it is, is a pure function of (seed, step), and every task goes through its own rows in the order that
-`batching.endless` gives them alone. So a resumed run passes over what was seen without loading it.
+`endless_batches` gives them alone. So a resumed run passes over what was seen without loading it.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ TASK_STREAM = 7  # sets the draw of tasks apart from the draws of rows, which ha
 
 
 def task_shares(sizes: Sequence[int], by: str = "proportional", *, cap: int = 100_000) -> list[float]:
-    """p_k of every task, by its number of rows."""
+    """Returns p_k of every task, by its number of rows."""
     weigh: dict[str, Callable[[int], float]] = {
         "proportional": float,
         "square-root": lambda rows: rows**0.5,
@@ -42,51 +42,57 @@ def task_shares(sizes: Sequence[int], by: str = "proportional", *, cap: int = 10
 
 
 def task_sequence(shares: Sequence[float], *, seed: int) -> Iterator[int]:
-    """Whose turn it is, batch after batch, for ever: numbers of tasks."""
+    """Yields task indices, one a batch, without end."""
     for block in count():
         random = np.random.default_rng((seed, TASK_STREAM, block))
         yield from random.choice(len(shares), size=TASKS_PER_DRAW, p=shares).tolist()
 
 
 def mixed_batches(
-    lengths: Sequence[int] | np.ndarray, *, sizes: Sequence[int], shares: Sequence[float], seed: int, skip: int = 0, **how: Any
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    sizes: Sequence[int],
+    shares: Sequence[float],
+    seed: int,
+    skip: int = 0,
+    **options: Any,
 ) -> Iterator[np.ndarray]:
-    """Batches of the rows of all tasks, numbered one task after the other; `how` is what `batching.endless` takes."""
+    """Yields batches over the rows of all tasks, numbered task after task; `options` are those of `endless_batches`."""
     starts = np.cumsum([0, *sizes])
-    drawn = task_sequence(shares, seed=seed)
-    seen = Counter(islice(drawn, skip))
-    own = [
-        endless_batches(np.asarray(lengths)[start : start + size], seed=seed, skip=seen[task], **how)
+    task_indices = task_sequence(shares, seed=seed)
+    skipped = Counter(islice(task_indices, skip))
+    task_batches = [
+        endless_batches(np.asarray(lengths)[start : start + size], seed=seed, skip=skipped[task], **options)
         for task, (start, size) in enumerate(zip(starts, sizes, strict=False))
     ]
-    for task in drawn:
-        yield starts[task] + next(own[task])
+    for task in task_indices:
+        yield starts[task] + next(task_batches[task])
 
 
 @dataclass(frozen=True)
 class MultitaskExamples:
-    """Encoded rows of several tasks, numbered one task after the other, and how often each task's turn comes."""
+    """Tokenized rows of several tasks, numbered one task after the other, and the share of batches of each task."""
 
     parts: tuple[TokenizedExamples, ...]
     shares: tuple[float, ...]
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row."""
+        """Returns the number of tokens of each row."""
         return np.concatenate([part.lengths for part in self.parts])
 
     @property
     def order(self) -> Callable[..., Iterator[np.ndarray]]:
-        """Batches of row numbers; it is called as `batching.endless` is."""
+        """Returns a function like `endless_batches`, over all tasks."""
         return partial(mixed_batches, sizes=[len(part) for part in self.parts], shares=self.shares)
 
     def batch(self, indices: np.ndarray, pad_to: int | None = None, pad_id: int | None = 0) -> "dict[str, torch.Tensor]":
-        """The rows as tensors, all of one task, whose own numbers for them are in `rows`; see `Encoded.batch`."""
+        """Returns rows of one task as tensors, `rows` numbered within the task; see `TokenizedExamples.batch`."""
         starts = np.cumsum([0, *(len(part) for part in self.parts)])
         part = int(np.searchsorted(starts, indices[0], side="right")) - 1
         return self.parts[part].batch(indices - starts[part], pad_to=pad_to, pad_id=pad_id)
 
 
-def batches_of(rows: TokenizedExamples | MultitaskExamples, **how: Any) -> Iterator[np.ndarray]:
-    """Batches of row numbers of one task or of several; `how` is what `batching.endless` takes."""
-    return (rows.order if isinstance(rows, MultitaskExamples) else endless_batches)(rows.lengths, **how)
+def batches_of(rows: TokenizedExamples | MultitaskExamples, **options: Any) -> Iterator[np.ndarray]:
+    """Yields batches of row numbers of one task or of several; `options` are those of `endless_batches`."""
+    return (rows.order if isinstance(rows, MultitaskExamples) else endless_batches)(rows.lengths, **options)

@@ -1,4 +1,4 @@
-"""Files of rows, read strictly: CSV, TSV, JSONL and Parquet become named columns that know the line each row came from.
+"""Reads tables strictly: CSV, TSV, JSONL and Parquet become named columns that know the line of each row.
 
 Nothing is guessed and nothing replaced: a byte that is not UTF-8, a quotation mark that is never closed, or a row with
 too few columns is an error that names its line. A byte-order mark is accepted and dropped. `.gz` is unpacked.
@@ -26,7 +26,7 @@ NAME_COLUMNS = "Name its columns: --text COLUMN --label COLUMN, or text and labe
 
 @dataclass(frozen=True)
 class Table:
-    """Named columns of one file. Row i stands in line `lines[i]`, or for Parquet is row `lines[i]`, counted from 1."""
+    """Named columns of one file. Row i is line `lines[i]`, or of Parquet row `lines[i]`, counted from 1."""
 
     place: str
     names: tuple[str, ...]
@@ -38,18 +38,18 @@ class Table:
         return len(self.lines)
 
     def where(self, row: int) -> str:
-        """`file, line 12`."""
+        """Returns the location of a row: `file, line 12`."""
         return f"{self.place}, {self.unit} {self.lines[row]}"
 
     def find(self, column: str | int | Sequence[str]) -> str | None:
-        """The name of a column given by name, by position, or by several names, the first that is there; else None."""
+        """Returns the name of a column, given a name, a position, or several names of which the first existing one counts."""
         if isinstance(column, int):
             return self.names[column] if 0 <= column < len(self.names) else None
-        wanted = [column] if isinstance(column, str) else column
-        return next((name for name in wanted if name in self.names), None)
+        candidates = [column] if isinstance(column, str) else column
+        return next((name for name in candidates if name in self.names), None)
 
     def column(self, column: str | int | Sequence[str]) -> list[Any]:
-        """The values of a column; raises M253 with the columns that there are."""
+        """Returns the values of a column; raises M253 with the columns that exist."""
         return self.read(self.check_column(column, fix=NAME_COLUMNS))
 
     def check_column(self, column: str | int | Sequence[str], *, fix: str) -> str:
@@ -60,15 +60,15 @@ class Table:
 
     def _missing(self, column: str | int | Sequence[str], fix: str) -> MbertError:
         if isinstance(column, int):
-            what, near = f"it has no column {column + 1}", f"{len(self.names)}."
+            what, columns = f"it has no column {column + 1}", f"{len(self.names)}."
         else:
             wanted = column if isinstance(column, str) else column[0]
-            what, near = f'it has no column "{wanted}"', nearest(wanted, self.names)
+            what, columns = f'it has no column "{wanted}"', nearest(wanted, self.names)
         return MbertError(
             "M253",
             what,
             where=self.place,
-            allowed=f"Its columns: {near}",
+            allowed=f"Its columns: {columns}",
             fix=fix,
         )
 
@@ -95,15 +95,15 @@ def read_table(
 
 
 def read_lines(path: Path, name: str) -> Table:
-    """A file of plain text as a table with one column, `name`: a text a line, blank lines passed over.
+    """Reads a plain text file as a table with one column, `name`: a text a line, blank lines skipped.
 
     Only a line feed ends a line. Raises M252, M353, M356, M357.
     """
     lines = [(number, line.removesuffix("\r")) for number, line in enumerate(_decode(_bytes(path), path).split("\n"), 1)]
-    found = [(number, line) for number, line in lines if line and not line.isspace()]
-    if not found:
+    texts = [(number, line) for number, line in lines if line and not line.isspace()]
+    if not texts:
         raise _empty(path, "At least one line of text.")
-    return Table(str(path), (name,), [number for number, _ in found], lambda _: [line for _, line in found])
+    return Table(str(path), (name,), [number for number, _ in texts], lambda _: [line for _, line in texts])
 
 
 def _bytes(path: Path) -> bytes:
@@ -134,7 +134,7 @@ def _decode(data: bytes, path: Path) -> str:
 
 
 def _unquoted(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Every line is a row, every delimiter ends a cell. Only a line feed ends a line: texts hold other separators."""
+    """Yields every line as a row. Only a line feed ends a line, since texts may hold other separators."""
     lines = text.split("\n")
     while lines and not lines[-1].strip("\r"):
         lines.pop()
@@ -163,7 +163,7 @@ def _quoted(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[s
 
 
 def _quote_opened_at(text: str, delimiter: str, start: int) -> int:
-    """The line of the quote that makes the record from line `start` on unreadable."""
+    """Returns the line of the quote that makes the record from line `start` on unreadable."""
     lines = io.StringIO(text, newline="").readlines()[start - 1 :]
     record = "".join(lines)
     opened, position = 0, 0
@@ -187,7 +187,7 @@ def _next_cell(record: str, position: int, delimiter: str) -> int:
 
 
 def _rectangular(path: Path, rows: list[tuple[int, list[str]]], header: bool, allowed: int, reporter: Reporter) -> Table:
-    """Every row as wide as the header, or as the first row."""
+    """Makes a table of rows that are all as wide as the header, or as the first row."""
     if len(rows) <= header:
         raise _empty(path)
     names = tuple(rows[0][1]) if header else tuple(str(i) for i in range(len(rows[0][1])))
@@ -217,22 +217,22 @@ def _jsonl(path: Path, text: str) -> Table:
     if not objects:
         raise _empty(path)
     names = tuple(objects[0])
-    for number, found in zip(lines, objects, strict=True):
-        if missing := [name for name in names if name not in found]:
+    for number, row_object in zip(lines, objects, strict=True):
+        if missing := [name for name in names if name not in row_object]:
             raise _not_json(path, number, f'this object has no key "{missing[0]}", the first one has')
-    return Table(str(path), names, lines, lambda name: [found[name] for found in objects])
+    return Table(str(path), names, lines, lambda name: [row_object[name] for row_object in objects])
 
 
 def _parse_object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except json.JSONDecodeError as error:
         raise _not_json(path, number, f"this is not JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # too many digits, too many brackets
         raise _not_json(path, number, f"this is not JSON that can be read: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise _not_json(path, number, "this is JSON, but no object")
-    return found
+    return value
 
 
 def _parquet(path: Path) -> Table:

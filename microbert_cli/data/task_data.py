@@ -1,4 +1,4 @@
-"""A recipe's task with its rows at hand: read once, encoded once per tokenizer, scored on request."""
+"""A recipe's task with its rows: read once, tokenized once per tokenizer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TaskData:
-    """Examples of the splits a stage asked for, and what they encode to. `number`: the task's, in a run of several."""
+    """The splits that a stage asked for, and their token ids. `number`: the task's, in a run of several."""
 
     task: Task
     rows: dict[str, Examples]
@@ -36,7 +36,7 @@ class TaskData:
     _rules: dict[int, tuple[Any, str]] = field(default_factory=dict)
 
     def encode(self, split: str, loaded: "LoadedModel | Predictor", *, where: str) -> TokenizedExamples:
-        """The split's token ids; raises M012 where a text may outgrow the model."""
+        """Returns the split's token ids; raises M012 where a text may be longer than the model's positions."""
         check_length(self.max_length, loaded.model.config, where=where)
         key = (split, self._rules_of(loaded.tokenizer))
         if key not in self._encoded:
@@ -49,19 +49,19 @@ class TaskData:
         return self._encoded[key]
 
     def _rules_of(self, tokenizer: Any) -> str:
-        """The tokenizer's rules, worked out once; it is kept, so that its id stays its own."""
+        """Returns the tokenizer's fingerprint, cached by id; the tokenizer is kept too, since a freed object's id is reused."""
         if id(tokenizer) not in self._rules:
             self._rules[id(tokenizer)] = (tokenizer, tokenizer_fingerprint(tokenizer))
         return self._rules[id(tokenizer)][1]
 
     def fingerprints(self) -> dict[str, Any]:
-        """What identifies the data: the question and its metrics, every split's texts and labels, the maximum length."""
+        """Returns what identifies the data: the task and its metrics, texts and labels of every split, the maximum length."""
         task = self.task.model_dump(mode="json", exclude={"name", "title", "hub", "folder", "files", "submission"})
         splits = {split: rows.fingerprint for split, rows in self.rows.items()}
         return {"task": atomic.digest(task), "max_length": self.max_length, **splits}
 
     def facts(self) -> dict[str, Any]:
-        """Examples and fingerprints for the manifest."""
+        """Returns row counts and fingerprints for the manifest."""
         return {
             split: {"rows": len(rows), "fingerprint": rows.fingerprint, "task": self.task.name}
             for split, rows in self.rows.items()
@@ -69,15 +69,15 @@ class TaskData:
 
 
 def fingerprints_of(tasks: Sequence[TaskData]) -> dict[str, Any]:
-    """What identifies the data of a run: of its one task, or of several by name."""
-    return {one.task.name: one.fingerprints() for one in tasks} if tasks[0].number is not None else tasks[0].fingerprints()
+    """Returns the fingerprints of a run's one task, or of several by name."""
+    return {data.task.name: data.fingerprints() for data in tasks} if tasks[0].number is not None else tasks[0].fingerprints()
 
 
 def facts_of(tasks: Sequence[TaskData]) -> dict[str, Any]:
-    """Examples and fingerprints for the manifest; of several tasks every split under `TASK SPLIT`."""
+    """Returns row counts and fingerprints for the manifest; of several tasks every split under `TASK SPLIT`."""
     if tasks[0].number is None:
         return tasks[0].facts()
-    return {f"{one.task.name} {split}": facts for one in tasks for split, facts in one.facts().items()}
+    return {f"{data.task.name} {split}": facts for data in tasks for split, facts in data.facts().items()}
 
 
 def load_task_data(
@@ -88,7 +88,7 @@ def load_task_data(
     augmented: str | Path | None = None,
     reporter: Reporter = SILENT,
 ) -> TaskData:
-    """Reads the recipe's task: one of the catalogue, a task TOML, or the user's own files named by `data.*` keys.
+    """Loads the recipe's task: one of the catalogue, a task TOML, or the user's own files of the `data.*` keys.
 
     splits     of the task; "transfer" is the recipe's transfer set, whole: `data.limit` is about train
     augmented  a directory made by `mbert augment`; its rows are the split "augmented"
@@ -108,25 +108,27 @@ def load_all_task_data(
     augmented: str | Mapping[str, str] | None = None,
     reporter: Reporter = SILENT,
 ) -> list[TaskData]:
-    """Reads the recipe's task, or every one of its several tasks, called as the recipe calls them and numbered by name.
+    """Loads the recipe's task, or each of its several tasks, under the recipe's names and numbered by sorted name.
 
     augmented  what `mbert augment` made of the task, or of each by name
     """
     if not recipe.tasks:
         assert not isinstance(augmented, Mapping)
         return [load_task_data(recipe, catalog, splits=splits, augmented=augmented, reporter=reporter)]
-    made = augmented if isinstance(augmented, Mapping) else {}
-    found, numbers = [], sorted(map(task_name, recipe.tasks))
-    for named in recipe.tasks:
-        place = made.get(task_name(named))
-        data = load_task_data(recipe_of_task(recipe, named), catalog, splits=splits, augmented=place, reporter=reporter)
-        called = data.task.model_copy(update={"name": task_name(named)})
-        found.append(replace(data, task=called, number=numbers.index(called.name)))
-    return found
+    augmented_dirs = augmented if isinstance(augmented, Mapping) else {}
+    all_data, numbers = [], sorted(map(task_name, recipe.tasks))
+    for reference in recipe.tasks:
+        augmented_dir = augmented_dirs.get(task_name(reference))
+        data = load_task_data(
+            recipe_of_task(recipe, reference), catalog, splits=splits, augmented=augmented_dir, reporter=reporter
+        )
+        named_task = data.task.model_copy(update={"name": task_name(reference)})
+        all_data.append(replace(data, task=named_task, number=numbers.index(named_task.name)))
+    return all_data
 
 
 def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) -> Task:
-    """The task a recipe names; raises M020 where it names none."""
+    """Returns the task that a recipe names; raises M020 where it names none."""
     data = recipe.data
     if data.train_file or data.dev_file or data.test_file:
         text = (data.text,) if isinstance(data.text, str) else tuple(data.text or ("text",))
@@ -153,7 +155,7 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
 
 
 def _split(recipe: Recipe, task: Task, split: str, reporter: Reporter) -> Examples:
-    if split == TRANSFER and (place := transfer_of(recipe)):
-        return load_transfer(Path(place), task, reporter)
+    if split == TRANSFER and (transfer_file := transfer_of(recipe)):
+        return load_transfer(Path(transfer_file), task, reporter)
     folder = Path(recipe.data.folder) if recipe.data.folder else None
     return load_split(task, split, data_dir=folder, limit=recipe.data.limit if split == "train" else None, reporter=reporter)

@@ -1,4 +1,4 @@
-"""Rows as token ids, kept flat: one array of ids for all rows, and padded tensors only for the batch at hand."""
+"""Rows as token ids, stored flat: one array of ids for all rows; only a batch is padded."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -44,19 +44,19 @@ class TokenizedExamples:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row."""
+        """Returns the number of tokens of each row."""
         return np.diff(self.offsets)
 
     def row(self, index: int) -> dict[str, list[int]]:
-        """One row, not padded: input_ids, and token_type_ids where there are any."""
+        """Returns one row without padding: input_ids, and token_type_ids where there are any."""
         span = slice(self.offsets[index], self.offsets[index + 1])
-        found = {"input_ids": self.ids[span].tolist()}
-        return found if self.types is None else found | {"token_type_ids": self.types[span].tolist()}
+        columns = {"input_ids": self.ids[span].tolist()}
+        return columns if self.types is None else columns | {"token_type_ids": self.types[span].tolist()}
 
     def batch(
         self, indices: Sequence[int] | np.ndarray, pad_to: int | None = None, pad_id: int | None = 0
     ) -> "dict[str, torch.Tensor]":
-        """The rows as tensors padded to the longest, or to `pad_to` tokens if that is more.
+        """Returns rows as tensors, padded to the longest, or to `pad_to` tokens if that is more.
 
         input_ids, attention_mask and token_type_ids [B, T] int64; rows [B] int64, their numbers; labels [B] int64 or float32;
         augmented [B] bool; task [B] int64, where it has a number.
@@ -69,23 +69,23 @@ class TokenizedExamples:
         width = max(int(lengths.max(initial=0)), pad_to or 0)
         steps = np.arange(width)[None, :]
         real = steps < lengths[:, None]
-        places = (starts[:, None] + steps)[real]
-        found = {"input_ids": _pad(self.ids, places, real, pad_id or 0), "attention_mask": real.astype(np.int64)}
-        found["rows"] = indices
+        positions = (starts[:, None] + steps)[real]
+        arrays = {"input_ids": _pad(self.ids, positions, real, pad_id or 0), "attention_mask": real.astype(np.int64)}
+        arrays["rows"] = indices
         if self.types is not None:
-            found["token_type_ids"] = _pad(self.types, places, real, 0)
+            arrays["token_type_ids"] = _pad(self.types, positions, real, 0)
         if self.labels is not None:
-            found["labels"] = self.labels[indices]
+            arrays["labels"] = self.labels[indices]
         if self.augmented is not None:
-            found["augmented"] = self.augmented[indices]
+            arrays["augmented"] = self.augmented[indices]
         if self.task is not None:
-            found["task"] = np.full(len(indices), self.task)
-        return {name: torch.from_numpy(array) for name, array in found.items()}
+            arrays["task"] = np.full(len(indices), self.task)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _pad(flat: np.ndarray, places: np.ndarray, real: np.ndarray, fill: int) -> np.ndarray:
+def _pad(flat: np.ndarray, positions: np.ndarray, real: np.ndarray, fill: int) -> np.ndarray:
     padded = np.full(real.shape, fill, dtype=np.int64)
-    padded[real] = flat[places]
+    padded[real] = flat[positions]
     return padded
 
 
@@ -120,7 +120,7 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int, kind: Tas
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """What decides how text becomes ids; what the tokenizer was last asked to pad or cut to does not."""
+    """Returns a digest of the rules from text to ids; settings of padding and truncation do not count."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return atomic.digest(tokenizer.get_vocab())
@@ -128,14 +128,14 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def _token_ids(rows: Examples, tokenizer: Any) -> Iterable[tuple[list[int], ...]]:
-    """The token ids of each row's texts, without special tokens and whole."""
+    """Yields the token ids of each row's texts, without special tokens and not truncated."""
     for start in range(0, len(rows.texts), ROWS_PER_CALL):
         columns = zip(*rows.texts[start : start + ROWS_PER_CALL], strict=True)
         yield from zip(*(_ids(list(column), tokenizer) for column in columns), strict=True)
 
 
 def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    found: list[list[int]] = tokenizer(
+    ids: list[list[int]] = tokenizer(
         texts,
         add_special_tokens=False,
         truncation=False,
@@ -144,7 +144,7 @@ def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
         return_token_type_ids=False,
         verbose=False,
     )["input_ids"]
-    return found
+    return ids
 
 
 def _truncate(pieces: tuple[list[int], ...], room: int) -> tuple[list[int], ...]:
@@ -164,7 +164,7 @@ Part = tuple[list[int], int]
 
 
 def _special_token_parts(tokenizer: Any, texts: int) -> list[Part]:
-    """The special tokens around and between texts with the segment of each part: [CLS], text, [SEP], text, [SEP].
+    """Returns the special tokens around and between texts, with the segment of each part: [CLS], text, [SEP], text, [SEP].
 
     Read off one encoded example, so that it holds for every tokenizer. Even parts are special tokens with their first
     segment, odd parts stand for the texts.

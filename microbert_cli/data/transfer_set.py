@@ -1,4 +1,4 @@
-"""A transfer set: texts of a task's kind without labels, which teachers answer and students learn the answers of.
+"""A transfer set: texts of a task's kind without labels, for which teachers give the targets.
 
 A table (CSV, TSV, JSONL, Parquet) with the task's text columns, of which a label column is not read; or, where the task asks
 one text, a `.txt` of one text a line, whose blank lines are passed over. `.gz` after the suffix is fine.
@@ -16,7 +16,7 @@ TEXT_SUFFIX = ".txt"
 
 
 def load_transfer(path: Path, task: Task, reporter: Reporter = SILENT) -> Examples:
-    """The texts of a transfer set; nobody's labels are read.
+    """Loads the texts of a transfer set; a label column is not read.
 
     Raises M253 for a text column that is not there, M357 where there are no rows, M367 for a file that is no transfer set of
     this task, and what `read_table` raises.

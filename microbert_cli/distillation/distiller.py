@@ -31,7 +31,7 @@ from microbert_cli.recipe.multitask import as_list, named_inputs
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PhaseSpec, Recipe
 from microbert_cli.reporter import Log, Reporter
-from microbert_cli.training.best_weights import BestWeights
+from microbert_cli.training.checkpoint import BestWeights
 from microbert_cli.training.loss_terms import (
     CLASSIFICATION_INPUTS,
     LAYERWISE,
@@ -208,7 +208,7 @@ class Distiller:
         check_length(self.task_set.max_length, loaded.model.config, where="data.max_length")
         terms = {f"phases.{name}.losses.{term.name}": term for name, phase in self.terms.items() for term in phase}
         for term in terms.values():
-            term.own(**self.task_set.sizes, student_width=shape.width)  # raises where a loss does not fit these sizes
+            term.make_module(**self.task_set.sizes, student_width=shape.width)  # raises where a loss does not fit these sizes
         for teacher in self.task_set.teachers:
             check_pair(terms, teacher.loaded, loaded, where=f"student {self.student}")
             check_depth(terms, shape.layers)
@@ -248,8 +248,8 @@ class Distiller:
             numerics=self.numerics,
         )
         if name not in self.asks:  # needs an objective, which knows what its losses read
-            self.asks[name] = self._make_ask(name, spec, rows, objective.teacher_want)
-        return objective.asking(self.asks[name])
+            self.asks[name] = self._make_ask(name, spec, rows, objective.teacher_request)
+        return objective.with_teacher(self.asks[name])
 
     def _make_ask(
         self, name: str, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, request: OutputRequest
@@ -274,4 +274,4 @@ def _terms(phase: str, spec: PhaseSpec, catalog: Catalog, balance: float) -> lis
     losses = {name: (term.weight, term.parameters) for name, term in spec.losses.items()}
     routed = {"routing"} if balance else set()
     losses = {"load_balance": (balance, {}), **losses} if balance else losses
-    return make_terms(losses, catalog, given=CLASSIFICATION_INPUTS | {"teacher"} | routed, where=f"phases.{phase}.losses")
+    return make_terms(losses, catalog, available=CLASSIFICATION_INPUTS | {"teacher"} | routed, where=f"phases.{phase}.losses")

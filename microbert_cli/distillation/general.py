@@ -81,7 +81,7 @@ def general_terms(recipe: Recipe, catalog: Catalog) -> list[LossTerm]:
     """Returns the stage's losses; raises M091 where one predicts masked words and the recipe masks none."""
     losses = {name: (term.weight, term.parameters) for name, term in recipe.general.losses.items()}
     terms = make_terms(
-        losses, catalog, given=ENCODER_OUTPUTS | TOKEN_INPUTS | PAIR_INPUTS | {"teacher"}, where="general.losses"
+        losses, catalog, available=ENCODER_OUTPUTS | TOKEN_INPUTS | PAIR_INPUTS | {"teacher"}, where="general.losses"
     )
     if (predicting := [term.name for term in terms if "token_labels" in term.needs]) and not recipe.general.masked:
         raise _no_masked_words(predicting[0])
@@ -131,7 +131,7 @@ def batch_maker(recipe: Recipe, tokenizer: Any, blocks: Blocks) -> Callable[[Blo
         if masks is None:
             batch = distributed.rank_batch(lambda rank_rows: blocks.batch(rank_rows, pad_to), rows)
         else:  # masks are drawn for the whole batch, so that they do not depend on the number of processes
-            batch = masks.own(blocks.batch(rows, pad_to), number)
+            batch = masks.draw_for_rank(blocks.batch(rows, pad_to), number)
         return {name: value.to(device) for name, value in batch.items()}
 
     return make

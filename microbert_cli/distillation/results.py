@@ -15,7 +15,7 @@ from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.save import save_model
 from microbert_cli.reporter import Reporter
 from microbert_cli.training import checkpoint
-from microbert_cli.training.best_weights import BestWeights
+from microbert_cli.training.checkpoint import BestWeights
 
 Numbers = dict[str, Any]
 Scores = dict[str, float]
@@ -28,8 +28,8 @@ def save_best_weights(best: BestWeights, tasks: TaskSet, model: Any, loaded: Loa
     current = {name: value.clone() for name, value in model.state_dict().items()}
     saved: Numbers = {}
     for task, metric in tasks.primaries.items():
-        if metric in best.kept:
-            record = best.kept[metric]
+        if metric in best.records:
+            record = best.records[metric]
             model.load_state_dict(record["weights"])
             save_model(model, loaded.tokenizer, place / BEST / task)
             saved[task] = {"step": record["step"], "dev": scores_of_task(record["scores"], task)}

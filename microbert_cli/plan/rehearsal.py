@@ -82,7 +82,7 @@ def _steps(job: Job, model: Any, shapes: Sequence[Shape], catalog: Catalog, devi
     def batches(skip: int) -> Iterator[Batch]:
         rows = {shape: _rows(shape, job.config) for shape in shapes}
         for shape in shapes if job.teacher is not None else ():
-            answers[shape] = _answer(shape, objective.teacher_want, job.teacher, device)
+            answers[shape] = _answer(shape, objective.teacher_request, job.teacher, device)
         while True:
             shape = clock.next()
             for number in range(job.accumulate):
@@ -162,7 +162,7 @@ def _call(job: Job, model: Any, catalog: Catalog, device: str) -> Callable[[Toke
         batch = _batch(job, rows, 0, device)
         shape = tuple(batch["input_ids"].shape)
         if job.teacher is not None and shape not in teacher_outputs:
-            teacher_outputs[shape] = _answer((shape[0], shape[1]), objective.teacher_want, job.teacher, device)
+            teacher_outputs[shape] = _answer((shape[0], shape[1]), objective.teacher_request, job.teacher, device)
         with torch.no_grad():
             for _, loss, _ in objective.losses(batch):
                 loss.item()

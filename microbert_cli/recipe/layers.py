@@ -1,4 +1,4 @@
-"""Nested tables of values: shorthands written out, dotted keys, one table laid over another, and where a table came from."""
+"""Layers of recipe values: shorthands written out, dotted keys, and one layer merged over another."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ Flat = dict[str, Any]
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one place: nested tables, and how an error should call the place."""
+    """Values from one source, as nested tables, and the name of the source in errors."""
 
     origin: str
     values: Mapping[str, Any]
 
 
 def normalise(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Shorthands written out, so that layers merge key by key: SHORTHAND at the top alone, weights of losses anywhere."""
-    written = {
+    """Writes shorthands out, so that layers merge key by key: those of SHORTHAND at the top, weights of losses anywhere."""
+    expanded = {
         key: {SHORTHAND[key]: value} if key in SHORTHAND and not isinstance(value, Mapping) else value
         for key, value in values.items()
     }
-    return _with_weights(written)
+    return _with_weights(expanded)
 
 
 def _with_weights(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def _weights(losses: Any) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Flat:
-    """Nested tables as dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
+    """Returns nested tables as dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
     flat: Flat = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -51,7 +51,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Flat:
 
 
 def nest(dotted: str, value: Any) -> dict[str, Any]:
-    """One dotted key as nested tables."""
+    """Returns one dotted key as nested tables."""
     for part in reversed(dotted.split(".")):
         value = {part: value}
     nested: dict[str, Any] = value
@@ -59,13 +59,13 @@ def nest(dotted: str, value: Any) -> dict[str, Any]:
 
 
 def table_at(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The table of this key in raw values; empty where there is none, or something else, which is told elsewhere."""
-    found = values.get(key, {})
-    return found if isinstance(found, Mapping) else {}
+    """Returns the table of a key in raw values; empty where there is none, or where the schema will reject the value."""
+    table = values.get(key, {})
+    return table if isinstance(table, Mapping) else {}
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """`upper` over `lower`, table by table; lists and values are replaced whole."""
+    """Merges `upper` over `lower` table by table; lists and values are replaced whole."""
     merged = dict(lower)
     for key, value in upper.items():
         below = merged.get(key)

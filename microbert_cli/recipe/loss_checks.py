@@ -1,4 +1,4 @@
-"""What each loss needs of a pair of teacher and student, by columns; what a recipe tells of that is checked without torch.
+"""Checks what each loss requires of teacher and student, as far as a recipe shows it and without importing torch.
 
     same token ids   both nets read a text as the same tokens: whatever is compared token by token
     same heads       attention is compared head by head
@@ -7,7 +7,7 @@
 
 A loss says its columns itself, `requires = {"tokens", "heads", "width"}`, and names the parameter, `divides = "heads"`; without
 a word they follow from what it needs to see. Models that a recipe only points at are checked where they are loaded, before any
-work (`matching.py`).
+work (`distillation/pair_checks.py`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +28,7 @@ TASK_INPUTS = frozenset({"logits", "labels", "augmented"})  # what plain text do
 
 @dataclass(frozen=True)
 class RecipeLoss:
-    """A loss in a recipe: its key, what its file says, and the parameters it gets."""
+    """A loss in a recipe: its key, the facts in its file, and its parameters."""
 
     key: str
     origin: str
@@ -41,57 +41,62 @@ class RecipeLoss:
 
 
 def unknown_columns(requires: Iterable[str]) -> list[str]:
-    """Those that are none."""
+    """Returns the names that are no columns."""
     return sorted(set(requires) - COLUMNS)
 
 
 def default_columns(needs: Iterable[str], *, projects: bool) -> frozenset[str]:
-    """What a loss that does not say it requires: "tokens", "heads", "width", by what it has to see."""
-    found = {"scores": {"tokens", "heads"}, "qkv": {"tokens"}, "token_logits": {"tokens"}}
-    found["hidden"] = {"tokens"} if projects else {"tokens", "width"}
-    return frozenset(column for need in needs for column in found.get(need, ()))
+    """Returns the columns of a loss that does not declare `requires`, by the inputs it needs."""
+    columns_of_need = {"scores": {"tokens", "heads"}, "qkv": {"tokens"}, "token_logits": {"tokens"}}
+    columns_of_need["hidden"] = {"tokens"} if projects else {"tokens", "width"}
+    return frozenset(column for need in needs for column in columns_of_need.get(need, ()))
 
 
 def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[MbertError]:
-    """What is wrong with the losses of `general` and of every phase, as far as the recipe tells: M008, M013, M092,
-    M094 to M096, M140, M141.
+    """Checks the losses of `general` and of every phase: M008, M013, M092, M094 to M096, M140, M141.
 
     values  raw, so that all that is wrong with a recipe is said at once
     """
-    of_text, of_rows = _recipe_losses(values, catalog, origins)
-    for said in of_text:
-        if missing := sorted(TASK_INPUTS & set(said.facts.get("needs") or ())):
-            yield missing_inputs(said.where, missing, "what models show of plain text")
-        if "unrelated" in (said.facts.get("needs") or ()) and table_at(values, "corpus").get("format", "pairs") != "pairs":
-            yield _no_pairs(said.where)
+    general_losses, phase_losses = _recipe_losses(values, catalog, origins)
+    for loss in general_losses:
+        if missing := sorted(TASK_INPUTS & set(loss.facts.get("needs") or ())):
+            yield missing_inputs(loss.where, missing, "what models show of plain text")
+        if "unrelated" in (loss.facts.get("needs") or ()) and table_at(values, "corpus").get("format", "pairs") != "pairs":
+            yield _no_pairs(loss.where)
     if "task-distill" in _stages(values):
         yield from check_transfer(values, catalog, origins)
     rule = values.get("layer_map")
     if rule == "top" or type(rule) is int:
         yield from (
-            _top_layer_only(said.where, rule) for said in (*of_text, *of_rows) if said.facts.get("over") in ("layers", "inner")
+            _top_layer_only(loss.where, rule)
+            for loss in (*general_losses, *phase_losses)
+            if loss.facts.get("over") in ("layers", "inner")
         )
     student = shape_of(values.get("student"), catalog)
     if student is None:
         return
     base = _pretrained_shape(values, catalog)
-    named = table_at(values, "teacher")
-    taught = None if values.get("teachers") or values.get("tasks") or named.get("model") or named.get("models") else base
+    teacher_table = table_at(values, "teacher")
+    task_teacher = (
+        None
+        if values.get("teachers") or values.get("tasks") or teacher_table.get("model") or teacher_table.get("models")
+        else base
+    )
     begins_elsewhere = values.get("init") not in (None, "auto", "random")
-    pairs = [(said, base) for said in of_text] + [(said, taught) for said in of_rows if not begins_elsewhere]
-    for said, teacher in pairs:
-        yield from _check_shapes(said, teacher, student)
+    pairs = [(loss, base) for loss in general_losses] + [(loss, task_teacher) for loss in phase_losses if not begins_elsewhere]
+    for loss, teacher in pairs:
+        yield from _check_shapes(loss, teacher, student)
 
 
 def check_stage(kind: str, values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> None:
-    """The same of one stage, which may run alone or as a variant, so that no list of stages names it: raises all there is."""
+    """Checks the losses of one stage, which may run alone or as a variant; raises all errors at once."""
     before = [stage for stage in _stages(values) if stage == "pretrain"]
     if errors := list(check_losses({**values, "stages": [*before, kind]}, catalog, origins)):
         raise combine_errors(errors)
 
 
 def check_head_count(key: str, where: str, heads: Any, widths: Mapping[str, int]) -> Iterator[MbertError]:
-    """M095 unless `heads` divides every width; `widths` by whose they are. key: of the parameter, in the recipe."""
+    """Checks that `heads` divides every width, by model: M095. key: of the parameter, in the recipe."""
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or any(width % heads for width in widths.values()):
         yield _not_dividing(key, where, heads, widths)
 
@@ -118,13 +123,13 @@ def width_mismatch(teacher: int, student: int, key: str, where: str) -> MbertErr
     )
 
 
-def missing_inputs(where: str, missing: list[str], given: str) -> MbertError:
+def missing_inputs(where: str, missing: list[str], available: str) -> MbertError:
     """The error for a loss that needs to see what a stage does not have."""
     return MbertError(
         "M008",
         f"this loss needs {', '.join(missing)}, and there is none in this stage",
         where=where,
-        allowed=f"Losses that need no more than {given}.",
+        allowed=f"Losses that need no more than {available}.",
         fix=f"Leave it out: --set {key_of_location(where)}=0",
     )
 
@@ -132,16 +137,16 @@ def missing_inputs(where: str, missing: list[str], given: str) -> MbertError:
 def _recipe_losses(
     values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]
 ) -> tuple[list[RecipeLoss], list[RecipeLoss]]:
-    """The losses of `general` and those of all phases, each where the run has the stage."""
+    """Returns the losses of `general` and those of all phases, where the run has their stage."""
     stages = _stages(values)
     general = {"general": values.get("general")} if "general-distill" in stages else {}
     phases = table_at(values, "phases") if "task-distill" in stages else {}
-    named = {f"phases.{name}": phase for name, phase in phases.items()}
-    return [*_losses(general, catalog, origins)], [*_losses(named, catalog, origins)]
+    phase_tables = {f"phases.{name}": phase for name, phase in phases.items()}
+    return [*_losses(general, catalog, origins)], [*_losses(phase_tables, catalog, origins)]
 
 
 def _losses(tables: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[RecipeLoss]:
-    """Every loss with a weight that is known to the catalogue; what is not is said elsewhere."""
+    """Yields every loss with a weight; unknown losses are reported elsewhere."""
     for table, phase in tables.items():
         if not isinstance(phase, Mapping) or phase.get("leave_out"):
             continue
@@ -149,46 +154,46 @@ def _losses(tables: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, s
             if not isinstance(term, Mapping) or term.get("weight", 1.0) == 0 or list(catalog.check("losses", name, "")):
                 continue
             key = f"{table}.losses.{name}"
-            origin = next((origins[one] for one in (f"{key}.weight", key) if one in origins), "recipe")
+            origin = next((origins[candidate] for candidate in (f"{key}.weight", key) if candidate in origins), "recipe")
             yield RecipeLoss(key, origin, catalog.loss_facts(name), {**catalog.loss_defaults(name), **term})
 
 
-def _check_shapes(said: RecipeLoss, teacher: StudentShape | None, student: StudentShape) -> Iterator[MbertError]:
-    facts = said.facts
-    said_so = facts.get("requires")
-    asked = default_columns(facts.get("needs") or (), projects="projects" in facts) if said_so is None else said_so
-    if teacher is not None and "heads" in asked and teacher.heads and student.heads not in (None, teacher.heads):
-        yield heads_mismatch(teacher.heads, student.heads or 0, said.key, said.where)
-    if teacher is not None and "width" in asked and teacher.width != student.width:
-        yield width_mismatch(teacher.width, student.width, said.key, said.where)
+def _check_shapes(loss: RecipeLoss, teacher: StudentShape | None, student: StudentShape) -> Iterator[MbertError]:
+    facts = loss.facts
+    stated = facts.get("requires")
+    required = default_columns(facts.get("needs") or (), projects="projects" in facts) if stated is None else stated
+    if teacher is not None and "heads" in required and teacher.heads and student.heads not in (None, teacher.heads):
+        yield heads_mismatch(teacher.heads, student.heads or 0, loss.key, loss.where)
+    if teacher is not None and "width" in required and teacher.width != student.width:
+        yield width_mismatch(teacher.width, student.width, loss.key, loss.where)
     if parameter := facts.get("divides"):
         widths = {"student": student.width} | ({"teacher": teacher.width} if teacher else {})
-        yield from check_head_count(f"{said.key}.{parameter}", said.where, said.parameters.get(parameter), widths)
+        yield from check_head_count(f"{loss.key}.{parameter}", loss.where, loss.parameters.get(parameter), widths)
 
 
 def _pretrained_shape(values: Mapping[str, Any], catalog: Catalog) -> StudentShape | None:
-    """The shape of the model that this run pre-trains, where it is what teaches."""
+    """Returns the shape of the model that this run pre-trains and distils from."""
     trains = "pretrain" in _stages(values) and not values.get("base")
     return shape_of(table_at(values, "pretrain").get("model"), catalog) if trains else None
 
 
 def _stages(values: Mapping[str, Any]) -> list[Any]:
-    found = values.get("stages")
-    return found if isinstance(found, list) else []
+    stages = values.get("stages")
+    return stages if isinstance(stages, list) else []
 
 
 def _not_dividing(key: str, where: str, heads: Any, widths: Mapping[str, int]) -> MbertError:
     common = gcd(*widths.values(), *(() if "teacher" in widths else (DEFAULT_TEACHER_WIDTH,)))
     fitting = [number for number in range(common, 0, -1) if common % number == 0]
-    best = next((number for number in fitting if isinstance(heads, int) and number <= heads), fitting[-1])
-    told = " and ".join(f"{width} of the {whose}" for whose, width in sorted(widths.items()))
+    nearest_heads = next((number for number in fitting if isinstance(heads, int) and number <= heads), fitting[-1])
+    width_text = " and ".join(f"{width} of the {whose}" for whose, width in sorted(widths.items()))
     return MbertError(
         "M095",
-        f"{heads!r} relation heads do not divide the width {told}",
+        f"{heads!r} relation heads do not divide the width {width_text}",
         where=where,
         allowed=f"{', '.join(map(str, fitting[:12]))}{' ...' if len(fitting) > 12 else ''}, which divide "
         + ("both." if "teacher" in widths else f"it and a teacher's {DEFAULT_TEACHER_WIDTH}."),
-        fix=f"--set {key}={best}",
+        fix=f"--set {key}={nearest_heads}",
     )
 
 

@@ -1,4 +1,4 @@
-"""What the recipe's keys about mixtures of experts may say together, and the run that makes an expert teacher of a teacher.
+"""Recipe keys of mixtures of experts: their checks, and the values of the run that makes an expert teacher.
 
 An expert teacher is a student of the fine-tuned teacher that begins as that teacher itself, its feed-forward networks cut into
 experts by importance: so the run that makes one is a `task-distill` with other values, as a variant of a recipe is.
@@ -12,23 +12,25 @@ from microbert_cli.recipe.schema import Moe, Recipe
 
 
 def check_experts(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
-    """What is wrong with them: M073 more experts for each than there are, M074 a student with as many as its teacher,
+    """Checks the table `moe`: M073 more experts per token than there are, M074 a student with as many experts as its teacher,
     M048 keys that exclude each other."""
     moe = values.get("moe", {})
     if not isinstance(moe, Mapping):
         return
-    said = {name: moe.get(name, field.default) for name, field in Moe.model_fields.items()}
-    if not all(type(said[name]) is int for name in ("experts", "top_k", "teacher_experts")):
+    settings = {name: moe.get(name, field.default) for name, field in Moe.model_fields.items()}
+    if not all(type(settings[name]) is int for name in ("experts", "top_k", "teacher_experts")):
         return
-    if said["top_k"] > said["experts"] > 0:
-        yield _too_many(said["top_k"], said["experts"], f"{_origin('top_k', origins)}, moe.top_k")
-    yield from _check_exclusive_keys(said, origins)
-    if said["side"] == "both" and said["experts"] >= said["teacher_experts"]:
-        yield too_many_student_experts(said["experts"], said["teacher_experts"], f"{_origin('experts', origins)}, moe.experts")
+    if settings["top_k"] > settings["experts"] > 0:
+        yield _too_many(settings["top_k"], settings["experts"], f"{_origin('top_k', origins)}, moe.top_k")
+    yield from _check_exclusive_keys(settings, origins)
+    if settings["side"] == "both" and settings["experts"] >= settings["teacher_experts"]:
+        yield too_many_student_experts(
+            settings["experts"], settings["teacher_experts"], f"{_origin('experts', origins)}, moe.experts"
+        )
 
 
 def expert_teacher_values(recipe: Recipe) -> dict[str, Any]:
-    """The values over a recipe by which task-distill, whose student begins as the teacher, makes an expert teacher."""
+    """Returns the recipe values by which task-distill, whose student starts as the teacher, makes an expert teacher."""
     moe = recipe.moe
     student = {
         "side": "student", "layers": moe.teacher_layers, "experts": moe.teacher_experts, "expert_width": moe.teacher_width,
@@ -41,7 +43,7 @@ def expert_teacher_values(recipe: Recipe) -> dict[str, Any]:
 
 
 def too_many_student_experts(student: int, teacher: int, where: str) -> MbertError:
-    """The error for a student with as many experts as its expert teacher."""
+    """Makes the error for a student with as many experts as its expert teacher."""
     return MbertError(
         "M074",
         f"the student has {student} experts and its teacher {teacher}: with both sides routed the student has fewer, "
@@ -52,27 +54,27 @@ def too_many_student_experts(student: int, teacher: int, where: str) -> MbertErr
     )
 
 
-def _check_exclusive_keys(said: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
-    """What extraction to a plain BERT rests on, and what a table of tokens or an expert with a LayerNorm leaves no room for."""
-    by_task = said["routing"] == "task"
+def _check_exclusive_keys(settings: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[MbertError]:
+    """Checks keys that exclude each other, such as a gate that the extraction of a plain BERT cannot keep."""
+    by_task = settings["routing"] == "task"
     clashes = {
-        "norm": (said["norm"] == "expert" and by_task, "routing by task keeps the layer's LayerNorm"),
-        "gate": (said["gate"] == "probability" and by_task, "routing by task has gates of 1"),
+        "norm": (settings["norm"] == "expert" and by_task, "routing by task keeps the layer's LayerNorm"),
+        "gate": (settings["gate"] == "probability" and by_task, "routing by task has gates of 1"),
         "top_k": (
-            said["top_k"] > 1 and (said["routing"] == "hash" or said["norm"] == "expert"),
+            settings["top_k"] > 1 and (settings["routing"] == "hash" or settings["norm"] == "expert"),
             "a table of tokens, and experts with a LayerNorm each, know one expert for each token",
         ),
     }
     for key, (wrong, why) in clashes.items():
         if wrong:
-            yield _clash(key, said, why, f"{_origin(key, origins)}, moe.{key}")
+            yield _clash(key, settings, why, f"{_origin(key, origins)}, moe.{key}")
 
 
-def _clash(key: str, said: Mapping[str, Any], why: str, where: str) -> MbertError:
+def _clash(key: str, settings: Mapping[str, Any], why: str, where: str) -> MbertError:
     default = Moe.model_fields[key].default
     return MbertError(
         "M048",
-        f"moe.{key} = {said[key]!r} does not go with routing = {said['routing']!r}, norm = {said['norm']!r}: {why}",
+        f"moe.{key} = {settings[key]!r} does not go with routing = {settings['routing']!r}, norm = {settings['norm']!r}: {why}",
         where=where,
         allowed="norm = expert and gate = probability with routing by token or sentence (norm also by hash), top_k = 1 there.",
         fix=f"--set moe.{key}={default}",

@@ -1,4 +1,4 @@
-"""Runs of several tasks: what their recipe keys may say, and who teaches which task.
+"""Recipes of several tasks: what their keys may hold, and the teachers of each task.
 
 tasks = ["sst2", "mrpc", "mine/reviews.toml"]    names of the catalogue, or task files; a file's stem is its name
 teacher = "runs/teacher-{task}"                  one pattern for all of them; or
@@ -19,13 +19,13 @@ TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,99}")  # heads and folders are calle
 OWN_FILES = ("train_file", "dev_file", "test_file")
 
 
-def task_name(named: str) -> str:
-    """What a task of several is called: its own name, or the stem of its file."""
-    return Path(named).stem if named.endswith(".toml") else named
+def task_name(reference: str) -> str:
+    """Returns the name of one of several tasks: its own, or the stem of its file."""
+    return Path(reference).stem if reference.endswith(".toml") else reference
 
 
 def ambiguous_task(tasks: Sequence[str], where: str) -> MbertError:
-    """The error for a model of several tasks of which none is named."""
+    """Makes the error for a model of several tasks where none is named."""
     return MbertError(
         "M265",
         f"this model answers {len(tasks)} tasks, and it is not said which: {', '.join(tasks)}",
@@ -36,46 +36,46 @@ def ambiguous_task(tasks: Sequence[str], where: str) -> MbertError:
 
 
 def teachers_of(recipe: Recipe) -> dict[str, list[str]]:
-    """The teachers of every task of several, by the task's name; an empty list where it learns from labels alone."""
+    """Returns the teachers of each task by name; an empty list for a task that learns from labels alone."""
     pattern = recipe.teacher.models or ([recipe.teacher.model] if recipe.teacher.model else [])
     names = [task_name(task) for task in recipe.tasks]
     if recipe.teachers:
         return {name: as_list(recipe.teachers.get(name, [])) for name in names}
-    return {name: [one.replace(TASK_PLACEHOLDER, name) for one in pattern] for name in names}
+    return {name: [location.replace(TASK_PLACEHOLDER, name) for location in pattern] for name in names}
 
 
 def augmented_of(recipe: Recipe) -> dict[str, str]:
-    """The augmented rows of every task of several: `augmented` with the task's name in it."""
-    place = recipe.augmented or ""
-    return {task_name(task): place.replace(TASK_PLACEHOLDER, task_name(task)) for task in recipe.tasks if place}
+    """Returns the augmented data of each task by name: `augmented` with the task's name in it."""
+    pattern = recipe.augmented or ""
+    return {task_name(task): pattern.replace(TASK_PLACEHOLDER, task_name(task)) for task in recipe.tasks if pattern}
 
 
 def transfer_of(recipe: Recipe) -> str | None:
-    """The file of a task's transfer set, with the task's name where it says `{task}`."""
-    place = recipe.data.transfer_file
-    return place.replace(TASK_PLACEHOLDER, task_name(recipe.task)) if place and recipe.task else place
+    """Returns the file of a task's transfer set, with the task's name in place of `{task}`."""
+    pattern = recipe.data.transfer_file
+    return pattern.replace(TASK_PLACEHOLDER, task_name(recipe.task)) if pattern and recipe.task else pattern
 
 
 def recipe_of_task(recipe: Recipe, task: str) -> Recipe:
-    """The recipe as if it were about this one of its tasks."""
+    """Returns the recipe for one of its tasks alone."""
     return recipe.model_copy(update={"task": task, "tasks": []})
 
 
 def named_inputs(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """(name, place) of every place in an input: itself, a list of some, or a table of either."""
+    """Yields (name, path) of every path in an input: a path, a list of paths, or a table of either."""
     if isinstance(value, str):
         yield name, value
     elif isinstance(value, Mapping):
         yield from (pair for key, inner in value.items() for pair in named_inputs(f"{name} {key}", inner))
     elif isinstance(value, list):
-        named = [name] if len(value) == 1 else [f"{name} {number}" for number in range(1, len(value) + 1)]
-        yield from zip(named, value, strict=True)
+        names = [name] if len(value) == 1 else [f"{name} {number}" for number in range(1, len(value) + 1)]
+        yield from zip(names, value, strict=True)
 
 
 def check_tasks(values: Mapping[str, Any], catalog: Catalog, origin: Mapping[str, str]) -> Iterable[MbertError]:
-    """What is wrong with the keys about several tasks: M005, M080, M081, M082, M084; on raw values."""
-    given = values.get("tasks")
-    tasks = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
+    """Checks the keys of several tasks, on raw values: M005, M080, M081, M082, M084."""
+    task_list = values.get("tasks")
+    tasks = [task_entry for task_entry in task_list if isinstance(task_entry, str)] if isinstance(task_list, list) else []
     where = f"{origin.get('tasks', 'recipe')}, tasks"
     if tasks:
         yield from _check_task_names(tasks, where)
@@ -97,13 +97,13 @@ def _check_task_names(tasks: Sequence[str], where: str) -> Iterable[MbertError]:
 
 def _check_single_task_keys(values: Mapping[str, Any], where: str) -> Iterable[MbertError]:
     data = values.get("data", {})
-    own = [key for key in OWN_FILES if data.get(key)] if isinstance(data, Mapping) else []
-    if values.get("task") or own:
-        yield _both_single_and_multitask("task" if values.get("task") else f"data.{own[0]}", where)
+    file_keys = [key for key in OWN_FILES if data.get(key)] if isinstance(data, Mapping) else []
+    if values.get("task") or file_keys:
+        yield _both_single_and_multitask("task" if values.get("task") else f"data.{file_keys[0]}", where)
 
 
 def as_list(teachers: str | Sequence[str]) -> list[str]:
-    """One place or several, as several."""
+    """Returns one path or several as a list."""
     return [teachers] if isinstance(teachers, str) else list(teachers)
 
 

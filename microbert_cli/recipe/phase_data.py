@@ -1,4 +1,4 @@
-"""Which rows a phase of stage two trains on: the training set, augmented rows of it, or a transfer set of texts alone.
+"""Which rows a phase of stage two trains on: the training set, augmented rows, or a transfer set of unlabelled texts.
 
     data = "original"    the training set
     data = "augmented"   augmented rows where there are any, else the training set
@@ -21,21 +21,21 @@ TRAIN, AUGMENTED, TRANSFER = "train", "augmented", "transfer"
 SELECTED_BY = "dev"
 
 
-def choose_split(said: str, *, needs_labels: bool, there: Container[str]) -> str:
-    """The rule itself: `said` is the phase's `data`, `there` are the splits at hand."""
-    assert said != TRANSFER or TRANSFER in there, "a recipe without a transfer set is refused as it is read"
-    if TRANSFER in there and (said == TRANSFER or said == "auto" and not needs_labels):
+def choose_split(requested: str, *, needs_labels: bool, available: Container[str]) -> str:
+    """Returns the split for a phase's `data` value, of the splits that are available."""
+    assert requested != TRANSFER or TRANSFER in available, "a recipe without a transfer set is refused as it is read"
+    if TRANSFER in available and (requested == TRANSFER or requested == "auto" and not needs_labels):
         return TRANSFER
-    return AUGMENTED if AUGMENTED in there and said != "original" else TRAIN
+    return AUGMENTED if AUGMENTED in available and requested != "original" else TRAIN
 
 
-def phase_split(phase: PhaseSpec, catalog: Catalog, there: Container[str]) -> str:
-    """The split that a phase of a recipe trains on."""
-    return choose_split(phase.data, needs_labels=_needs_labels(phase, catalog), there=there)
+def phase_split(phase: PhaseSpec, catalog: Catalog, available: Container[str]) -> str:
+    """Returns the split that a phase of a recipe trains on."""
+    return choose_split(phase.data, needs_labels=_needs_labels(phase, catalog), available=available)
 
 
 def trained_splits(recipe: Recipe, catalog: Catalog) -> tuple[str, ...]:
-    """What stage two reads of a task beside augmented rows; a transfer set that no phase takes is not read."""
+    """Returns the splits that stage two reads beside augmented rows; a transfer set that no phase uses is not read."""
     return (
         (TRAIN, SELECTED_BY, TRANSFER)
         if recipe.data.transfer_file and _uses_transfer(recipe, catalog)
@@ -44,7 +44,7 @@ def trained_splits(recipe: Recipe, catalog: Catalog) -> tuple[str, ...]:
 
 
 def unused_transfer_note(recipe: Recipe, catalog: Catalog) -> str | None:
-    """A transfer set that no phase takes, in words; None where there is none, or some phase does."""
+    """Returns a note about a transfer set that no phase uses; None where there is none, or a phase uses it."""
     if not recipe.data.transfer_file or _uses_transfer(recipe, catalog):
         return None
     return (
@@ -54,16 +54,16 @@ def unused_transfer_note(recipe: Recipe, catalog: Catalog) -> str | None:
 
 
 def check_transfer(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[MbertError]:
-    """What is wrong with phases that say they train on a transfer set: M140 there is none, M141 a loss needs labels.
+    """Checks phases that train on a transfer set: M140 there is none, M141 a loss needs labels.
 
     values  raw, so that all that is wrong with a recipe is said at once
     """
-    there = bool(table_at(values, "data").get("transfer_file"))
+    has_transfer_file = bool(table_at(values, "data").get("transfer_file"))
     for name, phase in table_at(values, "phases").items():
         if not isinstance(phase, Mapping) or phase.get("data") != TRANSFER or phase.get("leave_out"):
             continue
         key = f"phases.{name}.data"
-        if not there:
+        if not has_transfer_file:
             yield _no_transfer_set(key, origins.get(key, "recipe"))
         terms = table_at(phase, "losses")
         weighted = [loss for loss, term in terms.items() if not isinstance(term, Mapping) or term.get("weight", 1.0) != 0]
@@ -72,8 +72,8 @@ def check_transfer(values: Mapping[str, Any], catalog: Catalog, origins: Mapping
 
 
 def _uses_transfer(recipe: Recipe, catalog: Catalog) -> bool:
-    there = (TRAIN, AUGMENTED, TRANSFER)
-    return any(phase_split(phase, catalog, there) == TRANSFER for phase in recipe.run_phases.values())
+    available = (TRAIN, AUGMENTED, TRANSFER)
+    return any(phase_split(phase, catalog, available) == TRANSFER for phase in recipe.run_phases.values())
 
 
 def _needs_labels(phase: PhaseSpec, catalog: Catalog) -> bool:
@@ -81,7 +81,7 @@ def _needs_labels(phase: PhaseSpec, catalog: Catalog) -> bool:
 
 
 def _losses_needing_labels(losses: Iterable[str], catalog: Catalog) -> list[str]:
-    """Those of the losses that need labels; a name that is none is told elsewhere."""
+    """Returns the losses that need labels; unknown names are reported elsewhere."""
     return [name for name in losses if not list(catalog.check("losses", name, "")) and catalog.loss_needs_labels(name)]
 
 

@@ -41,7 +41,7 @@ SUFFIXES = {
 
 
 class Catalog:
-    """Everything that has a name. A file under an included folder hides the built-in one of the same name."""
+    """Finds everything that has a name. A file in an included folder replaces the built-in one of the same name."""
 
     def __init__(self, include: Sequence[str | Path] = ()):
         self.include = [Path(folder) for folder in include]
@@ -56,19 +56,19 @@ class Catalog:
                 )
 
     def names(self, kind: str) -> list[str]:
-        """All names of a kind, sorted; patterns are listed as such."""
+        """Returns all names of a kind, sorted; patterns are listed as they are."""
         return sorted(self._files(kind))
 
     def path(self, kind: str, name: str, *, where: str) -> Path:
-        """The file behind a name, or behind a path to a TOML file; raises M005 with the nearest name, M040 for code."""
+        """Returns the file of a name, or of a path to a TOML file; raises M005 with the nearest name, M040 for code."""
         for error in self.check(kind, name, where):
             raise error
-        found = self._find(kind, name)
-        assert found is not None
-        return found
+        file = self._find(kind, name)
+        assert file is not None
+        return file
 
     def check(self, kind: str, name: str, where: str) -> Iterable[MbertError]:
-        """The error a wrong name deserves, or nothing."""
+        """Yields the error of a wrong name, or nothing."""
         if Path(name).suffix == ".py" and ".py" in SUFFIXES[kind]:
             yield MbertError(
                 "M040",
@@ -87,61 +87,63 @@ class Catalog:
             )
 
     def recipe_path(self, recipe: str | Path) -> Path:
-        """A recipe's file: a path as it is, else a catalogued name."""
+        """Returns a recipe's file, given its path or its catalogued name."""
         path = Path(recipe)
         if path.suffix == ".toml" or os.path.exists(path):
             return path
         return self.path("recipes", str(recipe), where="recipe")
 
     def numbers(self, kind: str, name: str) -> dict[str, int]:
-        """What a pattern's letters stand for in this name: `bert-4x312` under `bert-LxH` -> {"L": 4, "H": 312}."""
+        """Returns the values of a pattern's letters in a name: `bert-4x312` under `bert-LxH` -> {"L": 4, "H": 312}."""
         for stem in self._files(kind):
             if match := _pattern(stem).fullmatch(name):
                 return {letter: int(value) for letter, value in match.groupdict().items()}
         return {}
 
     def module(self, kind: str, name: str) -> ModuleType:
-        """The imported Python file of a name."""
+        """Imports the Python file of a name."""
         path = self.path(kind, name, where=kind)
         if path.is_relative_to(PACKAGE):
             return import_module(".".join(("microbert_cli", *path.relative_to(PACKAGE).with_suffix("").parts)))
         spec = importlib.util.spec_from_file_location(f"mbert_included_{kind}_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
+        sys.modules[spec.name] = module  # before it runs: dataclasses and pickle look their module up by name
         spec.loader.exec_module(module)
         return module
 
     def register_model_type(self, model_type: str) -> None:
-        """Imports the student file that defines a `model_type` of ours, so that transformers' Auto classes know it."""
+        """Imports the student file that defines a `model_type`, so that transformers' Auto classes know it."""
         for name, path in self._files("students").items():
             if path.suffix == ".py" and f'MODEL_TYPE = "{model_type}"' in path.read_text(encoding="utf-8"):
                 self.module("students", name)
 
     def loss_parameters(self, name: str) -> set[str]:
-        """The keyword parameters of a loss: its recipe keys. `normalisation` may be set for one term, too."""
+        """Returns the keyword parameters of a loss, which are its recipe keys; `normalisation` may be set for one term, too."""
         return {argument.arg for node in self._functions(name, name) for argument in node.args.kwonlyargs}
 
     def loss_defaults(self, name: str) -> dict[str, Any]:
-        """What its keyword parameters are where a recipe does not say, as far as that is a plain value."""
-        every = (node.args for node in self._functions(name, name))
-        pairs = (pair for own in every for pair in zip(own.kwonlyargs, own.kw_defaults, strict=True))
+        """Returns the defaults of a loss's keyword parameters, as far as they are literals."""
+        signatures = (node.args for node in self._functions(name, name))
+        pairs = (pair for arguments in signatures for pair in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True))
         return {argument.arg: _literal(value) for argument, value in pairs if value is not None}
 
     def loss_needs_labels(self, name: str) -> bool:
-        """Whether a loss, or what its adversary learns, cannot be called without labels: `labels_B` has no default."""
-        every = (node.args for node in self._functions(name, name, "against"))
-        free = (argument for own in every for argument in own.args[: len(own.args) - len(own.defaults)])
-        return any(argument.arg.rpartition("_")[0] == "labels" for argument in free)
+        """Whether a loss, or its adversary's loss, cannot be called without labels: `labels_B` has no default."""
+        signatures = (node.args for node in self._functions(name, name, "against"))
+        required = (
+            argument for arguments in signatures for argument in arguments.args[: len(arguments.args) - len(arguments.defaults)]
+        )
+        return any(argument.arg.rpartition("_")[0] == "labels" for argument in required)
 
     def loss_facts(self, name: str) -> dict[str, Any]:
-        """What a loss says of itself: `needs`, `over`, `projects`, `requires`, `divides`; None for what is no plain value."""
-        found: dict[str, Any] = {}
+        """Returns what a loss declares: `needs`, `over`, `projects`, `requires`, `divides`; None for what is no literal."""
+        values: dict[str, Any] = {}
         for node in self._loss(name).body:
             if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                found |= {target.id: _literal(node.value) for target in targets if isinstance(target, ast.Name)}
-        return {fact: found[fact] for fact in ("needs", "over", "projects", "requires", "divides") if fact in found}
+                values |= {target.id: _literal(node.value) for target in targets if isinstance(target, ast.Name)}
+        return {fact: values[fact] for fact in ("needs", "over", "projects", "requires", "divides") if fact in values}
 
     def _functions(self, loss: str, *names: str) -> list[ast.FunctionDef]:
         return [node for node in self._loss(loss).body if isinstance(node, ast.FunctionDef) and node.name in names]
@@ -150,7 +152,7 @@ class Catalog:
         return ast.parse(self.path("losses", name, where="losses").read_text(encoding="utf-8"))
 
     def own_files(self) -> dict[str, str]:
-        """The included files by name with their hashes: a run with a changed loss of one's own is another run."""
+        """Returns the hashes of the included files, by path: a run with a changed file is another run."""
         files = [file for folder in self.include for file in sorted(folder.rglob("*")) if file.suffix in (".py", ".toml")]
         return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
@@ -166,10 +168,12 @@ class Catalog:
     def _files(self, kind: str) -> dict[str, Path]:
         folders = [PACKAGE / "catalog" / kind, *(folder / kind for folder in self.include)]
         if kind == "recipes":  # in a wheel inside the package, in a checkout beside it
-            folders[0] = next((place for place in (PACKAGE / kind, PACKAGE.parent / kind) if place.is_dir()), folders[0])
+            folders[0] = next(
+                (candidate for candidate in (PACKAGE / kind, PACKAGE.parent / kind) if candidate.is_dir()), folders[0]
+            )
         files = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
-        named = {file.stem: file for file in files if file.suffix in SUFFIXES[kind] and file.stem != "__init__"}
-        return OUTSIDE_CATALOG.get(kind, {}) | named
+        by_name = {file.stem: file for file in files if file.suffix in SUFFIXES[kind] and file.stem != "__init__"}
+        return OUTSIDE_CATALOG.get(kind, {}) | by_name
 
 
 @cache
@@ -191,5 +195,5 @@ def _pattern(stem: str) -> re.Pattern[str]:
 
 
 def singular(kind: str) -> str:
-    """What one of a kind is called."""
+    """Returns the singular of a kind."""
     return "loss" if kind == "losses" else kind.removesuffix("s")

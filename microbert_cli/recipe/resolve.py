@@ -1,4 +1,4 @@
-"""One pure function from all the places a value may come from to one recipe, with the origin of every key.
+"""Resolves a recipe: one pure function merges every source of values and records the origin of every key.
 
 Priority: built-in default < method < method's values for the task < recipe < `MBERT_SET_<key>` environment < `--set` < flag.
 """
@@ -30,7 +30,7 @@ METHOD_KEYS = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """A valid recipe; for every dotted key, where its value came from; and the layers above the method's it was made of."""
+    """A valid recipe, the origin of every dotted key, and the layers above the method's that it was made of."""
 
     recipe: Recipe
     origins: dict[str, str]
@@ -55,8 +55,8 @@ def resolve(
     beneath  values that hold where the recipe says nothing.
     """
     path = catalog.recipe_path(recipe) if recipe is not None else None
-    own = Layer(str(path), read_toml(path)) if path else Layer("no recipe", {})
-    lower = [beneath, own] if beneath else [own]
+    recipe_layer = Layer(str(path), read_toml(path)) if path else Layer("no recipe", {})
+    lower = [beneath, recipe_layer] if beneath else [recipe_layer]
     upper = [*lower, *_environment_layers(environment), *_set_layers(sets), *_flag_layers(flags or {}, called or {})]
     for layer in upper:
         check_values(layer.values, layer.origin)
@@ -64,7 +64,7 @@ def resolve(
 
 
 def overlay(resolved: Resolved, values: Mapping[str, Any], origin: str, catalog: Catalog) -> Resolved:
-    """The same recipe with other values for some keys, resolved again: what a variant is. Its method and task count."""
+    """Resolves the same recipe again with other values for some keys, as a variant does; its method and task may change."""
     return _resolved([*resolved.layers, Layer(origin, values)], resolved.name, catalog)
 
 
@@ -104,9 +104,9 @@ def _environment_layers(environment: Mapping[str, str] | None) -> list[Layer]:
     ]
 
 
-def _flag_layers(flags: Mapping[str, Any], called: Mapping[str, str]) -> list[Layer]:
-    given = {key: value for key, value in flags.items() if value is not None}
-    return [Layer(called.get(key, f"--{key.replace('_', '-')}"), nest(key, value)) for key, value in given.items()]
+def _flag_layers(flags: Mapping[str, Any], option_names: Mapping[str, str]) -> list[Layer]:
+    set_flags = {key: value for key, value in flags.items() if value is not None}
+    return [Layer(option_names.get(key, f"--{key.replace('_', '-')}"), nest(key, value)) for key, value in set_flags.items()]
 
 
 def _method_layers(catalog: Catalog, method: str, task: Any) -> list[Layer]:
@@ -114,22 +114,22 @@ def _method_layers(catalog: Catalog, method: str, task: Any) -> list[Layer]:
     values = {key: value for key, value in values.items() if key not in ("title", "source", "ablations")}
     by_task = _table_of_tables(values.pop("by_task", {}), f"{path}, by_task", "Values for single tasks: [by_task.cola]")
     layers = [Layer(f"method {method}", normalise(values))]
-    if isinstance(task, str) and (own := by_task.get(Path(task).stem)):
-        layers.append(Layer(f"method {method}, for {task}", normalise(own)))
+    if isinstance(task, str) and (task_values := by_task.get(Path(task).stem)):
+        layers.append(Layer(f"method {method}, for {task}", normalise(task_values)))
     return layers
 
 
 def _ablation_layers(catalog: Catalog, method: str, upper: Sequence[Layer]) -> list[Layer]:
-    """What the method says is changed where parts of it are left out; it rules over all else, so that they are left out."""
+    """Returns the values of the ablated parts; they come last, so that no other source overrides them."""
     parts = _strings(_last_value(upper, "ablate"))
-    known = ablations(catalog, method) if parts else {}
-    if unknown := [part for part in parts if part not in known]:
-        raise combine_errors([_unknown_part(part, method, known) for part in unknown])
-    return [Layer(f"method {method} without {part}", normalise(known[part])) for part in parts]
+    ablation_values = ablations(catalog, method) if parts else {}
+    if unknown := [part for part in parts if part not in ablation_values]:
+        raise combine_errors([_unknown_part(part, method, ablation_values) for part in unknown])
+    return [Layer(f"method {method} without {part}", normalise(ablation_values[part])) for part in parts]
 
 
 def ablations(catalog: Catalog, method: str) -> dict[str, Any]:
-    """The parts that a method can be run without, and the values that make it so."""
+    """Returns the parts that a method can be run without, and the values that remove each."""
     path, values = _read_method(catalog, method)
     return _table_of_tables(values.get("ablations", {}), f"{path}, ablations", "Values that leave a part out: [ablations.hidn]")
 
@@ -143,8 +143,8 @@ def _read_method(catalog: Catalog, method: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _table_of_tables(values: Any, where: str, allowed: str) -> dict[str, Any]:
-    """A table of tables; raises M053 for anything else."""
-    if isinstance(values, Mapping) and all(isinstance(own, Mapping) for own in values.values()):
+    """Checks that values are a table of tables; raises M053 for anything else."""
+    if isinstance(values, Mapping) and all(isinstance(inner, Mapping) for inner in values.values()):
         return dict(values)
     raise MbertError(
         "M053",
@@ -155,12 +155,12 @@ def _table_of_tables(values: Any, where: str, allowed: str) -> dict[str, Any]:
     )
 
 
-def _unknown_part(part: str, method: str, known: Iterable[str]) -> MbertError:
+def _unknown_part(part: str, method: str, known_parts: Iterable[str]) -> MbertError:
     return MbertError(
         "M060",
         f'the method {method} has no part "{part}" that it could be run without',
         where="ablate",
-        allowed=f"Its parts: {nearest(part, known)}" if known else "This method names no such parts.",
+        allowed=f"Its parts: {nearest(part, known_parts)}" if known_parts else "This method names no such parts.",
         fix=f"See them: mbert show methods {method}",
     )
 
@@ -176,15 +176,17 @@ def _validate(layers: Sequence[Layer], catalog: Catalog) -> tuple[Recipe, dict[s
     for layer in layers:
         merged = merge(merged, layer.values)
         origins |= dict.fromkeys(flatten(layer.values), layer.origin)
+    # Names are checked on raw values, so that their errors and those of the schema are raised together.
     errors = [*_check_names(merged, catalog, origins)]
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
+        # A union of types gives an error for each type; they are joined to one for the key.
         explained: dict[Any, dict[str, Any]] = {}
-        for one in error.errors():
-            place = (one["loc"][: _location_depth(one["loc"], merged)], one["type"] == "extra_forbidden")
-            before = f"{explained[place]['msg']}. Or: " if place in explained else ""
-            explained[place] = {**one, "msg": before + one["msg"]}
+        for problem in error.errors():
+            location = (problem["loc"][: _location_depth(problem["loc"], merged)], problem["type"] == "extra_forbidden")
+            before = f"{explained[location]['msg']}. Or: " if location in explained else ""
+            explained[location] = {**problem, "msg": before + problem["msg"]}
         raise combine_errors([*(_explain(e, loc, origins) for (loc, _), e in explained.items()), *errors]) from None
     if errors:
         raise combine_errors(errors)
@@ -192,7 +194,7 @@ def _validate(layers: Sequence[Layer], catalog: Catalog) -> tuple[Recipe, dict[s
 
 
 def _location_depth(loc: Sequence[int | str], values: Any) -> int:
-    """How much of a validator's location names keys and positions; the rest names types of a union."""
+    """Returns how much of a validator's location names keys and positions; the rest names types of a union."""
     for depth, part in enumerate(loc):
         if isinstance(values, Mapping) and part in values or isinstance(values, list) and isinstance(part, int):
             values = values[part]  # type: ignore[index]
@@ -219,7 +221,7 @@ def _explain(error: Mapping[str, Any], loc: Sequence[int | str], origins: Mappin
 def _origin(key: str, origins: Mapping[str, str]) -> str:
     if key in origins:
         return origins[key]
-    near = [origin for known, origin in origins.items() if key.startswith(f"{known}.") or known.startswith(f"{key}.")]
+    near = [origin for dotted, origin in origins.items() if key.startswith(f"{dotted}.") or dotted.startswith(f"{key}.")]
     return near[-1] if near else "recipe"
 
 
@@ -249,7 +251,7 @@ def _table(annotation: Any) -> type[BaseModel]:
 
 
 def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterable[MbertError]:
-    """Names of losses, stages, students, tasks and augmenters; on raw values, so that all errors come at once."""
+    """Checks names of losses, stages, students, tasks and augmenters, on raw values, so that all errors are raised at once."""
     for key, name, parameters in _losses(values):
         yield from _check_loss(key, name, parameters, catalog, origins)
     for key in ("variant", "phases"):
@@ -261,17 +263,19 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     yield from check_tasks(values, catalog, origins)
     yield from check_experts(values, origins)
     yield from check_losses(values, catalog, origins)
-    named = [("students", "student", values.get("student")), ("tasks", "task", values.get("task"))]
-    named += [("augmenters", "augment.sources", one) for one in _strings(table_at(values, "augment").get("sources"))]
-    for kind, key, called in named:
-        made = _is_checkpoint(called) or called in _strings(values.get("stages"))
-        free = (kind == "students" and made) or (kind == "tasks" and _has_own_files(values))
-        if isinstance(called, str) and not free:
-            yield from catalog.check(kind, called, f"{_origin(key, origins)}, {key}")
+    references = [("students", "student", values.get("student")), ("tasks", "task", values.get("task"))]
+    references += [
+        ("augmenters", "augment.sources", augmenter) for augmenter in _strings(table_at(values, "augment").get("sources"))
+    ]
+    for kind, key, reference in references:
+        exists_elsewhere = _is_checkpoint(reference) or reference in _strings(values.get("stages"))
+        unchecked = (kind == "students" and exists_elsewhere) or (kind == "tasks" and _has_own_files(values))
+        if isinstance(reference, str) and not unchecked:
+            yield from catalog.check(kind, reference, f"{_origin(key, origins)}, {key}")
 
 
 def _losses(values: Mapping[str, Any]) -> Iterable[tuple[str, str, set[str]]]:
-    """(key, loss, parameters) of every term of every phase."""
+    """Yields (key, loss, parameters) of every term of every phase."""
     tables = {name: table_at(values, name) for name in ("finetune", "general")}
     tables["moe.repair"] = table_at(table_at(values, "moe"), "repair")
     phases = table_at(values, "phases")
@@ -282,12 +286,12 @@ def _losses(values: Mapping[str, Any]) -> Iterable[tuple[str, str, set[str]]]:
 
 
 def _is_checkpoint(name: Any) -> bool:
-    """A student may be a directory or a Hub id, as well as a name of the catalogue or an output to come."""
+    """Whether a student is a directory or a Hub id, not a name of the catalogue or of a stage."""
     return isinstance(name, str) and ("/" in name or os.path.exists(name))
 
 
 def _has_own_files(values: Mapping[str, Any]) -> bool:
-    """Where data files are named, `task` only names what they are about."""
+    """Whether data files are named; `task` then is a free name."""
     data = table_at(values, "data")
     return any(data.get(key) for key in ("train_file", "dev_file", "test_file"))
 
@@ -325,12 +329,12 @@ def _check_loss(
     if errors := list(catalog.check("losses", name, where)):
         yield from errors
         return
-    known = catalog.loss_parameters(name)
-    for parameter in sorted(parameters - known):
+    known_parameters = catalog.loss_parameters(name)
+    for parameter in sorted(parameters - known_parameters):
         yield MbertError(
             "M006",
             f'the loss "{name}" has no parameter "{parameter}"',
             where=f"{where}.{parameter}",
-            allowed=f"Its parameters: {nearest(parameter, known | {'weight'})}",
+            allowed=f"Its parameters: {nearest(parameter, known_parameters | {'weight'})}",
             fix=f"Read what they mean: mbert show losses {name}",
         )

@@ -58,7 +58,7 @@ class Training(Strict):
 
 
 class PhaseSpec(Training):
-    """A phase of a method: which losses with which weights, on which rows (splits.py). `leave_out` skips it."""
+    """A phase of a method: which losses with which weights, on which rows (`phase_data.py`). `leave_out` skips it."""
 
     losses: dict[str, Term] = {}
     data: Literal["auto", "original", "augmented", "transfer"] = "auto"
@@ -83,7 +83,7 @@ class Data(Strict):
 
 
 class Sampling(Strict):
-    """How often each of several tasks has its turn; see `mixture.py`."""
+    """How often each of several tasks has its turn; see `data/multitask_batching.py`."""
 
     by: Literal["proportional", "square-root", "capped"] = "proportional"
     cap: Count = 100_000
@@ -119,7 +119,7 @@ class Repair(PhaseSpec):
 
 
 class Moe(Strict):
-    """Which side is a mixture of experts, and how it is made; see `experts.py` and `routed_student.py`.
+    """Which side is a mixture of experts, and how it is made; see `models/moe/`.
 
     layers, experts, expert_width, shared   of the student; `shared` and a narrower width go with init = "importance"
     teacher_*, repair                       of the expert teacher: as MoEBERT makes it, then trained to answer as before
@@ -146,7 +146,7 @@ class Moe(Strict):
 
 
 class Initialise(Strict):
-    """What the weights of a new student begin as; see `initialising.py`. A checkpoint stays what it is.
+    """What the weights of a new student begin as; see `distillation/initialise.py`. A checkpoint stays what it is.
 
     layers  which of the teacher's: a rule of `layer_map` for all layers, or one number for each of the student's, from 0 as in
             published lists
@@ -206,8 +206,11 @@ class Pretrain(Training):
 
 
 class General(PhaseSpec):
-    """Stage one. `masked`, `smoothing`: words hidden from both models (masking.py). `layer_by_layer`: how much faster the layer
-    that learns and those below it do, one after another (progressive.py)."""
+    """Stage one.
+
+    masked, smoothing  words hidden from both models (`data/corpus/masking.py`)
+    layer_by_layer     rate factors of the current layer and of those below it, trained in turn (`training/progressive.py`)
+    """
 
     masked: Share = 0.0
     smoothing: Annotated[float, Field(ge=0)] = 0.0
@@ -226,7 +229,7 @@ class Finetune(Training):
 
 
 class Augment(Strict):
-    """Algorithm 1 of TinyBERT; see `augmentation.py`."""
+    """Algorithm 1 of TinyBERT; see `augmentation/algorithm.py`."""
 
     masked_lm: Place | None = None
     sources: list[str] = ["masked_lm", "word_vectors"]
@@ -262,8 +265,8 @@ class Export(Strict):
 class Recipe(Strict):
     """The whole run. Method files are recipes too: they fill `layer_map`, `general` and `phases`.
 
-    precision, tf32, compile   how training computes its forward passes; see `numerics.py`
-    reuse  folders of other runs: what they made of the same keys and inputs is copied, not made again (reusing.py)
+    precision, tf32, compile   how training computes its forward passes; see `models/device.py`
+    reuse  folders of other runs: what they made of the same keys and inputs is copied, not made again (`runs/reuse.py`)
     init   the student of stage two: a checkpoint; auto = the general one of this run, else a new one; new = as `initialise`
            says; random = new, whatever that says; teacher = begins as the fine-tuned teacher itself
     """
@@ -310,8 +313,8 @@ class Recipe(Strict):
 
     def keys(self, *names: str) -> dict[str, Any]:
         """The named parts as plain values: what a stage records."""
-        whole = self.model_dump(mode="json")
-        return {name: whole[name] for name in names}
+        values = self.model_dump(mode="json")
+        return {name: values[name] for name in names}
 
     @property
     def run_phases(self) -> dict[str, PhaseSpec]:
@@ -319,7 +322,7 @@ class Recipe(Strict):
         return {name: phase for name, phase in self.phases.items() if not phase.leave_out}
 
     def numerics(self) -> dict[str, Any]:
-        """What `numerics.choose` takes beside the device."""
+        """Returns the precision settings for `choose_precision`."""
         return self.keys(*PRECISION_KEYS)
 
     def identity(self, *names: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Students of the catalogue as numbers: a description with its pattern's letters filled in, and the shape it makes."""
+"""Student descriptions of the catalogue: numbers of a pattern filled in, and the width and heads that follow."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from microbert_cli.recipe.toml import read_toml
 
 @dataclass(frozen=True)
 class StudentShape:
-    """What a description says of its size; `heads` is None where they are to be the teacher's."""
+    """The size in a student description; `heads` is None where the teacher's are taken."""
 
     width: int
     heads: int | None
 
 
 def read_student(name: str, catalog: Catalog) -> dict[str, Any]:
-    """A student's TOML with its pattern's numbers filled in: `4 * H` becomes 1248 for `bert-4x312`."""
+    """Reads a student's TOML with its pattern's numbers filled in: `4 * H` becomes 1248 for `bert-4x312`."""
     path = catalog.path("students", name, where="student")
     if path.suffix == ".py":
         raise _not_a_shape(name)
@@ -28,7 +28,7 @@ def read_student(name: str, catalog: Catalog) -> dict[str, Any]:
 
 
 def shape_of(name: Any, catalog: Catalog) -> StudentShape | None:
-    """The shape of a student of the catalogue; None for anything else, a checkpoint above all."""
+    """Returns the shape of a student of the catalogue; None for anything else, such as a checkpoint."""
     if not isinstance(name, str) or list(catalog.check("students", name, "")):
         return None
     try:
@@ -44,7 +44,7 @@ def _number(fields: Mapping[str, Any], names: tuple[str, str]) -> int | None:
 
 
 def _evaluate(value: Any, numbers: dict[str, int]) -> Any:
-    """A number, or a product of numbers and the pattern's letters."""
+    """Evaluates a number, or a product of numbers and the pattern's letters."""
     if not isinstance(value, str):
         return value
     parts = [part.strip() for part in value.split("*")]

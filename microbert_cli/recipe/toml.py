@@ -15,7 +15,7 @@ MAX_INTEGER_BITS = 64  # bits of a whole number, as in TOML
 
 
 def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
-    """A file of a catalogued kind; raises M001 (not TOML, not UTF-8), M201 (not there), M051 (not readable), M050, M052."""
+    """Reads a file of a catalogued kind; raises M001 (not TOML, not UTF-8), M201 (no file), M051 (not readable), M050, M052."""
     try:
         values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
@@ -49,17 +49,17 @@ def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A TOML scalar or list; what is none is taken as text, so `--set task=sst2` needs no quotes."""
+    """Parses a TOML scalar or list; anything else is taken as text, so that `--set task=sst2` needs no quotes."""
     try:
-        found = tomllib.loads(f"value = {text}")
+        table = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         return text
-    return found["value"] if len(found) == 1 else text
+    return table["value"] if len(table) == 1 else text
 
 
 def check_values(values: Any, where: str) -> None:
-    """What TOML can say and nothing here can use: raises M050 for tables in tables without end, M052 for other values."""
-    level = [values]
+    """Checks values that TOML allows and a recipe cannot use: M050 for tables nested too deep, M052 for other values."""
+    level = [values]  # breadth first: a recursion would hit Python's limit on the very files that this rejects
     for _ in range(MAX_DEPTH):
         tables = [value for value in level if isinstance(value, Mapping)]
         level = [inner for value in level if isinstance(value, Mapping | list | tuple) for inner in _children(value)]
@@ -101,7 +101,7 @@ BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """Nested tables as TOML, one dotted key a line; keys without a value are left out."""
+    """Writes nested tables as TOML, one dotted key a line; keys without a value are left out."""
     lines = [f"{key} = {_value(value)}" for key, value in _leaves(values) if value not in (None, {})]
     return "\n".join(lines) + "\n"
 

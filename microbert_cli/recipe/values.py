@@ -18,23 +18,23 @@ FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the outp
 MAX_NAME_BYTES, MAX_PATH_BYTES = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME
 
 
-def _check_path_length(place: str) -> str:
-    if len(place.encode()) > MAX_PATH_BYTES or max(len(name.encode()) for name in place.split("/")) > MAX_NAME_BYTES:
+def _check_path_length(path: str) -> str:
+    if len(path.encode()) > MAX_PATH_BYTES or max(len(name.encode()) for name in path.split("/")) > MAX_NAME_BYTES:
         raise ValueError(f"a name of a file has at most {MAX_NAME_BYTES} bytes, a path {MAX_PATH_BYTES}")
-    return place
+    return path
 
 
 Place = Annotated[str, AfterValidator(_check_path_length)]  # what is looked for among files, and perhaps elsewhere
 
 
 class Strict(BaseModel):
-    """A table whose keys are all known and whose values never change."""
+    """A table that rejects unknown keys and is frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Term(BaseModel):
-    """One loss of a sum: its weight, and the loss's own keyword parameters beside it."""
+    """One loss of a sum: its weight, and the loss's own keyword parameters."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     weight: float = 1.0

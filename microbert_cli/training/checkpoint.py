@@ -1,6 +1,7 @@
-"""Model directories: plain Hugging Face, written whole; and the resume state beside them, never mixed with the model.
+"""What training saves and restores: the resume state, the best weights, scores of finished seeds, random generators.
 
-Of several processes only the main one writes here; all of them may call, and all may read what was written before they met.
+The resume state lies beside the model directory's Hugging Face files and is never mixed with them. Of several processes only
+the main one writes; all of them call these functions, and read once the main one has written.
 """
 
 import pickle
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from microbert_cli import distributed
 from microbert_cli.errors import MbertError
@@ -19,27 +20,69 @@ from microbert_cli.models.save import RESUME, SCORES_FILE
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, manifest
 
+RandomState = dict[str, Any]
+
+
+class BestWeights:
+    """The best weights by each of several metrics; in a run of several tasks, the best for each task alone.
+
+    The model that such a run keeps is the best by the mean over its tasks; for one task another step may have been better.
+
+    metrics  names among the scores of an evaluation; without any, nothing is stored
+    records  metric -> step, all scores at that step, and the weights
+    """
+
+    def __init__(self, metrics: Sequence[str] = ()):
+        self.metrics = list(metrics)
+        self.records: dict[str, dict[str, Any]] = {}
+
+    def empty(self) -> "BestWeights":
+        """Returns a tracker of the same metrics with nothing stored."""
+        return BestWeights(self.metrics)
+
+    def update(self, step: int, scores: Mapping[str, float], model: nn.Module) -> None:
+        """Stores the model's weights for every metric that improved; metrics that improve together share one copy."""
+        improved = [
+            name for name in self.metrics if name not in self.records or scores[name] > self.records[name]["scores"][name]
+        ]
+        if not improved:
+            return
+        weights: dict[str, Tensor] = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+        self.records |= {name: {"step": step, "scores": dict(scores), "weights": weights} for name in improved}
+
+
+def random_state() -> RandomState:
+    """Returns the state of torch's random generators, on the CPU and on every GPU."""
+    return {"cpu": torch.get_rng_state(), "gpu": torch.cuda.get_rng_state_all()}
+
+
+def set_random_state(state: RandomState) -> None:
+    """Restores the state of torch's random generators."""
+    torch.set_rng_state(state["cpu"])
+    torch.cuda.set_rng_state_all(state["gpu"])
+
 
 def save_state(state: Mapping[str, Any], directory: Path, *, keep: int = 2) -> None:
-    """Writes the whole training state under a name that holds step and checksum; the last `keep` of a phase stay."""
+    """Writes the training state under a name that holds step and checksum, and deletes all but the last `keep` of a phase."""
     if not distributed.is_main():
         return
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / ".state.tmp"
-    with temporary.open("wb") as file:  # torch's own file says of a full disk neither that it is full nor that it is a disk
+    with temporary.open("wb") as file:  # torch.save to a path hides ENOSPC behind a message without an errno
         torch.save(dict(state), file)
-    named = atomic.rename_by_checksum(temporary, f"step-{state['step']:08d}", ".pt")
-    for old in [path for path in _states(directory) if path != named][max(0, keep - 1) :]:
+    newest = atomic.rename_by_checksum(temporary, f"step-{state['step']:08d}", ".pt")
+    for old in [path for path in _states(directory) if path != newest][max(0, keep - 1) :]:
         old.unlink()
 
 
 def load_state(directory: Path, reporter: Reporter = SILENT) -> dict[str, Any] | None:
-    """The last training state that is what was written, or None. A damaged one is named, moved aside and passed over.
+    """Loads the latest intact training state, or returns None; a damaged one is reported and moved aside.
 
-    Raises M304 for one that mbert did not write: more than tensors and plain values is never unpickled.
+    Raises M304 for a file that mbert did not write.
     """
-    path = distributed.on_main_process(lambda: _last_whole(directory, reporter))
+    path = distributed.on_main_process(lambda: _latest_intact(directory, reporter))
     try:
+        # weights_only: a pickle of anything but tensors and plain values could run code
         state: dict[str, Any] | None = torch.load(path, map_location="cpu", weights_only=True) if path else None
         return state
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -52,7 +95,7 @@ def load_state(directory: Path, reporter: Reporter = SILENT) -> dict[str, Any] |
         ) from error
 
 
-def _last_whole(directory: Path, reporter: Reporter) -> Path | None:
+def _latest_intact(directory: Path, reporter: Reporter) -> Path | None:
     for path in _states(directory):
         if atomic.matches_name_checksum(path):
             return path
@@ -62,12 +105,12 @@ def _last_whole(directory: Path, reporter: Reporter) -> Path | None:
 
 
 def _states(directory: Path) -> list[Path]:
-    """The latest first."""
+    """Returns the saved states, the latest first."""
     return sorted(directory.glob("step-*.pt"), key=lambda path: path.name, reverse=True)
 
 
 def save_batches(batches: Sequence[Mapping[str, Tensor]], path: Path) -> Path:
-    """The tensors of some batches as a file to look at: `0.input_ids` and so on."""
+    """Writes the tensors of some batches to a file for inspection, named `0.input_ids` and so on."""
     if distributed.is_main():
         tensors = {f"{i}.{name}": value.cpu().contiguous() for i, batch in enumerate(batches) for name, value in batch.items()}
         with atomic.atomic_write(path) as temporary:
@@ -75,27 +118,27 @@ def save_batches(batches: Sequence[Mapping[str, Tensor]], path: Path) -> Path:
     return path
 
 
-def read_scores(place: Path) -> dict[str, Any] | None:
-    """What a finished seed came to, or None where there is no word of it, or its files are no longer what they were."""
+def read_scores(directory: Path) -> dict[str, Any] | None:
+    """Reads the scores of a finished seed; returns None where there are none, or where its files have changed since."""
     try:
-        told = atomic.load_with_checksum((place / SCORES_FILE).read_text(encoding="utf-8"))
-        scores: dict[str, Any] = told["scores"]
-        return None if atomic.damaged_files(place, told["files"]) else scores
+        record = atomic.load_with_checksum((directory / SCORES_FILE).read_text(encoding="utf-8"))
+        scores: dict[str, Any] = record["scores"]
+        return None if atomic.damaged_files(directory, record["files"]) else scores
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def write_scores(place: Path, scores: Mapping[str, Any]) -> None:
-    """Says that a seed is done, what it came to, and what its files are."""
+def write_scores(directory: Path, scores: Mapping[str, Any]) -> None:
+    """Records that a seed is finished, with its scores and the hashes of its files."""
     if not distributed.is_main():
         return
-    told = manifest.output_digests(place).items()
-    model = {name: found for name, found in told if name.endswith((".safetensors", ".json")) and name != SCORES_FILE}
-    atomic.write_text(place / SCORES_FILE, atomic.dump_with_checksum({"scores": scores, "files": model}))
+    digests = manifest.output_digests(directory).items()
+    model = {name: digest for name, digest in digests if name.endswith((".safetensors", ".json")) and name != SCORES_FILE}
+    atomic.write_text(directory / SCORES_FILE, atomic.dump_with_checksum({"scores": scores, "files": model}))
 
 
 def drop_states(directory: Path) -> None:
-    """Removes what a stopped run would have gone on from, once the model is saved; it is larger than the model."""
+    """Removes the resume states once the model is saved; with the optimiser's moments they are larger than the model."""
     if not distributed.is_main():
         return
     shutil.rmtree(directory / RESUME / "phases", ignore_errors=True)

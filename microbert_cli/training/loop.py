@@ -1,11 +1,11 @@
-"""THE training loop: the only place with backward().
+"""The training loop: the only place with backward().
 
-Whatever is trained - a teacher on labels, a masked-LM, a student - comes as an objective that turns a batch into losses and a
-source of batches that is a pure function of (seed, step). So a run that was stopped goes on bit by bit as if it had not been:
-weights, optimiser, random state and the best checkpoint are saved, and the batches seen are passed over.
+A teacher on labels, a masked LM and a student are all trained here: an objective turns a batch into losses, and the batches are
+a pure function of (seed, step). So a resumed run is bit-equal to one that was never stopped: weights, optimiser, random state
+and best checkpoint are restored, and the batches of earlier steps are skipped.
 
-Several processes run this same loop, each on its rows of every batch (`processes.py`): gradients, losses and the wish to stop
-are agreed on every step, so weights, decisions and the step of a stop are the same in all; the main one writes.
+Several processes run this loop together, each on its rows of every batch (`distributed.py`). Gradients, losses and stop signals
+are reduced on every step, so all processes hold the same weights and stop at the same step; the main one writes.
 """
 
 import math
@@ -26,18 +26,17 @@ from microbert_cli.models.size import out_of_memory_error
 from microbert_cli.reporter import SILENT, Log, Reporter
 from microbert_cli.signals import Interrupted, StopSignal, WorkInterrupted, collected_signals
 from microbert_cli.training import checkpoint
-from microbert_cli.training.best_weights import BestWeights
+from microbert_cli.training.checkpoint import BestWeights, RandomState, random_state, set_random_state
 from microbert_cli.training.objective import Batch, Objective
 from microbert_cli.training.oom import is_out_of_memory, split_batch
 from microbert_cli.training.optimisers import clips_globally, make_optimiser, set_rates
-from microbert_cli.training.random_state import RandomState, random_state, set_random_state
 
 Score = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How one phase is trained. `steps` are optimiser steps of `accumulate` batches each.
+    """The hyperparameters of one phase; `steps` are optimiser steps of `accumulate` batches each.
 
     table  the table of the recipe that these numbers stand in, for errors that name a key
     """
@@ -61,9 +60,9 @@ class TrainingPlan:
 
 @dataclass
 class TrainingResult:
-    """What a phase came to: the last numbers, the score of the kept weights, and every evaluation.
+    """The result of a phase: the last losses, the scores of the best weights, and every evaluation.
 
-    halved_after  the step after which batches were taken in halves, because memory ran out
+    halved_after  the step from which batches are split in halves because memory ran out
     """
 
     steps: int
@@ -86,13 +85,13 @@ def train(
     bests: BestWeights | None = None,
     reporter: Reporter = SILENT,
 ) -> TrainingResult:
-    """Trains `objective.student` in place; with a `score`, the weights with the best `primary` are the ones kept.
+    """Trains `objective.student` in place; with `score`, it ends with the weights of the best `primary` score.
 
-    batches    from the number of batches to skip to the rest of them
-    bests      keeps the best weights by further metrics
-    directory  holds log.jsonl and the resume state, the finished phase's too: a stage of several phases skips it on resume
-    Where memory runs out, batches are taken in halves from then on; a second time is M222. Raises M401 when the loss is no
-    number any more (the last good state and the batch are kept), Interrupted on SIGINT and SIGTERM after the step is saved.
+    batches    a function from the number of batches to skip to an iterator over the rest
+    bests      collects the best weights by further metrics
+    directory  holds log.jsonl and the resume state, of a finished phase too, so that a resumed stage skips that phase
+    When memory runs out, batches are split in halves from then on; a second time raises M222. Raises M401 when the loss or the
+    gradient norm is not finite (last good state and batch are saved), Interrupted on SIGINT and SIGTERM once the step is saved.
     """
     run = _TrainingRun(objective, plan, directory, seed, score, primary, reporter)
     run.bests = bests or run.bests
@@ -103,27 +102,21 @@ def train(
     with Log(directory / "log.jsonl") as log, collected_signals() as stop:
         run.evaluate_if_due(log, stop)
         while run.step < plan.steps:
-            run.one_step([next(source) for _ in range(plan.accumulate)], log)
+            run.train_step([next(source) for _ in range(plan.accumulate)], log)
             if distributed.any_process(bool(stop.number)):
-                run.leave(stop)
-            run.maybe_save()
+                run.save_and_stop(stop)
+            run.save_if_due()
             run.evaluate_if_due(log, stop)
     return run.finish()
 
 
 class _TrainingRun:
-    """The state of one phase."""
+    """The state of one phase, and the steps that change it."""
 
     def __init__(
-        self,
-        objective: Objective,
-        plan: TrainingPlan,
-        directory: Path,
-        seed: int,
-        score: Score | None,
-        primary: str,
+        self, objective: Objective, plan: TrainingPlan, directory: Path, seed: int, score: Score | None, primary: str,
         reporter: Reporter,
-    ):
+    ):  # fmt: skip
         self.objective, self.plan, self.directory, self.seed = objective, plan, directory, seed
         self.score, self.primary, self.reporter = score, primary, reporter
         self.state_directory = directory / RESUME / "phases" / plan.name
@@ -153,22 +146,23 @@ class _TrainingRun:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Everything that training changes or reads of the student and its objective."""
+        """Returns all parameters and buffers of the student and its objective."""
         return [*self.objective.student.state_dict().values(), *self.objective.state_dict().values()]
 
-    def one_step(self, batches: list[Batch], log: Log) -> None:
+    def train_step(self, batches: list[Batch], log: Log) -> None:
+        """Takes one optimiser step on `accumulate` batches."""
         self.objective.train()
         self.objective.student.train()
         self.objective.progress(self.step, self.plan.steps)
         set_rates(self.optimiser, self.plan, self.step, self.objective.progressive)
-        self._draw_own_dropout()
+        self._seed_dropout()
         before = random_state()
-        parts = self._fitting(batches) or self._in_halves(batches, before)
+        parts = self._gradients_if_fitting(batches) or self._repeat_in_halves(batches, before)
         parts = distributed.all_reduce_mean(parts)
         distributed.average_gradients([*self.parameters, *_parameters(*self.adversaries.values())])
         norm = self._clip()
         if not math.isfinite(parts["loss"]) or not math.isfinite(norm):
-            self._back_to(before)
+            self._undo_forward(before)
             raise self._diverged(parts["loss"], norm, batches)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -181,52 +175,59 @@ class _TrainingRun:
         self.reporter.progress(self.plan.name, self.step, self.plan.steps, loss=parts["loss"])
 
     def evaluate_if_due(self, log: Log, stop: StopSignal) -> None:
-        """Scores at the steps planned for it, once each: a resumed run may have been stopped just before."""
-        every, known = self.plan.evaluate_every, self.result.history
+        """Evaluates at the planned steps, once each.
+
+        It is called before the first step as well: a resumed run may have been stopped between a step and its evaluation.
+        """
+        every, history = self.plan.evaluate_every, self.result.history
         due = self.step == self.plan.steps or (every and self.step and self.step % every == 0)
-        if self.score is None or not due or (known and known[-1]["step"] == self.step):
+        if self.score is None or not due or (history and history[-1]["step"] == self.step):
             return
+        # Evaluating must leave no trace in training: a run evaluated more often draws the same dropout.
         random = random_state()
         try:
-            with stop.at_once():
+            with stop.interruptible():
                 scores = self.score()
         except WorkInterrupted:
             set_random_state(random)
-            self.leave(stop)
+            self.save_and_stop(stop)
         set_random_state(random)
         log.write(phase=self.plan.name, step=self.step, dev=scores)
         self.result.history.append({"step": self.step, **scores})
-        self.bests.take(self.step, scores, self.objective.student)
+        self.bests.update(self.step, scores, self.objective.student)
         better = not self.result.best or scores[self.primary] > self.result.best[self.primary]
         if better or not self.plan.keep_best:
             self.result.best, self.result.best_step = scores, self.step
             self.best_weights = self._weights()
 
-    def leave(self, stop: StopSignal) -> NoReturn:
-        """Saves and stops, as was asked for."""
+    def save_and_stop(self, stop: StopSignal) -> NoReturn:
+        """Saves the state and raises Interrupted."""
         self.save()
-        distributed.barrier()  # whoever leaves first makes the launcher end the others
+        distributed.barrier()  # torchrun terminates the other processes as soon as one exits
         raise Interrupted(stop.number or int(signal.SIGTERM))
 
     def finish(self) -> TrainingResult:
+        """Restores the best weights and saves the final state."""
         if self.best_weights is not None and self.plan.keep_best:
             self._load(self.best_weights)
         self.result.steps = self.step
         self.save(keep=1)
         return self.result
 
-    def maybe_save(self) -> None:
+    def save_if_due(self) -> None:
+        """Saves the state where the interval in seconds or steps is over; after the last step `finish` does."""
         every = self.plan.checkpoint_steps
         due = time.monotonic() - self.saved_at >= self.plan.checkpoint_seconds or (every and self.step % every == 0)
         if due and self.step < self.plan.steps:
             self.save()
 
     def save(self, *, keep: int = 2) -> None:
+        """Writes the resume state; the newest `keep` files stay."""
         state = {
             "step": self.step,
             "weights": self._weights(),
             "best_weights": self.best_weights,
-            "bests": self.bests.kept,
+            "bests": self.bests.records,
             "optimiser": self.optimiser.state_dict(),
             "adversaries": {name: optimiser.state_dict() for name, optimiser in self.adversaries.items()},
             "random": random_state(),
@@ -236,11 +237,12 @@ class _TrainingRun:
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
+        """Loads the latest resume state, if there is one."""
         state = checkpoint.load_state(self.state_directory, self.reporter)
         if state is None:
             return
         self.step, self.best_weights = state["step"], state["best_weights"]
-        self.bests.kept = state.get("bests", {})
+        self.bests.records = state.get("bests", {})
         self._load(state["weights"])
         self.optimiser.load_state_dict(state["optimiser"])
         for name, optimiser in self.adversaries.items():
@@ -249,38 +251,38 @@ class _TrainingRun:
         self.result = TrainingResult(**state["result"])
         self.reporter.note(f"{self.plan.name}: going on after step {self.step} of {self.plan.steps}")
 
-    def _draw_own_dropout(self) -> None:
-        """Each of several processes draws its own, from (seed, phase, step, rank) alone: there is nothing to save."""
+    def _seed_dropout(self) -> None:
+        """Seeds dropout by (seed, phase, step, rank), so that each process has its own and a resume needs no state of it."""
         if distributed.world_size() > 1:
             torch.manual_seed(distributed.rank_seed(self.seed, self.plan.name, self.step))
 
-    def _fitting(self, batches: list[Batch]) -> dict[str, float] | None:
-        """Gradients and losses of a step, or None where memory ran out for the first time."""
+    def _gradients_if_fitting(self, batches: list[Batch]) -> dict[str, float] | None:
+        """Computes gradients and losses of a step; returns None where memory runs out for the first time."""
         try:
             return self._accumulate(batches)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            alone = distributed.world_size() == 1 and self.result.halved_after is None
-            if alone and all(len(batch["input_ids"]) > 1 for batch in batches):
+            # Several processes cannot repeat a step alone: losses reduce over all of them in the forward pass.
+            may_halve = distributed.world_size() == 1 and self.result.halved_after is None
+            if may_halve and all(len(batch["input_ids"]) > 1 for batch in batches):
                 return None
-            smaller = f"--set {self.plan.table}.batch_size={max(1, len(batches[0]['input_ids']) // 2)}"
-            raise out_of_memory_error(error, where=self.plan.name, fix=f"Smaller batches: {smaller}") from error
+            batch_option = f"--set {self.plan.table}.batch_size={max(1, len(batches[0]['input_ids']) // 2)}"
+            raise out_of_memory_error(error, where=self.plan.name, fix=f"Smaller batches: {batch_option}") from error
 
-    def _in_halves(self, batches: list[Batch], before: RandomState) -> dict[str, float]:
-        """The step again with its batches in halves, and so from here on; saved first, so that a resume does the same."""
-        self._back_to(before)
+    def _repeat_in_halves(self, batches: list[Batch], before: RandomState) -> dict[str, float]:
+        """Repeats the step with its batches split in halves, as all later steps are."""
+        self._undo_forward(before)
         self.result.halved_after = self.step
-        self.save()
-        self.reporter.warn(
-            f"{self.plan.name}: memory ran out at step {self.step + 1}; from here on each batch is taken in two halves"
-        )
-        parts = self._fitting(batches)
+        self.save()  # halves draw other dropout masks than whole batches do, so a resume must split from the same step on
+        why = f"memory ran out at step {self.step + 1}"
+        self.reporter.warn(f"{self.plan.name}: {why}; from here on each batch is taken in two halves")
+        parts = self._gradients_if_fitting(batches)
         assert parts is not None
         return parts
 
-    def _back_to(self, before: RandomState) -> None:
-        """As it was before this step's forward passes."""
+    def _undo_forward(self, before: RandomState) -> None:
+        """Drops the gradients and restores the random state from before this step's forward passes."""
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         set_random_state(before)
@@ -291,15 +293,16 @@ class _TrainingRun:
         sums: dict[str, float] = {}
         for batch in batches:
             for group, loss, parts in self.objective.losses(batch):
-                told = {"loss": loss, **parts, **self._gradient_norms(parts)} if group == "student" else parts
+                values = {"loss": loss, **parts, **self._gradient_norms(parts)} if group == "student" else parts
+                # An adversary that rests gives a loss without a graph; a student's loss without one is an error.
                 if loss.requires_grad or group == "student":
                     (loss / len(batches)).backward()
-                for name, value in told.items():
+                for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + value.item() / len(batches)
         return sums
 
     def _gradient_norms(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """On the steps planned for it: the norm of each weighted part's own gradient in the student."""
+        """Returns the gradient norm of each weighted loss in the student, on the steps where `gradient_norms` asks for it."""
         if not self.plan.gradient_norms or (self.step + 1) % self.plan.gradient_norms:
             return {}
         student = [p for p in self.objective.student.parameters() if p.requires_grad]
@@ -307,10 +310,10 @@ class _TrainingRun:
         for name, weight in self.objective.weights.items():
             if name not in parts:
                 continue
-            found: tuple[Tensor | None, ...] = ()
+            gradients: tuple[Tensor | None, ...] = ()
             if parts[name].requires_grad:
-                found = torch.autograd.grad(weight * parts[name], student, retain_graph=True, allow_unused=True)
-            norms[f"{name}_gradient"] = nn.utils.get_total_norm([g for g in found if g is not None])
+                gradients = torch.autograd.grad(weight * parts[name], student, retain_graph=True, allow_unused=True)
+            norms[f"{name}_gradient"] = nn.utils.get_total_norm([g for g in gradients if g is not None])
         return norms
 
     def _clip(self) -> float:
@@ -328,13 +331,13 @@ class _TrainingRun:
 
     def _diverged(self, loss: float, norm: float, batches: list[Batch]) -> DivergedError:
         self.save()
-        smaller = f"--set {self.plan.table}.learning_rate={self.plan.learning_rate / 3:.0e}"
+        rate_option = f"--set {self.plan.table}.learning_rate={self.plan.learning_rate / 3:.0e}"
         kept = checkpoint.save_batches(batches, self.directory / f"diverged-{self.plan.name}-{self.step + 1}.safetensors")
         return DivergedError(
             f"the loss is {loss} and the gradient norm {norm} at step {self.step + 1}; its batch is in {kept}",
             where=f"{self.plan.name}, learning_rate {self.plan.learning_rate}",
             allowed="Finite losses; a smaller learning rate or a longer warm-up usually mends it.",
-            fix=f"The same command with --no-resume and {smaller}",
+            fix=f"The same command with --no-resume and {rate_option}",
         )
 
 

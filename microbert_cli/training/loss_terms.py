@@ -1,4 +1,4 @@
-"""Terms of a sum of losses: a loss of the catalogue, its weight, its parameters, and what it needs to see."""
+"""Terms of the training objective: a loss of the catalogue, its weight, its parameters, and the inputs it needs."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,10 @@ CLASSIFICATION_INPUTS = ENCODER_OUTPUTS | {"logits", "labels", "augmented"}
 class LossTerm:
     """One loss of the catalogue, its weight and its parameters.
 
-    requires  of teacher and student: "tokens", "heads", "width"; divides: a parameter that divides both widths
+    needs     inputs, such as "hidden" or "logits";  over  the layers it is called for, a key of LAYER_SLICES, or "batch"
+    projects  whether student vectors are mapped to the teacher's width
+    requires  what teacher and student must share: "tokens", "heads", "width";  divides  a parameter that divides both widths
+    trains    builds a module that is trained with the student;  against  the loss of that module, where it is an adversary
     """
 
     name: str
@@ -47,25 +50,28 @@ class LossTerm:
 
     @property
     def by_token(self) -> bool:
-        """Whether it compares with the teacher token by token, so that both must read the same tokens."""
+        """Whether it compares student and teacher token by token, so that both need the same token ids."""
         return self.asks_teacher and "tokens" in self.requires
 
     @property
-    def takes(self) -> tuple[str, ...]:
-        """The names of the function's parameters, shape suffixes and all."""
+    def argument_names(self) -> tuple[str, ...]:
+        """Returns the names of the function's parameters, with their shape suffixes."""
         return parameter_names(self.function)
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether it compares with what the teacher shows."""
-        return any(name.startswith("teacher") for name in self.takes)
+        """Whether it takes any output of the teacher."""
+        return any(name.startswith("teacher") for name in self.argument_names)
 
     def parameter(self, name: str) -> Any:
-        """The value of a keyword parameter: the recipe's, else the loss's own."""
+        """Returns the value of a keyword parameter: the recipe's, else the function's default."""
         return self.parameters.get(name, inspect.signature(self.function).parameters[name].default)
 
-    def own(self, **sizes: int) -> nn.Module | None:
-        """What the term trains beside the student, if anything: `sizes` are classes, tasks, student_width and teacher_width."""
+    def make_module(self, **sizes: int) -> nn.Module | None:
+        """Builds the module that the term trains with the student, or returns None.
+
+        sizes  classes, tasks, student_width and teacher_width
+        """
         return None if self.trains is None else self.trains(**sizes, **self.parameters)
 
 
@@ -73,42 +79,48 @@ def make_terms(
     losses: Mapping[str, tuple[float, Mapping[str, Any]]],
     catalog: Catalog,
     *,
-    given: frozenset[str] | None = None,
+    available: frozenset[str] | None = None,
     where: str = "losses",
 ) -> list[LossTerm]:
-    """The catalogue's losses by name, each with (weight, parameters); weight 0 is left out.
+    """Builds the terms of an objective from (weight, parameters) by loss name; losses of weight 0 are left out.
 
-    given  what a stage can show a loss: names of `needs`, and "teacher"; None = everything
-    Raises M008 for a loss that needs more, M009 for a file that is no loss.
+    available  the inputs that the stage has: names of `needs`, and "teacher"; None = all
+    Raises M008 for a loss that needs others, M009 for a file that is no loss.
     """
     terms = [_term(name, weight, dict(parameters), catalog) for name, (weight, parameters) in losses.items() if weight]
     for term in terms:
         asks = term.needs | ({"teacher"} if term.asks_teacher else set())
-        if given is not None and (missing := sorted(asks - given)):
-            raise missing_inputs(f"{where}.{term.name}", missing, ", ".join(sorted(given)))
+        if available is not None and (missing := sorted(asks - available)):
+            raise missing_inputs(f"{where}.{term.name}", missing, ", ".join(sorted(available)))
     return terms
 
 
 def without_teacher_terms(terms: Sequence[LossTerm]) -> list[LossTerm]:
-    """What is left of a sum where nobody teaches: the terms that ask no teacher.
+    """Returns the terms that need no teacher, for batches of a task that has none.
 
-    Terms of answers with labels - soft and hard targets - share one weight: those that are left take over what the others
-    had, so that (soft + hard) / 2 becomes hard.
+    Terms of logits and labels (soft and hard targets) share one total weight: the terms that stay are scaled up to it, so that
+    (soft + hard) / 2 becomes hard.
     """
-    left = [term for term in terms if not term.asks_teacher]
+    kept_terms = [term for term in terms if not term.asks_teacher]
     answering = [term for term in terms if {"logits", "labels"} <= term.needs]
-    whole, own = (sum(term.weight for term in those if term in answering) for those in (terms, left))
-    return [replace(term, weight=term.weight * whole / own) if own and term in answering else term for term in left]
+    full_weight, left_weight = (sum(term.weight for term in group if term in answering) for group in (terms, kept_terms))
+    return [
+        replace(term, weight=term.weight * full_weight / left_weight) if left_weight and term in answering else term
+        for term in kept_terms
+    ]
 
 
 @cache
 def parameter_names(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of a function's parameters; asked for every term of every step."""
+    """Returns the names of a function's parameters; cached, since `inspect` is slow and every step asks for every term."""
     return tuple(inspect.signature(function).parameters)
 
 
 def output_request(terms: Sequence[LossTerm], layers: Sequence[int]) -> OutputRequest:
-    """What the terms ask of a model: `layers` are its mapped ones, its embedding output first."""
+    """Returns the model outputs that the terms need.
+
+    layers  the model's mapped layers, its embedding output first
+    """
 
     def of(kind: str) -> frozenset[int]:
         over = {term.over for term in terms if kind in term.needs}
@@ -127,7 +139,7 @@ def output_request(terms: Sequence[LossTerm], layers: Sequence[int]) -> OutputRe
 
 def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog) -> LossTerm:
     module = catalog.module("losses", name)
-    if missing := [one for one in (name, "needs", "over") if not hasattr(module, one)]:
+    if missing := [attribute for attribute in (name, "needs", "over") if not hasattr(module, attribute)]:
         raise _not_a_loss(str(module.__file__), missing[0], name)
     function = getattr(module, name)
     for key, value in parameters.items():
@@ -152,7 +164,7 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
 
 
 def _check_parameter(function: Callable[..., Tensor], name: str, key: str, value: Any) -> None:
-    """A parameter that the loss declares as a number, or as one of some words, must be that."""
+    """Checks a parameter against its annotation: raises M018 for none of a Literal's words, M017 for what is no number."""
     declared = inspect.signature(function).parameters.get(key)
     if declared is not None and (words := get_args(declared.annotation)) and value not in words:
         raise MbertError(
@@ -174,7 +186,10 @@ def _check_parameter(function: Callable[..., Tensor], name: str, key: str, value
 
 
 def check_depth(terms: Mapping[str, LossTerm], student_layers: int) -> None:
-    """Raises M090 where a loss over inner layers meets a student that has none; `terms` by their keys in the recipe."""
+    """Checks that losses over inner layers have some: raises M090.
+
+    terms  by their keys in the recipe
+    """
     inner = [key for key, term in terms.items() if term.over == "inner"]
     if inner and student_layers < 2:
         raise MbertError(

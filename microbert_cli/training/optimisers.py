@@ -37,7 +37,7 @@ class _AdamWithoutCorrection(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _direction(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        """u of a tensor, its moments brought up to date."""
+        """Updates the moments of a tensor and returns u."""
         state = self.state[parameter]
         if not state:
             state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
@@ -89,8 +89,10 @@ class Lamb(_AdamWithoutCorrection):
     def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
         update = self._direction(parameter, gradient, group)
         if group["adapt"]:
-            length, own = parameter.norm(), update.norm()
-            update *= torch.where((length > 0) & (own > 0), length / own, torch.ones_like(own))
+            weight_norm, update_norm = parameter.norm(), update.norm()
+            update *= torch.where(
+                (weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, torch.ones_like(update_norm)
+            )
         parameter.add_(update, alpha=-group["lr"])
 
 
@@ -104,19 +106,20 @@ def make_optimiser(
     leave_out: Iterable[nn.Parameter] = (),
     progressive: Progressive | None = None,
 ) -> torch.optim.Optimizer:
-    """The preset `name` over every trainable parameter of `modules`, the student first, but those that are left out.
+    """Makes the optimiser `name` of all trainable parameters of `modules`, the student first, but for `leave_out`.
 
-    progressive  training is layer by layer: each layer of the student has groups of its own, with "layer" in them
+    progressive  gives each layer of the student parameter groups of its own, with the key "layer"
     """
-    left = {id(parameter) for parameter in leave_out}
+    left_out_ids = {id(parameter) for parameter in leave_out}
     student, *others = (
-        [pair for pair in module.named_parameters() if pair[1].requires_grad and id(pair[1]) not in left] for module in modules
+        [pair for pair in module.named_parameters() if pair[1].requires_grad and id(pair[1]) not in left_out_ids]
+        for module in modules
     )
-    beside = [pair for named in others for pair in named]
+    other_pairs = [pair for named in others for pair in named]
     if progressive is None:
-        groups = _by_decay([*student, *beside], weight_decay)
+        groups = _by_decay([*student, *other_pairs], weight_decay)
     else:
-        groups = [*_by_layer(student, weight_decay), *_by_decay(beside, weight_decay, layer=None)]
+        groups = [*_by_layer(student, weight_decay), *_by_decay(other_pairs, weight_decay, layer=None)]
     if name == "bertadam":
         return BertAdam(groups, lr=learning_rate, max_grad_norm=max_grad_norm)
     if name == "adamax":
@@ -124,42 +127,43 @@ def make_optimiser(
     if name == "adamw-distilbert":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
     if name == "lamb":
+        # `_by_decay` gives pairs of groups; every second one holds biases and norms, which LAMB does not scale
         return Lamb([{**group, "adapt": number % 2 == 0} for number, group in enumerate(groups)], lr=learning_rate)
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
-def _by_layer(named: Sequence[tuple[str, nn.Parameter]], decay: float) -> list[dict[str, Any]]:
-    layers = sorted({layer_of(name) for name, _ in named})
-    parts = [(layer, [pair for pair in named if layer_of(pair[0]) == layer]) for layer in layers]
-    return [group for layer, own in parts for group in _by_decay(own, decay, layer=layer)]
+def _by_layer(named_parameters: Sequence[tuple[str, nn.Parameter]], decay: float) -> list[dict[str, Any]]:
+    layers = sorted({layer_of(name) for name, _ in named_parameters})
+    parts = [(layer, [pair for pair in named_parameters if layer_of(pair[0]) == layer]) for layer in layers]
+    return [group for layer, pairs in parts for group in _by_decay(pairs, decay, layer=layer)]
 
 
-def _by_decay(named: Sequence[tuple[str, nn.Parameter]], decay: float, **told: Any) -> list[dict[str, Any]]:
-    """Two groups: what decays, and biases and norms, which do not."""
+def _by_decay(named_parameters: Sequence[tuple[str, nn.Parameter]], decay: float, **options: Any) -> list[dict[str, Any]]:
+    """Returns two parameter groups: one with weight decay, and biases and norms without."""
     return [
-        {"params": [p for n, p in named if not n.endswith(NO_DECAY)], "weight_decay": decay, **told},
-        {"params": [p for n, p in named if n.endswith(NO_DECAY)], "weight_decay": 0.0, **told},
+        {"params": [p for n, p in named_parameters if not n.endswith(NO_DECAY)], "weight_decay": decay, **options},
+        {"params": [p for n, p in named_parameters if n.endswith(NO_DECAY)], "weight_decay": 0.0, **options},
     ]
 
 
 def clips_globally(optimiser: torch.optim.Optimizer) -> bool:
-    """Whether the loop clips the gradients to one norm; BertAdam clips each tensor itself."""
+    """Whether the loop clips gradients to one global norm; BertAdam clips each tensor itself."""
     return not isinstance(optimiser, BertAdam)
 
 
 def set_rates(optimiser: torch.optim.Optimizer, plan: Any, step: int, progressive: Progressive | None) -> None:
-    """Gives every group the learning rate of a step; layer by layer each its own.
+    """Sets the learning rate of a step in every parameter group.
 
-    plan  the loop's: learning_rate, schedule, steps and warmup
+    plan  a TrainingPlan: learning_rate, schedule, steps and warmup
     """
-    own, steps = progressive.within(step, plan.steps) if progressive else (step, plan.steps)
-    rate = plan.learning_rate * schedule_factor(plan.schedule, own, steps, plan.warmup)
+    schedule_step, steps = progressive.step_in_layer(step, plan.steps) if progressive else (step, plan.steps)
+    rate = plan.learning_rate * schedule_factor(plan.schedule, schedule_step, steps, plan.warmup)
     for group in optimiser.param_groups:
-        group["lr"] = rate * progressive.factor(group["layer"], step, plan.steps) if progressive else rate
+        group["lr"] = rate * progressive.rate_factor(group["layer"], step, plan.steps) if progressive else rate
 
 
 def schedule_factor(schedule: str, step: int, total: int, warmup: float) -> float:
-    """What the learning rate is multiplied by at 0-based `step` of `total`.
+    """Returns the factor on the learning rate at 0-based `step` of `total`.
 
     constant  1
     linear    x / w while x < w, then (1 - x) / (1 - w), with x = step / total and w the warm-up share

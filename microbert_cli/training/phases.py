@@ -1,7 +1,7 @@
-"""Phases of training on a task: the bridge from a recipe's numbers to the loop, for labels alone and for distillation alike.
+"""Phases of training on a task: from the recipe's numbers to the training loop, for fine-tuning and distillation.
 
-Each seed is trained in `seed-N/`; the directory above holds a copy of the one that is best on dev. A phase with several
-learning rates is run with each from the same start, and the best on dev is kept; later seeds take the first one's choice.
+Each seed is trained in `seed-N/`; the directory above holds a copy of the seed with the best dev score. A phase with several
+learning rates is trained with each from the same weights and keeps the best on dev; later seeds reuse the first seed's choice.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from microbert_cli.recipe.schema import PhaseSpec, Training
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.trials import best_trial, trial_name
 from microbert_cli.training import checkpoint
-from microbert_cli.training.best_weights import BestWeights
+from microbert_cli.training.checkpoint import BestWeights
 from microbert_cli.training.loop import Score, TrainingPlan, TrainingResult, train
 from microbert_cli.training.objective import Batch, Objective
 
@@ -31,10 +31,11 @@ Numbers = dict[str, Any]
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase ready to run: its numbers, its rows of one task or of several, and whether dev scores mean something in it.
+    """One phase ready to run.
 
-    split  what the rows are called in the record
-    table  the table of the recipe that its numbers stand in
+    rows    of one task or of several;  split  their name in the record
+    scored  whether the phase is evaluated on dev; one without a loss on logits leaves the head untrained
+    table   the recipe table of its numbers
     """
 
     name: str
@@ -51,12 +52,12 @@ class Phase:
 
 @dataclass
 class ChosenLearningRates:
-    """Learning rates chosen on dev, by phase."""
+    """The learning rates chosen on dev, by phase."""
 
     learning_rate: dict[str, float] = field(default_factory=dict)
 
-    def take(self, result: Numbers) -> None:
-        """The rates of a seed that is done, so that a resumed run gives the later seeds the same."""
+    def restore(self, result: Numbers) -> None:
+        """Restores the rates of a finished seed, so that a resumed run trains later seeds with the same."""
         for name, phase in result.get("phases", {}).items():
             self.learning_rate.setdefault(name, phase["learning_rate"])
 
@@ -71,7 +72,7 @@ def make_plan(
     drop_last: bool = False,
     seed: int = 0,
 ) -> TrainingPlan:
-    """The loop's plan of a recipe's numbers: epochs become steps, evaluations an interval."""
+    """Makes the training plan of a recipe table: epochs become steps, evaluations an interval."""
     size, tokens = training.batch_size, training.batch_tokens
     per_epoch = steps_per_epoch(lengths, size, drop_last=drop_last, tokens=tokens, seed=seed)
     steps = training.steps or max(1, round(training.epochs * per_epoch / training.accumulate))
@@ -94,7 +95,7 @@ def make_plan(
 
 
 def rows_processed(training: PhaseSpec, lengths: Sequence[int] | np.ndarray, seeds: Sequence[int]) -> int:
-    """How many rows a phase goes through with all seeds, of which the first tries every learning rate."""
+    """Returns how many rows a phase processes over all seeds, of which the first tries every learning rate."""
     runs = max(1, len(seeds)) - 1 + max(1, len(training.learning_rates))
     size, tokens = training.batch_size, training.batch_tokens
     rows = len(lengths) / steps_per_epoch(lengths, size, tokens=tokens) if tokens else size
@@ -102,10 +103,10 @@ def rows_processed(training: PhaseSpec, lengths: Sequence[int] | np.ndarray, see
 
 
 def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callable[[int], Iterator[Batch]]:
-    """Batches of task rows from a given position on; of several processes each gets its rows of them."""
+    """Returns a function from the number of batches to skip to an iterator over the others, of this rank's rows."""
 
     def batches(skip: int) -> Iterator[Batch]:
-        drawn = batches_of(
+        index_batches = batches_of(
             phase.rows,
             batch_size=phase.training.batch_size,
             tokens=phase.training.batch_tokens,
@@ -113,7 +114,7 @@ def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callabl
             skip=skip,
             drop_last=phase.drop_last,
         )
-        for indices in drawn:
+        for indices in index_batches:
             batch = distributed.rank_batch(lambda rows: phase.rows.batch(rows, pad_id=pad_id, pad_to=phase.pad_to), indices)
             yield {name: value.to(device) for name, value in batch.items()}
 
@@ -135,19 +136,19 @@ def run_phases(
     bests: BestWeights | None = None,
     reporter: Reporter = SILENT,
 ) -> tuple[dict[str, Numbers], dict[str, torch.Tensor] | None]:
-    """Runs the phases one after the other on `model`; returns what each came to, and the trained projection.
+    """Trains `model` through the phases in order; returns the record of each, and the trained projection.
 
-    bests  is given the best weights by each of its metrics, of the last phase that is scored
+    bests  receives the best weights by each of its metrics, of the last phase that is scored
     """
     results: dict[str, Numbers] = {}
     for phase in phases:
-        tried = _learning_rates(phase, choices)
+        rates = _learning_rates(phase, choices)
         start = {name: value.clone() for name, value in model.state_dict().items()}
         outcomes = []
-        for rate in tried:
+        for rate in rates:
             model.load_state_dict(start)
-            label = phase.name if len(tried) == 1 else trial_name(phase.name, rate)
-            torch.manual_seed(seed)
+            label = phase.name if len(rates) == 1 else trial_name(phase.name, rate)
+            torch.manual_seed(seed)  # again for every rate: each starts with the same new projection
             objective = phase.objective(model).to(device)
             _restore_projection(objective, projection)
             trained = train(
@@ -166,21 +167,21 @@ def run_phases(
                 seed=seed,
                 score=score if phase.scored else None,
                 primary=primary,
-                bests=(kept := bests.anew() if bests and phase.scored else None),
+                bests=(tracker := bests.empty() if bests and phase.scored else None),
                 reporter=reporter,
             )
-            outcomes.append((trained, {k: v.clone() for k, v in model.state_dict().items()}, objective, kept))
+            outcomes.append((trained, {k: v.clone() for k, v in model.state_dict().items()}, objective, tracker))
         # A phase without dev scores has no best one: it is run with its one learning rate, or the first is kept.
         best = best_trial([outcome[0].best.get(primary, 0.0) for outcome in outcomes])
         assert best is not None
-        trained, weights, objective, kept = outcomes[best]
-        if bests and kept:
-            bests.kept = kept.kept
+        trained, weights, objective, tracker = outcomes[best]
+        if bests and tracker:
+            bests.records = tracker.records
         model.load_state_dict(weights)
-        choices.learning_rate[phase.name] = tried[best]
+        choices.learning_rate[phase.name] = rates[best]
         projection = objective.projection.state_dict() if objective.projection is not None else projection
-        told = _phase_record(trained, tried, [outcome[0] for outcome in outcomes], best, primary)
-        results[phase.name] = {"split": phase.split, **told}
+        record = _phase_record(trained, rates, [outcome[0] for outcome in outcomes], best, primary)
+        results[phase.name] = {"split": phase.split, **record}
     return results, {k: v.detach().cpu() for k, v in projection.items()} if projection else None
 
 
@@ -192,21 +193,21 @@ def train_over_seeds(
     choices: ChosenLearningRates,
     reporter: Reporter = SILENT,
 ) -> Numbers:
-    """Runs `train_one` for each seed in its own directory, skips those that are done, copies the best one up.
+    """Trains every seed in a directory of its own, skips finished ones, and copies the best model up.
 
-    Returns every seed's scores, and mean and standard deviation of each over the seeds.
+    Returns the best seed's scores, and over all seeds the mean and standard deviation of each metric.
     """
     scores: dict[int, Numbers] = {}
     for seed in seeds:
-        place = directory / f"seed-{seed}" if len(seeds) > 1 else directory
-        place.mkdir(exist_ok=True)
-        if (found := checkpoint.read_scores(place)) is None:
-            found = train_one(seed, place)
-            checkpoint.write_scores(place, found)
-            distributed.barrier()  # until the main one has written them
-        checkpoint.drop_states(place)
-        scores[seed] = found
-        choices.take(scores[seed])
+        seed_dir = directory / f"seed-{seed}" if len(seeds) > 1 else directory
+        seed_dir.mkdir(exist_ok=True)
+        if (scores_of_seed := checkpoint.read_scores(seed_dir)) is None:
+            scores_of_seed = train_one(seed, seed_dir)
+            checkpoint.write_scores(seed_dir, scores_of_seed)
+            distributed.barrier()  # the scores are written by the main process alone
+        checkpoint.drop_states(seed_dir)
+        scores[seed] = scores_of_seed
+        choices.restore(scores[seed])
         reporter.note(f"seed {seed}: {primary} {scores[seed]['dev'][primary]:.4f}")
     best = max(seeds, key=lambda seed: scores[seed]["dev"][primary])
     if len(seeds) > 1:
@@ -231,7 +232,7 @@ def _learning_rates(phase: Phase, choices: ChosenLearningRates) -> list[float]:
 
 
 def _restore_projection(objective: Objective, projection: Mapping[str, torch.Tensor] | None) -> None:
-    """A projection trained before goes on, where its shape still fits."""
+    """Loads the projection of an earlier phase, where its shape fits."""
     if objective.projection is None or projection is None:
         return
     if objective.projection.weight.shape == projection["weight"].shape:
@@ -239,13 +240,13 @@ def _restore_projection(objective: Objective, projection: Mapping[str, torch.Ten
 
 
 def _phase_record(
-    trained: TrainingResult, tried: list[float], outcomes: list[TrainingResult], best: int, primary: str
+    trained: TrainingResult, rates: list[float], outcomes: list[TrainingResult], best: int, primary: str
 ) -> Numbers:
-    told: Numbers = {"steps": trained.steps, "losses": trained.losses, "learning_rate": tried[best]}
+    record: Numbers = {"steps": trained.steps, "losses": trained.losses, "learning_rate": rates[best]}
     if trained.halved_after is not None:
-        told["halved_after"] = trained.halved_after
+        record["halved_after"] = trained.halved_after
     if trained.best:
-        told |= {"dev": trained.best, "best_step": trained.best_step}
-    if len(tried) > 1:
-        told["tried"] = {f"{rate:g}": outcome.best[primary] for rate, outcome in zip(tried, outcomes, strict=True)}
-    return told
+        record |= {"dev": trained.best, "best_step": trained.best_step}
+    if len(rates) > 1:
+        record["tried"] = {f"{rate:g}": outcome.best[primary] for rate, outcome in zip(rates, outcomes, strict=True)}
+    return record

@@ -1,4 +1,4 @@
-"""Layer by layer: of M about equal parts of the steps, the l-th trains the student's layer l with that layer's losses alone.
+"""Layer-by-layer training: of M about equal parts of the steps, part l trains the student's layer l with that layer's losses.
 
     rate of a tensor = rate of the step x  { current  of layer l
                                            { lower    of the layers 1 .. l-1, which were trained before
@@ -22,28 +22,28 @@ from microbert_cli.models.architectures import layer_index
 
 @dataclass(frozen=True)
 class Progressive:
-    """Training layer by layer: how many layers, and what the rate of the current and of the lower ones is multiplied by."""
+    """The number of layers, and the factors on the learning rate of the current layer and of the lower ones."""
 
     layers: int
     current: float = 3.0
     lower: float = 0.3
 
     def layer(self, step: int, steps: int) -> int:
-        """Whose turn it is at 0-based `step`, from 1."""
+        """Returns the layer that is trained at 0-based `step`, counted from 1."""
         return 1 + min(step, steps - 1) * self.layers // steps
 
-    def within(self, step: int, steps: int) -> tuple[int, int]:
-        """(step, steps) of the current layer's own part."""
+    def step_in_layer(self, step: int, steps: int) -> tuple[int, int]:
+        """Returns (step, steps) within the current layer's part."""
         before = self.layer(step, steps) - 1
         first, end = (-(-layer * steps // self.layers) for layer in (before, before + 1))
         return step - first, end - first
 
-    def factor(self, layer: int | None, step: int, steps: int) -> float:
-        """What the rate of a tensor of this layer is multiplied by; None = of no layer of the student, but of a loss."""
-        turn = self.layer(step, steps)
-        if layer is None or layer == turn:
+    def rate_factor(self, layer: int | None, step: int, steps: int) -> float:
+        """Returns the factor on the learning rate of a tensor of this layer; None = a tensor of a loss."""
+        current = self.layer(step, steps)
+        if layer is None or layer == current:
             return self.current
-        return self.lower if 1 <= layer < turn else 0.0
+        return self.lower if 1 <= layer < current else 0.0
 
 
 def layer_of(name: str) -> int:
@@ -53,9 +53,10 @@ def layer_of(name: str) -> int:
 
 
 def check_layers(student: nn.Module, losses: Iterable[tuple[str, str]], *, layers: int) -> None:
-    """Raises M057 for a loss that is not over layers, M058 where layers share weights.
+    """Checks that losses and student can be trained layer by layer.
 
     losses  (key in the recipe, what it is over)
+    Raises M057 for a loss that is not over layers, M058 where layers share weights.
     """
     for key, over in losses:
         if over != "layers":
@@ -65,7 +66,7 @@ def check_layers(student: nn.Module, losses: Iterable[tuple[str, str]], *, layer
 
 
 def check_step_count(steps: int, layers: int) -> None:
-    """Raises M059 for fewer steps than layers."""
+    """Checks that every layer has a step: raises M059."""
     if steps < layers:
         raise _too_few(steps, layers)
 

@@ -24,7 +24,7 @@ from microbert_cli.models.load import load_model
 from microbert_cli.models.save import save_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
-from microbert_cli.training.best_weights import BestWeights
+from microbert_cli.training.checkpoint import BestWeights
 from microbert_cli.training.loss_terms import make_terms, without_teacher_terms
 from microbert_cli.training.objective import Objective
 
@@ -308,9 +308,9 @@ def test_bests_keep_the_first_of_equals_and_one_copy() -> None:
     model, bests = torch.nn.Linear(1, 1), BestWeights(["a", "b"])
     for step, scores in enumerate(({"a": 1.0, "b": 0.0}, {"a": 1.0, "b": 2.0}, {"a": 0.5, "b": 1.0}), 1):
         torch.nn.init.constant_(model.weight, step)
-        bests.take(step, scores, model)
-    assert {name: kept["step"] for name, kept in bests.kept.items()} == {"a": 1, "b": 2}
-    assert [bests.kept[name]["weights"]["weight"].item() for name in "ab"] == [1.0, 2.0]
+        bests.update(step, scores, model)
+    assert {name: kept["step"] for name, kept in bests.records.items()} == {"a": 1, "b": 2}
+    assert [bests.records[name]["weights"]["weight"].item() for name in "ab"] == [1.0, 2.0]
 
 
 def test_routing_that_routes_nothing_has_failed() -> None:

@@ -55,7 +55,7 @@ class Frame(NamedTuple):
 
 
 class Augmenter:
-    """Asks the model in batches of like length; an answer is kept, since sentences repeat."""
+    """Queries the model in batches of similar length; answers are cached, since sentences repeat."""
 
     def __init__(self, tools: Tools):
         assert tools.masked_lm is not None
@@ -64,11 +64,11 @@ class Augmenter:
         self._memo: dict[Query, list[str]] = {}
 
     def serves(self, word: str) -> bool:
-        """Words of exactly one piece."""
+        """Whether the word is exactly one piece."""
         return len(self._spelling.pieces(word)) == 1
 
     def candidates(self, slots: Sequence[Slot]) -> list[list[str]]:
-        """The likeliest words at each slot, by token id."""
+        """Returns the K likeliest words at each slot, ordered by token id."""
         queries = [self.query(slot) for slot in slots]
         if len(self._memo) > MAX_CACHED:
             self._memo.clear()
@@ -77,7 +77,7 @@ class Augmenter:
         return [self._memo[query] for query in queries]
 
     def query(self, slot: Slot) -> Query:
-        """What the model is asked about a slot."""
+        """Returns the model's input for a slot."""
         room = self._tools.max_positions - self._frame.special
         before, after = self._around(slot.words, slot.position, slot.position + 1, room)
         masked, mask = [*before, self._tools.tokenizer.mask_token_id, *after], len(before)
@@ -91,7 +91,7 @@ class Augmenter:
         return self._framed(masked, mask, original)
 
     def _around(self, words: Sequence[str], left: int, right: int, room: int) -> tuple[list[int], list[int]]:
-        """The pieces before `left` and from `right` on, at most `room` of each: more no window shows, however long the text."""
+        """Returns the pieces before `left` and from `right` on, at most `room` of each: no window shows more."""
         before = self._spell((words[i] for i in range(left - 1, -1, -1)), room, -1)
         return before[::-1], self._spell((words[i] for i in range(right, len(words))), room, 1)
 
@@ -145,13 +145,13 @@ class Augmenter:
         return self._ask_model({name: torch.tensor(values) for name, values in rows.items()}).float()
 
     def _words(self, ids: list[int]) -> list[str]:
-        known = self._spelling.words
-        found = (known[i] for i in sorted(ids) if i < len(known))
-        return [word for word in found if word is not None]
+        vocabulary = self._spelling.words
+        words = (vocabulary[i] for i in sorted(ids) if i < len(vocabulary))
+        return [word for word in words if word is not None]
 
 
 def frame(tokenizer: object, *, pair: bool) -> Frame:
-    """The special tokens a tokenizer puts around sentences, seen from what it does to two mask tokens."""
+    """Returns the special tokens that a tokenizer puts around sentences, seen from its encoding of two mask tokens."""
     mask, mask_id = tokenizer.mask_token, tokenizer.mask_token_id  # type: ignore[attr-defined]
     encoded = tokenizer(*[mask] * (1 + pair))  # type: ignore[operator]
     ids = encoded["input_ids"]
@@ -167,6 +167,6 @@ def frame(tokenizer: object, *, pair: bool) -> Frame:
 
 
 def window(ids: list[int], centre: int, room: int) -> tuple[list[int], int]:
-    """At most `room` ids around `centre`, and where the centre lies among them."""
+    """Returns at most `room` ids around `centre`, and the centre's position among them."""
     start = min(max(0, centre - room // 2), max(0, len(ids) - room))
     return ids[start : start + room], centre - start

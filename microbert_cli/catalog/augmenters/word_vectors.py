@@ -17,7 +17,7 @@ needs = {"vectors"}
 
 
 class Augmenter:
-    """Looks words up in a table, each one once."""
+    """Looks each word up in the table once."""
 
     def __init__(self, tools: Tools):
         assert tools.vectors is not None
@@ -25,11 +25,11 @@ class Augmenter:
         self._found: dict[str, list[str]] = {}
 
     def serves(self, word: str) -> bool:
-        """Any word: what the table lacks gets no candidates."""
+        """Whether the word is served: any is; one that the table lacks has no candidates."""
         return True
 
     def candidates(self, slots: Sequence[Slot]) -> list[list[str]]:
-        """The neighbours of the word at each slot, nearest first; the sentence around it does not matter."""
+        """Returns the neighbours of the word at each slot, nearest first; its sentence does not matter."""
         new = sorted({slot.word for slot in slots} - self._found.keys())
         self._found.update(zip(new, self._table.neighbours(new, self._count), strict=True))
         return [self._found[slot.word] for slot in slots]

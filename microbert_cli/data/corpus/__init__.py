@@ -1,1 +1,1 @@
-"""Plain text: documents become memory-mapped blocks of token ids, and words of them are masked."""
+"""Plain text: documents become memory-mapped blocks of token ids, and some of their tokens are masked."""

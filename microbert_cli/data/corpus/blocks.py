@@ -1,4 +1,4 @@
-"""A corpus as token blocks on disk: tokenised once, memory-mapped, shared between runs.
+"""A corpus as token blocks on disk: tokenized once, memory-mapped, shared between runs.
 
     tokens.bin      every token id of every sentence, in order
     sentences.bin   where each sentence begins in tokens.bin
@@ -42,7 +42,7 @@ NO_SECOND_SEGMENT = -100  # what cross-entropy passes over
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """How blocks are cut; everything here changes the result, so all of it is part of the cache's key."""
+    """How blocks are cut; every field changes the result, so all are part of the cache key."""
 
     format: str = "pairs"
     max_length: int = 128
@@ -54,7 +54,7 @@ class BlockSettings:
 
 
 class Blocks:
-    """Blocks of one part (train or held out), read from disk as they are asked for."""
+    """Blocks of one part (train or held out), read from disk on demand."""
 
     def __init__(self, directory: Path, part: str, tokenizer: Any):
         self.ranges = _positions(directory / f"{part}.bin").reshape(-1, 4)
@@ -67,12 +67,12 @@ class Blocks:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each block, special ones included."""
+        """Returns the tokens of each block, special tokens included."""
         a, a_end, b, b_end = np.asarray(self.ranges).T
         return a_end - a + b_end - b + 2 + (b_end > b)
 
     def batch(self, indices: np.ndarray, pad_to: int | None = None) -> dict[str, Tensor]:
-        """input_ids, token_type_ids and attention_mask [B, T], padded to the longest of the batch or to `pad_to` tokens.
+        """Returns input_ids, token_type_ids and attention_mask [B, T], padded to the longest or to `pad_to` tokens.
 
         unrelated [B]: 1 where segment B is of another document, 0 where it goes on, ALONE where there is none
         """
@@ -105,7 +105,7 @@ class Blocks:
 def make_blocks(
     source: str, tokenizer: Any, settings: BlockSettings, *, reporter: Reporter = SILENT, where: str = "corpus.source"
 ) -> tuple[Blocks, Blocks]:
-    """Training and held-out blocks of a corpus; taken from the cache where the same were made before."""
+    """Returns training and held-out blocks of a corpus, from the cache where the same were made before."""
     with cache.entry("blocks", _key(source, tokenizer, settings), reporter=reporter) as (directory, ready):
         if not ready:
             documents = read_documents(source, limit=settings.documents, where=where, reporter=reporter)
@@ -114,7 +114,7 @@ def make_blocks(
 
 
 def find_blocks(source: str, tokenizer: Any, settings: BlockSettings) -> tuple[Blocks, Blocks] | None:
-    """Training and held-out blocks if they are in the cache; nothing is made."""
+    """Returns training and held-out blocks where they are cached; makes none."""
     directory = cache.find("blocks", _key(source, tokenizer, settings))
     return _open_parts(directory, tokenizer) if directory else None
 
@@ -128,7 +128,7 @@ def cut_blocks(
     reporter: Reporter = SILENT,
     where: str = "corpus.source",
 ) -> tuple[Blocks, Blocks]:
-    """Training and held-out blocks of some documents, made in `directory`; by itself past the cache, for a look at a sample."""
+    """Cuts documents into training and held-out blocks in `directory`; by itself it does not use the cache."""
     _write_tokens(documents, tokenizer, directory, reporter)
     _write_blocks(directory, settings, _dtype(tokenizer), where)
     return _open_parts(directory, tokenizer)
@@ -164,7 +164,7 @@ def _write_tokens(documents: Iterable[list[str]], tokenizer: Any, directory: Pat
 
 
 def _encode(documents: list[list[str]], tokenizer: Any) -> Iterator[list[list[int]]]:
-    """The token ids of each document's sentences, empty ones left out."""
+    """Yields the token ids of each document's sentences, empty ones left out."""
     flat = [sentence for document in documents for sentence in document]
     encoded = iter(tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"])
     for document in documents:
@@ -183,15 +183,15 @@ def _write_blocks(directory: Path, settings: BlockSettings, dtype: type, where: 
         )
     text = _TokenizedCorpus(directory, dtype)
     numbers = range(count)
-    held = np.fromiter((text.is_held_out(n, settings.heldout) for n in numbers), dtype=bool)
-    if held.all() or not held.any():
-        held = np.arange(len(held)) == len(held) - 1
+    is_held_out = np.fromiter((text.is_held_out(document, settings.heldout) for document in numbers), dtype=bool)
+    if is_held_out.all() or not is_held_out.any():
+        is_held_out = np.arange(len(is_held_out)) == len(is_held_out) - 1
     cut = _pair_blocks if settings.format == "pairs" else _packed_blocks
-    for part, chosen in (("train", np.flatnonzero(~held)), ("heldout", np.flatnonzero(held))):
+    for part, members in (("train", np.flatnonzero(~is_held_out)), ("heldout", np.flatnonzero(is_held_out))):
         with (directory / f"{part}.bin").open("wb") as file:
-            for place, n in enumerate(chosen.tolist()):
-                draw = random.Random(f"{settings.seed} {n}")
-                _append(file, list(cut(text, place, chosen, settings, draw)))
+            for index, document in enumerate(members.tolist()):
+                draw = random.Random(f"{settings.seed} {document}")
+                _append(file, list(cut(text, index, members, settings, draw)))
 
 
 class _TokenizedCorpus:
@@ -214,11 +214,11 @@ class _TokenizedCorpus:
 
 
 def _packed_blocks(
-    text: _TokenizedCorpus, place: int, part: np.ndarray, settings: BlockSettings, draw: random.Random
+    text: _TokenizedCorpus, index: int, part: np.ndarray, settings: BlockSettings, draw: random.Random
 ) -> Iterator[Range]:
-    """Blocks of the document `part[place]`."""
+    """Yields the blocks of the document `part[index]`, sentences packed up to the maximum length."""
     room = settings.max_length - 2
-    start, end = (bounds := text.bounds(part[place]))[0], bounds[0]
+    start, end = (bounds := text.bounds(part[index]))[0], bounds[0]
     for sentence, sentence_end in pairwise(bounds):
         if sentence_end - start > room and end > start:
             yield start, end, end, end
@@ -232,11 +232,11 @@ def _packed_blocks(
 
 
 def _pair_blocks(
-    text: _TokenizedCorpus, place: int, part: np.ndarray, settings: BlockSettings, draw: random.Random
+    text: _TokenizedCorpus, index: int, part: np.ndarray, settings: BlockSettings, draw: random.Random
 ) -> Iterator[Range]:
-    """Blocks of the document `part[place]`; segments B from elsewhere come from other documents of the same part."""
+    """Yields the pairs of the document `part[index]`; random segments B come from other documents of the same part."""
     room = settings.max_length - 3
-    bounds = text.bounds(part[place])
+    bounds = text.bounds(part[index])
     i = 0
     while i < len(bounds) - 1:
         target = draw.randint(2, room) if draw.random() < settings.short else room
@@ -247,7 +247,7 @@ def _pair_blocks(
         alone = split == last
         replaced = len(part) > 1 and (alone or draw.random() < settings.random_next)
         if replaced:
-            b, b_end = _random_next(text, place, part, max(1, target - (bounds[split] - bounds[i])), draw)
+            b, b_end = _random_next(text, index, part, max(1, target - (bounds[split] - bounds[i])), draw)
             last = split
         else:
             b, b_end = bounds[split], bounds[last]
@@ -255,10 +255,10 @@ def _pair_blocks(
         i = last
 
 
-def _random_next(text: _TokenizedCorpus, place: int, part: np.ndarray, wanted: int, draw: random.Random) -> tuple[int, int]:
-    """Consecutive sentences of another document, about `wanted` tokens."""
+def _random_next(text: _TokenizedCorpus, index: int, part: np.ndarray, wanted: int, draw: random.Random) -> tuple[int, int]:
+    """Returns consecutive sentences of another document, about `wanted` tokens."""
     other = draw.randrange(len(part))
-    if other == place:
+    if other == index:
         other = (other + 1) % len(part)
     bounds = text.bounds(part[other])
     first = draw.randrange(len(bounds) - 1)

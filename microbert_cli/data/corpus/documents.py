@@ -1,4 +1,4 @@
-"""Plain text as a stream of documents, each a list of sentences; never the whole corpus in memory.
+"""Streams plain text as documents, each a list of sentences; the corpus is never in memory as a whole.
 
 Sources: `python-docs` (built in), a text file, the same gzipped, a Parquet file with a text column, a folder of those, or a Hub
 data set as `owner/name:config`. In text files a blank line ends a document. A Parquet row is a document.
@@ -29,18 +29,18 @@ Document = list[str]
 def read_documents(
     source: str, *, limit: int | None = None, where: str = "corpus.source", reporter: Reporter = SILENT
 ) -> Iterator[Document]:
-    """The documents of a source in order, at most `limit`; raises M2xx and M3xx as readers do."""
-    found = (document for document in _documents(source, where, reporter) if document)
-    return islice(found, limit) if limit else found
+    """Yields the documents of a source in order, at most `limit`; raises M2xx and M3xx as readers do."""
+    documents = (document for document in _documents(source, where, reporter) if document)
+    return islice(documents, limit) if limit else documents
 
 
 def identify_corpus(source: str) -> str | None:
-    """What the text is, for caches and manifests: hashes of files, or the name."""
+    """Returns the identity of a corpus for caches and manifests: hashes of files, or the name."""
     return _built_in_fingerprint() if source == BUILT_IN_CORPUS else manifest.identify(source)
 
 
 def split_sentences(paragraph: str) -> list[str]:
-    """A paragraph's sentences: a full stop, question or exclamation mark before a space and a capital or digit ends one."""
+    """Splits a paragraph after a full stop, question or exclamation mark that a space and a capital or digit follow."""
     return [sentence for sentence in SENTENCE_END.split(paragraph.strip()) if sentence]
 
 
@@ -144,11 +144,11 @@ def _no_corpus(source: str, where: str, why: str) -> MbertError:
     )
 
 
-def _damaged(place: str, where: str, why: str) -> MbertError:
+def _damaged(location: str, where: str, why: str) -> MbertError:
     return MbertError(
         "M330",
         why,
-        where=f"{where} {place}",
+        where=f"{where} {location}",
         allowed="UTF-8 text, one sentence or paragraph a line, a blank line between documents; or Parquet with a column text.",
         fix="Convert it: iconv -f LATIN1 -t UTF-8 FILE > FILE.utf8, or fetch it again.",
     )

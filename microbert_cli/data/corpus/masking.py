@@ -1,4 +1,4 @@
-"""Dynamic masking: which words a masked-LM must guess is drawn anew for every batch, from (seed, batch number) alone.
+"""Dynamic masking: the masked tokens are drawn anew for every batch, from (seed, batch number) alone.
 
 Of the real, non-special tokens a share is chosen; of these 80 % become [MASK], 10 % a random token, 10 % stay.
 Each is chosen with the same probability; or, where chances c are given, ceil(share x real tokens, special ones counted) are,
@@ -22,7 +22,7 @@ MASK_KEYS = ("token_positions", "token_labels")
 def mask_batch(
     batch: dict[str, Tensor], tokenizer: Any, *, share: float, seed: int, number: int, chances_V: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The batch with altered input_ids, plus token_positions [P] (into the flattened [B x T]) and token_labels [P]."""
+    """Masks a batch: input_ids changed, plus token_positions [P] (into the flattened [B x T]) and token_labels [P]."""
     random = torch.Generator().manual_seed(seed * 1_000_003 + number)
     ids_BT = batch["input_ids"]
     special = torch.isin(ids_BT, torch.tensor(tokenizer.all_special_ids)) | (batch["attention_mask"] == 0)
@@ -32,15 +32,15 @@ def mask_batch(
         wanted = math.ceil(share * int(batch["attention_mask"].sum()))
         positions = _weighted_positions(chances_V[ids_BT].masked_fill(special, 0.0).flatten(), wanted, random)
     labels = ids_BT.flatten()[positions]
-    how = torch.rand(len(positions), generator=random)
+    action = torch.rand(len(positions), generator=random)
     noise = torch.randint(len(tokenizer), (len(positions),), generator=random)
     masked = ids_BT.flatten().clone()
-    masked[positions] = torch.where(how < 0.8, tokenizer.mask_token_id, torch.where(how < 0.9, noise, labels))
+    masked[positions] = torch.where(action < 0.8, tokenizer.mask_token_id, torch.where(action < 0.9, noise, labels))
     return {**batch, "input_ids": masked.view_as(ids_BT), "token_positions": positions, "token_labels": labels}
 
 
 class Masking:
-    """How a run hides words: a share of them, rare ones oftener by `smoothing`, from its seed.
+    """The masking of a run: a share of the tokens, rare ones more often by `smoothing`, drawn from its seed.
 
     tokens  of the corpus, for their frequencies
     """
@@ -50,16 +50,16 @@ class Masking:
         self.chances_V = token_weights(tokens, len(tokenizer), smoothing) if smoothing else None
 
     def draw(self, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
-        """`mask_batch` of the run's batch of that number."""
+        """Masks the run's batch of that number."""
         return mask_batch(batch, self.tokenizer, share=self.share, seed=self.seed, number=number, chances_V=self.chances_V)
 
-    def own(self, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
-        """This process's rows of it."""
+    def draw_for_rank(self, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+        """Masks the batch and returns this rank's rows of it."""
         return rank_rows(self.draw(batch, number))
 
 
 def token_weights(tokens: np.ndarray, vocabulary: int, smoothing: float) -> Tensor:
-    """max(count, 1)^-smoothing of every token of the vocabulary [V]; `tokens` is the corpus, read piece by piece."""
+    """Returns max(count, 1)^-smoothing of every token of the vocabulary [V]; the corpus is counted piece by piece."""
     counts = sum((np.bincount(piece, minlength=vocabulary) for piece in _pieces(tokens)), np.zeros(vocabulary, dtype=np.int64))
     return torch.from_numpy(np.maximum(counts, 1).astype(np.float64) ** -smoothing).float()
 
@@ -69,7 +69,7 @@ def _pieces(tokens: np.ndarray, size: int = 2**24) -> Iterable[np.ndarray]:
 
 
 def _uniform_positions(special_BT: Tensor, share: float, random: torch.Generator) -> Tensor:
-    """Each token with the same probability, and at least one."""
+    """Draws each token with the same probability, and at least one token."""
     draw_BT = torch.rand(special_BT.shape, generator=random).masked_fill(special_BT, 2.0)
     chosen_BT = draw_BT < share
     if not chosen_BT.any():
@@ -78,7 +78,7 @@ def _uniform_positions(special_BT: Tensor, share: float, random: torch.Generator
 
 
 def _weighted_positions(chances: Tensor, wanted: int, random: torch.Generator) -> Tensor:
-    """So many positions, in order, drawn without replacement."""
+    """Draws `wanted` positions without replacement, in order."""
     wanted = min(wanted, int((chances > 0).sum()))
     if not wanted:
         return torch.zeros(0, dtype=torch.long)
@@ -86,17 +86,17 @@ def _weighted_positions(chances: Tensor, wanted: int, random: torch.Generator) -
 
 
 def rank_rows(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This process's rows of a masked batch. Masks are drawn for the whole batch, so they are those of one process.
+    """Returns this rank's rows of a masked batch; masks are drawn for the whole batch, so they equal those of one process.
 
-    Where there are fewer rows than processes, some get the first row, no position of it, and "idle" (`processes.own_batch`).
+    Where there are fewer rows than processes, some get the first row, no position of it, and "idle" (`distributed.rank_batch`).
     """
     rank, world = distributed.rank(), distributed.world_size()
     if world == 1:
         return batch
     rows, columns = batch["token_positions"] // (width := batch["input_ids"].shape[1]), batch["token_positions"] % width
-    mine = rows % world == rank
-    chosen = slice(rank, None, world) if rank < len(batch["input_ids"]) else slice(0, 1)
-    found = {name: value[chosen] for name, value in batch.items() if name not in MASK_KEYS}
-    positions = (rows[mine] // world) * width + columns[mine]
+    on_this_rank = rows % world == rank
+    rank_slice = slice(rank, None, world) if rank < len(batch["input_ids"]) else slice(0, 1)
+    rank_batch = {name: value[rank_slice] for name, value in batch.items() if name not in MASK_KEYS}
+    positions = (rows[on_this_rank] // world) * width + columns[on_this_rank]
     idle = {} if rank < len(batch["input_ids"]) else {"idle": torch.ones(1)}
-    return {**found, "token_positions": positions, "token_labels": batch["token_labels"][mine], **idle}
+    return {**rank_batch, "token_positions": positions, "token_labels": batch["token_labels"][on_this_rank], **idle}

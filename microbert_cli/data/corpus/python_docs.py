@@ -1,4 +1,4 @@
-"""The English prose inside every CPython, as text to learn from: docstrings of the standard library and help topics.
+"""The English prose in every CPython as a corpus: docstrings of the standard library and help topics.
 
 Nothing is downloaded and nothing is imported: sources are parsed with `ast`. A PASSAGE (one paragraph of prose) belongs
 to train, dev or test by the hash of its words alone, so the split is the same on every machine that has the same text.
@@ -58,17 +58,17 @@ class Passage:
 
 
 def stable_hash(text: str) -> int:
-    """A number that depends on the text alone, not on the process or the machine."""
+    """Returns a number that depends on the text alone, not on the process or the machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def words_of(sentence: str) -> str:
-    """The sentence as lower-case runs of letters: what makes two sentences the same."""
+    """Returns the sentence as lower-case runs of letters; sentences equal in these count as duplicates."""
     return " ".join(WORD.findall(sentence.lower()))
 
 
 def docstrings() -> Iterator[Docstring]:
-    """Every docstring of the standard library in the order of the file names, then the help topics of `pydoc_data`."""
+    """Yields every docstring of the standard library in the order of file names, then the help topics of `pydoc_data`."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -80,18 +80,18 @@ def docstrings() -> Iterator[Docstring]:
 
 def _docstrings_of(path: Path, module: str) -> Iterator[Docstring]:
     tree = _parsed(path)
-    found: list[tuple[str, ast.AST]] = [("", tree)] if tree else []
-    while found:
-        qualname, node = found.pop(0)
+    pending: list[tuple[str, ast.AST]] = [("", tree)] if tree else []
+    while pending:
+        qualname, node = pending.pop(0)
         if text := ast.get_docstring(node):  # type: ignore[arg-type]
             yield Docstring(module, qualname, text)
         for child in node.body:  # type: ignore[attr-defined]
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                found.append((f"{qualname}.{child.name}".strip("."), child))
+                pending.append((f"{qualname}.{child.name}".strip("."), child))
 
 
 def _parsed(path: Path) -> ast.Module | None:
-    """The syntax tree, or None: a distribution may patch in a file that this Python cannot read."""
+    """Returns the syntax tree, or None for a file that this Python cannot parse; distributions patch such files in."""
     source = path.read_bytes()
     if b'"""' not in source and b"'''" not in source:
         return None
@@ -102,21 +102,23 @@ def _parsed(path: Path) -> ast.Module | None:
 
 
 def _topics(path: Path) -> dict[str, str]:
-    """The one dictionary of the file, read as a literal."""
+    """Reads the one dictionary of the file as a literal."""
     tree = _parsed(path) if path.is_file() else None
     literals = (node.value for node in (tree.body if tree else []) if isinstance(node, ast.Assign))
     return next((ast.literal_eval(value) for value in literals if isinstance(value, ast.Dict)), {})
 
 
 def paragraphs(text: str) -> Iterator[list[str]]:
-    """The paragraphs that are prose, as sentences without markup; code, grammar, tables and headings are left out."""
+    """Yields the paragraphs that are prose, as sentences without markup; code, grammar, tables and headings are left out."""
     for block in re.split(r"\n\s*\n", text):
         if NOT_PROSE.search(block):
             continue
         items = BULLET.split(block)
-        cut = [one for item in items for one in SENTENCE_END.split(_without_markup(item)) if _is_prose(one)]
-        if cut:
-            yield cut
+        sentences = [
+            sentence for item in items for sentence in SENTENCE_END.split(_without_markup(item)) if _is_prose(sentence)
+        ]
+        if sentences:
+            yield sentences
 
 
 def _without_markup(text: str) -> str:
@@ -133,21 +135,21 @@ def _is_prose(sentence: str) -> bool:
 
 @cache
 def passages() -> tuple[Passage, ...]:
-    """Every passage once, with sentences that no earlier passage had; read in a few seconds, then kept."""
-    seen: set[str] = set()
-    kept = []
+    """Returns every passage once, without sentences of earlier passages; it takes a few seconds and is cached."""
+    earlier: set[str] = set()
+    collected = []
     for number, docstring in enumerate(docstrings()):
         for sentences in paragraphs(docstring.text):
-            first = {words_of(one): one for one in reversed(sentences)}
-            new = tuple(one for words, one in reversed(first.items()) if words not in seen)
-            seen.update(first)
-            if new:
-                kept.append(Passage(number, new))
-    return tuple(kept)
+            by_words = {words_of(sentence): sentence for sentence in reversed(sentences)}
+            new_sentences = tuple(sentence for words, sentence in reversed(by_words.items()) if words not in earlier)
+            earlier.update(by_words)
+            if new_sentences:
+                collected.append(Passage(number, new_sentences))
+    return tuple(collected)
 
 
 def python_documents(*, exclude_dev: bool = True) -> Iterator[list[str]]:
-    """The corpus `python-docs`: one list of sentences a docstring; without dev and test passages unless asked for."""
+    """Yields the corpus `python-docs`: one list of sentences a docstring, without dev and test passages by default."""
     document: list[str] = []
     number = -1
     for passage in passages():
@@ -162,7 +164,7 @@ def python_documents(*, exclude_dev: bool = True) -> Iterator[list[str]]:
 
 
 def python_task_rows(split: str) -> tuple[list[str], list[str]]:
-    """Texts and labels of the built-in task: was the sentence cut in two, and the halves exchanged?
+    """Returns texts and labels of the built-in task: were the two halves of the sentence exchanged?
 
     A sentence of 6 to 24 words becomes one row, in lower case and without its last punctuation mark. Half of them, chosen
     by hash, are written from a random word to the end and then from the beginning: only one pair of neighbours is new, so
@@ -181,8 +183,8 @@ def python_task_rows(split: str) -> tuple[list[str], list[str]]:
 
 
 def _row(words: list[str]) -> tuple[int, str, int]:
-    """The row's place, its text, and 1 where the halves were exchanged; each half keeps two words."""
-    place = stable_hash(f"row: {' '.join(words)}")  # other bits than those that chose the split
-    rotated = place % 2
-    cut = 2 + place // 2 % (len(words) - 3) if rotated else 0
-    return place, " ".join(words[cut:] + words[:cut]), rotated
+    """Returns the row's hash, its text, and 1 where the halves are exchanged; each half has at least two words."""
+    row_hash = stable_hash(f"row: {' '.join(words)}")  # other bits than those that chose the split
+    rotated = row_hash % 2
+    cut = 2 + row_hash // 2 % (len(words) - 3) if rotated else 0
+    return row_hash, " ".join(words[cut:] + words[:cut]), rotated

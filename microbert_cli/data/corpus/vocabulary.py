@@ -1,4 +1,4 @@
-"""A WordPiece vocabulary trained on a corpus, as a tokenizer that transformers loads."""
+"""Trains a WordPiece vocabulary on a corpus, as a tokenizer that transformers loads."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ MAX_ALPHABET = 1000
 
 
 def train_vocabulary(documents: Callable[[], Iterable[list[str]]], *, size: int, lowercase: bool, max_length: int) -> Any:
-    """A BERT tokenizer of at most `size` pieces; the same text gives the same vocabulary.
+    """Trains a BERT tokenizer of at most `size` pieces; the same text gives the same vocabulary.
 
     documents  called twice: once for the alphabet, once for the pieces. The trainer numbers the `##x` pieces in the order of a
                randomly seeded hash table, and breaks ties by number; handing them in beforehand takes chance out of it.
@@ -36,8 +36,8 @@ def _alphabet(documents: Iterable[list[str]], normalise: Callable[[str], str]) -
     counts: Counter[str] = Counter()
     for sentence in _sentences(documents):
         counts.update(normalise(sentence))
-    kept = [character for character, _ in counts.most_common(MAX_ALPHABET) if not character.isspace()]
-    return sorted(kept)
+    characters = [character for character, _ in counts.most_common(MAX_ALPHABET) if not character.isspace()]
+    return sorted(characters)
 
 
 def _sentences(documents: Iterable[list[str]]) -> Iterator[str]:

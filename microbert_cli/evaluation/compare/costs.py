@@ -85,7 +85,7 @@ def _rows_seen(manifest: Mapping[str, Any], phases: Mapping[str, Mapping[str, An
     for name, phase in phases.items():
         spec = specs.get(name, {})
         split = phase.get("split") or choose_split(
-            spec.get("data", "auto"), needs_labels=True, there=data
+            spec.get("data", "auto"), needs_labels=True, available=data
         )  # older ones do not say
         rows, size = data.get(split, {}).get("rows"), spec.get("batch_size")
         if not rows or not size or spec.get("batch_tokens"):

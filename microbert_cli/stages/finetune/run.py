@@ -75,7 +75,7 @@ class _Trainer:
         self.model, self.tokenizer = model, tokenizer
         self.choices = ChosenLearningRates()
         terms = {name: (term.weight, term.parameters) for name, term in recipe.finetune.losses.items()}
-        self.terms = make_terms(terms, catalog, given=CLASSIFICATION_INPUTS, where="finetune.losses")
+        self.terms = make_terms(terms, catalog, available=CLASSIFICATION_INPUTS, where="finetune.losses")
 
     def train_one(self, seed: int, directory: Path) -> dict[str, Any]:
         loaded = factory.classifier(

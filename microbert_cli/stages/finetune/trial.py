@@ -26,7 +26,7 @@ def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
         )
         rows = data.encode("train", loaded, where="finetune.model")
         terms = make_terms(
-            losses_of(recipe.finetune.losses), case.catalog, given=CLASSIFICATION_INPUTS, where="finetune.losses"
+            losses_of(recipe.finetune.losses), case.catalog, available=CLASSIFICATION_INPUTS, where="finetune.losses"
         )
         objective = Objective(terms, precision.place(loaded.model), numerics=precision)
         yield StepTrial(

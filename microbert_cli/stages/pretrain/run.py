@@ -133,7 +133,7 @@ def _train(
     masks = Masking(loaded.tokenizer, spec.masked, spec.smoothing, recipe.seed, blocks.tokens)
 
     def masked(batch: dict[str, torch.Tensor], number: int) -> Batch:
-        return {name: value.to(device) for name, value in masks.own(batch, number).items()}
+        return {name: value.to(device) for name, value in masks.draw_for_rank(batch, number).items()}
 
     def batches(skip: int) -> Iterator[Batch]:
         order = endless_batches(

@@ -23,7 +23,6 @@ from microbert_cli.augmentation.algorithm import (
     AugmentSettings,
     DatasetAugmenter,
     augment,
-    augment_shard,
     concatenate,
     seeded_random,
 )
@@ -282,7 +281,7 @@ def test_only_seed_and_row_decide(tokenizer: Any, bert: Any, vectors: WordTable,
 
     whole = work(rows, 64).shard(0)
     assert whole == work(rows, 1).shard(0)
-    halves = [augment_shard(work(rows, 16), number, size=15) for number in reversed(range(2))]
+    halves = [work(rows, 16).shard(number, size=15) for number in reversed(range(2))]
     assert work(rows, 16).shards(15) == 2
     assert concatenate(halves[::-1]) == whole
     order = Random(5).sample(range(24), 24)

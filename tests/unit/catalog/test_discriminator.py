@@ -91,8 +91,8 @@ def test_each_term_reaches_its_own_side_alone(places, input):
 def test_what_it_looks_at(places):
     widths = {name: make(places, input=name).own["discriminator"].judge[0].in_features for name in INPUTS}
     assert widths == {"logits": 3, "cls": 16, "both": 19}
-    assert not make(places, input="logits").teacher_want.hidden
-    assert make(places, input="both").teacher_want.hidden == {2}
+    assert not make(places, input="logits").teacher_request.hidden
+    assert make(places, input="both").teacher_request.hidden == {2}
 
 
 def test_a_student_that_is_the_teacher_is_right_half_of_the_time(places):

@@ -142,7 +142,7 @@ def test_it_can_be_learned(name, places, batch):
 
 def test_only_the_top_pair_is_asked(places):
     own = objective(places, ALL, rule=2)
-    assert (own.student_want, own.teacher_want) == (
+    assert (own.student_request, own.teacher_request) == (
         OutputRequest(scores=frozenset({3}), qkv=frozenset({3})),
         OutputRequest(scores=frozenset({2}), qkv=frozenset({2})),
     )

@@ -276,8 +276,8 @@ def test_turns():
     """10 steps for 4 layers; the first part has ceil(10 / 4) of them."""
     turns = Progressive(4)
     assert [turns.layer(step, 10) for step in range(10)] == [1, 1, 1, 2, 2, 3, 3, 3, 4, 4]
-    assert [turns.within(step, 10) for step in (0, 2, 3, 4, 7, 9)] == [(0, 3), (2, 3), (0, 2), (1, 2), (2, 3), (1, 2)]
-    assert [turns.factor(layer, 5, 10) for layer in (0, 1, 2, 3, 4, None)] == [0.0, 0.3, 0.3, 3.0, 0.0, 3.0]
+    assert [turns.step_in_layer(step, 10) for step in (0, 2, 3, 4, 7, 9)] == [(0, 3), (2, 3), (0, 2), (1, 2), (2, 3), (1, 2)]
+    assert [turns.rate_factor(layer, 5, 10) for layer in (0, 1, 2, 3, 4, None)] == [0.0, 0.3, 0.3, 3.0, 0.0, 3.0]
     names = (
         "mobilebert.encoder.layer.0.ffn.2.output.dense.weight",
         "transformer.layer.4.q_lin.bias",
@@ -317,7 +317,7 @@ def test_layer_by_layer_only_the_layer_whose_turn_it_is_learns(nets, batch, tmp_
     def batches(skip):
         while True:
             student.train()
-            wanted.append((one.student_want.hidden, one.student_want.scores, one.teacher_want.hidden))
+            wanted.append((one.student_request.hidden, one.student_request.scores, one.teacher_request.hidden))
             states.append({name: value.clone() for name, value in student.state_dict().items()})
             yield batch
 
@@ -333,7 +333,7 @@ def test_layer_by_layer_only_the_layer_whose_turn_it_is_learns(nets, batch, tmp_
         assert {layer for layer, much in moved.items() if much} == set(range(1, turn + 1)), step
     assert wanted[5] == tuple(frozenset({3}) for _ in range(3)) and wanted[3][0] == frozenset({2})
     student.eval()
-    assert one.student_want.hidden == frozenset({1, 2, 3})  # judged by all
+    assert one.student_request.hidden == frozenset({1, 2, 3})  # judged by all
 
 
 def test_layer_by_layer_refuses(nets):

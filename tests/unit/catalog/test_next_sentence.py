@@ -103,6 +103,9 @@ def test_without_pairs_it_is_refused_before_any_work(place):
 def test_rows_of_a_task_have_no_next_sentence():
     with pytest.raises(MbertError) as caught:
         make_terms(
-            {"next_sentence": (1.0, {})}, CATALOG, given=CLASSIFICATION_INPUTS | {"teacher"}, where="phases.prediction.losses"
+            {"next_sentence": (1.0, {})},
+            CATALOG,
+            available=CLASSIFICATION_INPUTS | {"teacher"},
+            where="phases.prediction.losses",
         )
     assert caught.value.code == "M008" and "unrelated" in caught.value.what

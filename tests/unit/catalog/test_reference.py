@@ -97,8 +97,8 @@ def test_each_layer(reference, stage, loss):
     objective = make_objective(reference, INTERMEDIATE, general=stage == "general")
     batch = batch_of(reference)
     teacher, student = (
-        objective._ask_teacher(batch, objective.teacher_want),
-        forward_outputs(objective.student, batch, objective.student_want),
+        objective._ask_teacher(batch, objective.teacher_request),
+        forward_outputs(objective.student, batch, objective.student_request),
     )
     name = {"att": "attention_scores", "rep": "hidden_states"}[loss]
     term = next(term for term in objective.terms if term.name == name)

@@ -139,7 +139,7 @@ def test_the_published_maps_are_rules_that_there_are():
 def test_patience_is_about_inner_layers_alone(places, batch):
     objective, asked = make(places, {"patience": (1.0, {})}, student="wide")
     objective(batch).backward()
-    assert asked.wants == [OutputRequest(hidden=frozenset({2, 4}))] and objective.student_want == OutputRequest(
+    assert asked.wants == [OutputRequest(hidden=frozenset({2, 4}))] and objective.student_request == OutputRequest(
         hidden=frozenset({1, 2})
     )
     touched = reached(objective.student)
@@ -256,7 +256,7 @@ def test_distilbert_asks_for_the_top_and_trains_all_of_the_student(places, batch
     objective, asked = make(places, DISTILBERT, student="wide", rule="last", kind="masked-lm")
     objective(batch).backward()
     assert asked.wants == [OutputRequest(hidden=frozenset({6}), token_head=True)]
-    assert objective.student_want == OutputRequest(hidden=frozenset({3}), token_head=True, token_logits=True)
+    assert objective.student_request == OutputRequest(hidden=frozenset({3}), token_head=True, token_logits=True)
     weights = {name for name, weight in objective.student.named_parameters() if weight.requires_grad}
     assert {name for name in weights - reached(objective.student) if "key.bias" not in name} == set()
     assert all(weight.grad is None for weight in asked.teacher.model.parameters())

@@ -140,7 +140,7 @@ class Heard(Reporter):
     ],
 )
 def test_which_rows_a_phase_trains_on(said: str, needs_labels: bool, there: str, expected: str) -> None:
-    assert choose_split(said, needs_labels=needs_labels, there=there.split()) == expected
+    assert choose_split(said, needs_labels=needs_labels, available=there.split()) == expected
 
 
 def test_which_losses_need_labels(tmp_path: Path) -> None:

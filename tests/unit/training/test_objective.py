@@ -129,7 +129,7 @@ def test_each_student_layer_learns_from_the_mapped_one(places, batch, rule, taug
 def test_only_what_is_needed_is_asked(places, batch, weights, teacher, student):
     objective, asked, _ = make(places, weights)
     told(objective, batch)
-    assert asked.wants == ([teacher] if teacher else []) and objective.student_want == student
+    assert asked.wants == ([teacher] if teacher else []) and objective.student_request == student
 
 
 def test_a_weight_of_zero_is_no_term(places):

@@ -234,7 +234,7 @@ def test_the_objective_balances_the_student_and_tells_it_how_far_it_is(dense):
     made = routed(dense, experts=2).train()
     terms = make_terms({"hard_label": (1.0, {}), "load_balance": (0.01, {})}, Catalog())
     objective = Objective(terms, made)
-    assert objective.student_want.routing and not objective.teacher_want.routing
+    assert objective.student_request.routing and not objective.teacher_request.routing
     objective.progress(1, 4)
     assert made.bert.expert_layers[2].router.noise.item() == pytest.approx(0.55)
     _, total, parts = next(objective.losses(rows()))
