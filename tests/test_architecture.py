@@ -48,7 +48,7 @@ BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 # Locals, parameters and loop variables of these names say nothing of what they hold: a noun does.
 BANNED_LOCALS = {"found", "one", "told", "own", "made", "known", "said", "ours", "theirs"}
 # Folders without any such name; a kind of the catalogue is a folder of its own. The rest joins as it is mended.
-WITHOUT_BANNED_LOCALS = {"root", "recipe", "data", "augmentation", "training", "catalog.augmenters"}
+WITHOUT_BANNED_LOCALS = {"root", "recipe", "data", "augmentation", "training", "exporting", "catalog.augmenters"}
 
 
 @dataclass(frozen=True)
