@@ -74,9 +74,10 @@ def bench(
     _show(measured)
 
 
-def show_report(metrics: dict[str, Any]) -> None:
+def show_report(metrics: dict[str, Any], *, err: bool = False) -> None:
     """Shows the table of the stage `report`."""
-    show_table(f"{metrics['task']}, {metrics['primary']} on dev", list(COLUMNS), [cells(row) for row in metrics["table"]])
+    title = f"{metrics['task']}, {metrics['primary']} on dev"
+    show_table(title, list(COLUMNS), [cells(row) for row in metrics["table"]], err=err)
 
 
 def _benchmark_models(models: list[str]) -> list[Any]:

@@ -9,7 +9,7 @@ import typer
 
 from microbert_cli import distributed
 from microbert_cli.cli import options
-from microbert_cli.cli.console import show, show_json, show_table
+from microbert_cli.cli.console import show, show_json, show_note, show_table
 from microbert_cli.cli.execute import explain, output_state
 from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.errors import MbertError
@@ -173,21 +173,26 @@ def _table_of_plans(plans: Sequence[ComparisonPlan], grid: Grid, common: CommonO
 
 
 def _show(metrics: dict[str, Any], common: CommonOptions, root: Path) -> None:
+    out = str(root / COMPARISON)
+    if common.as_json:
+        show_json({**metrics, "out": out})
+        return
+    if not common.quiet:
+        _show_tables(metrics)
+    show(out)
+
+
+def _show_tables(metrics: dict[str, Any]) -> None:
+    """The tables of a comparison, on stderr: stdout has the path alone."""
     from microbert_cli.evaluation.compare import table
 
-    if common.as_json:
-        show_json(metrics)
-        return
-    show(str(root / COMPARISON))
-    if common.quiet:
-        return
     for task, section in metrics["tasks"].items():
-        show_table(table.title(task, section), table.COLUMNS, table.lines(section))
-        show("\n".join(section["remarks"]))
+        show_table(table.title(task, section), table.COLUMNS, table.lines(section), err=True)
+        show_note("\n".join(section["remarks"]))
         if section["differences"]:
-            show_table("", table.DIFFERENCES, table.differences_lines(section))
+            show_table("", table.DIFFERENCES, table.differences_lines(section), err=True)
         for row in section["rows"]:
             for trial in row["tried"]:
-                show(f"tried: {row['row']}, {describe_values(trial['values'])}: {trial['dev']}")
+                show_note(f"tried: {row['row']}, {describe_values(trial['values'])}: {trial['dev']}")
     if metrics["average"]:
-        show_table("mean over the tasks", table.AVERAGED, table.average_lines(metrics["average"]))
+        show_table("mean over the tasks", table.AVERAGED, table.average_lines(metrics["average"]), err=True)

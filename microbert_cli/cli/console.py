@@ -121,6 +121,11 @@ def _print(text: str) -> None:
         sys.exit(int(Exit.BROKEN_PIPE))
 
 
+def show_note(text: str) -> None:
+    """Lines beside the result, on stderr."""
+    error_console().print(escape(safe_text(text)))
+
+
 def show_marked(before: str, mark: str, after: str, style: str) -> None:
     """Prints a line with a sign in it, coloured on a terminal; an ASCII sign where the encoding has no other."""
     encoding = sys.stdout.encoding or "utf-8"

@@ -1,6 +1,7 @@
 """`mbert evaluate`: the GLUE evaluator, for own tasks too."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ def evaluate(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Directory, export directory or Hub id.")] = None,
     teacher: options.Teacher = None,
     submission: Annotated[bool, typer.Option("--submission", help="Predict the test splits; write files and zip.")] = False,
-    min_score: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Exit 1 below this score.")] = None,
+    min_score: Annotated[list[str] | None, typer.Option(metavar="[SPLIT.]NAME=VALUE", help="Exit 1 below this score.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="A metrics.json; exit 1 if scores fell below it.")] = None,
     tolerance: Annotated[float, typer.Option(help="How far below the baseline is still fine.")] = 0.0,
     *,
@@ -37,18 +38,18 @@ def evaluate(
     common: CommonOptions,
 ) -> None:
     """Official metrics, predictions per example, agreement with a teacher, submission files."""
+    from microbert_cli.evaluation.gates import Gates
+
     minimum = {name: value for name, value in map(_parse_minimum, min_score or [])}
-    before = _read_baseline(baseline)
+    gates = Gates(minimum, _read_baseline(baseline), tolerance)
     resolved = resolve_for_model(model, about, common, evaluate__model=model, teacher__model=teacher)
-    result = run_stage("evaluate", common, resolved, **({"submit": True} if submission else {}))
+    result = run_stage("evaluate", common, resolved, gates=gates, **({"submit": True} if submission else {}))
     if result is None:
         return
-    from microbert_cli.stages.evaluate.run import check
-
     with shown_before_checks(result, common):
         if not (common.as_json or common.quiet):
             _show_scores(result.metrics)
-        check(result.metrics, minimum, before, tolerance)
+        gates.check(result.metrics)
 
 
 def _show_scores(metrics: dict[str, Any]) -> None:
@@ -73,12 +74,13 @@ def _parse_minimum(text: str) -> tuple[str, float]:
         ) from None
 
 
-def _read_baseline(path: Path | None) -> dict[str, Any] | None:
+def _read_baseline(path: Path | None) -> Mapping[str, Mapping[str, float]] | None:
+    from microbert_cli.evaluation.gates import baseline_scores
+
     if path is None:
         return None
     try:
-        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {"dev": {name: float(value) for name, value in metrics["dev"].items()}}
+        return baseline_scores(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise MbertError(
             "M205",

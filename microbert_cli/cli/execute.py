@@ -1,8 +1,10 @@
 """How every stage command goes: resolve, show or check if asked, run, print the result."""
 
+import json
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +13,9 @@ from microbert_cli.cli.options import CommonOptions, TaskOptions
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.layers import Layer, flatten
 from microbert_cli.recipe.multitask import ambiguous_task, task_name
-from microbert_cli.recipe.registry import stage_names
+from microbert_cli.recipe.registry import Catalog, stage_names
 from microbert_cli.recipe.resolve import Resolved
+from microbert_cli.recipe.task import load_task
 from microbert_cli.runs import manifest
 from microbert_cli.runs.stage_inputs import RUNS, Step, default_root, step, steps
 
@@ -69,15 +72,20 @@ def _root_with_inputs(root: Path, resolved: Resolved, common: CommonOptions) -> 
 
 
 def show_result(result: "StageResult | None", common: CommonOptions) -> None:
-    """Shows the output directory, or with --json the content of its metrics.json."""
+    """The output directory on stdout, alone; or with --json what is in its metrics.json, and the directory."""
     if result is None:
         return
     if common.as_json:
-        show_json(result.metrics)
+        show_json(with_out(result))
         return
     if result.up_to_date:
         common.reporter().note(f"{result.stage}: up to date")
     show(str(result.out))
+
+
+def with_out(result: "StageResult") -> dict[str, Any]:
+    """What is in the result's metrics.json, and the output directory as the key `out`."""
+    return {**result.metrics, "out": str(result.out)}
 
 
 @contextmanager
@@ -90,7 +98,7 @@ def shown_before_checks(result: "StageResult", common: CommonOptions) -> Iterato
     try:
         yield
     except MbertError as error:
-        error.details = result.metrics
+        error.details = with_out(result)
         raise
     show_result(result, common)
 
@@ -111,12 +119,44 @@ def resolve_for_model(model: str | None, about: TaskOptions, common: CommonOptio
 def task_flags(model: str | None, about: TaskOptions) -> dict[str, Any]:
     """Returns the flags of the task: as typed, else what the model's manifest says it was made for."""
     flags = about.keys()
-    path = Path(model or "") / "manifest.json"
-    if about.task or any(about.own_data().values()) or not model or not path.is_file():
+    path = Path(model or "") / manifest.FILE
+    if not model or not path.is_file() or about.task and not any(about.own_data().values()):
         return flags
     recipe = manifest.read(path.parent).get("recipe", {})
     data = {f"data__{key}": value for key, value in recipe.get("data", {}).items() if key not in ("folder", "transfer_file")}
-    return {**flags, **data, "task": recipe.get("task")}
+    if not any(about.own_data().values()):
+        return {**flags, **data, "task": recipe.get("task")}
+    typed = {key: value for key, value in flags.items() if value is not None}
+    return _columns_of_model(path.parent, about, {**data, "task": recipe.get("task")}) | typed
+
+
+def _columns_of_model(model: Path, about: TaskOptions, remembered: dict[str, Any]) -> dict[str, Any]:
+    """What a model knows of a file that is typed now: columns and length; where no training file is typed, its labels too.
+
+    The files it was trained on are left out: what is scored is what was typed.
+    """
+    kept = {key: remembered.get(key) for key in ("data__text", "data__label", "data__max_length")}
+    task = None if about.task else remembered["task"]
+    if task and kept["data__text"] is None:
+        with suppress(MbertError):  # a task file of the user's own may be gone: then its columns have to be typed
+            task_columns = load_task(Catalog().path("tasks", task, where="task"))
+            length = kept["data__max_length"] or task_columns.max_length
+            kept = {
+                "data__text": list(task_columns.text),
+                "data__label": task_columns.label.column,
+                "data__max_length": length,
+            }
+    return kept if about.train_file else kept | _labels_of_model(model)
+
+
+def _labels_of_model(model: Path) -> dict[str, Any]:
+    """The classes of a classifier in the order of its outputs, or that it answers with a score."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8")) if (model / "config.json").is_file() else {}
+    if config.get("problem_type") == "regression":
+        return {"data__kind": "score"}
+    names = [str(name) for _, name in sorted(config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
+    is_named = names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+    return {"data__labels": names, "data__kind": "classes"} if is_named else {}
 
 
 def data_folder_layer(layer: Layer) -> Layer | None:

@@ -64,8 +64,10 @@ def _run(common: CommonOptions, planned: list[Step], root: Path) -> None:
 
 def _show(common: CommonOptions, root: Path, metrics: list[dict[str, Any]], planned: list[Step], *, unchanged: bool) -> None:
     if common.as_json:
-        show_json({step.name: stage_metrics for step, stage_metrics in zip(planned, metrics, strict=True)})
+        show_json({step.name: {**values, "out": str(step.out)} for step, values in zip(planned, metrics, strict=True)})
         return
-    show(f"everything up to date ({len(planned)} stages)" if unchanged else str(root))
+    if unchanged:
+        common.reporter().note(f"everything up to date ({len(planned)} stages)")
     if "table" in metrics[-1] and not common.quiet:
-        show_report(metrics[-1])
+        show_report(metrics[-1], err=True)
+    show(str(root))

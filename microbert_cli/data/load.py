@@ -188,7 +188,8 @@ def _hub_failed(dataset_name: str, searched: list[str], error: Exception) -> Mbe
 def default_splits(task: Task, submit: bool = False) -> list[str]:
     """Returns the splits whose labels are known: dev and its variants; of a user's own files those that exist."""
     if task.files is not None:
-        return [split for split in ("dev", "test") if split == "dev" or task.files.path(split)]
+        has_dev = task.files.dev or task.files.train or not task.files.test  # without a dev file part of train is held out
+        return [split for split in ("dev", "test") if (has_dev if split == "dev" else task.files.path(split))]
     splits = [split for split in task.splits if split.startswith("dev")]
     if not splits and not submit:
         raise MbertError(

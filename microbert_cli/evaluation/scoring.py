@@ -68,14 +68,20 @@ def _answer(model: Any, batch: dict[str, torch.Tensor]) -> np.ndarray:
 def score(task: Task, logits: np.ndarray, rows: Examples) -> dict[str, float]:
     """Returns the task's metrics; raises M260 where the labels are hidden."""
     if rows.labels is None:
-        raise MbertError(
-            "M260",
-            "the labels of this split are hidden, so nothing can be scored",
-            where=f"task {task.name}",
-            allowed="A split with labels, such as dev. Hidden labels are predicted, for a submission.",
-            fix=f"mbert evaluate --task {task.name} --submission",
-        )
+        raise hidden_labels(task)
     return metrics.compute(task.metrics, task.kind.predictions(logits), rows.labels)
+
+
+def hidden_labels(task: Task, split: str = "this split") -> MbertError:
+    """The error for a split that cannot be scored."""
+    own = task.files is not None
+    return MbertError(
+        "M260",
+        f"the labels of {split} are hidden, so nothing can be scored",
+        where=f"task {task.name}",
+        allowed="A split with labels, such as dev. Hidden labels are predicted.",
+        fix="mbert predict MODEL --file FILE" if own else f"mbert evaluate --task {task.name} --submission",
+    )
 
 
 def majority_score(task: Task, labels: list[Any]) -> float:

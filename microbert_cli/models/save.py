@@ -37,6 +37,7 @@ def save_model(model: Any, tokenizer: Any, directory: Path, *, projection: Mappi
     for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
         target = directory / file.relative_to(temporary)
         target.parent.mkdir(exist_ok=True)
+        atomic.apply_umask(file)
         atomic.fsync(file)
         file.replace(target)
     shutil.rmtree(temporary)

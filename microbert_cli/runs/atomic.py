@@ -27,12 +27,27 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the same file at once
     try:
         yield temporary
+        apply_umask(temporary)
         fsync(temporary)
         temporary.replace(path)
         fsync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def apply_umask(path: Path) -> None:
+    """Gives a file or folder the permissions that the process's umask leaves to a new one; takes none away.
+
+    safetensors writes its files with mode 0600, and temporary folders have 0700, whatever the umask says.
+    """
+    if os.name == "nt":
+        return
+    os.umask(umask := os.umask(0o077))  # it can only be read by setting it
+    mode = path.stat().st_mode & 0o7777
+    wanted = mode | ((0o777 if path.is_dir() else 0o666) & ~umask)
+    if mode != wanted:
+        path.chmod(wanted)
 
 
 def remove_stale_temporaries(path: Path) -> None:

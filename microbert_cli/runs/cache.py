@@ -62,6 +62,7 @@ def _mark_complete(directory: Path) -> None:
     """Writes the mark of a complete entry with the checksums of its files, once they are on the disk."""
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     for name in names:
+        atomic.apply_umask(directory / name)
         atomic.fsync(directory / name)
     atomic.write_text(directory / COMPLETE, atomic.dump_with_checksum({"files": atomic.file_digests(directory, names)}))
     _touch(directory)

@@ -19,6 +19,7 @@ from microbert_cli import distributed
 from microbert_cli.errors import MbertError
 from microbert_cli.runs.atomic import (
     CHECKSUM_KEY,
+    apply_umask,
     damaged_files,
     digest,
     dump_with_checksum,
@@ -148,6 +149,7 @@ def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: 
     """Writes manifest.json atomically, after everything else is on the disk."""
     outputs = output_digests(directory)
     for name in [*outputs, *{str(Path(name).parent) for name in outputs}]:
+        apply_umask(directory / name)
         fsync(directory / name)
     manifest = {
         "schema": SCHEMA,

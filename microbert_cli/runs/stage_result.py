@@ -56,6 +56,11 @@ def _was_changed(directory: Path) -> bool:
     return written is not None and atomic.file_digest(directory / METRICS) != written
 
 
+def place_seen_from(out: Path, source: str) -> str:
+    """A file or directory as seen from OUT, so that equal runs in two places write equal files; a Hub id as it is."""
+    return os.path.relpath(Path(source).absolute(), out.absolute()) if Path(source).exists() else source
+
+
 def write_results(
     work: OutputDirectory,
     *,
@@ -71,7 +76,7 @@ def write_results(
     """
     write_text(work.path / METRICS, json.dumps(metrics, indent=2) + "\n")
     write_text(work.path / RECIPE, to_toml(recipe))
-    there = {name: Path(source) for name, source in (sources or {}).items() if source and Path(source).exists()}
-    paths = {name: os.path.relpath(source.absolute(), work.out) for name, source in there.items()}
+    there = {name: source for name, source in (sources or {}).items() if source and Path(source).exists()}
+    paths = {name: place_seen_from(work.out, source) for name, source in there.items()}
     work.facts |= {"recipe": dict(recipe), "sources": paths, **facts}
     return StageResult(stage, work.out, metrics)

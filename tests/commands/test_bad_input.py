@@ -526,7 +526,11 @@ def test_scores_below_what_is_wanted(tmp_path: Path) -> None:
     assert "1.01" in error["what"] and error["where"] == "--min-score"
     assert refused(2, "M104", *words, "--min-score", "acuracy=0.5")["allowed"].endswith('Did you mean "accuracy"?')
     told: Done = mbert(*words, "--min-score", "accuracy=1.01", "--json")
-    assert {**told.json, "error": None} == {**json.loads((tmp_path / "scores" / "metrics.json").read_text()), "error": None}
+    assert {**told.json, "error": None} == {
+        "out": str(tmp_path / "scores"),
+        **json.loads((tmp_path / "scores" / "metrics.json").read_text()),
+        "error": None,
+    }
     (tmp_path / "better.json").write_text('{"dev": {"accuracy": 1.5}}', encoding="utf-8")
     refused(1, "M621", *words, "--baseline", tmp_path / "better.json")
     (tmp_path / "list.json").write_text("[1]", encoding="utf-8")

@@ -166,7 +166,8 @@ def test_a_finished_comparison_has_nothing_to_do(home: Path) -> None:
     done = works("compare", "two.toml")
     assert "distilled: up to date" in done.err and "labels: up to date" in done.err and "everything up to date" in done.err
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()} == before
-    assert done.out.splitlines()[0] == "runs/compare-two/comparison"
+    assert done.out == "runs/compare-two/comparison\n", "the path alone"
+    assert works("compare", "two.toml", "--json").json["out"] == "runs/compare-two/comparison"
 
 
 def test_an_added_row_runs_alone_and_a_changed_one_is_made_anew(copied: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_run_makes_what_is_damaged_anew(here, stage, file):
     done = works(*RUN)
     assert f"{stage}: made anew" in done.err
     assert results() == before and (here / f"runs/small/{stage}.old-1").is_dir()
-    assert "everything up to date" in works(*RUN).out
+    assert "everything up to date" in works(*RUN).err
 
 
 # --- caches ----------------------------------------------------------------------------------------------------------------

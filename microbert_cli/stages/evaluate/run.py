@@ -1,6 +1,5 @@
 """The GLUE evaluator, for own tasks too: official metrics, predictions per example, agreement with a teacher, submissions."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ import numpy as np
 from microbert_cli import distributed
 from microbert_cli.data.load import default_splits
 from microbert_cli.data.task_data import TaskData, find_task, load_task_data
-from microbert_cli.errors import MbertError, nearest
-from microbert_cli.evaluation import submission
+from microbert_cli.evaluation import scoring, submission
+from microbert_cli.evaluation.gates import Gates
 from microbert_cli.evaluation.scoring import predict_logits, score
 from microbert_cli.models.device import move_to_device
 from microbert_cli.models.predictor import open_predictor
@@ -19,7 +18,7 @@ from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
-from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
+from microbert_cli.runs.stage_result import StageResult, place_seen_from, up_to_date, write_results
 from microbert_cli.stages.evaluate import STAGE
 
 
@@ -31,6 +30,7 @@ def run(
     model: str,
     teacher: str | None = None,
     submit: bool = False,
+    gates: Gates | None = None,
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
@@ -41,7 +41,9 @@ def run(
     model    a classifier directory, Hub id, or an export directory (ONNX, by `evaluate.precision`)
     teacher  adds agreement (share of equal answers) and KL(teacher || model), batch mean, in nats
     submit   predicts the unlabelled test splits into OUT/submission, and zips what there is for all of GLUE
-    Writes metrics.json and predictions.parquet. Raises M260 if a split with hidden labels was asked to be scored.
+    gates    what the caller will check the scores against; one that no score of this run can meet is refused before any work
+    Writes metrics.json and predictions.parquet; a split's scores stand there under its own name too.
+    Raises M260 if a split with hidden labels was asked to be scored.
     """
     task = find_task(recipe, catalog, reporter=reporter)
     labelled = list(default_splits(task, submit) if recipe.evaluate.splits is None else recipe.evaluate.splits)
@@ -50,7 +52,11 @@ def run(
         reporter.warn(f"{task.name} is no task of the GLUE server: there is nothing to submit")
     data = load_task_data(recipe, catalog, splits=[*labelled, *unlabelled], reporter=reporter)
     if recipe.evaluate.splits is None:
-        labelled = [split for split in labelled if data.rows[split].labels is not None]
+        labelled = [split for split in labelled if data.rows[split].labels is not None] or labelled[:1]
+    if hidden := [split for split in labelled if data.rows[split].labels is None]:
+        raise scoring.hidden_labels(task, hidden[0])
+    if gates is not None:
+        gates.check_names(task, labelled)
     identity = {
         "recipe": recipe.identity(*STAGE.keys),
         "model": manifest.identify(model),
@@ -75,8 +81,9 @@ def run(
             _write_submission(evaluation, unlabelled, work.path, out, reporter)
         if distributed.is_main():
             evaluation.write_predictions(work.path / "predictions.parquet")
-        result: dict[str, Any] = {"task": task.name, "primary": task.primary, "model": model, "splits": scored}
-        result["dev"] = scored[labelled[0]]["metrics"] if labelled else {}
+        result: dict[str, Any] = {"task": task.name, "primary": task.primary}
+        result |= {"model": place_seen_from(out, model), "splits": scored}
+        result |= {split: scores["metrics"] for split, scores in scored.items()}
         return write_results(
             work,
             stage=STAGE.name,
@@ -86,23 +93,6 @@ def run(
             sources={"model": model, "teacher": teacher},
             data=data.facts(),
         )
-
-
-def check(
-    result: Mapping[str, Any], minimum: Mapping[str, float], baseline: Mapping[str, Any] | None, tolerance: float
-) -> None:
-    """Raises M620 where a score is below its minimum, M621 where it fell below a baseline's by more than `tolerance`."""
-    scores = result["dev"]
-    for name, least in minimum.items():
-        if name not in scores:
-            raise _unknown_metric(name, scores)
-        if scores[name] < least:
-            raise _score_too_low("M620", f"{name} is {scores[name]:.4f}, wanted at least {least}", "--min-score")
-    before = (baseline or {}).get("dev", {})
-    for name in scores.keys() & before.keys():
-        if scores[name] < before[name] - tolerance:
-            what = f"{name} fell from {before[name]:.4f} to {scores[name]:.4f}, more than {tolerance}"
-            raise _score_too_low("M621", what, "--baseline")
 
 
 class _Evaluation:
@@ -174,23 +164,3 @@ def _write_submission(evaluation: _Evaluation, splits: list[str], work: Path, ou
         reporter.note(f"submission: {name} comes from {files_of_others[name]}")
     for name in submission.assemble_zip(files, work / "submission.zip"):
         reporter.warn(f"submission: {name} was never predicted, it is filled with a constant")
-
-
-def _unknown_metric(name: str, scores: Mapping[str, float]) -> MbertError:
-    return MbertError(
-        "M104",
-        f'this task has no metric "{name}"',
-        where="--min-score",
-        allowed=f"Its metrics: {nearest(name, scores)}",
-        fix=f"For instance: --min-score {next(iter(scores))}=0.9",
-    )
-
-
-def _score_too_low(code: str, what: str, where: str) -> MbertError:
-    return MbertError(
-        code,
-        what,
-        where=where,
-        allowed="A model at least as good as that.",
-        fix="Look at metrics.json and the predictions.",
-    )

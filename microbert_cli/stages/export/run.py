@@ -19,7 +19,7 @@ from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
-from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
+from microbert_cli.runs.stage_result import StageResult, place_seen_from, up_to_date, write_results
 from microbert_cli.stages.export import STAGE
 
 PARITY_ROWS = 256
@@ -75,7 +75,7 @@ def run(
         entrants = _models_to_measure(work.path, model, teacher, measured["files"])
         speeds = benchmark_models(entrants, data, reporter=reporter)
         metrics: dict[str, Any] = {"task": data.task.name, "primary": data.task.primary, **measured}
-        metrics |= {"dev": measured["files"]["safetensors"]["scores"], "speed": speeds, "model": model}
+        metrics |= {"dev": measured["files"]["safetensors"]["scores"], "speed": speeds, "model": place_seen_from(out, model)}
         facts = Facts(recipe, data, loaded, Path(model), teacher, metrics)
         (work.path / "README.md").write_text(model_card(card(facts)), encoding="utf-8")
         return write_results(

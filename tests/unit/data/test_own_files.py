@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mbert_command import works
+from mbert_command import refused, works
 from tiny_models import tiny_bert, tiny_rows
 
 SETTINGS = """
@@ -104,7 +104,7 @@ def test_the_whole_chain(case: Case, described: str, place: Path) -> None:
     assert manifest["data"]["augmented"]["rows"] > manifest["data"]["train"]["rows"]
 
     scores = works("evaluate", *flags, "--json").json
-    assert scores["dev"] == pytest.approx(student["dev"], abs=1e-4) and scores["model"] == str(out / "task-distill")
+    assert scores["dev"] == pytest.approx(student["dev"], abs=1e-4) and scores["model"] == "../task-distill"
     assert scores["splits"]["dev"].get("labels") == case.classes
     known = works("evaluate", out / "task-distill", "-o", out / "again", "--json").json
     assert known["dev"] == scores["dev"], "the model's manifest says what it was made for"
@@ -141,6 +141,39 @@ def test_a_test_file_without_labels_is_not_scored(place: Path) -> None:
     Path("hidden.csv").write_text("review\na lovely boat\nan awful boat\n", encoding="utf-8")
     words = ("evaluate", "runs/reviews/finetune", *REVIEWS.flags, "--test-file", "hidden.csv", "-o", "runs/hidden")
     assert list(works(*words, "--json").json["splits"]) == ["dev"]
+
+
+def test_a_test_file_alone_is_scored_by_what_the_model_remembers(place: Path, tmp_path: Path) -> None:
+    works("finetune", *REVIEWS.flags)
+    rows = Path("reviews.csv").read_text(encoding="utf-8").splitlines()
+    one_class = [row for row in rows[1:] if row.endswith("awful")][:5]
+    (tmp_path / "t.csv").write_text("\n".join([rows[0], *one_class, ""]), encoding="utf-8")
+    words = ("evaluate", "runs/reviews/finetune", "--test-file", tmp_path / "t.csv", "-o", tmp_path / "scores")
+    told = works(*words, "--min-score", "accuracy=0.5", "--json").json
+    assert list(told["splits"]) == ["test"] and told["splits"]["test"]["rows"] == 5 and "dev" not in told
+    assert told["test"] == told["splits"]["test"]["metrics"] and told["out"] == str(tmp_path / "scores")
+    works(*words, "--min-score", "test.accuracy=0.5", "--baseline", tmp_path / "scores/metrics.json")
+    assert "test accuracy" in refused(1, "M620", *words, "--min-score", "test.accuracy=1.01")["what"]
+    dev = (*words[:-1], tmp_path / "dev")
+    assert "test.accuracy" in refused(2, "M104", *dev, "--min-score", "dev.accuracy=0.5")["allowed"]
+    (tmp_path / "old.json").write_text('{"dev": {"accuracy": 1.0}}', encoding="utf-8")
+    refused(4, "M205", *dev, "--baseline", tmp_path / "old.json")
+    (tmp_path / "hidden.csv").write_text("review\na lovely boat\n", encoding="utf-8")
+    hidden = ("evaluate", "runs/reviews/finetune", "--test-file", tmp_path / "hidden.csv", "-o", tmp_path / "dev")
+    refused(4, "M260", *hidden)
+    assert not (tmp_path / "dev").exists(), "gates are looked at before any work"
+
+
+def test_a_minimum_names_its_split_where_several_are_scored(place: Path, tmp_path: Path) -> None:
+    works("finetune", *REVIEWS.flags)
+    words = ("evaluate", "runs/reviews/finetune", *REVIEWS.flags, "--test-file", "reviews.csv", "-o", tmp_path / "scores")
+    error = refused(2, "M104", *words, "--min-score", "accuracy=0.5")
+    assert "several splits" in error["what"] and "dev.accuracy=" in error["fix"] and not (tmp_path / "scores").exists()
+    told = works(*words, "--min-score", "test.accuracy=0.5", "--json").json
+    assert told["dev"] == told["splits"]["dev"]["metrics"] and told["test"] == told["splits"]["test"]["metrics"]
+    only = (*words[:-1], tmp_path / "only", "--set", 'evaluate.splits=["test"]')
+    told = works(*only, "--min-score", "accuracy=0.5", "--json").json
+    assert "dev" not in told and told["test"]["accuracy"] > 0.5
 
 
 def test_the_same_data_elsewhere_is_the_same_data(place: Path) -> None:

@@ -54,6 +54,27 @@ def litter(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750), (0o077, 0o600, 0o700)])
+def test_every_output_has_the_permissions_of_the_umask(tmp_path, umask, file, folder):
+    """safetensors writes 0600 whatever the umask says; a temporary folder that is moved into place has 0700."""
+    before = os.umask(umask)
+    try:
+        with stage_output(tmp_path / "out", stage="finetune", identity={}) as work:
+            for name in ("model.safetensors", "resume/projection.safetensors"):
+                (work.path / name).parent.mkdir(exist_ok=True, mode=0o700)
+                (work.path / name).write_bytes(b"weights")
+                (work.path / name).chmod(0o600)
+        with atomic.atomic_write(tmp_path / "out" / "state.safetensors") as temporary:
+            temporary.write_bytes(b"state")
+            temporary.chmod(0o600)
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*")}
+    assert set(modes) >= {tmp_path / "out/resume/projection.safetensors", tmp_path / "out/manifest.json"}
+    assert all(mode == (folder if path.is_dir() else file) for path, mode in modes.items())
+
+
 def test_a_new_output_is_whole(tmp_path):
     assert make(tmp_path / "out")
     assert litter(tmp_path) == ["out"]

@@ -90,4 +90,4 @@ def test_no_torch_is_loaded(run, repo):
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(repo)}
     )
     assert done.returncode == 0, done.stderr
-    assert "everything up to date (2 stages)" in done.stdout
+    assert done.stdout == "runs/mine\n" and "everything up to date (2 stages)" in done.stderr
