@@ -1,6 +1,5 @@
 """What the library reports without printing: notes, progress, and `log.jsonl`."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -8,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from microbert_cli import distributed
+from microbert_cli.text import dump_json
 
 
 class Reporter:
@@ -37,7 +37,7 @@ class Log:
 
     def write(self, **record: Any) -> None:
         record["seconds"] = round(time.monotonic() - self._start, 3)
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(dump_json(record) + "\n")
         self._file.flush()
 
     def __enter__(self) -> "Log":

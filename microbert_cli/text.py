@@ -1,5 +1,7 @@
 """Text that is safe to show and record: without secrets, and without characters that steer a terminal or hide text."""
 
+import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +29,33 @@ def safe_text(text: str) -> str:
 def escape_control_characters(text: str) -> str:
     """Returns the text with characters that steer a terminal written out: `\\x1b[2J`."""
     return CONTROL_CHARACTERS.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """The text on one line, whatever it holds: line feeds, tabs and all that steers a terminal are written out."""
+    return escape_control_characters(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def dump_json(value: Any, **options: Any) -> str:
+    """JSON that every reader takes: a number that is not finite is null, since JSON has no NaN and no Infinity."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def json_line(value: Any) -> str:
+    """A value as JSON on one line, whatever counts as the end of a line to who reads it; the strings stay what they were."""
+    text = dump_json(value, default=str, ensure_ascii=False)
+    return CONTROL_CHARACTERS.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key) if isinstance(key, float) else key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def without_secrets(text: str) -> str:

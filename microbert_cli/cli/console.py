@@ -1,6 +1,5 @@
 """stdout is the result, stderr is the talk. The only file that prints."""
 
-import json
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ from rich.table import Table
 from microbert_cli import distributed
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.reporter import Reporter
-from microbert_cli.text import escape_control_characters, safe_text
+from microbert_cli.text import escape_control_characters, json_line, one_line, safe_text
 
 INTERVAL = 10.0
 ASCII_SIGNS = str.maketrans({"✓": "+", "✗": "x", "·": "-"})
@@ -143,7 +142,7 @@ def show_marked(before: str, mark: str, after: str, style: str) -> None:
 
 def show_json(value: Any) -> None:
     """Prints a result as one JSON object."""
-    show(json.dumps(value, default=str, ensure_ascii=False))
+    show(json_line(value))
 
 
 def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bool = False) -> None:
@@ -158,7 +157,7 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bo
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:
-        table.add_row(*(escape(escape_control_characters(cell)) for cell in row))
+        table.add_row(*(escape(one_line(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, highlight=False, stderr=err, quiet=err and not distributed.is_main())
     if err:

@@ -8,7 +8,7 @@ import typer
 from microbert_cli.cli.console import show, show_json
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.recipe.registry import KINDS, Catalog, singular
-from microbert_cli.runs.disk import write_file
+from microbert_cli.runs.disk import is_standard_output, write_file
 
 Kind = Annotated[str, typer.Argument(metavar="KIND", help=", ".join(KINDS))]
 Include = Annotated[list[Path] | None, typer.Option("--include", help="A folder with names of your own.")]
@@ -52,7 +52,7 @@ def copy_name(
     """Copies the file behind a name, to be edited."""
     path = Catalog(include or ()).path(_kind_name(kind), name, where=f"mbert copy {kind}")
     target = out / path.name if out and out.is_dir() else out or Path(path.name)
-    if target.exists():
+    if target.is_file() and not is_standard_output(target):
         raise MbertError(
             "M113",
             "this file exists already",
@@ -61,7 +61,8 @@ def copy_name(
             fix=f"mbert copy {kind} {name} -o another{path.suffix}",
         )
     write_file(target, path.read_text(encoding="utf-8"))
-    show(str(target))
+    if not is_standard_output(target):
+        show(str(target))
 
 
 def _kind_name(kind: str) -> str:

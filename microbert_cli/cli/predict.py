@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from microbert_cli import distributed
-from microbert_cli.cli.console import ConsoleReporter, show, show_json
-from microbert_cli.runs.disk import write_file
+from microbert_cli.cli.console import ConsoleReporter, show
+from microbert_cli.runs.disk import is_standard_output, write_file
 
 EPILOG = """Examples:
 
@@ -46,10 +46,8 @@ def predict(
     reporter.close()
     if out is not None:
         write_file(out, "".join(f"{line}\n" for line in as_lines(answers, as_json=as_json)))
-        show(str(out))
-    elif as_json:
-        for answer in answers:
-            show_json(answer)
+        if not is_standard_output(out):  # the path would stand among the answers
+            show(str(out))
     else:
-        for line in as_lines(answers, as_json=False):
+        for line in as_lines(answers, as_json=as_json):
             show(line)

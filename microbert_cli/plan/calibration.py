@@ -24,6 +24,7 @@ from microbert_cli.plan.work import Job, Shape, Workload
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, cache
+from microbert_cli.text import dump_json
 
 GRID = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 QUANTILES = (0.05, 0.5, 0.95)
@@ -130,8 +131,8 @@ class Calibration:
 
     def _write(self, name: str, digest: str, facts: Facts) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(self.folder / "machine.json", json.dumps(self.machine))
-        atomic.write_text(self._path(name, digest), json.dumps(facts))
+        atomic.write_text(self.folder / "machine.json", dump_json(self.machine))
+        atomic.write_text(self._path(name, digest), dump_json(facts))
 
     def _warn_if_busy(self) -> None:
         if self.busy:

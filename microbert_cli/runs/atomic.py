@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from microbert_cli import distributed
+from microbert_cli.text import dump_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +145,7 @@ def damaged_files(directory: Path, digests: Mapping[str, str]) -> list[str]:
 
 def dump_with_checksum(values: Mapping[str, Any]) -> str:
     """Returns a JSON object that carries its own checksum, as text."""
-    plain = json.loads(json.dumps(values, default=str))
+    plain = json.loads(dump_json(values, default=str))
     return json.dumps({**plain, CHECKSUM_KEY: digest(plain)}, indent=2) + "\n"
 
 

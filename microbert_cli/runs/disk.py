@@ -4,21 +4,86 @@ import errno
 import os
 import re
 import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
 
+from microbert_cli import distributed
 from microbert_cli.errors import MbertError
 from microbert_cli.runs import atomic, manifest
 
+STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+MAX_LINKS = 40  # as many as Linux follows
 NEARLY_FULL = 2**20  # bytes
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENXIO)
 
 
 def write_file(path: Path, text: str) -> None:
-    """Writes a result that the user asked for by name, whole or not at all; raises M220, M221."""
+    """Writes a result where the user wants it; raises M220, M221.
+
+    A plain file is there whole or not at all, with the mode that it had; of a link the target is written, and the link stays.
+    Anything else, such as /dev/null, /dev/stdout or a FIFO, is written into.
+    """
+    if not distributed.is_main():
+        return
     try:
-        atomic.write_text(path, text)
+        target = _follow_links(path)
+        if (stream := _stream_number(target)) is not None:
+            target, opened = path, os.dup(stream)
+        elif target.exists() and not target.is_file():
+            opened = os.open(target, os.O_WRONLY)
+        else:
+            _replace(target, text)
+            return
+        with open(opened, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
     except OSError as error:
         raise cannot_write(error, path) from error
+
+
+def is_standard_output(path: Path) -> bool:
+    """Whether what is written there goes where the command's own output goes."""
+    try:
+        return _stream_number(_follow_links(path)) == 1
+    except OSError:
+        return False
+
+
+def _follow_links(path: Path) -> Path:
+    """What a link leads to at last, there or not; of a stream of this process the name that stands for it.
+
+    `Path.resolve` would go on from /dev/stdout to the file behind it, which the shell has opened and others may write to.
+    """
+    for _ in range(MAX_LINKS):
+        if _stream_number(path) is not None or not path.is_symlink():
+            return path
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def _stream_number(path: Path) -> int | None:
+    """The number of the open file of this process that a path names: 1 for /dev/stdout; None for any other path."""
+    name = os.path.normpath(path.absolute())
+    if match := re.fullmatch(rf"(?:/dev|/proc/(?:self|{os.getpid()}))/fd/(\d+)", name):
+        return int(match[1])
+    return STREAMS.get(name)
+
+
+def _replace(target: Path, text: str) -> None:
+    """Writes a plain file, atomically where its folder allows it."""
+    before = target.stat() if target.exists() else None
+    try:
+        with atomic.atomic_write(target) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+            if before is not None:
+                with suppress(OSError, AttributeError):  # only root can give a file away, and Windows not at all
+                    os.chown(temporary, before.st_uid, before.st_gid)
+                temporary.chmod(stat.S_IMODE(before.st_mode))
+    except OSError as error:
+        # A file that is ours in a folder that is not, or one that a container mounts by itself, can only be written into.
+        if before is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EBUSY):
+            raise
+        target.write_text(text, encoding="utf-8", newline="\n")
 
 
 def disk_error(error: BaseException, out: Path) -> int | None:

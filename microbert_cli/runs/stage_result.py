@@ -13,6 +13,7 @@ from microbert_cli.runs import atomic, manifest
 from microbert_cli.runs.atomic import write_text
 from microbert_cli.runs.manifest import command_line
 from microbert_cli.runs.output_dir import OutputDirectory
+from microbert_cli.text import dump_json
 
 METRICS = "metrics.json"
 RECIPE = "recipe.resolved.toml"
@@ -74,7 +75,7 @@ def write_results(
 
     sources  what it was made from: files and directories are recorded as seen from OUT, so that a whole tree may be moved
     """
-    write_text(work.path / METRICS, json.dumps(metrics, indent=2) + "\n")
+    write_text(work.path / METRICS, dump_json(metrics, indent=2) + "\n")
     write_text(work.path / RECIPE, to_toml(recipe))
     there = {name: source for name, source in (sources or {}).items() if source and Path(source).exists()}
     paths = {name: place_seen_from(work.out, source) for name, source in there.items()}

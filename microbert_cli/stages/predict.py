@@ -1,6 +1,5 @@
 """Labels for texts: lines, a table's columns, or a stream."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +15,7 @@ from microbert_cli.models.predictor import open_predictor
 from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
-from microbert_cli.text import is_valid_text
+from microbert_cli.text import is_valid_text, json_line, one_line
 
 Texts = list[tuple[str, ...]]
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -69,10 +68,10 @@ def read_inputs(
 
 
 def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
-    """Records as text, one a line."""
+    """Records as text, one a line; a label of a foreign model may hold line feeds, and what else its author put there."""
     if as_json:
-        return [json.dumps(answer, ensure_ascii=False) for answer in answers]
-    return [str(answer["label"]) if "label" in answer else f"{answer['score']:.4f}" for answer in answers]
+        return [json_line(answer) for answer in answers]
+    return [one_line(str(answer["label"])) if "label" in answer else f"{answer['score']:.4f}" for answer in answers]
 
 
 def _trained_length(model: Path) -> int | None:

@@ -1,0 +1,97 @@
+"""Where a result goes that the user asked for by name: plain files, links, and what is no file."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from microbert_cli.errors import MbertError
+from microbert_cli.runs.disk import write_file
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_file_that_is_there_keeps_its_mode_and_a_new_one_has_the_usual(tmp_path: Path) -> None:
+    old, new, usual = tmp_path / "old", tmp_path / "new", tmp_path / "usual"
+    usual.touch()
+    for number in (0o600, 0o640, 0o755):
+        old.write_text("before, and longer")
+        old.chmod(number)
+        write_file(old, "after\n")
+        assert (old.read_text(), mode(old)) == ("after\n", number)
+    write_file(new, "öl\n")
+    assert new.read_bytes() == "öl\n".encode() and mode(new) == mode(usual)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old", "usual"]
+
+
+def test_a_reader_of_the_old_file_goes_on_reading_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("before")
+    with (tmp_path / "file").open() as reader:
+        write_file(tmp_path / "file", "after")
+        assert reader.read() == "before"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_of_a_link_the_target_is_written(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "folder").mkdir()
+    target, middle, link = tmp_path / "folder" / "target", tmp_path / "folder" / "middle", tmp_path / "link"
+    if there:
+        target.write_text("before")
+    middle.symlink_to("target")
+    link.symlink_to("folder/middle")
+    write_file(link, "after")
+    assert target.read_text() == "after" and link.is_symlink() and middle.is_symlink() and not target.is_symlink()
+
+
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(MbertError, match=os.strerror(errno.ELOOP)):
+        write_file(tmp_path / "a", "text")
+
+
+def test_a_fifo_and_a_device_are_written_into(tmp_path: Path) -> None:
+    fifo, link, seen = tmp_path / "fifo", tmp_path / "null", []
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: seen.append(fifo.read_text()))
+    reader.start()
+    write_file(fifo, "one\ntwo\n")
+    reader.join(10)
+    assert seen == ["one\ntwo\n"] and stat.S_ISFIFO(fifo.stat().st_mode)
+    link.symlink_to("/dev/null")
+    for place in (Path("/dev/null"), link):
+        write_file(place, "text")
+        assert stat.S_ISCHR(Path("/dev/null").stat().st_mode) and link.is_symlink()
+
+
+@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "LINK"])
+def test_standard_output_is_written_into_also_where_it_is_a_file(tmp_path: Path, place: str) -> None:
+    """Appended to by `>>`: what was there stays, and so does what others write to it."""
+    (tmp_path / "LINK").symlink_to("/dev/stdout")
+    (tmp_path / "log").write_text("before\n")
+    code = f"from pathlib import Path; from microbert_cli.runs.disk import *; write_file(Path({place!r}), 'text\\n')"
+    code += f"; assert is_standard_output(Path({place!r})); print('after')"
+    with (tmp_path / "log").open("a") as log:
+        subprocess.run([sys.executable, "-c", code], stdout=log, check=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert (tmp_path / "log").read_text() == "before\ntext\nafter\n"
+
+
+def test_a_file_in_a_folder_that_takes_no_other_is_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, "busy", str(self))
+
+    monkeypatch.setattr(Path, "replace", refuse)  # as a file that a container mounts by itself
+    (tmp_path / "file").write_text("before, and longer")
+    write_file(tmp_path / "file", "after")
+    assert (tmp_path / "file").read_text() == "after" and [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(MbertError):
+        write_file(tmp_path / "new", "after")
