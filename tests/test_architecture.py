@@ -47,8 +47,6 @@ DEFINES_ARCHITECTURES = {"models.architectures", "models.moe.bert"}
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 # Locals, parameters and loop variables of these names say nothing of what they hold: a noun does.
 BANNED_LOCALS = {"found", "one", "told", "own", "made", "known", "said", "ours", "theirs"}
-# Folders without any such name; a kind of the catalogue is a folder of its own. The rest joins as it is mended.
-WITHOUT_BANNED_LOCALS = {"root", "recipe", "data", "augmentation", "training", "exporting", "catalog.augmenters"}
 
 
 @dataclass(frozen=True)
@@ -384,12 +382,8 @@ def test_public_things_are_documented(modules: dict[str, Module]) -> None:
 
 
 def test_locals_say_what_they_hold(modules: dict[str, Module]) -> None:
-    names = {module.name: banned_locals(module) for module in modules.values()}
-    homes = {module.name: f"catalog.{module.kind}" if module.kind else module.folder for module in modules.values()}
-    wrong = [line for name, lines in names.items() if homes[name] in WITHOUT_BANNED_LOCALS for line in lines]
+    wrong = [line for module in modules.values() for line in banned_locals(module)]
     assert not wrong, report(wrong)
-    rest = {home: sum(len(names[name]) for name in names if homes[name] == home) for home in sorted(set(homes.values()))}
-    print("locals with banned names, by folder:", {home: count for home, count in rest.items() if count})
 
 
 @pytest.fixture

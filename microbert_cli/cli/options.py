@@ -142,7 +142,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     """Writes out a command's option groups: `f(own..., about, common)` becomes `f(own..., every option of both)`."""
     parameters = inspect.signature(function).parameters
     groups = {name: OPTION_GROUPS[name] for name in parameters if name in OPTION_GROUPS}
-    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, p in parameters.items() if name not in groups]
+    own_parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, p in parameters.items() if name not in groups]
     written = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
         for group in groups.values()
@@ -155,6 +155,6 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
             values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
         function(**values)
 
-    command.__signature__ = inspect.Signature([*own, *written])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in [*own, *written]}
+    command.__signature__ = inspect.Signature([*own_parameters, *written])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*own_parameters, *written]}
     return command

@@ -78,8 +78,8 @@ def student_parameters(config: Any, kind: str) -> int:
     depth = model_shape(config).layers
     if depth < 3:
         return config_parameters(config, kind)
-    one, two = (config_parameters(_of_depth(config, layers), kind) for layers in (1, 2))
-    return one + (depth - 1) * (two - one)
+    of_one_layer, of_two_layers = (config_parameters(_of_depth(config, layers), kind) for layers in (1, 2))
+    return of_one_layer + (depth - 1) * (of_two_layers - of_one_layer)
 
 
 def config_parameters(config: Any, kind: str) -> int:
@@ -203,13 +203,13 @@ def _no_bert(where: str, model_type: str) -> MbertError:
     )
 
 
-def _other_tasks(where: str, known: list[str], wanted: list[str]) -> MbertError:
+def _other_tasks(where: str, tasks_of_model: list[str], wanted: list[str]) -> MbertError:
     return MbertError(
         "M089",
-        f"this model has heads for {', '.join(known)}, and the run is of {', '.join(wanted)}",
+        f"this model has heads for {', '.join(tasks_of_model)}, and the run is of {', '.join(wanted)}",
         where=where,
         allowed="The same tasks with the same labels; or a model of one task or none.",
-        fix=f"--tasks {','.join(known)}, or take one task's model out of it: mbert extract",
+        fix=f"--tasks {','.join(tasks_of_model)}, or take one task's model out of it: mbert extract",
     )
 
 

@@ -63,8 +63,8 @@ def precisions(path: Path) -> tuple[str, ...]:
     home = path.parent if path.is_file() else path
     if not (home / "config.json").is_file():
         return ()
-    found = tuple(name for name, file in ONNX_FILES.items() if (home / file).is_file())
-    return tuple(name for name in found if ONNX_FILES[name] == path.name) if path.is_file() else found
+    forms = tuple(name for name, file in ONNX_FILES.items() if (home / file).is_file())
+    return tuple(name for name in forms if ONNX_FILES[name] == path.name) if path.is_file() else forms
 
 
 def onnx_forms(*, onnx: bool = True, int8: bool = True, optimize: bool = True) -> tuple[str, ...]:

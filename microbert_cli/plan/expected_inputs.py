@@ -75,12 +75,12 @@ class CorpusBlocks:
 
 @dataclass
 class ExpectedInputs:
-    """The inputs known so far, each looked up once; `made` are the outputs of stages already planned."""
+    """The inputs known so far, each looked up once; `planned_models` are the outputs of stages already planned."""
 
     catalog: Catalog
     prices: "Calibration"
     reporter: Reporter = SILENT
-    made: dict[str, ModelInfo] = field(default_factory=dict)
+    planned_models: dict[str, ModelInfo] = field(default_factory=dict)
     augmented: dict[str, float] = field(default_factory=dict)  # rows, by the directory of a planned stage
     _tasks: dict[str, tuple[TaskData, float]] = field(default_factory=dict)
     _vocabularies: dict[str, tuple[Any, float]] = field(default_factory=dict)
@@ -90,8 +90,8 @@ class ExpectedInputs:
 
     def model(self, name: str, *, where: str, tokenizer: str | None = None, like: Any = None) -> ModelInfo:
         """Returns the model that a name stands for: an output to come, a description, or a checkpoint."""
-        if name in self.made:
-            return self.made[name]
+        if name in self.planned_models:
+            return self.planned_models[name]
         if not factory.is_description(name, self.catalog):
             directory = find_model(name, where=where)
             config = read_config(directory, where=where)

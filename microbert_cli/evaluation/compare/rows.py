@@ -48,8 +48,8 @@ class Row:
         """Returns the stage to run, with `more` values, for instance those of a grid."""
         layers = [Layer("the comparison", _nested(self.over)), Layer("--grid", _nested(more or {}))]
         over = [layer for layer in layers if layer.values]
-        made = step(self.stage, self.resolved, self.root, catalog, out=out or self.out, planned=self.planned, over=over)
-        return replace(made, name=self.name)
+        planned_step = step(self.stage, self.resolved, self.root, catalog, out=out or self.out, planned=self.planned, over=over)
+        return replace(planned_step, name=self.name)
 
 
 @dataclass(frozen=True)

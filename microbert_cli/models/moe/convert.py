@@ -159,10 +159,12 @@ def _check_same(config: Any, layers: Sequence[int], settings: MoeSettings) -> No
     requested = (list(layers), settings.experts, settings.routing, settings.top_k, settings.norm, settings.gate)
     has = (sorted(config.moe_layers), config.experts, config.routing, config.top_k, config.expert_norm, config.expert_gate)
     if requested != has:
-        told = ["layers {}, {} experts, routed by {}, top {}, norm {}, gate {}".format(*one) for one in (has, requested)]
+        descriptions = [
+            "layers {}, {} experts, routed by {}, top {}, norm {}, gate {}".format(*values) for values in (has, requested)
+        ]
         raise MbertError(
             "M079",
-            f"this model has experts already ({told[0]}), and others are asked for ({told[1]})",
+            f"this model has experts already ({descriptions[0]}), and others are asked for ({descriptions[1]})",
             where="moe",
             allowed="The same keys, to go on with it; or a model without experts.",
             fix="Take its plain model out: mbert extract DIR -o OUT",

@@ -122,14 +122,14 @@ def _saving(root: Path) -> Finding:
     )
 
 
-def is_same(one: Any, other: Any) -> bool:
+def is_same(first: Any, second: Any) -> bool:
     """Whether two states are equal, tensors bit by bit."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        same_type = one.dtype == other.dtype and one.shape == other.shape
-        return same_type and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
-    return type(one) is type(other) and bool(one == other)
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        same_type = first.dtype == second.dtype and first.shape == second.shape
+        return same_type and torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(is_same(first[key], second[key]) for key in first)
+    return type(first) is type(second) and bool(first == second)
 
 
 def disk(context: DoctorContext) -> Iterator[Finding]:
@@ -158,7 +158,7 @@ def _count(context: DoctorContext, step: Step, plan: StagePlan, costs: Costs) ->
         if (maker := context.to_come.get(value)) is None:
             continue
         if maker.stage.makes_model:
-            context.seen.made[value] = context.output(maker)
+            context.seen.planned_models[value] = context.output(maker)
         elif value not in context.seen.augmented:
             raise Later(f"{maker.name} could not be counted")
     if "source" in step.inputs:
@@ -187,9 +187,9 @@ def _room(root: Path, needed: int, stages: int) -> Finding:
     )
 
 
-def _same_disk(one: Path, other: Path) -> bool:
+def _same_disk(first: Path, second: Path) -> bool:
     devices = []
-    for path in (one, other):
+    for path in (first, second):
         while not path.exists():
             path = path.parent
         devices.append(path.stat().st_dev)

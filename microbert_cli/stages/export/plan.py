@@ -26,4 +26,4 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     teachers = [name for name in (step.inputs["teacher"],) if name]
     entrants = [model] + [seen.model(name, where="teacher").classifying(data.task) for name in teachers]
     add_race(costs, entrants, model if forms else None, forms, dev)
-    seen.made[str(step.out)] = ModelInfo(model.config, model.tokenizer)
+    seen.planned_models[str(step.out)] = ModelInfo(model.config, model.tokenizer)

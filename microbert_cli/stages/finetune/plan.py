@@ -22,4 +22,4 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     for number, seed in enumerate(seeds):
         add_phase(costs, "labels", job, spec, lengths, dev, seed, runs=runs_of(spec.learning_rates, number), scored=True)
     costs.keep(model, "classifier", copies_of(seeds))
-    seen.made[str(step.out)] = ModelInfo(model.config, model.tokenizer)
+    seen.planned_models[str(step.out)] = ModelInfo(model.config, model.tokenizer)

@@ -42,4 +42,4 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     costs.work("held-out text: teacher", ask, held_out)
     costs.trained(plan.steps, load)
     costs.keep(student, head)
-    seen.made[str(step.out)] = ModelInfo(student.config, student.tokenizer)
+    seen.planned_models[str(step.out)] = ModelInfo(student.config, student.tokenizer)

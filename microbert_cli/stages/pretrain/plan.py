@@ -34,4 +34,4 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     costs.work("held-out text", replace(job, kind="judge"), held_out.times(evaluations(plan)))
     costs.trained(plan.steps, load)
     costs.keep(model, "masked-lm")
-    seen.made[str(step.out)] = ModelInfo(model.config, model.tokenizer)
+    seen.planned_models[str(step.out)] = ModelInfo(model.config, model.tokenizer)

@@ -38,10 +38,10 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     source = step.inputs["teacher"]
     teacher = seen.model(source, where="teacher.model").classifying(data.task)
     student = seen.model(step.inputs["student"], where="student", tokenizer=source, like=teacher.config).classifying(data.task)
-    found = {split: add_lengths(costs, seen, data, split, student) for split in data.rows}
-    dev = found[SELECTED_BY]
-    if (augmented := augmented_lengths(step, seen, costs, data, student, found[TRAIN])) is not None:
-        found[AUGMENTED] = augmented
+    lengths = {split: add_lengths(costs, seen, data, split, student) for split in data.rows}
+    dev = lengths[SELECTED_BY]
+    if (augmented := augmented_lengths(step, seen, costs, data, student, lengths[TRAIN])) is not None:
+        lengths[AUGMENTED] = augmented
     seeds = recipe.seeds or [recipe.seed]
     costs.open("teacher", teacher, "classifier")
     costs.open("student", student, "classifier", times=1 + len(seeds))
@@ -49,7 +49,7 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     kept: dict[str, bool] = {}
     for number, seed in enumerate(seeds):
         for name, spec in recipe.run_phases.items():
-            rows = found[phase_split(spec, seen.catalog, found)]
+            rows = lengths[phase_split(spec, seen.catalog, lengths)]
             job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "classifier")
             runs = runs_of(spec.learning_rates, number)
             if number == 0:
@@ -59,4 +59,4 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
                       pad_to=pad)  # fmt: skip
         costs.work("dev", answer_job(student), answering_load(dev, batch_size=EVALUATION_BATCH))
     costs.keep(student, "classifier", copies_of(seeds))
-    seen.made[str(step.out)] = ModelInfo(student.config, student.tokenizer)
+    seen.planned_models[str(step.out)] = ModelInfo(student.config, student.tokenizer)
