@@ -23,10 +23,10 @@ class Gates:
         for name in self.minimum:
             _split_and_metric(name, {split: dict.fromkeys(task.metrics, 0.0) for split in splits})
         if self.baseline is not None and not self.baseline.keys() & {*splits}:
-            known = ", ".join(sorted(self.baseline)) or "no split"
+            baseline_splits = ", ".join(sorted(self.baseline)) or "no split"
             raise MbertError(
                 "M205",
-                f"this baseline has scores of {known}, and {', '.join(splits)} is scored",
+                f"this baseline has scores of {baseline_splits}, and {', '.join(splits)} is scored",
                 where="--baseline",
                 allowed="A metrics.json that `mbert evaluate` wrote of the same split.",
                 fix=f"Score its split, for instance: --set 'evaluate.splits=[\"{next(iter(self.baseline), 'dev')}\"]'",

@@ -74,13 +74,13 @@ def score(task: Task, logits: np.ndarray, rows: Examples) -> dict[str, float]:
 
 def hidden_labels(task: Task, split: str = "this split") -> MbertError:
     """The error for a split that cannot be scored."""
-    own = task.files is not None
+    has_own_files = task.files is not None
     return MbertError(
         "M260",
         f"the labels of {split} are hidden, so nothing can be scored",
         where=f"task {task.name}",
         allowed="A split with labels, such as dev. Hidden labels are predicted.",
-        fix="mbert predict MODEL --file FILE" if own else f"mbert evaluate --task {task.name} --submission",
+        fix="mbert predict MODEL --file FILE" if has_own_files else f"mbert evaluate --task {task.name} --submission",
     )
 
 
