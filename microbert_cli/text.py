@@ -19,6 +19,7 @@ SECRET = re.compile(
 )
 # All control characters but tab and line feed, marks that turn the direction of writing, halves of characters.
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+NUMBER_IN_TEXT = re.compile(r"[0-9]+")
 
 
 def safe_text(text: str) -> str:
@@ -89,6 +90,11 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 def format_cells(row: Mapping[str, Any], formats: Mapping[str, str]) -> list[str]:
     """Returns the values of a row as text, each by its format; what was not measured stays empty."""
     return ["" if row.get(name) is None else format(row[name], form) for name, form in formats.items()]
+
+
+def natural_key(text: str) -> tuple[str, str]:
+    """Returns a key that sorts numbers in texts by their size: `class 2` before `class 10`."""
+    return NUMBER_IN_TEXT.sub(lambda match: match.group().zfill(18), text), text
 
 
 def is_valid_text(text: str) -> bool:

@@ -13,7 +13,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import CLASSES, Label, Task, load_task
 from microbert_cli.recipe.task_kinds import KindName, too_few_classes
 from microbert_cli.reporter import SILENT, Reporter
-from microbert_cli.text import is_valid_text
+from microbert_cli.text import is_valid_text, natural_key
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 WHOLE = re.compile(r"[+-]?\d{1,18}")
@@ -155,7 +155,10 @@ def _is_score(distinct: set[str]) -> bool:
 
 
 def _order(distinct: set[str]) -> Any:
-    return (lambda value: (int(value), value)) if all(WHOLE.fullmatch(value) for value in distinct) else str
+    """Returns the key by which classes are sorted: numbers by size, names with numbers by these, else as texts."""
+    if all(NUMBER.fullmatch(value) for value in distinct):
+        return lambda value: (float(value), value)
+    return natural_key
 
 
 def _too_many_classes(place: str, column: str, distinct: int, rows: int) -> MbertError:

@@ -151,7 +151,8 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
             allowed=f"A task of the catalogue ({', '.join(catalog.names('tasks'))}), a task TOML, or own files.",
             fix="--task sst2, or --train-file reviews.csv --text text --label stars",
         )
-    return complete(load_task(catalog.path("tasks", recipe.task, where="task")), reporter)
+    task = complete(load_task(catalog.path("tasks", recipe.task, where="task")), reporter)
+    return task.typed_as(recipe.task)
 
 
 def _split(recipe: Recipe, task: Task, split: str, reporter: Reporter) -> Examples:

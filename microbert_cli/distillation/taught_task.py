@@ -13,13 +13,14 @@ from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.ensemble import average_logits, ensemble_ask, retokenized_ask
 from microbert_cli.distillation.pair_checks import vocabularies_differ
-from microbert_cli.distillation.teacher import Teacher, check_order, check_strength
+from microbert_cli.distillation.teacher import Teacher, check_strength
 from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
 from microbert_cli.evaluation import scoring
+from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.evaluation.scoring import majority_of_split, predict_logits
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.models.device import Precision
-from microbert_cli.models.labels import match_labels
+from microbert_cli.models.labels import match_labels, names_settle_order
 from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import Reporter
@@ -65,7 +66,9 @@ class TaughtTask:
     def _load_teacher(self, source: str, weights: Any) -> LoadedTeacher:
         settings = self.recipe.teacher
         loaded = load_model(source, "classifier", where="teacher.model", task=self.data.task.name)
-        columns = match_labels(loaded.model.config, self.data.task, settings.label_order, where=f"teacher.model {source}")
+        columns = match_labels(
+            loaded.model.config, self.data.task, where="teacher.model", source=source, order=settings.label_order
+        )
         teacher = Teacher(loaded, columns, dropout=settings.dropout)
         self.numerics.place(teacher.model)
         return LoadedTeacher(source, loaded, teacher, {"weights": weights, "columns": teacher.columns})
@@ -81,9 +84,10 @@ class TaughtTask:
         logits = []
         for teacher in self.teachers:
             logits.append(predict_logits(self.data, "dev", teacher.teacher, teacher.loaded))
-            # Label names, or an order given in the recipe, have settled the order already.
-            if teacher.loaded.label_names is None and not self.recipe.teacher.label_order:
-                check_order(task, logits[-1], [int(label) for label in rows.labels or []], where=teacher.where)
+            if not names_settle_order(teacher.loaded.model.config, task, self.recipe.teacher.label_order):
+                labels = [int(label) for label in rows.labels or []]
+                columns = teacher.teacher.columns
+                check_order(task, logits[-1], labels, columns=columns, where=teacher.where, reporter=self.reporter)
             self._check_strength(scoring.score(task, logits[-1], rows), teacher)
         return scoring.score(task, average_logits([torch.as_tensor(array) for array in logits]).numpy(), rows)
 
@@ -93,7 +97,7 @@ class TaughtTask:
         self.reporter.note(f"teacher{of}: dev {task.primary} {scores[task.primary]:.4f} (commonest class {majority:.4f})")
         if not self.recipe.teacher.allow_weak:
             margin = self.recipe.teacher.margin
-            check_strength(task, scores[task.primary], majority, margin=margin, where=teacher.where)
+            check_strength(task, scores[task.primary], majority, margin=margin, where=teacher.where, source=teacher.source)
 
     def compare_vocabularies(self, student: LoadedModel) -> None:
         """Finds the teachers whose vocabulary is not the student's: they get the same texts in their own tokens."""

@@ -5,9 +5,8 @@ are matched to the task's labels by NAME, and its dev score is measured first: a
 answering the commonest class is refused.
 """
 
-import json
+import shlex
 from collections.abc import Sequence
-from itertools import permutations
 
 import numpy as np
 import torch
@@ -17,8 +16,6 @@ from microbert_cli.models.capture import ModelOutputs, OutputRequest, forward_in
 from microbert_cli.models.load import LoadedModel, frozen
 from microbert_cli.recipe.task import Task
 from microbert_cli.training.objective import Batch
-
-MAX_PERMUTED_CLASSES = 4  # every order is tried: 24 of 4 classes, 120 of 5
 
 
 class Teacher:
@@ -65,31 +62,7 @@ class Teacher:
         return outputs.logits.float().cpu().numpy()
 
 
-def check_order(task: Task, logits: np.ndarray, labels: Sequence[int], *, where: str) -> None:
-    """Raises M322 where another order of the outputs has a better dev accuracy; for a teacher without label names."""
-    if not task.kind.exclusive or not 2 <= task.kind.num_outputs <= MAX_PERMUTED_CLASSES:
-        return
-    gold = np.asarray(labels)
-    accuracy = {
-        order: float((logits[:, list(order)].argmax(-1) == gold).mean()) for order in permutations(range(task.kind.num_outputs))
-    }
-    identity = tuple(range(task.kind.num_outputs))
-    best = max(accuracy, key=lambda order: (accuracy[order], order == identity))
-    if best == identity:
-        return
-    names = list(task.label.names or ())
-    best_names = [names[best.index(column)] for column in identity]
-    raise MbertError(
-        "M322",
-        f"the teacher's outputs seem to be in another order: dev accuracy {accuracy[identity]:.3f} as they stand, "
-        f"{accuracy[best]:.3f} as {', '.join(best_names)}",
-        where=where,
-        allowed=f"Outputs in the task's order: {', '.join(names)}.",
-        fix=f"Name the order of the teacher's outputs: --set 'teacher.label_order={json.dumps(best_names)}'",
-    )
-
-
-def check_strength(task: Task, teacher: float, majority: float, *, margin: float, where: str) -> None:
+def check_strength(task: Task, teacher: float, majority: float, *, margin: float, where: str, source: str = "MODEL") -> None:
     """Raises M610 for a teacher that is not better than the commonest class by `margin` of the primary metric."""
     if teacher >= majority + margin:
         return
@@ -98,5 +71,6 @@ def check_strength(task: Task, teacher: float, majority: float, *, margin: float
         f"the teacher scores {task.primary} {teacher:.3f} on dev, always answering the commonest class {majority:.3f}",
         where=where,
         allowed=f"A teacher fine-tuned on {task.name}, better than that by at least {margin}.",
-        fix=f"Fine-tune it: mbert finetune --model MODEL --task {task.name}; or insist: --set teacher.allow_weak=true",
+        fix=f"Fine-tune it: mbert finetune --model {shlex.quote(source)} {task.options}; "
+        "or insist: --set teacher.allow_weak=true",
     )

@@ -21,11 +21,17 @@ ROWS, BATCH_SIZE, ROUNDS, PASSES = 256, 32, 30, 3
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """A model to time, with its name in the table; `precision` is "torch", "auto" or a key of `models.onnx.ONNX_FILES`."""
+    """A model to time, with its name in the table; `precision` is "torch", "auto" or a key of `models.onnx.ONNX_FILES`.
+
+    label_order  names of the model's outputs, over those in its configuration
+    where        what named the model, for errors
+    """
 
     name: str
     source: str
     precision: str = "auto"
+    label_order: Sequence[str] | None = None
+    where: str = "model"
 
 
 def benchmark_models(
@@ -38,7 +44,12 @@ def benchmark_models(
     Returns {"models": {name: parameters, bytes, flops, latency_ms, ...}, "conditions": {...}}; flops are those of one row of
     the mean length.
     """
-    opened = {entrant.name: open_predictor(entrant.source, data.task, precision=entrant.precision) for entrant in entrants}
+    opened = {
+        entrant.name: open_predictor(
+            entrant.source, data.task, precision=entrant.precision, where=entrant.where, label_order=entrant.label_order
+        )
+        for entrant in entrants
+    }
     timed_models, measured = {}, {}
     for entrant in entrants:
         model = opened[entrant.name]

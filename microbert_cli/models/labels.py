@@ -1,24 +1,37 @@
-"""Which output of a checkpoint answers for which label of a task."""
+"""Which output of a checkpoint answers for which label of a task.
 
+Outputs are matched by name: exactly first, then without case, hyphens and spaces, then by number where both sides are numbered
+(`LABEL_3`, `class 3`, `4 stars`). A match is one-to-one or none at all.
+"""
+
+import json
 import re
+import shlex
+import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import Task
 
+# LABEL_k is what transformers writes where nobody named the labels: it says nothing of their order.
+UNNAMED = re.compile(r"LABEL_\d+")
+WHOLE = re.compile(r"([+-]?\d+)(?:\.0*)?")
+NUMBERED = re.compile(r"(\D*?)(\d+)(\D*)")
+
 
 def output_names(config: Any) -> list[str] | None:
     """Returns the names of a classifier's outputs in order; None where the checkpoint says only LABEL_k."""
-    names = [str(config.id2label[i]) for i in range(config.num_labels)]
-    # LABEL_k is what transformers writes where nobody named the labels: it says nothing of their order.
-    return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+    names = _all_names(config)
+    return None if all(map(UNNAMED.fullmatch, names)) else names
 
 
-def match_labels(config: Any, task: Task, order: list[str] | None, *, where: str) -> list[int] | None:
-    """Returns the output of a classifier for each label of the task; None where its checkpoint names no labels.
+def match_labels(config: Any, task: Task, *, where: str, source: str, order: Sequence[str] | None = None) -> list[int] | None:
+    """Returns the output of a classifier for each label of the task; None where nothing says which is which.
 
-    order  names of the model's outputs, given by the user, over those in its configuration
-    Raises M320 where the number of outputs differs, M321 where the names cannot be matched.
+    where, source   what named the model, and the model as it was named
+    order           names of the model's outputs, given by the user, over those in its configuration
+    Raises M320 where the number of outputs differs, M321 where the names cannot be matched one-to-one.
     """
     outputs = config.num_labels
     if outputs != task.kind.num_outputs:
@@ -26,28 +39,102 @@ def match_labels(config: Any, task: Task, order: list[str] | None, *, where: str
             "M320",
             f"the model has {outputs} outputs, the task {task.kind.num_outputs}",
             task,
-            where,
-            fix=f"Fine-tune a model on this task: mbert finetune --model MODEL --task {task.name}",
+            f"{where} {source}",
+            fix=f"Fine-tune it on this task: mbert finetune --model {shlex.quote(source)} {task.options}",
         )
-    names = order or output_names(config)
-    if not task.kind.exclusive or names is None:
+    if not task.kind.exclusive:
         return None
-    task_labels = [_normalised(name) for name in task.kind.names]
-    model_labels = [_normalised(name) for name in names]
-    if sorted(task_labels) != sorted(model_labels):
-        name_outputs = 'Name the outputs in their order: --set \'teacher.label_order=["...", "..."]\''
+    names = list(order or _all_names(config))
+    columns = match_names(task.kind.names, names)
+    if columns is None and (order or output_names(config) is not None):
         raise _mismatch(
             "M321",
-            f"the model's labels ({', '.join(names)}) cannot be matched to the task's",
+            f"the model's labels ({', '.join(names)}) cannot be matched one-to-one to the task's",
             task,
-            where,
-            fix=name_outputs if where.startswith("teacher") else "Correct id2label and label2id in its config.json.",
+            f"{where} {source}",
+            fix=naming_advice(where, task.kind.names),
         )
-    return [model_labels.index(name) for name in task_labels]
+    return columns
+
+
+def check_one_label(config: Any, *, where: str) -> None:
+    """Raises M379 for a classifier of several labels a row, or of several scores: its outputs are no shares of one answer."""
+    problem = getattr(config, "problem_type", None)
+    if problem == "multi_label_classification" or (problem == "regression" and config.num_labels > 1):
+        several = "labels" if problem != "regression" else "scores"
+        raise MbertError(
+            "M379",
+            f"this model gives several {several} a row (problem_type {problem}), and is not asked as if it gave one",
+            where=where,
+            allowed="A classifier with one of several classes a row, or a single score.",
+            fix="Take a model of one label a row, or fine-tune this one on such a task: mbert finetune --model "
+            f"{shlex.quote(where.partition(' ')[2] or 'MODEL')} --train-file FILE --text COLUMN --label COLUMN",
+        )
+
+
+def names_settle_order(config: Any, task: Task, order: Sequence[str] | None = None) -> bool:
+    """Whether the checkpoint's names say which output answers for which label; a user's `order` may be wrong."""
+    if order or not task.kind.exclusive:
+        return not task.kind.exclusive
+    # A task may well have labels called LABEL_k; numbers that are alike otherwise may be those of another list.
+    return output_names(config) is not None or set(task.kind.names) == set(_all_names(config))
+
+
+def naming_advice(where: str, names: Sequence[str]) -> str:
+    """Returns how to name a model's outputs; `names` are a task's labels, in the order that is likeliest."""
+    if where.startswith("teacher"):
+        order = shlex.quote(f"teacher.label_order={json.dumps(list(names), ensure_ascii=False)}")
+        return f"Name the teacher's outputs in their order: --set {order}"
+    return (
+        "Write the labels into the table as the model names them, or correct id2label and label2id in the config.json of a "
+        f"copy of the model's own files; by dev scores or the task's order: {', '.join(names)}."
+    )
+
+
+def match_names(labels: Sequence[str], outputs: Sequence[str]) -> list[int] | None:
+    """Returns the position among `outputs` of each label, or None where no rule matches them one-to-one."""
+    if len(labels) != len(outputs) or len(set(outputs)) < len(outputs) or len(set(labels)) < len(labels):
+        return None
+    equal = set(labels) & set(outputs)
+    # What is equal as it stands is settled, so that "Co" beside "CO" does not keep the others from being matched.
+    rest_of_labels, rest_of_outputs = ([name for name in names if name not in equal] for names in (labels, outputs))
+    partner = {name: name for name in equal}
+    by_form = {_normalised(name): name for name in rest_of_outputs}
+    wanted = [_normalised(name) for name in rest_of_labels]
+    if len(by_form) == len(rest_of_outputs) and len(set(wanted)) == len(wanted) and by_form.keys() == set(wanted):
+        partner |= {label: by_form[form] for label, form in zip(rest_of_labels, wanted, strict=True)}
+        return [outputs.index(partner[label]) for label in labels]
+    return _match_numbers(labels, outputs)
+
+
+def _match_numbers(labels: Sequence[str], outputs: Sequence[str]) -> list[int] | None:
+    numbers, others = _numbers(labels), _numbers(outputs)
+    if numbers is None or others is None or set(numbers) != set(others):
+        return None
+    return [others.index(number) for number in numbers]
+
+
+def _numbers(names: Sequence[str]) -> list[int] | None:
+    """Returns the numbers of names that differ by a number alone, such as `1 star` and `2 stars`; None of any others."""
+    if all(whole := [WHOLE.fullmatch(name.strip()) for name in names]):
+        numbers = [int(each[1]) for each in whole if each]
+    elif all(parts := [NUMBERED.fullmatch(name.strip()) for name in names]):
+        words = {tuple(_normalised(word).removesuffix("s") for word in (each[1], each[3])) for each in parts if each}
+        if len(words) > 1:
+            return None
+        numbers = [int(each[2]) for each in parts if each]
+    else:
+        return None
+    return numbers if len(set(numbers)) == len(numbers) else None
+
+
+def _all_names(config: Any) -> list[str]:
+    return [str(config.id2label[i]) for i in range(config.num_labels)]
 
 
 def _normalised(name: str) -> str:
-    return name.strip().lower().replace("-", "_").replace(" ", "_")
+    name = unicodedata.normalize("NFC", name).casefold()  # one letter may be written as two characters
+    return name.strip().replace("-", "_").replace(" ", "_")
 
 
 def _mismatch(code: str, what: str, task: Task, where: str, *, fix: str) -> MbertError:

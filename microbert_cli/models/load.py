@@ -21,7 +21,7 @@ from microbert_cli.models.architectures import HEAD_WEIGHTS, UNUSED_WEIGHTS
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model
-from microbert_cli.models.labels import output_names
+from microbert_cli.models.labels import check_one_label, match_names, output_names
 from microbert_cli.models.moe import bert  # noqa: F401 - registers its model type with transformers' Auto classes
 from microbert_cli.models.moe.extract import check_routing, dense_for_task, is_routed
 from microbert_cli.models.save import NOT_TENSORS, read_projection
@@ -83,12 +83,39 @@ def load_model(
     config = read_config(path, where=where)
     if is_routed(config):
         return _routed(path, kind, config, task, str(source), where)
+    columns = None
+    if kind == "classifier" and not new_head:
+        check_one_label(config, where=f"{where} {path}")
     if new_head and head is not None:
+        columns = _head_order(config, head)
         head.configure(config)
     model, info = _from_pretrained(path, kind, config, where, seed)
     new = _check_weights(info, kind, where, path, new_head)
+    if columns is not None and all("pooler" in name for name in new):
+        reorder_head(model, columns)
     show_scores(model)
     return LoadedModel(model, load_tokenizer(path, config, where=where), str(source), new, _projection(path, where))
+
+
+def _head_order(config: Any, head: TaskKind) -> list[int] | None:
+    """Returns the order in which a checkpoint's outputs are those of `head`; None where they are already, or others."""
+    if not head.exclusive or config.num_labels != head.num_outputs:
+        return None
+    columns = match_names(head.names, [str(config.id2label[i]) for i in range(config.num_labels)])
+    return None if columns == sorted(columns or ()) else columns
+
+
+def reorder_head(model: Any, columns: list[int]) -> None:
+    """Puts the rows of a classifier's last layer into another order, in place."""
+    encoder = f"{model.base_model_prefix}."
+    layers = [
+        layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and layer.out_features == len(columns) and not name.startswith(encoder)
+    ]
+    with torch.no_grad():
+        for weights in layers[-1].parameters() if layers else ():
+            weights.copy_(weights[columns].clone())
 
 
 def _routed(path: Path, kind: str, config: Any, task: str | None, source: str, where: str) -> LoadedModel:

@@ -1,5 +1,6 @@
 """Opens any classifier for prediction: a Hugging Face directory, a Hub id, or an export through ONNX Runtime."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from microbert_cli.models.capture import OutputRequest, forward_in_pieces
-from microbert_cli.models.labels import match_labels
+from microbert_cli.models.labels import check_one_label, match_labels, names_settle_order
 from microbert_cli.models.load import frozen, load_model
 from microbert_cli.models.onnx import ONNX_FILES, OnnxClassifier, is_export
 from microbert_cli.models.tokenizers import load_tokenizer
@@ -17,29 +18,43 @@ from microbert_cli.recipe.task import Task
 
 @dataclass
 class Predictor:
-    """A classifier ready for prediction: `answers.logits(batch)`, its configuration `model.config`, its tokenizer."""
+    """A classifier ready for prediction: `answers.logits(batch)`, its configuration `model.config`, its tokenizer.
+
+    columns          the model's output for each label of the task; None: as they stand
+    order_is_settled whether names have settled this, so that scores need not be asked
+    """
 
     answers: Any
     model: Any
     tokenizer: Any
     source: str
+    columns: list[int] | None = None
+    order_is_settled: bool = True
 
 
 def open_predictor(
-    source: str, task: Task | None, *, precision: str = "auto", where: str = "model", task_name: str | None = None
+    source: str,
+    task: Task | None,
+    *,
+    precision: str = "auto",
+    where: str = "model",
+    task_name: str | None = None,
+    label_order: Sequence[str] | None = None,
 ) -> Predictor:
     """Opens a classifier; with a task, its outputs are put into the order of the task's labels.
 
     precision  auto: an export directory answers through ONNX Runtime, in fp32 where it has that; one of onnx.ONNX_FILES: in
                that one; torch: its safetensors are loaded. Naming an ONNX file itself chooses it, too.
     task_name  which task's answers a model of several gives, where there is no `task`
+    label_order   names of the model's outputs, over those in its configuration
     """
     path = Path(source)
     if precision in ONNX_FILES or (precision == "auto" and is_export(path)):
-        return _open_export(path, task, precision, where)
+        return _open_export(path, task, precision, where, label_order)
     loaded = load_model(source, "classifier", where=where, task=task.name if task else task_name)
-    columns = match_labels(loaded.model.config, task, None, where=f"{where} {source}") if task else None
-    return Predictor(_TorchModel(loaded.model, columns), loaded.model, loaded.tokenizer, source)
+    columns = match_labels(loaded.model.config, task, where=where, source=source, order=label_order) if task else None
+    settled = task is None or names_settle_order(loaded.model.config, task, label_order)
+    return Predictor(_TorchModel(loaded.model, columns), loaded.model, loaded.tokenizer, source, columns, settled)
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -49,11 +64,13 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return softmax
 
 
-def _open_export(path: Path, task: Task | None, precision: str, where: str) -> Predictor:
+def _open_export(path: Path, task: Task | None, precision: str, where: str, label_order: Sequence[str] | None) -> Predictor:
     session = OnnxClassifier(path, precision=None if precision == "auto" or path.is_file() else precision)
+    check_one_label(session.config, where=f"{where} {path}")
     tokenizer = load_tokenizer(session.directory, session.config, where=where)
-    columns = match_labels(session.config, task, None, where=f"{where} {path}") if task else None
-    return Predictor(_OnnxModel(session, columns), session, tokenizer, str(path))
+    columns = match_labels(session.config, task, where=where, source=str(path), order=label_order) if task else None
+    settled = task is None or names_settle_order(session.config, task, label_order)
+    return Predictor(_OnnxModel(session, columns), session, tokenizer, str(path), columns, settled)
 
 
 class _TorchModel:

@@ -5,12 +5,14 @@ source calls them where it calls them otherwise. Splits are train, dev, test, or
 dev_mismatched.
 """
 
+import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from microbert_cli.errors import MbertError, combine_errors, nearest
 from microbert_cli.recipe.task_kinds import MEAN, KindName, TaskKind, all_metrics, kind_class, kinds
@@ -165,6 +167,7 @@ class Task(Strict):
     max_length: int = Field(default=128, ge=4)
     allow_empty: bool = False
     submission: Submission | None = None
+    _typed: str | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -210,6 +213,24 @@ class Task(Strict):
         if self.files or self.builtin:
             names += ["train", "dev", "test"]
         return tuple(dict.fromkeys(names))
+
+    def typed_as(self, name: str) -> "Task":
+        """Returns the task, which remembers how the user named it: a name of the catalogue or a path."""
+        self._typed = name
+        return self
+
+    @property
+    def options(self) -> str:
+        """The options of a command that name this task again."""
+        if self._typed is not None or self.files is None:
+            return f"--task {shlex.quote(self._typed or self.name)}"
+        files = self.files.model_dump(mode="json", exclude_defaults=True)
+        words = [word for split in ("train", "dev", "test") if split in files for word in (f"--{split}-file", files.pop(split))]
+        words += [word for column in self.text for word in ("--text", column)]
+        words += ["--label", self.label.column]
+        settings = {**files, "kind": self.label.kind or CLASSES}
+        words += [word for key, value in settings.items() for word in ("--set", f"data.{key}={json.dumps(value)}")]
+        return shlex.join(words)
 
 
 def load_task(source: str | Path | Mapping[str, Any], *, folder: Path | None = None) -> Task:

@@ -9,7 +9,7 @@ import numpy as np
 
 from microbert_cli.data.task_data import TaskData, find_task, load_task_data
 from microbert_cli.errors import MbertError
-from microbert_cli.evaluation.scoring import score_split
+from microbert_cli.evaluation.scoring import predict_logits, score
 from microbert_cli.exporting.directory import compare, parity_batches, read_back, refuse_difference
 from microbert_cli.models.architectures import model_shape, positions_of
 from microbert_cli.models.config import read_config
@@ -113,7 +113,8 @@ def _extract_task(loaded: LoadedModel, name: str, data: TaskData, directory: Pat
     parity = compare(torch_logits(reread.model), batches, expected, data.task.kind)
     largest = max(1.0, float(np.max([np.abs(logits).max() for logits in expected])))
     refuse_difference(directory / "model.safetensors", parity["max_difference"], TOLERANCE * largest)
-    match_labels(reread.model.config, data.task, None, where=f"MODEL {loaded.source}")
+    columns = match_labels(reread.model.config, data.task, where="MODEL", source=loaded.source)
+    dev_logits = predict_logits(data, "dev", reread.model, reread)
     sizes = {"before": count_all_parameters(routed), "after": count_all_parameters(plain)}
     reporter.note(
         f"{name}: {sizes['before']:,} -> {sizes['after']:,} parameters, logits differ by {parity['max_difference']:.1e}"
@@ -121,7 +122,7 @@ def _extract_task(loaded: LoadedModel, name: str, data: TaskData, directory: Pat
     return {
         "task": name,
         "primary": data.task.primary,
-        "dev": score_split(data, "dev", reread.model, reread),
+        "dev": score(data.task, dev_logits[:, columns] if columns else dev_logits, data.rows["dev"]),
         "parity": {**parity, "rows": len(rows), "shapes": [list(batch["input_ids"].shape) for batch in batches]},
         "parameters": sizes,
         "experts": {str(layer): [int(e) for e in chosen] for layer, chosen in routed.chosen_experts()[name].items()},

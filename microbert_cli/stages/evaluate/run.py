@@ -10,9 +10,10 @@ from microbert_cli.data.load import default_splits
 from microbert_cli.data.task_data import TaskData, find_task, load_task_data
 from microbert_cli.evaluation import scoring, submission
 from microbert_cli.evaluation.gates import Gates
+from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.evaluation.scoring import predict_logits, score
 from microbert_cli.models.device import move_to_device
-from microbert_cli.models.predictor import open_predictor
+from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
@@ -57,20 +58,23 @@ def run(
         raise scoring.hidden_labels(task, hidden[0])
     if gates is not None:
         gates.check_names(task, labelled)
-    identity = {
+    identity: dict[str, Any] = {
         "recipe": recipe.identity(*STAGE.keys),
         "model": manifest.identify(model),
         "teacher": manifest.identify(teacher),
         "submission": submit,
         "data": data.fingerprints(),
     }
+    order = recipe.teacher.label_order if teacher else None
+    if order:
+        identity["label_order"] = order
     with stage_output(
         out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter
     ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
         model_predictor = open_predictor(model, task, precision=recipe.evaluate.precision, where="evaluate.model")
-        teacher_predictor = open_predictor(teacher, task, where="teacher.model") if teacher else None
+        teacher_predictor = open_predictor(teacher, task, where="teacher.model", label_order=order) if teacher else None
         for predictor in (model_predictor, teacher_predictor):
             move_to_device(predictor, recipe.device)
         evaluation = _Evaluation(data, model_predictor, teacher_predictor, recipe.evaluate.batch_size)
@@ -109,6 +113,7 @@ class _Evaluation:
 
     def scores(self, split: str) -> dict[str, Any]:
         rows, task = self.data.rows[split], self.data.task
+        self._check_order(self.model, split, self.of(split), "evaluate.model")
         scores: dict[str, Any] = {"rows": len(rows), "metrics": score(task, self.of(split), rows)}
         scores |= task.kind.report(task.kind.predictions(self.of(split)), rows.labels or [])
         if self.teacher is not None:
@@ -139,8 +144,14 @@ class _Evaluation:
 
     def _compare(self, split: str) -> dict[str, float]:
         task, logits, teacher_logits = self.data.task, self.of(split), self._ask(self.teacher, split)
+        self._check_order(self.teacher, split, teacher_logits, "teacher.model")
         comparison = {f"teacher_{name}": value for name, value in score(task, teacher_logits, self.data.rows[split]).items()}
         return comparison | task.kind.compare_with_teacher(logits, teacher_logits)
+
+    def _check_order(self, predictor: Predictor, split: str, logits: np.ndarray, where: str) -> None:
+        if not predictor.order_is_settled:
+            labels, place = self.data.rows[split].labels or [], f"{where} {predictor.source}"
+            check_order(self.data.task, logits, labels, columns=predictor.columns, where=place, reporter=self.data.reporter)
 
     def _ask(self, model: Any, split: str) -> np.ndarray:
         logits: np.ndarray = predict_logits(self.data, split, model.answers, model, batch_size=self.batch_size)

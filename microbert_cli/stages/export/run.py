@@ -6,11 +6,12 @@ from typing import Any
 from microbert_cli.data.task_data import TaskData, load_task_data
 from microbert_cli.evaluation import scoring
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
+from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.exporting.card_facts import Facts, card
 from microbert_cli.exporting.directory import export_model
 from microbert_cli.exporting.model_card import model_card
 from microbert_cli.models import factory
-from microbert_cli.models.labels import match_labels
+from microbert_cli.models.labels import match_labels, names_settle_order
 from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.models.moe.extract import is_routed, no_plain_model
 from microbert_cli.models.onnx import ONNX_FILES
@@ -43,12 +44,15 @@ def run(
     metrics.json: per file size, largest difference of logits, dev scores, fused operators; speed; retention.
     """
     data = load_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
-    identity = {
+    identity: dict[str, Any] = {
         "recipe": recipe.identity(*STAGE.keys),
         "model": manifest.identify(model),
         "teacher": manifest.identify(teacher),
         "data": data.fingerprints(),
     }
+    order = recipe.teacher.label_order if teacher else None
+    if order:
+        identity["label_order"] = order
     with stage_output(
         out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter
     ) as work:
@@ -57,14 +61,14 @@ def run(
         loaded = load_model(model, "classifier", where="export.model", task=data.task.name)
         if is_routed(loaded.model.config):
             raise no_plain_model(data.task.name)
-        match_labels(loaded.model.config, data.task, None, where=f"export.model {model}")
+        columns = match_labels(loaded.model.config, data.task, where="export.model", source=model)
         encoded = data.encode("dev", loaded, where="export.model")
         measured = export_model(
             loaded.model,
             loaded.tokenizer,
             work.path,
             [encoded.row(i) for i in range(min(len(encoded), PARITY_ROWS))],
-            score=_scorer(data, loaded),
+            score=_scorer(data, loaded, columns),
             primary=data.task.primary,
             onnx=recipe.export.onnx,
             int8=recipe.export.int8,
@@ -72,7 +76,7 @@ def run(
             tolerance=recipe.export.tolerance,
             reporter=reporter,
         )
-        entrants = _models_to_measure(work.path, model, teacher, measured["files"])
+        entrants = _models_to_measure(work.path, model, teacher, order, measured["files"])
         speeds = benchmark_models(entrants, data, reporter=reporter)
         metrics: dict[str, Any] = {"task": data.task.name, "primary": data.task.primary, **measured}
         metrics |= {"dev": measured["files"]["safetensors"]["scores"], "speed": speeds, "model": place_seen_from(out, model)}
@@ -89,17 +93,24 @@ def run(
         )
 
 
-def _scorer(data: TaskData, loaded: LoadedModel) -> Any:
+def _scorer(data: TaskData, loaded: LoadedModel, columns: list[int] | None) -> Any:
+    """Returns the function that scores logits on dev; `columns` is the model's output for each label of the task."""
     encoded, pad_id = data.encode("dev", loaded, where="export.model"), loaded.tokenizer.pad_token_id
+    task, rows, config = data.task, data.rows["dev"], loaded.model.config
 
     def score(logits_of_batch: Any) -> dict[str, float]:
         dev_logits = scoring.logits_of(factory.FunctionModel(logits_of_batch), encoded, pad_id=pad_id)
-        return scoring.score(data.task, dev_logits, data.rows["dev"])
+        dev_logits = dev_logits[:, columns] if columns else dev_logits
+        if not names_settle_order(config, task):
+            check_order(task, dev_logits, rows.labels or [], columns=columns, where=f"export.model {loaded.source}")
+        return scoring.score(task, dev_logits, rows)
 
     return score
 
 
-def _models_to_measure(path: Path, model: str, teacher: str | None, files: dict[str, Any]) -> list[BenchmarkModel]:
-    entrants = [BenchmarkModel("teacher", teacher, "torch")] if teacher else []
+def _models_to_measure(
+    path: Path, model: str, teacher: str | None, order: list[str] | None, files: dict[str, Any]
+) -> list[BenchmarkModel]:
+    entrants = [BenchmarkModel("teacher", teacher, "torch", order, where="teacher.model")] if teacher else []
     entrants.append(BenchmarkModel("torch", model, "torch"))
     return entrants + [BenchmarkModel(name, str(path), name) for name in files if name in ONNX_FILES]

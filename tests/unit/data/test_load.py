@@ -362,6 +362,10 @@ def test_what_a_label_is(tmp_path: Path) -> None:
     assert names(list(range(21)) * 2, kind="classes") == tuple(str(i) for i in range(21))
     assert names([1, 2, 3], kind="score") is None
     assert names([1, 2], labels=["2", "1"]) == ("2", "1")
+    numbered = [f"LABEL_{i}" for i in range(12)]
+    assert names(sorted(numbered)) == tuple(numbered), "by number, not as texts"
+    assert names([f"{i} stars" for i in (10, 9, 1)] + ["none"]) == ("1 stars", "9 stars", "10 stars", "none")
+    assert names(["1.5", "-2.5", "10.5"], kind="classes") == ("-2.5", "1.5", "10.5")
 
 
 def test_whole_numbers_as_classes_are_names_not_ids(tmp_path: Path) -> None:

@@ -116,9 +116,10 @@ def test_label_k_are_no_names(tmp_path):
     path = tiny_bert(tmp_path / "m", num_labels=3)
     loaded = load_model(path, "classifier", where="m")
     assert loaded.label_names is None
-    assert match_labels(loaded.model.config, load_task(Catalog().path("tasks", "mnli", where="t")), None, where="m") is None
+    mnli = load_task(Catalog().path("tasks", "mnli", where="t"))
+    assert match_labels(loaded.model.config, mnli, where="m", source="m") is None
     named = load_model(tiny_bert(tmp_path / "n", labels=["neutral", "Contradiction", "entailment"]), "classifier", where="n")
-    assert match_labels(named.model.config, load_task(Catalog().path("tasks", "mnli", where="t")), None, where="n") == [2, 0, 1]
+    assert match_labels(named.model.config, mnli, where="n", source="n") == [2, 0, 1]
 
 
 def test_weights_are_float32_whatever_was_saved(copied):
