@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 from microbert_cli.errors import MbertError, first_line
 
@@ -12,6 +13,7 @@ from microbert_cli.errors import MbertError, first_line
 # names; here any of them forbids the Hub to all of mbert.
 NAMES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 TRUE = ("1", "true", "yes", "on")
+TIMEOUTS = (2.0, 5.0, 5.0, 5.0)  # seconds for connecting, an answer's next bytes, sending, and a free connection
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w.-]+)?")
 
 
@@ -50,6 +52,38 @@ def hub_errors() -> tuple[type[Exception], ...]:
     return (http_error, OSError, ValueError)
 
 
+def ask_hub(repository: str, kind: Literal["model", "dataset"], *, revision: str | None = None) -> Any:
+    """Returns what the Hub says of a repository, after one request with a time limit; raises `hub_errors()`.
+
+    Asked before a download: without it the libraries try five times after longer and longer waits, or wait for ever.
+    """
+    from huggingface_hub import HfApi
+
+    timeout: Any = TIMEOUTS  # declared as one number, and given to the HTTP client, which takes four
+    return HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=timeout)
+
+
+def cached_dataset(name: str, config: str | None, split: str) -> Any:
+    """Returns a split as the `datasets` library keeps it after an earlier download, else None; the network is not asked."""
+    import datasets
+
+    stem = re.escape(f"{name.split('/')[-1]}-{split}")
+    pattern = re.compile(rf"{stem}(-\d+-of-\d+)?\.arrow")
+    files = [file for file in dataset_cache(name).glob(f"{config or '*'}/**/*.arrow") if pattern.fullmatch(file.name)]
+    if not files:
+        return None
+    newest = max({file.parent for file in files}, key=lambda folder: (folder.stat().st_mtime, str(folder)))
+    parts = [datasets.Dataset.from_file(str(file)) for file in sorted(files) if file.parent == newest]
+    return datasets.concatenate_datasets(parts)
+
+
+def dataset_cache(name: str) -> Path:
+    """Returns where the `datasets` library keeps a data set."""
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+
+
 def unreachable(name: str, where: str, error: BaseException) -> MbertError:
     """The error for a model that neither the Hub nor its local cache gave."""
     return MbertError(
@@ -57,8 +91,19 @@ def unreachable(name: str, where: str, error: BaseException) -> MbertError:
         f'"{name}" is no directory here, and the Hub did not give it: {first_line(error)}',
         where=where,
         allowed="A directory, or the id of a model that the Hub or its local cache has.",
-        fix=f"{offline_name()} is set: unset it to ask the Hub." if is_offline() else "Check the spelling and the connection.",
+        fix=hub_advice(error),
     )
+
+
+def hub_advice(error: BaseException, otherwise: str = "") -> str:
+    """Returns what to do about a Hub that gave nothing; `otherwise` names what may be done without it."""
+    if is_offline():
+        advice = f"{offline_name()} is set: unset it to ask the Hub"
+    elif getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        advice = "Check the spelling; if it is private or gated: hf auth login"
+    else:
+        advice = "Check the spelling and the connection"
+    return f"{advice}, or {otherwise}." if otherwise else f"{advice}."
 
 
 def offline_name() -> str:

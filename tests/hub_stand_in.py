@@ -86,6 +86,7 @@ class HubStandIn:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.requests: list[Request] = []
+        self.broken = 0  # the status of every answer, where it is not 0
         self.repositories: dict[tuple[str, str], Repository] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
@@ -135,6 +136,8 @@ class HubStandIn:
 
     def answer(self, method: str, url: str, body: bytes) -> Answer:
         """What the Hub says to one request."""
+        if self.broken:
+            return Answer(self.broken)
         parts = urlsplit(url)
         if match := API.fullmatch(parts.path):
             return self._answer_api(match, parse_qs(parts.query), body)

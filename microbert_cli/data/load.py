@@ -5,7 +5,6 @@ sets, and the task's Hub id, which is said aloud and refused under `HF_HUB_OFFLI
 """
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from microbert_cli.data.own_files import complete, own_rows, own_task
 from microbert_cli.data.tables import Table, read_table
 from microbert_cli.data.transfer_set import load_transfer
 from microbert_cli.errors import MbertError, RowsMissingError, nearest
-from microbert_cli.hub import NAMES, is_offline
+from microbert_cli.hub import NAMES, ask_hub, cached_dataset, dataset_cache, hub_advice, is_offline
 from microbert_cli.recipe.task import FolderSource, HubSource, Task
 from microbert_cli.reporter import SILENT, Reporter
 
@@ -104,18 +103,9 @@ def _folder_rows(task: Task, source: FolderSource, split: str, path: Path, repor
 
 def _cached(source: HubSource, split: str, searched: list[str]) -> Table | None:
     """Reads the split from the `datasets` cache of an earlier download, without asking the network."""
-    import datasets
-
-    root = Path(datasets.config.HF_DATASETS_CACHE) / source.id.replace("/", "___")
-    searched.append(f"{root} (cache of Hugging Face data sets)")
-    stem = f"{source.id.split('/')[-1]}-{source.splits[split]}"
-    name = re.compile(rf"{re.escape(stem)}(-\d+-of-\d+)?\.arrow")
-    files = [file for file in root.glob(f"{source.config or '*'}/**/*.arrow") if name.fullmatch(file.name)]
-    if not files:
-        return None
-    newest = max({file.parent for file in files}, key=lambda folder: (folder.stat().st_mtime, str(folder)))
-    parts = [datasets.Dataset.from_file(str(file)) for file in sorted(files) if file.parent == newest]
-    return hub_table(datasets.concatenate_datasets(parts), source, split)
+    searched.append(f"{dataset_cache(source.id)} (cache of Hugging Face data sets)")
+    dataset = cached_dataset(source.id, source.config, source.splits[split])
+    return None if dataset is None else hub_table(dataset, source, split)
 
 
 def _download(source: HubSource, split: str, searched: list[str], reporter: Reporter) -> Table:
@@ -125,6 +115,7 @@ def _download(source: HubSource, split: str, searched: list[str], reporter: Repo
     reporter.note(f"{dataset_name}: {source.splits[split]} comes from the Hugging Face Hub")
     datasets.disable_progress_bars()
     try:
+        ask_hub(source.id, "dataset")
         dataset = datasets.load_dataset(source.id, source.config, split=source.splits[split])
     except Exception as error:  # the network and the libraries below fail in more ways than can be listed
         raise _hub_failed(dataset_name, searched, error) from error
@@ -181,7 +172,7 @@ def _hub_failed(dataset_name: str, searched: list[str], error: Exception) -> Mbe
         f"the Hub did not give {dataset_name}: {reason}",
         where="Hugging Face Hub",
         allowed=f"Looked for before: {'; '.join(searched)}.",
-        fix=f"Check the connection, or name a folder that has the files: --data DIR, or {DATA}=DIR.",
+        fix=hub_advice(error, f"name a folder that has the files: --data DIR, or {DATA}=DIR"),
     )
 
 

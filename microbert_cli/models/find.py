@@ -1,10 +1,12 @@
 """Finds models: a directory that a stage made, any Hugging Face directory, or a Hub id."""
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from microbert_cli.errors import MbertError, nearest
-from microbert_cli.hub import hub_errors, is_hub_id, is_offline, unreachable
+from microbert_cli.hub import ask_hub, hub_errors, is_hub_id, is_offline, unreachable
 from microbert_cli.runs import manifest
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # in the order in which they are preferred
@@ -37,7 +39,8 @@ def cached_model(name: str) -> Path | None:
         except hub_errors():
             continue
         # A download by another library may have left only some of the files, and no listing to compare them with.
-        if all(_has_any(directory, patterns) for patterns in (("config.json",), (weights,), VOCABULARY)):
+        is_whole = all(_has_any(directory, patterns) for patterns in (("config.json",), (weights,), VOCABULARY))
+        if is_whole and not _missing_shards(directory, weights):
             return directory
     return None
 
@@ -48,11 +51,9 @@ def _from_hub(name: str, where: str) -> Path:
         return _checked(directory, where)
     if is_offline():
         raise unreachable(name, where, LookupError("its local cache has no whole copy"))
-    from huggingface_hub import HfApi
-
     repository, _, revision = name.partition("@")
     try:
-        files = HfApi().model_info(repository, revision=revision or None).siblings or ()
+        files = ask_hub(repository, "model", revision=revision or None).siblings or ()
         weights = WEIGHTS[0] if any(file.rfilename.endswith(".safetensors") for file in files) else WEIGHTS[1]
         directory = _snapshot(name, weights)
     except hub_errors() as error:
@@ -62,6 +63,16 @@ def _from_hub(name: str, where: str) -> Path:
 
 def _has_any(directory: Path, patterns: Sequence[str]) -> bool:
     return any(True for pattern in patterns for _ in directory.glob(pattern))
+
+
+def _missing_shards(directory: Path, weights: str) -> list[str]:
+    """Returns the files that the index of the weights names and that are not there."""
+    missing: list[str] = []
+    for index in directory.glob(f"{weights}.index.json"):
+        with suppress(OSError, ValueError, AttributeError):
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            missing += sorted(name for name in files if not (directory / name).is_file())
+    return missing
 
 
 def _snapshot(name: str, weights: str, *, local_files_only: bool = False) -> Path:
@@ -86,14 +97,44 @@ def _checked(path: Path, where: str) -> Path:
     if (path / manifest.FILE).is_file():
         manifest.read_verified(path)
     if not (path / "config.json").is_file():
+        what, fix = _describe_directory(path)
         raise MbertError(
             "M211",
-            "there is no model in this directory: it has no config.json",
+            f"there is no model in this directory: {what}",
             where=f"{where} {path}",
             allowed="A Hugging Face model directory, an output of a stage, or a Hub id.",
-            fix=f"Look what is there: ls {path}",
+            fix=fix,
         )
     return path
+
+
+def _describe_directory(path: Path) -> tuple[str, str]:
+    """Returns what a directory without a config.json is, and what to do about it."""
+    if (path / "adapter_config.json").is_file():
+        base = "BASE"
+        with suppress(OSError, ValueError, AttributeError):
+            base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or base
+        code = (
+            "from peft import AutoPeftModelForSequenceClassification as M; "
+            f"M.from_pretrained({str(path)!r}).merge_and_unload().save_pretrained({f'{path}-merged'!r})"
+        )
+        what = f"it is an adapter (LoRA or another of peft), which changes the weights of another model, {base}"
+        return what, f'Merge it into that model, where peft is installed: python -c "{code}"; then name {path}-merged'
+    if whole := sorted((p.parent for p in path.glob("*/config.json")), key=_number_in_name):
+        names = ", ".join(folder.name for folder in whole[-3:])
+        if whole[-1].name.startswith("checkpoint-"):
+            what = f"it is a folder of the transformers Trainer, whose models are in it: {names}"
+        elif (path / "modules.json").is_file() or whole[-1].name.endswith("_Transformer"):
+            what = f"it is a folder of sentence-transformers of the old form, whose encoder is in it: {names}"
+        else:
+            what = f"it has no config.json; folders in it have one: {names}"
+        return what, f"Name the model itself: {whole[-1]}"
+    return "it has no config.json", f"Look what is there: ls {path}"
+
+
+def _number_in_name(folder: Path) -> tuple[int, str]:
+    number = folder.name.rpartition("-")[2]
+    return (int(number) if number.isdecimal() else -1, folder.name)
 
 
 def _not_there(path: Path, where: str) -> MbertError:

@@ -7,6 +7,7 @@ albert, bert, bert-12      classifiers, and a BERT to be fine-tuned on twelve cl
 multi-label                problem_type multi_label_classification, three labels
 released-tinybert          config.json without model_type, a .bin file, fit_dense weights
 lora, trainer-run, no-tokenizer   an adapter, a folder with checkpoint-100 only, weights without a tokenizer
+old-sentence                      a folder of sentence-transformers with the encoder in 0_Transformer
 """
 
 import json
@@ -150,6 +151,13 @@ p = folder("trainer-run")
 (p / "checkpoint-100").mkdir()
 wordpiece(p / "checkpoint-100")
 classifier.save_pretrained(p / "checkpoint-100")
+p = folder("old-sentence")
+(p / "0_Transformer").mkdir()
+wordpiece(p / "0_Transformer")
+classifier.save_pretrained(p / "0_Transformer")
+(p / "modules.json").write_text(
+    json.dumps([{"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}])
+)
 p = folder("lora")
 wordpiece(p)
 (p / "adapter_config.json").write_text(

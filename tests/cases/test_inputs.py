@@ -39,8 +39,6 @@ PENDING = dict.fromkeys(
         "test_an_exported_graph_takes_what_its_tokenizer_gives[13-distilbert-bert-tokenizer]",
         "test_an_exported_graph_takes_what_its_tokenizer_gives[14-e5-like]",
         "test_an_albert_is_exported_and_its_operations_are_counted_or_not_told",
-        "test_folders_that_are_no_whole_model_are_called_what_they_are[lora-words0]",
-        "test_folders_that_are_no_whole_model_are_called_what_they_are[trainer-run-words1]",
         "test_folders_that_are_no_whole_model_are_called_what_they_are[no-tokenizer-words2]",
     ],
     "not right yet",
@@ -283,7 +281,13 @@ def test_a_teacher_of_several_labels_a_row_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "words"), [("lora", ["adapter"]), ("trainer-run", ["checkpoint-100"]), ("no-tokenizer", ["no tokenizer"])]
+    ("model", "words"),
+    [
+        ("lora", ["adapter", "merge_and_unload"]),
+        ("trainer-run", ["checkpoint-100"]),
+        ("no-tokenizer", ["no tokenizer"]),
+        ("old-sentence", ["sentence-transformers", "models/old-sentence/0_Transformer"]),
+    ],
 )
 def test_folders_that_are_no_whole_model_are_called_what_they_are(model: str, words: list[str]) -> None:
     done = mbert("predict", f"models/{model}", "the soup was lovely", "--json")

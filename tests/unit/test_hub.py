@@ -2,10 +2,13 @@
 
 import importlib
 import json
+import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,11 @@ def test_model_tokenizer_and_data_come_from_the_hub_once(tmp_path: Path, hub: Hu
 
     hub.requests.clear()
     assert child(LOAD, hub.env(HF_HUB_OFFLINE="1")) == found
+    corpus = "from microbert_cli.data.corpus.documents import read_documents\nresult = list(read_documents('tiny/corpus'))"
+    child("from datasets import load_dataset\nload_dataset('tiny/corpus')\nresult = 0", hub.env(**NO_COUNTING))
+    hub.requests.clear()
+    assert child(corpus, hub.env(HF_HUB_OFFLINE="1")) == [["one"], ["two"], ["three"], ["four"]], "cache before network"
+    assert child(corpus, hub.env()) == [["one"], ["two"], ["three"], ["four"]]
     assert hub.requests == [] and hub.outside() == []
 
 
@@ -155,15 +163,30 @@ def test_offline_with_an_empty_cache_is_refused_at_once_whichever_variable_says_
     assert hub.requests == [] and hub.outside() == [] and seconds < 20
 
 
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """The address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
 @pytest.mark.slow
-def test_a_hub_that_cannot_be_reached_is_a_four_part_error_where_the_cache_has_nothing(hub: HubStandIn) -> None:
-    hub.close()
-    no_waiting = (
-        "import time\ntime.sleep = lambda seconds: None\n"  # the libraries try five times, after longer and longer waits
-    )
-    model, rows, corpus, _ = child(no_waiting + REFUSED, hub.env(**NO_COUNTING))
-    assert model[:2] == ["M204", 4] and model[4] == "Check the spelling and the connection."
-    assert rows[:2] == ["M254", 4] and corpus[:2] == ["M230", 4]
+@pytest.mark.parametrize("trouble", ["refused", "silent", "503", "nothing there"])
+def test_a_hub_that_gives_nothing_is_a_four_part_error_at_once(hub: HubStandIn, trouble: str) -> None:
+    """The libraries alone try five times after longer and longer waits, or wait for ever."""
+    with ExitStack() as stack:
+        env = hub.env(**NO_COUNTING)
+        if trouble == "refused":
+            hub.close()
+        if trouble == "silent":
+            env["HF_ENDPOINT"] = stack.enter_context(silent_server())
+        if trouble == "503":
+            hub.broken = 503
+        model, rows, corpus, seconds = child(REFUSED.replace("started =", "import datasets, transformers\nstarted ="), env)
+    assert model[:2] == ["M204", 4] and rows[:2] == ["M254", 4] and corpus[:2] == ["M230", 4]
+    advice = "hf auth login" if trouble == "nothing there" else "Check the spelling and the connection"
+    assert all(advice in error[4] for error in (model, rows, corpus))
+    assert seconds < (25 if trouble == "silent" else 10)
 
 
 CACHED = """

@@ -15,7 +15,7 @@ from pathlib import Path
 from microbert_cli.data.corpus import python_docs
 from microbert_cli.data.limits import bounded_lines, open_gzip
 from microbert_cli.errors import MbertError, first_line
-from microbert_cli.hub import hub_errors, is_hub_id
+from microbert_cli.hub import ask_hub, cached_dataset, hub_advice, hub_errors, is_hub_id, is_offline
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 
@@ -122,25 +122,31 @@ def _hub(source: str, where: str, reporter: Reporter) -> Iterator[Document]:
     import datasets
 
     name, _, config = source.partition(":")
-    reporter.note(f"corpus: streaming {source} from the Hub")
+    rows: Iterable[dict[str, str]] | None = cached_dataset(name, config or None, "train")
     try:
-        rows: Iterable[dict[str, str]] = datasets.load_dataset(name, config or None, split="train", streaming=True)
+        if rows is None:
+            if is_offline():
+                raise LookupError("the local cache of data sets does not have it")
+            reporter.note(f"corpus: streaming {source} from the Hub")
+            ask_hub(name, "dataset")
+            rows = datasets.load_dataset(name, config or None, split="train", streaming=True)
         yield from (_as_document(row["text"]) for row in rows)
-    except (*hub_errors(), KeyError, datasets.exceptions.DatasetsError) as error:
-        raise _no_corpus(source, where, f"the Hub did not give it: {first_line(error)}") from error
+    except (*hub_errors(), LookupError, datasets.exceptions.DatasetsError) as error:
+        fix = hub_advice(error, "name a file: --corpus corpus.txt.gz")
+        raise _no_corpus(source, where, f"the Hub did not give it: {first_line(error)}", fix) from error
 
 
 def _as_document(text: str) -> Document:
     return [sentence for line in text.splitlines() for sentence in split_sentences(line)]
 
 
-def _no_corpus(source: str, where: str, why: str) -> MbertError:
+def _no_corpus(source: str, where: str, why: str, fix: str = "For instance: --corpus corpus.txt.gz") -> MbertError:
     return MbertError(
         "M230",
         f'"{source}" is no corpus: {why}',
         where=where,
         allowed=f"{BUILT_IN_CORPUS}, a file or folder of {', '.join(CORPUS_SUFFIXES)}, or a Hub data set as owner/name:config.",
-        fix="For instance: --corpus corpus.txt.gz",
+        fix=fix,
     )
 
 
