@@ -195,6 +195,7 @@ def test_the_hub_gives_the_same_rows(tmp_path: Path, glue: Path, name: str, monk
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("microbert_cli.data.load.ask_hub", lambda *args: None)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     task, heard = builtin(name), Heard()
     for split in task.splits:
@@ -232,6 +233,7 @@ def test_labels_of_other_names_on_the_hub_are_refused(tmp_path: Path, monkeypatc
     rows = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1]}, features=features)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: rows)
+    monkeypatch.setattr("microbert_cli.data.load.ask_hub", lambda *args: None)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert "bad" in refused("M351", 5, load_split, builtin("sst2"), "dev").what
 
@@ -244,6 +246,7 @@ def test_a_hub_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("microbert_cli.data.load.ask_hub", lambda *args: None)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     error = refused("M254", 4, load_split, builtin("sst2"), "dev")
     assert "no route" in error.what and "more" not in error.what
