@@ -126,10 +126,13 @@ def key_of_location(where: str) -> str:
     return where.rpartition(", ")[2].removeprefix("--set ")
 
 
-def nearest(name: str, options: Iterable[str]) -> str:
-    """Returns the allowed names and the most similar one: `a, b, c. Did you mean "b"?`"""
+def nearest(name: str, options: Iterable[str], unlisted: Iterable[str] = ()) -> str:
+    """Returns the allowed names and the most similar one: `a, b, c. Did you mean "b"?`
+
+    unlisted  names that may be meant, too, and are not listed
+    """
     options = sorted(options)
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, [*options, *unlisted], n=1, cutoff=0.6)
     hint = f' Did you mean "{close[0]}"?' if close else ""
     return f"{', '.join(options) or '(none)'}.{hint}"
 

@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 
 from microbert_cli.errors import MbertError, unreadable_model
 from microbert_cli.models.architectures import model_shape
+from microbert_cli.models.find import VOCABULARY
 
 
 def same_vocabulary(teacher: Any, student: Any, *, where: str, key: str) -> None:
@@ -48,20 +49,37 @@ def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, config=config, **NO_CODE)
     except Exception as error:  # tokenizers' Rust code raises bare exceptions
+        if not _has_vocabulary(Path(path)):
+            raise _no_tokenizer(path, config, where) from error
         raise unreadable_model(path, where, error) from error
     # Both would be written beside what is made of the model: templates under names of their own, and a call for code.
     tokenizer.chat_template, tokenizer._auto_map = None, None
     tokenizer.init_kwargs.pop("auto_map", None)
     size, rows = rows_needed(tokenizer), model_shape(config).vocabulary
-    if size > rows or size <= len(tokenizer.all_special_ids):
-        raise MbertError(
-            "M303",
-            f"the tokenizer knows {size} tokens, the model's embedding has {rows} rows",
-            where=f"{where} {path}",
-            allowed="A tokenizer of the model's own vocabulary beside its weights.",
-            fix="Copy tokenizer.json or vocab.txt of the same model into the directory.",
-        )
+    if size <= len(tokenizer.all_special_ids):
+        raise _no_tokenizer(path, config, where)
+    if size > rows:
+        raise _wrong_tokenizer(f"the tokenizer knows {size} tokens, the model's embedding has {rows} rows", path, where)
     return tokenizer
+
+
+def _has_vocabulary(path: Path) -> bool:
+    return any(True for pattern in VOCABULARY for _ in path.glob(pattern))
+
+
+def _no_tokenizer(path: str | Path, config: Any, where: str) -> MbertError:
+    what = f"there is no tokenizer beside this model, whose embedding has {model_shape(config).vocabulary} rows"
+    return _wrong_tokenizer(what, path, where)
+
+
+def _wrong_tokenizer(what: str, path: str | Path, where: str) -> MbertError:
+    return MbertError(
+        "M303",
+        what,
+        where=f"{where} {path}",
+        allowed="A tokenizer of the model's own vocabulary beside its weights.",
+        fix="Copy tokenizer.json or vocab.txt of the same model into the directory.",
+    )
 
 
 def rows_needed(tokenizer: Any) -> int:

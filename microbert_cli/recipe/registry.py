@@ -82,9 +82,18 @@ class Catalog:
                 "M005",
                 f'there is no {singular(kind)} "{name}"',
                 where=where,
-                allowed=f"Known {kind}: {nearest(name, self.names(kind))}",
+                allowed=f"Known {kind}: {nearest(name, self.names(kind), self._filled_patterns(kind, name))}",
                 fix=f"See them: mbert list {kind}",
             )
+
+    def _filled_patterns(self, kind: str, name: str) -> list[str]:
+        """Returns the patterns of a kind with the numbers of a name: `bert-6x768` of `bert-LxH` for `bert-6l-768`."""
+        numbers = re.findall(r"[1-9][0-9]{0,8}", name)
+        return [
+            re.sub(r"[A-Z]", "{}", stem).format(*numbers)
+            for stem in self._files(kind)
+            if numbers and len(re.findall(r"[A-Z]", stem)) == len(numbers)
+        ]
 
     def recipe_path(self, recipe: str | Path) -> Path:
         """Returns a recipe's file, given its path or its catalogued name."""

@@ -39,7 +39,6 @@ PENDING = dict.fromkeys(
         "test_an_exported_graph_takes_what_its_tokenizer_gives[13-distilbert-bert-tokenizer]",
         "test_an_exported_graph_takes_what_its_tokenizer_gives[14-e5-like]",
         "test_an_albert_is_exported_and_its_operations_are_counted_or_not_told",
-        "test_folders_that_are_no_whole_model_are_called_what_they_are[no-tokenizer-words2]",
     ],
     "not right yet",
 )

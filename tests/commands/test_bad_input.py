@@ -92,6 +92,9 @@ WORDS = {
     "a misspelt loss": (3, "M005", (*GENERAL, "--set", "general.losses.hiden_states=1"), ["hiden_states", '"hidden_states"']),
     "a misspelt task": (3, "M005", ("finetune", "--model", "base", "--task", "sst-2"), ["sst-2", "--task", '"sst2"']),
     "a misspelt student": (3, "M005", distil(student="tinybert-4l-321"), ["tinybert-4l-321", '"tinybert-4l-312"']),
+    "a student of a pattern, misspelt": (
+        3, "M005", distil(student="distilbert-6l-768"), ["distilbert-6l-768", '"distilbert-6x768"'],
+    ),
     "a misspelt method": (3, "M005", distil("teacher", "bert-1x16", "--set", "method=tinybrt"), ["tinybrt", '"tinybert"']),
     "a parameter a loss has not": (
         3, "M006", distil("teacher", "bert-1x16", "--set", "phases.prediction.losses.soft_target.temprature=2"),

@@ -209,6 +209,9 @@ def test_truncation():
     assert look(data_checks.truncation)["finetune"].state == "pass"
     short = look(data_checks.truncation, "data.max_length=6")["finetune"]
     assert short.state == "warn" and "40 of 40" in short.what and short.what.endswith("data.max_length=12")
+    tiny_bert("short-teacher", labels=["negative", "positive"], positions=8)
+    both = look(data_checks.truncation, 'stages=["task-distill"]', "teacher.model=short-teacher", "data.max_length=6")
+    assert both["task-distill"].what.endswith("data.max_length=8"), "no longer than any model of the run can read"
     long = look(data_checks.truncation, "data.max_length=500")["finetune"]
     assert long.state == "fail" and long.error.code == "M012"
 

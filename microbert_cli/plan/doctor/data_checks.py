@@ -1,13 +1,15 @@
 """Checks of the data: is every class there, does dev lie in train, how many texts are cut."""
 
+import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import positions_of
-from microbert_cli.plan.doctor.context import DoctorContext
-from microbert_cli.plan.doctor.findings import Finding, attempt, doubtful, passed
+from microbert_cli.plan.doctor.context import DoctorContext, inputs_of
+from microbert_cli.plan.doctor.findings import Finding, Later, attempt, doubtful, passed
 from microbert_cli.recipe.phase_data import SELECTED_BY, TRANSFER
 from microbert_cli.runs.stage_inputs import Step
 
@@ -99,7 +101,17 @@ def _truncation(context: DoctorContext, step: Step, split: str, checked: set[tup
     share = encoded.truncated / max(1, len(encoded))
     what = "texts of the transfer set" if split == TRANSFER else "training rows"
     text = f"{encoded.truncated:,} of {len(encoded):,} {what} are cut to {data.max_length} tokens ({share:.1%})"
-    positions = positions_of(context.output(step).config) or 2 * data.max_length
-    longer = min(2 * data.max_length, positions)
+    longer = min([2 * data.max_length, *_positions(context)])
     advice = f"; for more: --set data.max_length={longer}" if longer > data.max_length else ""
     return passed(text) if share <= CUT else doubtful(text + advice)
+
+
+def _positions(context: DoctorContext) -> Iterator[int]:
+    """Yields the positions of every model that reads rows of a task, as far as they are known: all read the same length."""
+    for step in context.task_steps:
+        makers = {name: context.to_come.get(name) for name in inputs_of(step).values()}
+        models = [name for name, maker in makers.items() if maker is None or maker.stage.makes_model]
+        for get_model in (partial(context.output, step), *(partial(context.known, name, where=step.name) for name in models)):
+            with contextlib.suppress(MbertError, Later):  # not every input is a model
+                if positions := positions_of(get_model().config):
+                    yield positions
