@@ -8,14 +8,18 @@
 A loss says its columns itself, `requires = {"tokens", "heads", "width"}`, and names the parameter, `divides = "heads"`; without
 a word they follow from what it needs to see. Models that a recipe only points at are checked where they are loaded, before any
 work (`distillation/pair_checks.py`).
+
+Parameters are checked by the annotations of the loss's keyword parameters and by its `bounds`, inclusive, None = none:
+`bounds = {"temperature": (1e-3, 1e3)}`.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from microbert_cli.errors import MbertError, combine_errors, key_location, key_of_location
+from microbert_cli.errors import MbertError, combine_errors, key_location, key_of_location, nearest
 from microbert_cli.recipe.layers import table_at
 from microbert_cli.recipe.phase_data import check_transfer
 from microbert_cli.recipe.registry import Catalog
@@ -86,6 +90,18 @@ def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     pairs = [(loss, base) for loss in general_losses] + [(loss, task_teacher) for loss in phase_losses if not begins_elsewhere]
     for loss, teacher in pairs:
         yield from _check_shapes(loss, teacher, student)
+
+
+def check_parameters(name: str, parameters: Mapping[str, Any], catalog: Catalog, *, where: str) -> Iterator[MbertError]:
+    """Checks a loss's parameters: M006 for an unknown one, M017, M018 and M019 for a value of another type or out of bounds."""
+    types, bounds = catalog.loss_parameters(name), catalog.loss_facts(name).get("bounds") or {}
+    for key, value in parameters.items():
+        if key not in types:
+            yield _unknown_parameter(name, key, list(types), f"{where}.{key}")
+        elif error := _type_error(name, key, value, types[key], where) or _bounds_error(
+            name, key, value, bounds.get(key), catalog, where
+        ):
+            yield error
 
 
 def check_stage(kind: str, values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> None:
@@ -214,4 +230,57 @@ def _top_layer_only(where: str, rule: str | int) -> MbertError:
         where=where,
         allowed="Losses of the top layer, such as relations; or a map of all layers: uniform, first, last or a list.",
         fix=f"--set layer_map=uniform, or leave the loss out: --set {key_of_location(where)}=0",
+    )
+
+
+def _type_error(name: str, key: str, value: Any, kind: Any, where: str) -> MbertError | None:
+    fix = f"Read what it means: mbert show losses {name}"
+    if isinstance(kind, tuple):
+        if value in kind and type(value) in {type(word) for word in kind}:
+            return None
+        words = [str(word) for word in kind]
+        return MbertError(
+            "M018", f"{value!r} is none of them", where=f"{where}.{key}", allowed=nearest(str(value), words), fix=fix
+        )
+    # True and False are whole numbers to Python.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {"float": is_number, "int": is_number and int(value) == value if _finite(value) else False}
+    fits["bool"] = isinstance(value, bool)
+    if fits.get(kind, True):
+        return None
+    noun = {"float": "number", "int": "whole number", "bool": "truth value"}[kind]
+    allowed = "true or false." if kind == "bool" else f"A {noun}."
+    return MbertError("M017", f"{value!r} is no {noun}", where=f"{where}.{key}", allowed=allowed, fix=fix)
+
+
+def _bounds_error(name: str, key: str, value: Any, bounds: Any, catalog: Catalog, where: str) -> MbertError | None:
+    if not isinstance(value, int | float):
+        return None
+    low, high = bounds or (None, None)
+    if _finite(value) and (low is None or value >= low) and (high is None or value <= high):
+        return None
+    ends = [f"at least {low:g}"] if low is not None else []
+    ends += [f"at most {high:g}"] if high is not None else []
+    default = catalog.loss_defaults(name).get(key)
+    place = f"{where}.{key}"
+    return MbertError(
+        "M019",
+        f"{value!r} is out of bounds: no sensible value of {key}",
+        where=place,
+        allowed=f"A number, {' and '.join(ends)}." if ends else "A finite number.",
+        fix=f"Leave it out, or --set {key_of_location(place)}={default if default is not None else low}",
+    )
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _unknown_parameter(name: str, key: str, options: list[str], where: str) -> MbertError:
+    return MbertError(
+        "M006",
+        f'the loss "{name}" has no parameter "{key}"',
+        where=where,
+        allowed=f"Its parameters: {nearest(key, [*options, 'weight'])}",
+        fix=f"Read what they mean: mbert show losses {name}",
     )

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -127,9 +127,17 @@ class Catalog:
             if path.suffix == ".py" and f'MODEL_TYPE = "{model_type}"' in path.read_text(encoding="utf-8"):
                 self.module("students", name)
 
-    def loss_parameters(self, name: str) -> set[str]:
-        """Returns the keyword parameters of a loss, which are its recipe keys; `normalisation` may be set for one term, too."""
-        return {argument.arg for node in self._functions(name, name) for argument in node.args.kwonlyargs}
+    def loss_parameters(self, name: str) -> dict[str, str | tuple[Any, ...] | None]:
+        """Returns the keyword parameters of a loss, which are its recipe keys; `normalisation` may be set for one term, too.
+
+        With each stands its annotation: a type's name, the words of a Literal, or None for any other.
+        """
+        arguments = [argument for node in self._functions(name, name) for argument in node.args.kwonlyargs]
+        aliases = {
+            target.id: node.value for node in self._loss(name).body if isinstance(node, ast.Assign)
+            for target in node.targets if isinstance(target, ast.Name)
+        }  # fmt: skip
+        return {argument.arg: _annotation(argument.annotation, aliases) for argument in arguments}
 
     def loss_defaults(self, name: str) -> dict[str, Any]:
         """Returns the defaults of a loss's keyword parameters, as far as they are literals."""
@@ -146,13 +154,13 @@ class Catalog:
         return any(argument.arg.rpartition("_")[0] == "labels" for argument in required)
 
     def loss_facts(self, name: str) -> dict[str, Any]:
-        """Returns what a loss declares: `needs`, `over`, `projects`, `requires`, `divides`; None for what is no literal."""
+        """Returns what a loss declares, such as `needs`, `over` and `bounds`; None for what is no literal."""
         values: dict[str, Any] = {}
         for node in self._loss(name).body:
             if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 values |= {target.id: _literal(node.value) for target in targets if isinstance(target, ast.Name)}
-        return {fact: values[fact] for fact in ("needs", "over", "projects", "requires", "divides") if fact in values}
+        return {fact: values[fact] for fact in ("needs", "over", "projects", "requires", "divides", "bounds") if fact in values}
 
     def _functions(self, loss: str, *names: str) -> list[ast.FunctionDef]:
         return [node for node in self._loss(loss).body if isinstance(node, ast.FunctionDef) and node.name in names]
@@ -197,6 +205,15 @@ def _literal(value: ast.expr) -> Any:
         return ast.literal_eval(value)
     except ValueError:
         return None
+
+
+def _annotation(node: ast.expr | None, aliases: Mapping[str, ast.expr]) -> str | tuple[Any, ...] | None:
+    if isinstance(node, ast.Name):
+        return _annotation(aliases[node.id], {}) if node.id in aliases else node.id
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value).rpartition(".")[2] == "Literal":
+        words = _literal(node.slice)
+        return words if isinstance(words, tuple) else (words,)
+    return None
 
 
 def _pattern(stem: str) -> re.Pattern[str]:

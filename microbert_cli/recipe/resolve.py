@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from microbert_cli.errors import MbertError, combine_errors, key_location, nearest
 from microbert_cli.recipe.layers import Layer, flatten, merge, nest, normalise, table_at
-from microbert_cli.recipe.loss_checks import check_losses
+from microbert_cli.recipe.loss_checks import check_losses, check_parameters
 from microbert_cli.recipe.moe import check_experts
 from microbert_cli.recipe.multitask import check_tasks
 from microbert_cli.recipe.registry import Catalog, stage_names
@@ -274,7 +274,7 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
             yield from catalog.check(kind, reference, f"{_origin(key, origins)}, {key}")
 
 
-def _losses(values: Mapping[str, Any]) -> Iterable[tuple[str, str, set[str]]]:
+def _losses(values: Mapping[str, Any]) -> Iterable[tuple[str, str, dict[str, Any]]]:
     """Yields (key, loss, parameters) of every term of every phase."""
     tables = {name: table_at(values, name) for name in ("finetune", "general")}
     tables["moe.repair"] = table_at(table_at(values, "moe"), "repair")
@@ -282,7 +282,8 @@ def _losses(values: Mapping[str, Any]) -> Iterable[tuple[str, str, set[str]]]:
     tables |= {f"phases.{name}": table_at(phases, name) for name in phases}
     for table, phase in tables.items():
         for name, term in table_at(phase, "losses").items():
-            yield f"{table}.losses.{name}", name, set(term) - {"weight"} if isinstance(term, Mapping) else set()
+            parameters = term if isinstance(term, Mapping) else {}
+            yield f"{table}.losses.{name}", name, {key: value for key, value in parameters.items() if key != "weight"}
 
 
 def _is_checkpoint(name: Any) -> bool:
@@ -323,18 +324,12 @@ def _invalid_folder_name(key: str, name: str, origins: Mapping[str, str]) -> Mbe
 
 
 def _check_loss(
-    key: str, name: str, parameters: set[str], catalog: Catalog, origins: Mapping[str, str]
+    key: str, name: str, parameters: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]
 ) -> Iterable[MbertError]:
     where = f"{_origin(key, origins)}, {key}"
     if errors := list(catalog.check("losses", name, where)):
         yield from errors
         return
-    known_parameters = catalog.loss_parameters(name)
-    for parameter in sorted(parameters - known_parameters):
-        yield MbertError(
-            "M006",
-            f'the loss "{name}" has no parameter "{parameter}"',
-            where=f"{where}.{parameter}",
-            allowed=f"Its parameters: {nearest(parameter, known_parameters | {'weight'})}",
-            fix=f"Read what they mean: mbert show losses {name}",
-        )
+    for parameter, value in sorted(parameters.items()):
+        place = f"{_origin(f'{key}.{parameter}', origins)}, {key}"
+        yield from check_parameters(name, {parameter: value}, catalog, where=place)

@@ -6,19 +6,27 @@ A table that has one main key may be written as that key's value: `corpus = "pyt
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from microbert_cli.recipe.task_kinds import KindName
 from microbert_cli.recipe.values import (
     MULTITASK_KEYS,
     Count,
+    Decay,
     LayerRates,
+    NotNegativeCount,
     Place,
     Positive,
+    Rates,
     Seed,
+    Seeds,
     Share,
+    Smoothing,
     Strict,
     Term,
+    Weight,
+    Whole,
+    check_distinct,
     identity_values,
 )
 
@@ -48,13 +56,13 @@ class Training(Strict):
     optimizer: Literal["adamw", "adamw-distilbert", "bertadam", "adamax", "lamb"] = "adamw"
     schedule: Literal["constant", "linear", "sqrt"] = "linear"
     warmup: Share = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Decay = 0.01
     max_grad_norm: Positive = 1.0
     accumulate: Count = 1
-    evaluations: Annotated[int, Field(ge=0)] = 4
+    evaluations: NotNegativeCount = 4
     checkpoint_seconds: Positive = 120.0
     checkpoint_steps: Count | None = None
-    gradient_norms: Annotated[int, Field(ge=0)] = 0
+    gradient_norms: NotNegativeCount = 0
 
 
 class PhaseSpec(Training):
@@ -62,7 +70,7 @@ class PhaseSpec(Training):
 
     losses: dict[str, Term] = {}
     data: Literal["auto", "original", "augmented", "transfer"] = "auto"
-    learning_rates: list[Positive] = []
+    learning_rates: Rates = []
     leave_out: bool = False
 
 
@@ -115,7 +123,7 @@ class Repair(PhaseSpec):
     }
     epochs: Positive = 5.0
     warmup: Share = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Decay = 0.0
 
 
 class Moe(Strict):
@@ -134,14 +142,14 @@ class Moe(Strict):
     norm: Literal["layer", "expert"] = "layer"
     gate: Literal["share", "probability"] = "share"
     top_k: Count = 1
-    balance: Annotated[float, Field(ge=0)] = 0.01
+    balance: Weight = 0.01
     init: Literal["copy", "importance"] = "copy"
-    shared: Annotated[int, Field(ge=0)] | None = None
+    shared: NotNegativeCount | None = None
     importance_rows: Count = 4096
     teacher_layers: Literal["every-second", "all"] | list[Count] = "all"
     teacher_experts: Count = 8
     teacher_width: Count | None = None
-    teacher_shared: Annotated[int, Field(ge=0)] | None = None
+    teacher_shared: NotNegativeCount | None = None
     repair: Repair = Repair()
 
 
@@ -174,8 +182,8 @@ class Corpus(Strict):
 
     source: Place | None = None
     format: Literal["pairs", "packed"] = "pairs"
-    max_length: Annotated[int, Field(ge=8)] = 128
-    heldout: Share = 0.02
+    max_length: Annotated[Whole, Field(ge=8)] = 128
+    heldout: Annotated[Share, Field(lt=1)] = 0.02
     documents: Count | None = None
     random_next: Share = 0.5
     short: Share = 0.1
@@ -199,8 +207,8 @@ class Pretrain(Training):
     """Masked-LM training."""
 
     model: Place | None = None
-    masked: Share = 0.15
-    smoothing: Annotated[float, Field(ge=0)] = 0.0
+    masked: Annotated[Share, Field(gt=0)] = 0.15
+    smoothing: Smoothing = 0.0
     learning_rate: Positive = 1e-4
     epochs: Positive = 1.0
 
@@ -213,7 +221,7 @@ class General(PhaseSpec):
     """
 
     masked: Share = 0.0
-    smoothing: Annotated[float, Field(ge=0)] = 0.0
+    smoothing: Smoothing = 0.0
     dropout: bool = True
     layer_by_layer: LayerRates = False
 
@@ -223,8 +231,8 @@ class Finetune(Training):
 
     model: Place | None = None
     learning_rate: Positive = 5e-5
-    learning_rates: list[Positive] = []
-    evaluations: Annotated[int, Field(ge=0)] = 4
+    learning_rates: Rates = []
+    evaluations: NotNegativeCount = 4
     losses: dict[str, Term] = {"hard_label": Term()}
 
 
@@ -232,9 +240,9 @@ class Augment(Strict):
     """Algorithm 1 of TinyBERT; see `augmentation/algorithm.py`."""
 
     masked_lm: Place | None = None
-    sources: list[str] = ["masked_lm", "word_vectors"]
+    sources: Annotated[list[str], AfterValidator(check_distinct)] = ["masked_lm", "word_vectors"]
     copies: Count = 20
-    replace_probability: Share = 0.4
+    replace_probability: Annotated[Share, Field(gt=0)] = 0.4
     candidates_per_word: Count = 15
     query: Literal["with-original", "alone"] = "with-original"
     candidates: Literal["once", "sequential"] = "once"
@@ -259,7 +267,7 @@ class Export(Strict):
     onnx: bool = True
     int8: bool = True
     optimize: bool = True
-    tolerance: Positive = 1e-4
+    tolerance: Annotated[Positive, Field(le=1)] = 1e-4
 
 
 class Recipe(Strict):
@@ -280,7 +288,7 @@ class Recipe(Strict):
     student: Place | None = None
     base: Place | None = None
     seed: Seed = 42
-    seeds: list[Seed] = []
+    seeds: Seeds = []
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     tf32: bool = False

@@ -6,13 +6,36 @@ And which of them decide what a stage makes: the rest (paths, cadence, unused ta
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
-LayerRates = Literal[False] | tuple[Positive, Annotated[float, Field(ge=0)]]  # of the current layer, of the lower ones
+
+def _check_no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number, not a truth value")
+    return value
+
+
+def check_distinct(values: list[Any]) -> list[Any]:
+    """Checks that no value comes twice."""
+    if repeated := sorted({value for value in values if values.count(value) > 1}):
+        raise ValueError(f"each only once, and {', '.join(map(str, repeated))} comes twice or more")
+    return values
+
+
+Number = Annotated[float, BeforeValidator(_check_no_truth_value)]
+Whole = Annotated[int, BeforeValidator(_check_no_truth_value)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Weight = Annotated[Number, Field(ge=0, le=1e6)]  # a larger one overflows float32 with any loss, and the rate gets the blame
+Decay = Annotated[Number, Field(ge=0, le=100)]
+Smoothing = Annotated[Number, Field(ge=0, le=10)]  # an exponent of token counts
+Count = Annotated[Whole, Field(gt=0)]
+NotNegativeCount = Annotated[Whole, Field(ge=0)]
+Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1)]  # numpy's generators take no larger one
+Seeds = Annotated[list[Seed], AfterValidator(check_distinct)]
+Rates = Annotated[list[Positive], AfterValidator(check_distinct)]  # a trial of each has a folder named after it
+LayerRates = Literal[False] | tuple[Positive, NotNegative]  # of the current layer, of the lower ones
 
 FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases
 MAX_NAME_BYTES, MAX_PATH_BYTES = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME
@@ -37,7 +60,7 @@ class Term(BaseModel):
     """One loss of a sum: its weight, and the loss's own keyword parameters."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-    weight: float = 1.0
+    weight: Weight = 1.0
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -4,13 +4,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor, nn
 
-from microbert_cli.errors import MbertError, nearest
+from microbert_cli.errors import MbertError, combine_errors, nearest
 from microbert_cli.models.capture import OutputRequest
-from microbert_cli.recipe.loss_checks import COLUMNS, default_columns, missing_inputs, unknown_columns
+from microbert_cli.recipe.loss_checks import COLUMNS, check_parameters, default_columns, missing_inputs, unknown_columns
 from microbert_cli.recipe.registry import Catalog
 
 ENCODER_OUTPUTS = frozenset({"hidden", "scores", "qkv", "mask"})
@@ -142,8 +142,8 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
     if missing := [attribute for attribute in (name, "needs", "over") if not hasattr(module, attribute)]:
         raise _not_a_loss(str(module.__file__), missing[0], name)
     function = getattr(module, name)
-    for key, value in parameters.items():
-        _check_parameter(function, name, key, value)
+    if errors := list(check_parameters(name, parameters, catalog, where=f"losses.{name}")):
+        raise combine_errors(errors)
     if unknown := unknown_columns(getattr(module, "requires", ())):
         raise _unknown_requirement(str(module.__file__), unknown)
     needs = frozenset(module.needs(**parameters) if callable(module.needs) else module.needs)
@@ -160,28 +160,6 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
         parameters=parameters,
         trains=getattr(module, "trains", None),
         against=getattr(module, "against", None),
-    )
-
-
-def _check_parameter(function: Callable[..., Tensor], name: str, key: str, value: Any) -> None:
-    """Checks a parameter against its annotation: raises M018 for none of a Literal's words, M017 for what is no number."""
-    declared = inspect.signature(function).parameters.get(key)
-    if declared is not None and (words := get_args(declared.annotation)) and value not in words:
-        raise MbertError(
-            "M018",
-            f"{value!r} is none of them",
-            where=f"losses.{name}.{key}",
-            allowed=nearest(str(value), [str(word) for word in words]),
-            fix=f"Read what they mean: mbert show losses {name}",
-        )
-    if declared is None or declared.annotation not in (float, int) or (isinstance(value, int | float) and value is not True):
-        return
-    raise MbertError(
-        "M017",
-        f"{value!r} is no number",
-        where=f"losses.{name}.{key}",
-        allowed=f"A number; left out it is {declared.default}.",
-        fix=f"Read what it means: mbert show losses {name}",
     )
 
 

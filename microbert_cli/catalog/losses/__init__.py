@@ -8,6 +8,7 @@ Each module defines
     projects  optional: "hidden" = student vectors are projected to the teacher's width first; the objective owns the projection
     requires  optional: what teacher and student must have in common, of "tokens" (the same token ids), "heads", "width";
               without it that follows from `needs`
+    bounds    optional: the lowest and the highest value of keyword parameters, {"temperature": (1e-3, 1e3)}; None = no bound
     divides   optional: the keyword parameter that must divide both models' widths
 and one function of the module's name. Its positional parameters are named after the tensors they get, with a shape suffix
 (`student_BTd`, `teacher_BTD`, `mask_BT`, `labels_B`, `augmented_B`); its keyword parameters are the recipe keys of the term.

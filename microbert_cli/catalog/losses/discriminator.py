@@ -29,6 +29,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.reduce import mean_over_rows
 
 over = "top"
+bounds = {"begin": (0, 1), "smoothing": (0, 1), "learning_rate": (1e-10, 10), "rest_above": (0, 1)}
 projects = "hidden"
 requires: set[str] = set()  # reads the first token only, so that the others may differ
 

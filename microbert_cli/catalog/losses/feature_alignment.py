@@ -25,6 +25,7 @@ from microbert_cli.reduce import mean_over_rows, squared_error
 
 needs = {"hidden", "mask"}
 over = "layers"
+bounds = {"cls": (0, 1e6), "max": (0, 1e6), "mean": (0, 1e6)}
 projects = "hidden"
 requires: set[str] = set()  # one vector per sentence, so that the two models may tokenise it differently
 

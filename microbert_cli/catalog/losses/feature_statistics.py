@@ -18,6 +18,7 @@ from microbert_cli.reduce import mean_by, squared_error
 
 needs = {"hidden", "mask"}
 over = "layers"
+bounds = {"means": (0, 1e6), "variances": (0, 1e6)}
 
 
 def feature_statistics(

@@ -14,6 +14,7 @@ from microbert_cli.reduce import mean_over_rows
 
 needs = {"logits", "labels", "augmented"}
 over = "batch"
+bounds = {"label_smoothing": (0, 1)}
 
 
 def hard_label(

@@ -21,6 +21,7 @@ Vectors = tuple[Tensor, Tensor, Tensor]  # queries, keys, values
 
 needs = {"qkv", "mask"}
 over = "top"
+bounds = {"queries": (0, 1e6), "keys": (0, 1e6), "values": (0, 1e6)}
 divides = "heads"
 
 

@@ -24,6 +24,7 @@ from microbert_cli.reduce import mean_over_elements, mean_over_rows
 
 needs = {"logits", "labels"}
 over = "batch"
+bounds = {"temperature": (1e-3, 1e3)}
 
 
 def soft_target(

@@ -20,6 +20,7 @@ from microbert_cli.reduce import denominator
 
 needs = {"hidden", "token_head", "token_labels"}
 over = "top"
+bounds = {"alpha": (0, 1)}
 requires = {"tokens"}  # and one vocabulary
 
 Head = Callable[[Tensor], Tensor]

@@ -26,6 +26,7 @@ from microbert_cli.reduce import denominator
 
 CHUNK_POSITIONS = 512  # positions
 over = "top"
+bounds = {"temperature": (1e-3, 1e3)}
 requires = {"tokens"}  # and one vocabulary
 
 Head = Callable[[Tensor], Tensor]

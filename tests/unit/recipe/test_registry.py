@@ -74,10 +74,12 @@ def test_the_nearest_name_is_offered():
 
 def test_parameters_of_a_loss_are_read_without_importing_it():
     assert CATALOG.loss_parameters("soft_target") == {
-        "temperature", "divergence", "reduction", "squared_temperature", "normalisation",
+        "temperature": "float", "divergence": ("cross-entropy", "kl", "symmetric-kl"), "reduction": ("auto", "batch", "elements"),
+        "squared_temperature": "bool", "normalisation": "str",
     }  # fmt: skip
-    assert CATALOG.loss_parameters("hard_label") == {"label_smoothing"}
-    assert CATALOG.loss_parameters("masked_lm") == set()
+    assert CATALOG.loss_parameters("discriminator")["input"] == ("logits", "cls", "both")  # by its alias
+    assert CATALOG.loss_parameters("hard_label") == {"label_smoothing": "float"}
+    assert CATALOG.loss_parameters("masked_lm") == {}
 
 
 LOSS = '''"""A loss that would fail if it were imported to be listed."""
@@ -101,7 +103,7 @@ def included(tmp_path, kind, name, text):
 def test_a_file_of_ones_own_is_found(tmp_path):
     catalog = included(tmp_path, "losses", "absolute.py", LOSS % "absolute")
     assert catalog.names("losses") == sorted([*BUILT_IN["losses"], "absolute"])
-    assert catalog.loss_parameters("absolute") == {"strength", "_private"}
+    assert catalog.loss_parameters("absolute") == {"strength": None, "_private": None}
     assert "mbert_included_losses_absolute" not in sys.modules
     assert catalog.module("losses", "absolute").imported
     assert CATALOG.names("losses") == BUILT_IN["losses"]

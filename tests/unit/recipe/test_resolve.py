@@ -160,6 +160,68 @@ def test_a_key_of_several_types_gives_one_error(key, value):
     assert error.code == "M003" and error.where == f"--set {key}"
 
 
+LOSS = "phases.prediction.losses.soft_target"
+
+
+@pytest.mark.parametrize(("code", "key", "value", "place"), [
+    ("M003", LOSS, "-1", f"{LOSS}.weight"),
+    ("M003", LOSS, "1e30", f"{LOSS}.weight"),
+    ("M003", f"{LOSS}.weight", "nan", ""),
+    ("M003", f"{LOSS}.weight", "true", ""),
+    ("M003", "general.losses.hidden_states", "-0.5", "general.losses.hidden_states.weight"),
+    ("M003", "finetune.losses.hard_label.weight", "-inf", ""),
+    ("M003", "moe.repair.losses.hard_label.weight", "-1", ""),
+    ("M003", "seeds", "[1, 2, 1]", ""),
+    ("M003", "seeds", "[4294967296]", "seeds.0"),
+    ("M003", "seed", "true", ""),
+    ("M003", "finetune.epochs", "true", ""),
+    ("M003", "finetune.learning_rate", "inf", ""),
+    ("M003", "finetune.learning_rates", "[1e-5, 1e-5]", ""),
+    ("M003", "finetune.weight_decay", "1e30", ""),
+    ("M003", "pretrain.masked", "0", ""),
+    ("M003", "augment.sources", '["masked_lm", "masked_lm"]', ""),
+    ("M003", "augment.replace_probability", "0", ""),
+    ("M003", "corpus.heldout", "1", ""),
+    ("M003", "export.tolerance", "1e30", ""),
+    ("M019", f"{LOSS}.temperature", "0", ""),
+    ("M019", f"{LOSS}.temperature", "-2", ""),
+    ("M019", f"{LOSS}.temperature", "1e-30", ""),
+    ("M019", f"{LOSS}.temperature", "1e30", ""),
+    ("M019", f"{LOSS}.temperature", "nan", ""),
+    ("M017", f"{LOSS}.temperature", "true", ""),
+    ("M017", f"{LOSS}.squared_temperature", "maybe", ""),
+    ("M018", f"{LOSS}.divergence", "k1", ""),
+    ("M019", "finetune.losses.hard_label.label_smoothing", "1.5", ""),
+    ("M019", "general.losses.token_mixed_target.alpha", "-1", ""),
+    ("M017", "general.losses.relations.heads", "2.5", ""),
+    ("M019", "general.losses.feature_statistics.means", "inf", ""),
+])  # fmt: skip
+def test_numbers_without_sense_are_refused_under_their_key(code, key, value, place):
+    error = errors_of(f"{key}={value}")[0]
+    assert (error.code, error.where.removeprefix(f"--set {key}, ").removeprefix("--set ")) == (code, place or key)
+
+
+def test_the_advice_for_a_value_out_of_bounds_works():
+    error = errors_of(f"{LOSS}.temperature=-1")[0]
+    assert "at least 0.001" in error.allowed
+    assert of(error.fix.rpartition("--set ")[2]).recipe
+
+
+def test_a_plug_in_declares_the_bounds_of_its_parameters(tmp_path):
+    lines = [
+        "from typing import Literal", "needs, over = {'logits'}, 'batch'", "bounds = {'strength': (0.5, None)}",
+        "Way = Literal['a', 'b']", "def mine(student_BC, *, strength: float = 1.0, way: Way = 'a', free: float = 0.0): ...",
+    ]  # fmt: skip
+    (tmp_path / "losses").mkdir()
+    write(tmp_path / "losses" / "mine.py", "\n".join(lines))
+    catalog = Catalog([tmp_path])
+    for key, value, code in (("strength", "0.4", "M019"), ("way", "c", "M018"), ("free", "-inf", "M019")):
+        with pytest.raises(MbertError) as caught:
+            resolve(catalog=catalog, sets=[f"phases.prediction.losses.mine.{key}={value}"], environment={})
+        assert caught.value.code == code
+    resolve(catalog=catalog, sets=["phases.prediction.losses.mine.free=-1e9"], environment={})
+
+
 def test_bad_places_raise_their_own_errors(tmp_path):
     assert errors_of("no-equals-sign")[0].code == "M101"
     assert errors_of(recipe=tmp_path / "gone.toml")[0].code == "M201"
