@@ -169,9 +169,8 @@ def data_folder_layer(layer: Layer) -> Layer | None:
 def recipe_of_model(model: str | None) -> Layer:
     """Returns the recipe keys that made a model, or the output whose best/TASK it is; empty for any other model."""
     path = Path(model or "")
-    files = (directory / manifest.FILE for directory in (path, *path.parents[1:2]))
-    file = next((file for file in files if model and file.is_file()), None)
-    return Layer(str(file), manifest.read(file.parent).get("recipe", {})) if file else Layer("no manifest", {})
+    output = manifest.output_of(path.parent if path.is_file() else path) if model else None
+    return Layer(str(output / manifest.FILE), manifest.read(output).get("recipe", {})) if output else Layer("no manifest", {})
 
 
 def explain(resolved: Resolved, *, as_json: bool = False) -> None:

@@ -11,7 +11,7 @@ from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.evaluation.benchmark import TimedModel, time_interleaved
 from microbert_cli.models.onnx import ONNX_FILES
-from microbert_cli.models.predictor import open_predictor
+from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.models.size import count_parameters, forward_flops, weights_bytes
 from microbert_cli.reporter import SILENT, Reporter
 
@@ -32,6 +32,7 @@ class BenchmarkModel:
     precision: str = "auto"
     label_order: Sequence[str] | None = None
     where: str = "model"
+    in_the_making: bool = False
 
 
 def benchmark_models(
@@ -44,12 +45,7 @@ def benchmark_models(
     Returns {"models": {name: parameters, bytes, flops, latency_ms, ...}, "conditions": {...}}; flops are those of one row of
     the mean length.
     """
-    opened = {
-        entrant.name: open_predictor(
-            entrant.source, data.task, precision=entrant.precision, where=entrant.where, label_order=entrant.label_order
-        )
-        for entrant in entrants
-    }
+    opened = {entrant.name: _open(entrant, data) for entrant in entrants}
     timed_models, measured = {}, {}
     for entrant in entrants:
         model = opened[entrant.name]
@@ -68,6 +64,17 @@ def benchmark_models(
         measured[name] |= asdict(speed)
     conditions = {key: value for key, value in asdict(timings).items() if key != "speeds"}
     return {"models": measured, "conditions": conditions}
+
+
+def _open(entrant: BenchmarkModel, data: TaskData) -> Predictor:
+    return open_predictor(
+        entrant.source,
+        data.task,
+        precision=entrant.precision,
+        where=entrant.where,
+        label_order=entrant.label_order,
+        in_the_making=entrant.in_the_making,
+    )
 
 
 def _sizes(entrant: BenchmarkModel, model: Any, length: int) -> dict[str, Any]:

@@ -12,6 +12,13 @@ from microbert_cli.runs import manifest
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # in the order in which they are preferred
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # any of them makes a tokenizer
 # Files of a stage: in a directory without a manifest they mean that the stage did not finish.
+# What decides the answers of a model, where it is there.
+READ_FILES = (
+    "config.json", "model.safetensors", "model.safetensors.index.json", "adapter_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "model.onnx", "model.int8.onnx", "model.optimized.onnx",
+    "model.int8.optimized.onnx",
+)  # fmt: skip
 TRACES = ("begun.json", "log.jsonl", "recipe.resolved.toml")
 
 
@@ -92,10 +99,12 @@ def _snapshot(name: str, weights: str, *, local_files_only: bool = False) -> Pat
 
 def _checked(path: Path, where: str) -> Path:
     """Returns the directory once it is known to hold a whole model."""
-    if not (path / manifest.FILE).is_file() and any((path / name).exists() for name in TRACES):
+    if output := manifest.output_of(path):
+        manifest.verify_part(output, path, READ_FILES)
+    elif any((path / name).exists() for name in TRACES):
         raise manifest.unfinished_output(path)
-    if (path / manifest.FILE).is_file():
-        manifest.read_verified(path)
+    elif home := manifest.unfinished_home(path):
+        raise manifest.unfinished_output(home)
     if not (path / "config.json").is_file():
         what, fix = _describe_directory(path)
         raise MbertError(

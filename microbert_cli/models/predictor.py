@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import OutputRequest, forward_in_pieces
+from microbert_cli.models.find import find_model
 from microbert_cli.models.labels import check_one_label, match_labels, names_settle_order
 from microbert_cli.models.load import frozen, load_model
-from microbert_cli.models.onnx import ONNX_FILES, OnnxClassifier, is_export
+from microbert_cli.models.onnx import ONNX_FILES, OnnxClassifier, is_export, precisions
 from microbert_cli.models.tokenizers import load_tokenizer
 from microbert_cli.recipe.task import Task
 
@@ -40,6 +42,7 @@ def open_predictor(
     where: str = "model",
     task_name: str | None = None,
     label_order: Sequence[str] | None = None,
+    in_the_making: bool = False,
 ) -> Predictor:
     """Opens a classifier; with a task, its outputs are put into the order of the task's labels.
 
@@ -47,9 +50,12 @@ def open_predictor(
                that one; torch: its safetensors are loaded. Naming an ONNX file itself chooses it, too.
     task_name  which task's answers a model of several gives, where there is no `task`
     label_order   names of the model's outputs, over those in its configuration
+    in_the_making  an export that this process writes, and measures before it has a manifest; all else is compared with its own
     """
     path = Path(source)
     if precision in ONNX_FILES or (precision == "auto" and is_export(path)):
+        if path.exists() and not in_the_making:
+            find_model(path.parent if path.is_file() else path, where=where)
         return _open_export(path, task, precision, where, label_order)
     loaded = load_model(source, "classifier", where=where, task=task.name if task else task_name)
     columns = match_labels(loaded.model.config, task, where=where, source=source, order=label_order) if task else None
@@ -65,12 +71,24 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def _open_export(path: Path, task: Task | None, precision: str, where: str, label_order: Sequence[str] | None) -> Predictor:
+    if precision == "auto" and path.is_dir() and "fp32" not in precisions(path):
+        raise _no_default(path, precisions(path), where)
     session = OnnxClassifier(path, precision=None if precision == "auto" or path.is_file() else precision)
     check_one_label(session.config, where=f"{where} {path}")
     tokenizer = load_tokenizer(session.directory, session.config, where=where)
     columns = match_labels(session.config, task, where=where, source=str(path), order=label_order) if task else None
     settled = task is None or names_settle_order(session.config, task, label_order)
     return Predictor(_OnnxModel(session, columns), session, tokenizer, str(path), columns, settled)
+
+
+def _no_default(path: Path, offered: Sequence[str], where: str) -> MbertError:
+    return MbertError(
+        "M233",
+        f"there is no {ONNX_FILES['fp32']} here, and {' and '.join(ONNX_FILES[name] for name in offered)} may answer otherwise",
+        where=f"{where} {path}",
+        allowed=f"A whole export, or one of its files by name: {', '.join(offered)}.",
+        fix=f"Name the file that shall answer, in place of its directory: {path / ONNX_FILES[offered[0]]}",
+    )
 
 
 class _TorchModel:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,17 +19,26 @@ if TYPE_CHECKING:
 CHECKSUM_KEY = "checksum"
 NAME_DIGITS = 32  # digits of a checksum in a file's name
 FileStamp = tuple[int, int, int]
+LARGE_FILE = 8 * 2**20  # bytes; a smaller one is read in no time, so that its checksum need not be remembered
 
-_digests: dict[Path, tuple[FileStamp, str]] = {}
+_digests: dict[Path, tuple[str, FileStamp]] = {}
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; when the block ends well the file is synced and renamed to `path`."""
+def atomic_write(path: Path, *, like: os.stat_result | None = None) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; when the block ends well the file is synced and renamed to `path`.
+
+    The file gets the mode that the umask says, or owner and mode of `like`, the file that it replaces.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the same file at once
     try:
         yield temporary
-        apply_umask(temporary)
+        if like is None:
+            apply_umask(temporary)
+        else:
+            with suppress(OSError, AttributeError):  # only root can give a file away, and Windows not at all
+                os.chown(temporary, like.st_uid, like.st_gid)
+            temporary.chmod(stat.S_IMODE(like.st_mode))
         fsync(temporary)
         temporary.replace(path)
         fsync(path.parent)
@@ -101,15 +111,22 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """Returns the sha256 of a file; it is read once in a process, until size, time of change or inode differ."""
+def file_stamp(path: Path) -> FileStamp:
+    """Returns what tells a file from its later self without reading it: size, time of change, inode."""
     status = path.stat()
-    stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
-    cached = _digests.get(path)
-    if cached is None or cached[0] != stamp:
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def file_digest(path: Path) -> str:
+    """Returns the sha256 of a file's bytes; a large one is read once in a process, unless its stamp says that it changed."""
+    stamp = file_stamp(path)
+    digest, stamp_before = _digests.get(path, ("", None))
+    if stamp_before != stamp:
         with path.open("rb") as file:
-            _digests[path] = cached = (stamp, hashlib.file_digest(file, "sha256").hexdigest())
-    return cached[1]
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if stamp[0] >= LARGE_FILE:
+            _digests[path] = digest, stamp
+    return digest
 
 
 def rename_by_checksum(path: Path, stem: str, suffix: str) -> Path:
@@ -131,14 +148,14 @@ def file_digests(directory: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: file_digest(directory / name) for name in names}
 
 
-def damaged_files(directory: Path, digests: Mapping[str, str]) -> list[str]:
-    """Returns which of these files are gone or damaged, a message each."""
+def damaged_files(directory: Path, digests: Mapping[str, str], digest_of: Callable[[Path], str] = file_digest) -> list[str]:
+    """Returns which of these files are gone or damaged, a message each; `digest_of` reads a file, or remembers it."""
     damage = []
     for name, expected in digests.items():
         path = directory / name
         if not path.is_file():
             damage.append(f"{name} is gone")
-        elif file_digest(path) != expected:
+        elif digest_of(path) != expected:
             damage.append(f"{name} is damaged")
     return damage
 

@@ -1,16 +1,19 @@
 """What may be thrown away: tokenised corpora, word tables, a teacher's answers. `MBERT_CACHE` names the place."""
 
+import hashlib
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
 
 COMPLETE = "complete"
+DIGESTS = "digests"
+SETTLED_NS = 2 * 10**9  # a file changed later than that may change again without a new time of change
 
 
 def root() -> Path:
@@ -86,6 +89,29 @@ def _touch(directory: Path) -> None:
 def entry_path(kind: str, key: str) -> Path:
     """Returns the directory of an entry, whether it exists or not."""
     return root() / kind / key[:32]
+
+
+def remembered_digest(path: Path) -> str:
+    """Returns the sha256 of a file; that of a large one is remembered by path, size, time of change and inode.
+
+    A memory that is damaged, or cannot be written, costs nothing but the time to read the file.
+    """
+    stamp = atomic.file_stamp(path)
+    if stamp[0] < atomic.LARGE_FILE:
+        return atomic.file_digest(path)
+    name = str(path.resolve())
+    entry = root() / DIGESTS / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError, KeyError):
+        memory = atomic.load_with_checksum(entry.read_text(encoding="utf-8"))
+        if (memory["path"], memory["stamp"]) == (os.fsencode(name).hex(), list(stamp)):
+            return str(memory["sha256"])
+    checksum = atomic.file_digest(path)
+    if stamp == atomic.file_stamp(path) and time.time_ns() - stamp[1] > SETTLED_NS:
+        with suppress(OSError):
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            memory = {"path": os.fsencode(name).hex(), "stamp": stamp, "sha256": checksum}
+            atomic.write_text(entry, atomic.dump_with_checksum(memory))
+    return checksum
 
 
 def free_bytes() -> int:

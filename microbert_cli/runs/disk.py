@@ -4,8 +4,6 @@ import errno
 import os
 import re
 import shutil
-import stat
-from contextlib import suppress
 from pathlib import Path
 
 from microbert_cli import distributed
@@ -73,12 +71,8 @@ def _replace(target: Path, text: str) -> None:
     """Writes a plain file, atomically where its folder allows it."""
     before = target.stat() if target.exists() else None
     try:
-        with atomic.atomic_write(target) as temporary:
+        with atomic.atomic_write(target, like=before) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
-            if before is not None:
-                with suppress(OSError, AttributeError):  # only root can give a file away, and Windows not at all
-                    os.chown(temporary, before.st_uid, before.st_gid)
-                temporary.chmod(stat.S_IMODE(before.st_mode))
     except OSError as error:
         # A file that is ours in a folder that is not, or one that a container mounts by itself, can only be written into.
         if before is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EBUSY):

@@ -7,9 +7,10 @@ Times, machines and paths are recorded beside it and never compared.
 import hashlib
 import json
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from microbert_cli import distributed
 from microbert_cli.errors import MbertError
+from microbert_cli.runs import cache
 from microbert_cli.runs.atomic import (
     CHECKSUM_KEY,
     apply_umask,
@@ -34,6 +36,8 @@ from microbert_cli.version import __version__
 
 FILE = "manifest.json"
 SCHEMA = 2
+STARTED_FILES = ("begun.json", "recipe.resolved.toml")  # what a stage writes before its manifest
+PART = re.compile(r"\.|seed-\d+|(seed-\d+/)?best/[^/]+")  # where models lie in an output
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors", "onnxruntime", "accelerate")
 
 
@@ -84,15 +88,59 @@ def read(directory: Path) -> dict[str, Any]:
 def read_verified(directory: Path) -> dict[str, Any]:
     """Returns a directory's manifest once its outputs match it; raises M210, M301, and M306 naming the files."""
     manifest = read(directory)
-    if damage := damaged_files(directory, manifest["outputs"]):
-        raise MbertError(
-            "M306",
-            f"this output is no longer what was made: {', '.join(damage[:4])}",
-            where=str(directory),
-            allowed="The files that its manifest.json lists, as they were written.",
-            fix=f"Make it again, the old one is moved aside: {' '.join(map(str, manifest.get('argv', ['mbert ...'])))} --force",
-        )
+    if damage := damaged_files(directory, manifest["outputs"], cache.remembered_digest):
+        raise _changed_output(directory, manifest, damage)
     return manifest
+
+
+def output_of(place: Path) -> Path | None:
+    """Returns the output that a directory is, or is the model of a seed or a task in; None for any other directory."""
+    directory = place.resolve()
+    for depth, home in enumerate((directory, *directory.parents[:3])):
+        if (home / FILE).is_file() and PART.fullmatch(directory.relative_to(home).as_posix()):
+            typed = Path(*place.parts[: len(place.parts) - depth])
+            return typed if typed.resolve() == home else home  # in messages as the user typed it
+    return None
+
+
+def unfinished_home(part: Path) -> Path | None:
+    """Returns the unfinished output whose seed's or task's model this is; None for any other directory."""
+    directory = part.resolve()
+    for home in directory.parents[:3]:
+        if PART.fullmatch(directory.relative_to(home).as_posix()) and any((home / name).is_file() for name in STARTED_FILES):
+            return home
+    return None
+
+
+def verify_part(output: Path, directory: Path, read_names: Sequence[str]) -> None:
+    """Checks that the model of a seed or a task in an output is what was made, and that nothing was laid beside it.
+
+    read_names  the files that decide what a model answers: none of them may lie there that the stage did not write
+    Raises M301, and M306 naming the files.
+    """
+    manifest = read(output)
+    part = directory.resolve().relative_to(output.resolve()).as_posix()
+    prefix = "" if part == "." else f"{part}/"
+    outputs = {name: value for name, value in manifest["outputs"].items() if name.startswith(prefix)}
+    damage = damaged_files(output, outputs, cache.remembered_digest)
+    if f"{prefix}config.json" in outputs:
+        added = (prefix + name for name in read_names if (directory / name).is_file() and prefix + name not in outputs)
+        damage += [f"{name} was added" for name in added]
+    if damage:
+        raise _changed_output(output, manifest, damage)
+
+
+def _changed_output(directory: Path, manifest: Mapping[str, Any], damage: Sequence[str]) -> MbertError:
+    argv = " ".join(map(str, manifest.get("argv", ["mbert ..."])))
+    added = [str(directory / text.removesuffix(" was added")) for text in damage if text.endswith(" was added")]
+    again = f"Make it again, the old one is moved aside: {argv} --force"
+    return MbertError(
+        "M306",
+        f"this output is no longer what was made: {', '.join(damage[:4])}",
+        where=str(directory),
+        allowed="The files that its manifest.json lists, as they were written.",
+        fix=f"Take away what was added: rm {' '.join(added)}" if len(added) == len(damage) else again,
+    )
 
 
 def _parse(text: str) -> dict[str, Any]:

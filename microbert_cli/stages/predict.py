@@ -75,11 +75,13 @@ def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
 
 
 def _trained_length(model: Path) -> int | None:
-    home = model.parent if model.is_file() else model
-    if not (home / manifest.FILE).is_file():
+    output = manifest.output_of(model.parent if model.is_file() else model)
+    if output is None:
         return None
-    length = manifest.read(home)["identity"].get("data", {}).get("max_length")
-    return length if isinstance(length, int) else None
+    facts = manifest.read(output)
+    # Of several tasks the identity has an entry each; the recipe has the length of all.
+    lengths = (table.get("data", {}).get("max_length") for table in (facts["identity"], facts.get("recipe", {})))
+    return next((length for length in lengths if isinstance(length, int)), None)
 
 
 def _column_texts(table: Table, column: str) -> list[str]:

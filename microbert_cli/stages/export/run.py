@@ -113,4 +113,4 @@ def _models_to_measure(
 ) -> list[BenchmarkModel]:
     entrants = [BenchmarkModel("teacher", teacher, "torch", order, where="teacher.model")] if teacher else []
     entrants.append(BenchmarkModel("torch", model, "torch"))
-    return entrants + [BenchmarkModel(name, str(path), name) for name in files if name in ONNX_FILES]
+    return entrants + [BenchmarkModel(name, str(path), name, in_the_making=True) for name in files if name in ONNX_FILES]

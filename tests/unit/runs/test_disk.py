@@ -1,16 +1,20 @@
-"""Where a result goes that the user asked for by name: plain files, links, and what is no file."""
+"""Where a result goes that the user asked for by name; and the checksums of large files, which are remembered."""
 
 import errno
+import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from microbert_cli.errors import MbertError
+from microbert_cli.runs import atomic, cache
 from microbert_cli.runs.disk import write_file
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -95,3 +99,73 @@ def test_a_file_in_a_folder_that_takes_no_other_is_written_into(tmp_path: Path, 
     assert (tmp_path / "file").read_text() == "after" and [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(MbertError):
         write_file(tmp_path / "new", "after")
+
+
+# --- checksums of large files ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What was read for its checksum; every file counts as a large one that was written long ago."""
+    paths: list[Path] = []
+    read = hashlib.file_digest
+
+    def note(file: Any, name: str) -> Any:
+        paths.append(Path(file.name))
+        return read(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", note)
+    monkeypatch.setattr(atomic, "LARGE_FILE", 4)
+    monkeypatch.setattr(cache, "SETTLED_NS", -1)
+    monkeypatch.setenv("MBERT_CACHE", str(tmp_path / "cache"))
+    return paths
+
+
+def start_again() -> None:
+    atomic._digests.clear()
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, reads: list[Path]) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    first = cache.remembered_digest(path)
+    start_again()
+    assert cache.remembered_digest(path) == first and reads == [path]
+    path.write_bytes(b"Weights")
+    start_again()
+    assert cache.remembered_digest(path) != first and len(reads) == 2
+    other = tmp_path / "other"
+    other.write_bytes(b"another")
+    os.utime(other, ns=(0, path.stat().st_mtime_ns))
+    other.replace(path)  # of the same size and time
+    start_again()
+    assert cache.remembered_digest(path) == hashlib.sha256(b"another").hexdigest()
+
+
+def test_a_small_file_is_read_always(tmp_path: Path, reads: list[Path]) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(b"one")
+    time = path.stat().st_mtime_ns
+    first = cache.remembered_digest(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(time, time))
+    assert cache.remembered_digest(path) != first
+
+
+def test_a_damaged_or_unwritable_memory_only_costs_time(tmp_path: Path, reads: list[Path]) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    first = cache.remembered_digest(path)
+    (entry,) = (tmp_path / "cache" / "digests").iterdir()
+    for text in ("", "{", "[]", '{"path": 1}', entry.read_text().replace(first, "0" * 64)):
+        entry.write_text(text)
+        start_again()
+        assert cache.remembered_digest(path) == first
+    entry.unlink()
+    entry.mkdir()
+    start_again()
+    assert cache.remembered_digest(path) == first
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("no folder")
+    start_again()
+    assert cache.remembered_digest(path) == first

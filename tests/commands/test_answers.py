@@ -1,0 +1,147 @@
+"""No damaged model answers: whatever has a manifest is compared with it, wherever a model is opened for its answers."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mbert_command import refused, works
+from tiny_folder import tiny_folder
+
+from microbert_cli import api
+from microbert_cli.errors import MbertError
+from microbert_cli.runs import manifest
+from microbert_cli.runs.output_dir import stage_output
+
+TEXT = "a lovely boat"
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def exchange_labels(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    names = list(config["id2label"].values())[::-1]
+    (model / "config.json").write_text(json.dumps({**config, "id2label": dict(enumerate(names))}))
+
+
+def change_a_word(model: Path) -> None:
+    text = (model / "tokenizer.json").read_text()
+    assert '"lovely"' in text
+    (model / "tokenizer.json").write_text(text.replace('"lovely"', '"awfuls"'))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "config.json is damaged": exchange_labels,
+    "tokenizer.json is damaged": change_a_word,
+    "model.onnx is gone": lambda model: (model / "model.onnx").unlink(),
+    "model.onnx is damaged": lambda model: shutil.copy(model / "model.int8.onnx", model / "model.onnx"),
+    "model.int8.onnx is damaged": lambda model: flip(model / "model.int8.onnx"),
+    "model.safetensors is damaged": lambda model: flip(model / "model.safetensors"),
+    "vocab.txt was added": lambda model: (model / "vocab.txt").write_text("[PAD]\n"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A teacher and its export with fp32 and int8."""
+    home = tmp_path_factory.mktemp("answers")
+    with tiny_folder(home, "") as patch:
+        patch.setenv("MBERT_CACHE", str(home / "cache"))
+        patch.setenv("MBERT_DATA", "glue")
+        steps = ("--set", "finetune.steps=2", "--set", "data.max_length=16")
+        works("finetune", "--model", "base", "--task", "sst2", "-o", "teacher", *steps)
+        works("export", "teacher", "-o", "export", "--set", "export.optimize=false")
+        yield home
+
+
+@pytest.fixture
+def export(place: Path) -> Iterator[Path]:
+    """A copy of the export."""
+    copy = place / "copy"
+    shutil.copytree("export", copy)
+    yield copy
+    shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_export_answers_nothing(export: Path, damage: str) -> None:
+    DAMAGES[damage](export)
+    for model in (export, export / "model.int8.onnx"):
+        error = refused(5, "M306", "predict", str(model), TEXT)
+        assert damage in error["what"] and str(export) in error["where"]
+    with pytest.raises(MbertError, match=damage):
+        api.predict(export, [TEXT])
+
+
+def test_every_command_that_opens_a_model_refuses_a_damaged_one(export: Path) -> None:
+    exchange_labels(export)
+    about = ("--task", "sst2")
+    for words in (
+        ("evaluate", export, *about, "-o", "out"),
+        ("evaluate", "teacher", "--teacher", export, *about, "-o", "out"),
+        ("evaluate", export / "model.int8.onnx", *about, "-o", "out"),
+        ("bench", "teacher", export, *about),
+        ("export", export, *about, "-o", "out"),
+        ("extract", export, *about, "-o", "out"),
+        ("finetune", "--model", export, *about, "-o", "out"),
+        ("task-distill", "--teacher", export, "--student", "bert-1x8", *about, "-o", "out"),
+    ):
+        assert "config.json is damaged" in refused(5, "M306", *words)["what"], words
+
+
+def test_the_advice_about_what_was_added_helps(export: Path) -> None:
+    (export / "added_tokens.json").write_text("{}")
+    fix = refused(5, "M306", "predict", str(export), TEXT)["fix"]
+    assert fix.endswith(f"rm {export / 'added_tokens.json'}")
+    (export / "added_tokens.json").unlink()
+    works("predict", str(export), TEXT)
+
+
+def test_an_export_without_its_manifest(export: Path) -> None:
+    answer = works("predict", str(export), TEXT).out
+    (export / "manifest.json").unlink()
+    refused(4, "M210", "predict", str(export), TEXT)
+    (export / "recipe.resolved.toml").unlink()  # the model's own files alone
+    assert works("predict", str(export), TEXT).out == answer
+    (export / "model.onnx").unlink()
+    error = refused(4, "M233", "predict", str(export), TEXT)
+    assert error["fix"].endswith(str(export / "model.int8.onnx"))
+    works("predict", str(export / "model.int8.onnx"), TEXT)
+
+
+def test_a_manifest_is_sealed(export: Path) -> None:
+    exchange_labels(export)
+    path = export / "manifest.json"
+    facts = json.loads(path.read_text())
+    facts["outputs"]["config.json"] = manifest.output_digests(export)["config.json"]
+    path.write_text(json.dumps(facts))
+    refused(5, "M301", "predict", str(export), TEXT)
+
+
+def several(out: Path) -> None:
+    """An output with models of two seeds and two tasks in it."""
+    with stage_output(out, stage="test", identity={}) as work:
+        for number, part in enumerate((".", "best/sst2", "best/mrpc", "seed-1", "seed-2", "seed-1/best/sst2")):
+            shutil.copytree("teacher", work.path / part, dirs_exist_ok=True, ignore=lambda *_: ["manifest.json"])
+            config = json.loads((work.path / part / "config.json").read_text())
+            (work.path / part / "config.json").write_text(json.dumps({**config, "number": number}))
+
+
+@pytest.mark.parametrize("part", ["best/sst2", "seed-2", "seed-1/best/sst2"])
+def test_a_part_of_an_output_is_compared_with_its_manifest(place: Path, part: str) -> None:
+    out = place / "student"
+    shutil.rmtree(out, ignore_errors=True)
+    several(out)
+    works("predict", str(out / part), TEXT)
+    other = "best/mrpc" if "best" in part else "seed-1"
+    shutil.copy(out / other / "config.json", out / part / "config.json")
+    for words in (("predict", out / part, TEXT), ("evaluate", out / part, "--task", "sst2", "-o", "out")):
+        assert f"{part}/config.json is damaged" in refused(5, "M306", *words)["what"]
+    works("predict", str(out / other), TEXT)
+    (out / "manifest.json").unlink()
+    refused(4, "M210", "predict", str(out / other), TEXT)
