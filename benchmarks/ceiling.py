@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microbert_cli.training.objective import Batch
+from microbert_cli.models.capture import Batch
 
 Seen = tuple[dict[int, Tensor], dict[int, Tensor]]
 

@@ -37,8 +37,8 @@ from shapes import Sample, Setup, Shape, bucketed, build, evenly, real_setup, sh
 
 from microbert_cli.data.batching import epoch_batches
 from microbert_cli.data.tokenized import tokenize_examples
+from microbert_cli.models.capture import Batch
 from microbert_cli.models.device import Precision, choose_precision
-from microbert_cli.training.objective import Batch
 
 MINILM, SMALL = Shape(6, 384, 12, 1536), Shape(3, 312, 12, 1200)
 PRECISIONS = ("fp32", "bf16")

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microbert_cli.training.objective import Batch
+from microbert_cli.models.capture import Batch
 from microbert_cli.training.optimisers import BertAdam
 
 UNSEEN = -100.0  # scores at or below are padding

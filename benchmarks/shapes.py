@@ -17,11 +17,11 @@ from microbert_cli.data.batching import epoch_batches
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import load_split
 from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples
+from microbert_cli.models.capture import Batch
 from microbert_cli.models.factory import build_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.task import load_task
 from microbert_cli.recipe.task_kinds import kind_of_head
-from microbert_cli.training.objective import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -5,7 +5,11 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
 
 HIDDEN = "***"
 MAX_PART_LENGTH = 4000  # characters of one part of an error
@@ -104,3 +108,15 @@ def is_valid_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", re.IGNORECASE)
+
+
+def parse_size(size: str) -> int:
+    """Returns a size in bytes: "8GB" -> 8,000,000,000; raises ValueError for any other text."""
+    match = SIZE.fullmatch(size)
+    if not match:
+        raise ValueError(f'"{size}" is no size such as 8GB or 500MB')
+    return int(float(match[1]) * SIZE_UNITS[match[2].lower()])

@@ -19,14 +19,14 @@ from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
 from microbert_cli.evaluation.scoring import logits_of
-from microbert_cli.models.capture import TOKENS_AT_ONCE, OutputRequest
+from microbert_cli.models.capture import TOKENS_AT_ONCE, OutputRequest, TeacherFunction
 from microbert_cli.models.device import Precision
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Training
 from microbert_cli.training.loop import train
 from microbert_cli.training.loss_terms import make_terms
-from microbert_cli.training.objective import Objective, TeacherFunction
+from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import Phase, make_plan, row_batches
 
 LONGEST = 12

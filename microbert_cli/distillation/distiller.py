@@ -21,7 +21,7 @@ from microbert_cli.distillation.task_set import TaskSet
 from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import check_length, model_shape
-from microbert_cli.models.capture import OutputRequest
+from microbert_cli.models.capture import OptionalTeacherFunction, OutputRequest
 from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.load import LoadedModel, count_all_parameters
 from microbert_cli.models.moe.convert import MoeSettings, add_experts
@@ -40,7 +40,7 @@ from microbert_cli.training.loss_terms import (
     make_terms,
     without_teacher_terms,
 )
-from microbert_cli.training.objective import Objective, OptionalTeacherFunction
+from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases
 
 IMPORTANCE_BATCH = 32

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from microbert_cli.data.tokenized import TokenizedExamples
-from microbert_cli.models.capture import ModelOutputs, OutputRequest
-from microbert_cli.training.objective import Batch, OptionalTeacherFunction, TeacherFunction
+from microbert_cli.models.capture import Batch, ModelOutputs, OptionalTeacherFunction, OutputRequest, TeacherFunction
 
 
 def average_logits(logits: Sequence[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import model_shape
+from microbert_cli.models.capture import Batch
 from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.tokenizers import same_tokens
@@ -23,7 +24,7 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.training.loss_terms import ENCODER_OUTPUTS, PAIR_INPUTS, TOKEN_INPUTS, LossTerm, check_depth, make_terms
-from microbert_cli.training.objective import Batch, Objective
+from microbert_cli.training.objective import Objective
 from microbert_cli.training.progressive import Progressive, check_layers
 
 

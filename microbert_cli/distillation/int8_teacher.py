@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from microbert_cli.distillation.teacher import Teacher
-from microbert_cli.models.capture import ModelOutputs, OutputRequest
+from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest
 from microbert_cli.models.onnx import ONNX_FILES, OnnxClassifier, quantise, require_onnx, write_onnx
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import cache
 from microbert_cli.runs.atomic import digest
-from microbert_cli.training.objective import Batch
 
 LOGITS = OutputRequest(logits=True)
 FORMAT = 1

@@ -6,16 +6,19 @@ In a run of several tasks each task has its scores in the chosen model, and a ch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microbert_cli.distillation.task_set import MEAN_SCORE, TaskSet
-from microbert_cli.distillation.taught_task import TaughtTask
 from microbert_cli.evaluation.scoring import majority_of_split
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.save import save_model
 from microbert_cli.reporter import Reporter
 from microbert_cli.training import checkpoint
 from microbert_cli.training.checkpoint import BestWeights
+
+if TYPE_CHECKING:
+    from microbert_cli.distillation.taught_task import TaughtTask
+
 
 Numbers = dict[str, Any]
 Scores = dict[str, float]
@@ -90,7 +93,7 @@ def summarize(
     return summary | _check_routing(metrics.get("experts", {}), reporter)
 
 
-def _against_teacher(task: TaughtTask, metrics: Numbers, teacher: dict[str, float] | None, score: str) -> Numbers:
+def _against_teacher(task: "TaughtTask", metrics: Numbers, teacher: dict[str, float] | None, score: str) -> Numbers:
     """Returns a task's primary metric with the teacher's and the commonest class's; `score` is its name in `metrics`."""
     primary = task.data.task.primary
     retention = _retention(_student_score(metrics, score), teacher[primary]) if teacher else None

@@ -5,23 +5,25 @@ A run of several tasks keeps the model with the best mean of the tasks' primary 
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microbert_cli.data.multitask_batching import MultitaskExamples, task_shares
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.ensemble import ask_by_task
-from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.scoring import score_split
 from microbert_cli.models.architectures import model_shape
-from microbert_cli.models.capture import OutputRequest
+from microbert_cli.models.capture import OptionalTeacherFunction, OutputRequest
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.recipe.phase_data import phase_split
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PhaseSpec, Recipe
 from microbert_cli.training.loss_terms import LossTerm, without_teacher_terms
-from microbert_cli.training.objective import OptionalTeacherFunction
 from microbert_cli.training.phases import rows_processed
+
+if TYPE_CHECKING:
+    from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
+
 
 MEAN_SCORE = "mean"
 
@@ -29,7 +31,7 @@ MEAN_SCORE = "mean"
 class TaskSet:
     """The tasks of a run, each with its data and teachers."""
 
-    def __init__(self, recipe: Recipe, catalog: Catalog, tasks: Sequence[TaughtTask]):
+    def __init__(self, recipe: Recipe, catalog: Catalog, tasks: "Sequence[TaughtTask]"):
         self.recipe, self.catalog, self.tasks = recipe, catalog, list(tasks)
 
     @property
@@ -48,7 +50,7 @@ class TaskSet:
         return {task.name: f"{task.name}.{task.data.task.primary}" for task in self.tasks} if self.is_multitask else {}
 
     @property
-    def teachers(self) -> list[LoadedTeacher]:
+    def teachers(self) -> "list[LoadedTeacher]":
         """The teachers of all tasks."""
         return [teacher for task in self.tasks for teacher in task.teachers]
 
@@ -89,7 +91,7 @@ class TaskSet:
         """Returns the names of the splits that a phase trains on, as they are recorded in metrics.json."""
         return ", ".join(dict.fromkeys(self._split(task, spec) for task in self.tasks))
 
-    def _split(self, task: TaughtTask, spec: PhaseSpec) -> str:
+    def _split(self, task: "TaughtTask", spec: PhaseSpec) -> str:
         return phase_split(spec, self.catalog, task.data.rows)
 
     def compare_vocabularies(self, student: LoadedModel) -> None:
@@ -161,7 +163,7 @@ def _compares_layers(term: LossTerm) -> bool:
     return term.asks_teacher and bool(term.needs & {"hidden", "scores", "qkv"})
 
 
-def _shape(teacher: LoadedTeacher) -> tuple[int, int, int | None]:
+def _shape(teacher: "LoadedTeacher") -> tuple[int, int, int | None]:
     shape = model_shape(teacher.loaded.model.config)
     return shape.layers, shape.width, shape.heads
 

@@ -18,13 +18,12 @@ from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
 from microbert_cli.evaluation import scoring
 from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.evaluation.scoring import majority_of_split, predict_logits
-from microbert_cli.models.capture import OutputRequest
+from microbert_cli.models.capture import OutputRequest, TeacherFunction
 from microbert_cli.models.device import Precision
 from microbert_cli.models.labels import match_labels, names_settle_order
 from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import Reporter
-from microbert_cli.training.objective import TeacherFunction
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.capture import ModelOutputs, OutputRequest, forward_in_pieces
+from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest, forward_in_pieces
 from microbert_cli.models.load import LoadedModel, frozen
 from microbert_cli.recipe.task import Task
-from microbert_cli.training.objective import Batch
 
 
 class Teacher:

@@ -16,14 +16,13 @@ neither on seeds nor on epochs. Where no row is needed twice, the teacher is ask
 processes fill an entry together, each its share of the chunks.
 """
 
-import re
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -31,20 +30,20 @@ import torch
 from microbert_cli import distributed
 from microbert_cli.data.batching import token_budget_batches
 from microbert_cli.data.tokenized import TokenizedExamples
-from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.models.architectures import model_shape
-from microbert_cli.models.capture import ModelOutputs, OutputRequest, tokens_at_once
+from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest, TeacherFunction, tokens_at_once
 from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, cache, manifest
-from microbert_cli.training.objective import Batch, TeacherFunction
+
+if TYPE_CHECKING:
+    from microbert_cli.distillation.teacher import Teacher
+from microbert_cli.text import parse_size
 
 KIND = "teacher"
 FORMAT = 2
 FLUSH_SECONDS = 5.0  # at most this much of the teacher's work is lost in a crash
 DEFAULT_SHARE = 0.25  # of the free disk, where no budget is given
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,8 @@ class CacheSettings:
     precision: str = "fp16"
 
 
-def parse_size(size: str) -> int:
-    """Returns a size in bytes: "8GB" -> 8,000,000,000; raises ValueError for any other text."""
-    match = SIZE.fullmatch(size)
-    if not match:
-        raise ValueError(f'"{size}" is no size such as 8GB or 500MB')
-    return int(float(match[1]) * UNITS[match[2].lower()])
-
-
 def cached_ask(
-    teacher: Teacher,
+    teacher: "Teacher",
     encoded: TokenizedExamples,
     request: OutputRequest,
     *,
@@ -141,7 +132,7 @@ class Layout:
     dtype: str
 
     @classmethod
-    def of(cls, encoded: TokenizedExamples, request: OutputRequest, teacher: Teacher, precision: str) -> "Layout":
+    def of(cls, encoded: TokenizedExamples, request: OutputRequest, teacher: "Teacher", precision: str) -> "Layout":
         """Returns the layout of a dataset, whose rows may repeat."""
         slot, first = _distinct_rows(encoded)
         layout = cls.of_lengths(np.asarray(encoded.lengths)[first], request, teacher.model.config, precision)
@@ -245,7 +236,9 @@ class CacheWriter(CachedOutputs):
         self.chunks = chunks
         self.done = atomic.memory_map(directory / "done.bin", (len(chunks),), "uint32", self.mode)
 
-    def fill(self, teacher: Teacher, rows: TokenizedExamples, request: OutputRequest, pad_id: int, reporter: Reporter) -> None:
+    def fill(
+        self, teacher: "Teacher", rows: TokenizedExamples, request: OutputRequest, pad_id: int, reporter: Reporter
+    ) -> None:
         """Runs the teacher on this process's chunks that are not done yet."""
         written: list[int] = []
         flushed = time.monotonic()

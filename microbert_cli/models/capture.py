@@ -303,3 +303,8 @@ def _concatenated(pieces: list[ModelOutputs]) -> ModelOutputs:
 def _concatenated_vectors(pieces: list[Vectors]) -> Vectors:
     queries, keys, values = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return queries, keys, values
+
+
+Batch = Mapping[str, Tensor]
+TeacherFunction = Callable[[Batch, OutputRequest], ModelOutputs]
+OptionalTeacherFunction = Callable[[Batch, OutputRequest], ModelOutputs | None]  # None: this batch's task has no teacher

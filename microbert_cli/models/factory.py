@@ -14,14 +14,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import architecture_of, model_shape, model_type_of, positions_of, wasted_positions
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import register_model_type, without_code
-from microbert_cli.models.load import (
-    CLASSES,
-    LoadedModel,
-    count_all_parameters,
-    load_model,
-    load_multitask,
-    load_vocabulary,
-)
+from microbert_cli.models.load import CLASSES, LoadedModel, count_all_parameters, load_model, load_multitask, load_vocabulary
 from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
 from microbert_cli.models.size import check_memory
 from microbert_cli.models.tokenizers import NO_CODE, rows_needed

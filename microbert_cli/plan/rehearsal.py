@@ -22,14 +22,14 @@ from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.evaluation.scoring import logits_of
 from microbert_cli.models.architectures import model_shape
-from microbert_cli.models.capture import ModelOutputs, OutputRequest, show_scores
+from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest, show_scores
 from microbert_cli.models.load import CLASSES, LoadedModel
 from microbert_cli.plan.work import Job, Shape
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.training.loop import TrainingPlan, train
 from microbert_cli.training.loss_terms import make_terms
-from microbert_cli.training.objective import Batch, Objective
+from microbert_cli.training.objective import Objective
 
 BUDGET = 1.0  # seconds of measured steps a job, after the warm-up
 WARM = 2  # rounds; one is enough where it takes longer than the budget

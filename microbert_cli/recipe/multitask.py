@@ -8,11 +8,14 @@ teachers = { sst2 = "a", mrpc = ["b", "c"] }     by name, several = an ensemble;
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from microbert_cli.recipe.schema import Recipe
+
 
 TASK_PLACEHOLDER = "{task}"
 TASK_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,99}")  # heads and folders are called so
@@ -35,7 +38,7 @@ def ambiguous_task(tasks: Sequence[str], where: str) -> MbertError:
     )
 
 
-def teachers_of(recipe: Recipe) -> dict[str, list[str]]:
+def teachers_of(recipe: "Recipe") -> dict[str, list[str]]:
     """Returns the teachers of each task by name; an empty list for a task that learns from labels alone."""
     pattern = recipe.teacher.models or ([recipe.teacher.model] if recipe.teacher.model else [])
     names = [task_name(task) for task in recipe.tasks]
@@ -44,19 +47,19 @@ def teachers_of(recipe: Recipe) -> dict[str, list[str]]:
     return {name: [location.replace(TASK_PLACEHOLDER, name) for location in pattern] for name in names}
 
 
-def augmented_of(recipe: Recipe) -> dict[str, str]:
+def augmented_of(recipe: "Recipe") -> dict[str, str]:
     """Returns the augmented data of each task by name: `augmented` with the task's name in it."""
     pattern = recipe.augmented or ""
     return {task_name(task): pattern.replace(TASK_PLACEHOLDER, task_name(task)) for task in recipe.tasks if pattern}
 
 
-def transfer_of(recipe: Recipe) -> str | None:
+def transfer_of(recipe: "Recipe") -> str | None:
     """Returns the file of a task's transfer set, with the task's name in place of `{task}`."""
     pattern = recipe.data.transfer_file
     return pattern.replace(TASK_PLACEHOLDER, task_name(recipe.task)) if pattern and recipe.task else pattern
 
 
-def recipe_of_task(recipe: Recipe, task: str) -> Recipe:
+def recipe_of_task(recipe: "Recipe", task: str) -> "Recipe":
     """Returns the recipe for one of its tasks alone."""
     return recipe.model_copy(update={"task": task, "tasks": []})
 

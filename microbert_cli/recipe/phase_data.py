@@ -10,12 +10,15 @@ A loss needs labels where its function cannot be called without: where `labels_B
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microbert_cli.errors import MbertError, key_location
 from microbert_cli.recipe.layers import table_at
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.schema import PhaseSpec, Recipe
+
+if TYPE_CHECKING:
+    from microbert_cli.recipe.schema import PhaseSpec, Recipe
+
 
 TRAIN, AUGMENTED, TRANSFER = "train", "augmented", "transfer"
 SELECTED_BY = "dev"
@@ -29,12 +32,12 @@ def choose_split(requested: str, *, needs_labels: bool, available: Container[str
     return AUGMENTED if AUGMENTED in available and requested != "original" else TRAIN
 
 
-def phase_split(phase: PhaseSpec, catalog: Catalog, available: Container[str]) -> str:
+def phase_split(phase: "PhaseSpec", catalog: Catalog, available: Container[str]) -> str:
     """Returns the split that a phase of a recipe trains on."""
     return choose_split(phase.data, needs_labels=_needs_labels(phase, catalog), available=available)
 
 
-def trained_splits(recipe: Recipe, catalog: Catalog) -> tuple[str, ...]:
+def trained_splits(recipe: "Recipe", catalog: Catalog) -> tuple[str, ...]:
     """Returns the splits that stage two reads beside augmented rows; a transfer set that no phase uses is not read."""
     return (
         (TRAIN, SELECTED_BY, TRANSFER)
@@ -43,7 +46,7 @@ def trained_splits(recipe: Recipe, catalog: Catalog) -> tuple[str, ...]:
     )
 
 
-def unused_transfer_note(recipe: Recipe, catalog: Catalog) -> str | None:
+def unused_transfer_note(recipe: "Recipe", catalog: Catalog) -> str | None:
     """Returns a note about a transfer set that no phase uses; None where there is none, or a phase uses it."""
     if not recipe.data.transfer_file or _uses_transfer(recipe, catalog):
         return None
@@ -71,12 +74,12 @@ def check_transfer(values: Mapping[str, Any], catalog: Catalog, origins: Mapping
             yield _labels_needed(f"phases.{name}", loss, origins.get(key, "recipe"))
 
 
-def _uses_transfer(recipe: Recipe, catalog: Catalog) -> bool:
+def _uses_transfer(recipe: "Recipe", catalog: Catalog) -> bool:
     available = (TRAIN, AUGMENTED, TRANSFER)
     return any(phase_split(phase, catalog, available) == TRANSFER for phase in recipe.run_phases.values())
 
 
-def _needs_labels(phase: PhaseSpec, catalog: Catalog) -> bool:
+def _needs_labels(phase: "PhaseSpec", catalog: Catalog) -> bool:
     return bool(_losses_needing_labels([name for name, term in phase.losses.items() if term.weight], catalog))
 
 

@@ -33,10 +33,7 @@ from microbert_cli.recipe.values import (
 Normalisation = Literal["masked", "reference"]
 LayerMap = Literal["uniform", "first", "last", "top"] | Annotated[int, Field(gt=0, strict=True)] | list[int]
 
-SHORTHAND = {
-    "data": "folder", "teacher": "model", "corpus": "source", "vectors": "source", "vocabulary": "size", "sampling": "by",
-    "initialise": "by",
-}  # fmt: skip
+
 PRECISION_KEYS = ("precision", "tf32", "compile")
 
 

@@ -18,6 +18,11 @@ from microbert_cli.recipe.registry import Catalog
 
 if TYPE_CHECKING:
     import numpy as np
+if TYPE_CHECKING:
+    KindName = str
+else:  # the names in the catalogue: pydantic checks a task's `label.kind` and a recipe's `data.kind` against them
+    KindName = Literal[tuple(Catalog().names("kinds"))]
+
 
 Labels = list[int] | list[float]
 Where = Callable[[int], str]
@@ -153,12 +158,6 @@ class TaskKind(ABC):
     @abstractmethod
     def submission_text(self, prediction: Any, form: str) -> str:
         """Returns a prediction in the form that a test server wants; raises ValueError where it is none."""
-
-
-if TYPE_CHECKING:
-    KindName = str
-else:  # the names in the catalogue: pydantic checks a task's `label.kind` and a recipe's `data.kind` against them
-    KindName = Literal[tuple(Catalog().names("kinds"))]
 
 
 @cache

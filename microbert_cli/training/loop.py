@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from microbert_cli import distributed
 from microbert_cli.errors import DivergedError
+from microbert_cli.models.capture import Batch
 from microbert_cli.models.save import RESUME
 from microbert_cli.models.size import out_of_memory_error
 from microbert_cli.reporter import SILENT, Log, Reporter
 from microbert_cli.signals import Interrupted, StopSignal, WorkInterrupted, collected_signals
 from microbert_cli.training import checkpoint
 from microbert_cli.training.checkpoint import BestWeights, RandomState, random_state, set_random_state
-from microbert_cli.training.objective import Batch, Objective
+from microbert_cli.training.objective import Objective
 from microbert_cli.training.oom import is_out_of_memory, split_batch
 from microbert_cli.training.optimisers import clips_globally, make_optimiser, set_rates
 

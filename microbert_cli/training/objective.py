@@ -6,21 +6,17 @@ Terms of weight 0 are not computed, and models are asked only for the outputs th
 group, scalar) pairs, so that to the loop an adversary with an optimiser of its own is one more pair and no special case.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.capture import ModelOutputs, OutputRequest, forward_outputs
+from microbert_cli.models.capture import Batch, ModelOutputs, OptionalTeacherFunction, OutputRequest, forward_outputs
 from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.training.loss_terms import LAYER_SLICES, LossTerm, output_request, parameter_names, without_teacher_terms
 from microbert_cli.training.progressive import Progressive
-
-Batch = Mapping[str, Tensor]
-TeacherFunction = Callable[[Batch, OutputRequest], ModelOutputs]
-OptionalTeacherFunction = Callable[[Batch, OutputRequest], ModelOutputs | None]  # None: this batch's task has no teacher
 
 
 class Objective(nn.Module):

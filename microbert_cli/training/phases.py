@@ -17,6 +17,7 @@ from microbert_cli import distributed
 from microbert_cli.data.batching import steps_per_epoch
 from microbert_cli.data.multitask_batching import MultitaskExamples, batches_of
 from microbert_cli.data.tokenized import TokenizedExamples
+from microbert_cli.models.capture import Batch
 from microbert_cli.models.save import copy_model
 from microbert_cli.recipe.schema import PhaseSpec, Training
 from microbert_cli.reporter import SILENT, Reporter
@@ -24,7 +25,7 @@ from microbert_cli.runs.trials import best_trial, trial_name
 from microbert_cli.training import checkpoint
 from microbert_cli.training.checkpoint import BestWeights
 from microbert_cli.training.loop import Score, TrainingPlan, TrainingResult, train
-from microbert_cli.training.objective import Batch, Objective
+from microbert_cli.training.objective import Objective
 
 Numbers = dict[str, Any]
 

@@ -10,6 +10,7 @@ from microbert_cli.recipe.task_kinds import WHOLE_NUMBER, Labels, TaskKind, Wher
 if TYPE_CHECKING:
     import numpy as np
 
+
 FEWEST_ROWS = 8  # of a class: nothing is learnt from fewer
 MOST_UNEQUAL = 20.0  # the commonest class over the rarest
 

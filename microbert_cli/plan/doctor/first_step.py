@@ -14,6 +14,7 @@ import torch
 from microbert_cli.data.multitask_batching import MultitaskExamples, batches_of
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import MbertError
+from microbert_cli.models.capture import Batch
 from microbert_cli.models.device import Precision, choose_precision, pick_device
 from microbert_cli.plan.doctor.context import DoctorContext
 from microbert_cli.plan.doctor.findings import Finding, attempt, passed
@@ -21,7 +22,7 @@ from microbert_cli.recipe.schema import Recipe, Training
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loop import TrainingPlan, train
-from microbert_cli.training.objective import Batch, Objective
+from microbert_cli.training.objective import Objective
 
 ROWS = 8  # of a batch, at most: losses are means, so a few rows show whether they are numbers
 NEVER = 1e9  # seconds

@@ -14,6 +14,7 @@ from microbert_cli.distillation.general import batch_maker, make_objective, make
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import check_length
+from microbert_cli.models.capture import Batch
 from microbert_cli.models.load import count_all_parameters, load_model
 from microbert_cli.models.save import save_model
 from microbert_cli.recipe.registry import Catalog
@@ -24,7 +25,7 @@ from microbert_cli.runs.stage_result import StageResult, up_to_date, write_resul
 from microbert_cli.stages.general_distill import STAGE
 from microbert_cli.training import checkpoint
 from microbert_cli.training.loop import train
-from microbert_cli.training.objective import Batch, Objective
+from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import make_plan
 from microbert_cli.training.progressive import check_step_count
 

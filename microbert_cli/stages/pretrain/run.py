@@ -15,7 +15,7 @@ from microbert_cli.data.corpus.masking import Masking
 from microbert_cli.data.corpus.vocabulary import train_vocabulary
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import check_length
-from microbert_cli.models.capture import OutputRequest, forward_outputs
+from microbert_cli.models.capture import Batch, OutputRequest, forward_outputs
 from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.factory import build_model
 from microbert_cli.models.load import LoadedModel, count_all_parameters, load_model, load_vocabulary
@@ -30,7 +30,7 @@ from microbert_cli.stages.pretrain import STAGE
 from microbert_cli.training import checkpoint
 from microbert_cli.training.loop import train
 from microbert_cli.training.loss_terms import make_terms
-from microbert_cli.training.objective import Batch, Objective
+from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import make_plan
 
 

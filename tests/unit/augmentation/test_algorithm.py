@@ -19,13 +19,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from microbert_cli.augmentation.algorithm import (
-    AugmentSettings,
-    DatasetAugmenter,
-    augment,
-    concatenate,
-    seeded_random,
-)
+from microbert_cli.augmentation.algorithm import AugmentSettings, DatasetAugmenter, augment, concatenate, seeded_random
 from microbert_cli.augmentation.word_vectors import WordTable, load_word_table
 from microbert_cli.augmentation.words import Spelling, Splitter
 from microbert_cli.data.examples import Examples

@@ -10,11 +10,12 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.distillation import teacher_cache
 from microbert_cli.distillation.teacher import Teacher
-from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask, parse_size
+from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
 from microbert_cli.models.capture import TOKENS_AT_ONCE, OutputRequest
 from microbert_cli.models.load import load_model
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs import cache
+from microbert_cli.text import parse_size
 
 TEXTS = ["a good film", "bad", "a good film", "the plot of this film is not bad at all but long", "good", "bad film", "bad"]
 EVERYTHING = OutputRequest(logits=True, hidden=frozenset({0, 2, 4}), scores=frozenset({2, 4}))
