@@ -7,15 +7,18 @@ The stage functions for use from Python, each the same work as the command of it
 Nothing heavy is imported before one of them is called.
 """
 
+from __future__ import annotations
+
 import sys
-from importlib import import_module
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
 from microbert_cli.version import __version__
 
+TYPE_CHECKING = False  # not from typing: `mbert` can answer a signal only once this file is read
 if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
     from microbert_cli.api import augment, distill, evaluate, export, extract, finetune, general_distill, predict, pretrain, run
 
 
@@ -57,9 +60,15 @@ class _MovedModules:
         return self.PREFIX + self.MOVED.get(old, f"catalog.{old}")
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if self.current_name(name) else None  # type: ignore[arg-type]
+        if not self.current_name(name):
+            return None
+        from importlib.machinery import ModuleSpec
+
+        return ModuleSpec(name, self)  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
+        from importlib import import_module
+
         module = import_module(str(self.current_name(spec.name)))
         spec.loader_state = module.__spec__
         return module

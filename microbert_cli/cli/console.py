@@ -1,9 +1,10 @@
 """stdout is the result, stderr is the talk. The only file that prints."""
 
-import os
+import errno
 import sys
 import time
 import traceback
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -14,15 +15,28 @@ from rich.table import Table
 from microbert_cli import distributed
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.reporter import Reporter
+from microbert_cli.runs import disk
+from microbert_cli.streams import silence_broken
 from microbert_cli.text import escape_control_characters, json_line, one_line, safe_text
 
 INTERVAL = 10.0
 ASCII_SIGNS = str.maketrans({"✓": "+", "✗": "x", "·": "-"})
 
 
+class MessageConsole(Console):
+    """stderr; where no disk takes the messages, the work goes on without them."""
+
+    def __init__(self, *, quiet: bool = False):
+        super().__init__(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with suppress(OSError):  # rich makes an exit of a broken pipe
+            super().print(*objects, **options)
+
+
 def error_console() -> Console:
     """Returns the console of messages: stderr, colours only on a terminal; of several processes only the main one writes."""
-    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=not distributed.is_main())
+    return MessageConsole(quiet=not distributed.is_main())
 
 
 class ConsoleReporter(Reporter):
@@ -93,12 +107,12 @@ def _format_numbers(numbers: dict[str, float]) -> str:
 
 def show_error(error: MbertError) -> None:
     """Prints the four parts of an error on stderr, from whichever process raised it."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(str(error)), style="bold", markup=True)
+    MessageConsole().print(escape(str(error)), style="bold", markup=True)
 
 
 def show_traceback() -> None:
     """Prints the traceback of the current exception on stderr."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(safe_text(traceback.format_exc().rstrip()), markup=False)
+    MessageConsole().print(safe_text(traceback.format_exc().rstrip()), markup=False)
 
 
 def show(text: str) -> None:
@@ -116,8 +130,10 @@ def _print(text: str) -> None:
     try:
         print(text.encode(errors="backslashreplace").decode(), flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(int(Exit.BROKEN_PIPE))
+    except OSError as error:
+        silence_broken()
+        raise disk.disk_refused(error.errno or errno.EIO, "standard output") from error
 
 
 def show_note(text: str) -> None:

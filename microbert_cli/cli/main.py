@@ -3,13 +3,14 @@
 import os
 import sys
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
-from microbert_cli import distributed
+from microbert_cli import distributed, streams
 from microbert_cli.cli import stage_commands
 from microbert_cli.cli.console import error_console, show, show_error, show_json, show_traceback
 from microbert_cli.errors import Exit, MbertError
@@ -52,6 +53,17 @@ for _name in COMMANDS:  # in the order of the help
 
 def main() -> None:
     """Runs the command line and leaves with one of the documented exit codes."""
+    try:
+        _run()
+    except (SystemExit, BrokenPipeError) as leaving:
+        # click and rich make exit code 1 of a reader that left (`| head`), wherever it is noticed.
+        if not isinstance(leaving, BrokenPipeError) and not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        streams.silence_broken()
+        sys.exit(int(Exit.BROKEN_PIPE))
+
+
+def _run() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that spin long starve whatever shares the machine
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
@@ -64,6 +76,8 @@ def main() -> None:
         sys.exit(code or int(Exit.DONE))
     except MbertError as error:
         _exit_with_error(error)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if error.errno not in disk.DISK_ERRORS:
             _report_bug()
@@ -104,7 +118,8 @@ def _exit_with_error(error: MbertError) -> NoReturn:
     _wait_for_main_process()
     show_error(error)
     if "--json" in sys.argv:
-        show_json({**error.details, "error": error.as_dict()})
+        with suppress(MbertError):  # stdout may be what cannot be written
+            show_json({**error.details, "error": error.as_dict()})
     if "-v" in sys.argv or "--verbose" in sys.argv:
         show_traceback()
     sys.exit(int(error.exit_code))

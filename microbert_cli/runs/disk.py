@@ -13,7 +13,10 @@ from microbert_cli.runs import atomic, manifest
 STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 MAX_LINKS = 40  # as many as Linux follows
 NEARLY_FULL = 2**20  # bytes
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENXIO)
+DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENXIO,
+    errno.EBADF,  # a stream that the shell opened for reading alone
+)  # fmt: skip
 
 
 def write_file(path: Path, text: str) -> None:
