@@ -16,8 +16,22 @@ class Reporter:
     def note(self, text: str) -> None:
         """Reports one line of information."""
 
+    def note_once(self, text: str) -> None:
+        """A note about an input, once however often the input is read."""
+        noted: set[str] = self.__dict__.setdefault("_noted", set())
+        if text not in noted:
+            noted.add(text)
+            self.note(text)
+
     def warn(self, text: str) -> None:
         """Reports a problem that does not stop the work."""
+
+    def warn_once(self, text: str) -> None:
+        """A warning about an input, once however often the input is read."""
+        warned: set[str] = self.__dict__.setdefault("_warned", set())
+        if text not in warned:
+            warned.add(text)
+            self.warn(text)
 
     def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
         """Reports step `step` of `total` with its numbers."""

@@ -8,7 +8,13 @@ import typer
 
 from microbert_cli import distributed
 from microbert_cli.cli.console import ConsoleReporter, show
+from microbert_cli.errors import MbertError, nearest
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
 from microbert_cli.runs.disk import is_standard_output, write_file
+from microbert_cli.table_format import TableFormat
+
+FILE_KEYS = ("encoding", "delimiter", "header", "quoting")  # rows are never passed over: a line of output each
 
 EPILOG = """Examples:
 
@@ -32,6 +38,9 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of stdout.")] = None,
     max_length: Annotated[int | None, typer.Option(min=4, help="Tokens; default: what the model was trained with.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 64,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of --file, such as data.encoding=cp1252.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with probabilities.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False,
 ) -> None:
@@ -41,7 +50,8 @@ def predict(
 
     reporter = ConsoleReporter(quiet=quiet)
     piped = sys.stdin.buffer if not texts and (file is None or str(file) == "-") else None
-    inputs = read_inputs(texts or [], file, piped, columns=text or [], pairs=pairs)
+    form = _file_format(sets or [])
+    inputs = read_inputs(texts or [], file, piped, columns=text or [], pairs=pairs, model=model, form=form, reporter=reporter)
     answers = run(model, inputs, task=task, max_length=max_length, batch_size=batch_size, reporter=reporter)
     reporter.close()
     if out is not None:
@@ -51,3 +61,19 @@ def predict(
     else:
         for line in as_lines(answers, as_json=as_json):
             show(line)
+
+
+def _file_format(sets: list[str]) -> TableFormat:
+    """Returns what is said of the file's format; raises M133 for a key of something else, and what a recipe's keys raise."""
+    keys = [f"data.{key}" for key in FILE_KEYS]
+    for text in sets:
+        if (key := text.partition("=")[0].strip()) not in keys:
+            raise MbertError(
+                "M133",
+                f'predict reads no key "{key}"',
+                where=f"--set {text}",
+                allowed=nearest(key, keys),
+                fix="Leave it out; what a model is was said when it was trained.",
+            )
+    data = resolve(catalog=Catalog(), sets=sets).recipe.data
+    return TableFormat(**data.model_dump(include=set(FILE_KEYS)))

@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from microbert_cli.data.examples import Examples, from_table, plain
+from microbert_cli.data.examples import Examples, from_table
+from microbert_cli.data.labels import plain
 from microbert_cli.data.tables import Table, read_table
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import Task
 from microbert_cli.runs import manifest
+from microbert_cli.table_format import TableFormat
 
 STEM = "augmented"
 RESERVED_COLUMNS = ("source", "augmented", "id")
@@ -41,7 +43,7 @@ def load_augmented(path: Path, task: Task) -> Examples:
     path = Path(path)
     if not path.is_file():
         path = _file_in(path)
-    table = read_table(path)
+    table = read_table(path, TableFormat(quoting=True))
     rows = from_table(table, task, "train")
     flags = [_flag(table, row, value) for row, value in enumerate(table.column("augmented"))]
     source = [_position(table, row, value) for row, value in enumerate(table.column("source"))]

@@ -4,14 +4,18 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from microbert_cli.data.labels import and_more, missing_labels, plain, read_labels
 from microbert_cli.data.limits import MAX_TEXT_LENGTH, check_text
 from microbert_cli.data.tables import Table
+from microbert_cli.data.tables.table import empty
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import ColumnName, Task
-from microbert_cli.recipe.task_kinds import WHOLE_NUMBER, Labels, Where
+from microbert_cli.recipe.task_kinds import Labels
 from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.table_format import format_option
 from microbert_cli.text import is_valid_text
 
 
@@ -80,79 +84,100 @@ def from_table(
     *,
     columns: Mapping[str, ColumnName] | None = None,
     row_id: Sequence[str] = (),
+    skip_empty: bool = False,
     reporter: Reporter = SILENT,
 ) -> Examples:
     """Reads a table as rows of the task.
 
-    columns  logical name -> name or position in the table, where they differ
-    row_id   the column that names a row: the first of these that is there
-    The label column may be missing in test splits alone. Raises M253 (no such column), M351 (label), M352 (text), M359, M373.
+    columns     logical name -> name or position in the table, where they differ
+    row_id      the column that names a row: the first of these that is there
+    skip_empty  passes over rows without a text or label, and says how many
+    The label column may be missing in test splits alone. Raises M253 (no such column), M351 (label), M352 (text), M359, M373,
+    M378 (several labels a row).
     """
     column_names = {name: name for name in (*task.text, task.label.column)} | dict(columns or {})
+    labelled = table.find(column_names[task.label.column]) is not None or not split.startswith("test")
+    if skip_empty:
+        table = without_empty_rows(table, task, column_names, labelled, reporter)
     texts = _texts(table, task, column_names, reporter)
-    labels = None
-    if table.find(column_names[task.label.column]) is not None or not split.startswith("test"):
-        labels = read_labels(table.column(column_names[task.label.column]), task, table.where)
+    labels = read_labels(table.column(column_names[task.label.column]), task, table) if labelled else None
     if labels is None and split == "train":
         raise _no_labels(table)
     ids = table.find(row_id)
     return Examples(texts, labels, [str(value) for value in table.read(ids)] if ids else None)
 
 
-def unlabelled(table: Table, task: Task, reporter: Reporter = SILENT) -> Examples:
+def unlabelled(table: Table, task: Task, reporter: Reporter = SILENT, *, skip_empty: bool = False) -> Examples:
     """Reads a table's texts as rows of the task, without labels. Raises M253, M352, M373."""
-    return Examples(_texts(table, task, {name: name for name in task.text}, reporter))
+    column_names = {name: name for name in task.text}
+    if skip_empty:
+        table = without_empty_rows(table, task, column_names, False, reporter)
+    return Examples(_texts(table, task, column_names, reporter))
+
+
+def without_empty_rows(
+    table: Table, task: Task, column_names: Mapping[str, ColumnName], labelled: bool, reporter: Reporter = SILENT
+) -> Table:
+    """Returns the table without rows that lack a text, or a label where others have one; warns how many they are."""
+    columns = [table.column(column_names[name]) for name in task.text]
+    rows = [i for i, texts in enumerate(zip(*columns, strict=True)) if not any(map(_is_empty, texts))]
+    if labelled:
+        cells = [plain(value) for value in table.column(column_names[task.label.column])]
+        missing = missing_labels(cells, task.label.names or ())
+        if len(missing) < len(cells):
+            rows = [i for i in rows if i not in missing]
+    if len(rows) == len(table):
+        return table
+    if not rows:
+        raise empty(Path(table.place), "At least one row with a text and a label.")
+    reporter.warn_once(
+        f"{table.place}: {len(table) - len(rows):,} of {len(table):,} rows lack a text or a label and are passed over"
+    )
+    return table.take(rows)
+
+
+def _is_empty(text: Any) -> bool:
+    return text is None or isinstance(text, float) and math.isnan(text) or isinstance(text, str) and not text.strip()
 
 
 def _texts(table: Table, task: Task, column_names: Mapping[str, ColumnName], reporter: Reporter) -> list[tuple[str, ...]]:
     columns = [table.column(column_names[name]) for name in task.text]
+    wrong: dict[int, str] = {}
     empty_count = 0
     for name, column in zip(task.text, columns, strict=True):
         for row, text in enumerate(column):
             if not isinstance(text, str):
-                raise _bad_text(f'the text in column "{name}" is {_kind(text)}', table.where(row))
+                wrong.setdefault(row, f'the text in column "{name}" is {_kind(text)}')
+                continue
             if len(text) > MAX_TEXT_LENGTH:
                 check_text(text, table.where(row))
             if not text or text.isspace():
-                if not task.allow_empty:
-                    raise _bad_text(f'the text in column "{name}" is empty', table.where(row))
                 empty_count += 1
+                if not task.allow_empty:
+                    wrong.setdefault(row, f'the text in column "{name}" is empty')
             elif not text.isascii() and not is_valid_text(text):
-                raise _bad_text(f'the text in column "{name}" holds half a character (a lone surrogate)', table.where(row))
+                wrong.setdefault(row, f'the text in column "{name}" holds half a character (a lone surrogate)')
+    if wrong:
+        raise _bad_texts(table, wrong)
     if empty_count:
         reporter.warn(f"{table.place}: {empty_count} empty texts, as the official files have them")
     return list(zip(*columns, strict=True))
-
-
-def read_labels(values: Sequence[Any], task: Task, where: Where) -> Labels | None:
-    """Returns the labels of a column; None where those of all rows are hidden (empty, or -1 as on the Hub)."""
-    cells = [plain(value) for value in values]
-    if cells and set(cells) <= task.kind.hidden:
-        return None
-    return task.kind.read_labels(cells, where)
-
-
-def plain(value: Any) -> str:
-    """Returns a cell of a label column as text: 1.0 is "1", true is "true", a missing value is empty."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = str(value).strip()
-    return text.split(".")[0] if "." in text and WHOLE_NUMBER.fullmatch(text) else text
 
 
 def _kind(value: Any) -> str:
     return "missing" if value is None else f"no text but {type(value).__name__}"
 
 
-def _bad_text(what: str, where: str) -> MbertError:
+def _bad_texts(table: Table, wrong: Mapping[int, str]) -> MbertError:
+    rows = sorted(wrong)
+    absent = any(what.endswith(("empty", "missing")) for what in wrong.values())
     return MbertError(
         "M352",
-        what,
-        where=where,
+        wrong[rows[0]] + and_more(len(rows)),
+        where=table.where_all(rows),
         allowed="A text with at least one character that is no space, in every row.",
-        fix="Mend or delete that row, or name another column: --text COLUMN.",
+        fix=f"Mend or delete {'that row' if len(rows) == 1 else 'these rows'}, or name another column: --text COLUMN"
+        + (f"; to pass over rows without text: {format_option('skip_empty', 'true')}" if absent else "."),
     )
 
 

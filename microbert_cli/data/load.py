@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from microbert_cli.data.augmented_files import load_augmented, write_augmented
-from microbert_cli.data.examples import Examples, from_table, read_labels
+from microbert_cli.data.examples import Examples, from_table
+from microbert_cli.data.labels import read_labels
 from microbert_cli.data.own_files import complete, own_rows, own_task
 from microbert_cli.data.tables import Table, read_table
 from microbert_cli.data.transfer_set import load_transfer
@@ -20,6 +21,7 @@ from microbert_cli.errors import MbertError, RowsMissingError, nearest
 from microbert_cli.hub import NAMES, ask_hub, cached_dataset, dataset_cache, hub_advice, is_offline
 from microbert_cli.recipe.task import FolderSource, HubSource, Task
 from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.table_format import TableFormat
 
 __all__ = ["Examples", "complete", "load_augmented", "load_split", "load_transfer", "own_task", "write_augmented"]
 
@@ -43,6 +45,11 @@ def load_split(
         rows = own_rows(task, split, reporter)
     else:
         rows = _benchmark(task, split, data_dir, reporter)
+    if split.startswith("dev") and rows.labels and len(set(rows.labels)) == 1:
+        label = task.kind.label_text(rows.labels[0])
+        reporter.warn_once(
+            f"task {task.name}: all {len(rows)} rows of {split} have the label {label}; its scores cannot tell models apart"
+        )
     return rows.limit(limit)
 
 
@@ -66,7 +73,8 @@ def _built_in(task: Task, split: str) -> Examples:
             fix="Correct the name, or give the task a [folder], [hub] or [files].",
         )
     texts, labels = BUILT_IN_TASKS[task.builtin](split)
-    return Examples(texts, read_labels(labels, task, lambda row: f"{task.builtin} {split}, row {row + 1}"))
+    table = Table(f"{task.builtin} {split}", (task.label.column,), range(1, len(labels) + 1), lambda _: labels, unit="row")
+    return Examples(texts, read_labels(labels, task, table))
 
 
 def _benchmark(task: Task, split: str, data_dir: Path | None, reporter: Reporter) -> Examples:
@@ -96,7 +104,8 @@ def _find(source: FolderSource, split: str, folder: Path, searched: list[str]) -
 def _folder_rows(task: Task, source: FolderSource, split: str, path: Path, reporter: Reporter) -> Examples:
     file = source.splits[split]
     skip = source.skip_broken_rows
-    table = read_table(path, quoting=source.quoting, header=file.header, skip_broken_rows=skip, reporter=reporter)
+    form = TableFormat(delimiter="\t", quoting=source.quoting, header=file.header)
+    table = read_table(path, form, skip_broken_rows=skip, reporter=reporter)
     columns = {**source.columns, **file.columns}
     return from_table(table, task, split, columns=columns, row_id=source.row_id if file.header else (), reporter=reporter)
 

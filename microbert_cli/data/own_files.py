@@ -1,24 +1,27 @@
 """A user's own files as a task: what the label is follows from the training file, and is noted for the user."""
 
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from microbert_cli.data.examples import Examples, from_table, plain
-from microbert_cli.data.tables import Table, read_table
+from microbert_cli.data.examples import Examples, from_table, without_empty_rows
+from microbert_cli.data.held_out import held_out
+from microbert_cli.data.labels import (
+    MOST_NUMBERED_CLASSES,
+    and_more,
+    check_one_label_a_row,
+    class_order,
+    missing_labels,
+    plain,
+    score_or_classes,
+)
+from microbert_cli.data.tables import AS_SHOWN, Table, read_table
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import CLASSES, Label, Task, load_task
 from microbert_cli.recipe.task_kinds import KindName, too_few_classes
 from microbert_cli.reporter import SILENT, Reporter
-from microbert_cli.text import is_valid_text, natural_key
-
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
-WHOLE = re.compile(r"[+-]?\d{1,18}")
-MOST_NUMBERED_CLASSES = 20
-HELD_OUT, FEWEST_HELD_OUT, LARGEST_SHARE = 0.1, 50, 1 / 3
+from microbert_cli.table_format import TABLE_FILES, TableFormat, format_option, name_of_files
+from microbert_cli.text import is_valid_text
 
 
 def own_task(
@@ -31,20 +34,21 @@ def own_task(
     labels: Sequence[str] | None = None,
     kind: KindName | None = None,
     name: str | None = None,
+    form: TableFormat = AS_SHOWN,
     reporter: Reporter = SILENT,
 ) -> Task:
     """Makes a task from files and column names alone.
 
     labels  the classes in the order of the model's outputs; None: the training file shows them
     kind    "score" for regression, "classes"; None: likewise
+    form    what is said of the files' format
     Raises M253 for a column that is not there, M252 for a file, M030 for what makes no task, M358 for a single class.
     """
     named = {"train": train_file, "dev": dev_file, "test": test_file}
     files = {split: str(path) for split, path in named.items() if path is not None}
-    stem = Path(next(iter(files.values()), "task")).name.split(".")[0]
     values = {
-        "name": name or re.sub(r"^[^A-Za-z0-9]+|[^\w.-]+", "-", stem).strip("-") or "task",
-        "files": files,
+        "name": name or name_of_files(next(iter(files.values()), "task")),
+        "files": {**files, **form.model_dump(exclude_defaults=True)},
         "text": (text,) if isinstance(text, str) else tuple(text),
         "label": {"column": label, "names": tuple(labels) if labels else None, "kind": kind},
     }
@@ -54,14 +58,14 @@ def own_task(
 def complete(task: Task, reporter: Reporter = SILENT) -> Task:
     """Returns the task with its label inferred from the training file: sorted names, whole numbers in order, or a score.
 
-    Numbers with fractions, or more than 20 different ones, are a score. A task that is complete comes back as it is.
+    What numbers are, `score_or_classes` says; a file of named classes says so itself. A complete task comes back as it is.
     """
     if task.kind.is_complete or task.files is None:
         return task
-    table = _labelled_table(task)
-    kind, names = _infer_kind(table, task)
+    table = _labelled_table(task, reporter)
+    kind, names, hint = _infer_kind(table, task)
     conclusion = f"has the classes {', '.join(names)}" if names else "is a score"
-    reporter.note(f'task {task.name}: column "{task.label.column}" {conclusion}')
+    reporter.note(f'task {task.name}: column "{task.label.column}" {conclusion}{hint}')
     label = Label(column=task.label.column, names=names or None, kind=kind, range=task.label.range)
     return load_task({**task.model_dump(exclude={"label"}, exclude_unset=True), "label": label.model_dump()})
 
@@ -69,96 +73,83 @@ def complete(task: Task, reporter: Reporter = SILENT) -> Task:
 def own_rows(task: Task, split: str, reporter: Reporter = SILENT) -> Examples:
     """Reads a split of a user's own files. Without a dev file part of train is held out, chosen by the hash of the text."""
     assert task.files is not None
-    if path := task.files.path(split):
-        rows = from_table(read_table(path), task, split, reporter=reporter)
-        if split == "train" and task.files.dev is None:
-            rows = rows.take(_train_and_dev(rows, path)[0])
-            reporter.note(f"task {task.name}: no dev file, so a part of {path.name} is held out: {len(rows)} rows remain")
-    elif split == "dev" and (path := task.files.train):
-        everything = from_table(read_table(path), task, "train", reporter=reporter)
-        rows = everything.take(_train_and_dev(everything, path)[1])
-    else:
+    path = task.files.path(split)
+    source = path or (task.files.train if split == "dev" else None)
+    if source is None:
         raise _no_file(task, split)
-    if split == "train" and rows.labels is not None:
-        task.kind.check_training_labels(rows.labels, str(path))
+    form = task.files.format
+    table = read_table(source, form, reporter=reporter)
+    rows = from_table(table, task, split if path else "train", skip_empty=form.skip_empty, reporter=reporter)
+    if path is None:
+        return rows.take(_train_and_dev(rows, source, task)[1])
+    if split == "train":
+        if task.files.dev is None:
+            train, dev = _train_and_dev(rows, source, task)
+            kept = "" if dev == held_out(rows.texts)[1] else "; every class keeps at least one row in train"
+            rows = rows.take(train)
+            reporter.note(
+                f"task {task.name}: no dev file, so a part of {source.name} is held out: {len(rows)} rows remain{kept}"
+            )
+        if rows.labels is not None:
+            task.kind.check_training_labels(rows.labels, str(source))
     return rows
 
 
-def _train_and_dev(rows: Examples, path: Path) -> tuple[list[int], list[int]]:
-    train, dev = held_out(rows.texts)
+def _train_and_dev(rows: Examples, path: Path, task: Task) -> tuple[list[int], list[int]]:
+    classes = rows.labels if task.kind.exclusive else None
+    train, dev = held_out(rows.texts, classes)
     if not train or not dev:
+        distinct = len(set(rows.texts))
+        few = f"{len(rows)} rows of {distinct} different texts are too few to hold some out as dev"
+        if classes and distinct > 2:
+            few += f", as each of the {len(set(classes))} classes must keep one"
         raise MbertError(
             "M366",
-            f"{len(rows)} rows of {len(set(rows.texts))} different texts are too few to hold some out as dev",
+            few,
             where=str(path),
-            allowed="At least three different texts; far more for a score that means something.",
+            allowed="At least three different texts, and a class with two of them; far more for a score that means something.",
             fix="Add rows, or name a dev file: --dev-file FILE.",
         )
     return train, dev
 
 
-def held_out(texts: Sequence[tuple[str, ...]]) -> tuple[list[int], list[int]]:
-    """Returns the positions of train and dev rows: a tenth is dev, or 50 rows if that is more and no more than a third.
-
-    Rows of equal text (but for case and space) stay together. The split depends on the texts alone, not on their order.
-    """
-    hashes = [_text_hash(row) for row in texts]
-    sizes = Counter(hashes)
-    wanted_size = max(round(HELD_OUT * len(texts)), min(FEWEST_HELD_OUT, int(LARGEST_SHARE * len(texts))))
-    dev: set[bytes] = set()
-    size = 0
-    for key in sorted(sizes):
-        if size >= wanted_size:
-            break
-        dev.add(key)
-        size += sizes[key]
-    train = [i for i, key in enumerate(hashes) if key not in dev]
-    return train, [i for i, key in enumerate(hashes) if key in dev]
-
-
-def _text_hash(texts: tuple[str, ...]) -> bytes:
-    same = "\x1f".join(" ".join(text.split()).casefold() for text in texts)
-    return hashlib.sha256(same.encode()).digest()
-
-
-def _labelled_table(task: Task) -> Table:
+def _labelled_table(task: Task, reporter: Reporter) -> Table:
     assert task.files is not None
     path = task.files.train or task.files.dev or task.files.test
     if path is None:
         raise _no_file(task, "train")
-    return read_table(path)
+    table = read_table(path, task.files.format, reporter=reporter)
+    if task.files.skip_empty:
+        table = without_empty_rows(table, task, {name: name for name in (*task.text, task.label.column)}, True, reporter)
+    return table
 
 
-def _infer_kind(table: Table, task: Task) -> tuple[KindName, tuple[str, ...]]:
+def _infer_kind(table: Table, task: Task) -> tuple[KindName, tuple[str, ...], str]:
+    """Returns the kind of label, the names of its classes, and a word on the choice for the note."""
     for name in task.text:
         table.column(name)
-    values = [plain(value) for value in table.column(task.label.column)]
-    if "" in values:
-        raise _no_label(table, values.index(""), task.label.column)
-    for row, value in enumerate(values):
-        if not value.isprintable() and len(value.splitlines()) > 1 or not is_valid_text(value):
-            raise _no_line(table, row, value)
-    distinct = set(values)
-    if task.label.kind is None and _is_score(distinct):
-        return "score", ()
-    if len(distinct) < 2:
-        raise too_few_classes(table.place, distinct, f'all {len(values)} rows have the label "{values[0]}"')
-    if len(distinct) > MOST_NUMBERED_CLASSES and 2 * len(distinct) > len(values):
-        raise _too_many_classes(table.place, task.label.column, len(distinct), len(values))
-    return CLASSES, tuple(sorted(distinct, key=_order(distinct)))
-
-
-def _is_score(distinct: set[str]) -> bool:
-    if not all(NUMBER.fullmatch(value) for value in distinct):
-        return False
-    return len(distinct) > MOST_NUMBERED_CLASSES or not all(WHOLE.fullmatch(value) for value in distinct)
-
-
-def _order(distinct: set[str]) -> Any:
-    """Returns the key by which classes are sorted: numbers by size, names with numbers by these, else as texts."""
-    if all(NUMBER.fullmatch(value) for value in distinct):
-        return lambda value: (float(value), value)
-    return natural_key
+    values = table.column(task.label.column)
+    check_one_label_a_row(values, table, task.label.column)
+    cells = [plain(value) for value in values]
+    if missing := sorted(missing_labels(cells)):
+        raise _no_label(table, missing, cells[missing[0]], task.label.column)
+    for row, cell in enumerate(cells):
+        if not cell.isprintable() and len(cell.splitlines()) > 1 or not is_valid_text(cell):
+            raise _no_line(table, row, cell)
+    counts = Counter(cells)
+    named = table.classes.get(task.label.column, ())
+    kind, hint = task.label.kind or CLASSES, ""
+    if task.label.kind is None and not named:
+        kind, hint = score_or_classes(counts)
+    if kind != CLASSES:
+        return kind, (), hint
+    if len(counts) < 2:
+        raise too_few_classes(table.place, set(counts), f'all {len(cells)} rows have the label "{cells[0]}"')
+    if set(counts) <= set(named):  # their order in the file is that of the class numbers
+        return kind, tuple(name for name in named if name in counts), ", named by the file itself"
+    if len(counts) > MOST_NUMBERED_CLASSES and 2 * len(counts) > len(cells):
+        raise _too_many_classes(table.place, task.label.column, len(counts), len(cells))
+    return kind, tuple(class_order(list(counts))), hint
 
 
 def _too_many_classes(place: str, column: str, distinct: int, rows: int) -> MbertError:
@@ -171,13 +162,15 @@ def _too_many_classes(place: str, column: str, distinct: int, rows: int) -> Mber
     )
 
 
-def _no_label(table: Table, row: int, column: str) -> MbertError:
+def _no_label(table: Table, rows: Sequence[int], cell: str, column: str) -> MbertError:
+    written = f', only "{cell}" beside numbers' if cell else ""
     return MbertError(
         "M365",
-        f'there is no label in column "{column}"',
-        where=table.where(row),
+        f'there is no label in column "{column}"{written}{and_more(len(rows))}',
+        where=table.where_all(rows),
         allowed="A label in every row of a training file.",
-        fix="Label the row or delete it.",
+        fix=f"Label or delete {'the row' if len(rows) == 1 else 'these rows'}; to pass over rows without label: "
+        f"{format_option('skip_empty', 'true')}",
     )
 
 
@@ -196,6 +189,6 @@ def _no_file(task: Task, split: str) -> MbertError:
         "M256",
         f"no file is named for {split}",
         where=f"task {task.name}",
-        allowed="A CSV, TSV, JSONL or Parquet file.",
+        allowed=f"A file of rows: {TABLE_FILES}.",
         fix=f"--{split}-file FILE, or files.{split} in the task's TOML.",
     )

@@ -17,6 +17,7 @@ from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import Task, load_task
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
+from microbert_cli.table_format import TableFormat
 
 if TYPE_CHECKING:
     from microbert_cli.models.load import LoadedModel
@@ -141,6 +142,7 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
             labels=data.labels,
             kind=data.kind,
             name=recipe.task,
+            form=format_of(recipe),
             reporter=reporter,
         )
     if recipe.task is None:
@@ -151,12 +153,24 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
             allowed=f"A task of the catalogue ({', '.join(catalog.names('tasks'))}), a task TOML, or own files.",
             fix="--task sst2, or --train-file reviews.csv --text text --label stars",
         )
-    task = complete(load_task(catalog.path("tasks", recipe.task, where="task")), reporter)
-    return task.typed_as(recipe.task)
+    task = _with_format(load_task(catalog.path("tasks", recipe.task, where="task")), recipe)
+    return complete(task, reporter).typed_as(recipe.task)
+
+
+def format_of(recipe: Recipe) -> TableFormat:
+    """What a recipe says of the format of the user's own files."""
+    return TableFormat(**recipe.data.model_dump(include=set(TableFormat.model_fields)))
+
+
+def _with_format(task: Task, recipe: Recipe) -> Task:
+    """The task with what the recipe says of its files' format; it rules over what the task's TOML says."""
+    values = format_of(recipe).model_dump(exclude_defaults=True)
+    return task.model_copy(update={"files": task.files.model_copy(update=values)}) if task.files and values else task
 
 
 def _split(recipe: Recipe, task: Task, split: str, reporter: Reporter) -> Examples:
     if split == TRANSFER and (transfer_file := transfer_of(recipe)):
-        return load_transfer(Path(transfer_file), task, reporter)
+        form = task.files.format if task.files else format_of(recipe)
+        return load_transfer(Path(transfer_file), task, reporter, form)
     folder = Path(recipe.data.folder) if recipe.data.folder else None
     return load_split(task, split, data_dir=folder, limit=recipe.data.limit if split == "train" else None, reporter=reporter)

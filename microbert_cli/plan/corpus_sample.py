@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from microbert_cli.data.corpus.documents import CORPUS_SUFFIXES, read_documents
+from microbert_cli.data.corpus.documents import is_corpus_file, is_parquet, read_documents
 from microbert_cli.errors import MbertError
 
 READ = 30_000_000  # characters read, at most
@@ -58,18 +58,18 @@ def _total_characters(source: str, limit: int | None, documents: int, characters
         if limit:
             return by_limit
         raise _unknown_size(source)
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in CORPUS_SUFFIXES]
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if is_corpus_file(file)]
     return min(by_limit, float(sum(map(_characters, files))))
 
 
 def _characters(file: Path) -> int:
-    if file.suffix == ".parquet":
+    if is_parquet(file):
         import pyarrow.parquet as pq
 
         groups = pq.ParquetFile(file).metadata
         return sum(groups.row_group(i).total_byte_size for i in range(groups.num_row_groups))
     size = file.stat().st_size
-    return _unpacked(file, size) if file.suffix == ".gz" else size
+    return _unpacked(file, size) if file.suffix.lower() in (".gz", ".gzip") else size
 
 
 def _unpacked(file: Path, size: int) -> int:

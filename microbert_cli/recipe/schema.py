@@ -29,6 +29,7 @@ from microbert_cli.recipe.values import (
     check_distinct,
     identity_values,
 )
+from microbert_cli.table_format import Delimiter, Encoding
 
 Normalisation = Literal["masked", "reference"]
 LayerMap = Literal["uniform", "first", "last", "top"] | Annotated[int, Field(gt=0, strict=True)] | list[int]
@@ -83,6 +84,11 @@ class Data(Strict):
     label: str | None = None
     labels: list[str] | None = None
     kind: KindName | None = None
+    encoding: Encoding = None
+    delimiter: Delimiter = None
+    header: bool = True
+    quoting: bool | None = None
+    skip_empty: bool = False
     max_length: Count | None = None
     limit: Count | None = None
 

@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from microbert_cli.errors import MbertError, combine_errors, nearest
 from microbert_cli.recipe.task_kinds import MEAN, KindName, TaskKind, all_metrics, kind_class, kinds
 from microbert_cli.recipe.toml import read_toml
+from microbert_cli.table_format import TABLE_FILES, Delimiter, Encoding, TableFormat, is_table
 
 ColumnName = str | Annotated[int, Field(ge=0)] | Annotated[tuple[str, ...], Field(min_length=1)]
 CLASSES = "classes"  # the kind that names alone stand for
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+OWN_SPLITS = ("train", "dev", "test")
 
 
 class Strict(BaseModel):
@@ -75,23 +76,32 @@ class FolderSource(Strict):
 
 
 class FileSource(Strict):
-    """A user's own files, relative to the task's TOML; the format follows from the suffix."""
+    """A user's own files, relative to the task's TOML; the format follows from the suffix, and as `TableFormat` has it."""
 
     train: Path | None = None
     dev: Path | None = None
     test: Path | None = None
+    encoding: Encoding = None
+    delimiter: Delimiter = None
+    header: bool = True
+    quoting: bool | None = None
+    skip_empty: bool = False
 
     @field_validator("train", "dev", "test")
     @classmethod
     def _known_format(cls, path: Path | None) -> Path | None:
-        if path is not None and not str(path).removesuffix(".gz").endswith(SUFFIXES):
-            raise ValueError(f"the suffix must be one of {', '.join(SUFFIXES)} (.gz after it is fine)")
+        if path is not None and not is_table(path):
+            raise ValueError(f'"{path.suffix or path.name}" is no suffix of a file of rows')
         return path
+
+    @property
+    def format(self) -> TableFormat:
+        """What is said of the files' format."""
+        return TableFormat(**self.model_dump(include=set(TableFormat.model_fields)))
 
     def path(self, split: str) -> Path | None:
         """Returns the file of a split, if one is named."""
-        file: Path | None = getattr(self, split, None) if split in FileSource.model_fields else None
-        return file
+        return {"train": self.train, "dev": self.dev, "test": self.test}.get(split)
 
 
 class Label(Strict):
@@ -211,7 +221,7 @@ class Task(Strict):
         """The names of the splits that any source has."""
         names = [*(self.folder.splits if self.folder else ()), *(self.hub.splits if self.hub else ())]
         if self.files or self.builtin:
-            names += ["train", "dev", "test"]
+            names += OWN_SPLITS
         return tuple(dict.fromkeys(names))
 
     def typed_as(self, name: str) -> "Task":
@@ -246,7 +256,9 @@ def load_task(source: str | Path | Mapping[str, Any], *, folder: Path | None = N
         values, where, folder = read_toml(path, "tasks"), str(path), path.parent
         values = {"name": path.stem, **values}
     if isinstance(values.get("files"), Mapping):
-        values["files"] = {k: folder / v if isinstance(v, str) else v for k, v in values["files"].items()}
+        files = values["files"]
+        paths = {split: folder / files[split] for split in OWN_SPLITS if isinstance(files.get(split), str)}
+        values["files"] = {**files, **paths}
     try:
         return Task.model_validate(values)
     except ValidationError as error:
@@ -274,7 +286,11 @@ def _task_error(error: Mapping[str, Any], where: str) -> MbertError:
         what, allowed = f'"{key}" is missing', "Every task names its text columns, its label, and a source of rows."
     else:
         what, allowed = str(error["msg"]).removeprefix("Value error, "), "A task as `mbert show tasks rte` shows one."
-    return MbertError("M030", what, where=f"{where}, {key}", allowed=allowed, fix="Start from one: mbert copy tasks rte")
+    fix = "Start from one: mbert copy tasks rte"
+    if parts[:1] == ["files"] and parts[-1] in OWN_SPLITS:
+        allowed = f"{TABLE_FILES}."
+        fix = 'Give the file the suffix that it is, or save its rows as CSV (of a spreadsheet as "CSV UTF-8") and name that.'
+    return MbertError("M030", what, where=f"{where}, {key}", allowed=allowed, fix=fix)
 
 
 def _known_keys(parts: list[str]) -> list[str]:

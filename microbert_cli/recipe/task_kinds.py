@@ -6,6 +6,7 @@ tokens) is one more file. Losses see the labels as `label_array` gives them: int
 another form tells them by dtype and shape.
 """
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ else:  # the names in the catalogue: pydantic checks a task's `label.kind` and a
 
 
 Labels = list[int] | list[float]
-Where = Callable[[int], str]
+Where = Callable[[Sequence[int]], str]  # where these rows stand: `file, line 12`
 WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 MEAN = "mean"  # of a task's other metrics: allowed for every kind
 
@@ -189,12 +190,14 @@ def kind_of_model(config: Any) -> TaskKind:
     return kind_of_head(config.num_labels, getattr(config, "problem_type", None), names)
 
 
-def wrong_label(what: str, allowed: str, where: str) -> MbertError:
-    """Returns the error for a cell that is no label of the task."""
+def wrong_labels(wrong: Mapping[int, str], allowed: str, where: Where) -> MbertError:
+    """Returns the error for the rows whose cells are no labels of the task; of the first one it is said what is wrong."""
+    rows = sorted(wrong)
+    more = f", and {len(rows) - 1:,} more row{'s are' if len(rows) > 2 else ' is'} wrong" if len(rows) > 1 else ""
     return MbertError(
         "M351",
-        what,
-        where=where,
+        wrong[rows[0]] + more,
+        where=where(rows),
         allowed=allowed,
         fix="Correct the row, or name the labels: label.names in the task's TOML, or --set data.labels=[...].",
     )
@@ -207,5 +210,12 @@ def too_few_classes(place: str, present: set[str], what: str) -> MbertError:
         what,
         where=place,
         allowed=f"Rows of at least two classes, and of every class; there are: {', '.join(sorted(present))}.",
-        fix="Add rows of the missing class, or name the labels there are: label.names, or --set data.labels=[...].",
+        fix=_labels_advice(present),
     )
+
+
+def _labels_advice(present: set[str]) -> str:
+    if len(present) < 2:
+        return "Add rows of another class, or name another column: --label COLUMN."
+    labels = json.dumps(sorted(present), ensure_ascii=False)
+    return f"Add rows of the missing class, or name the labels there are: label.names, or --set 'data.labels={labels}'"

@@ -70,6 +70,7 @@ class Term(BaseModel):
 MULTITASK_KEYS = ("tasks", "sampling", "teachers")  # without tasks they say nothing
 CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
 NEUTRAL_DEFAULTS = {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False}  # of stage one: as if not said
+DATA_DEFAULTS = {"encoding": None, "delimiter": None, "header": True, "quoting": None, "skip_empty": False}  # likewise
 LOCATION_KEYS = {
     "data": ("folder", "train_file", "dev_file", "test_file", "transfer_file"),
     "corpus": ("source",),
@@ -93,5 +94,5 @@ def identity_values(name: str, value: Any) -> Any:
         return sorted(value)
     if name not in LOCATION_KEYS:
         return value
-    unsaid = NEUTRAL_DEFAULTS if name in ("general", "pretrain") else {}
+    unsaid = NEUTRAL_DEFAULTS if name in ("general", "pretrain") else DATA_DEFAULTS if name == "data" else {}
     return {key: v for key, v in value.items() if key not in LOCATION_KEYS[name] and not (key in unsaid and v == unsaid[key])}

@@ -16,6 +16,7 @@ from microbert_cli.recipe.registry import Catalog, stage_names
 from microbert_cli.recipe.resolve import Resolved, overlay
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.runs.stage_registry import Stage, find_stage
+from microbert_cli.table_format import name_of_files
 
 RUNS = Path("runs")
 
@@ -51,8 +52,16 @@ def default_root(resolved: Resolved, *, explicit: bool) -> Path:
     if explicit:
         return RUNS / (resolved.name.strip(".") or "mbert")
     recipe = resolved.recipe
-    source = recipe.task or "-".join(map(task_name, recipe.tasks)) or recipe.data.train_file or "mbert"
-    return RUNS / (Path(source).name.split(".")[0] or "mbert")
+    named = recipe.task or "-".join(map(task_name, recipe.tasks))
+    if not named and recipe.data.train_file:
+        return _root_of_file(recipe.data.train_file)
+    return RUNS / (Path(named or "mbert").name.split(".")[0] or "mbert")
+
+
+def _root_of_file(file: str) -> Path:
+    """Returns the folder of a user's own file; `runs/train` of a train.csv where earlier runs are there already."""
+    root, by_stem = RUNS / name_of_files(file), RUNS / Path(file).name.split(".")[0]
+    return by_stem if by_stem.is_dir() and not root.exists() else root
 
 
 def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:

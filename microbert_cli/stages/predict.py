@@ -1,12 +1,15 @@
 """Labels for texts: lines, a table's columns, or a stream."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from microbert_cli.data.examples import Examples
+from microbert_cli.data.labels import and_more
 from microbert_cli.data.limits import check_text
-from microbert_cli.data.tables import Table, read_table
+from microbert_cli.data.tables import AS_SHOWN, Table, read_table
+from microbert_cli.data.tables.content import decode, read_bytes
 from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring
@@ -15,10 +18,10 @@ from microbert_cli.models.predictor import open_predictor
 from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
+from microbert_cli.table_format import TABLE_SUFFIXES, TableFormat, is_table
 from microbert_cli.text import is_valid_text, json_line, one_line
 
 Texts = list[tuple[str, ...]]
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def run(
@@ -46,25 +49,40 @@ def run(
 
 
 def read_inputs(
-    texts: Sequence[str], file: Path | None, stream: IO[bytes] | None, *, columns: Sequence[str], pairs: bool
+    texts: Sequence[str],
+    file: Path | None,
+    stream: IO[bytes] | None,
+    *,
+    columns: Sequence[str],
+    pairs: bool,
+    model: str | None = None,
+    form: TableFormat = AS_SHOWN,
+    reporter: Reporter = SILENT,
 ) -> Texts:
-    """Returns texts as given, lines of a file or a stream, or columns of a table; a pair is two texts with a tab between."""
+    """Texts as given, lines of a file or a stream, or columns of a table; a pair is two texts with a tab between.
+
+    model  whose own training table says which columns a table's texts are in, where none are named
+    form   what is said of the file's format
+    """
     if columns and (file is None or stream is not None):
         raise _no_table()
     if texts and file is not None:
         raise _two_inputs(file)
+    if file is not None and stream is None and not columns and is_table(file):
+        columns = _trained_columns(model)
+        if not columns:
+            raise _which_column(file)
     if columns and file is not None:
-        table = read_table(file)
+        table = read_table(file, form, reporter=reporter)
         rows = list(zip(*(_column_texts(table, name) for name in columns), strict=True))
         return _check_lengths(rows, table.where)
-    if file is not None and stream is None and str(file).removesuffix(".gz").endswith(TABLES):
-        raise _which_column(file)
     if stream is not None:
-        source, lines = "stdin", _decode_lines(stream.read(), "stdin")
+        place, lines = "stdin", _decode_lines(stream.read(), "stdin", form, reporter)
     else:
-        source, lines = str(file or "TEXTS"), list(texts) if file is None else _decode_lines(_read_bytes(file), str(file))
+        place = str(file or "TEXTS")
+        lines = list(texts) if file is None else _decode_lines(_read_bytes(file), place, form, reporter)
     rows = [_split_pair(line, number) if pairs else (line,) for number, line in enumerate(lines, 1)]
-    return _check_lengths(rows, lambda row: f"{source}, line {row + 1}")
+    return _check_lengths(rows, lambda row: f"{place}, line {row + 1}")
 
 
 def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
@@ -84,17 +102,40 @@ def _trained_length(model: Path) -> int | None:
     return next((length for length in lengths if isinstance(length, int)), None)
 
 
+def _trained_columns(model: str | None) -> list[str]:
+    """Returns the text columns of the user's own table that a model was trained on; none where it was another task."""
+    home = Path(model or "")
+    home = home.parent if home.is_file() else home
+    if not model or not (home / manifest.FILE).is_file():
+        return []
+    data = manifest.read(home).get("recipe", {}).get("data", {})
+    if not data.get("train_file"):
+        return []
+    columns = data.get("text") or "text"
+    return [columns] if isinstance(columns, str) else [str(column) for column in columns]
+
+
 def _column_texts(table: Table, column: str) -> list[str]:
+    """Returns the texts of a column; numbers are texts too, but what is missing, NaN, a list or an object is none."""
     values = table.column(column)
-    if None in values:
+    wrong = [row for row, value in enumerate(values) if _is_no_text(value)]
+    if wrong:
+        value = values[wrong[0]]
+        what = (
+            "there is no text" if value is None or isinstance(value, float) else f"there is a {type(value).__name__}, no text,"
+        )
         raise MbertError(
             "M381",
-            f'there is no text in column "{column}"',
-            where=table.where(values.index(None)),
+            f'{what} in column "{column}"{and_more(len(wrong))}',
+            where=table.where_all(wrong),
             allowed="A text in every row; an empty one is a text.",
-            fix="Mend or delete that row.",
+            fix=f"Mend or delete {'that row' if len(wrong) == 1 else 'these rows'}, or name another column: --text COLUMN.",
         )
     return [str(value) for value in values]
+
+
+def _is_no_text(value: Any) -> bool:
+    return not isinstance(value, str | int | float) or isinstance(value, float) and not math.isfinite(value)
 
 
 def _check_characters(texts: Texts) -> None:
@@ -105,35 +146,32 @@ def _check_characters(texts: Texts) -> None:
                 "this text holds half a character (a lone surrogate)",
                 where=f"text {number}",
                 allowed="Texts of whole characters, in UTF-8.",
-                fix="Mend that text; bytes of another encoding: iconv -f LATIN1 -t UTF-8",
+                fix="Mend that text; of a file in another encoding say which: --set data.encoding=NAME",
             )
 
 
 def _read_bytes(file: Path) -> bytes:
     try:
-        return file.read_bytes()
-    except OSError as error:
+        return read_bytes(file)[0] or b""
+    except MbertError as error:
+        if error.code != "M252":
+            raise
         raise MbertError(
             "M206",
-            f"this file cannot be read: {error.strerror}",
+            f"this file cannot be read: {error.what}",
             where=f"--file {file}",
             allowed="A text file with one text a line, or a table with --text COLUMN.",
             fix="Check the path.",
         ) from None
 
 
-def _decode_lines(raw: bytes, name: str) -> list[str]:
+def _decode_lines(raw: bytes, name: str, form: TableFormat, reporter: Reporter) -> list[str]:
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise MbertError(
-            "M360",
-            f"this is not UTF-8: byte {error.start}, {error.reason}",
-            where=f"{name}, line {line}",
-            allowed="UTF-8 text, one text a line.",
-            fix="Convert it: iconv -f LATIN1 -t UTF-8",
-        ) from None
+        text = decode(raw, Path(name), form.encoding, reporter=reporter)
+    except MbertError as error:
+        if error.code != "M353":
+            raise
+        raise MbertError("M360", error.what, where=error.where, allowed=error.allowed, fix=error.fix) from None
     lines = text.split("\n")  # only a line feed ends a line, as in tables: texts hold other separators
     return [line.removesuffix("\r") for line in lines[: len(lines) - (not lines[-1])]]
 
@@ -163,7 +201,7 @@ def _no_table() -> MbertError:
         "M107",
         "a text column is named, but no table",
         where="--text",
-        allowed=f"--text goes with --file, and a file that ends in {', '.join(TABLES)}.",
+        allowed=f"--text goes with --file, and a file that ends in {', '.join(TABLE_SUFFIXES)}.",
         fix="Name the table: --file FILE --text COLUMN, or leave out --text for plain lines.",
     )
 

@@ -60,6 +60,7 @@ from microbert_cli.runs.stage_result import read_metrics
 from microbert_cli.stages import predict
 from microbert_cli.stages.augment import run as augment
 from microbert_cli.stages.evaluate import run as evaluate
+from microbert_cli.table_format import TableFormat
 
 SLOW = 60  # seconds after which an input counts as one that hangs; a megabyte of text takes a few
 LEAST = 100_000
@@ -359,7 +360,7 @@ OWN_FILES = {
         _parquet(**{"text": [{"a": 1}] * 3, "la.bel": [[1]] * 3}),
     ],
 }
-NAMES = ("a.csv", "a.tsv", "a.jsonl", "a.ndjson", "a.csv.gz", "a.tsv.gz", "a.jsonl.gz", "a.txt")
+NAMES = ("a.csv", "a.tsv", "a.jsonl", "a.json", "a.NDJSON", "a.csv.gz", "a.tsv.gz", "a.jsonl.gz", "a.txt")
 FILES = st.tuples(st.sampled_from(NAMES), damaged([*OWN_FILES["csv"], *OWN_FILES["tsv"], *OWN_FILES["jsonl"]]))
 
 
@@ -368,12 +369,15 @@ def _packed(name: str, content: bytes) -> bytes:
     return gzip.compress(content, 1) if name.endswith(".gz") and len(content) % 4 else content
 
 
-@holds_for(st.tuples(FILES, st.booleans(), st.booleans(), st.integers(0, 2)), torture=13_000)
-def tables(given: tuple[tuple[str, bytes], bool, bool, int]) -> None:
+@holds_for(st.tuples(FILES, st.sampled_from((True, False, None)), st.booleans(), st.integers(0, 2)), torture=13_000)
+def tables(given: tuple[tuple[str, bytes], bool | None, bool, int]) -> None:
     (name, content), quoting, header, skipped = given
-    table = read_table(put(name, _packed(name, content)), quoting=quoting, header=header, skip_broken_rows=skipped)
-    assert len(table) and len(set(table.names)) == len(table.names)
-    assert all(len(table.column(name)) == len(table) for name in table.names)
+    form = TableFormat(quoting=quoting, header=header, skip_empty=skipped > 1)
+    table = read_table(put(name, _packed(name, content)), form, skip_broken_rows=skipped)
+    assert len(table)
+    for name in table.names:
+        with contextlib.suppress(MbertError):  # M356 for a name that is there twice, M355 for a key that some rows lack
+            assert len(table.column(name)) == len(table) and table.names.count(name) == 1
     assert list(table.lines) == sorted(table.lines) and table.where(len(table) - 1)
 
 
@@ -455,7 +459,7 @@ def long_lines_of_tables(case: tuple[str, str, int]) -> None:
     path = put(f"long.{suffix}", f"text{',' if suffix == 'csv' else chr(9)}label\n{line}\n")
     for quoting in (True, False):
         with contextlib.suppress(MbertError):
-            read_table(path, quoting=quoting)
+            read_table(path, TableFormat(quoting=quoting))
     complete(own_task(path, text="text", label="label"))
 
 
@@ -660,6 +664,8 @@ def predictions(case: tuple[list[str], int | None]) -> None:
 def predicted_lines(case: tuple[bytes, bool]) -> None:
     """A line is what ends in a line feed, as everywhere."""
     content, pairs = case
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # UTF-16, whose line feeds are two bytes
+        return
     texts = predict.read_inputs((), None, io.BytesIO(content), columns=(), pairs=pairs)
     assert len(texts) == content.count(b"\n") + (content != b"" and not content.endswith(b"\n") and content != b"\xef\xbb\xbf")
     assert predict.read_inputs((), put("lines.txt", content), None, columns=(), pairs=pairs) == texts

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from microbert_cli.errors import nearest
-from microbert_cli.recipe.task_kinds import WHOLE_NUMBER, Labels, TaskKind, Where, too_few_classes, wrong_label
+from microbert_cli.recipe.task_kinds import WHOLE_NUMBER, Labels, TaskKind, Where, too_few_classes, wrong_labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,9 +63,9 @@ class Kind(TaskKind):
 
     def read_labels(self, cells: Sequence[str], where: Where) -> Labels:
         ids = self._ids()
-        for row, cell in enumerate(cells):
-            if cell not in ids:
-                raise wrong_label(f'the label "{cell}" is none of the task\'s', nearest(cell, self.names), where(row))
+        unknown = {row: f'the label "{cell}" is none of the task\'s' for row, cell in enumerate(cells) if cell not in ids}
+        if unknown:
+            raise wrong_labels(unknown, nearest(cells[min(unknown)], self.names), where)
         return [ids[cell] for cell in cells]
 
     def _ids(self) -> dict[str, int]:

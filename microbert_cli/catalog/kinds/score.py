@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from microbert_cli.recipe.task_kinds import Labels, TaskKind, Where, wrong_label
+from microbert_cli.recipe.task_kinds import Labels, TaskKind, Where, wrong_labels
 
 if TYPE_CHECKING:
     import numpy as np
+
+MAX_SCORE = 1e18  # the square of a difference, which is learnt from, must stay a number of 32 bits
 
 
 class Kind(TaskKind):
@@ -49,20 +51,25 @@ class Kind(TaskKind):
         return frozenset({""} if self.range is None else {"", "-1"})
 
     def read_labels(self, cells: Sequence[str], where: Where) -> Labels:
-        return [self._read(cell, where, row) for row, cell in enumerate(cells)]
+        reasons = {row: reason for row, cell in enumerate(cells) if (reason := self._why_wrong(cell))}
+        if reasons:
+            allowed = reasons[min(reasons)][1]
+            raise wrong_labels({row: what for row, (what, _) in reasons.items()}, allowed, where)
+        return [float(cell) for cell in cells]
 
-    def _read(self, cell: str, where: Where, row: int) -> float:
+    def _why_wrong(self, cell: str) -> tuple[str, str] | None:
+        """Returns what is wrong with a cell and what is allowed, or None where it is a score."""
         low, high = self._limits()
         try:
             score = float(cell)
         except ValueError:
-            raise wrong_label(f'the label "{cell}" is no number', "A number.", where(row)) from None
+            return f'the label "{cell}" is no number', "A number."
         if not (math.isfinite(score) and low <= score <= high):
-            raise wrong_label(f'the score "{cell}" is outside the range', f"{low} to {high}.", where(row))
-        return score
+            return f'the score "{cell}" is outside the range', f"{low:g} to {high:g}."
+        return None
 
     def _limits(self) -> tuple[float, float]:
-        return self.range or (-math.inf, math.inf)
+        return self.range or (-MAX_SCORE, MAX_SCORE)
 
     def label_text(self, label: Any) -> float:
         return float(label)

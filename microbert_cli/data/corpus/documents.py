@@ -6,6 +6,7 @@ data set as `owner/name:config`. In text files a blank line ends a document. A P
 
 import hashlib
 import re
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -14,13 +15,14 @@ from pathlib import Path
 
 from microbert_cli.data.corpus import python_docs
 from microbert_cli.data.limits import bounded_lines, open_gzip
+from microbert_cli.data.tables.content import MARKS, check_format, name_encoding, utf16_without_mark
 from microbert_cli.errors import MbertError, first_line
 from microbert_cli.hub import ask_hub, cached_dataset, hub_advice, hub_errors, is_hub_id, is_offline
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 
 BUILT_IN_CORPUS = "python-docs"
-CORPUS_SUFFIXES = (".txt", ".gz", ".parquet")
+CORPUS_SUFFIXES = (".txt", ".gz", ".gzip", ".parquet", ".pq")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
 
 Document = list[str]
@@ -37,6 +39,11 @@ def read_documents(
 def identify_corpus(source: str) -> str | None:
     """Returns the identity of a corpus for caches and manifests: hashes of files, or the name."""
     return _built_in_fingerprint() if source == BUILT_IN_CORPUS else manifest.identify(source)
+
+
+def is_corpus_file(path: Path) -> bool:
+    """Returns whether a file is one of text, by its suffix in any case."""
+    return path.suffix.lower() in CORPUS_SUFFIXES
 
 
 def split_sentences(paragraph: str) -> list[str]:
@@ -58,23 +65,31 @@ def _documents(source: str, where: str, reporter: Reporter) -> Iterator[Document
         return
     path = Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in CORPUS_SUFFIXES)
+        files = sorted(file for file in path.rglob("*") if is_corpus_file(file))
         if not files:
             raise _no_corpus(source, where, f"no file in it ends in {', '.join(CORPUS_SUFFIXES)}")
         for file in files:
             yield from _file(file, where)
     elif path.is_file():
         yield from _file(path, where)
-    elif is_hub_id(source.partition(":")[0]) and path.suffix not in CORPUS_SUFFIXES:
+    elif is_hub_id(source.partition(":")[0]) and not is_corpus_file(path):
         yield from _hub(source, where, reporter)
     else:
         raise _no_corpus(source, where, "there is no such file or folder")
 
 
 def _file(path: Path, where: str) -> Iterator[Document]:
-    if path.suffix == ".parquet":
+    if is_parquet(path):
         return _parquet(path, where)
     return _lines(path, where)
+
+
+def is_parquet(path: Path) -> bool:
+    """By the suffix, and for `.parquet.gzip`, as pandas calls Parquet with gzip inside, by its first bytes."""
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return True
+    with path.open("rb") as file:
+        return path.suffix.lower() in (".gz", ".gzip") and file.read(4) == b"PAR1"
 
 
 def _lines(path: Path, where: str) -> Iterator[Document]:
@@ -89,16 +104,43 @@ def _lines(path: Path, where: str) -> Iterator[Document]:
 
 
 def _text(path: Path, where: str) -> Iterator[str]:
-    opened = open_gzip(path) if path.suffix == ".gz" else path.open("rb")
+    packed = path.suffix.lower() in (".gz", ".gzip")
+    opened = open_gzip(path) if packed else path.open("rb")
     try:
         with opened as file:
             for number, line in enumerate(bounded_lines(file, str(path)), 1):
+                if number == 1:
+                    check_format(line, path)
+                    if encoding := utf16_without_mark(line):
+                        what = f"this is UTF-16 without a byte-order mark ({encoding})"
+                        raise _damaged(f"{path}, line 1", where, what, _conversion(path, packed, encoding))
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    raise _damaged(f"{path}, line {number}", where, f"this is not UTF-8: {error.reason}") from None
+                    name, what = _encoding_of(line, error, number)
+                    fix = _conversion(path, packed, name)
+                    raise _damaged(f"{path}, line {number}", where, f"this is not UTF-8: {what}", fix) from None
     except (EOFError, zlib.error, OSError) as error:
         raise _damaged(str(path), where, str(error)) from error
+
+
+def _encoding_of(line: bytes, error: UnicodeDecodeError, number: int) -> tuple[str | None, str]:
+    """Returns the name of the encoding for iconv where the bytes show it, and what they are in words."""
+    mark = next((name for start, name in MARKS if number == 1 and line.startswith(start)), None)
+    if mark:
+        return mark, f"its byte-order mark says {mark}"
+    words, encoding = name_encoding(line, error.start)
+    return encoding, f"{error.reason}; {words}"
+
+
+def _conversion(path: Path, packed: bool, encoding: str | None) -> str:
+    """Returns the command that writes a corpus in UTF-8 beside the old one."""
+    name = path.with_name(f"utf8-{Path(path.stem if packed else path.name).stem}.txt")
+    source, target = shlex.quote(str(path)), shlex.quote(str(name))
+    name_for_iconv = (encoding or "ENCODING").upper().replace("UTF-16-", "UTF-16")  # Python writes a hyphen more
+    start, end = (f"gzip -dc {source} | iconv", "") if packed else ("iconv", f"{source} ")
+    command = f"{start} -f {name_for_iconv} -t UTF-8 {end}> {target}"
+    return f"Convert it: {command}" if encoding else f"Say which encoding it is: {command}; or fetch it again."
 
 
 def _parquet(path: Path, where: str) -> Iterator[Document]:
@@ -150,11 +192,11 @@ def _no_corpus(source: str, where: str, why: str, fix: str = "For instance: --co
     )
 
 
-def _damaged(location: str, where: str, why: str) -> MbertError:
+def _damaged(location: str, where: str, why: str, fix: str = "Make or fetch the file again.") -> MbertError:
     return MbertError(
         "M330",
         why,
         where=f"{where} {location}",
         allowed="UTF-8 text, one sentence or paragraph a line, a blank line between documents; or Parquet with a column text.",
-        fix="Convert it: iconv -f LATIN1 -t UTF-8 FILE > FILE.utf8, or fetch it again.",
+        fix=fix,
     )

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from microbert_cli.data.corpus.blocks import Blocks, BlockSettings, cut_blocks, find_blocks
-from microbert_cli.data.corpus.documents import BUILT_IN_CORPUS, CORPUS_SUFFIXES, read_documents
+from microbert_cli.data.corpus.documents import BUILT_IN_CORPUS, is_corpus_file, read_documents
 from microbert_cli.data.task_data import TaskData, find_task
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import MbertError, RowsMissingError
@@ -248,5 +248,5 @@ def _settings(step: Step) -> BlockSettings:
 
 
 def _on_hub(source: str) -> bool:
-    may_be_hub = source != BUILT_IN_CORPUS and Path(source).suffix not in CORPUS_SUFFIXES
+    may_be_hub = source != BUILT_IN_CORPUS and not is_corpus_file(Path(source))
     return may_be_hub and not Path(source).exists() and is_hub_id(source.partition(":")[0])

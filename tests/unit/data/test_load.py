@@ -16,8 +16,9 @@ from tiny_glue import tiny_glue, tiny_glue_hub, tiny_rows
 
 from microbert_cli.data.augmented_files import load_augmented, write_augmented
 from microbert_cli.data.examples import Examples
+from microbert_cli.data.held_out import held_out
 from microbert_cli.data.load import BUILT_IN_TASKS, load_split, own_task
-from microbert_cli.data.own_files import complete, held_out
+from microbert_cli.data.own_files import complete
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import Task, load_task
 from microbert_cli.reporter import Reporter
@@ -324,7 +325,7 @@ def test_own_classes(tmp_path: Path, suffix: str) -> None:
     heard = Heard()
     path = write_own(tmp_path, reviews(), suffix)
     task = own_task(path, text=("text",), label="stars", reporter=heard)
-    assert task.label.names == ("bad", "good", "Ünsure") and task.name == "train"
+    assert task.label.names == ("bad", "good", "Ünsure") and task.name == tmp_path.name
     assert task.metrics == ("accuracy", "macro_f1", "matthews") and task.primary == "accuracy"
     assert "bad, good, Ünsure" in heard.notes[0]
     train, dev = load_split(task, "train", reporter=heard), load_split(task, "dev")

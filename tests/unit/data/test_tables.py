@@ -11,6 +11,7 @@ import pytest
 from microbert_cli.data.tables import Table, read_table
 from microbert_cli.errors import MbertError
 from microbert_cli.reporter import Reporter
+from microbert_cli.table_format import TableFormat
 
 
 class Heard(Reporter):
@@ -29,8 +30,8 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 def refused(path: Path, code: str, exit_code: int = 5, **options: bool) -> MbertError:
     with pytest.raises(MbertError) as caught:
-        table = read_table(path, **options)  # type: ignore[arg-type]
-        [table.read(name) for name in table.names]
+        table = read_table(path, TableFormat(**options))
+        [table.column(name) for name in table.names]
     assert caught.value.code == code and caught.value.exit_code == exit_code
     assert str(path) in caught.value.where
     return caught.value
@@ -58,18 +59,18 @@ def test_quoted_tables(tmp_path: Path, mark: bytes, end: str, name: str) -> None
 
 def test_unquoted_quotes_are_characters(tmp_path: Path) -> None:
     text = 'a\tb\n"open\t1\n" spaced "\t2\r\nmid"dle\t"3\n'
-    table = read_table(write(tmp_path, "a.tsv", text), quoting=False)
+    table = read_table(write(tmp_path, "a.tsv", text), TableFormat(quoting=False))
     assert columns(table) == {"a": ['"open', '" spaced "', 'mid"dle'], "b": ["1", "2", '"3']}
 
 
 def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
     odd = "one\u2028two\x0bthree\x85four\x1cfive"
-    table = read_table(write(tmp_path, "a.tsv", f"a\tb\n{odd}\t1"), quoting=False)
+    table = read_table(write(tmp_path, "a.tsv", f"a\tb\n{odd}\t1"), TableFormat(quoting=False))
     assert columns(table) == {"a": [odd], "b": ["1"]}
 
 
 def test_without_a_header_columns_are_positions(tmp_path: Path) -> None:
-    table = read_table(write(tmp_path, "a.tsv", "x\t1\t\tone\ny\t0\t*\ttwo\n"), quoting=False, header=False)
+    table = read_table(write(tmp_path, "a.tsv", "x\t1\t\tone\ny\t0\t*\ttwo\n"), TableFormat(quoting=False, header=False))
     assert table.column(3) == ["one", "two"] and table.column(1) == ["1", "0"]
     with pytest.raises(MbertError) as caught:
         table.column(4)
@@ -119,11 +120,11 @@ def test_rows_of_another_width_are_refused(tmp_path: Path, row: str, said: str, 
 def test_some_broken_rows_may_be_passed_over(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tsv", "text\tlabel\nx\t1\nbroken\n\ny\t0\n\n")
     heard = Heard()
-    table = read_table(path, quoting=False, skip_broken_rows=2, reporter=heard)
+    table = read_table(path, TableFormat(quoting=False), skip_broken_rows=2, reporter=heard)
     assert table.column("text") == ["x", "y"] and list(table.lines) == [2, 5]
     assert len(heard.warnings) == 1 and "2 rows" in heard.warnings[0] and "line 3" in heard.warnings[0]
     with pytest.raises(MbertError):
-        read_table(path, quoting=False, skip_broken_rows=1)
+        read_table(path, TableFormat(quoting=False), skip_broken_rows=1)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
@@ -136,7 +137,7 @@ def test_columns_of_the_same_name(tmp_path: Path) -> None:
 
 
 def test_jsonl(tmp_path: Path) -> None:
-    rows = [{"a": "é\n", "b": 1.5}, {"b": None, "a": "x", "more": 1}]
+    rows = [{"a": "é\n", "b": 1.5}, {"b": None, "a": "x"}]
     text = "\ufeff" + "\n\n".join(json.dumps(row) for row in rows) + "\n"
     table = read_table(write(tmp_path, "a.jsonl", text))
     assert columns(table) == {"a": ["é\n", "x"], "b": [1.5, None]} and list(table.lines) == [1, 3]

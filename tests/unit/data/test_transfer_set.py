@@ -219,7 +219,7 @@ def test_tables_whose_labels_nobody_reads(suffix: str, tmp_path: Path) -> None:
         ("a.txt", "\n \n", "sst2", "M357", "no rows"),
         ("a.txt", "label\tsentence\n1\ta\n", "sst2", "M367", "names columns"),
         ("a.txt", "one\n", "mrpc", "M367", "asks 2"),
-        ("a.json", "[]", "sst2", "M367", ".json"),
+        ("a.xlsx", "[]", "sst2", "M367", ".xlsx"),
         ("a.csv", "sentence\na\n' '\n", "sst2", "M352", "empty"),
         ("a.txt", None, "sst2", "M252", "no such file"),
     ],

@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import subprocess
 
 import numpy as np
 import pyarrow as pa
@@ -125,6 +126,30 @@ def test_sources_that_are_none(tmp_path):
         with pytest.raises(MbertError) as caught:
             list(read_documents(str(tmp_path / name)))
         assert caught.value.code == code, name
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_advice_about_a_corpus_in_another_encoding_works(tmp_path, encoding, packed):
+    text = "It’s 5 €.\n\nTwo.\n" if encoding == "cp1252" else "One.\n\nTwo.\n"
+    path = tmp_path / ("a.txt.gz" if packed else "a.TXT")
+    path.write_bytes(gzip.compress(text.encode(encoding)) if packed else text.encode(encoding))
+    with pytest.raises(MbertError) as caught:
+        list(read_documents(str(path)))
+    assert caught.value.code == "M330" and ("Windows-1252" if encoding == "cp1252" else "UTF-16") in caught.value.what
+    assert subprocess.run(caught.value.fix.removeprefix("Convert it: "), shell=True).returncode == 0
+    assert list(read_documents(str(tmp_path / "utf8-a.txt"))) == [[line] for line in text.split("\n") if line]
+
+
+def test_a_corpus_as_people_name_it(tmp_path):
+    (tmp_path / "A.TXT").write_text("One.")
+    pq.write_table(pa.table({"text": ["Two."]}), tmp_path / "b.parquet.gzip", compression="gzip")
+    pq.write_table(pa.table({"text": ["Three."]}), tmp_path / "c.PQ")
+    assert list(read_documents(str(tmp_path))) == [["One."], ["Two."], ["Three."]]
+    (tmp_path / "d.txt").write_bytes(gzip.compress(b"Four."))
+    with pytest.raises(MbertError) as caught:
+        list(read_documents(str(tmp_path / "d.txt")))
+    assert caught.value.code == "M383" and "gzip" in caught.value.what
 
 
 def test_the_identity_of_a_corpus_is_its_text(tmp_path):
