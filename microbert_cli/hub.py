@@ -39,7 +39,7 @@ def no_network() -> Iterator[None]:
 def is_hub_id(source: str) -> bool:
     """Whether this can only be a name on the Hub: `owner/name` or `name`, and nothing of that path here."""
     is_id = HUB_ID.fullmatch(source) and not source.startswith(("./", "../", "runs/"))
-    return bool(is_id) and not Path(source).exists()
+    return bool(is_id) and not os.path.lexists(source)
 
 
 def hub_errors() -> tuple[type[Exception], ...]:

@@ -5,7 +5,6 @@ import sys
 import time
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -14,7 +13,7 @@ from microbert_cli import distributed, streams
 from microbert_cli.cli import stage_commands
 from microbert_cli.cli.console import error_console, show, show_error, show_json, show_traceback
 from microbert_cli.errors import Exit, MbertError
-from microbert_cli.runs import disk
+from microbert_cli.runs import cache, disk
 from microbert_cli.signals import Halted, Interrupted, raise_on_signal
 from microbert_cli.version import __version__
 
@@ -79,9 +78,10 @@ def _run() -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.errno not in disk.DISK_ERRORS:
+        refusal = cache.CacheDeletedError(error.filename) if cache.was_deleted(error) else disk.path_refused(error)
+        if refusal is None:
             _report_bug()
-        _exit_with_error(disk.disk_refused(error.errno, str(Path(error.filename or ".").absolute())))
+        _exit_with_error(refusal)
     except (Halted, Interrupted) as stop:
         error_console().print(f"stopped by {stop}; the same command goes on from here", markup=False)
         sys.exit(int(stop.exit_code))

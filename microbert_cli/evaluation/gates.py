@@ -19,13 +19,13 @@ class Gates:
     tolerance: float = 0.0
 
     def check_names(self, task: Task, splits: Sequence[str]) -> None:
-        """Raises M104 where a minimum is of no score of these splits, or of one that several have; M205 for the baseline."""
+        """Raises M104 where a minimum is of no score of these splits, or of one that several have; M262 for the baseline."""
         for name in self.minimum:
             _split_and_metric(name, {split: dict.fromkeys(task.metrics, 0.0) for split in splits})
         if self.baseline is not None and not self.baseline.keys() & {*splits}:
             baseline_splits = ", ".join(sorted(self.baseline)) or "no split"
             raise MbertError(
-                "M205",
+                "M262",
                 f"this baseline has scores of {baseline_splits}, and {', '.join(splits)} is scored",
                 where="--baseline",
                 allowed="A metrics.json that `mbert evaluate` wrote of the same split.",

@@ -72,13 +72,13 @@ def score(task: Task, logits: np.ndarray, rows: Examples) -> dict[str, float]:
     return metrics.compute(task.metrics, task.kind.predictions(logits), rows.labels)
 
 
-def hidden_labels(task: Task, split: str = "this split") -> MbertError:
+def hidden_labels(task: Task, split: str = "") -> MbertError:
     """The error for a split that cannot be scored."""
     has_own_files = task.files is not None
     return MbertError(
         "M260",
-        f"the labels of {split} are hidden, so nothing can be scored",
-        where=f"task {task.name}",
+        "the labels of this split are hidden, so nothing can be scored",
+        where=f"task {task.name} {split}".rstrip(),
         allowed="A split with labels, such as dev. Hidden labels are predicted.",
         fix="mbert predict MODEL --file FILE" if has_own_files else f"mbert evaluate --task {task.name} --submission",
     )

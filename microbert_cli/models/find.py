@@ -8,6 +8,7 @@ from pathlib import Path
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.hub import ask_hub, hub_errors, is_hub_id, is_offline, unreachable
 from microbert_cli.runs import manifest
+from microbert_cli.runs.disk import may_not_be_read, unreadable_part
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # in the order in which they are preferred
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # any of them makes a tokenizer
@@ -114,6 +115,9 @@ def _checked(path: Path, where: str) -> Path:
             allowed="A Hugging Face model directory, an output of a stage, or a Hub id.",
             fix=fix,
         )
+    for file in (path / "config.json", *path.glob("*.safetensors"), *path.glob("tokenizer*"), *path.glob("vocab*")):
+        if closed := unreadable_part(file):
+            raise may_not_be_read(closed, f"{where} {path}")
     return path
 
 
@@ -148,9 +152,10 @@ def _number_in_name(folder: Path) -> tuple[int, str]:
 
 def _not_there(path: Path, where: str) -> MbertError:
     suggestions = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_dir()]) if path.parent.is_dir() else ""
+    what = "this link leads nowhere" if path.is_symlink() else "there is no such model directory"
     return MbertError(
         "M203",
-        "there is no such model directory",
+        what,
         where=f"{where} {path}",
         allowed=f"In {path.parent} there are: {suggestions}" if suggestions else f"There is no {path.parent} either.",
         fix="Name a directory, or a Hub id such as google-bert/bert-base-uncased.",

@@ -125,7 +125,7 @@ class Calibration:
             return None
         try:
             stored: Facts = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, FileNotFoundError):  # damaged, or deleted since
             return None
         return None if stored["busy"] and not self.busy else stored
 

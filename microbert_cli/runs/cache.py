@@ -8,12 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from microbert_cli.errors import MbertError
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
+from microbert_cli.signals import Interrupted, WorkInterrupted
 
 COMPLETE = "complete"
 DIGESTS = "digests"
 SETTLED_NS = 2 * 10**9  # a file changed later than that may change again without a new time of change
+TRIES = 3
+
+
+class CacheDeletedError(MbertError):
+    """Somebody deleted an entry of the cache while a run made it or read it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            "M226",
+            f"the cache was deleted while it was in use: {path} is gone",
+            where=f"MBERT_CACHE {root()}",
+            allowed="A cache that nobody clears while mbert runs; between two runs it may be deleted at any time.",
+            fix="Run the same command again: it goes on from here.",
+        )
 
 
 def root() -> Path:
@@ -36,29 +52,77 @@ def entry(kind: str, key: str, *, resumable: bool = False, reporter: Reporter = 
     no longer what the mark says is made anew.
     resumable  one that was left half-filled is handed on as it is, since the block knows what of it is good
     """
+    directory = entry_path(kind, key)
+    with _locked(directory):
+        ready = False
+        try:
+            ready = _is_ready(directory, resumable, reporter)
+            yield directory, ready
+            if not ready:
+                _mark_complete(directory)
+        except BaseException as error:
+            is_stopped = not isinstance(error, Exception) or isinstance(error, Interrupted | WorkInterrupted)
+            is_gone = not is_stopped and not directory.is_dir()
+            if not ready and not resumable:
+                shutil.rmtree(directory, ignore_errors=True)
+            if was_deleted(error) or is_gone:
+                raise CacheDeletedError(directory) from error
+            raise
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Holds the lock of an entry for the block."""
     from filelock import FileLock
 
-    directory = entry_path(kind, key)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory.with_suffix(".lock")):
-        if (directory / COMPLETE).is_file():
-            if not (damage := _damaged_files(directory)):
-                _touch(directory)
-                yield directory, True
-                return
-            reporter.warn(f"{directory}: {damage[0]}; this entry of the cache is made anew")
-            (directory / COMPLETE).unlink()
-            shutil.rmtree(directory, ignore_errors=True)
-        if not resumable:
-            shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(exist_ok=True)
+    for attempt in range(TRIES):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory.with_suffix(".lock"))
         try:
-            yield directory, False
-        except BaseException:
-            if not resumable:
-                shutil.rmtree(directory, ignore_errors=True)
-            raise
-        _mark_complete(directory)
+            lock.acquire()
+            break
+        except FileNotFoundError:  # the folder was deleted between the two lines above
+            if attempt == TRIES - 1:
+                raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_ready(directory: Path, resumable: bool, reporter: Reporter) -> bool:
+    """Whether an entry is whole; where it is not, a folder to fill is there afterwards."""
+    if (directory / COMPLETE).is_file():
+        if not (damage := _damaged_files(directory)):
+            _touch(directory)
+            return True
+        reporter.warn(f"{directory}: {damage[0]}; this entry of the cache is made anew")
+        (directory / COMPLETE).unlink()
+        shutil.rmtree(directory, ignore_errors=True)
+    if not resumable:
+        shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    return False
+
+
+def was_deleted(error: BaseException) -> bool:
+    """Whether an error says that a file of the cache is gone that was there, or was being written."""
+    return isinstance(error, CacheDeletedError) or _missing_entry(error) is not None
+
+
+def discard_deleted(error: BaseException) -> None:
+    """Takes the mark of completeness from the entry that lacks a file, so that the next run makes it anew."""
+    if entry_directory := _missing_entry(error):
+        (entry_directory / COMPLETE).unlink(missing_ok=True)
+
+
+def _missing_entry(error: BaseException) -> Path | None:
+    """The entry whose file is not there, if that is what an error says."""
+    name = error.filename if isinstance(error, FileNotFoundError) else None
+    place = Path(os.fsdecode(name)).absolute() if isinstance(name, str | bytes | os.PathLike) else None
+    if place is None or not place.is_relative_to(root().absolute()):
+        return None
+    return root().joinpath(*place.relative_to(root().absolute()).parts[:2])
 
 
 def _mark_complete(directory: Path) -> None:

@@ -98,8 +98,50 @@ def disk_error(error: BaseException, out: Path) -> int | None:
     return None
 
 
+def path_refused(error: OSError) -> MbertError | None:
+    """Returns the error for a path that the system refuses, to read or to write; None where it failed for another reason."""
+    path = Path(os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ".").absolute()
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        is_long = error.errno == errno.ENAMETOOLONG
+        return MbertError(
+            "M224",
+            f"this path cannot be opened: {os.strerror(error.errno)}",
+            where=str(path),
+            allowed="Names of at most 255 bytes, and paths of at most 4,096."
+            if is_long
+            else "Links that lead to a file or folder.",
+            fix="Choose a shorter name." if is_long else f"Look where the link leads: ls -ld '{path}'",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM) and (closed := unreadable_part(path)):
+        return may_not_be_read(closed, str(path))
+    return disk_refused(error.errno, str(path)) if error.errno in DISK_ERRORS else None
+
+
+def may_not_be_read(closed: Path, where: str) -> MbertError:
+    """Returns the error for a file or folder that this user may not read."""
+    letter = "x" if closed.is_dir() else "r"
+    return MbertError(
+        "M225",
+        f"{closed} may not be read: {os.strerror(errno.EACCES)}",
+        where=where,
+        allowed="Files that this user may read, in folders that this user may look into.",
+        fix=f"Its owner can allow it: chmod u+{letter} {closed}, or for all users: chmod a+r{'x' * (letter == 'x')} {closed}",
+    )
+
+
+def unreadable_part(path: Path) -> Path | None:
+    """Returns the first folder on the way that may not be looked into, or the file itself where it may not be read."""
+    for folder in reversed(path.parents):
+        if os.access(folder, os.F_OK) and not os.access(folder, os.X_OK):
+            return folder
+    return path if os.access(path, os.F_OK) and not os.access(path, os.R_OK) else None
+
+
 def cannot_write(error: OSError, path: Path) -> MbertError:
     """Returns the error for a place that takes no file, whatever the reason."""
+    link = next((part for part in (path, *path.parents) if part.is_symlink() and not os.path.exists(part)), None)
+    if link is not None and error.errno != errno.ELOOP:
+        return _nothing_written(f"the link {link} leads nowhere", f"-o {path}")
     return disk_refused(error.errno or errno.EIO, f"-o {path}")
 
 
@@ -113,9 +155,13 @@ def disk_refused(number: int, where: str) -> MbertError:
             allowed="Nothing was lost: finished work is whole, begun work waits in the .partial directory beside.",
             fix=f"Make room, then the same command again: {' '.join(manifest.command_line())}",
         )
+    return _nothing_written(os.strerror(number), where)
+
+
+def _nothing_written(reason: str, where: str) -> MbertError:
     return MbertError(
         "M221",
-        f"nothing can be written here: {os.strerror(number)}",
+        f"nothing can be written here: {reason}",
         where=where,
         allowed="A place in a folder that is there, or can be made, and may be written to; finished work is not touched.",
         fix=f"Choose another -o, or look at the folder: ls -ld {Path(where.removeprefix('-o ')).parent}",

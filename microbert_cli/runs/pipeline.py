@@ -9,12 +9,15 @@ from typing import Any
 from microbert_cli import distributed
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import cache
 from microbert_cli.runs.manifest import FILE, partial_path
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.runs.stage_result import StageResult
 
 
-def run_step(step: Step, *, catalog: Catalog, reporter: Reporter = SILENT, **options: Any) -> StageResult:
+def run_step(
+    step: Step, *, catalog: Catalog, reporter: Reporter = SILENT, tries: int = cache.TRIES, **options: Any
+) -> StageResult:
     """Runs one stage with its inputs; `options` are force, resume, renew, and what only that stage takes.
 
     Of several processes all run it together, or the main one alone where the stage is not distributed.
@@ -26,7 +29,16 @@ def run_step(step: Step, *, catalog: Catalog, reporter: Reporter = SILENT, **opt
     def run() -> StageResult:
         return step.stage.run(step.resolved.recipe, step.out, catalog=catalog, reporter=reporter, **step.inputs, **options)
 
-    result = run() if step.stage.distributed else distributed.on_main_process(run)
+    try:
+        result = run() if step.stage.distributed else distributed.on_main_process(run)
+    except Exception as error:
+        if tries <= 1 or distributed.world_size() > 1 or not cache.was_deleted(error):
+            raise
+        # What was done lies in the stage's begun output, so the stage goes on from there with a new entry of the cache.
+        cache.discard_deleted(error)
+        reporter.warn(f"{step.name}: the cache was deleted while it was in use; it is made again")
+        again = {**options, "force": False, "resume": True}
+        return run_step(step, catalog=catalog, reporter=reporter, tries=tries - 1, **again)
     return replace(result, out=step.out)  # as it was named, whether it was made or found
 
 

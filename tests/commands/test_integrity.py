@@ -1,7 +1,9 @@
 """What was written is what is read: damage is found before use and named, and what can be made anew is."""
 
+import errno
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -188,6 +190,67 @@ def test_an_entry_without_its_last_bytes_is_made_anew(tmp_path, monkeypatch):
             (folder / "numbers.bin").write_bytes(content[:-8])
             assert cache.find("kind", "key") is None
     assert len(heard.said) == 1 and "numbers.bin is damaged" in heard.said[0]
+
+
+DELETED = {
+    "while an entry is filled": "microbert_cli.runs.cache._mark_complete",
+    "before blocks are opened": "microbert_cli.data.corpus.blocks._open_parts",
+    "before the teacher's answers are opened": "microbert_cli.distillation.teacher_cache.CachedOutputs.__init__",
+    "while it is locked": "microbert_cli.runs.cache._is_ready",
+    "while it is measured": "microbert_cli.runs.cache.used_bytes",
+}
+
+
+@pytest.mark.parametrize("moment", DELETED)
+def test_a_cache_that_is_deleted_while_it_is_in_use_is_made_again(here, monkeypatch, moment):
+    before = results()
+    shutil.rmtree(here / "runs")
+    module, _, name = DELETED[moment].rpartition(".")
+    owner = pkgutil.resolve_name(module)
+    original, calls = getattr(owner, name), []
+
+    def delete(*arguments, **options):
+        if not calls:
+            shutil.rmtree(here / "cache")
+        calls.append(name)
+        return original(*arguments, **options)
+
+    if moment == "while an entry is filled":
+        shutil.rmtree(here / "cache")
+    monkeypatch.setattr(owner, name, delete)
+    done = works(*RUN)
+    assert calls and results() == before and "Traceback" not in done.err
+
+
+def test_a_cache_that_is_deleted_again_and_again_is_told(here, monkeypatch):
+    shutil.rmtree(here / "runs")
+    shutil.rmtree(here / "cache")
+    monkeypatch.setattr(cache, "_mark_complete", lambda directory: shutil.rmtree(here / "cache") or open(directory / "x"))
+    error = refused(4, "M226", *RUN)
+    assert "same command" in error["fix"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "loop", "closed/model"])
+def test_paths_that_the_system_refuses_are_named(here, monkeypatch, name):
+    Path("loop").symlink_to("loop")
+    if name.startswith("closed"):
+        # Permissions do not bind root, as whom tests may run.
+        monkeypatch.setattr(os, "access", lambda path, mode, **more: not str(path).endswith("/closed") or mode == os.F_OK)
+        isdir = Path.is_dir
+
+        def is_dir(path):
+            if "closed/" in str(path):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return isdir(path)
+
+        monkeypatch.setattr(Path, "is_dir", is_dir)
+    code = {"loop": "M203", "closed/model": "M225"}.get(name, "M224")
+    error = refused(4, code, "predict", name, "a text")
+    assert "written" not in error["what"]
+    if name != "closed/model":
+        refused(5 if name == "loop" else 4, "M370" if name == "loop" else "M224", "finetune", "small.toml", "-o", name)
+        done = mbert("evaluate", "runs/small/finetune", "-o", "evaluated", "--test-file", f"{name}.csv")
+        assert done.code in (3, 4)
 
 
 # --- ancestry --------------------------------------------------------------------------------------------------------------

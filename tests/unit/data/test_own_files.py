@@ -157,7 +157,7 @@ def test_a_test_file_alone_is_scored_by_what_the_model_remembers(place: Path, tm
     dev = (*words[:-1], tmp_path / "dev")
     assert "test.accuracy" in refused(2, "M104", *dev, "--min-score", "dev.accuracy=0.5")["allowed"]
     (tmp_path / "old.json").write_text('{"dev": {"accuracy": 1.0}}', encoding="utf-8")
-    refused(4, "M205", *dev, "--baseline", tmp_path / "old.json")
+    refused(4, "M262", *dev, "--baseline", tmp_path / "old.json")
     (tmp_path / "hidden.csv").write_text("review\na lovely boat\n", encoding="utf-8")
     hidden = ("evaluate", "runs/reviews/finetune", "--test-file", tmp_path / "hidden.csv", "-o", tmp_path / "dev")
     refused(4, "M260", *hidden)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from microbert_cli.errors import MbertError
 from microbert_cli.models.find import find_model
@@ -14,6 +15,7 @@ from microbert_cli.reporter import Reporter
 from microbert_cli.runs import atomic, manifest, reuse
 from microbert_cli.runs.output_dir import differences, is_up_to_date, stage_output
 from microbert_cli.runs.stage_registry import all_stages
+from microbert_cli.training import checkpoint
 
 IDENTITY = {"recipe": {"seed": 1, "finetune": {"epochs": 3.0}}, "model": "abc"}
 
@@ -65,9 +67,7 @@ def test_every_output_has_the_permissions_of_the_umask(tmp_path, umask, file, fo
                 (work.path / name).parent.mkdir(exist_ok=True, mode=0o700)
                 (work.path / name).write_bytes(b"weights")
                 (work.path / name).chmod(0o600)
-        with atomic.atomic_write(tmp_path / "out" / "state.safetensors") as temporary:
-            temporary.write_bytes(b"state")
-            temporary.chmod(0o600)
+        checkpoint.save_batches([{"input_ids": torch.zeros(1, 2)}], tmp_path / "out" / "diverged.safetensors")
     finally:
         os.umask(before)
     modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*")}
