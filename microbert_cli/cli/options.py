@@ -84,7 +84,7 @@ class TaskOptions:
 
     task: TaskName = None
     data: DataDir = None
-    train_file: Annotated[str | None, typer.Option("--train-file", help="Own data: CSV, TSV, JSONL or Parquet.")] = None
+    train_file: Annotated[str | None, typer.Option("--train-file", help="Own data: CSV, TSV, JSON, Parquet or Arrow.")] = None
     dev_file: Annotated[str | None, typer.Option("--dev-file", help="Own data to select on.")] = None
     test_file: Annotated[str | None, typer.Option("--test-file", help="Own data to test on.")] = None
     text: Annotated[list[str] | None, typer.Option("--text", help="Text column; twice for pairs.")] = None
