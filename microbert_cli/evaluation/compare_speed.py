@@ -10,6 +10,7 @@ import numpy as np
 from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.evaluation.benchmark import TimedModel, time_interleaved
+from microbert_cli.evaluation.scoring import check_finite
 from microbert_cli.models.onnx import ONNX_FILES
 from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.models.size import count_parameters, forward_flops, weights_bytes
@@ -53,6 +54,8 @@ def benchmark_models(
         positions = np.arange(len(encoded))[:: max(1, len(encoded) // rows)][:rows]
         pad_id = model.tokenizer.pad_token_id
         lengths = np.asarray(encoded.lengths)[positions]
+        first_answer = model.answers.logits(encoded.batch([int(positions[0])], pad_id=pad_id))
+        check_finite(first_answer, place=f"{entrant.name}, row")
         timed_models[entrant.name] = TimedModel(
             answer=model.answers.logits,
             single=[encoded.batch([int(i)], pad_id=pad_id) for i in positions[:64]],

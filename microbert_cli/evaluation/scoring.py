@@ -10,7 +10,7 @@ from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import DivergedError, MbertError
 from microbert_cli.evaluation import metrics
 from microbert_cli.models.capture import OutputRequest, forward_outputs
 from microbert_cli.recipe.task import Task
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from microbert_cli.models.predictor import Predictor
 
 
+NAMED_ROWS = 10  # of those that are wrong
 EVALUATION_BATCH = 64  # rows a forward pass, where the recipe does not say
 
 
@@ -32,10 +33,13 @@ def logits_of(
     batch_size: int = EVALUATION_BATCH,
     reporter: Reporter = SILENT,
     name: str = "evaluate",
+    place: str = "row",
 ) -> np.ndarray:
     """Logits [n, C] in the rows' order. `model` is a torch model, or anything with `logits(batch) -> [B, C]`.
 
     Several processes share the batches and gather all logits, so every process returns what one alone would.
+    place  what a row is called, before its number: "dev, row"
+    Raises M317 naming the rows whose logits are no finite numbers; for a torch model, which is in training, M401.
     """
     groups = batches_by_length(encoded.lengths, batch_size=batch_size)
     outputs: list[tuple[np.ndarray, np.ndarray]] = []
@@ -49,7 +53,32 @@ def logits_of(
     for indices, rows in distributed.gather(outputs):
         for i, row in zip(indices, rows, strict=True):
             logits[i] = row
-    return np.stack([row for row in logits if row is not None])
+    stacked = np.stack([row for row in logits if row is not None])
+    check_finite(stacked, place=place, in_training=not hasattr(model, "logits"))
+    return stacked
+
+
+def check_finite(logits: np.ndarray, *, place: str, in_training: bool = False) -> None:
+    """Raises M317, in training M401, where a row's logits are no finite numbers: any class would be an arbitrary answer."""
+    broken = np.flatnonzero(~np.isfinite(logits).all(-1)) + 1
+    if not len(broken):
+        return
+    numbers = ", ".join(map(str, broken[:NAMED_ROWS])) + (", ..." if len(broken) > NAMED_ROWS else "")
+    what = f"the logits of {len(broken)} of {len(logits)} rows are no finite numbers"
+    if in_training:
+        raise DivergedError(
+            what,
+            where=f"{place} {numbers}",
+            allowed="Finite logits; a smaller learning rate or a longer warm-up usually mends it.",
+            fix="The same command with --no-resume and a smaller learning rate",
+        )
+    raise MbertError(
+        "M317",
+        what,
+        where=f"{place} {numbers}",
+        allowed="A model that answers every text with finite numbers; NaN would be the first class for every row.",
+        fix="Leave those rows out, or take another checkpoint: an earlier one, or one that was saved in float32.",
+    )
 
 
 def _answer(model: Any, batch: dict[str, torch.Tensor]) -> np.ndarray:
@@ -95,7 +124,7 @@ def predict_logits(
     """Returns the model's logits [n, C] on a split of a task."""
     encoded = data.encode(split, loaded, where="model")
     pad_id = loaded.tokenizer.pad_token_id
-    return logits_of(model, encoded, pad_id=pad_id, batch_size=batch_size, reporter=data.reporter)
+    return logits_of(model, encoded, pad_id=pad_id, batch_size=batch_size, reporter=data.reporter, place=f"{split}, row")
 
 
 def score_split(data: TaskData, split: str, model: Any, loaded: "LoadedModel") -> dict[str, float]:

@@ -8,6 +8,7 @@ code beside a model or named by it is neither run nor asked about, nor handed on
 
 import pickle
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def load_model(
         head.configure(config)
     model, info = _from_pretrained(path, kind, config, where, seed)
     new = _check_weights(info, kind, where, path, new_head)
+    _check_finite(model.state_dict(), where, path)
     if columns is not None and all("pooler" in name for name in new):
         reorder_head(model, columns)
     show_scores(model)
@@ -146,13 +148,16 @@ def load_routed(path: Path, config: Any, *, where: str) -> Any:
     check_routing(config, where=f"{where} {path}")
     model, info = _from_pretrained(path, "classifier", config, where, 0)
     _check_weights(info, "classifier", where, path, new_head=False)
+    _check_finite(model.state_dict(), where, path)
     show_scores(model)
     return model
 
 
 def _projection(path: Path, where: str) -> dict[str, torch.Tensor] | None:
     try:
-        return read_projection(path)
+        projection = read_projection(path)
+        _check_finite(projection or {}, where, path)
+        return projection
     except SafetensorError as error:
         raise unreadable_model(path, where, error) from error
 
@@ -219,3 +224,20 @@ def missing_head(kind: str, where: str, path: Any, missing: list[str]) -> MbertE
         allowed=f"A model that was trained with a {what} head.",
         fix=f"{fix} {path}",
     )
+
+
+def _check_finite(tensors: Mapping[str, torch.Tensor], where: str, path: Any) -> None:
+    """Raises M316 where a weight is NaN or infinite: such a model gives the first class for every text."""
+    unique = {tensor.data_ptr(): name for name, tensor in tensors.items() if tensor.is_floating_point()}  # tied ones once
+    # A sum that is finite has no part that is not; it is faster, and may overflow only where weights are huge.
+    broken = [
+        name for name in unique.values() if not tensors[name].sum().isfinite() and not torch.isfinite(tensors[name]).all()
+    ]
+    if broken:
+        raise MbertError(
+            "M316",
+            f"{len(broken)} tensors of this model hold NaN or infinite numbers: {', '.join(broken[:4])}",
+            where=f"{where} {path}",
+            allowed="Weights that are finite numbers.",
+            fix="Take another copy of the model, or an earlier checkpoint; one that diverged is trained again at a lower rate.",
+        )

@@ -43,7 +43,7 @@ def run(
     encoded = tokenize_examples(Examples(texts), answers.tokenizer, length)
     pad_id = answers.tokenizer.pad_token_id
     logits = scoring.logits_of(
-        answers.answers, encoded, pad_id=pad_id, batch_size=batch_size, reporter=reporter, name="predict"
+        answers.answers, encoded, pad_id=pad_id, batch_size=batch_size, reporter=reporter, name="predict", place="text"
     )
     return kind_of_model(answers.model.config).answers(logits)
 

@@ -1,12 +1,17 @@
 """No damaged model answers: whatever has a manifest is compared with it, wherever a model is opened for its answers."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+import torch
 from mbert_command import refused, works
+from safetensors.torch import load_file, save_file
 from tiny_folder import tiny_folder
 
 from microbert_cli import api
@@ -145,3 +150,58 @@ def test_a_part_of_an_output_is_compared_with_its_manifest(place: Path, part: st
     works("predict", str(out / other), TEXT)
     (out / "manifest.json").unlink()
     refused(4, "M210", "predict", str(out / other), TEXT)
+
+
+# --- numbers that are none ------------------------------------------------------------------------------------------------
+
+
+def plain(source: str, target: Path, **weights: Callable[[torch.Tensor], object]) -> Path:
+    """A copy as a foreign model, some of its weights changed in place."""
+    shutil.copytree(source, target, ignore=lambda *_: ["manifest.json", "recipe.resolved.toml", "log.jsonl", "begun.json"])
+    tensors = load_file(target / "model.safetensors")
+    for name, change in weights.items():
+        change(tensors[name.replace("__", ".")])
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_refused_and_named(place: Path, tmp_path: Path, number: float) -> None:
+    model = plain("teacher", tmp_path / "broken", classifier__bias=lambda tensor: tensor[:1].fill_(number))
+    about = ("--task", "sst2", "--set", "data.max_length=16")
+    for words in (
+        ("predict", model, TEXT),
+        ("evaluate", model, *about, "-o", "out"),
+        ("evaluate", "teacher", "--teacher", model, *about, "-o", "out"),
+        ("bench", model, *about),
+        ("export", model, *about, "-o", "out"),
+        ("finetune", "--model", model, *about, "-o", "out"),
+        ("task-distill", "--teacher", model, "--student", "bert-1x8", *about, "-o", "out"),
+    ):
+        error = refused(5, "M316", *words)
+        assert "classifier.bias" in error["what"] and str(model) in error["where"], words
+
+
+def test_a_row_whose_logits_are_no_numbers_is_named(place: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    word = AutoTokenizer.from_pretrained("teacher").convert_tokens_to_ids("lovely")
+    name = "bert__embeddings__word_embeddings__weight"
+    model = plain("teacher", tmp_path / "huge", **{name: lambda tensor: tensor[word].fill_(3e38)})
+    texts = ("the boat", TEXT, "a boat", TEXT)
+    assert refused(5, "M317", "predict", model, *texts)["where"] == "text 2, 4"
+    assert len(works("predict", model, "the boat", "a boat").out.splitlines()) == 2
+
+
+def test_an_export_whose_logits_are_no_numbers(place: Path, tmp_path: Path) -> None:
+    model = plain("export", tmp_path / "broken")
+    graph = onnx.load(model / "model.onnx")
+    for weights in graph.graph.initializer:
+        if weights.data_type == onnx.TensorProto.FLOAT:
+            weights.CopyFrom(onnx.numpy_helper.from_array(np.full(weights.dims, np.nan, np.float32), weights.name))
+    onnx.save(graph, model / "model.onnx")
+    about = ("--task", "sst2", "--set", "data.max_length=16")
+    assert "text 1, 2" in refused(5, "M317", "predict", model, TEXT, TEXT)["where"]
+    assert "dev, row 1, 2, 3" in refused(5, "M317", "evaluate", model, *about, "-o", "out")["where"]
+    refused(5, "M317", "evaluate", "teacher", "--teacher", model, *about, "-o", "out")
+    refused(5, "M317", "bench", model, *about)
