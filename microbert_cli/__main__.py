@@ -6,16 +6,14 @@ from microbert_cli import signals
 def main() -> None:
     """Runs the command line as a process of its own."""
     signals.leave_on_signal()
-    from microbert_cli import streams
-
-    streams.open_closed()
+    signals.open_closed_streams()
     try:
         from microbert_cli.cli.main import main as run
 
         run()
     finally:
         signals.ignore_signals()  # the exit code stands; Python would end its last steps by the signal
-        streams.silence_broken()
+        signals.silence_broken_streams()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM: training finishes and saves its step, all else stops at once; both can be resumed.
+"""Signals and standard streams of the process.
+
+SIGINT and SIGTERM: training finishes and saves its step, all else stops at once; both can be resumed.
 
 An exception raised while a module is imported may abort the process or come out as another error, since compiled modules call
 Python where none is expected. There the process leaves by itself: as after SIGKILL, whatever was written can be resumed.
@@ -153,3 +155,26 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+def open_closed_streams() -> None:
+    """Opens closed standard streams (`<&-`) on the null device.
+
+    Without that a file opened later would take the number of a stream, and messages of C libraries would go into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))
+
+
+def silence_broken_streams() -> None:
+    """Sends what nobody reads, or no disk takes, to the null device: when Python ends it writes it again, and would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -16,7 +16,7 @@ from microbert_cli import distributed
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs import disk
-from microbert_cli.streams import silence_broken
+from microbert_cli.signals import silence_broken_streams
 from microbert_cli.text import escape_control_characters, json_line, one_line, safe_text
 
 INTERVAL = 10.0
@@ -132,7 +132,7 @@ def _print(text: str) -> None:
     except BrokenPipeError:
         sys.exit(int(Exit.BROKEN_PIPE))
     except OSError as error:
-        silence_broken()
+        silence_broken_streams()
         raise disk.disk_refused(error.errno or errno.EIO, "standard output") from error
 
 

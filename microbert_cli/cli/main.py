@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from microbert_cli import distributed, streams
+from microbert_cli import distributed, signals
 from microbert_cli.cli import stage_commands
 from microbert_cli.cli.console import error_console, show, show_error, show_json, show_traceback
 from microbert_cli.errors import Exit, MbertError
@@ -58,7 +58,7 @@ def main() -> None:
         # click and rich make exit code 1 of a reader that left (`| head`), wherever it is noticed.
         if not isinstance(leaving, BrokenPipeError) and not isinstance(leaving.__context__, BrokenPipeError):
             raise
-        streams.silence_broken()
+        signals.silence_broken_streams()
         sys.exit(int(Exit.BROKEN_PIPE))
 
 

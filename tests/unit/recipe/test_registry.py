@@ -74,7 +74,8 @@ def test_the_nearest_name_is_offered():
 
 def test_parameters_of_a_loss_are_read_without_importing_it():
     assert CATALOG.loss_parameters("soft_target") == {
-        "temperature": "float", "divergence": ("cross-entropy", "kl", "symmetric-kl"), "reduction": ("auto", "batch", "elements"),
+        "temperature": "float",
+        "divergence": ("cross-entropy", "kl", "symmetric-kl"), "reduction": ("auto", "batch", "elements"),
         "squared_temperature": "bool", "normalisation": "str",
     }  # fmt: skip
     assert CATALOG.loss_parameters("discriminator")["input"] == ("logits", "cls", "both")  # by its alias
