@@ -10,9 +10,14 @@ The hundreds of a code decide the exit code, so a new error needs no second tabl
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
+from itertools import islice
 from typing import Any
 
 from microbert_cli.text import safe_text, shortened
+
+MAX_ERRORS = 20  # shown at once; thousands of wrong keys take as long to explain as nobody waits
+MAX_CANDIDATES = 1000  # names that are compared with a wrong one, to guess which was meant
+MAX_COMPARED = 100  # characters of them
 
 
 class Exit(IntEnum):
@@ -97,23 +102,26 @@ class RowsMissingError(MbertError):
 
 
 class ManyErrors(MbertError):
-    """All errors of a recipe at once; its code is that of the first."""
+    """All errors of a recipe at once, or its first ones and that there are more; its code is that of the first."""
 
-    def __init__(self, errors: Sequence[MbertError]):
+    def __init__(self, errors: Sequence[MbertError], *, more: bool = False):
         first = errors[0]
         super().__init__(first.code, first.what, where=first.where, allowed=first.allowed, fix=first.fix)
         self.errors = list(errors)
+        self.more = more
 
     def __str__(self) -> str:
-        return "\n".join(str(error) for error in self.errors)
+        text = "\n".join(str(error) for error in self.errors)
+        return f"{text}\nThere are more; these {len(self.errors)} come first." if self.more else text
 
     def as_dict(self) -> dict[str, Any]:
-        return super().as_dict() | {"errors": [error.as_dict() for error in self.errors]}
+        return super().as_dict() | {"errors": [error.as_dict() for error in self.errors], "more_errors": self.more}
 
 
-def combine_errors(errors: Sequence[MbertError]) -> MbertError:
-    """Returns a single error itself, or all of them as one."""
-    return errors[0] if len(errors) == 1 else ManyErrors(errors)
+def combine_errors(errors: Iterable[MbertError]) -> MbertError:
+    """Returns a single error itself, or the first MAX_ERRORS as one; of an iterator it takes no more than it must."""
+    first = list(islice(errors, MAX_ERRORS + 1))
+    return first[0] if len(first) == 1 else ManyErrors(first[:MAX_ERRORS], more=len(first) > MAX_ERRORS)
 
 
 def key_location(origin: str, key: str) -> str:
@@ -132,7 +140,10 @@ def nearest(name: str, options: Iterable[str], unlisted: Iterable[str] = ()) -> 
     unlisted  names that may be meant, too, and are not listed
     """
     options = sorted(options)
-    close = difflib.get_close_matches(name, [*options, *unlisted], n=1, cutoff=0.6)
+    candidates = [option for option in (*options, *unlisted) if len(option) <= MAX_COMPARED]
+    if len(candidates) > MAX_CANDIDATES:  # who mistypes a name mostly begins it right
+        candidates = [option for option in candidates if option[:1] == name[:1]][:MAX_CANDIDATES]
+    close = difflib.get_close_matches(name[:MAX_COMPARED], candidates, n=1, cutoff=0.6)
     hint = f' Did you mean "{close[0]}"?' if close else ""
     return f"{', '.join(options) or '(none)'}.{hint}"
 

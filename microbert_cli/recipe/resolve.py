@@ -6,12 +6,13 @@ Priority: built-in default < method < method's values for the task < recipe < `M
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from microbert_cli.errors import MbertError, combine_errors, key_location, nearest
+from microbert_cli.errors import MAX_ERRORS, MbertError, combine_errors, key_location, nearest
 from microbert_cli.recipe.layers import Layer, flatten, merge, nest, normalise, table_at
 from microbert_cli.recipe.loss_checks import check_losses, check_parameters
 from microbert_cli.recipe.moe import check_experts
@@ -124,7 +125,7 @@ def _ablation_layers(catalog: Catalog, method: str, upper: Sequence[Layer]) -> l
     parts = _strings(_last_value(upper, "ablate"))
     ablation_values = ablations(catalog, method) if parts else {}
     if unknown := [part for part in parts if part not in ablation_values]:
-        raise combine_errors([_unknown_part(part, method, ablation_values) for part in unknown])
+        raise combine_errors(_unknown_part(part, method, ablation_values) for part in unknown)
     return [Layer(f"method {method} without {part}", normalise(ablation_values[part])) for part in parts]
 
 
@@ -138,7 +139,7 @@ def _read_method(catalog: Catalog, method: str) -> tuple[Path, dict[str, Any]]:
     path = catalog.path("methods", method, where="method")
     values = read_toml(path, "methods")
     if unknown := values.keys() - METHOD_KEYS:
-        raise combine_errors([_unknown(key, str(path), METHOD_KEYS) for key in sorted(unknown)])
+        raise combine_errors(_unknown(key, str(path), METHOD_KEYS) for key in sorted(unknown))
     return path, values
 
 
@@ -177,7 +178,7 @@ def _validate(layers: Sequence[Layer], catalog: Catalog) -> tuple[Recipe, dict[s
         merged = merge(merged, layer.values)
         origins |= dict.fromkeys(flatten(layer.values), layer.origin)
     # Names are checked on raw values, so that their errors and those of the schema are raised together.
-    errors = [*_check_names(merged, catalog, origins)]
+    errors = list(islice(_check_names(merged, catalog, origins), MAX_ERRORS + 1))
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
@@ -187,7 +188,7 @@ def _validate(layers: Sequence[Layer], catalog: Catalog) -> tuple[Recipe, dict[s
             location = (problem["loc"][: _location_depth(problem["loc"], merged)], problem["type"] == "extra_forbidden")
             before = f"{explained[location]['msg']}. Or: " if location in explained else ""
             explained[location] = {**problem, "msg": before + problem["msg"]}
-        raise combine_errors([*(_explain(e, loc, origins) for (loc, _), e in explained.items()), *errors]) from None
+        raise combine_errors(chain((_explain(e, loc, origins) for (loc, _), e in explained.items()), errors)) from None
     if errors:
         raise combine_errors(errors)
     return recipe, origins

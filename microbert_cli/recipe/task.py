@@ -262,7 +262,7 @@ def load_task(source: str | Path | Mapping[str, Any], *, folder: Path | None = N
     try:
         return Task.model_validate(values)
     except ValidationError as error:
-        raise combine_errors([_task_error(dict(e), where) for e in error.errors()]) from None
+        raise combine_errors(_task_error(dict(e), where) for e in error.errors()) from None
 
 
 def _split_file(value: Any) -> Any:

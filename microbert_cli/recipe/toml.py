@@ -12,12 +12,16 @@ from microbert_cli.text import is_valid_text
 
 MAX_DEPTH = 32  # tables and lists inside each other
 MAX_INTEGER_BITS = 64  # bits of a whole number, as in TOML
+LONG_KEY = re.compile(r"""^[ \t]*(?:\[{1,2}[ \t]*)?(?:[\w"'-]+[ \t]*\.[ \t]*){1000}""", re.MULTILINE)  # of a thousand parts
 
 
 def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
     """Reads a file of a catalogued kind; raises M001 (not TOML, not UTF-8), M201 (no file), M051 (not readable), M050, M052."""
     try:
-        values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        text = path.read_bytes().decode("utf-8-sig")
+        if LONG_KEY.search(text):  # tomllib takes time with the square of a key's parts
+            raise RecursionError
+        values = tomllib.loads(text)
     except FileNotFoundError:
         raise MbertError(
             "M201",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from microbert_cli.errors import MbertError, combine_errors, nearest
+from microbert_cli.errors import MAX_ERRORS, MbertError, combine_errors, nearest
 from microbert_cli.recipe.layers import Layer
 from microbert_cli.recipe.loss_checks import check_stage
 from microbert_cli.recipe.multitask import TASK_PLACEHOLDER, augmented_of, named_inputs, task_name
@@ -73,6 +73,8 @@ def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
             planned.append(step(name, resolved, root, catalog, planned=[earlier.name for earlier in planned]))
         except MbertError as error:
             errors.append(error)
+        if len(errors) > MAX_ERRORS:
+            break
     if errors:
         raise combine_errors(errors)
     return planned

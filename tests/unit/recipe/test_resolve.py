@@ -1,11 +1,13 @@
 """Where a key's value comes from, as a truth table; and everything that is wrong with a recipe, said at once."""
 
+import difflib
 import itertools
+import time
 import tomllib
 
 import pytest
 
-from microbert_cli.errors import ManyErrors, MbertError
+from microbert_cli.errors import ManyErrors, MbertError, nearest
 from microbert_cli.recipe.layers import flatten, merge, nest, normalise
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import overlay, resolve
@@ -302,3 +304,59 @@ def test_a_part_that_the_method_does_not_have():
         with pytest.raises(MbertError) as caught:
             of(f"method={method}", f'ablate=["{part}"]')
         assert caught.value.code == "M060" and allowed in caught.value.allowed
+
+
+# --- thousands of mistakes ----------------------------------------------------------------------------------------------------
+
+MANY = 3000
+MISTAKES = {
+    "keys": "".join(f"unknown{i} = 1\n" for i in range(MANY)),
+    "keys of a table": "[finetune]\n" + "".join(f"unknown{i} = 1\n" for i in range(MANY)),
+    "tables": "".join(f"[finetun{i}]\na = 1\n" for i in range(MANY)),
+    "losses": "[finetune.losses]\n" + "".join(f"l{i} = 1\n" for i in range(MANY)),
+    "parameters": "[finetune.losses.hard_label]\n" + "".join(f"l{i} = 1\n" for i in range(MANY)),
+    "stages": f"stages = {[f's{i}' for i in range(MANY)]}\n" + "".join(f"[variant.v{i}]\nstage='finetune'\n" for i in range(MANY)),
+    "names": "".join(f'[variant."v/{i}"]\nstage = "finetune"\n' for i in range(MANY)),
+    "tasks": f"tasks = {[f't{i}' for i in range(MANY)]}\n",
+    "sources": f"[augment]\nsources = {[f'a{i}' for i in range(MANY)]}\n",
+    "ablations": f"ablate = {[f'a{i}' for i in range(MANY)]}\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MISTAKES.values(), ids=MISTAKES)
+def test_of_thousands_of_mistakes_the_first_are_explained(text, tmp_path, monkeypatch):
+    compared = []
+    match = difflib.get_close_matches
+    monkeypatch.setattr(difflib, "get_close_matches", lambda *words, **how: compared.append(words[1]) or match(*words, **how))
+    with pytest.raises(ManyErrors) as caught:
+        of(recipe=write(tmp_path / "mine.toml", text))
+    assert len(caught.value.errors) == 20 and caught.value.as_dict()["more_errors"]
+    assert "There are more; these 20 come first." in str(caught.value)
+    assert len(compared) <= 30 and all(len(candidates) <= 1000 for candidates in compared)
+
+
+def test_few_mistakes_are_all_explained():
+    found = errors_of(*(f"unknown{i}=1" for i in range(20)))
+    assert len(found) == 20 and "There are more" not in str(ManyErrors(found))
+
+
+def test_names_of_any_length_and_number_are_compared_in_no_time():
+    names = [f"name{i}" for i in range(100_000)]
+    begun = time.process_time()
+    assert 'Did you mean "name7"?' in nearest("nme7", ["name7"])
+    assert nearest("name" * 50_000, [*names, "x" * 200_000])
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize("form", ["{} = 1", "[{}]\nx = 1", "[[{}]]", 'a = 1\n  {}."b" = 1'])
+def test_a_key_of_thousands_of_parts_is_refused_unread(form, tmp_path, monkeypatch):
+    """tomllib takes a minute for it; in a text such a line is a text."""
+    monkeypatch.setattr(tomllib, "loads", lambda _: pytest.fail("it was parsed"))
+    with pytest.raises(MbertError) as caught:
+        read_toml(write(tmp_path / "deep.toml", form.format(" . ".join(["a", '"b"'] * 30_000))))
+    assert caught.value.code == "M050"
+
+
+def test_a_long_text_with_points_is_read(tmp_path):
+    text = "a.b" * 5000
+    assert read_toml(write(tmp_path / "long.toml", f'key = "{text}"\n')) == {"key": text}
