@@ -54,7 +54,7 @@ def recipe_steps(common: CommonOptions, resolved: Resolved) -> tuple[list[Step],
             "this recipe names no stages",
             where="stages",
             allowed='For instance stages = ["finetune", "general-distill", "augment", "task-distill", "evaluate"].',
-            fix="Add the line, or run a single stage: mbert task-distill",
+            fix="""Add the line, or say it here: --set 'stages=["finetune", "evaluate"]'""",
         )
     root = common.out or RUNS / resolved.name
     planned = steps(resolved, root, common.catalog())

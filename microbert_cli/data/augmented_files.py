@@ -81,7 +81,7 @@ def _file_in(folder: Path) -> Path:
         "there is no augmented data here",
         where=str(folder),
         allowed=f"An output of `mbert augment`: it holds {STEM}.parquet or {STEM}.tsv.",
-        fix=f"Make it: mbert augment --task TASK -o {folder}",
+        fix=f"Make it: mbert augment --task TASK --masked-lm MODEL -o {folder}",
     )
 
 
@@ -105,7 +105,7 @@ def _malformed(table: Table, row: int, what: str) -> MbertError:
         what,
         where=table.where(row),
         allowed="source: the position of the original row from 0; augmented: true or false.",
-        fix="Make the file again: mbert augment --task TASK",
+        fix="Make the file again: mbert augment --task TASK --masked-lm MODEL",
     )
 
 

@@ -197,6 +197,6 @@ def default_splits(task: Task, submit: bool = False) -> list[str]:
             f"{task.name} has no labelled split to score",
             where=f"task {task.name}",
             allowed="A task with a dev split. AX is predicted with an MNLI model, for a submission.",
-            fix=f"mbert evaluate MODEL --task {task.name} --submission",
+            fix=f"mbert evaluate MODEL {task.options} --submission",
         )
     return splits

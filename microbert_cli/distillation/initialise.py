@@ -142,7 +142,9 @@ def initial_weights(by: str, layers: str | Sequence[int], teacher: LoadedModel, 
     source = teacher
     if initial is not None and initial != teacher.source:
         source = load_model(initial, "encoder", where="initialise.model", new_head=True)
-        same_vocabulary(source.tokenizer, teacher.tokenizer, where=f"initialise.model {initial}", key="initialise")
+        same_vocabulary(
+            source.tokenizer, teacher.tokenizer, where=f"initialise.model {initial}", keys=["initialise"], without="random"
+        )
     initial_values = InitialWeights(
         by, layers, source, model_shape(teacher.model.config).width, labels if source is teacher else None
     )

@@ -21,9 +21,8 @@ def check_pair(terms: Mapping[str, LossTerm], teacher: LoadedModel, student: Loa
     M312 their token ids differ, M014 one of them does not give attention scores, M013 their numbers of heads differ, M094 their
     widths differ, M095 the loss's own number of heads does not divide the widths
     """
-    for key, term in terms.items():
-        if term.by_token:
-            same_vocabulary(teacher.tokenizer, student.tokenizer, where=where, key=key)
+    if by_token := [key for key, term in terms.items() if term.by_token]:
+        same_vocabulary(teacher.tokenizer, student.tokenizer, where=where, keys=by_token)
     for key, term in terms.items():
         if term.asks_teacher:
             _check_term(key, term, teacher.model.config, student.model.config, where)

@@ -108,7 +108,7 @@ def _hidden() -> MbertError:
         "the labels of this split are hidden, so nothing can be scored",
         where="metrics",
         allowed="A split with labels, such as dev.",
-        fix="Predict it for a submission instead: mbert evaluate --task TASK --submission",
+        fix="Predict it for a submission instead: mbert evaluate MODEL --task TASK --submission",
     )
 
 

@@ -109,7 +109,7 @@ def hidden_labels(task: Task, split: str = "") -> MbertError:
         "the labels of this split are hidden, so nothing can be scored",
         where=f"task {task.name} {split}".rstrip(),
         allowed="A split with labels, such as dev. Hidden labels are predicted.",
-        fix="mbert predict MODEL --file FILE" if has_own_files else f"mbert evaluate --task {task.name} --submission",
+        fix="mbert predict MODEL --file FILE" if has_own_files else f"mbert evaluate MODEL {task.options} --submission",
     )
 
 

@@ -103,7 +103,7 @@ def _read(path: Path, count: int, reporter: Reporter) -> str:
             f"the file of predictions cannot be read: {error}",
             where=str(path),
             allowed="A file that `mbert evaluate --submission` made.",
-            fix="Make it again: mbert evaluate --task TASK --submission",
+            fix="Make it again: mbert evaluate MODEL --task TASK --submission",
         ) from None
     lines = text.removesuffix("\n").split("\n")
     if not text.startswith(HEADER) or any(line.count("\t") != 1 for line in lines):
@@ -112,7 +112,7 @@ def _read(path: Path, count: int, reporter: Reporter) -> str:
             "this is no file of predictions",
             where=str(path),
             allowed="The header index<TAB>prediction, then one index and one prediction a line.",
-            fix="Make it again: mbert evaluate --task TASK --submission",
+            fix="Make it again: mbert evaluate MODEL --task TASK --submission",
         )
     if len(lines) - 1 != count:
         reporter.warn(f"{path.name}: {len(lines) - 1} rows, but the official test set has {count}")

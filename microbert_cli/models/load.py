@@ -8,6 +8,7 @@ code beside a model or named by it is neither run nor asked about, nor handed on
 
 import pickle
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,13 +217,16 @@ def _check_weights(info: dict[str, Any], kind: str, where: str, path: Any, new_h
 def missing_head(kind: str, where: str, path: Any, missing: list[str]) -> MbertError:
     """Returns the error for a model without the head that a stage needs."""
     what = "classification" if kind == "classifier" else "masked-LM"
-    fix = "Fine-tune it first: mbert finetune --model" if kind == "classifier" else "Train one: mbert pretrain --model"
+    if kind == "classifier":
+        fix = f"Fine-tune it first: mbert finetune --model {shlex.quote(str(path))} --task TASK"
+    else:
+        fix = f"Train one: mbert pretrain --model {shlex.quote(str(path))} --corpus python-docs, or a corpus of your own"
     return MbertError(
         "M311",
         f"this model has no trained {what} head (missing: {', '.join(missing[:3])})",
         where=f"{where} {path}",
         allowed=f"A model that was trained with a {what} head.",
-        fix=f"{fix} {path}",
+        fix=fix,
     )
 
 

@@ -1,5 +1,6 @@
 """Tokenizers: loaded, checked against the embedding table, compared."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,21 @@ from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.find import VOCABULARY
 
 
-def same_vocabulary(teacher: Any, student: Any, *, where: str, key: str) -> None:
-    """Raises M312 unless both tokenizers map every text to the same ids: what the loss `key` requires."""
+def same_vocabulary(teacher: Any, student: Any, *, where: str, keys: Sequence[str], without: str = "0") -> None:
+    """Raises M312 unless both tokenizers map every text to the same ids, as what stands under `keys` requires.
+
+    without  the value that does without
+    """
     if teacher.get_vocab() != student.get_vocab():
+        leave_out = " ".join(f"--set {key}={without}" for key in keys)
         raise MbertError(
             "M312",
-            f"teacher and student have different vocabularies ({len(teacher)} and {len(student)} tokens), and {key} needs "
+            f"teacher and student have different vocabularies ({len(teacher)} and {len(student)} tokens), and {keys[0]} needs "
             "the same token ids",
             where=where,
-            allowed="Two models of one vocabulary: what this loss looks at is compared token by token. Logits and vectors of "
+            allowed="Two models of one vocabulary: what is looked at here is compared token by token. Logits and vectors of "
             "whole texts need none.",
-            fix=f"Build the student anew (--student bert-4x312), or leave the loss out: --set {key}=0",
+            fix=f"Build the student anew (--student bert-4x312), or leave out what needs it: {leave_out}",
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from microbert_cli.errors import MbertError
 from microbert_cli.text import is_valid_text
 
+EXAMPLES = {"recipes": "own-data", "tasks": "rte", "methods": "tinybert", "students": "tinybert-4l-312", "machines": "h200"}
 MAX_DEPTH = 32  # tables and lists inside each other
 MAX_INTEGER_BITS = 64  # bits of a whole number, as in TOML
 LONG_KEY = re.compile(r"""^[ \t]*(?:\[{1,2}[ \t]*)?(?:[\w"'-]+[ \t]*\.[ \t]*){1000}""", re.MULTILINE)  # of a thousand parts
@@ -36,7 +38,7 @@ def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
             f"this cannot be read: {error.strerror or error}",
             where=str(path),
             allowed=f"A TOML file, or a name of the catalogue's {kind}.",
-            fix=f"Check the path: ls -ld {path}",
+            fix=f"Check the path: ls -ld {shlex.quote(str(path))}",
         ) from None
     except RecursionError:
         raise _too_deep(str(path)) from None
@@ -46,7 +48,7 @@ def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
             f"this is not valid TOML: {error}",
             where=str(path),
             allowed='TOML 1.0 in UTF-8: key = "text", key = 1.5, key = [1, 2], [table].',
-            fix=f"Correct that place; a file that is right: mbert copy {kind}",
+            fix=f"Correct that place; a file that is right: mbert copy {kind} {EXAMPLES[kind]}",
         ) from None
     check_values(values, str(path))
     return values

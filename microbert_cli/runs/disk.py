@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -159,12 +160,14 @@ def disk_refused(number: int, where: str) -> MbertError:
 
 
 def _nothing_written(reason: str, where: str) -> MbertError:
+    place = Path(where.removeprefix("-o "))
+    there = next((folder for folder in place.parents if folder.is_dir()), Path())
     return MbertError(
         "M221",
         f"nothing can be written here: {reason}",
         where=where,
         allowed="A place in a folder that is there, or can be made, and may be written to; finished work is not touched.",
-        fix=f"Choose another -o, or look at the folder: ls -ld {Path(where.removeprefix('-o ')).parent}",
+        fix=f"Choose another -o, or look at the folder: ls -ld {shlex.quote(str(there))}",
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from advice import follow
 from mbert_command import Done, mbert, refused, works
 from tiny_models import tiny_bert, tiny_glue, tiny_rows
 
@@ -154,12 +155,21 @@ WORDS = {
 }  # fmt: skip
 
 
+# What placeholders in advice stand for here.
+MEANINGS = {
+    "MODEL": "teacher", "DIR": "teacher", "FILE": "reviews.csv", "TASK": "sst2", "METHOD": "tinybert", "STUDENT": "bert-1x16",
+    "NAME": "tinybert", "OLD_MODEL": "teacher", "--data DIR": "glue", "--masked-lm MODEL": "base",
+    "--corpus python-docs": "text.txt",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("case", WORDS)
-def test_wrong_words(case: str) -> None:
+def test_wrong_words(case: str, tmp_path: Path) -> None:
     exit_code, code, words, named = WORDS[case]
     error = refused(exit_code, code, *words)
     told = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
     assert [name for name in named if name not in told] == [], told
+    follow(error, words, tmp_path, MEANINGS)
 
 
 def test_all_errors_of_a_recipe_come_at_once() -> None:
@@ -220,6 +230,8 @@ def test_wrong_tables(case: str, tmp_path: Path) -> None:
     error = refused(exit_code, code, "finetune", "--model", "base", "--train-file", str(file), *COLUMNS, "-o", "out")
     told = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
     assert [name for name in named if name not in told] == [], told
+    if case != "bytes that are not UTF-8":  # its command is typed in the folder of the file
+        follow(error, ("finetune", "--model", "base", "--train-file", str(file), *COLUMNS), tmp_path, MEANINGS)
 
 
 def test_labels_and_files_that_do_not_belong(tmp_path: Path) -> None:
@@ -265,6 +277,7 @@ def test_wrong_corpora(case: str, tmp_path: Path) -> None:
     error = refused(exit_code, code, *GENERAL, "--corpus", tmp_path / name)
     told = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
     assert [name for name in named if name not in told] == [], told
+    follow(error, (*GENERAL, "--corpus", str(tmp_path / name)), tmp_path, MEANINGS)
 
 
 def test_two_short_documents_are_a_corpus(tmp_path: Path) -> None:
@@ -275,15 +288,17 @@ def test_two_short_documents_are_a_corpus(tmp_path: Path) -> None:
 # --- teachers and students ------------------------------------------------------------------------------------------------
 
 
-def test_a_raw_encoder_is_no_teacher() -> None:
+def test_a_raw_encoder_is_no_teacher(tmp_path: Path) -> None:
     error = refused(5, "M311", *distil("bare"))
     assert "bare" in error["where"] and "mbert finetune --model bare" in error["fix"]
+    follow(error, distil("bare"), tmp_path, MEANINGS)
 
 
 def test_an_untrained_classifier_is_no_teacher(tmp_path: Path) -> None:
     raw = tiny_bert(tmp_path / "raw", labels=["negative", "positive"])
     error = refused(1, "M610", *distil(raw))
     assert "0.500" in error["what"] and "mbert finetune" in error["fix"] and "allow_weak" in error["fix"]
+    assert follow(error, distil(raw), tmp_path, MEANINGS) == 2
     works(*distil(raw, "bert-1x16", "--set", "teacher.allow_weak=true")[:-2], "-o", tmp_path / "insisted", *SHORT,
           "--set", "teacher.allow_weak=true")  # fmt: skip
 
@@ -304,6 +319,7 @@ def test_students_that_do_not_fit(
     error = refused(exit_code, code, *distil("teacher", str(directory)))
     told = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
     assert [name for name in named if name not in told] == [], told
+    follow(error, distil("teacher", str(directory)), tmp_path, MEANINGS)
 
 
 def test_layers_that_do_not_divide(tmp_path: Path) -> None:
@@ -311,13 +327,19 @@ def test_layers_that_do_not_divide(tmp_path: Path) -> None:
     words = ("general-distill", "--teacher", deep, "--student", "bert-2x16", "--corpus", "text.txt")
     error = refused(3, "M010", *words, "-o", "out")
     assert "2 divides" in error["what"] and "last" in error["allowed"] and "layer_map=last" in error["fix"]
+    assert follow(error, words, tmp_path / "advice", MEANINGS) == 1
     mapped = ("--set", "layer_map=last", "--set", "general.steps=1", "-o", tmp_path / "general")
     works(*words, *mapped)
 
 
 def test_a_number_of_labels_that_does_not_fit(tmp_path: Path) -> None:
-    error = refused(5, "M320", *distil(tiny_bert(tmp_path / "three", num_labels=3)))
+    words = distil(tiny_bert(tmp_path / "three", num_labels=3))
+    error = refused(5, "M320", *words)
     assert "3 outputs" in error["what"] and "negative, positive" in error["allowed"]
+    assert follow(error, words, tmp_path, MEANINGS) == 1
+    own = ("--train-file", "reviews.csv", *COLUMNS)
+    error = refused(5, "M320", "evaluate", tmp_path / "three", *own, "-o", "out")
+    assert follow(error, ("evaluate",), tmp_path / "own", MEANINGS) == 1, "a command that trains on the user's own file"
 
 
 def relabelled(target: Path, names: list[str], *, swapped: bool) -> Path:
@@ -353,6 +375,7 @@ def test_permuted_labels_without_names_are_refused(tmp_path: Path) -> None:
     teacher = relabelled(tmp_path / "nameless", ["LABEL_0", "LABEL_1"], swapped=True)
     error = refused(5, "M322", *distil(teacher))
     assert "positive, negative" in error["what"]
+    assert follow(error, distil(teacher), tmp_path / "advice", MEANINGS) == 1
     order = 'teacher.label_order=["positive", "negative"]'
     assert f"--set '{order}'" in error["fix"]
     done = works(*distil(teacher)[:7], "-o", tmp_path / "right", *SHORT, "--set", order, "--json")
@@ -363,6 +386,7 @@ def test_label_names_that_cannot_be_matched_are_refused(tmp_path: Path) -> None:
     teacher = relabelled(tmp_path / "foreign", ["schlecht", "gut"], swapped=False)
     error = refused(5, "M321", *distil(teacher))
     assert "schlecht, gut" in error["what"] and "negative, positive" in error["allowed"] and "label_order" in error["fix"]
+    assert follow(error, distil(teacher), tmp_path / "advice", MEANINGS) == 1
     assert refused(5, "M321", "evaluate", teacher, "--task", "sst2", "-o", "out")["where"].startswith("evaluate.model")
 
 

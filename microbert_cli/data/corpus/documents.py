@@ -182,7 +182,9 @@ def _as_document(text: str) -> Document:
     return [sentence for line in text.splitlines() for sentence in split_sentences(line)]
 
 
-def _no_corpus(source: str, where: str, why: str, fix: str = "For instance: --corpus corpus.txt.gz") -> MbertError:
+def _no_corpus(
+    source: str, where: str, why: str, fix: str = "Name one that is there, for instance: --corpus python-docs"
+) -> MbertError:
     return MbertError(
         "M230",
         f'"{source}" is no corpus: {why}',

@@ -98,7 +98,7 @@ def _tokenizers(context: DoctorContext, step: Step) -> Finding:
     terms = {key: make_terms(losses_of(phase.losses), context.catalog) for key, phase in phases.items()}
     token_losses = [f"{key}.losses.{term.name}" for key, phase_terms in terms.items() for term in phase_terms if term.by_token]
     if token_losses:
-        same_vocabulary(teacher, student, where=where, key=token_losses[0])
+        same_vocabulary(teacher, student, where=where, keys=token_losses)
     elif task and teacher.get_vocab() != student.get_vocab():
         return passed("no loss compares token by token, so each reads a text in its own tokens")
     else:

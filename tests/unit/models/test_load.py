@@ -204,11 +204,11 @@ def test_a_lost_vocabulary_is_refused(copied):
 
 def test_vocabularies_are_compared_token_by_token(tmp_path):
     one, same = (tiny_tokenizer(tmp_path / name) for name in "ab")
-    same_vocabulary(one, same, where="student", key="x")
+    same_vocabulary(one, same, where="student", keys=["x"])
     other = tiny_tokenizer(tmp_path / "c", vocab=[*WORDS[1:], WORDS[0]])
     assert len(other) == len(one)
     with pytest.raises(MbertError) as caught:
-        same_vocabulary(one, other, where="student", key="x")
+        same_vocabulary(one, other, where="student", keys=["x"])
     assert caught.value.code == "M312"
 
 

@@ -1,0 +1,126 @@
+"""Advice is typed: every error whose `fix` has a command is provoked somewhere, and its command is run.
+
+`tests/commands/test_bad_input.py` follows the advice of its tables; further errors are here. What neither has is listed below
+with the reason, so that a new error with a command is noticed.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from advice import START, follow
+from mbert_command import mbert
+from tiny_folder import tiny_folder
+from tiny_models import tiny_bert
+
+import microbert_cli
+
+PACKAGE = Path(microbert_cli.__file__).parent
+HERE = Path(__file__).parent
+RECIPE = """
+task    = "sst2"
+base    = "base"
+student = "bert-1x16"
+corpus  = "text.txt"
+data    = "glue"
+stages  = ["finetune", "task-distill"]
+"""
+DISTIL = ("task-distill", "--teacher", "taught", "--student", "bert-1x16", "--task", "sst2", "--set", "teacher.allow_weak=true")
+GENERAL = ("general-distill", "--teacher", "base", "--student", "bert-2x16", "--corpus", "text.txt", "--set", "general.steps=1")
+FINETUNE = ("finetune", "--model", "base", "--task", "sst2", "--set", "finetune.steps=1")
+MEANINGS = {
+    "MODEL": "taught", "DIR": "taught", "FILE": "reviews.csv", "TASK": "sst2", "METHOD": "tinybert", "STUDENT": "bert-1x16",
+    "NAME": "tinybert", "RECIPE": "small.toml", "--masked-lm MODEL": "base", "--corpus python-docs": "text.txt",
+    "--text COLUMN": "text", "--label COLUMN": "label",
+}  # fmt: skip
+
+# The words of a mistake, and the code of its error.
+MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "a length beyond the positions, of predict": ("M012", ("predict", "taught", "fine", "--max-length", "4000")),
+    "a table and no column": ("M106", ("predict", "taught", "--file", "reviews.csv")),
+    "a column and no table": ("M107", ("predict", "taught", "--text", "text")),
+    "texts and a file": ("M108", ("predict", "taught", "fine", "--file", "lines.txt")),
+    "a grid without values": ("M123", ("compare", "tinybert", "--grid", "finetune.learning_rate")),
+    "masked positions of a loss that needs them": ("M091", (*GENERAL, "--set", "general.losses.masked_lm=1")),
+    "experts that are not there": (
+        "M073", (*DISTIL, "--set", "moe.side=student", "--set", "moe.experts=2", "--set", "moe.top_k=3"),
+    ),
+    "a plain model to extract from": ("M128", ("extract", "taught", "--task", "sst2")),
+    "a table that is no task": ("M030", ("finetune", "--model", "base", "--task", "broken.toml")),
+    "a recipe that is no TOML": ("M001", ("finetune", "broken-recipe.toml")),
+    "a machine that is none": ("M116", ("plan", "small.toml", "--on", "cpu:0")),
+    "a student and several labels": ("M379", ("predict", "several", "fine")),
+    "labels in another order": ("M321", ("evaluate", "taught", "--teacher", "foreign", "--task", "sst2", "--data", "glue")),
+    "another number of labels": ("M320", ("evaluate", "taught", "--teacher", "three", "--task", "sst2", "--data", "glue")),
+}  # fmt: skip
+
+
+# What needs a network, a GPU, a damaged disk, several processes or minutes of training, or is typed in tests of its own.
+NOT_TYPED = set(
+    """
+    M009 M011 M014 M018 M021 M034 M040 M042 M043 M044 M046 M048
+    M050 M051 M053 M055 M057 M058 M059 M060 M062 M063 M065 M066
+    M067 M070 M071 M074 M076 M077 M078 M079 M081 M083 M085 M086
+    M087 M088 M089 M090 M092 M094 M095 M096 M099 M113 M115 M117
+    M118 M121 M122 M124 M125 M127 M129 M130 M131 M132 M140 M141
+    M207 M232 M244 M245 M254 M258 M261 M265 M266 M267 M304 M305
+    M313 M333 M341 M342 M344 M359 M360 M361 M362 M364 M370 M380
+    M382 M410 M611 M612 M633 M635 M636 M637
+    """.split()
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a recipe, its data, and models right and wrong."""
+    place = tmp_path_factory.mktemp("advice")
+    with tiny_folder(place, RECIPE, layers=2, hidden=16, dropout=0.0):
+        tiny_bert("taught", labels=["negative", "positive"], dropout=0.0)
+        tiny_bert("foreign", labels=["schlecht", "gut"], dropout=0.0)
+        tiny_bert("three", num_labels=3, dropout=0.0)
+        several = tiny_bert("several", labels=["a", "b"], dropout=0.0)
+        config = json.loads((several / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
+        (several / "config.json").write_text(json.dumps(config))
+        Path("broken.toml").write_text('name = "broken"\n', encoding="utf-8")
+        Path("broken-recipe.toml").write_text("task = = 1\n", encoding="utf-8")
+        Path("lines.txt").write_text("fine\n", encoding="utf-8")
+        Path("reviews.csv").write_text("text,label\n" + "a lovely boat,good\na gloomy day,bad\n" * 20, encoding="utf-8")
+        yield place
+
+
+@pytest.fixture(autouse=True)
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in that folder."""
+    monkeypatch.chdir(home)
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_advice_leads_a_step_further(case: str, tmp_path: Path) -> None:
+    code, words = MISTAKES[case]
+    done = mbert(*words, "--json")
+    error = done.json["error"]
+    assert error["code"] == code, done.err
+    assert follow(error, words, tmp_path, MEANINGS) > 0, f"nothing to type in: {error['fix']}"
+
+
+def codes_with_commands() -> set[str]:
+    """The codes of all errors whose `fix` has a command or an option to type, as far as the source shows it."""
+    codes = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                fix = next((ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "fix"), "")
+                if re.fullmatch(r"M\d{3}", str(node.args[0].value)) and START.search(fix.strip("f'\"")):
+                    codes.add(str(node.args[0].value))
+    return codes
+
+
+def test_every_advice_is_typed_or_listed() -> None:
+    typed = set()
+    for name in ("test_bad_input.py", "test_advice.py"):
+        typed |= set(re.findall(r'"(M\d{3})"', (HERE / name).read_text(encoding="utf-8")))
+    assert sorted(codes_with_commands() - typed - NOT_TYPED) == []
+    assert sorted(NOT_TYPED - codes_with_commands()) == [], "these have no command any more"
