@@ -230,8 +230,7 @@ def test_wrong_tables(case: str, tmp_path: Path) -> None:
     error = refused(exit_code, code, "finetune", "--model", "base", "--train-file", str(file), *COLUMNS, "-o", "out")
     told = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
     assert [name for name in named if name not in told] == [], told
-    if case != "bytes that are not UTF-8":  # its command is typed in the folder of the file
-        follow(error, ("finetune", "--model", "base", "--train-file", str(file), *COLUMNS), tmp_path, MEANINGS)
+    follow(error, ("finetune", "--model", "base", "--train-file", str(file), *COLUMNS), tmp_path, MEANINGS)
 
 
 def test_labels_and_files_that_do_not_belong(tmp_path: Path) -> None:
