@@ -15,6 +15,7 @@ from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import Task, load_task
+from microbert_cli.recipe.task_kinds import Standardisation
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
 from microbert_cli.table_format import TableFormat
@@ -48,6 +49,12 @@ class TaskData:
                     f"{self.task.name} {split}: {cut} of {len(self.rows[split])} rows cut to {self.max_length} tokens"
                 )
         return self._encoded[key]
+
+    @property
+    def standardisation(self) -> Standardisation | None:
+        """The units that the task's labels are learnt in, by those of its training rows; None = as they are."""
+        train = self.rows.get("train")
+        return self.task.kind.standardisation(train.labels) if train is not None and train.labels else None
 
     def _rules_of(self, tokenizer: Any) -> str:
         """Returns the tokenizer's fingerprint, cached by id; the tokenizer is kept too, since a freed object's id is reused."""

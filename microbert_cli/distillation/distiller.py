@@ -42,6 +42,7 @@ from microbert_cli.training.loss_terms import (
 )
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases
+from microbert_cli.training.score_units import ScoreUnits
 
 IMPORTANCE_BATCH = 32
 
@@ -99,6 +100,7 @@ class Distiller:
         """Trains the student of one seed, saves it in `place`, and returns its dev scores and what is recorded with them."""
         loaded = self.load(seed)
         model = self.numerics.place(loaded.model)
+        units = ScoreUnits(model, {task.name: task.data.standardisation for task in self.task_set.tasks}, loaded.new)
         best = BestWeights(list(self.task_set.primaries.values()))
         phases, projection = run_phases(
             model,
@@ -107,17 +109,22 @@ class Distiller:
             seed=seed,
             pad_id=loaded.tokenizer.pad_token_id,
             device=self.device,
-            score=lambda: self.task_set.score(model, loaded),
+            score=partial(self._score, model, loaded, units),
             primary=self.task_set.primary,
             choices=self.choices,
             projection=loaded.projection,
             bests=best,
             reporter=self.reporter,
         )
+        units.restore()
         save_model(model, loaded.tokenizer, place, projection=projection)
         record = {"dev": self.task_set.score(model, loaded), "phases": phases, "parameters": count_all_parameters(model)}
-        optional = {"best": save_best_weights(best, self.task_set, model, loaded, place), "experts": expert_usage(model)}
+        optional = {"best": save_best_weights(best, self.task_set, model, loaded, units, place), "experts": expert_usage(model)}
         return record | {name: value for name, value in optional.items() if value}
+
+    def _score(self, model: Any, loaded: LoadedModel, units: ScoreUnits) -> dict[str, float]:
+        with units.plain():
+            return self.task_set.score(model, loaded)
 
     def load(self, seed: int) -> LoadedModel:
         """Returns the student before training."""
@@ -242,6 +249,7 @@ class Distiller:
             map_layers=self.map_layers,
             student_width=model_shape(model.config).width,
             teacher_width=sizes["teacher_width"],
+            standardise=self.task_set.standardisations,
             classes=sizes["classes"],
             tasks=sizes["tasks"],
             normalisation=self.recipe.normalisation,

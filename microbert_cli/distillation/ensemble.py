@@ -12,6 +12,7 @@ Source: MT-DNN distillation (arXiv 1904.09482, section 3): soft targets are the 
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -59,6 +60,18 @@ def retokenized_ask(rows: TokenizedExamples, ask: TeacherFunction, *, pad_id: in
         return outputs
 
     return ask_in_own_tokens
+
+
+def rescaled_ask(ask: TeacherFunction, line: tuple[float, float] | None) -> TeacherFunction:
+    """Returns `ask` with logits times a slope plus an intercept; None leaves them as they are."""
+    if line is None:
+        return ask
+
+    def ask_in_table_units(batch: Batch, request: OutputRequest) -> ModelOutputs:
+        outputs = ask(batch, request)
+        return outputs if outputs.logits is None else replace(outputs, logits=outputs.logits * line[0] + line[1])
+
+    return ask_in_table_units
 
 
 def ask_by_task(asks: Mapping[int | None, TeacherFunction | None]) -> OptionalTeacherFunction:

@@ -15,6 +15,7 @@ from microbert_cli.models.save import save_model
 from microbert_cli.reporter import Reporter
 from microbert_cli.training import checkpoint
 from microbert_cli.training.checkpoint import BestWeights
+from microbert_cli.training.score_units import ScoreUnits
 
 if TYPE_CHECKING:
     from microbert_cli.distillation.taught_task import TaughtTask
@@ -25,8 +26,13 @@ Scores = dict[str, float]
 BEST = "best"
 
 
-def save_best_weights(best: BestWeights, tasks: TaskSet, model: Any, loaded: LoadedModel, place: Path) -> Numbers:
-    """Writes the best weights of each task to `best/TASK/`; returns their steps and scores. The model is left as it was."""
+def save_best_weights(
+    best: BestWeights, tasks: TaskSet, model: Any, loaded: LoadedModel, units: ScoreUnits, place: Path
+) -> Numbers:
+    """Writes the best weights of each task to `best/TASK/`; returns their steps and scores. The model is left as it was.
+
+    units  of the recorded weights' scores; files are in the table's
+    """
     # Restored below: the caller still reads the chosen model, for its experts.
     current = {name: value.clone() for name, value in model.state_dict().items()}
     saved: Numbers = {}
@@ -34,7 +40,8 @@ def save_best_weights(best: BestWeights, tasks: TaskSet, model: Any, loaded: Loa
         if metric in best.records:
             record = best.records[metric]
             model.load_state_dict(record["weights"])
-            save_model(model, loaded.tokenizer, place / BEST / task)
+            with units.plain():
+                save_model(model, loaded.tokenizer, place / BEST / task)
             saved[task] = {"step": record["step"], "dev": scores_of_task(record["scores"], task)}
     model.load_state_dict(current)
     return saved

@@ -18,6 +18,7 @@ from microbert_cli.models.load import LoadedModel
 from microbert_cli.recipe.phase_data import phase_split
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PhaseSpec, Recipe
+from microbert_cli.recipe.task_kinds import Standardisation
 from microbert_cli.training.loss_terms import LossTerm, without_teacher_terms
 from microbert_cli.training.phases import rows_processed
 
@@ -66,6 +67,11 @@ class TaskSet:
         widths = [model_shape(teacher.loaded.model.config).width for teacher in self.teachers]
         classes = self.tasks[0].data.task.kind.num_outputs
         return {"classes": classes, "teacher_width": widths[0] if widths else 1, "tasks": len(self.tasks)}
+
+    @property
+    def standardisations(self) -> list[Standardisation | None]:
+        """The units that each task's labels are learnt in, by the task's number."""
+        return [task.data.standardisation for task in sorted(self.tasks, key=lambda task: task.data.number or 0)]
 
     def score_teachers(self) -> list[dict[str, float] | None]:
         """Returns the dev scores of each task's teachers, None for a task without any."""

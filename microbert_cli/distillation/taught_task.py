@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
-from microbert_cli.distillation.ensemble import average_logits, ensemble_ask, retokenized_ask
+from microbert_cli.distillation.ensemble import average_logits, ensemble_ask, rescaled_ask, retokenized_ask
 from microbert_cli.distillation.pair_checks import vocabularies_differ
-from microbert_cli.distillation.teacher import Teacher, check_strength
+from microbert_cli.distillation.teacher import Teacher, check_strength, line_into_units
 from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
 from microbert_cli.evaluation import scoring
 from microbert_cli.evaluation.label_order import check_order
@@ -60,6 +61,7 @@ class TaughtTask:
         self.cached_teachers: list[Teacher] = []  # those asked through the cache: teachers, or their int8 copies
         self.other_vocabulary: list[str] = []  # sources of teachers whose token ids are not the student's
         self.uses_cache = False
+        self.score_lines: dict[str, tuple[float, float]] = {}  # by source: slope and intercept into the table's units
         self.teachers = [self._load_teacher(*pair) for pair in zip(sources, identities, strict=True)]
 
     def _load_teacher(self, source: str, weights: Any) -> LoadedTeacher:
@@ -82,13 +84,26 @@ class TaughtTask:
         task, rows = self.data.task, self.data.rows["dev"]
         logits = []
         for teacher in self.teachers:
-            logits.append(predict_logits(self.data, "dev", teacher.teacher, teacher.loaded))
+            logits.append(self._in_table_units(teacher, predict_logits(self.data, "dev", teacher.teacher, teacher.loaded)))
             if not names_settle_order(teacher.loaded.model.config, task, self.recipe.teacher.label_order):
                 labels = [int(label) for label in rows.labels or []]
                 columns = teacher.teacher.columns
                 check_order(task, logits[-1], labels, columns=columns, where=teacher.where, reporter=self.reporter)
             self._check_strength(scoring.score(task, logits[-1], rows), teacher)
         return scoring.score(task, average_logits([torch.as_tensor(array) for array in logits]).numpy(), rows)
+
+    def _in_table_units(self, teacher: LoadedTeacher, logits: np.ndarray) -> np.ndarray:
+        """Returns a teacher's dev logits in the units of the table, and remembers the line that takes them there."""
+        line = None if self.data.standardisation is None else line_into_units(logits[:, 0], self.data.rows["dev"].labels or [])
+        if line is None:
+            return logits
+        self.score_lines[teacher.source] = line
+        slope, intercept = line
+        self.reporter.note(
+            f"teacher {teacher.source} answers in other units than the table's: its scores are taken times {slope:.4g} "
+            f"plus {intercept:.4g}, by the least squares of dev"
+        )
+        return logits * np.float32(slope) + np.float32(intercept)
 
     def _check_strength(self, scores: dict[str, float], teacher: LoadedTeacher) -> None:
         task, majority = self.data.task, majority_of_split(self.data, "dev")
@@ -116,7 +131,8 @@ class TaughtTask:
         """
         if not self.teachers:
             return None
-        return ensemble_ask([self._ask_of(teacher, rows, request, total_rows, split) for teacher in self.teachers])
+        asks = [(teacher, self._ask_of(teacher, rows, request, total_rows, split)) for teacher in self.teachers]
+        return ensemble_ask([rescaled_ask(ask, self.score_lines.get(teacher.source)) for teacher, ask in asks])
 
     def _ask_of(
         self, teacher: LoadedTeacher, rows: TokenizedExamples, request: OutputRequest, total_rows: int, split: str

@@ -16,6 +16,8 @@ from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest, for
 from microbert_cli.models.load import LoadedModel, frozen
 from microbert_cli.recipe.task import Task
 
+MIN_CORRELATION = 0.5  # of a teacher with dev, for its units to be told from its errors
+
 
 class Teacher:
     """A frozen model whose class columns are in the task's order.
@@ -59,6 +61,23 @@ class Teacher:
         self.model.train(training)
         assert outputs.logits is not None
         return outputs.logits.float().cpu().numpy()
+
+
+def line_into_units(scores: np.ndarray, labels: Sequence[float]) -> tuple[float, float] | None:
+    """Returns slope and intercept that take a teacher's scores into the units of the labels; None where they are in them.
+
+    Scores are in other units where they are further from the labels than a constant is, though a rising line through them
+    is near.
+    """
+    teacher_n, gold_n = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if len(gold_n) < 2 or not np.isfinite(teacher_n).all() or np.square(teacher_n - gold_n).mean() <= gold_n.var():
+        return None
+    covariance = float(((teacher_n - teacher_n.mean()) * (gold_n - gold_n.mean())).mean())
+    # A weak teacher is far from the labels in any units, and is left for `check_strength`.
+    if covariance <= MIN_CORRELATION * float(teacher_n.std() * gold_n.std()):
+        return None
+    slope = covariance / float(teacher_n.var())
+    return slope, float(gold_n.mean() - slope * teacher_n.mean())
 
 
 def check_strength(task: Task, teacher: float, majority: float, *, margin: float, where: str, source: str = "MODEL") -> None:

@@ -58,7 +58,7 @@ def export_model(
     rows     real rows as the tokenizer encodes them, not padded: input_ids, and token_type_ids where there are any
     score    the dev scores of a function that gives logits; asked for the model and for every file
     primary  which of the scores decides whether int8 lost too much (a warning; the numbers stand in the result)
-    tolerance  the largest difference of logits that the fp32 files may have
+    tolerance  the largest difference of logits that the fp32 files may have; of scores above 1 as a share of the largest
     onnx     False leaves ONNX out; int8=False leaves out only int8, optimize=False the graphs for ONNX Runtime alone
     Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores", "graph"}}, "parity": {...}},
     names: safetensors and those of onnx.ONNX_FILES; max_difference of logits and agreement (share of equal answers) against
@@ -72,11 +72,14 @@ def export_model(
     model_logits = torch_logits(model)
     expected = [model_logits(batch) for batch in batches]
     files: dict[str, dict[str, Any]] = {}
+    kind = kind_of_model(model.config)
+    # Float32 rounds by a share of the value: of scores up to 1,000 the last digit is larger than the tolerance itself.
+    unit = 1.0 if kind.exclusive else max(1.0, *(float(np.abs(logits).max()) for logits in expected))
 
     def check(name: str, logits: LogitsFunction, path: Path, tolerance: float | None, seconds: float | None) -> None:
-        measured = compare(logits, batches, expected, kind_of_model(model.config))
+        measured = compare(logits, batches, expected, kind)
         if tolerance is not None:
-            refuse_difference(path, measured["max_difference"], tolerance)
+            refuse_difference(path, measured["max_difference"], tolerance * unit)
         measured |= {"file": path.name, "bytes": weights_bytes(path), "seconds": seconds}
         measured["graph"] = operators(path) if name in ONNX_FILES else None
         files[name] = measured | {"scores": dict(score(logits)) if score else None}

@@ -32,6 +32,18 @@ MEAN = "mean"  # of a task's other metrics: allowed for every kind
 
 
 @dataclass(frozen=True)
+class Standardisation:
+    """The mean and standard deviation of a task's training labels, for labels that are learnt in standardised units."""
+
+    mean: float
+    std: float
+
+    def apply(self, values: Any) -> Any:
+        """Returns labels or logits, a tensor or an array in the table's units, in standardised ones."""
+        return (values - self.mean) / self.std
+
+
+@dataclass(frozen=True)
 class TaskKind(ABC):
     """The labels of one task, or of one checkpoint's head.
 
@@ -119,6 +131,10 @@ class TaskKind(ABC):
     @abstractmethod
     def label_array(self, labels: Labels) -> "np.ndarray":
         """Returns the labels as batches and losses have them."""
+
+    def standardisation(self, labels: Sequence[Any]) -> Standardisation | None:
+        """Returns the units that training labels are learnt in; None where they are learnt as they are."""
+        return None
 
     @abstractmethod
     def random_labels(self, generator: Any, count: int) -> "np.ndarray":

@@ -7,6 +7,7 @@ group, scalar) pairs, so that to the loop an adversary with an optimiser of its 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import Batch, ModelOutputs, OptionalTeacherFunction, OutputRequest, forward_outputs
 from microbert_cli.models.device import PLAIN, Precision
+from microbert_cli.recipe.task_kinds import Standardisation
 from microbert_cli.training.loss_terms import LAYER_SLICES, LossTerm, output_request, parameter_names, without_teacher_terms
 from microbert_cli.training.progressive import Progressive
 
@@ -27,6 +29,7 @@ class Objective(nn.Module):
     map_layers       g(0)..g(M): the teacher layer of every student layer
     student_width, teacher_width   of the projected vectors; equal widths are projected too with `always_project`, as TinyBERT's
                      released code does
+    standardise      the units that each task's labels are learnt in, by the task's number; None, or no entry = as they are
     classes, tasks   outputs of the head and tasks of the run, for the modules that terms train
     numerics         precision of the forward passes and the projection; losses are computed in float32
     progressive      trains the student's layers one after the other; evaluation uses all of them
@@ -41,6 +44,7 @@ class Objective(nn.Module):
         map_layers: Sequence[int] = (0,),
         student_width: int = 0,
         teacher_width: int = 0,
+        standardise: Sequence[Standardisation | None] = (),
         classes: int = 0,
         tasks: int = 1,
         normalisation: str = "masked",
@@ -54,6 +58,7 @@ class Objective(nn.Module):
         self.terms = list(terms)
         self.normalisation = normalisation
         self.numerics = numerics
+        self.standardise = list(standardise)
         self.share = 0.0
         self.progressive = progressive
         self.current_layer = 1
@@ -99,6 +104,7 @@ class Objective(nn.Module):
             )
             student = forward_outputs(self.student, batch, self.student_request)
         teacher = ModelOutputs() if teacher_outputs is None else teacher_outputs
+        batch, teacher = self._in_learnt_units(batch, teacher)
         if "idle" in batch:
             batch = {name: value[:0] for name, value in batch.items()}
             teacher, student = _empty_outputs(teacher), _empty_outputs(student)
@@ -110,6 +116,18 @@ class Objective(nn.Module):
             if term.against is not None:
                 loss, parts_against = self._call(term.against, term, student, teacher, batch, self._layers(term)[0])
                 yield term.name, loss, parts_against
+
+    def _in_learnt_units(self, batch: Batch, teacher: ModelOutputs) -> tuple[Batch, ModelOutputs]:
+        """Returns the batch's labels and the teacher's logits, which are in the table's units, in those that are learnt."""
+        if not any(self.standardise):
+            return batch, teacher
+        number = int(batch["task"][0]) if "task" in batch and len(batch["task"]) else 0
+        if (scale := self.standardise[number]) is None:
+            return batch, teacher
+        if "labels" in batch:
+            batch = {**batch, "labels": scale.apply(batch["labels"])}
+        # The teacher's outputs may be a cache's own, so they are not changed in place.
+        return batch, teacher if teacher.logits is None else replace(teacher, logits=scale.apply(teacher.logits))
 
     def _reported_values(self) -> dict[str, Tensor]:
         """Returns the values that modules of terms report for the log, by their method `told`."""

@@ -19,7 +19,6 @@ HERE = Path(__file__).resolve().parent
 STEPS = ("--set", "finetune.steps=2", "--set", "data.max_length=32")
 PENDING = dict.fromkeys(
     [
-        "test_the_scale_of_a_score_does_not_matter",
         "test_an_exported_graph_takes_what_its_tokenizer_gives[13-distilbert-bert-tokenizer]",
         "test_an_exported_graph_takes_what_its_tokenizer_gives[14-e5-like]",
         "test_an_albert_is_exported_and_its_operations_are_counted_or_not_told",
@@ -211,16 +210,80 @@ def test_the_order_of_a_teachers_outputs_is_honoured_by_evaluate_and_export() ->
 # --- scores -----------------------------------------------------------------------------------------------------------------
 
 
+SCORES = ("--set", "data.kind=score", "--set", "data.max_length=24", "--text", "text", "--label", "label")
+LINES = {"unit": (1, 0), "hundred": (100, 0), "thousand": (1000, 0), "kelvin": (10, 273)}
+
+
+def scores_table(name: str) -> str:
+    """A table of the same texts whose scores are a line of those of the first."""
+    if name != "kelvin":
+        return table("24b", f"{name}.csv")
+    lines = Path(table("24b", "unit.csv")).read_text().splitlines()
+    rows = [line.rsplit(",", 1) for line in lines[1:]]
+    slope, shift = LINES[name]
+    Path("kelvin.csv").write_text("\n".join([lines[0], *(f"{text},{float(score) * slope + shift}" for text, score in rows)]))
+    return "kelvin.csv"
+
+
+@pytest.fixture(scope="module")
+def scored(folder: Path) -> dict[str, str]:
+    """Models fine-tuned on the same scores in different units."""
+    train = ("--set", "finetune.epochs=8", "--set", "finetune.learning_rate=3e-4")
+    for name in LINES:
+        about = ("--train-file", scores_table(name), *SCORES, *train)
+        works("finetune", "--model", "models/bert-12", *about, "-o", f"out-24b-{name}")
+    return {name: f"out-24b-{name}" for name in LINES}
+
+
+def pearson(out: str) -> float:
+    """The dev Pearson of a stage's output."""
+    return json.loads((Path(out) / "metrics.json").read_text())["dev"]["pearson"]
+
+
+def predicted(out: str) -> np.ndarray:
+    """The scores of a few texts."""
+    texts = ("the garden was messy and the soup seemed rude 8377", "the ticket was tidy and the parcel seemed bright 5867")
+    return np.array([works("predict", out, text, "--json").json["score"] for text in texts])
+
+
 @pytest.mark.slow
-def test_the_scale_of_a_score_does_not_matter() -> None:
-    train = ("--set", "finetune.epochs=8", "--set", "finetune.learning_rate=3e-4", "--set", "data.max_length=24")
-    pearson = {}
-    for name in ("unit", "hundred", "thousand"):
-        about = ("--train-file", table("24b", f"{name}.csv"), "--text", "text", "--label", "label", "--set", "data.kind=score")
-        works("finetune", "--model", "models/bert-12", *about, *train, "-o", f"out-24b-{name}")
-        pearson[name] = json.loads(Path(f"out-24b-{name}/metrics.json").read_text())["dev"]["pearson"]
-    assert pearson["hundred"] == pytest.approx(pearson["unit"], abs=0.01)
-    assert pearson["thousand"] == pytest.approx(pearson["unit"], abs=0.01)
+def test_the_scale_of_a_score_does_not_matter(scored: dict[str, str]) -> None:
+    unit = predicted(scored["unit"])
+    assert unit.std() > 0.001 and 0.2 < unit.mean() < 0.8
+    for name, (slope, shift) in LINES.items():
+        assert pearson(scored[name]) == pytest.approx(pearson(scored["unit"]), abs=0.01), name
+        assert (predicted(scored[name]) - shift) / slope == pytest.approx(unit, abs=0.002), "plain units"
+
+
+@pytest.mark.slow
+def test_the_scale_of_a_score_does_not_matter_to_a_student(scored: dict[str, str]) -> None:
+    """Two seeds of a student of each, one of a teacher in other units, and an export in plain units."""
+    train = (
+        "--set",
+        "phases.distillation.epochs=6",
+        "--set",
+        "phases.distillation.learning_rate=1e-3",
+        "--set",
+        "seeds=[1, 2]",
+    )
+    for name, teacher in (*zip(LINES, LINES, strict=True), ("other", "thousand")):
+        data = scores_table("unit" if name == "other" else name)
+        about = ("--train-file", data, *SCORES, "--set", "method=kd", "--teacher", scored[teacher], "--student", "bert-1x32")
+        done = works("task-distill", *about, *train, "-o", f"out-24b-student-{name}")
+        assert ("other units" in done.err) == (name == "other")
+    unit = predicted("out-24b-student-unit")
+    assert unit.std() > 0.001 and 0.2 < unit.mean() < 0.8
+    for name, (slope, shift) in LINES.items():
+        out = f"out-24b-student-{name}"
+        assert pearson(out) == pytest.approx(pearson("out-24b-student-unit"), abs=0.01), name
+        assert (predicted(out) - shift) / slope == pytest.approx(unit, abs=0.002), name
+        assert (predicted(f"{out}/seed-1") - shift) / slope == pytest.approx(
+            predicted("out-24b-student-unit/seed-1"), abs=0.002
+        )
+    assert pearson("out-24b-student-other") > 0.8 and 0.2 < predicted("out-24b-student-other").mean() < 0.8
+    about = ("--train-file", scores_table("thousand"), *SCORES)
+    works("export", "out-24b-student-thousand", *about, "-o", "out-24b-export")
+    assert predicted("out-24b-export") == pytest.approx(predicted("out-24b-student-thousand"), rel=0.05, abs=20)
 
 
 # --- models -----------------------------------------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ def test_stopped_and_resumed_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_pa
     from stopping import stopped_everywhere
 
     def make(out: Path, reporter: Any) -> api.StageResult:
-        more = {"phases__multi-task__evaluations": 3, "tasks": ["sst2", "mrpc"], "teacher__model": "teacher-{task}"}
+        more = {"phases__multi-task__evaluations": 3, "tasks": ["sst2", "stsb"], "teacher__model": "teacher-{task}"}
         return distil(out, reporter=reporter, sampling__by="square-root", **more, **EXPERTS)
 
     assert stopped_everywhere(make, tmp_path / "runs", fresh_cache=monkeypatch, fully=False) >= 3

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from microbert_cli.recipe.task_kinds import Labels, TaskKind, Where, wrong_labels
+from microbert_cli.recipe.task_kinds import Labels, Standardisation, TaskKind, Where, wrong_labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,6 +86,15 @@ class Kind(TaskKind):
         import numpy as np
 
         return np.asarray(labels, dtype=np.float32)
+
+    def standardisation(self, labels: Sequence[Any]) -> Standardisation | None:
+        """Returns mean and spread of the scores; a spread of 0 is left alone, there is nothing to learn."""
+        import numpy as np
+
+        if not len(labels):
+            return None
+        scores = np.asarray(labels, dtype=np.float64)
+        return Standardisation(float(scores.mean()), float(scores.std()) or 1.0)
 
     def random_labels(self, generator: Any, count: int) -> Any:
         return generator.random(count, dtype="float32")

@@ -18,6 +18,7 @@ from microbert_cli.stages.finetune import STAGE
 from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases, train_over_seeds
+from microbert_cli.training.score_units import ScoreUnits
 
 
 def run(
@@ -85,13 +86,20 @@ class _Trainer:
         device = pick_device(self.recipe.device)
         precision = choose_precision(device, **self.recipe.numerics())
         model = precision.place(loaded.model)
+        scale = self.data.standardisation
+        units = ScoreUnits(model, {self.data.task.name: scale}, loaded.new)
+
+        def score() -> dict[str, float]:
+            with units.plain():
+                return score_split(self.data, "dev", model, loaded)
+
         phase = Phase(
             name=STAGE.name,
             table="finetune",
             training=self.recipe.finetune,
             rows=rows,
             learning_rates=self.recipe.finetune.learning_rates,
-            objective=lambda student: Objective(self.terms, student, numerics=precision),
+            objective=lambda student: Objective(self.terms, student, standardise=[scale], numerics=precision),
             scored=True,
         )
         results, _ = run_phases(
@@ -101,10 +109,11 @@ class _Trainer:
             seed=seed,
             pad_id=loaded.tokenizer.pad_token_id,
             device=device,
-            score=lambda: score_split(self.data, "dev", model, loaded),
+            score=score,
             primary=self.data.task.primary,
             choices=self.choices,
             reporter=self.reporter,
         )
+        units.restore()
         save_model(model, loaded.tokenizer, directory)
         return {"dev": results[STAGE.name]["dev"], "phases": results, "parameters": count_all_parameters(model)}

@@ -28,7 +28,8 @@ def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
         terms = make_terms(
             losses_of(recipe.finetune.losses), case.catalog, available=CLASSIFICATION_INPUTS, where="finetune.losses"
         )
-        objective = Objective(terms, precision.place(loaded.model), numerics=precision)
+        units = [data.standardisation]
+        objective = Objective(terms, precision.place(loaded.model), standardise=units, numerics=precision)
         yield StepTrial(
             "finetune", "finetune", recipe.finetune, objective, first_batch(rows, loaded.tokenizer, recipe, precision.device)
         )
