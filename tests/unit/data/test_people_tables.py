@@ -262,7 +262,7 @@ def test_a_zip_of_one_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (gzip.compress(b"text,label\n"), "gzip"),
+        (gzip.compress(b"text,label\n", mtime=0), "gzip"),
         (bz2.compress(b"text,label\n"), "bzip2"),
         (lzma.compress(b"text,label\n"), "xz"),
         (b"PK\x03\x04" + b"\0" * 30 + b"a.csv", "zip"),
@@ -270,6 +270,7 @@ def test_a_zip_of_one_table(tmp_path: Path) -> None:
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Excel"),
         (b"PAR1 and so on", "Parquet"),
     ],
+    ids=["gzip", "bzip2", "xz", "zip", "xlsx", "xls", "parquet"],
 )
 def test_another_format_under_a_tables_name_is_named(tmp_path: Path, content: bytes, word: str) -> None:
     assert word in refused("M383", read_table, write(tmp_path, "a.csv", content)).what
