@@ -63,7 +63,7 @@ def _check_mask_token(tools: Tools) -> None:
             "the tokenizer of this model has no mask token",
             where="augment.masked_lm",
             allowed="A masked language model: BERT, RoBERTa and their kin.",
-            fix='Name another model, or use word vectors alone: --set augment.sources=["word_vectors"]',
+            fix="""Name another model, or use word vectors alone: --set 'augment.sources=["word_vectors"]'""",
         )
 
 

@@ -10,6 +10,7 @@ their vectors. A parsed text file is kept in the cache by the hash of its bytes.
 
 import lzma
 import re
+import shlex
 import struct
 import zipfile
 import zlib
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from microbert_cli.augmentation.words import Spelling, is_letters
 from microbert_cli.data.limits import bounded_lines, check_zip, open_gzip
+from microbert_cli.data.tables.content import conversion_command
 from microbert_cli.errors import MbertError
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import cache
@@ -153,7 +155,7 @@ def _text(line: bytes, name: str, number: int) -> str:
             f"byte {error.start + 1} of this line is not UTF-8",
             where=f"{name}, line {number}",
             allowed="UTF-8 text, one word and its numbers a line.",
-            fix="Fetch the file again, or convert it: iconv -f LATIN1 -t UTF-8",
+            fix=f"Fetch the file again, or convert it: {conversion_command(line, error.start, name)}",
         ) from error
 
 
@@ -178,7 +180,7 @@ def _invalid_line(what: str, name: str, number: int) -> MbertError:
         what,
         where=f"{name}, line {number}",
         allowed="GloVe text: a word and the same number of numbers on every line, separated by single spaces.",
-        fix=f"Look at the line: sed -n {number}p; a file cut short is best fetched again.",
+        fix=f"Look at the line: sed -n {number}p {shlex.quote(name)}; a file cut short is best fetched again.",
     )
 
 

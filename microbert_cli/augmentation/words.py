@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from microbert_cli.data.tables.content import conversion_command
 from microbert_cli.errors import MbertError
 
 CJK = (
@@ -205,5 +206,5 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
             f"byte {error.start + 1} of this line is not UTF-8",
             where=f"{path}, line {number}",
             allowed="A UTF-8 file with one word a line.",
-            fix=f"iconv -f LATIN1 -t UTF-8 {path} > {path}.utf8",
+            fix=f"Convert it, and name the new file: {conversion_command(line, error.start, str(path))}",
         ) from error

@@ -192,7 +192,7 @@ def _no_bert(where: str, model_type: str) -> MbertError:
         f'a student of several tasks is a BERT with a head for each, and this is "{model_type}"',
         where=where,
         allowed="A BERT: a checkpoint, or a student of the catalogue of that model_type.",
-        fix="Choose another student (mbert list students), or a run for each task: --task",
+        fix="Choose another student (mbert list students), or a run for each task: --task TASK",
     )
 
 
@@ -202,7 +202,7 @@ def _other_tasks(where: str, tasks_of_model: list[str], wanted: list[str]) -> Mb
         f"this model has heads for {', '.join(tasks_of_model)}, and the run is of {', '.join(wanted)}",
         where=where,
         allowed="The same tasks with the same labels; or a model of one task or none.",
-        fix=f"--tasks {','.join(tasks_of_model)}, or take one task's model out of it: mbert extract",
+        fix=f"--tasks {','.join(tasks_of_model)}, or take one task's model out of it: mbert extract DIR -o OUT",
     )
 
 
@@ -213,7 +213,7 @@ def missing_vocabulary(name: str, where: str) -> MbertError:
         f'a new "{name}" needs a vocabulary, and no model to take it from is named',
         where=where,
         allowed="A model whose tokenizer it shares, or a vocabulary trained on the corpus.",
-        fix="--set base=DIR, --teacher DIR, or for pretrain: --set vocabulary.size=8000",
+        fix="--set base=DIR" + (", or train one: --set vocabulary.size=8000" if where.startswith("pretrain") else ""),
     )
 
 

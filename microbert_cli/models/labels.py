@@ -72,6 +72,19 @@ def check_one_label(config: Any, *, where: str) -> None:
         )
 
 
+def check_names_differ(config: Any, *, where: str) -> None:
+    """Raises M323 where outputs of a classifier have the same name: an answer would not say which of them is meant."""
+    names = _all_names(config)
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise MbertError(
+            "M323",
+            f'{names.count(twice[0])} outputs of this model are called "{twice[0]}"',
+            where=where,
+            allowed="A name of its own for each output.",
+            fix="Correct id2label and label2id in the config.json of a copy of the model's own files.",
+        )
+
+
 def names_settle_order(config: Any, task: Task, order: Sequence[str] | None = None) -> bool:
     """Whether the checkpoint's names say which output answers for which label; a user's `order` may be wrong."""
     if order or not task.kind.exclusive:

@@ -11,7 +11,7 @@ import torch
 from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import OutputRequest, forward_in_pieces
 from microbert_cli.models.find import find_model
-from microbert_cli.models.labels import check_one_label, match_labels, names_settle_order
+from microbert_cli.models.labels import check_names_differ, check_one_label, match_labels, names_settle_order
 from microbert_cli.models.load import frozen, load_model
 from microbert_cli.models.onnx import ONNX_FILES, OnnxClassifier, is_export, precisions
 from microbert_cli.models.tokenizers import load_tokenizer
@@ -58,6 +58,8 @@ def open_predictor(
             find_model(path.parent if path.is_file() else path, where=where)
         return _open_export(path, task, precision, where, label_order)
     loaded = load_model(source, "classifier", where=where, task=task.name if task else task_name)
+    if task is None:
+        check_names_differ(loaded.model.config, where=f"{where} {source}")
     columns = match_labels(loaded.model.config, task, where=where, source=source, order=label_order) if task else None
     settled = task is None or names_settle_order(loaded.model.config, task, label_order)
     return Predictor(_TorchModel(loaded.model, columns), loaded.model, loaded.tokenizer, source, columns, settled)
@@ -75,6 +77,8 @@ def _open_export(path: Path, task: Task | None, precision: str, where: str, labe
         raise _no_default(path, precisions(path), where)
     session = OnnxClassifier(path, precision=None if precision == "auto" or path.is_file() else precision)
     check_one_label(session.config, where=f"{where} {path}")
+    if task is None:
+        check_names_differ(session.config, where=f"{where} {path}")
     tokenizer = load_tokenizer(session.directory, session.config, where=where)
     columns = match_labels(session.config, task, where=where, source=str(path), order=label_order) if task else None
     settled = task is None or names_settle_order(session.config, task, label_order)

@@ -215,7 +215,7 @@ def wrong_labels(wrong: Mapping[int, str], allowed: str, where: Where) -> MbertE
         wrong[rows[0]] + more,
         where=where(rows),
         allowed=allowed,
-        fix="Correct the row, or name the labels: label.names in the task's TOML, or --set data.labels=[...].",
+        fix="""Correct the row, or name the labels: label.names in the task's TOML, or --set 'data.labels=["...", "..."]'""",
     )
 
 

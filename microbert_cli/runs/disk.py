@@ -111,7 +111,7 @@ def path_refused(error: OSError) -> MbertError | None:
             allowed="Names of at most 255 bytes, and paths of at most 4,096."
             if is_long
             else "Links that lead to a file or folder.",
-            fix="Choose a shorter name." if is_long else f"Look where the link leads: ls -ld '{path}'",
+            fix="Choose a shorter name." if is_long else f"Look where the link leads: ls -ld {shlex.quote(str(path))}",
         )
     if error.errno in (errno.EACCES, errno.EPERM) and (closed := unreadable_part(path)):
         return may_not_be_read(closed, str(path))
@@ -154,7 +154,7 @@ def disk_refused(number: int, where: str) -> MbertError:
             f"the disk is full: {os.strerror(number)}",
             where=where,
             allowed="Nothing was lost: finished work is whole, begun work waits in the .partial directory beside.",
-            fix=f"Make room, then the same command again: {' '.join(manifest.command_line())}",
+            fix=f"Make room, then the same command again: {shlex.join(manifest.command_line())}",
         )
     return _nothing_written(os.strerror(number), where)
 

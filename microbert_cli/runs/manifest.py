@@ -8,6 +8,7 @@ import hashlib
 import json
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,7 @@ def read(directory: Path) -> dict[str, Any]:
             f"this manifest is damaged: {error}",
             where=str(path),
             allowed="A JSON object as mbert writes it, with identity, outputs, result and its checksum.",
-            fix=f"Move the directory aside and make it again: mv {directory} {directory}.damaged",
+            fix="Move the directory aside and make it again: " + shlex.join(["mv", str(directory), f"{directory}.damaged"]),
         ) from None
 
 
@@ -131,7 +132,7 @@ def verify_part(output: Path, directory: Path, read_names: Sequence[str]) -> Non
 
 
 def _changed_output(directory: Path, manifest: Mapping[str, Any], damage: Sequence[str]) -> MbertError:
-    argv = " ".join(map(str, manifest.get("argv", ["mbert ..."])))
+    argv = shlex.join(map(str, manifest.get("argv", ["mbert", "..."])))
     added = [str(directory / text.removesuffix(" was added")) for text in damage if text.endswith(" was added")]
     again = f"Make it again, the old one is moved aside: {argv} --force"
     return MbertError(
@@ -188,7 +189,7 @@ def finishing_command(partial: Path) -> str:
     """Returns the command line that began this work, as noted when it began."""
     try:
         argv = json.loads((partial / "begun.json").read_text(encoding="utf-8"))["argv"]
-        return " ".join(argv)
+        return shlex.join(argv)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return "run the stage that writes this directory again"
 

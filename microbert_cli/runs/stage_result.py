@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ def read_metrics(directory: Path) -> dict[str, Any]:
             f"this file of scores cannot be read: {error}",
             where=str(path),
             allowed="The JSON object that the stage wrote.",
-            fix=f"Make the output anew, the old one is moved aside: {' '.join(command_line())} --force",
+            fix=f"Make the output anew, the old one is moved aside: {shlex.join(command_line())} --force",
         ) from None
     return metrics
 

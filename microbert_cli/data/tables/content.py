@@ -204,6 +204,13 @@ def name_encoding(data: bytes, start: int) -> tuple[str, str | None]:
     return "its bytes are those of Latin-1, of which Windows-1252 is the larger sister", "cp1252"
 
 
+def conversion_command(data: bytes, start: int, name: str) -> str:
+    """Returns the command that makes a file UTF-8, by those of its bytes that are not."""
+    marked = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else None
+    encoding = marked or name_encoding(data, start)[1] or "ENCODING"
+    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > {shlex.quote(name + '.utf8')}"
+
+
 def _decodes(data: bytes, encoding: str) -> bool:
     try:
         data.decode(encoding)

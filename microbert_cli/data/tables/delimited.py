@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -191,6 +192,7 @@ def _wrong_width(path: Path, broken: Sequence[tuple[int, int]], names: Sequence[
         f"this row has too {few} columns: {width}, not {len(names)}{more}",
         where=rows_location(str(path), "line", [line for line, _ in broken]),
         allowed=f"One cell for each of: {column_names(names)}.",
-        fix=f"Look at it: sed -n {line}p {path}; a delimiter inside a text needs quotes around the text in CSV; another "
+        fix=f"Look at it: sed -n {line}p {shlex.quote(str(path))}; "
+        "a delimiter inside a text needs quotes around the text in CSV; another "
         f"delimiter than {_spoken(delimiter)}: {format_option('delimiter', 'semicolon')}",
     )

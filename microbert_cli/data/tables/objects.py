@@ -1,6 +1,7 @@
 """JSON: an object a line, or one array of objects. A key that a row lacks is wrong only where that key is asked for."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def _one_object(path: Path, value: dict[str, Any]) -> MbertError:
 
 
 def _look_at(path: Path, line: int | None = None) -> str:
-    return f"Look at it: sed -n {line}p {path}" if line else f"Look at it: head {path}"
+    return f"Look at it: sed -n {line}p {shlex.quote(str(path))}" if line else f"Look at it: head {shlex.quote(str(path))}"
 
 
 def _not_json(where: str, what: str, fix: str) -> MbertError:

@@ -1,5 +1,6 @@
 """A table: named columns of one file, each row of which knows the line it came from."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,5 +164,5 @@ def empty(path: Path, allowed: str = "A header and at least one row.") -> MbertE
         "there are no rows in this file",
         where=str(path),
         allowed=allowed,
-        fix=f"Look at it: head {path}",
+        fix=f"Look at it: head {shlex.quote(str(path))}",
     )

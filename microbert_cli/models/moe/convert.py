@@ -177,5 +177,5 @@ def _no_head() -> MbertError:
         "importance is measured by a task's loss, and this student has no head that was trained on it",
         where="moe.init",
         allowed="importance with a checkpoint fine-tuned on the one task of the run; copy with any.",
-        fix="--set moe.init=copy, or fine-tune first: mbert finetune --model STUDENT",
+        fix="--set moe.init=copy, or fine-tune first: mbert finetune --model STUDENT --task TASK",
     )

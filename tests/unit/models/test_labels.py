@@ -8,7 +8,7 @@ import torch
 from tiny_models import tiny_bert
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.labels import check_one_label, match_labels, match_names, names_settle_order
+from microbert_cli.models.labels import check_names_differ, check_one_label, match_labels, match_names, names_settle_order
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.task import load_task
 from microbert_cli.recipe.task_kinds import kind_of_head
@@ -81,6 +81,13 @@ def test_several_labels_or_scores_a_row_are_refused(problem, names):
     with pytest.raises(MbertError) as caught:
         check_one_label(config(names, problem), where="model m")
     assert caught.value.code == "M379" and caught.value.exit_code == 5
+
+
+def test_two_outputs_of_one_name_are_refused():
+    check_names_differ(config(["a", "A"]), where="model m")
+    with pytest.raises(MbertError) as caught:
+        check_names_differ(config(["a", "b", "a"]), where="model m")
+    assert caught.value.code == "M323" and '"a"' in caught.value.what
 
 
 @pytest.mark.parametrize(
