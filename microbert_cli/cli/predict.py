@@ -11,7 +11,7 @@ from microbert_cli.cli.console import ConsoleReporter, show
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
-from microbert_cli.runs.disk import is_standard_output, write_file
+from microbert_cli.runs.disk import check_writable, is_standard_output, write_file
 from microbert_cli.table_format import TableFormat
 
 FILE_KEYS = ("encoding", "delimiter", "header", "quoting")  # rows are never passed over: a line of output each
@@ -48,6 +48,8 @@ def predict(
     distributed.require_single_process("mbert predict")
     from microbert_cli.stages.predict import as_lines, read_inputs, run
 
+    if out is not None:
+        check_writable(out)  # not after an hour of answers
     reporter = ConsoleReporter(quiet=quiet)
     piped = sys.stdin.buffer if not texts and (file is None or str(file) == "-") else None
     form = _file_format(sets or [])

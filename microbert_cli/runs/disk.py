@@ -43,6 +43,23 @@ def write_file(path: Path, text: str) -> None:
         raise cannot_write(error, path) from error
 
 
+def check_writable(path: Path) -> None:
+    """Raises M221 where a result cannot be written, as far as that can be seen before the work."""
+    try:
+        target = _follow_links(path)
+        if _stream_number(target) is not None:
+            return
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not target.exists() and not target.parent.is_dir():
+            missing = errno.ENOTDIR if target.parent.exists() else errno.ENOENT
+            raise OSError(missing, os.strerror(missing), str(path))
+        if not os.access(target if target.exists() else target.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    except OSError as error:
+        raise cannot_write(error, path) from error
+
+
 def is_standard_output(path: Path) -> bool:
     """Whether what is written there goes where the command's own output goes."""
     try:

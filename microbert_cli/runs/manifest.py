@@ -37,6 +37,10 @@ from microbert_cli.version import __version__
 
 FILE = "manifest.json"
 SCHEMA = 2
+WITHOUT_MANIFEST = (
+    "Run the stage that writes it again. Of a copy of a finished output bring manifest.json along; or leave out "
+    "recipe.resolved.toml and log.jsonl as well, so that the model's own files are left, which then nobody compares."
+)
 STARTED_FILES = ("begun.json", "recipe.resolved.toml")  # what a stage writes before its manifest
 PART = re.compile(r"\.|seed-\d+|(seed-\d+/)?best/[^/]+")  # where models lie in an output
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors", "onnxruntime", "accelerate")
@@ -61,6 +65,9 @@ def identify(source: str | Path | None) -> str | None:
     if source is None:
         return None
     path = Path(source)
+    model = path.parent if path.suffix == ".onnx" else path
+    if model.is_dir() and (output := output_of(model)):
+        verify_part(output, model)
     if path.is_dir():
         return str(read_verified(path)["result"]) if (path / FILE).is_file() else digest(output_digests(path))
     return file_digest(path) if path.is_file() else str(source)
@@ -98,10 +105,19 @@ def output_of(place: Path) -> Path | None:
     """Returns the output that a directory is, or is the model of a seed or a task in; None for any other directory."""
     directory = place.resolve()
     for depth, home in enumerate((directory, *directory.parents[:3])):
-        if (home / FILE).is_file() and PART.fullmatch(directory.relative_to(home).as_posix()):
+        if PART.fullmatch(directory.relative_to(home).as_posix()) and _has_manifest(home, any_kind=depth == 0):
             typed = Path(*place.parts[: len(place.parts) - depth])
             return typed if typed.resolve() == home else home  # in messages as the user typed it
     return None
+
+
+def _has_manifest(directory: Path, *, any_kind: bool) -> bool:
+    """Whether a manifest is there; one above a model may be that of something else, such as a web page."""
+    try:
+        text = (directory / FILE).read_bytes()
+    except OSError:
+        return False
+    return any_kind or sum(word in text for word in (b'"identity"', b'"identity_hash"', b'"outputs"')) > 1
 
 
 def unfinished_home(part: Path) -> Path | None:
@@ -113,7 +129,7 @@ def unfinished_home(part: Path) -> Path | None:
     return None
 
 
-def verify_part(output: Path, directory: Path, read_names: Sequence[str]) -> None:
+def verify_part(output: Path, directory: Path, read_names: Sequence[str] = ()) -> None:
     """Checks that the model of a seed or a task in an output is what was made, and that nothing was laid beside it.
 
     read_names  the files that decide what a model answers: none of them may lie there that the stage did not write
@@ -176,7 +192,7 @@ def unfinished_output(directory: Path) -> MbertError:
         "this is no finished output: it has no manifest.json",
         where=str(directory),
         allowed="A directory that a stage of mbert finished, or a plain Hugging Face model directory.",
-        fix=f"Finish it: {finishing_command(unfinished)}",
+        fix=f"Finish it: {command}" if (command := finishing_command(unfinished)) else WITHOUT_MANIFEST,
     )
 
 
@@ -186,12 +202,12 @@ def partial_path(out: Path) -> Path:
 
 
 def finishing_command(partial: Path) -> str:
-    """Returns the command line that began this work, as noted when it began."""
+    """Returns the command line that began this work, as noted when it began; empty where it was not."""
     try:
         argv = json.loads((partial / "begun.json").read_text(encoding="utf-8"))["argv"]
         return shlex.join(argv)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return "run the stage that writes this directory again"
+        return ""
 
 
 def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: Any) -> dict[str, Any]:

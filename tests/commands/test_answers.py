@@ -2,15 +2,20 @@
 
 import json
 import math
+import os
 import shutil
+import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from mbert_command import refused, works
+from mbert_command import mbert, refused, works
 from safetensors.torch import load_file, save_file
 from tiny_folder import tiny_folder
 
@@ -19,6 +24,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
 
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = "a lovely boat"
 
 
@@ -150,6 +156,43 @@ def test_a_part_of_an_output_is_compared_with_its_manifest(place: Path, part: st
     works("predict", str(out / other), TEXT)
     (out / "manifest.json").unlink()
     refused(4, "M210", "predict", str(out / other), TEXT)
+
+
+def test_a_manifest_of_something_else_above_a_model_is_left_alone(place: Path, tmp_path: Path) -> None:
+    model = plain("teacher", tmp_path / "best" / "model")
+    (tmp_path / "manifest.json").write_text('{"name": "a web page", "start_url": "/"}')
+    works("predict", model, TEXT)
+
+
+def test_a_damaged_part_is_refused_also_where_its_scores_are_there(place: Path, export: Path) -> None:
+    words = ("evaluate", export / "model.int8.onnx", "--task", "sst2", "--set", "data.max_length=16", "-o", "out-int8")
+    works(*words)
+    works(*words)
+    change_a_word(export)
+    refused(5, "M306", *words)
+
+
+def test_answers_are_written_where_they_are_wanted(place: Path) -> None:
+    answer = works("predict", "teacher", TEXT).out
+    words = [sys.executable, "-m", "microbert_cli", "predict", "teacher", TEXT, TEXT, "-o", "/dev/stdout", "-q"]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (0, answer * 2)  # without the path among the answers
+    assert works("predict", "teacher", TEXT, "-o", "/dev/null").out == "/dev/null\n"
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    refused(4, "M220", "predict", "teacher", TEXT, "-o", "/dev/full")
+    refused(4, "M221", "predict", "no/such/model", TEXT, "-o", "no/such/folder/file")
+
+
+def test_what_is_copied_goes_into_a_pipe_and_through_a_link(place: Path) -> None:
+    os.mkfifo("fifo")
+    Path("link.toml").symlink_to("target.toml")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(Path("fifo").read_text)
+        works("copy", "recipes", "quickstart", "-o", "fifo")
+        text = read.result(20)
+    works("copy", "recipes", "quickstart", "-o", "link.toml")
+    assert Path("target.toml").read_text() == text and Path("link.toml").is_symlink()
+    assert mbert("copy", "recipes", "quickstart", "-o", "link.toml").code == 2  # nothing is overwritten
 
 
 # --- numbers that are none ------------------------------------------------------------------------------------------------

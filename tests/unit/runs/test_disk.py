@@ -15,7 +15,7 @@ import pytest
 
 from microbert_cli.errors import MbertError
 from microbert_cli.runs import atomic, cache
-from microbert_cli.runs.disk import write_file
+from microbert_cli.runs.disk import check_writable, write_file
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -99,6 +99,22 @@ def test_a_file_in_a_folder_that_takes_no_other_is_written_into(tmp_path: Path, 
     assert (tmp_path / "file").read_text() == "after" and [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(MbertError):
         write_file(tmp_path / "new", "after")
+
+
+@pytest.mark.parametrize("place", ["no/such/folder/file", "file/below", "folder"])
+def test_a_place_that_takes_nothing_is_refused_before_the_work(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("before")
+    with pytest.raises(MbertError) as before:
+        check_writable(tmp_path / place)
+    with pytest.raises(MbertError) as after:
+        write_file(tmp_path / place, "text")
+    assert before.value.code == after.value.code == "M221" and before.value.what == after.value.what
+    for fine in ("file", "new", "folder/new"):
+        check_writable(tmp_path / fine)
+    for fine in ("/dev/null", "/dev/stdout", "/proc/self/fd/1"):
+        check_writable(Path(fine))
+    assert (tmp_path / "file").read_text() == "before" and not (tmp_path / "new").exists()
 
 
 # --- checksums of large files ---------------------------------------------------------------------------------------------
