@@ -11,7 +11,7 @@ are reduced on every step, so all processes hold the same weights and stop at th
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -164,7 +164,7 @@ class _TrainingRun:
         norm = self._clip()
         if not math.isfinite(parts["loss"]) or not math.isfinite(norm):
             self._undo_forward(before)
-            raise self._diverged(parts["loss"], norm, batches)
+            raise self._diverged(f"the loss is {parts['loss']} and the gradient norm {norm}", batches)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -192,6 +192,8 @@ class _TrainingRun:
         except WorkInterrupted:
             set_random_state(random)
             self.save_and_stop(stop)
+        except DivergedError as error:
+            raise self._diverged(f"after step {self.step} {error.what}") from None
         set_random_state(random)
         log.write(phase=self.plan.name, step=self.step, dev=scores)
         self.result.history.append({"step": self.step, **scores})
@@ -330,12 +332,14 @@ class _TrainingRun:
         self.objective.student.load_state_dict(weights["student"])
         self.objective.load_state_dict(weights["objective"])
 
-    def _diverged(self, loss: float, norm: float, batches: list[Batch]) -> DivergedError:
-        self.save()
+    def _diverged(self, what: str, batches: Sequence[Batch] = ()) -> DivergedError:
+        if batches:  # the state before them is a good one
+            self.save()
+            file = self.directory / f"diverged-{self.plan.name}-{self.step + 1}.safetensors"
+            what += f" at step {self.step + 1}; its batch is in {checkpoint.save_batches(batches, file)}"
         rate_option = f"--set {self.plan.table}.learning_rate={self.plan.learning_rate / 3:.0e}"
-        kept = checkpoint.save_batches(batches, self.directory / f"diverged-{self.plan.name}-{self.step + 1}.safetensors")
         return DivergedError(
-            f"the loss is {loss} and the gradient norm {norm} at step {self.step + 1}; its batch is in {kept}",
+            what,
             where=f"{self.plan.name}, learning_rate {self.plan.learning_rate}",
             allowed="Finite losses; a smaller learning rate or a longer warm-up usually mends it.",
             fix=f"The same command with --no-resume and {rate_option}",
