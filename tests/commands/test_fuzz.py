@@ -21,6 +21,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from microbert_cli.errors import FAMILIES, MbertError
 from microbert_cli.evaluation.metrics import compute
 from microbert_cli.evaluation.submission import assemble_zip, write_submission
 from microbert_cli.models import predictor
+from microbert_cli.models.labels import match_names
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.layers import flatten
 from microbert_cli.recipe.registry import Catalog
@@ -692,6 +694,223 @@ def long_texts(text: str) -> None:
 @holds_for(long(30_000), quick=1, torture=10)
 def long_texts_augmented(text: str) -> None:
     augmented_rows(([text, "the baker"], "once", "tsv"))
+
+
+# --- tables as other programs write them --------------------------------------------------------------------------------------
+
+FORMS_SAID = st.fixed_dictionaries(
+    {},
+    optional={
+        "encoding": st.one_of(
+            st.sampled_from(("utf-8", "UTF8", "cp1252", "utf-16", "utf-16-le", "utf-32", "gb18030", "utf-7", "cp037")),
+            st.sampled_from(("idna", "punycode", "undefined", "base64", "mbcs", "unicode_escape", "raw_unicode_escape")),
+            TEXTS,
+        ),
+        "delimiter": st.one_of(st.sampled_from((";", "|", "tab", "space", ",", "a", '"', "\n", "")), TEXTS),
+        "header": st.booleans(),
+        "quoting": st.sampled_from((True, False, None)),
+        "skip_empty": st.booleans(),
+    },
+)  # fmt: skip
+FOREIGN = [
+    _csv(";", [("text", "label"), *ROWS]),
+    _csv("|", [("text", "label", ""), *((*row, "") for row in ROWS)]),
+    "text;label\nschön;gut\nübel;böse\n".encode("cp1252") * 2,
+    "text\tlabel\n好\tgood\n坏\tbad\n".encode("utf-16"),
+    json.dumps([{"text": text, "label": label} for text, label in ROWS]).encode(),
+]
+
+
+@holds_for(
+    st.tuples(
+        st.sampled_from(("a.csv", "A.TSV", "a.json", "a.csv.gz")),
+        st.one_of(st.sampled_from(FOREIGN), damaged(FOREIGN)),
+        st.one_of(st.just({}), FORMS_SAID),
+    ),
+    torture=3_000,
+)
+def foreign_tables(case: tuple[str, bytes, dict[str, Any]]) -> None:
+    name, content, said = case
+    path = put(name, _packed(name, content))
+    task = complete(
+        load_task({"name": "own", "text": ["text"], "label": {"column": "label"}, "files": {"train": str(path), **said}})
+    )
+    for split in ("train", "dev"):
+        well_formed(load_split(task, split), task)
+
+
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030")
+
+
+@holds_for(
+    st.tuples(
+        st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5),
+        st.sampled_from(",;|\t"),
+        st.sampled_from(ENCODINGS),
+        st.booleans(),
+    ),
+    torture=1_500,
+)
+def foreign_tables_come_back(case: tuple[list[tuple[str, str]], str, str, bool]) -> None:
+    """With its delimiter said or shown by the header, in any encoding that is said, in any packing: every cell as written."""
+    rows, delimiter, encoding, shown = case
+    lines = [dict(zip(("text", "label"), row, strict=True)) for row in rows]
+    text = _csv(delimiter, [("text", "label"), *rows]).decode()
+    form = TableFormat(encoding=encoding, delimiter=None if shown else delimiter, quoting=True)
+    written = {
+        "c.csv": (text.encode(encoding), form),
+        "c.CSV.GZ": (gzip.compress(text.encode(encoding), 1), form),
+        "c.csv.zip": (_zip("inner/C.CSV", text.encode(encoding)), form),
+        "c.json": (json.dumps(lines).encode(), TableFormat()),
+        "lines.json": (_jsonl(lines), TableFormat()),
+        "c.zip": (_zip("c.parquet", _parquet(text=[row[0] for row in rows], label=[row[1] for row in rows])), TableFormat()),
+        "c.pq": (_parquet(text=[row[0] for row in rows], label=[row[1] for row in rows]), TableFormat()),
+    }
+    for name, (content, said) in written.items():
+        table = read_table(put(name, content), said)
+        assert list(zip(table.column("text"), table.column("label"), strict=True)) == rows, name
+
+
+def _members(members: list[tuple[str, bytes]]) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name.replace("\0", "") or "x", content)
+    return sink.getvalue()
+
+
+MEMBER_NAMES = st.one_of(
+    st.sampled_from(("a.csv", "../a.csv", "/etc/a.csv", "d/", "__MACOSX/._a.csv", "a.CSV.gz", "a.json", "a.parquet", "a.zip")),
+    TEXTS.map("{}.csv".format), TEXTS,
+)  # fmt: skip
+ZIPS = st.one_of(
+    damaged([_zip("a.csv", OWN_FILES["csv"][0]), _zip("a.parquet", OWN_FILES["parquet"][0])]),
+    st.tuples(MEMBER_NAMES, st.sampled_from(OWN_FILES["csv"])).map(lambda member: _members([member])),
+    st.lists(st.tuples(MEMBER_NAMES, damaged([*OWN_FILES["csv"], *OWN_FILES["jsonl"]])), max_size=3).map(_members),
+)
+
+
+@holds_for(
+    st.tuples(st.sampled_from(("a.zip", "a.zip", "a.zip", "a.csv.zip", "a.JSON.ZIP", "a.parquet.zip")), ZIPS), torture=3_000
+)
+def zips_of_tables(case: tuple[str, bytes]) -> None:
+    table = read_table(put(*case))
+    assert len(table) and table.where(len(table) - 1)
+    for name in table.names:
+        with contextlib.suppress(MbertError):
+            assert len(table.column(name)) == len(table)
+
+
+def _arrow_stream() -> bytes:
+    sink = io.BytesIO()
+    table = pa.table({"text": TEXT, "label": pa.array([int(label == "good") for label in LABEL], pa.int64())})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+SAVED = {
+    "state.json": {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_format_type": None, "_split": "train"},
+    "dataset_info.json": {
+        "features": {"text": {"dtype": "string", "_type": "Value"}, "label": {"names": ["bad", "good"], "_type": "ClassLabel"}}
+    },
+}
+JSON_OF_FOLDERS = values("ClassLabel", "data-00000-of-00001.arrow", "..", ["bad", "good"], [], {})
+SAVED_FOLDERS = st.tuples(
+    st.one_of(st.just(SAVED["state.json"]), replaced(SAVED["state.json"], JSON_OF_FOLDERS)),
+    st.one_of(st.just(SAVED["dataset_info.json"]), replaced(SAVED["dataset_info.json"], JSON_OF_FOLDERS)),
+    st.one_of(st.just(_arrow_stream()), damaged([_arrow_stream()])),
+)
+
+
+@holds_for(SAVED_FOLDERS, torture=3_000)
+def saved_folders(case: tuple[Any, Any, bytes]) -> None:
+    state, info, content = case
+    put("saved/state.json", json.dumps(state))
+    put("saved/dataset_info.json", json.dumps(info))
+    put("saved/data-00000-of-00001.arrow", content)
+    task = complete(own_task("saved", text="text", label="label"))
+    well_formed(load_split(task, "train"), task)
+
+
+# --- labels -------------------------------------------------------------------------------------------------------------------
+
+
+@holds_for(st.lists(ANY_TEXT, min_size=1, max_size=5), torture=3_000)
+def answers_are_one_line_each(labels: list[str]) -> None:
+    """Whatever a foreign model calls its labels; in JSON they are whole."""
+    answers = [{"label": label, "score": 0.5, "probabilities": {label: 0.5, "b": float("nan")}} for label in labels]
+    for line in predict.as_lines(answers, as_json=False):
+        assert len(line.splitlines()) <= 1
+        line.encode()
+    for line, label in zip(predict.as_lines(answers, as_json=True), labels, strict=True):
+        assert len(line.splitlines()) == 1 and json.loads(line, parse_constant=pytest.fail)["label"] == label
+
+
+NAMES_OF_LABELS = st.one_of(
+    st.sampled_from(
+        ("good", "Good", "GOOD", " good", "go-od", "go_od", "go od", "LABEL_0", "LABEL_1", "LABEL_10", "label 1", "1", "01",
+         "1.0", "-1", "+1", "1 star", "2 stars", "", "²", "\u0663", "e\u0301", "\xe9", "\xdf", "ss", "\u0130", "i")
+    ),
+    ANY_TEXT,
+)  # fmt: skip
+
+
+@holds_for(
+    st.tuples(st.lists(NAMES_OF_LABELS, max_size=6), st.lists(NAMES_OF_LABELS, max_size=6), st.randoms()), torture=10_000
+)
+def labels_match_one_to_one(case: tuple[list[str], list[str], Any]) -> None:
+    labels, outputs, random = case
+    for others in (outputs, outputs[: len(labels)] + labels[len(outputs) :], random.sample(labels, len(labels))):
+        columns = match_names(labels, others)
+        if columns is None:
+            assert len(set(labels)) < len(labels) or sorted(labels) != sorted(others)
+            continue
+        assert sorted(columns) == list(range(len(labels))) and len(others) == len(labels)
+        for label, column in zip(labels, columns, strict=True):  # what is called the same is the same
+            assert others[column] == label or label not in others
+        again = random.sample(range(len(others)), len(others))  # and the order of either side changes nothing
+        moved = match_names(labels, [others[i] for i in again])
+        assert moved is not None and [again[column] for column in moved] == columns
+
+
+# --- losses -------------------------------------------------------------------------------------------------------------------
+
+LOSSES = CATALOG.names("losses")
+LOSS_KEYS = ("weight", "temperature", "heads", "relations", "divergence", "reduction", "normalisation", "layers", "x")
+USUAL_TERMS = (
+    ("finetune", "hard_label", "weight"), ("general", "hidden_states", "weight"), ("general", "embedding", "weight"),
+    ("phases.intermediate", "attention_scores", "weight"), ("phases.prediction", "soft_target", "weight"),
+    ("phases.prediction", "soft_target", "temperature"), ("phases.prediction", "soft_target", "divergence"),
+)  # fmt: skip
+NUMBERS = st.one_of(
+    st.floats(0, 30),
+    st.sampled_from((0.0, -0.0, 1e-30, -1e-30, 1e-3, 1e3, 1e30, 1e308, 1, 2)),
+    values(0, -1e-30, 1e-30, 1e308, -1, 0.0, 5, "nan", "1", True, "kl", "auto", toml=True),
+)
+
+
+@holds_for(
+    st.dictionaries(
+        st.one_of(
+            st.sampled_from(USUAL_TERMS),
+            st.sampled_from(USUAL_TERMS),
+            st.tuples(st.sampled_from(USUAL_TERMS).map(itemgetter(0)), st.sampled_from(LOSSES), st.sampled_from(LOSS_KEYS)),
+        ),
+        NUMBERS, min_size=1, max_size=3,
+    ),
+    torture=4_000,
+)  # fmt: skip
+def loss_parameters(parameters: dict[tuple[str, str, str], Any]) -> None:
+    """Weights and temperatures that are accepted are numbers one can train with."""
+    flags = {f"{phase}.losses.{loss}.{key}": value for (phase, loss, key), value in parameters.items()}
+    recipe = resolve(catalog=CATALOG, environment={}, flags=flags).recipe.model_dump(mode="json")
+    for (phase, loss, key), value in parameters.items():
+        table = functools.reduce(dict.__getitem__, phase.split("."), recipe)["losses"][loss]
+        if key == "weight":
+            assert math.isfinite(table[key]) and table[key] >= 0, (phase, loss, value)
+        if key == "temperature":
+            assert 1e-3 <= table[key] <= 1e6, (phase, loss, value)
 
 
 # --- what outputs say of themselves -------------------------------------------------------------------------------------------

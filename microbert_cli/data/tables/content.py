@@ -3,6 +3,7 @@
 No byte is guessed or replaced. A byte-order mark shows UTF-8 or UTF-16; whatever else is not UTF-8 has to be said.
 """
 
+import errno
 import gzip
 import re
 import shlex
@@ -60,6 +61,8 @@ def read_bytes(path: Path) -> tuple[bytes | None, str]:
     except (gzip.BadGzipFile, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         raise damaged(path, f"it cannot be unpacked: {error}") from None
     except (OSError, ValueError) as error:
+        if packing == ".zip" and getattr(error, "errno", errno.EINVAL) == errno.EINVAL:  # offsets before the file's first byte
+            raise damaged(path, f"it cannot be unpacked: {error}") from None
         raise unreadable(path, error) from None
 
 

@@ -246,6 +246,13 @@ def test_columns_in_every_suffix(tmp_path: Path) -> None:
     refused("M356", read_table, tmp_path / "c.arrow")
 
 
+def test_a_zip_whose_directory_lies_before_the_file_is_damaged(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", {"a.csv": b"text,label\na,b\n"})
+    content = path.read_bytes()
+    path.write_bytes(content[:-6] + (200).to_bytes(4, "little") + content[-2:])
+    refused("M356", read_table, path)
+
+
 def test_a_zip_of_one_table(tmp_path: Path) -> None:
     content = delimited(",").encode()
     for name in ("a.zip", "a.csv.zip", "A.ZIP"):
