@@ -15,6 +15,7 @@ from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.compare.grid_search import check_grid, describe_values, parse_grid, trials_of
 from microbert_cli.evaluation.compare.rows import COMPARISON, ComparisonPlan, Row, kind_of, lengths, plan_rows, seeds_of
+from microbert_cli.plan.static_checks import check_static
 from microbert_cli.recipe.resolve import Resolved
 from microbert_cli.runs.stage_inputs import RUNS
 
@@ -68,9 +69,15 @@ def compare(
     for plan in plans:
         check_grid(grid_values, plan, common.catalog())
     if common.dry_run:
+        for plan in plans:
+            check_static(plan.steps(common.catalog()), common.catalog())
         _show_plans(plans, grid_values, common, root)
         return
     distributed.require_single_process("mbert compare")
+    from microbert_cli.plan.doctor.preflight import check_before_start
+
+    for plan in plans:
+        check_before_start(plan.steps(common.catalog()), plan.root, common.catalog())
     if not (common.quiet or common.as_json):
         _table_of_plans(plans, grid_values, common, err=True)
     _show(_run(plans, grid_values, common, root), common, root)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.options import CommonOptions, TaskOptions
 from microbert_cli.errors import MbertError
+from microbert_cli.plan.static_checks import check_static
 from microbert_cli.recipe.layers import Layer, flatten
 from microbert_cli.recipe.multitask import ambiguous_task, task_name
 from microbert_cli.recipe.registry import Catalog, stage_names
@@ -32,6 +33,7 @@ def run_stage(kind: str, common: CommonOptions, resolved: Resolved, **options: A
     root = common.out.parent if common.out else default_root(resolved, explicit=common.recipe is not None)
     planned = step(kind, resolved, _root_with_inputs(root, resolved, common), catalog, out=common.out or root / kind)
     if common.dry_run:
+        check_static([planned], common.catalog())
         dry_run([planned], common)
         return None
     from microbert_cli.runs.pipeline import run_step
@@ -43,7 +45,7 @@ def run_stage(kind: str, common: CommonOptions, resolved: Resolved, **options: A
         reporter.close()
 
 
-def recipe_steps(common: CommonOptions, resolved: Resolved) -> tuple[list[Step], Path] | None:
+def recipe_steps(common: CommonOptions, resolved: Resolved, *, will_run: bool = False) -> tuple[list[Step], Path] | None:
     """Returns the recipe's steps and their folder; None for --explain-config and --dry-run. Raises M023 for no stages."""
     if common.explain:
         explain(resolved, as_json=common.as_json)
@@ -59,6 +61,8 @@ def recipe_steps(common: CommonOptions, resolved: Resolved) -> tuple[list[Step],
     root = common.out or RUNS / resolved.name
     planned = steps(resolved, root, common.catalog())
     if common.dry_run:
+        if will_run:
+            check_static(planned, common.catalog())
         dry_run(planned, common)
         return None
     return planned, root
@@ -190,7 +194,7 @@ def explain(resolved: Resolved, *, as_json: bool = False) -> None:
 
 
 def dry_run(planned: list[Step], common: CommonOptions) -> None:
-    """Shows what would run, on what, and where it would go; nothing is opened."""
+    """Shows what would run, on what, and where it would go; no data is opened."""
     rows = [
         {"stage": row.name, "kind": row.kind, "out": str(row.out), "state": output_state(row), **_shown_inputs(row)}
         for row in planned

@@ -36,12 +36,15 @@ def run(
     """Runs all stages of a recipe; skips what is up to date and says why it runs the rest."""
     common.recipe = recipe_name or common.recipe
     resolved = common.resolve(task=task, data__folder=data)
-    if (planned_steps := recipe_steps(common, resolved)) is None:
+    if (planned_steps := recipe_steps(common, resolved, will_run=True)) is None:
         return
     planned, root = planned_steps
     if not (common.force or common.include) and run_record.is_unchanged(root, resolved.name, planned):
         _show(common, root, [read_metrics(step.out) for step in planned], planned, unchanged=True)
         return
+    from microbert_cli.plan.doctor.preflight import check_before_start
+
+    check_before_start(planned, root, common.catalog())
     run_record.claim(root, resolved.name, force=common.force)
     _run(common, planned, root)
     run_record.write(root, resolved.name, planned)

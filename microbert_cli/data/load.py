@@ -92,6 +92,20 @@ def _benchmark(task: Task, split: str, data_dir: Path | None, reporter: Reporter
     raise _rows_missing(task, split, searched, folder_given=data_dir is not None)
 
 
+def check_rows_present(task: Task, split: str, *, data_dir: Path | None = None) -> None:
+    """Raises M250 where the rows of a benchmark's split are nowhere; reads none, and asks no network."""
+    if task.builtin or task.files or split not in task.splits:
+        return
+    searched: list[str] = []
+    folders = [data_dir] if data_dir else [Path(os.environ[DATA])] if os.environ.get(DATA) else []
+    if task.folder and split in task.folder.splits and any(_find(task.folder, split, each, searched) for each in folders):
+        return
+    if data_dir is None and task.hub and split in task.hub.splits:
+        if not is_offline() or _cached(task.hub, split, searched) is not None:
+            return
+    raise _rows_missing(task, split, searched, folder_given=data_dir is not None)
+
+
 def _find(source: FolderSource, split: str, folder: Path, searched: list[str]) -> Path | None:
     for candidate_dir in (folder / source.name, folder):
         for name in source.splits[split].files:

@@ -1,6 +1,8 @@
 """Finds models: a directory that a stage made, any Hugging Face directory, or a Hub id."""
 
 import json
+import shlex
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +12,11 @@ from microbert_cli.hub import ask_hub, hub_errors, is_hub_id, is_offline, unreac
 from microbert_cli.runs import manifest
 from microbert_cli.runs.disk import may_not_be_read, unreadable_part
 
+LONGEST_HEADER = 100 * 2**20  # bytes; safetensors itself takes no longer one
+# First parts of the names of tensors that belong to no masked-LM head, beside the encoder's own: see `has_head`.
+NO_WORD_HEAD = {"classifier", "pre_classifier", "score", "pooler", "head", "dropout", "discriminator_predictions", "qa_outputs"}
+ENCODER_PARTS = {"embeddings", "encoder", "layers", "layer", "transformer", "model", "final_norm", "embeddings_project"}
+NAMED_CLASSIFIER = {"bert", "roberta", "distilbert", "electra", "albert", "mobilebert", "deberta-v2", "modernbert"}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # in the order in which they are preferred
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # any of them makes a tokenizer
 # Files of a stage: in a directory without a manifest they mean that the stage did not finish.
@@ -159,4 +166,60 @@ def _not_there(path: Path, where: str) -> MbertError:
         where=f"{where} {path}",
         allowed=f"In {path.parent} there are: {suggestions}" if suggestions else f"There is no {path.parent} either.",
         fix="Name a directory, or a Hub id such as google-bert/bert-base-uncased.",
+    )
+
+
+def check_head(path: Path, kind: str, *, where: str) -> None:
+    """Raises M311 where a directory's weights certainly lack a head of this kind, "classifier" or "masked-lm"."""
+    if has_head(path, kind) is False:
+        raise missing_head(kind, where, path)
+
+
+def has_head(path: Path, kind: str) -> bool | None:
+    """Whether the weights have such a head; None where their names do not tell, or are in no safetensors file."""
+    names = tensor_names(path)
+    if not names:
+        return None
+    model_type, first_parts = _model_type(path), {name.partition(".")[0] for name in names}
+    if kind == "classifier":
+        return "classifier" in first_parts if model_type in NAMED_CLASSIFIER else None
+    bodies = {model_type.replace("-", "_"), model_type.partition("-")[0], "bert", "roberta"} | ENCODER_PARTS
+    return None if first_parts - bodies - NO_WORD_HEAD else False
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names of the tensors in a directory's safetensors files, from their headers; empty where one cannot be read."""
+    names: list[str] = []
+    for file in path.glob("model*.safetensors"):
+        try:
+            with file.open("rb") as opened:
+                (length,) = struct.unpack("<Q", opened.read(8))
+                header = json.loads(opened.read(length)) if length <= LONGEST_HEADER else {}
+            names += [name for name in header if name != "__metadata__"]
+        except (OSError, ValueError, TypeError, struct.error, RecursionError):
+            return []
+    return names
+
+
+def _model_type(path: Path) -> str:
+    try:
+        return str(json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type", "bert"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return "bert"
+
+
+def missing_head(kind: str, where: str, path: object, missing: list[str] | None = None) -> MbertError:
+    """Returns the error for a model that lacks the head a stage must have."""
+    what = "classification" if kind == "classifier" else "masked-LM"
+    if kind == "classifier":
+        fix = f"Fine-tune it first: mbert finetune --model {shlex.quote(str(path))} --task TASK"
+    else:
+        fix = f"Train one: mbert pretrain --model {shlex.quote(str(path))} --corpus python-docs, or a corpus of your own"
+    names = f" (missing: {', '.join(missing[:3])})" if missing else ""
+    return MbertError(
+        "M311",
+        f"this model has no trained {what} head{names}",
+        where=f"{where} {path}",
+        allowed=f"A model that was trained with a {what} head.",
+        fix=fix,
     )

@@ -8,7 +8,6 @@ code beside a model or named by it is neither run nor asked about, nor handed on
 
 import pickle
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from microbert_cli.errors import MbertError, unreadable_model
 from microbert_cli.models.architectures import HEAD_WEIGHTS, UNUSED_WEIGHTS
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import read_config
-from microbert_cli.models.find import find_model
+from microbert_cli.models.find import find_model, missing_head
 from microbert_cli.models.labels import check_one_label, match_names, output_names
 from microbert_cli.models.moe import bert  # noqa: F401 - registers its model type with transformers' Auto classes
 from microbert_cli.models.moe.extract import check_routing, dense_for_task, is_routed
@@ -212,22 +211,6 @@ def _check_weights(info: dict[str, Any], kind: str, where: str, path: Any, new_h
     if [name for name in missing if "pooler" not in name] and not new_head:
         raise missing_head(kind, where, path, missing)
     return missing
-
-
-def missing_head(kind: str, where: str, path: Any, missing: list[str]) -> MbertError:
-    """Returns the error for a model without the head that a stage needs."""
-    what = "classification" if kind == "classifier" else "masked-LM"
-    if kind == "classifier":
-        fix = f"Fine-tune it first: mbert finetune --model {shlex.quote(str(path))} --task TASK"
-    else:
-        fix = f"Train one: mbert pretrain --model {shlex.quote(str(path))} --corpus python-docs, or a corpus of your own"
-    return MbertError(
-        "M311",
-        f"this model has no trained {what} head (missing: {', '.join(missing[:3])})",
-        where=f"{where} {path}",
-        allowed=f"A model that was trained with a {what} head.",
-        fix=fix,
-    )
 
 
 def _check_finite(tensors: Mapping[str, torch.Tensor], where: str, path: Any) -> None:

@@ -229,6 +229,9 @@ def test_every_example_of_the_help_runs(line: str, tmp_path: Path, monkeypatch: 
         Path("reviews.jsonl").write_text('{"review": "a fine film"}\n', encoding="utf-8")
     if "recipes/quickstart.toml" in words:
         shutil.copytree(ROOT / "recipes", "recipes")
+    for name in ("reviews.csv", "text.txt.gz", "glove.6B.300d.txt", "texts.txt"):
+        if name in words:
+            Path(name).touch()
     before = files(tmp_path)
     done = works(*words[1:], stdin=f"{text}\n")
     assert done.out

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mbert_command import refused, works
 from tiny_folder import tiny_folder
+from tiny_models import tiny_bert
 
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.training.loss_terms import LAYER_SLICES
@@ -75,7 +76,8 @@ def test_a_key_of_the_loss_is_a_key_of_the_recipe(home):
 
 
 def test_an_ablation_of_the_page(home):
-    rows = ("compare", "soft-cosine", "--ablate", "cosine", "--teacher", "base", "--student", "bert-2x8", "--task", "sst2")
+    tiny_bert("teacher", labels=["negative", "positive"])
+    rows = ("compare", "soft-cosine", "--ablate", "cosine", "--teacher", "teacher", "--student", "bert-2x8", "--task", "sst2")
     plan = works(*rows, "--include", "mine", "--dry-run").out
     assert "cosine" in plan
 

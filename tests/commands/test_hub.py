@@ -79,6 +79,7 @@ HUB_TEACHER = "google-bert/bert-base-uncased"
 def test_a_dry_run_of_every_recipe_for_the_hub_asks_it_for_nothing(tmp_path: Path, hub: HubStandIn) -> None:
     """Each finds its inputs, names the teacher by its Hub id, and neither the stand-in nor anyone else hears of it."""
     assert {f"{name}-sst2" for name in ("kd", "pkd", "minilm", "mobilebert", "moebert")} <= {*RECIPES}
+    (tmp_path / "glove.6B.300d.txt").touch()
     commands = [("run", name, "--dry-run", "--json") for name in RECIPES]
     env = hub.env(MBERT_CACHE=str(tmp_path / "cache"))
     for name, (code, out, err) in zip(RECIPES, child(commands, env, tmp_path), strict=True):

@@ -72,6 +72,8 @@ def test_every_command_is_understood(readme, workplace, monkeypatch):
             (place / "manifest.json").write_text(
                 '{"schema": 1, "identity": {}, "identity_hash": "", "result": "", "outputs": {}}'
             )
+    for name in ("my-texts.txt.gz", "sentences.txt", "glove.6B.300d.txt"):
+        (workplace / name).touch()
     before = sorted(workplace.rglob("*"))
     for line in commands(readme):
         words = shlex.split(line)[1:]

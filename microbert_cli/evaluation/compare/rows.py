@@ -60,6 +60,10 @@ class ComparisonPlan:
     before: list[Step]
     rows: list[Row]
 
+    def steps(self, catalog: Catalog) -> list[Step]:
+        """All stages of the comparison, in the order in which they run."""
+        return [*self.before, *(row.step(catalog) for row in self.rows)]
+
     @property
     def task(self) -> str:
         """The name of the rows' task in the table."""

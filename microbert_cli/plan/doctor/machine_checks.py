@@ -147,7 +147,7 @@ def disk(context: DoctorContext) -> Iterator[Finding]:
         kept_bytes += plan.disk
         scratch_bytes = max(scratch_bytes, plan.scratch)
     if counted:
-        yield attempt(str(context.root), _room, context.root, kept_bytes + scratch_bytes, counted)
+        yield attempt(str(context.root), check_room, context.root, kept_bytes + scratch_bytes, counted)
     elif not context.to_come:
         yield passed("everything is made already")
 
@@ -169,7 +169,8 @@ def _count(context: DoctorContext, step: Step, plan: StagePlan, costs: Costs) ->
     return passed(f"{gigabytes(plan.disk)} will stay")
 
 
-def _room(root: Path, needed: int, stages: int) -> Finding:
+def check_room(root: Path, needed: int, stages: int) -> Finding:
+    """Compares the bytes that stages will need with those that are free; raises M633 where they do not fit."""
     free = free_bytes(root.absolute())
     if not _same_disk(root.absolute(), cache.root()):
         free += cache.free_bytes()  # caches are written there, and their share is not known: they take what room there is

@@ -8,10 +8,12 @@ from microbert_cli.augmentation.word_vectors import SUFFIXES, load_word_table
 from microbert_cli.data.load import load_augmented
 from microbert_cli.errors import MbertError
 from microbert_cli.models import factory
+from microbert_cli.models.find import check_head
 from microbert_cli.models.tokenizers import same_tokens, same_vocabulary
 from microbert_cli.plan.doctor.context import DoctorContext, inputs_of
 from microbert_cli.plan.doctor.findings import Finding, Later, attempt, doubtful, passed
 from microbert_cli.plan.phases import losses_of
+from microbert_cli.plan.static_checks import check_head_to_come
 from microbert_cli.runs import atomic
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import make_terms
@@ -25,12 +27,13 @@ PROBES = (
 
 def inputs(context: DoctorContext) -> Iterator[Finding]:
     """Checks that models, corpora, vectors and rows exist, or will: offline, those of the Hub in its local cache."""
-    checked: set[str] = set()
+    checked: set[tuple[str, str | None]] = set()  # by name, and by the head that it must have
     for step in context.steps:
         for role, name in inputs_of(step).items():
-            if name not in checked:
+            key = (name, step.stage.heads(step.resolved.recipe).get(role))
+            if key not in checked and (key[1] or name not in {place for place, _ in checked}):
                 yield attempt(name, _input, context, step, role, name)
-            checked.add(name)
+            checked.add(key)
     rows_by_data: dict[str, set[str]] = {}
     for step in context.steps:
         if step.stage.splits:
@@ -50,8 +53,11 @@ def _new_rows(finding: Finding, known_parts: set[str]) -> Iterator[Finding]:
 
 
 def _input(context: DoctorContext, step: Step, role: str, name: str) -> Finding:
-    if name in context.to_come:
-        raise Later(f"made by {context.to_come[name].name}")
+    head = step.stage.heads(step.resolved.recipe).get(role)
+    where = step.stage.input_keys.get(role, (f"{step.kind}.{role}",))[0]
+    if maker := context.to_come.get(name):
+        check_head_to_come(head, maker, where)
+        raise Later(f"made by {maker.name}")
     if role == "source":
         return passed(context.find_corpus(step))
     if role == "vectors" and (Path(name).is_file() or Path(name).suffix in SUFFIXES or ".zip/" in name):
@@ -61,6 +67,8 @@ def _input(context: DoctorContext, step: Step, role: str, name: str) -> Finding:
     if factory.is_description(name, context.catalog):
         return passed("a student of the catalogue")
     directory = context.directory(name, f"{step.kind}.{role}")
+    if head:
+        check_head(directory, head, where=where)
     return passed("here" if directory == Path(name) else "in the Hub's local cache")
 
 

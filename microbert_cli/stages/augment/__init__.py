@@ -23,6 +23,7 @@ STAGE = Stage(
     input_keys={"masked_lm": ("augment.masked_lm",), "vectors": ("vectors.source",)},
     keys=("task", "data", "augment", "vectors", "seed"),
     splits=(TRAIN,),
+    heads=lambda recipe: {"masked_lm": "masked-lm"} if "masked_lm" in recipe.augment.sources else {},
     distributed=True,
     reusable=True,
 )

@@ -116,6 +116,8 @@ STAGE = Stage(
     compared=True,
     makes_model=True,
     is_method=True,
+    heads=lambda recipe: {"teacher": "classifier"},
+    extras=lambda recipe: ("onnx",) if recipe.teacher.precision == "int8" else (),
     remark=unused_transfer_note,
     split_tasks=split_tasks,
 )  # fmt: skip
