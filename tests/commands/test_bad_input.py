@@ -374,6 +374,8 @@ def test_permuted_labels_without_names_are_refused(tmp_path: Path) -> None:
     teacher = relabelled(tmp_path / "nameless", ["LABEL_0", "LABEL_1"], swapped=True)
     error = refused(5, "M322", *distil(teacher))
     assert "positive, negative" in error["what"]
+    for words in (("evaluate", teacher), ("export", teacher), ("evaluate", "teacher", "--teacher", teacher)):
+        assert "positive, negative" in refused(5, "M322", *words, "--task", "sst2", "-o", "out")["what"]
     assert follow(error, distil(teacher), tmp_path / "advice", MEANINGS) == 1
     order = 'teacher.label_order=["positive", "negative"]'
     assert f"--set '{order}'" in error["fix"]

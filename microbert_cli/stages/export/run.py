@@ -62,6 +62,10 @@ def run(
         if is_routed(loaded.model.config):
             raise no_plain_model(data.task.name)
         columns = match_labels(loaded.model.config, data.task, where="export.model", source=model)
+        if not names_settle_order(loaded.model.config, data.task):
+            dev_logits = scoring.predict_logits(data, "dev", loaded.model, loaded)
+            dev_logits, dev_labels = dev_logits[:, columns] if columns else dev_logits, data.rows["dev"].labels or []
+            check_order(data.task, dev_logits, dev_labels, columns=columns, where=f"export.model {model}", reporter=reporter)
         encoded = data.encode("dev", loaded, where="export.model")
         measured = export_model(
             loaded.model,
@@ -96,14 +100,11 @@ def run(
 def _scorer(data: TaskData, loaded: LoadedModel, columns: list[int] | None) -> Any:
     """Returns the function that scores logits on dev; `columns` is the model's output for each label of the task."""
     encoded, pad_id = data.encode("dev", loaded, where="export.model"), loaded.tokenizer.pad_token_id
-    task, rows, config = data.task, data.rows["dev"], loaded.model.config
 
     def score(logits_of_batch: Any) -> dict[str, float]:
         dev_logits = scoring.logits_of(factory.FunctionModel(logits_of_batch), encoded, pad_id=pad_id)
         dev_logits = dev_logits[:, columns] if columns else dev_logits
-        if not names_settle_order(config, task):
-            check_order(task, dev_logits, rows.labels or [], columns=columns, where=f"export.model {loaded.source}")
-        return scoring.score(task, dev_logits, rows)
+        return scoring.score(data.task, dev_logits, data.rows["dev"])
 
     return score
 
