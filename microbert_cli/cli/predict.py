@@ -1,5 +1,6 @@
 """`mbert predict`: labels for lines of text, a file, or what comes in on stdin."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +51,8 @@ def predict(
 
     if out is not None:
         check_writable(out)  # not after an hour of answers
+        if file is not None and file.is_file() and out.is_file() and out.samefile(file):
+            raise _same_file(out)
     reporter = ConsoleReporter(quiet=quiet)
     piped = sys.stdin.buffer if not texts and (file is None or str(file) == "-") else None
     form = _file_format(sets or [])
@@ -63,6 +66,16 @@ def predict(
     else:
         for line in as_lines(answers, as_json=as_json):
             show(line)
+
+
+def _same_file(out: Path) -> MbertError:
+    return MbertError(
+        "M147",
+        "the answers would replace the texts that they are about",
+        where=f"-o {out}",
+        allowed="Another file than that of --file.",
+        fix=f"Choose another name: -o {shlex.quote(f'{out}.answers')}",
+    )
 
 
 def _file_format(sets: list[str]) -> TableFormat:

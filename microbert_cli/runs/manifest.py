@@ -156,7 +156,7 @@ def _changed_output(directory: Path, manifest: Mapping[str, Any], damage: Sequen
         f"this output is no longer what was made: {', '.join(damage[:4])}",
         where=str(directory),
         allowed="The files that its manifest.json lists, as they were written.",
-        fix=f"Take away what was added: rm {' '.join(added)}" if len(added) == len(damage) else again,
+        fix=f"Take away what was added: rm {shlex.join(added)}" if len(added) == len(damage) else again,
     )
 
 

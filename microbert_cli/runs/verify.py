@@ -37,8 +37,8 @@ class VerifiedDirectory:
 def verify_directory(directory: Path) -> list[VerifiedDirectory]:
     """Checks a directory and everything it was made from; of a run's folder every stage. Raises M210 where none is finished."""
     seen: set[Path] = set()
-    if (directory / manifest.FILE).is_file():
-        return list(_verify_with_sources(directory, "itself", None, seen))
+    if output := manifest.output_of(directory):  # of the model of a seed or a task the output that it is in
+        return list(_verify_with_sources(output, "itself", None, seen))
     stages = sorted(path.parent for path in directory.glob(f"*/{manifest.FILE}") if ".old-" not in path.parent.name)
     if not stages:
         raise manifest.unfinished_output(directory)

@@ -1,5 +1,6 @@
 """No damaged model answers: whatever has a manifest is compared with it, wherever a model is opened for its answers."""
 
+import functools
 import json
 import math
 import os
@@ -10,19 +11,24 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mbert_command import mbert, refused, works
 from safetensors.torch import load_file, save_file
+from strange_inputs import TEXTS
 from tiny_folder import tiny_folder
 
 from microbert_cli import api
 from microbert_cli.errors import MbertError
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
+from microbert_cli.stages import predict
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "a lovely boat"
@@ -77,6 +83,19 @@ def export(place: Path) -> Iterator[Path]:
     shutil.copytree("export", copy)
     yield copy
     shutil.rmtree(copy)
+
+
+HOSTILE = ["a\nb\r\nc\x85d\u2028e\x1b[2Jf\tg", "\x0b\x0c\x1c\u202e öl"]
+PREDICTORS: dict[Path, Any] = {}
+
+
+@pytest.fixture(scope="module")
+def hostile_model(place: Path) -> Path:
+    """A foreign model whose labels hold all that ends a line."""
+    model = plain("teacher", place / "hostile")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "id2label": dict(enumerate(HOSTILE)), "label2id": {}}))
+    return model
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -154,6 +173,7 @@ def test_a_part_of_an_output_is_compared_with_its_manifest(place: Path, part: st
     for words in (("predict", out / part, TEXT), ("evaluate", out / part, "--task", "sst2", "-o", "out")):
         assert f"{part}/config.json is damaged" in refused(5, "M306", *words)["what"]
     works("predict", str(out / other), TEXT)
+    refused(5, "M307", "verify", out / part)
     (out / "manifest.json").unlink()
     refused(4, "M210", "predict", str(out / other), TEXT)
 
@@ -181,6 +201,29 @@ def test_answers_are_written_where_they_are_wanted(place: Path) -> None:
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
     refused(4, "M220", "predict", "teacher", TEXT, "-o", "/dev/full")
     refused(4, "M221", "predict", "no/such/model", TEXT, "-o", "no/such/folder/file")
+    Path("texts").write_text(f"{TEXT}\n")
+    Path("same").symlink_to("texts")
+    for out in ("texts", "same"):
+        refused(2, "M147", "predict", "teacher", "--file", "texts", "-o", out)
+    assert Path("texts").read_text() == f"{TEXT}\n"
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(st.one_of(TEXTS, st.text(alphabet="ab \r\x0b\x0c\x1c\x85\u2028\u2029\0\x1b", max_size=6)), min_size=1, max_size=4)
+)
+def test_one_answer_a_text_whatever_the_texts_and_labels_are(hostile_model: Path, texts: list[str]) -> None:
+    texts = [text.replace("\n", " ") for text in texts]
+    stdin = "".join(f"{text}\n" for text in texts)
+    with_one_predictor = functools.cache(predict.open_predictor)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "open_predictor", PREDICTORS.setdefault(hostile_model, with_one_predictor))
+        for more in ((), ("--json",)):
+            out = works("predict", hostile_model, *more, stdin=stdin).out
+            assert len(out.splitlines()) == out.count("\n") == len(texts)
+            works("predict", hostile_model, *more, "-o", "answers", stdin=stdin)
+            assert Path("answers").read_bytes().decode() == out
+    assert {json.loads(line)["label"] for line in out.splitlines()} <= set(HOSTILE)
 
 
 def test_what_is_copied_goes_into_a_pipe_and_through_a_link(place: Path) -> None:
