@@ -41,7 +41,7 @@ from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task_kinds import Labels
 from microbert_cli.reporter import SILENT, Reporter
 
-ROWS_PER_SHARD = 1000  # rows; a killed run repeats at most so many
+ROWS_PER_SHARD = 1000  # rows that one process makes in turn
 ROWS_PER_CHUNK = {"once": 256, "sequential": 32}  # rows whose queries are batched together
 ELIGIBLE_SAMPLE = 2000  # rows looked at for the share of eligible words
 MIN_ELIGIBLE_SHARE = 0.2
@@ -126,18 +126,22 @@ class DatasetAugmenter:
 
     def shard(self, number: int, *, size: int = ROWS_PER_SHARD, keep_original: bool = True) -> Examples:
         """Returns the rows of shard `number`, each followed by its copies."""
-        stop = min((number + 1) * size, len(self.rows))
-        chunks: list[Examples] = []
-        rows_out = 0
-        chunk_size = ROWS_PER_CHUNK[self.settings.candidates]
-        for start in range(number * size, stop, chunk_size):
-            indices = range(start, min(start + chunk_size, stop))
-            chunks.append(self._chunk(indices, keep_original))
-            rows_out += len(chunks[-1])
-            self.reporter.progress("augment", indices.stop, len(self.rows), shard=number, rows_out=rows_out)
-        return concatenate(chunks)
+        rows = self.rows_of(number, size)
+        return concatenate(
+            [self.chunk(rows[i : i + self.chunk_size], keep_original) for i in range(0, len(rows), self.chunk_size)]
+        )
 
-    def _chunk(self, indices: range, keep_original: bool) -> Examples:
+    def rows_of(self, number: int, size: int = ROWS_PER_SHARD) -> range:
+        """Returns the indices of a shard's rows."""
+        return range(number * size, min((number + 1) * size, len(self.rows)))
+
+    @property
+    def chunk_size(self) -> int:
+        """The number of rows whose queries fill the model's batches well; fewer give the same copies, only slower."""
+        return ROWS_PER_CHUNK[self.settings.candidates]
+
+    def chunk(self, indices: range, keep_original: bool = True) -> Examples:
+        """Returns these rows, each followed by its copies."""
         sides = [(i, side) for i in indices for side in range(len(self.rows.texts[i]))]
         sentences = [self._sentence(i, side) for i, side in sides]
         copies = self._once(sentences) if self.settings.candidates == "once" else self._sequential(sentences)
@@ -145,7 +149,9 @@ class DatasetAugmenter:
             row_and_side: _distinct_copies(sentence.text, sentence_copies)
             for row_and_side, sentence, sentence_copies in zip(sides, sentences, copies, strict=True)
         }
-        return _augmented_examples(self.rows, indices, variants, keep_original)
+        examples = _augmented_examples(self.rows, indices, variants, keep_original)
+        self.reporter.progress("augment", indices.stop, len(self.rows), rows_out=len(examples))
+        return examples
 
     def _sentence(self, row: int, side: int) -> Sentence:
         text = self.rows.texts[row][side]

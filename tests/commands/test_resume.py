@@ -18,7 +18,7 @@ from microbert_cli.augmentation.algorithm import DatasetAugmenter
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.reporter import Reporter
+from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.stage_result import StageResult
 
 METHODS = Catalog().names("methods")
@@ -68,9 +68,34 @@ STAGES: dict[str, Make] = {
 def test_every_stage(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if stage == "augment":
         monkeypatch.setattr(DatasetAugmenter.shards, "__defaults__", (8,))
-        monkeypatch.setattr(DatasetAugmenter.shard, "__kwdefaults__", {"size": 8, "keep_original": True})
+        monkeypatch.setattr(DatasetAugmenter.rows_of, "__defaults__", (8,))
     stops = stopped_everywhere(STAGES[stage], tmp_path / stage, fresh_cache=monkeypatch)
     assert stops >= 3
+
+
+def test_augmentation_that_is_stopped_loses_seconds_not_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are saved by the clock, and where a run was stopped leaves no trace in the bytes of the result."""
+
+    class Stopped(BaseException):
+        pass
+
+    class StopAt(Reporter):
+        steps = 0
+
+        def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
+            self.steps += stage == "augment"
+            if self.steps == 3:
+                raise Stopped
+
+    whole = STAGES["augment"](tmp_path / "whole", SILENT)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("microbert_cli.stages.augment.run.SAVE_SECONDS", 0.0)
+        STAGES["augment"](tmp_path / "stopped", StopAt())
+    saved = sorted(path.name[:19] for path in tmp_path.glob("stopped.partial/shards/*.parquet"))
+    assert saved[0] == "000000000-000000008" and len(saved) == 2
+    done = STAGES["augment"](tmp_path / "stopped", SILENT)
+    results = [(place.out / "augmented.parquet").read_bytes() for place in (whole, done)]
+    assert results[0] == results[1]
 
 
 NARROW = {"minilmv2": {"general__losses__relations__heads": 4}}  # numbers of a method that are too large for so small a student

@@ -296,7 +296,7 @@ def _work_in_small_pieces() -> None:
     with contextlib.suppress(AttributeError):
         teacher_cache.FLUSH_SECONDS = -1.0
         DatasetAugmenter.shards.__defaults__ = (10,)
-        DatasetAugmenter.shard.__kwdefaults__["size"] = 10
+        DatasetAugmenter.rows_of.__defaults__ = (10,)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.corpus.documents import identify_corpus, read_documents
 from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.errors import MbertError
@@ -37,6 +38,8 @@ from microbert_cli.runs import atomic, cache
 
 Range = tuple[int, int, int, int]
 DOCUMENTS_PER_CALL = 512  # documents tokenised at once
+MAX_HELDOUT = 1000  # held-out blocks looked at in each pass; 2 % of a large corpus would take longer than a short training
+HELDOUT = "held-out text"  # what progress calls a pass over it
 NO_SECOND_SEGMENT = -100  # what cross-entropy passes over
 
 
@@ -111,6 +114,19 @@ def make_blocks(
             documents = read_documents(source, limit=settings.documents, where=where, reporter=reporter)
             cut_blocks(documents, tokenizer, settings, directory, reporter=reporter, where=where)
     return _open_parts(directory, tokenizer)
+
+
+def heldout_sample(count: int) -> np.ndarray:
+    """Returns which of `count` held-out blocks are looked at: all, or MAX_HELDOUT of them, evenly spread."""
+    return np.arange(count) if count <= MAX_HELDOUT else np.linspace(0, count - 1, MAX_HELDOUT).round().astype(np.int64)
+
+
+def heldout_groups(held: Blocks, batch_size: int, reporter: Reporter = SILENT) -> list[np.ndarray]:
+    """Returns the held-out blocks that are looked at, as the indices of each batch; says so where these are not all."""
+    sample = heldout_sample(len(held))
+    if len(sample) < len(held):
+        reporter.note(f"held-out text: {len(sample):,} of {len(held):,} blocks, evenly spread, are looked at each time")
+    return [sample[group] for group in batches_by_length(held.lengths[sample], batch_size=batch_size)]
 
 
 def find_blocks(source: str, tokenizer: Any, settings: BlockSettings) -> tuple[Blocks, Blocks] | None:

@@ -1,12 +1,14 @@
 """Varies a task's training set; works in shards, so that a stopped run goes on where it was."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Literal
 
 from microbert_cli import distributed
 from microbert_cli.augmentation.algorithm import DatasetAugmenter, concatenate, settings_of
 from microbert_cli.augmentation.word_vectors import load_word_table
+from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import load_augmented, write_augmented
 from microbert_cli.data.task_data import load_task_data
 from microbert_cli.models.device import pick_device
@@ -18,6 +20,10 @@ from microbert_cli.runs import atomic, manifest
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.augment import STAGE
+
+SAVE_SECONDS = 3.0
+FIRST_ROWS = 8  # made before the pace is known
+SHARD_FILES = "?????????-?????????-*.parquet"  # first row, end, checksum
 
 
 def run(
@@ -64,8 +70,10 @@ def run(
         )
         shards = work.path / "shards"
         shards.mkdir(exist_ok=True)
+        writer = _ShardWriter(driver, shards, data.task)
+        distributed.barrier()  # before any process writes, all have seen what an earlier run left
         for number in range(driver.shards())[distributed.rank() :: distributed.world_size()]:
-            _write_shard(driver, number, shards, data.task)
+            writer.write(number)
         distributed.barrier()
         target = work.path / f"augmented.{recipe.augment.format}"
         rows_out = distributed.on_main_process(lambda: _join_shards(shards, target, data.task, recipe.augment.format))
@@ -88,21 +96,61 @@ def run(
         )
 
 
-def _write_shard(driver: DatasetAugmenter, number: int, shards: Path, task: Any) -> None:
-    """Makes a shard, unless it is there and is what its name says."""
-    for path in shards.glob(f"{number:06d}-*.parquet"):
+class _ShardWriter:
+    """Makes shards, and writes what it has every few seconds, so that a run that is stopped at any time loses no more.
+
+    A file holds a range of rows and is named after it. A row's copies depend on that row alone, so that the ranges, which
+    follow the clock, leave no trace in the result.
+    """
+
+    def __init__(self, driver: DatasetAugmenter, shards: Path, task: Any):
+        self.driver, self.shards, self.task = driver, shards, task
+        self.saved = _saved_ranges(shards, driver.reporter)
+        self.rows_at_once = min(FIRST_ROWS, driver.chunk_size)
+
+    def write(self, number: int) -> None:
+        """Makes the rows of a shard that are not saved yet."""
+        rows = self.driver.rows_of(number)
+        position = rows.start
+        while position < rows.stop:
+            if position not in self.saved:
+                gap_end = min(start for start in (*self.saved, rows.stop) if start > position)
+                self._fill(position, min(gap_end, rows.stop))
+            position = self.saved[position]
+
+    def _fill(self, first: int, stop: int) -> None:
+        """Makes the rows from `first` on, up to `stop` at most, for a few seconds, and saves them."""
+        begun, position = time.monotonic(), first
+        chunks: list[Examples] = []
+        while position < stop and (not chunks or time.monotonic() - begun < SAVE_SECONDS):
+            if chunks:  # as many rows as may be made in a third of the time, so that progress is shown, too
+                pace = max(1, round((position - first) / max(time.monotonic() - begun, 1e-3) * SAVE_SECONDS / 3))
+                self.rows_at_once = min(pace, 4 * self.rows_at_once, self.driver.chunk_size)
+            rows = range(position, min(position + self.rows_at_once, stop))
+            chunks.append(self.driver.chunk(rows))
+            position = rows.stop
+        unnamed = self.shards / f".begun-{distributed.rank()}"
+        write_augmented(concatenate(chunks), unnamed, self.task, format="parquet")
+        atomic.rename_by_checksum(unnamed, f"{first:09d}-{position:09d}", ".parquet")
+        self.saved[first] = position
+
+
+def _saved_ranges(shards: Path, reporter: Reporter) -> dict[int, int]:
+    """Returns the ranges of rows that are saved, end by start; files that are not what their names say are removed."""
+    saved = {}
+    for path in sorted(shards.glob(SHARD_FILES)):
         if atomic.matches_name_checksum(path):
-            return
-        driver.reporter.warn(f"{path} is damaged and is made anew")
-        path.unlink()
-    unnamed = shards / f".begun-{distributed.rank()}"
-    write_augmented(driver.shard(number), unnamed, task, format="parquet")
-    atomic.rename_by_checksum(unnamed, f"{number:06d}", ".parquet")
+            first, end, _ = path.stem.split("-")
+            saved[int(first)] = int(end)
+        else:
+            reporter.warn(f"{path} is damaged and is made anew")
+            path.unlink()
+    return saved
 
 
 def _join_shards(shards: Path, target: Path, task: Any, form: Literal["parquet", "tsv"]) -> int:
     """Joins all shards, whoever made them, into one file; returns the number of its rows."""
-    rows = concatenate([load_augmented(path, task) for path in sorted(shards.glob("*.parquet"))])
+    rows = concatenate([load_augmented(path, task) for path in sorted(shards.glob(SHARD_FILES))])
     with atomic.atomic_write(target) as temporary:
         write_augmented(rows, temporary, task, format=form)
     shutil.rmtree(shards)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from microbert_cli.data.corpus.blocks import heldout_sample
 from microbert_cli.distillation.general import general_terms, required_heads
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.phases import add_corpus, distil_jobs, drawn
@@ -37,7 +38,9 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     if spec.layer_by_layer:
         costs.plan.notes.append("layer by layer: counted as if every step went through all layers, which only the last ones do")
     costs.train("distillation", job, load, plan, scored=True, asked=(ask, load))
-    held_out = answering_load(blocks.held, batch_size=spec.batch_size).times(1 + evaluations(plan))
+    held_out = answering_load(blocks.held[heldout_sample(len(blocks.held))], batch_size=spec.batch_size).times(
+        1 + evaluations(plan)
+    )
     costs.work("held-out text", replace(job, kind="judge"), held_out)
     costs.work("held-out text: teacher", ask, held_out)
     costs.trained(plan.steps, load)

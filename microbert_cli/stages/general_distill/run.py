@@ -1,14 +1,14 @@
 """Stage one: a small student learns a pre-trained teacher's behaviour on plain text, before it hears of any task."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from microbert_cli import distributed
-from microbert_cli.data.batching import batches_by_length, endless_batches
-from microbert_cli.data.corpus.blocks import Blocks, BlockSettings, make_blocks
+from microbert_cli.data.batching import endless_batches
+from microbert_cli.data.corpus.blocks import HELDOUT, Blocks, BlockSettings, heldout_groups, make_blocks
 from microbert_cli.data.corpus.documents import identify_corpus
 from microbert_cli.distillation.general import batch_maker, make_objective, make_student, required_heads
 from microbert_cli.distillation.teacher import Teacher
@@ -112,9 +112,11 @@ def _train(
         for number, rows in enumerate(order, skip):
             yield make(blocks, rows, number)
 
+    groups = heldout_groups(held, spec.batch_size, reporter)
+
     def heldout() -> dict[str, float]:
-        groups = batches_by_length(held.lengths, batch_size=spec.batch_size)
-        return _mean_losses(objective, [make(held, rows, -1 - i) for i, rows in enumerate(groups)])
+        batches = (make(held, rows, -1 - i) for i, rows in enumerate(groups))
+        return _mean_losses(objective, batches, len(groups), reporter)
 
     before = heldout()
     plan = make_plan(STAGE.name, spec, blocks.lengths, table="general", drop_last=reference, seed=recipe.seed)
@@ -126,16 +128,17 @@ def _train(
     return {"heldout": trained.best, "heldout_before": before, "steps": trained.steps, "best_step": trained.best_step}
 
 
-def _mean_losses(objective: Objective, batches: list[Batch]) -> dict[str, float]:
-    """Returns mean losses over batches, dropout off; `minus_loss` is the one to maximise."""
+def _mean_losses(objective: Objective, batches: Iterable[Batch], count: int, reporter: Reporter) -> dict[str, float]:
+    """Returns mean losses over `count` batches, dropout off; `minus_loss` is the one to maximise."""
     training = objective.student.training
     objective.student.eval()
     sums: dict[str, float] = {"loss": 0.0}
     with torch.no_grad():
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             _, loss, parts = next(objective.losses(batch))  # the student's; an adversary's comes after it
             for name, value in {"loss": loss, **parts}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
+                sums[name] = sums.get(name, 0.0) + float(value) / count
+            reporter.progress(HELDOUT, number, count)
     objective.student.train(training)
     sums = distributed.all_reduce_mean(sums)
     return {**sums, "minus_loss": -sums["loss"]}

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from microbert_cli.data.corpus.blocks import heldout_sample
 from microbert_cli.models import factory
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.phases import add_corpus, drawn
@@ -30,7 +31,7 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     job = Job("train", model.config, spec.batch_size, "masked-lm", losses={"masked_lm": (1.0, {})}, predicted=spec.masked,
               optimizer=spec.optimizer, accumulate=spec.accumulate)  # fmt: skip
     costs.train("masked-LM", job, load, plan, scored=True, asked=None)
-    held_out = answering_load(blocks.held, batch_size=spec.batch_size)
+    held_out = answering_load(blocks.held[heldout_sample(len(blocks.held))], batch_size=spec.batch_size)
     costs.work("held-out text", replace(job, kind="judge"), held_out.times(evaluations(plan)))
     costs.trained(plan.steps, load)
     costs.keep(model, "masked-lm")

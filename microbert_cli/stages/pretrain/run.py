@@ -1,15 +1,15 @@
 """Masked-LM training of an encoder on a corpus, from a model or from a student description; trains a vocabulary when asked."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from microbert_cli import distributed
-from microbert_cli.data.batching import batches_by_length, endless_batches
-from microbert_cli.data.corpus.blocks import Blocks, BlockSettings, make_blocks
+from microbert_cli.data.batching import endless_batches
+from microbert_cli.data.corpus.blocks import HELDOUT, Blocks, BlockSettings, heldout_groups, make_blocks
 from microbert_cli.data.corpus.documents import identify_corpus, read_documents
 from microbert_cli.data.corpus.masking import Masking
 from microbert_cli.data.corpus.vocabulary import train_vocabulary
@@ -142,9 +142,15 @@ def _train(
         for number, indices in enumerate(order, skip):
             yield masked(blocks.batch(indices), number)
 
+    groups = heldout_groups(heldout_blocks, spec.batch_size, reporter)
+
     def heldout() -> dict[str, float]:
-        groups = batches_by_length(heldout_blocks.lengths, batch_size=spec.batch_size)
-        return masked_lm_scores(model, [masked(heldout_blocks.batch(rows), -1 - i) for i, rows in enumerate(groups)])
+        return masked_lm_scores(model, heldout_batches())
+
+    def heldout_batches() -> Iterator[Batch]:
+        for number, rows in enumerate(groups):
+            yield masked(heldout_blocks.batch(rows), -1 - number)
+            reporter.progress(HELDOUT, number + 1, len(groups))
 
     plan = make_plan(STAGE.name, spec, blocks.lengths, table="pretrain", seed=recipe.seed)
     trained = train(
@@ -158,7 +164,7 @@ def _train(
     }
 
 
-def masked_lm_scores(model: Any, batches: list[Batch]) -> dict[str, float]:
+def masked_lm_scores(model: Any, batches: Iterable[Batch]) -> dict[str, float]:
     """Returns accuracy, loss (nats) and perplexity at masked positions."""
     right, loss, count = 0.0, 0.0, 0.0  # numbers that processes share are floats
     training = model.training

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_models import WORDS, tiny_tokenizer
 
-from microbert_cli.data.corpus.blocks import BlockSettings, make_blocks
+from microbert_cli.data.corpus.blocks import MAX_HELDOUT, BlockSettings, heldout_groups, heldout_sample, make_blocks
 from microbert_cli.data.corpus.documents import identify_corpus, read_documents, split_sentences
 from microbert_cli.errors import MbertError
+from microbert_cli.reporter import Reporter
 
 DOCUMENTS = 120
 
@@ -379,3 +380,21 @@ def test_two_documents_are_enough(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("The boat. A lamp.\n\nIt is warm.")
     train, held = make_blocks(str(tmp_path / "a.txt"), tokenizer, settings(heldout=0.0))
     assert len(train) >= 1 and len(held) == 1
+
+
+def test_a_large_held_out_part_is_looked_at_in_a_sample_that_is_told(source, tokenizer, monkeypatch):
+    class Heard(Reporter):
+        notes: list[str] = []
+
+        def note(self, text):
+            self.notes.append(text)
+
+    assert heldout_sample(MAX_HELDOUT).tolist() == list(range(MAX_HELDOUT)), "small parts are looked at whole"
+    sample = heldout_sample(54_321)
+    assert len(set(sample.tolist())) == MAX_HELDOUT and sample[0] == 0 and sample[-1] == 54_320
+    _, held = make_blocks(source, tokenizer, BlockSettings(max_length=32, heldout=0.5))
+    whole = heldout_groups(held, 4, Heard())
+    assert sorted(np.concatenate(whole).tolist()) == list(range(len(held))) and not Heard.notes
+    monkeypatch.setattr("microbert_cli.data.corpus.blocks.MAX_HELDOUT", 5)
+    assert sum(map(len, heldout_groups(held, 4, Heard()))) == 5
+    assert f"5 of {len(held):,} blocks" in Heard.notes[0]
