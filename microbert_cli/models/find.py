@@ -6,9 +6,12 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.hub import ask_hub, hub_errors, is_hub_id, is_offline, unreachable
+from microbert_cli.models.labels import check_one_label
 from microbert_cli.runs import manifest
 from microbert_cli.runs.disk import may_not_be_read, unreadable_part
 
@@ -170,9 +173,19 @@ def _not_there(path: Path, where: str) -> MbertError:
 
 
 def check_head(path: Path, kind: str, *, where: str) -> None:
-    """Raises M311 where a directory's weights certainly lack a head of this kind, "classifier" or "masked-lm"."""
+    """Raises M311 where a directory's weights certainly lack a head of this kind, "classifier" or "masked-lm".
+
+    Raises M379 for a classifier of several labels a row.
+    """
     if has_head(path, kind) is False:
         raise missing_head(kind, where, path)
+    if kind == "classifier":
+        config = _config_values(path)
+        labels = config.get("id2label")
+        head = SimpleNamespace(
+            problem_type=config.get("problem_type"), num_labels=len(labels) if isinstance(labels, dict) else 2
+        )
+        check_one_label(head, where=f"{where} {path}")
 
 
 def has_head(path: Path, kind: str) -> bool | None:
@@ -202,10 +215,16 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def _model_type(path: Path) -> str:
+    return str(_config_values(path).get("model_type", "bert"))
+
+
+def _config_values(path: Path) -> dict[str, Any]:
+    """Returns what a directory's config.json says; nothing where it cannot be read, which is told when it is opened."""
     try:
-        return str(json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type", "bert"))
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return "bert"
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def missing_head(kind: str, where: str, path: object, missing: list[str] | None = None) -> MbertError:

@@ -324,6 +324,9 @@ def test_a_teacher_of_several_labels_a_row_is_refused() -> None:
     about = ("--train-file", table("21", "t.csv"), "--text", "text", "--label", "label")
     done = mbert("evaluate", "models/multi-label", *about, "-o", "out-multi", "--json")
     assert done.code == 5 and done.json["error"]["code"] == "M379"
+    more = ("--teacher", "models/multi-label", "--student", "bert-1x16", *about)
+    for words in (("predict", "models/multi-label", "fine"), ("task-distill", *more), ("task-distill", *more, "--dry-run")):
+        refused(5, "M379", *words)
 
 
 @pytest.mark.parametrize(
