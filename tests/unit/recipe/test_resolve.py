@@ -315,7 +315,7 @@ MISTAKES = {
     "tables": "".join(f"[finetun{i}]\na = 1\n" for i in range(MANY)),
     "losses": "[finetune.losses]\n" + "".join(f"l{i} = 1\n" for i in range(MANY)),
     "parameters": "[finetune.losses.hard_label]\n" + "".join(f"l{i} = 1\n" for i in range(MANY)),
-    "stages": f"stages = {[f's{i}' for i in range(MANY)]}\n" + "".join(f"[variant.v{i}]\nstage='finetune'\n" for i in range(MANY)),
+    "stages": f"stages = {[f's{i}' for i in range(MANY)]}\n" + "".join(f"[variant.v{i}]\nseed = 1\n" for i in range(MANY)),
     "names": "".join(f'[variant."v/{i}"]\nstage = "finetune"\n' for i in range(MANY)),
     "tasks": f"tasks = {[f't{i}' for i in range(MANY)]}\n",
     "sources": f"[augment]\nsources = {[f'a{i}' for i in range(MANY)]}\n",
