@@ -670,8 +670,10 @@ def test_escape_sequences_do_not_reach_the_terminal(workshop: Path) -> None:
     words = ("finetune", "--model", str(workshop / "base"), "--train-file", "rows.csv", "-o", "out", *QUICK)
     for done in (mbert(*words, "--set", 'data.labels=["a", "b"]'), mbert(*words), mbert(*words, "--text", evil, "--json")):
         assert "good" in done.err and not set("\x1b\x07\x9b\u202e\r") & set(done.err + done.out), repr(done.err)
-    model = copy(workshop / "teacher", Path("evil"), id2label={"0": evil, "1": evil})
-    assert works("predict", model, "a text").out == f"{evil}\n", "a pipe gets the label as it is"
+    names = [evil, evil + "2"]
+    model = copy(workshop / "teacher", Path("evil"), id2label={"0": names[0], "1": names[1]})
+    assert works("predict", model, "a text").out.strip() in [name.encode("unicode_escape").decode() for name in names]
+    assert works("predict", model, "a text", "--json").json["label"] in names, "whole as JSON"
 
 
 def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
