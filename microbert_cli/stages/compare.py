@@ -20,10 +20,10 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, manifest
 from microbert_cli.runs.output_dir import stage_output
-from microbert_cli.runs.stage_result import StageResult, read_metrics, up_to_date, write_results
+from microbert_cli.runs.stage_result import StageResult, place_seen_from, read_metrics, up_to_date, write_results
 
 NAME = "compare"
-FORMAT = 4
+FORMAT = 5
 TABLE, PLOT = "table.md", "plot.svg"
 SHAPELESS_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "problem_type")
 Section = dict[str, Any]
@@ -50,7 +50,7 @@ def run(
     with stage_output(out, stage=NAME, identity=identity, force=force, resume=resume, renew=True, reporter=reporter) as work:
         if work.done:
             return up_to_date(NAME, out)
-        tasks = {task: _task_section(rows, catalog, reporter) for task, rows in entries.items()}
+        tasks = {task: _task_section(rows, out, catalog, reporter) for task, rows in entries.items()}
         metrics: Section = {"tasks": tasks, "average": _average_rows(tasks), "plot": None}
         if identity["plot"]:
             from microbert_cli.evaluation.compare.plot import draw
@@ -73,9 +73,9 @@ def run(
         )
 
 
-def _task_section(entries: Sequence[Entry], catalog: Catalog, reporter: Reporter) -> Section:
+def _task_section(entries: Sequence[Entry], out: Path, catalog: Catalog, reporter: Reporter) -> Section:
     """Returns the comparison on one task: rows, teacher, differences, remarks and the conditions of the benchmark."""
-    rows = [_table_row(entry) for entry in entries]
+    rows = [_table_row(entry, out) for entry in entries]
     metrics = [read_metrics(entry.out) for entry in entries]
     primary = metrics[0]["primary"]
     distilled = next((pair for pair in zip(entries, metrics, strict=True) if pair[1].get("teacher")), None)
@@ -85,7 +85,10 @@ def _task_section(entries: Sequence[Entry], catalog: Catalog, reporter: Reporter
     if distilled:
         entry, row_metrics = distilled
         teachers = [directory for _, directory in named_inputs("teacher", entry.step.inputs["teacher"])]
-        teacher = {"score": row_metrics["teacher"][primary], "directory": ", ".join(teachers)}
+        teacher = {
+            "score": row_metrics["teacher"][primary],
+            "directory": ", ".join(place_seen_from(out, name) for name in teachers),
+        }
         directories[""] = teachers[0]
         # The benchmark scores nothing, but it refuses a teacher whose outputs are in another order than the task's labels.
         teacher_is_measured = len(teachers) == 1 and not entry.step.resolved.recipe.teacher.label_order
@@ -103,8 +106,9 @@ def _task_section(entries: Sequence[Entry], catalog: Catalog, reporter: Reporter
     }
 
 
-def _table_row(entry: Entry) -> Section:
-    """Returns one row of the table, from the metrics and the manifest of its directory."""
+def _table_row(entry: Entry, out: Path) -> Section:
+    """Returns one row of the table, from the metrics and the manifest of its directory; places are as seen from `out`."""
+    source = str(entry.step.inputs.get("student", entry.step.inputs.get("model")))
     metrics, record = read_metrics(entry.out), manifest.read(entry.out)
     primary, seeds = metrics["primary"], [int(seed) for seed in record["seeds"]]
     by_seed = metrics.get("seeds") or {str(metrics["seed"]): metrics["dev"]}
@@ -123,19 +127,17 @@ def _table_row(entry: Entry) -> Section:
         "parameters": metrics["parameters"],
         **costs(entry.out, record, metrics["phases"], seeds),
         "chosen": entry.chosen,
-        "tried": entry.tried,
+        "tried": [{**trial, "directory": place_seen_from(out, trial["directory"])} for trial in entry.tried],
         "grid_tried": len(entry.tried),
         "grid_seconds": sum(_trial_seconds(Path(trial["directory"])) for trial in entry.tried),
-        "directory": str(entry.out),
+        "directory": place_seen_from(out, str(entry.out)),
         "about": {
             "data": [record["identity"]["data"].get(key) for key in ("task", "max_length", "train", "dev")],
             "augmented": record["inputs"].get("augmented"),
             "transfer": _transfer_set(record, metrics),
             "teacher": {name: input_digest for name, input_digest in record["inputs"].items() if name.startswith("teacher")},
             "start": [start, initialised_from] if initialised_from else start,
-            "from": " ".join(
-                [str(entry.step.inputs.get("student", entry.step.inputs.get("model"))), *_start_words(initialised_from)]
-            ),
+            "from": " ".join([place_seen_from(out, source), *_start_words(initialised_from)]),
             "shape": _shape_digest(entry.out),
         },
     }

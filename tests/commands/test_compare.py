@@ -167,7 +167,9 @@ def test_a_finished_comparison_has_nothing_to_do(home: Path) -> None:
     assert "distilled: up to date" in done.err and "labels: up to date" in done.err and "everything up to date" in done.err
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()} == before
     assert done.out == "runs/compare-two/comparison\n", "the path alone"
-    assert works("compare", "two.toml", "--json").json["out"] == "runs/compare-two/comparison"
+    metrics = works("compare", "two.toml", "--json").json
+    assert metrics["out"] == "runs/compare-two/comparison"
+    assert [row["directory"] for row in metrics["tasks"]["sst2"]["rows"]] == ["../distilled", "../labels"], "as seen from there"
 
 
 def test_an_added_row_runs_alone_and_a_changed_one_is_made_anew(copied: Path) -> None:
@@ -227,7 +229,7 @@ def test_a_grid_is_chosen_on_dev_with_the_first_seed(copied: Path) -> None:
     tried = {one["values"][key]: one for one in row["tried"]}
     assert tried.keys() == {1e-9, 2e-2, 1e30} and tried[1e30]["dev"] is None
     for rate in (1e-9, 2e-2):
-        own = read(tried[rate]["directory"])
+        own = read(copied / "comparison" / tried[rate]["directory"])
         assert tried[rate]["dev"] == own["dev"]["accuracy"] and "seeds" not in own and own["seed"] == 1
     assert tried[2e-2]["dev"] > tried[1e-9]["dev"]
     assert row["chosen"] == {key: 2e-2, "phases.prediction.warmup": 0.1} and set(row["by_seed"]) == {"1", "2"}
@@ -269,7 +271,7 @@ def test_several_tasks_each_with_its_teacher(copied: Path) -> None:
     metrics = works(*words, *steps, "--tasks", "sst2,mrpc", "-o", "both", "--set=teacher.allow_weak=true", "--json").json
     assert list(metrics["tasks"]) == ["sst2", "mrpc"]
     for task, found in metrics["tasks"].items():
-        assert found["teacher"]["directory"] == f"teachers/{task}"
+        assert found["teacher"]["directory"] == f"../../teachers/{task}"
         assert found["teacher"]["score"] == read(f"teachers/{task}")["dev"][found["primary"]]
     for average in metrics["average"]:
         rows = [next(r for r in found["rows"] if r["row"] == average["row"]) for found in metrics["tasks"].values()]
