@@ -76,6 +76,7 @@ def shortened(text: str) -> str:
     return text if len(text) <= MAX_PART_LENGTH else f"{text[: MAX_PART_LENGTH - 100]} ... ({len(text):,} characters)"
 
 
+NOT_COUNTED = "not counted"  # of operations of a model whose type nobody can count
 MARKDOWN_SYNTAX = re.compile(r"[\\`*\[\]|]")
 
 

@@ -40,7 +40,11 @@ WORKS, FAILED = "works", "FAILED"
 # What the codes of refusals that the page may hold mean for a type.
 CODES = {
     "M014": "computes its attention by itself, so that no layer's attention can be compared; losses without attention can",
-    "M303": "has a tokenizer without a vocabulary",
+    "M334": "fails inside transformers: Reformer in training, where every row must have the length that its positions make",
+    "M335": "answers all texts alike without its kernel for GPUs",
+    "M336": "reads inputs beside token ids, mask and segments",
+    "M337": "pads on the left, so that tokens cannot be compared by their place; losses on answers can",
+    "M338": "reads characters, and has no vocabulary",
     "M611": "takes other steps for other inputs, which ONNX cannot hold; safetensors are exported with export.onnx=false",
 }
 # Refusals that are never right here: every checkpoint is whole, reads more tokens than are asked for, and may teach a BERT.

@@ -9,6 +9,7 @@ from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.execute import explain, resolve_for_model
 from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.evaluation.report_table import COLUMNS, cells
+from microbert_cli.text import NOT_COUNTED
 
 EPILOG = """Example:
 
@@ -96,8 +97,10 @@ def _benchmark_models(models: list[str]) -> list[Any]:
 def _show(results: dict[str, Any]) -> None:
     rows = []
     for name, result in results["models"].items():
-        values = {**result, "bytes": (result["bytes"] or 0) / 1e6, "flops": (result["flops"] or 0) / 1e6}
-        rows.append([name, *("" if values.get(k) is None else format(values[k], form) for k, form in NUMBERS.values())])
+        millions = {key: None if result[key] is None else result[key] / 1e6 for key in ("bytes", "flops")}
+        values = {**result, **millions}
+        cells = {key: "" if values.get(key) is None else format(values[key], form) for key, form in NUMBERS.values()}
+        rows.append([name, *(cells | {"flops": cells["flops"] or NOT_COUNTED}).values()])
     conditions = results["conditions"]
     title = f"{conditions['rows']} rows, {conditions['threads']} threads, load {conditions['load_before']} before"
     show_table(title, ["model", *NUMBERS], rows)

@@ -57,9 +57,10 @@ class TaskData:
         return self.task.kind.standardisation(train.labels) if train is not None and train.labels else None
 
     def _rules_of(self, tokenizer: Any) -> str:
-        """Returns the tokenizer's fingerprint, cached by id; the tokenizer is kept too, since a freed object's id is reused."""
+        """Returns the tokenizer's fingerprint, padding side and segments; it is kept too, as a freed object's id is reused."""
         if id(tokenizer) not in self._rules:
-            self._rules[id(tokenizer)] = (tokenizer, tokenizer_fingerprint(tokenizer))
+            form = f"{tokenizer.padding_side} {'token_type_ids' in tokenizer.model_input_names}"
+            self._rules[id(tokenizer)] = (tokenizer, f"{tokenizer_fingerprint(tokenizer)} {form}")
         return self._rules[id(tokenizer)][1]
 
     def fingerprints(self) -> dict[str, Any]:

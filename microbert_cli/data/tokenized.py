@@ -29,6 +29,7 @@ class TokenizedExamples:
     augmented  [n] bool; None = all rows are original
     truncated  how many rows were longer than the model was to see
     task       the task's number in a run of several; None where there is one
+    pad_left   padding comes before a row: XLNet's head reads the last token
     """
 
     ids: np.ndarray
@@ -38,6 +39,7 @@ class TokenizedExamples:
     augmented: np.ndarray | None = None
     truncated: int = 0
     task: int | None = None
+    pad_left: bool = False
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -68,7 +70,9 @@ class TokenizedExamples:
         lengths = self.offsets[indices + 1] - starts
         width = max(int(lengths.max(initial=0)), pad_to or 0)
         steps = np.arange(width)[None, :]
-        real = steps < lengths[:, None]
+        if self.pad_left:
+            steps = steps - (width - lengths)[:, None]
+        real = (steps >= 0) & (steps < lengths[:, None])
         positions = (starts[:, None] + steps)[real]
         arrays = {"input_ids": _pad(self.ids, positions, real, pad_id or 0), "attention_mask": real.astype(np.int64)}
         arrays["rows"] = indices
@@ -116,6 +120,7 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int, kind: Tas
         labels=kind.label_array(rows.labels) if kind and rows.labels is not None else None,
         augmented=None if rows.augmented is None else np.asarray(rows.augmented, dtype=bool),
         truncated=truncated,
+        pad_left=tokenizer.padding_side == "left",
     )
 
 

@@ -44,8 +44,10 @@ def ensemble_ask(asks: Sequence[TeacherFunction]) -> TeacherFunction:
     return ask
 
 
-def retokenized_ask(rows: TokenizedExamples, ask: TeacherFunction, *, pad_id: int) -> TeacherFunction:
-    """Returns `ask` for a teacher of another vocabulary; `rows` are the dataset's rows in its tokens.
+def retokenized_ask(rows: TokenizedExamples, ask: TeacherFunction, *, pad_id: int, same_ids: bool = False) -> TeacherFunction:
+    """Returns `ask` for a teacher that cannot read the student's batches; `rows` are the dataset's rows in its tokens.
+
+    same_ids  only segments or padding differ, so that both have batches of one width
 
     The outputs carry the mask of the teacher's own tokens, since their positions are not the student's.
     """
@@ -53,7 +55,8 @@ def retokenized_ask(rows: TokenizedExamples, ask: TeacherFunction, *, pad_id: in
     def ask_in_own_tokens(batch: Batch, request: OutputRequest) -> ModelOutputs:
         device = batch["input_ids"].device
         # Rows are matched by their number in the dataset, the only thing that both tokenisations share.
-        teacher_batch = rows.batch(batch["rows"].cpu().numpy(), pad_id=pad_id)
+        width = batch["input_ids"].shape[1] if same_ids else None
+        teacher_batch = rows.batch(batch["rows"].cpu().numpy(), pad_to=width, pad_id=pad_id)
         teacher_batch = {name: value.to(device) for name, value in teacher_batch.items()}
         outputs = ask(teacher_batch, request)
         outputs.mask = teacher_batch["attention_mask"]

@@ -34,7 +34,7 @@ from microbert_cli.models.architectures import (
     model_shape,
     model_type_of,
 )
-from microbert_cli.models.load import LoadedModel, load_model
+from microbert_cli.models.load import LoadedModel, load_model, reorder_head
 from microbert_cli.models.tokenizers import same_vocabulary
 from microbert_cli.reporter import Reporter
 
@@ -215,9 +215,13 @@ def _sizes(shape: ModelShape) -> dict[str, int]:
 @torch.no_grad()
 def reorder_labels(model: Any, labels: Sequence[int] | None) -> None:
     """Reorders a classifier's outputs: labels[c] becomes output c. None leaves them as they are."""
-    for name, parameter in model.named_parameters():
-        if labels and re.search(LABEL_WEIGHTS, name):
-            parameter.copy_(parameter[list(labels)])
+    if not labels:
+        return
+    parameters = [parameter for name, parameter in model.named_parameters() if re.search(LABEL_WEIGHTS, name)]
+    for parameter in parameters:
+        parameter.copy_(parameter[list(labels)])
+    if not parameters:  # XLNet, XLM, FlauBERT and Funnel call their last layer otherwise
+        reorder_head(model, list(labels))
 
 
 def bert_parameters(model: Any) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest
-from microbert_cli.models.onnx import ONNX_FILES, OnnxClassifier, quantise, require_onnx, write_onnx
+from microbert_cli.models.onnx import ONNX_FILES, OnnxClassifier, inputs_of_export, quantise, require_onnx, write_onnx
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import cache
 from microbert_cli.runs.atomic import digest
@@ -29,7 +29,8 @@ class Int8Teacher(Teacher):
     """
 
     def __init__(self, teacher: Teacher, *, weights: Mapping[str, Any], reporter: Reporter = SILENT):
-        self.model, self.columns = teacher.model, teacher.columns
+        self.model, self.tokenizer, self.columns = teacher.model, teacher.tokenizer, teacher.columns
+        inputs = inputs_of_export(teacher.model, teacher.tokenizer)
         require_onnx("onnx", "onnxscript", "onnxruntime")
         # torch's exporter writes the graph, so another version may write another one.
         key = digest({"weights": weights, "torch": torch.__version__, "format": FORMAT})
@@ -38,7 +39,7 @@ class Int8Teacher(Teacher):
                 reporter.note(f"teacher: an int8 copy is written to {directory}")
                 self.model.config.save_pretrained(directory)
                 exported = directory / ONNX_FILES["fp32"]
-                write_onnx(self.model, exported)
+                write_onnx(self.model, exported, inputs=inputs)
                 quantise(exported, directory / ONNX_FILES["int8"])
                 exported.unlink()
             self._copy = OnnxClassifier(directory, precision="int8")

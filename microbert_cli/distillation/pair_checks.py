@@ -8,7 +8,7 @@ from typing import Any
 
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import model_shape, model_type_of
-from microbert_cli.models.capture import ATTENTION
+from microbert_cli.models.capture import ATTENTION, input_names
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.tokenizers import same_vocabulary
 from microbert_cli.recipe.loss_checks import check_head_count, heads_mismatch, width_mismatch
@@ -18,20 +18,24 @@ from microbert_cli.training.loss_terms import LossTerm
 def check_pair(terms: Mapping[str, LossTerm], teacher: LoadedModel, student: LoadedModel, *, where: str) -> None:
     """Raises the error of the first loss, by its key in the recipe, that cannot compare this student with this teacher.
 
-    M312 their token ids differ, M014 one of them does not give attention scores, M013 their numbers of heads differ, M094 their
+    M312 their token ids differ, M337 one of them pads on the left,
+    M014 one of them does not give attention scores, M013 their numbers of heads differ, M094 their
     widths differ, M095 the loss's own number of heads does not divide the widths
     """
     if by_token := [key for key, term in terms.items() if term.by_token]:
         same_vocabulary(teacher.tokenizer, student.tokenizer, where=where, keys=by_token)
+    for key, term in terms.items():
+        if term.asks_teacher and term.needs & {"hidden", "scores", "qkv"} and "left" in _padding_sides(teacher, student):
+            raise _padded_left(where, [key for key, term in terms.items() if term.needs & {"hidden", "scores", "qkv"}])
     for key, term in terms.items():
         if term.asks_teacher:
             _check_term(key, term, teacher.model.config, student.model.config, where)
 
 
 def _check_term(key: str, term: LossTerm, teacher: Any, student: Any, where: str) -> None:
-    if term.needs & {"scores", "qkv"}:
+    if term.needs & {"scores", "qkv"} or "heads" in term.requires:
         for config in (teacher, student):
-            if config._attn_implementation != ATTENTION:
+            if config._attn_implementation != ATTENTION or model_shape(config).heads is None:
                 raise _no_attention_scores(model_type_of(config), where, key)
     teacher_shape, student_shape = model_shape(teacher), model_shape(student)
     if "heads" in term.requires and teacher_shape.heads != student_shape.heads:
@@ -49,8 +53,24 @@ def _no_attention_scores(model_type: str, where: str, key: str) -> MbertError:
         "M014",
         f'the architecture "{model_type}" computes its attention by itself and does not show it, and {key} compares attention',
         where=where,
-        allowed="BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ALBERT, MobileBERT or ModernBERT, where attention is distilled.",
+        allowed="BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT, ALBERT, MobileBERT, ModernBERT, EuroBERT and others, "
+        "where attention is distilled: docs/architectures.md, column teaches layers.",
         fix=f"Leave attention out: --set {key}=0",
+    )
+
+
+def _padding_sides(*models: LoadedModel) -> set[str]:
+    return {model.tokenizer.padding_side for model in models}
+
+
+def _padded_left(where: str, keys: list[str]) -> MbertError:
+    return MbertError(
+        "M337",
+        "one of the two pads texts on the left and reads the last token (XLNet), and "
+        f"{' and '.join(keys)} compare{'s' * (len(keys) == 1)} tokens by their place",
+        where=where,
+        allowed="Teachers and students that pad on the right, where layers are compared; losses on answers take any.",
+        fix=f"Leave out what compares layers: {' '.join(f'--set {key}=0' for key in keys)}",
     )
 
 
@@ -58,3 +78,11 @@ def vocabularies_differ(teacher: LoadedModel, student: LoadedModel) -> bool:
     """Whether teacher and student turn a text into different token ids."""
     differ: bool = teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab()
     return differ
+
+
+def encodings_differ(teacher: LoadedModel, student: LoadedModel) -> bool:
+    """Whether a teacher cannot read the student's batches: other token ids, padding side or segments."""
+    takes_segments = "token_type_ids" in input_names(teacher.model)
+    gives_segments = {takes_segments and "token_type_ids" in model.tokenizer.model_input_names for model in (teacher, student)}
+    sides = _padding_sides(teacher, student)
+    return vocabularies_differ(teacher, student) or len(sides) > 1 or len(gives_segments) > 1

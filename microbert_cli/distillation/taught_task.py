@@ -13,7 +13,7 @@ import torch
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.ensemble import average_logits, ensemble_ask, rescaled_ask, retokenized_ask
-from microbert_cli.distillation.pair_checks import vocabularies_differ
+from microbert_cli.distillation.pair_checks import encodings_differ, vocabularies_differ
 from microbert_cli.distillation.teacher import Teacher, check_strength, line_into_units
 from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
 from microbert_cli.evaluation import scoring
@@ -59,7 +59,8 @@ class TaughtTask:
     ):
         self.recipe, self.data, self.numerics, self.reporter = recipe, data, numerics, reporter
         self.cached_teachers: list[Teacher] = []  # those asked through the cache: teachers, or their int8 copies
-        self.other_vocabulary: list[str] = []  # sources of teachers whose token ids are not the student's
+        # Sources of teachers that cannot read the student's batches, and whether their token ids are others.
+        self.other_encoding: dict[str, bool] = {}
         self.uses_cache = False
         self.score_lines: dict[str, tuple[float, float]] = {}  # by source: slope and intercept into the table's units
         self.teachers = [self._load_teacher(*pair) for pair in zip(sources, identities, strict=True)]
@@ -114,12 +115,12 @@ class TaughtTask:
             check_strength(task, scores[task.primary], majority, margin=margin, where=teacher.where, source=teacher.source)
 
     def compare_vocabularies(self, student: LoadedModel) -> None:
-        """Finds the teachers whose vocabulary is not the student's: they get the same texts in their own tokens."""
-        self.other_vocabulary = [teacher.source for teacher in self.teachers if vocabularies_differ(teacher.loaded, student)]
-        for source in self.other_vocabulary:
-            self.reporter.note(
-                f"teacher {source} has another vocabulary than the student: texts are tokenised for each of them"
-            )
+        """Finds the teachers that cannot read the student's batches: they get the same texts in their own tokens."""
+        different = [teacher for teacher in self.teachers if encodings_differ(teacher.loaded, student)]
+        self.other_encoding = {teacher.source: vocabularies_differ(teacher.loaded, student) for teacher in different}
+        for source, other_vocabulary in self.other_encoding.items():
+            what = "vocabulary" if other_vocabulary else "way of segments or padding"
+            self.reporter.note(f"teacher {source} has another {what} than the student: texts are tokenised for each of them")
 
     def make_ask(
         self, rows: TokenizedExamples, request: OutputRequest, *, total_rows: int, split: str = "train"
@@ -137,12 +138,14 @@ class TaughtTask:
     def _ask_of(
         self, teacher: LoadedTeacher, rows: TokenizedExamples, request: OutputRequest, total_rows: int, split: str
     ) -> TeacherFunction:
-        """One teacher's function, in its own tokens where its vocabulary is not the student's."""
-        if teacher.source not in self.other_vocabulary:
+        """One teacher's function, in its own tokens where it cannot read the student's."""
+        if teacher.source not in self.other_encoding:
             return self._cached(teacher, rows, request, total_rows)
         retokenized = self.data.encode(split, teacher.loaded, where=teacher.where)
         ask = self._cached(teacher, retokenized, request, total_rows)
-        return retokenized_ask(retokenized, ask, pad_id=teacher.loaded.tokenizer.pad_token_id)
+        return retokenized_ask(
+            retokenized, ask, pad_id=teacher.loaded.tokenizer.pad_token_id, same_ids=not self.other_encoding[teacher.source]
+        )
 
     def _cached(
         self, teacher: LoadedTeacher, rows: TokenizedExamples, request: OutputRequest, total_rows: int

@@ -30,7 +30,7 @@ class Teacher:
     rows_asked = 0
 
     def __init__(self, loaded: LoadedModel, columns: Sequence[int] | None = None, *, dropout: bool = False):
-        self.model = frozen(loaded.model).train(dropout)
+        self.model, self.tokenizer = frozen(loaded.model).train(dropout), loaded.tokenizer
         self.columns = list(columns) if columns and list(columns) != sorted(columns) else None
 
     @property

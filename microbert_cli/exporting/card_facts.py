@@ -12,6 +12,7 @@ from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.runs import manifest
 from microbert_cli.runs.stage_result import METRICS, read_metrics
+from microbert_cli.text import NOT_COUNTED
 from microbert_cli.version import __version__
 
 FORMS = {
@@ -110,7 +111,11 @@ def _sizes(facts: Facts) -> dict[str, tuple[str, str | None]]:
 
 
 def _pair(student: dict[str, Any], teacher: dict[str, Any], key: str) -> tuple[str, str | None]:
-    return f"{student[key]:,}", f"{teacher[key]:,}" if teacher.get(key) else None
+    return _count(student.get(key)), _count(teacher.get(key)) if teacher else None
+
+
+def _count(value: int | None) -> str:
+    return NOT_COUNTED if value is None else f"{value:,}"
 
 
 def _files(facts: Facts) -> list[File]:

@@ -4,6 +4,7 @@ Every file is read back, and its logits on real rows, padded and of several shap
 memory. int8 may differ; by how much, and what that does to the score, is measured and returned.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from microbert_cli.models.onnx import (
     Batch,
     LogitsFunction,
     OnnxClassifier,
+    inputs_of_export,
     quantise,
     require_onnx,
     torch_logits,
@@ -50,6 +52,7 @@ def export_model(
     int8: bool = True,
     optimize: bool = True,
     tolerance: float = FP32_TOLERANCE,
+    max_length: int | None = None,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
     """Writes the export directory of a trained classifier and returns all that was measured.
@@ -59,6 +62,7 @@ def export_model(
     score    the dev scores of a function that gives logits; asked for the model and for every file
     primary  which of the scores decides whether int8 lost too much (a warning; the numbers stand in the result)
     tolerance  the largest difference of logits that the fp32 files may have; of scores above 1 as a share of the largest
+    max_length  the number of tokens after which the exported tokenizer cuts a text, where it is told to cut
     onnx     False leaves ONNX out; int8=False leaves out only int8, optimize=False the graphs for ONNX Runtime alone
     Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores", "graph"}}, "parity": {...}},
     names: safetensors and those of onnx.ONNX_FILES; max_difference of logits and agreement (share of equal answers) against
@@ -85,21 +89,33 @@ def export_model(
         files[name] = measured | {"scores": dict(score(logits)) if score else None}
         reporter.note(_line(files[name]))
 
-    save_model(model, tokenizer, out)
+    inputs = inputs_of_export(model, tokenizer)
+    save_model(model, _exported_tokenizer(tokenizer, inputs, max_length), out)
     check("safetensors", torch_logits(read_back(out)), out / "model.safetensors", SAFETENSORS_TOLERANCE, None)
     if onnx:
-        seconds = write_onnx(model, out / ONNX_FILES["fp32"])
+        seconds = write_onnx(model, out / ONNX_FILES["fp32"], inputs=inputs)
         check("fp32", OnnxClassifier(out, precision="fp32").logits, out / ONNX_FILES["fp32"], tolerance, seconds)
     if onnx and int8:
         seconds = quantise(out / ONNX_FILES["fp32"], out / ONNX_FILES["int8"])
         check("int8", OnnxClassifier(out, precision="int8").logits, out / ONNX_FILES["int8"], None, seconds)
         _warn_of_drop(files, primary, reporter)
     if onnx and optimize:
-        for name, seconds in write_optimized(model, out, int8=int8).items():
+        for name, seconds in write_optimized(model, out, int8=int8, inputs=inputs).items():
             close = tolerance if name.startswith("fp32") else None
             check(name, OnnxClassifier(out, precision=name).logits, out / ONNX_FILES[name], close, seconds)
     shapes = [list(batch["input_ids"].shape) for batch in batches]
     return {"files": files, "parity": {"shapes": shapes, "tolerance": tolerance, "rows": sum(count for count, _ in shapes)}}
+
+
+def _exported_tokenizer(tokenizer: Any, inputs: Sequence[str], max_length: int | None) -> Any:
+    """Returns the tokenizer as it is exported: it gives the graph's inputs, and cuts texts where training cut them."""
+    exported = copy.deepcopy(tokenizer)
+    # Its class's own names count too: they are what is read where the file names none.
+    if not set(inputs) == set(tokenizer.model_input_names) == set(type(tokenizer).model_input_names):
+        exported.model_input_names = exported.init_kwargs["model_input_names"] = list(inputs)
+    if max_length is not None:
+        exported.model_max_length = max_length
+    return exported
 
 
 def read_back(directory: Path) -> Any:
@@ -135,7 +151,9 @@ def compare(logits: LogitsFunction, batches: Sequence[Batch], expected: Sequence
 
 
 def _padded(rows: Sequence[Row], width: int, pad: int) -> Batch:
-    fills = {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0}
+    fills = {"input_ids": pad, "attention_mask": 0}
+    if any("token_type_ids" in row for row in rows):
+        fills["token_type_ids"] = 0
     batch = {name: torch.full((len(rows), width), fill) for name, fill in fills.items()}
     for index, row in enumerate(rows):
         length = max(1, width // 2) if index == 0 and len(rows) > 1 else width

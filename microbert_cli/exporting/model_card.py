@@ -228,6 +228,7 @@ def _use(card: Card) -> str:
         "from transformers import pipeline",
         "",
         f'classify = pipeline("text-classification", model={name})  # or the path of this directory',
+        *((f'classify("a text", truncation=True)  # after {card.max_length} tokens',) if card.max_length else ()),
     )
     return fenced("\n".join(lines), "python")
 

@@ -16,6 +16,7 @@ keep products from being fused with their scales (a fifth slower; docs/lab-notes
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ DOMAIN = "com.microsoft"
 FUSED_STANDARD = ("Gelu", "LayerNormalization")  # operators of standard ONNX that stand for several
 
 
-def write_optimized(model: Any, directory: Path, *, int8: bool = True) -> dict[str, float]:
+def write_optimized(model: Any, directory: Path, *, int8: bool = True, inputs: Sequence[str] = ()) -> dict[str, float]:
     """Writes the optimised graph of a classifier, and with int8 its quantised form; returns the seconds each took.
 
     An architecture whose attention does not pass through transformers' interface keeps it as it is: `operators` tells.
@@ -42,7 +43,7 @@ def write_optimized(model: Any, directory: Path, *, int8: bool = True) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         fp32, int8_graph = Path(folder) / "graph.onnx", Path(folder) / "small.onnx"
         started = time.perf_counter()
-        write_onnx(model, fp32, attention=ATTENTION)
+        write_onnx(model, fp32, attention=ATTENTION, inputs=inputs)
         _pack(fp32)
         optimise(fp32, directory / ONNX_FILES["fp32-optimized"])
         seconds["fp32-optimized"] = time.perf_counter() - started
@@ -65,6 +66,20 @@ def optimise(source: Path, target: Path) -> None:
     options.log_severity_level = 4
     with silence():
         onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    _keep_inputs(source, target)
+
+
+def _keep_inputs(source: Path, target: Path) -> None:
+    """Gives a graph back the inputs that it does not read: whoever calls it still gives what the tokenizer gives."""
+    import onnx
+
+    inputs = list(onnx.load(source, load_external_data=False).graph.input)
+    graph = onnx.load(target)
+    if {each.name for each in inputs} <= {each.name for each in graph.graph.input}:
+        return
+    del graph.graph.input[:]
+    graph.graph.input.extend(inputs)
+    target.write_bytes(graph.SerializeToString(deterministic=True))
 
 
 def operators(path: Path) -> dict[str, Any]:

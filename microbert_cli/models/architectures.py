@@ -156,7 +156,9 @@ def positions_of(config: Any) -> int | None:
 
 def wasted_positions(model: Any, pad_token_id: int | None) -> int:
     """Returns how many rows of the position table no token can have, by configuration or name of the model type."""
-    return (pad_token_id or 0) + 1 if architecture_of(model).offset_by_padding else 0
+    if not architecture_of(model).offset_by_padding:
+        return 0
+    return (1 if pad_token_id is None else pad_token_id) + 1  # these types' classes take row 1 for padding where none is named
 
 
 def _position_rows(config: Any) -> int | None:

@@ -6,10 +6,11 @@ was BEFORE mask and softmax (`output_attentions` gives probabilities after dropo
 keys and values are those of that product: by head, and rotated by their positions where the architecture does so (ModernBERT).
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -104,10 +105,33 @@ def forward_outputs(model: Any, batch: Mapping[str, Tensor], request: OutputRequ
 
 
 def input_names(model: Any) -> tuple[str, ...]:
-    """Returns the names of a batch's tensors that the model takes: token_type_ids with segments, `task` with heads by task."""
+    """Returns the names of a batch's tensors that the model takes: token_type_ids with segments, `task` with heads by task.
+
+    A table of segments with one row says nothing. XLM, FlauBERT, XLNet and Funnel have no such table, and read segments.
+    """
     config = getattr(model, "config", None)
-    optional = {"token_type_ids": getattr(config, "type_vocab_size", 0) > 1, "task": getattr(config, "tasks", None) is not None}
-    return ("input_ids", "attention_mask", *(name for name, is_taken in optional.items() if is_taken))
+    model_class: Any = type(model)
+    parameters = forward_parameters(model_class)
+    segments = getattr(config, "type_vocab_size", None)
+    optional = {
+        "attention_mask": parameters is None or "attention_mask" in parameters,  # FNet has none
+        "token_type_ids": _takes_segments(parameters, segments),
+        "task": getattr(config, "tasks", None) is not None,
+    }
+    return ("input_ids", *(name for name, is_taken in optional.items() if is_taken))
+
+
+def _takes_segments(parameters: frozenset[str] | None, segments: int | None) -> bool:
+    if parameters is None:
+        return (segments or 0) > 1
+    return "token_type_ids" in parameters and (segments is None or segments > 1)
+
+
+@lru_cache
+def forward_parameters(model_class: Any) -> frozenset[str] | None:
+    """Returns the names that a model's forward takes; None where its signature names none."""
+    names = inspect.signature(getattr(model_class, "forward", model_class.__call__)).parameters
+    return frozenset(names) if "input_ids" in names else None
 
 
 def show_scores(model: Any) -> None:

@@ -14,10 +14,18 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import architecture_of, model_shape, model_type_of, positions_of, wasted_positions
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import register_model_type, without_code
-from microbert_cli.models.load import CLASSES, LoadedModel, count_all_parameters, load_model, load_multitask, load_vocabulary
+from microbert_cli.models.load import (
+    CLASSES,
+    LoadedModel,
+    check_forward,
+    count_all_parameters,
+    load_model,
+    load_multitask,
+    load_vocabulary,
+)
 from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
 from microbert_cli.models.size import check_memory
-from microbert_cli.models.tokenizers import NO_CODE, rows_needed
+from microbert_cli.models.tokenizers import NO_CODE, pad_right, rows_needed
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.recipe.task import Task
@@ -132,11 +140,13 @@ def classifier(
     """
     if not is_description(name, catalog):
         torch.manual_seed(seed)
-        return load_model(name, "classifier", where=where, new_head=True, head=task.kind, seed=seed, task=task.name)
+        loaded = load_model(name, "classifier", where=where, new_head=True, head=task.kind, seed=seed, task=task.name)
+        check_forward(loaded.model, where=f"{where} {name}", training=True)
+        return loaded
     if tokenizer is None:
         raise missing_vocabulary(name, where)
     tokens, config = load_vocabulary(tokenizer, where="tokenizer")
-    description = read_student(name, catalog)
+    description, tokens = read_student(name, catalog), pad_right(tokens)
     model = build_model(
         description, kind="classifier", tokenizer=tokens, seed=seed, like=like or config, head=task.kind, where=where
     )
@@ -180,7 +190,7 @@ def encoder(
     """Returns an encoder, or a masked-LM: a checkpoint to train further, or a new student with the teacher's vocabulary."""
     if not is_description(name, catalog):
         return load_model(name, head, where=where, new_head=True, seed=seed)
-    description, tokens = read_student(name, catalog), teacher.tokenizer
+    description, tokens = read_student(name, catalog), pad_right(teacher.tokenizer)
     like = teacher.model.config
     model = build_model(description, kind=head, tokenizer=tokens, seed=seed, like=like, where=where)
     return LoadedModel(model, tokens, name, [], start(model) if start else None)

@@ -6,6 +6,7 @@ directory brings is executed: weights are safetensors, or `.bin` read by `torch.
 code beside a model or named by it is neither run nor asked about, nor handed on to what is made of the model.
 """
 
+import copy
 import pickle
 import re
 from collections.abc import Mapping
@@ -18,7 +19,14 @@ import transformers
 from safetensors import SafetensorError
 
 from microbert_cli.errors import MbertError, unreadable_model
-from microbert_cli.models.architectures import HEAD_WEIGHTS, UNUSED_WEIGHTS
+from microbert_cli.models.architectures import (
+    ARCHITECTURES,
+    HEAD_WEIGHTS,
+    UNUSED_WEIGHTS,
+    architecture_of,
+    model_shape,
+    model_type_of,
+)
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model, missing_head
@@ -29,6 +37,7 @@ from microbert_cli.models.save import NOT_TENSORS, read_projection
 from microbert_cli.models.size import count_parameters
 from microbert_cli.models.tokenizers import NO_CODE, load_tokenizer
 from microbert_cli.recipe.task_kinds import TaskKind
+from microbert_cli.text import shortened
 
 CLASSES = {
     "classifier": "AutoModelForSequenceClassification",
@@ -55,7 +64,9 @@ class LoadedModel:
 
     @property
     def head_is_new(self) -> bool:
-        return any(re.match(r"classifier|score", name) for name in self.new)
+        """Whether any weight of the head was initialised and not loaded; poolers are no heads."""
+        prefix = f"{self.model.base_model_prefix}."
+        return any(not name.startswith(prefix) and "pooler" not in name for name in self.new)
 
     @property
     def label_names(self) -> list[str] | None:
@@ -91,12 +102,14 @@ def load_model(
         columns = _head_order(config, head)
         head.configure(config)
     model, info = _from_pretrained(path, kind, config, where, seed)
-    new = _check_weights(info, kind, where, path, new_head)
+    new = _check_weights(info, kind, where, path, new_head, model)
     _check_finite(model.state_dict(), where, path)
     if columns is not None and all("pooler" in name for name in new):
         reorder_head(model, columns)
     show_scores(model)
-    return LoadedModel(model, load_tokenizer(path, config, where=where), str(source), new, _projection(path, where))
+    tokenizer = load_tokenizer(path, config, where=where)
+    check_forward(model, where=f"{where} {path}")
+    return LoadedModel(model, tokenizer, str(source), new, _projection(path, where))
 
 
 def _head_order(config: Any, head: TaskKind) -> list[int] | None:
@@ -147,7 +160,7 @@ def load_routed(path: Path, config: Any, *, where: str) -> Any:
     """Loads a BERT for several tasks, whole, from its directory."""
     check_routing(config, where=f"{where} {path}")
     model, info = _from_pretrained(path, "classifier", config, where, 0)
-    _check_weights(info, "classifier", where, path, new_head=False)
+    _check_weights(info, "classifier", where, path, new_head=False, model=model)
     _check_finite(model.state_dict(), where, path)
     show_scores(model)
     return model
@@ -193,11 +206,13 @@ def _from_pretrained(path: Path, kind: str, config: Any, where: str, seed: int) 
         raise unreadable_model(path, where, error) from error
 
 
-def _check_weights(info: dict[str, Any], kind: str, where: str, path: Any, new_head: bool) -> list[str]:
+def _check_weights(info: dict[str, Any], kind: str, where: str, path: Any, new_head: bool, model: Any) -> list[str]:
     mismatched = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in info["mismatched_keys"])
     missing = sorted(info["missing_keys"]) + mismatched
-    absent = [name for name in missing if not re.match(HEAD_WEIGHTS[kind], name)]
+    absent = [name for name in missing if not re.match(HEAD_WEIGHTS[kind], name) and not _is_of_head(name, kind, model)]
     unexpected = [name for name in sorted(info["unexpected_keys"]) if not re.fullmatch(UNUSED_WEIGHTS, name)]
+    if unexpected:
+        unexpected = sorted(set(unexpected) - _weights_of_its_class(model.config, model.base_model_prefix))
     if absent or unexpected:
         names = ", ".join((absent or unexpected)[:4])
         raise MbertError(
@@ -211,6 +226,26 @@ def _check_weights(info: dict[str, Any], kind: str, where: str, path: Any, new_h
     if [name for name in missing if "pooler" not in name] and not new_head:
         raise missing_head(kind, where, path, missing)
     return missing
+
+
+def _is_of_head(name: str, kind: str, model: Any) -> bool:
+    """Whether a weight lies outside the encoder, of which a checkpoint without that head has none."""
+    has_one_head = architecture_of(model.config).experts != "task"
+    return kind != "encoder" and has_one_head and not name.startswith(f"{model.base_model_prefix}.")
+
+
+def _weights_of_its_class(config: Any, prefix: str) -> set[str]:
+    """Returns the names of the weights, with and without the encoder's prefix, of the class that a checkpoint was saved from.
+
+    What that class has and the loaded one has not is a head of the checkpoint's own, or XLNet's and Funnel's other parts.
+    """
+    names: set[str] = set()
+    for class_name in config.architectures or ():
+        model_class: Any = getattr(transformers, class_name, None)
+        if getattr(model_class, "config_class", None) is type(config):
+            with torch.device("meta"):
+                names |= model_class(copy.deepcopy(config)).state_dict().keys()
+    return names | {name.removeprefix(f"{prefix}.") for name in names}
 
 
 def _check_finite(tensors: Mapping[str, torch.Tensor], where: str, path: Any) -> None:
@@ -228,3 +263,64 @@ def _check_finite(tensors: Mapping[str, torch.Tensor], where: str, path: Any) ->
             allowed="Weights that are finite numbers.",
             fix="Take another copy of the model, or an earlier checkpoint; one that diverged is trained again at a lower rate.",
         )
+
+
+TRIAL_LENGTH = 11  # odd and prime: a type that reads only multiples of a length is found
+
+
+def check_forward(model: Any, *, where: str, training: bool = False) -> None:
+    """Raises M334 if a type without an entry of its own fails, M335 if its logits do not depend on the text.
+
+    training  with dropout, as it will be trained: Reformer then reads rows of one length alone
+    """
+    if model_type_of(model.config) in ARCHITECTURES or hasattr(model, "look") or model.device.type == "meta":
+        return
+    ids_2T = _two_rows(model.config).to(model.device)
+    was_training = model.training
+    model.train(training)
+    try:
+        # Not inference mode: what a model caches in its first pass, such as rotations, is used in training later.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = model(input_ids=ids_2T)
+    except Exception as error:  # a foreign architecture fails in more ways than can be listed
+        raise _failing(model, where, error, training) from error
+    finally:
+        model.train(was_training)
+    logits: Any = getattr(output, "logits", None)
+    is_classifier = logits is not None and logits.dim() == 2
+    if is_classifier and not training and torch.equal(logits[0], logits[1]):
+        raise _deaf(model, where)
+
+
+def _two_rows(config: Any) -> torch.Tensor:
+    """Returns two rows with the same first and last token, which heads read, and others between them."""
+    shape = model_shape(config)
+    length, vocabulary = min(TRIAL_LENGTH, shape.positions or TRIAL_LENGTH), max(1, shape.vocabulary)
+    steps = torch.arange(length)
+    ids_2T = torch.stack([steps, vocabulary - 1 - steps]) % vocabulary
+    ids_2T[ids_2T == getattr(config, "pad_token_id", None)] = vocabulary // 2
+    ids_2T[:, [0, -1]] = vocabulary // 2
+    return ids_2T
+
+
+def _failing(model: Any, where: str, error: Exception, training: bool) -> MbertError:
+    reason = shortened(f"{type(error).__name__}: {error}")
+    return MbertError(
+        "M334",
+        f'the architecture "{model_type_of(model.config)}" fails{" in training" if training else ""} inside '
+        f"transformers {transformers.__version__}: {reason}",
+        where=where,
+        allowed="A model whose forward pass takes rows of any length up to its positions.",
+        fix="Take a model of another architecture, or another version of transformers.",
+    )
+
+
+def _deaf(model: Any, where: str) -> MbertError:
+    return MbertError(
+        "M335",
+        f'this model of "{model_type_of(model.config)}" gives the same answer to different texts: it does not read them',
+        where=where,
+        allowed="A model whose answer depends on its text. Some architectures need a kernel for GPUs, and without it "
+        "their attention is zero.",
+        fix="Use it where its kernel is installed, or take a model of another architecture.",
+    )

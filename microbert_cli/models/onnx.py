@@ -12,9 +12,10 @@ import contextlib
 import importlib
 import io
 import logging
+import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +123,27 @@ def torch_logits(model: Any) -> LogitsFunction:
     return logits
 
 
-def write_onnx(model: Any, path: Path, *, attention: str = "eager") -> float:
+def inputs_of_export(model: Any, tokenizer: Any) -> tuple[str, ...]:
+    """Returns the inputs of an exported graph: those that the model takes, segments only where its tokenizer gives them.
+
+    Segments that no tokenizer gives are zeros within the graph. The exported tokenizer gives exactly these.
+    """
+    names = input_names(model)
+    return tuple(name for name in names if name != "token_type_ids" or name in tokenizer.model_input_names)
+
+
+def write_onnx(model: Any, path: Path, *, attention: str = "eager", inputs: Sequence[str] = ()) -> float:
     """Writes a transformers classifier to ONNX in float32, batch size and length free; returns the seconds it took.
 
     The model comes back as it was. The same weights give the same bytes: traces of where the code lay are left out.
     `attention` is transformers' name for the way it is computed; eager gives the plainest graph of standard operators.
+    `inputs` are the graph's; by default all that the model takes.
     Raises M510 (packages missing), M611 (too large for one file, or the exporter cannot follow the architecture).
     """
     require_onnx("onnx", "onnxscript")
     start = time.perf_counter()
     _refuse_too_large(model)
-    names = input_names(model)
+    names = tuple(inputs) or input_names(model)
     pad = getattr(model.config, "pad_token_id", None) or 0
     # Two rows of seven tokens, one padded: sizes that the exporter must not take for constants.
     ids_BT = torch.full((2, 7), 5 if pad != 5 else 6)
@@ -156,7 +167,7 @@ def write_onnx(model: Any, path: Path, *, attention: str = "eager") -> float:
                 verbose=False,
             )
     except Exception as error:
-        raise _not_exportable(model, str(error).strip().splitlines()[0] if str(error).strip() else repr(error)) from error
+        raise _not_exportable(model, _reason(error)) from error
     assert program is not None  # None only without dynamo
     graph = program.model_proto
     _forget_where_it_was_made(graph)
@@ -251,6 +262,14 @@ def _refuse_too_large(model: Any) -> None:
     size = 4 * count_parameters(model).total
     if size > MOST_BYTES:
         raise _not_exportable(model, f"its weights take {size / 2**30:.1f} GiB; one ONNX file holds less than 2")
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the first line of what made the exporter fail, without colours: its own message names steps, no reason."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else repr(error)
 
 
 def _not_exportable(model: Any, why: str) -> MbertError:

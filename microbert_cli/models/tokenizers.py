@@ -1,13 +1,15 @@
 """Tokenizers: loaded, checked against the embedding table, compared."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import MODEL_MAPPING, AutoTokenizer
 
 from microbert_cli.errors import MbertError, unreadable_model
-from microbert_cli.models.architectures import model_shape
+from microbert_cli.models.architectures import model_shape, model_type_of
+from microbert_cli.models.capture import forward_parameters
 from microbert_cli.models.find import VOCABULARY
 
 
@@ -50,7 +52,10 @@ def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
     """Loads the tokenizer beside a model and checks it against the embedding table.
 
     From a missing vocabulary transformers silently builds a tokenizer of nothing but special tokens.
+    Raises M303 (another vocabulary), M336 (inputs that are not token ids), M338 (no vocabulary at all).
     """
+    if not model_shape(config).vocabulary:
+        raise _no_vocabulary(config, f"{where} {path}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, config=config, **NO_CODE)
     except Exception as error:  # tokenizers' Rust code raises bare exceptions
@@ -65,6 +70,45 @@ def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:
         raise _no_tokenizer(path, config, where)
     if size > rows:
         raise _wrong_tokenizer(f"the tokenizer knows {size} tokens, the model's embedding has {rows} rows", path, where)
+    _check_inputs(tokenizer, config, f"{where} {path}")
+    return tokenizer
+
+
+CARRIED_INPUTS = frozenset(("input_ids", "attention_mask", "token_type_ids"))
+
+
+def _check_inputs(tokenizer: Any, config: Any, where: str) -> None:
+    """Raises M336 where the tokenizer gives inputs that the model reads and batches do not hold."""
+    others = tokenizer("a").keys() - CARRIED_INPUTS
+    if not others or type(config) not in MODEL_MAPPING:
+        return
+    read = sorted(others & (forward_parameters(MODEL_MAPPING[type(config)]) or set()))
+    if read:
+        raise MbertError(
+            "M336",
+            f'the architecture "{model_type_of(config)}" reads {" and ".join(read)} beside token ids, and would answer '
+            "otherwise without",
+            where=where,
+            allowed="Models that read token ids, with an attention mask and segments.",
+            fix="Take a model of another architecture.",
+        )
+
+
+def _no_vocabulary(config: Any, where: str) -> MbertError:
+    return MbertError(
+        "M338",
+        f'the architecture "{model_type_of(config)}" has no vocabulary: it reads characters, or something else than text',
+        where=where,
+        allowed="Models with a table of token embeddings (vocab_size in config.json) and a tokenizer of that vocabulary.",
+        fix="Take a model of another architecture.",
+    )
+
+
+def pad_right(tokenizer: Any) -> Any:
+    """Returns a tokenizer that pads on the right, for a new student: its head reads the first token, as XLNet's the last."""
+    if tokenizer.padding_side != "right":
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"
     return tokenizer
 
 

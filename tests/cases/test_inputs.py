@@ -19,9 +19,6 @@ HERE = Path(__file__).resolve().parent
 STEPS = ("--set", "finetune.steps=2", "--set", "data.max_length=32")
 PENDING = dict.fromkeys(
     [
-        "test_an_exported_graph_takes_what_its_tokenizer_gives[13-distilbert-bert-tokenizer]",
-        "test_an_exported_graph_takes_what_its_tokenizer_gives[14-e5-like]",
-        "test_an_albert_is_exported_and_its_operations_are_counted_or_not_told",
     ],
     "not right yet",
 )

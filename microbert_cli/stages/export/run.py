@@ -78,6 +78,7 @@ def run(
             int8=recipe.export.int8,
             optimize=recipe.export.optimize,
             tolerance=recipe.export.tolerance,
+            max_length=data.max_length,
             reporter=reporter,
         )
         entrants = _models_to_measure(work.path, model, teacher, order, measured["files"])

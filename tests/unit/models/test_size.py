@@ -48,8 +48,21 @@ def test_flops_of_published_models() -> None:
     assert round((forward_flops(small, 128) or 0) / 1e9, 1) == 1.2
 
 
-def test_flops_of_an_unknown_shape_are_not_guessed() -> None:
-    assert forward_flops(AutoConfig.for_model("albert"), 128) is None
+@pytest.mark.parametrize("model_type", ["albert", "modernbert", "deberta-v2"])
+def test_flops_of_another_shape_are_counted_by_torch(model_type: str) -> None:
+    sizes = {**SHAPES["bert"], "embedding_size": 12, "pad_token_id": 0, "relative_attention": True, "num_labels": 3}
+    special = {f"{name}_token_id": 1 for name in ("bos", "eos", "cls", "sep")}
+    config = AutoConfig.for_model(model_type, vocab_size=50, **sizes, **special)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    ids = torch.randint(2, 50, (1, LENGTH))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert forward_flops(config, LENGTH) == counter.get_total_flops() > 1000
+
+
+def test_flops_of_an_architecture_that_does_not_run_are_not_guessed() -> None:
+    config = AutoConfig.for_model("reformer", vocab_size=50, attn_layers=[])
+    assert forward_flops(config, LENGTH) is None
 
 
 def test_parameters_by_hand() -> None:
