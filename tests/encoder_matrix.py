@@ -65,7 +65,7 @@ and checked by tests/cases/test_encoder_types.py: `make encoders` writes it anew
 | teaches layers | the same by hidden states and attention (TinyBERT) |
 | is taught | a BERT teaches a student of the type |
 | evaluate | accuracy on dev |
-| export | four ONNX graphs; each answers `session.run(None, dict(tokenizer(texts, padding=True, return_tensors="np")))` |
+| export | four ONNX graphs; each answers `session.run(None, dict(tokenizer(texts, padding=True, truncation=True, return_tensors="np")))` |
 | predict | short, long and several texts; from the checkpoint, the fine-tuned model and the export |
 | bench | size, FLOPs and speed of model and export |
 
@@ -222,10 +222,10 @@ def _check_graph(directory: Path, name: str, torch_model: Any) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     singles = []
     for texts in ([TEXTS[0]], [TEXTS[1]], [TEXTS[2]], list(TEXTS), [TEXTS[0], TEXTS[0], TEXTS[1]]):
-        feed = dict(tokenizer(texts, padding=True, return_tensors="np"))
+        feed = dict(tokenizer(texts, padding=True, truncation=True, return_tensors="np"))
         (found,) = session.run(None, feed)
         with torch.no_grad():
-            expected = torch_model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
+            expected = torch_model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits.numpy()
         if not np.isfinite(found).all():
             raise Wrong("logits are not finite")
         far = float(np.abs(found - expected).max())
