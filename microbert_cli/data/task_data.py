@@ -9,7 +9,7 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import complete, load_augmented, load_split, load_transfer, own_task
 from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples, tokenizer_fingerprint
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import check_length
+from microbert_cli.models.architectures import check_length, positions_of
 from microbert_cli.recipe.multitask import recipe_of_task, task_name, transfer_of
 from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog
@@ -27,27 +27,30 @@ if TYPE_CHECKING:
 
 @dataclass
 class TaskData:
-    """The splits that a stage asked for, and their token ids. `number`: the task's, in a run of several."""
+    """The splits that a stage asked for, and their token ids.
+
+    number           the task's, in a run of several
+    length_is_given  the recipe names the maximum length; else it is the task's, or what a model with fewer positions can read
+    """
 
     task: Task
     rows: dict[str, Examples]
     max_length: int
     reporter: Reporter = SILENT
     number: int | None = None
+    length_is_given: bool = True
     _encoded: dict[tuple[str, str], TokenizedExamples] = field(default_factory=dict)
     _rules: dict[int, tuple[Any, str]] = field(default_factory=dict)
 
     def encode(self, split: str, loaded: "LoadedModel | Predictor", *, where: str) -> TokenizedExamples:
         """Returns the split's token ids; raises M012 where a text may be longer than the model's positions."""
-        check_length(self.max_length, loaded.model.config, where=where)
-        key = (split, self._rules_of(loaded.tokenizer))
+        length = self.length_for(loaded.model.config, where=where)
+        key = (split, f"{length} {self._rules_of(loaded.tokenizer)}")
         if key not in self._encoded:
-            encoded = tokenize_examples(self.rows[split], loaded.tokenizer, self.max_length, self.task.kind)
+            encoded = tokenize_examples(self.rows[split], loaded.tokenizer, length, self.task.kind)
             self._encoded[key] = replace(encoded, task=self.number)
             if cut := self._encoded[key].truncated:
-                self.reporter.note(
-                    f"{self.task.name} {split}: {cut} of {len(self.rows[split])} rows cut to {self.max_length} tokens"
-                )
+                self.reporter.note(f"{self.task.name} {split}: {cut} of {len(self.rows[split])} rows cut to {length} tokens")
         return self._encoded[key]
 
     @property
@@ -55,6 +58,16 @@ class TaskData:
         """The units that the task's labels are learnt in, by those of its training rows; None = as they are."""
         train = self.rows.get("train")
         return self.task.kind.standardisation(train.labels) if train is not None and train.labels else None
+
+    def length_for(self, config: Any, *, where: str) -> int:
+        """Returns how many tokens of a row a model reads; raises M012 where the recipe names more than it has positions."""
+        if self.length_is_given:
+            check_length(self.max_length, config, where=where)
+        return min(self.max_length, positions_of(config) or self.max_length)
+
+    def fit_length(self, config: Any, *, where: str) -> None:
+        """Makes all models read as many tokens as this one can: those of a distillation get the same batches."""
+        self.max_length = self.length_for(config, where=where)
 
     def _rules_of(self, tokenizer: Any) -> str:
         """Returns the tokenizer's fingerprint, padding side and segments; it is kept too, as a freed object's id is reused."""
@@ -106,7 +119,8 @@ def load_task_data(
     rows = {split: _split(recipe, task, split, reporter) for split in splits}
     if augmented is not None:
         rows["augmented"] = load_augmented(Path(augmented), task)
-    return TaskData(task, rows, recipe.data.max_length or task.max_length, reporter)
+    length = recipe.data.max_length
+    return TaskData(task, rows, length or task.max_length, reporter, length_is_given=length is not None)
 
 
 def load_all_task_data(

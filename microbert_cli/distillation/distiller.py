@@ -20,7 +20,7 @@ from microbert_cli.distillation.results import expert_usage, save_best_weights
 from microbert_cli.distillation.task_set import TaskSet
 from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
 from microbert_cli.models import factory
-from microbert_cli.models.architectures import check_length, model_shape
+from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import OptionalTeacherFunction, OutputRequest
 from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.load import LoadedModel, count_all_parameters
@@ -212,7 +212,9 @@ class Distiller:
         """Checks a student against its tasks, losses and teachers, and sets the layer map."""
         self.task_set.compare_vocabularies(loaded)
         shape = model_shape(loaded.model.config)
-        check_length(self.task_set.max_length, loaded.model.config, where="data.max_length")
+        for task in self.task_set.tasks:
+            for model in (loaded, *(teacher.loaded for teacher in task.teachers)):
+                task.data.fit_length(model.model.config, where="data.max_length")
         terms = {f"phases.{name}.losses.{term.name}": term for name, phase in self.terms.items() for term in phase}
         for term in terms.values():
             term.make_module(**self.task_set.sizes, student_width=shape.width)  # raises where a loss does not fit these sizes

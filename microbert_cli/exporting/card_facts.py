@@ -53,7 +53,7 @@ def card(facts: Facts) -> Card:
         files=_files(facts),
         conditions=_conditions(facts.metrics["speed"]["conditions"]),
         limits=_limits(facts),
-        max_length=facts.data.max_length,
+        max_length=_length(facts),
         version=__version__,
     )
 
@@ -147,5 +147,9 @@ def _conditions(conditions: dict[str, Any]) -> str:
 def _limits(facts: Facts) -> list[str]:
     return [
         f"Selected and scored on the dev split of {facts.data.task.name}; a score on data of another kind may differ.",
-        f"Texts are cut after {facts.data.max_length} tokens.",
+        f"Texts are cut after {_length(facts)} tokens.",
     ]
+
+
+def _length(facts: Facts) -> int:
+    return facts.data.length_for(facts.loaded.model.config, where="export.model")

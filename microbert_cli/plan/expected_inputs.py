@@ -23,7 +23,6 @@ from microbert_cli.data.corpus.vocabulary import train_vocabulary
 from microbert_cli.data.task_data import TaskData, load_task_data
 from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.models import factory
-from microbert_cli.models.architectures import check_length
 from microbert_cli.models.config import read_config
 from microbert_cli.models.factory import build_model
 from microbert_cli.models.find import find_model
@@ -122,14 +121,14 @@ class ExpectedInputs:
     def lengths(self, data: TaskData, split: str, model: ModelInfo) -> tuple[np.ndarray, float]:
         """Returns the tokens of every row of a split, and the seconds that encoding takes."""
         loaded = LoadedModel(SimpleNamespace(config=model.config), model.tokenizer, "plan", [])
-        check_length(data.max_length, model.config, where="data.max_length")
+        length = data.length_for(model.config, where="data.max_length")
 
         def measure() -> dict[str, Any]:
             started = time.perf_counter()
             lengths = data.encode(split, loaded, where="plan").lengths
             return {"lengths": lengths.tolist(), "seconds": time.perf_counter() - started}
 
-        key = [data.rows[split].fingerprint, tokenizer_fingerprint(model.tokenizer), data.max_length]
+        key = [data.rows[split].fingerprint, tokenizer_fingerprint(model.tokenizer), length]
         stored = self.prices.once("rows", key, measure)
         return np.asarray(stored["lengths"]), stored["seconds"]
 

@@ -174,7 +174,8 @@ def augmented_lengths(
     if directory is None:
         return None
     if directory not in seen.augmented:
-        augmented = TaskData(data.task, {"augmented": load_augmented(Path(directory), data.task)}, data.max_length)
+        rows = {"augmented": load_augmented(Path(directory), data.task)}
+        augmented = TaskData(data.task, rows, data.max_length, length_is_given=data.length_is_given)
         return add_lengths(costs, seen, augmented, "augmented", student)
     count = round(seen.augmented[directory])
     _, seconds = seen.lengths(data, "train", student)

@@ -37,8 +37,10 @@ def run(
     answers = open_predictor(model, None, task_name=task)
     if not texts:
         return []
-    length = max_length or _trained_length(Path(model)) or min(positions_of(answers.model.config) or 512, 512)
-    check_length(length, answers.model.config, where="--max-length")
+    if max_length:
+        check_length(max_length, answers.model.config, where="--max-length")
+    length = max_length or _trained_length(Path(model)) or 512
+    length = min(length, positions_of(answers.model.config) or length)
     _check_characters(texts)
     encoded = tokenize_examples(Examples(texts), answers.tokenizer, length)
     pad_id = answers.tokenizer.pad_token_id

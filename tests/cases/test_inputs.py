@@ -18,8 +18,7 @@ from mbert_command import Done, mbert, refused, works
 HERE = Path(__file__).resolve().parent
 STEPS = ("--set", "finetune.steps=2", "--set", "data.max_length=32")
 PENDING = dict.fromkeys(
-    [
-    ],
+    [],
     "not right yet",
 )
 

@@ -94,15 +94,16 @@ def _truncation(context: DoctorContext, step: Step, split: str, checked: set[tup
     """Counts the rows that are cut; of stages with the same rows and tokenizer only the first one reports them."""
     data = context.data(step)
     encoded = context.encoded(step, split)
-    key = (data.rows[split].fingerprint, data.max_length, tokenizer_fingerprint(context.output(step).tokenizer))
+    length = data.length_for(context.output(step).config, where="data.max_length")
+    key = (data.rows[split].fingerprint, length, tokenizer_fingerprint(context.output(step).tokenizer))
     if key in checked:
         return passed("")
     checked.add(key)
     share = encoded.truncated / max(1, len(encoded))
     what = "texts of the transfer set" if split == TRANSFER else "training rows"
-    text = f"{encoded.truncated:,} of {len(encoded):,} {what} are cut to {data.max_length} tokens ({share:.1%})"
-    longer = min([2 * data.max_length, *_positions(context)])
-    advice = f"; for more: --set data.max_length={longer}" if longer > data.max_length else ""
+    text = f"{encoded.truncated:,} of {len(encoded):,} {what} are cut to {length} tokens ({share:.1%})"
+    longer = min([2 * length, *_positions(context)])
+    advice = f"; for more: --set data.max_length={longer}" if longer > length else ""
     return passed(text) if share <= CUT else doubtful(text + advice)
 
 

@@ -78,7 +78,7 @@ def run(
             int8=recipe.export.int8,
             optimize=recipe.export.optimize,
             tolerance=recipe.export.tolerance,
-            max_length=data.max_length,
+            max_length=data.length_for(loaded.model.config, where="export.model"),
             reporter=reporter,
         )
         entrants = _models_to_measure(work.path, model, teacher, order, measured["files"])

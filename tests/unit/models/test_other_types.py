@@ -191,3 +191,15 @@ def test_the_reason_of_a_failed_export_is_its_cause() -> None:
     error = RuntimeError("Failed to export. \x1b[96mThis is step 1/3\x1b[0m")
     error.__cause__ = ValueError("\x1b[31mdata-dependent\x1b[0m branch\nmore")
     assert _reason(error) == "ValueError: data-dependent branch"
+
+
+def test_a_length_that_nobody_typed_is_quietly_the_models(tmp_path: Path) -> None:
+    tokenizer = wordpiece(tmp_path)
+    loaded = LoadedModel(on_meta("bert", tokenizer), tokenizer, "", [])
+    rows, task = {"dev": Examples([("warm " * 99,)])}, type("NoKind", (), {"kind": None, "name": "texts"})()
+    quiet = TaskData(task, rows, 128, length_is_given=False)
+    assert quiet.encode("dev", loaded, where="").lengths.tolist() == [64] and quiet.max_length == 128
+    quiet.fit_length(loaded.model.config, where="")
+    assert quiet.max_length == 64
+    error = refused("M012", lambda: TaskData(task, rows, 128).encode("dev", loaded, where="data.max_length"))
+    assert "data.max_length=64" in error.fix
