@@ -12,6 +12,7 @@ import typer
 from microbert_cli import distributed, signals
 from microbert_cli.cli import stage_commands
 from microbert_cli.cli.console import error_console, show, show_error, show_json, show_traceback
+from microbert_cli.cli.options import keys_of_option, phases_of_method
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.runs import cache, disk
 from microbert_cli.signals import Halted, Interrupted, raise_on_signal
@@ -48,6 +49,10 @@ for _name in COMMANDS:  # in the order of the help
         stage_commands.register(app, _name)
     else:
         import_module(f"microbert_cli.cli.{_name}").register(app)
+
+for _command in app.registered_commands:  # click cuts what it takes from the help itself, and not what is called short
+    _help = _command.help or (_command.callback.__doc__ if _command.callback else None) or ""
+    _command.short_help = " ".join(_help.split("\n\n")[0].split())
 
 
 def main() -> None:
@@ -132,12 +137,19 @@ def _exit_with_usage_error(error: Any) -> NoReturn:
     if len(sys.argv) == 1:
         error.show()
         sys.exit(int(Exit.USAGE))
+    fix = f"See all options: {command} --help"
+    if keys := keys_of_option(
+        getattr(error, "option_name", None) or "", command.rpartition(" ")[2], phases_of_method(sys.argv)
+    ):
+        value = next(iter(sys.argv[sys.argv.index(error.option_name) + 1 :]), "") if error.option_name in sys.argv else ""
+        settings = " or ".join(f"--set {key}={value or 'VALUE'}" for key in keys)
+        fix = f"This is a key of the recipe, without an option of its own: {settings}"
     _exit_with_error(
         MbertError(
             "M100",
             error.format_message().rstrip("."),
             where=command,
             allowed=(context.get_usage() if context else f"Usage: {command} [OPTIONS] COMMAND [ARGS]..."),
-            fix=f"See all options: {command} --help",
+            fix=fix,
         )
     )

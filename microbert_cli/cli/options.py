@@ -6,7 +6,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,9 @@ from microbert_cli.errors import MbertError
 from microbert_cli.recipe.layers import Layer
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import Resolved, resolve
-from microbert_cli.recipe.toml import parse_value
+from microbert_cli.recipe.schema import PhaseSpec, Recipe
+from microbert_cli.recipe.toml import parse_value, read_toml
+from microbert_cli.recipe.values import Strict
 
 DEFAULT_RECIPE = Path("mbert.toml")
 OPTION_OF_KEY = {
@@ -27,6 +30,10 @@ OPTION_OF_KEY = {
     "evaluate.model": "MODEL", "export.model": "MODEL", "augment.masked_lm": "--masked-lm", "vectors.source": "--vectors",
     "corpus.source": "--corpus", "data.folder": "--data", "data.train_file": "--train-file", "data.dev_file": "--dev-file",
     "data.test_file": "--test-file", "data.transfer_file": "--transfer-file", "data.text": "--text", "data.label": "--label",
+}  # fmt: skip
+STAGE_TABLES = {
+    "pretrain": ("pretrain",), "finetune": ("finetune",), "general-distill": ("general",), "augment": ("augment",),
+    "evaluate": ("evaluate",), "export": ("export",), "run": ("finetune", "general"),
 }  # fmt: skip
 
 
@@ -158,3 +165,28 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     command.__signature__ = inspect.Signature([*own_parameters, *written])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in [*own_parameters, *written]}
     return command
+
+
+def keys_of_option(option: str, command: str, phases: Sequence[str]) -> list[str]:
+    """Returns the dotted keys that an unknown option such as `--epochs` may mean for a command, at most three.
+
+    phases  of the method
+    """
+    name = option.lstrip("-").partition("=")[0].replace("-", "_")
+    if command in ("task-distill", "expert-teacher") and name in PhaseSpec.model_fields:
+        return [f"phases.{phase}.{name}" for phase in phases][:3]
+    annotations = {key: field.annotation for key, field in Recipe.model_fields.items()}
+    tables = {key: table for key, table in annotations.items() if isinstance(table, type) and issubclass(table, Strict)}
+    holding = [key for key, table in tables.items() if name in table.model_fields]
+    of_command = [key for key in STAGE_TABLES.get(command, ()) if key in holding]
+    return [name] * (name in annotations and name not in tables) + [f"{key}.{name}" for key in of_command or holding][:3]
+
+
+def phases_of_method(words: Sequence[str]) -> list[str]:
+    """Returns the phases of the method that `--set method=NAME` names, else of the default one; words: of the command."""
+    typed = [word.partition("=")[2].strip("\"'") for word in words if word.startswith("method=")]
+    catalog = Catalog()
+    with suppress(MbertError):
+        path = catalog.path("methods", (typed or [Recipe.model_fields["method"].default])[-1], where="method")
+        return list(read_toml(path, "methods").get("phases", {}))
+    return []

@@ -179,7 +179,8 @@ def _warn_if_busy(timings: Timings, reporter: Reporter) -> None:
     260 to 390 ms on two, which wait for each other by spinning (10 ms under OMP_WAIT_POLICY=PASSIVE).
     """
     if timings.load_before is not None and timings.load_before > BUSY * timings.cores:
+        one_thread = "" if os.environ.get("OMP_NUM_THREADS") == "1" else ", or with OMP_NUM_THREADS=1"
         reporter.warn(
             f"the machine was busy when the measurement began (load {timings.load_before} on {timings.cores} cores): "
-            "torch's times may be many times too long; measure again when it is idle, or with OMP_NUM_THREADS=1"
+            f"torch's times may be many times too long; measure again when it is idle{one_thread}"
         )

@@ -20,6 +20,7 @@ LONG_KEY = re.compile(r"""^[ \t]*(?:\[{1,2}[ \t]*)?(?:[\w"'-]+[ \t]*\.[ \t]*){10
 def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
     """Reads a file of a catalogued kind; raises M001 (not TOML, not UTF-8), M201 (no file), M051 (not readable), M050, M052."""
     try:
+        text = ""
         text = path.read_bytes().decode("utf-8-sig")
         if LONG_KEY.search(text):  # tomllib takes time with the square of a key's parts
             raise RecursionError
@@ -43,15 +44,28 @@ def read_toml(path: Path, kind: str = "recipes") -> dict[str, Any]:
     except RecursionError:
         raise _too_deep(str(path)) from None
     except ValueError as error:  # beside those of TOML: bytes that are not UTF-8, numbers of thousands of digits
+        key = _key_defined_twice(str(error), text)
+        there = f'; "{key}" is there already' if key else ""
+        once = f"Keep one of the places that set it: grep -n {shlex.quote(key)} {shlex.quote(str(path))}"
         raise MbertError(
             "M001",
-            f"this is not valid TOML: {error}",
+            f"this is not valid TOML: {error}{there}",
             where=str(path),
             allowed='TOML 1.0 in UTF-8: key = "text", key = 1.5, key = [1, 2], [table].',
-            fix=f"Correct that place; a file that is right: mbert copy {kind} {EXAMPLES[kind]}",
+            fix=once if key else f"Correct that place; a file that is right: mbert copy {kind} {EXAMPLES[kind]}",
         ) from None
     check_values(values, str(path))
     return values
+
+
+def _key_defined_twice(message: str, text: str) -> str:
+    """Returns the key of a line that sets it a second time, by tomllib's message, which gives the line alone; or ""."""
+    position = re.match(r"Cannot (?:overwrite|declare|mutate|redefine).*\(at line (\d+)", message)
+    lines = text.splitlines()
+    if position is None or int(position[1]) > len(lines):
+        return ""
+    key = re.match(r"[\s\[]*([^\]=#]+)", lines[int(position[1]) - 1])
+    return key[1].strip() if key else ""
 
 
 def parse_value(text: str) -> Any:

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,6 +41,7 @@ class TrainingPlan:
     """The hyperparameters of one phase; `steps` are optimiser steps of `accumulate` batches each.
 
     table  the table of the recipe that these numbers stand in, for errors that name a key
+    evaluate_every   steps, perhaps a fraction of them: evaluated at the first step from each multiple on, and at the last
     """
 
     name: str
@@ -52,7 +54,7 @@ class TrainingPlan:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     accumulate: int = 1
-    evaluate_every: int = 0
+    evaluate_every: int | Fraction = 0
     checkpoint_seconds: float = 120.0
     checkpoint_steps: int = 0
     gradient_norms: int = 0
@@ -181,7 +183,7 @@ class _TrainingRun:
         It is called before the first step as well: a resumed run may have been stopped between a step and its evaluation.
         """
         every, history = self.plan.evaluate_every, self.result.history
-        due = self.step == self.plan.steps or (every and self.step and self.step % every == 0)
+        due = self.step == self.plan.steps or (every and self.step and self.step // every > (self.step - 1) // every)
         if self.score is None or not due or (history and history[-1]["step"] == self.step):
             return
         # Evaluating must leave no trace in training: a run evaluated more often draws the same dropout.

@@ -6,6 +6,7 @@ learning rates is trained with each from the same weights and keeps the best on 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -88,7 +89,7 @@ def make_plan(
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         accumulate=training.accumulate,
-        evaluate_every=max(1, steps // training.evaluations) if training.evaluations else 0,
+        evaluate_every=Fraction(steps, min(steps, training.evaluations)) if training.evaluations else 0,
         checkpoint_seconds=training.checkpoint_seconds,
         checkpoint_steps=training.checkpoint_steps or 0,
         gradient_norms=training.gradient_norms,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mbert_command import mbert, works
+from mbert_command import mbert, refused, works
 from tiny_folder import tiny_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -321,3 +321,24 @@ def test_a_student_loads_with_transformers_alone(home: Path) -> None:
     answers = [json.loads(line) for line in works("predict", "student", *texts, "--json").out.splitlines()]
     shares = torch.tensor(found["logits"]).softmax(-1)[:, 1].tolist()
     assert [answer["probabilities"]["positive"] for answer in answers] == pytest.approx(shares, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("finetune", "--epochs", "3"), "finetune.epochs=3"),
+        (("finetune", "--learning-rate", "1e-4"), "finetune.learning_rate=1e-4"),
+        (("task-distill", "--epochs", "2"), "phases.prediction.epochs=2"),
+        (("task-distill", "--set", "method=kd", "--batch-size", "8"), "phases.distillation.batch_size=8"),
+        (("general-distill", "--batch-size=8",), "general.batch_size=VALUE"),
+        (("augment", "--copies", "5"), "augment.copies=5"),
+        (("finetune", "--max-length", "64"), "data.max_length=64"),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_a_key_of_the_recipe_is_explained(words: tuple[str, ...], key: str) -> None:
+    error = refused(2, "M100", *words)
+    assert f"--set {key}" in error["fix"]
+
+
+def test_summaries_of_the_help_are_whole() -> None:
+    assert "..." not in works("--help").out.partition("Commands:")[2]

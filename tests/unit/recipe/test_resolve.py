@@ -224,6 +224,14 @@ def test_a_plug_in_declares_the_bounds_of_its_parameters(tmp_path):
     resolve(catalog=catalog, sets=["phases.prediction.losses.mine.free=-1e9"], environment={})
 
 
+@pytest.mark.parametrize(
+    "text", ['corpus = "a"\n[corpus]\nmax_length = 8\n', "[corpus]\n[data]\n[corpus]\n", "corpus = 1\ncorpus = 2\n"]
+)
+def test_a_key_that_is_set_twice_is_named(tmp_path, text):
+    (error,) = errors_of(recipe=write(tmp_path / "twice.toml", text))
+    assert error.code == "M001" and '"corpus" is there already' in error.what
+
+
 def test_bad_places_raise_their_own_errors(tmp_path):
     assert errors_of("no-equals-sign")[0].code == "M101"
     assert errors_of(recipe=tmp_path / "gone.toml")[0].code == "M201"

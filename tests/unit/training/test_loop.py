@@ -16,7 +16,9 @@ from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
 from microbert_cli.models.load import load_model
+from microbert_cli.plan.stage_cost import evaluations as evaluations_planned
 from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Finetune
 from microbert_cli.reporter import Reporter
 from microbert_cli.signals import Halted
 from microbert_cli.training import checkpoint, loop
@@ -24,6 +26,7 @@ from microbert_cli.training.loop import Interrupted, TrainingPlan, train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.oom import split_batch
+from microbert_cli.training.phases import make_plan
 
 CATALOG = Catalog()
 ROWS, LENGTH = 64, 10
@@ -394,3 +397,15 @@ def test_only_the_loop_trains():
         if file.endswith(".py") and ".backward(" in open(os.path.join(folder, file), encoding="utf-8").read()
     }
     assert found == {"loop.py"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "evaluations", "at"),
+    [(113, 4, [29, 57, 85, 113]), (12, 4, [3, 6, 9, 12]), (3, 4, [1, 2, 3]), (7, 1, [7]), (5, 0, [5])],
+)
+def test_evaluations_are_spread_evenly_up_to_the_last_step(places, tmp_path, steps, evaluations, at):
+    spec = Finetune(steps=steps, evaluations=evaluations, batch_size=4)
+    every = make_plan("phase", spec, [4] * 32).evaluate_every
+    trained, _ = run(places, tmp_path, plan=plan_of(steps=steps, evaluate_every=every), score=Scores(*([0.1] * 9)))
+    assert [int(line["step"]) for line in trained.history] == at
+    assert evaluations_planned(plan_of(steps=steps, evaluate_every=every)) == len(at)
