@@ -102,14 +102,18 @@ def score(task: Task, logits: np.ndarray, rows: Examples) -> dict[str, float]:
 
 
 def hidden_labels(task: Task, split: str = "") -> MbertError:
-    """The error for a split that cannot be scored."""
-    has_own_files = task.files is not None
+    """Returns the error for a split that cannot be scored, since it shows no labels."""
+    allowed = "A split with labels, such as dev. Hidden labels are predicted, for a submission."
+    fix = f"mbert evaluate MODEL {task.options} --submission"
+    if task.files is not None:
+        allowed = f'A file with the labels in its column "{task.label.column}".'
+        fix = "Name the column of the labels: --label COLUMN; texts without labels: mbert predict MODEL --file FILE"
     return MbertError(
         "M260",
         "the labels of this split are hidden, so nothing can be scored",
         where=f"task {task.name} {split}".rstrip(),
-        allowed="A split with labels, such as dev. Hidden labels are predicted.",
-        fix="mbert predict MODEL --file FILE" if has_own_files else f"mbert evaluate MODEL {task.options} --submission",
+        allowed=allowed,
+        fix=fix,
     )
 
 

@@ -160,7 +160,7 @@ def test_a_test_file_alone_is_scored_by_what_the_model_remembers(place: Path, tm
     refused(4, "M262", *dev, "--baseline", tmp_path / "old.json")
     (tmp_path / "hidden.csv").write_text("review\na lovely boat\n", encoding="utf-8")
     hidden = ("evaluate", "runs/reviews/finetune", "--test-file", tmp_path / "hidden.csv", "-o", tmp_path / "dev")
-    refused(4, "M260", *hidden)
+    assert '"verdict"' in refused(4, "M260", *hidden)["allowed"]
     assert not (tmp_path / "dev").exists(), "gates are looked at before any work"
 
 
