@@ -41,7 +41,6 @@ class TrainingPlan:
     """The hyperparameters of one phase; `steps` are optimiser steps of `accumulate` batches each.
 
     table  the table of the recipe that these numbers stand in, for errors that name a key
-    evaluate_every   steps, perhaps a fraction of them: evaluated at the first step from each multiple on, and at the last
     """
 
     name: str
@@ -54,7 +53,7 @@ class TrainingPlan:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     accumulate: int = 1
-    evaluate_every: int | Fraction = 0
+    evaluate_every: int | Fraction = 0  # steps: at the first one from each multiple on, and at the last
     checkpoint_seconds: float = 120.0
     checkpoint_steps: int = 0
     gradient_norms: int = 0
@@ -221,9 +220,8 @@ class _TrainingRun:
 
     def save_if_due(self) -> None:
         """Saves the state where the interval in seconds or steps is over; after the last step `finish` does."""
-        every = self.plan.checkpoint_steps
-        due = time.monotonic() - self.saved_at >= self.plan.checkpoint_seconds or (every and self.step % every == 0)
-        if due and self.step < self.plan.steps:
+        every, elapsed = self.plan.checkpoint_steps, time.monotonic() - self.saved_at
+        if self.step < self.plan.steps and (elapsed >= self.plan.checkpoint_seconds or (every and self.step % every == 0)):
             self.save()
 
     def save(self, *, keep: int = 2) -> None:
