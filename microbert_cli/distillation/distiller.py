@@ -13,7 +13,7 @@ from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.multitask_batching import MultitaskExamples
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
-from microbert_cli.distillation.initialise import InitialWeights, initial_weights, layers_of, reorder_labels
+from microbert_cli.distillation.initialise import InitialWeights, initial_weights, layers_of
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.pair_checks import check_pair
 from microbert_cli.distillation.results import expert_usage, save_best_weights
@@ -133,13 +133,14 @@ class Distiller:
         options: dict[str, Any] = {"seed": seed, "where": "student", "start": self._start, "tokenizer": self.recipe.base}
         if teacher:
             options |= {"tokenizer": teacher.source, "like": teacher.loaded.model.config}
+        if (
+            teacher and self.student == teacher.source
+        ):  # it starts with the teacher's head, whose outputs the user may have named
+            options["label_order"] = self.recipe.teacher.label_order
         if self.task_set.is_multitask or self._has_experts:
             loaded = factory.multitask_classifier(self.student, self.catalog, tasks=tasks, **options)
         else:
             loaded = factory.classifier(self.student, self.catalog, task=tasks[0], **options)
-        # A student that starts as its teacher has the teacher's head, whose outputs may be in another order than the task's.
-        if teacher and self.student == teacher.source:
-            reorder_labels(loaded.model, teacher.teacher.columns)
         return self._with_experts(loaded, seed) if self._has_experts else loaded
 
     @property

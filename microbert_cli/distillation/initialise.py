@@ -25,7 +25,6 @@ from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.slice import axes_of, kept_indices, sliced
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import (
-    LABEL_WEIGHTS,
     ModelShape,
     architecture_of,
     bert_name,
@@ -34,7 +33,7 @@ from microbert_cli.models.architectures import (
     model_shape,
     model_type_of,
 )
-from microbert_cli.models.load import LoadedModel, load_model, reorder_head
+from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.models.tokenizers import same_vocabulary
 from microbert_cli.reporter import Reporter
 
@@ -210,18 +209,6 @@ def _sizes(shape: ModelShape) -> dict[str, int]:
         "vocab_size": shape.vocabulary,
         "max_position_embeddings": shape.position_rows or 0,
     }
-
-
-@torch.no_grad()
-def reorder_labels(model: Any, labels: Sequence[int] | None) -> None:
-    """Reorders a classifier's outputs: labels[c] becomes output c. None leaves them as they are."""
-    if not labels:
-        return
-    parameters = [parameter for name, parameter in model.named_parameters() if re.search(LABEL_WEIGHTS, name)]
-    for parameter in parameters:
-        parameter.copy_(parameter[list(labels)])
-    if not parameters:  # XLNet, XLM, FlauBERT and Funnel call their last layer otherwise
-        reorder_head(model, list(labels))
 
 
 def bert_parameters(model: Any) -> dict[str, Tensor]:

@@ -37,7 +37,6 @@ UNUSED_WEIGHTS = (  # of heads that a checkpoint may have in excess
     r"(.*\.)?(position_ids|fit_dense\..*|cls\..*|lm_head\..*|(pre_|sop_)?classifier\..*|pooler\..*|vocab_.*|score\..*)"
     r"|(generator_|discriminator_)?predictions\..*|generator_lm_head\..*|head\..*|decoder\..*"
 )
-LABEL_WEIGHTS = r"(^|\.)(classifier(\.out_proj)?|heads\.[^.]+)\.(weight|bias)$"  # whose rows are labels
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")  # encoder.layer.3., transformer.layer.3., layers.3.
 
 

@@ -132,15 +132,18 @@ def identify(name: str | None, catalog: Catalog) -> Any:
 
 def classifier(
     name: str, catalog: Catalog, *, task: Task, seed: int, tokenizer: str | None, where: str, like: Any = None,
-    start: Initializer | None = None,
+    start: Initializer | None = None, label_order: Sequence[str] | None = None,
 ) -> LoadedModel:  # fmt: skip
     """Returns a classifier for the task: a checkpoint (its head kept where the labels fit, else new), or a new student.
 
-    New weights depend on `seed` alone, those of a new student also on `start`.
+    New weights depend on `seed` alone, those of a new student also on `start`. A checkpoint's outputs are put into the task's
+    order, by its own names of them or by `label_order`.
     """
     if not is_description(name, catalog):
         torch.manual_seed(seed)
-        loaded = load_model(name, "classifier", where=where, new_head=True, head=task.kind, seed=seed, task=task.name)
+        loaded = load_model(
+            name, "classifier", where=where, new_head=True, head=task.kind, seed=seed, task=task.name, label_order=label_order
+        )
         check_forward(loaded.model, where=f"{where} {name}", training=True)
         return loaded
     if tokenizer is None:
@@ -155,7 +158,7 @@ def classifier(
 
 def multitask_classifier(
     name: str, catalog: Catalog, *, tasks: Sequence[Task], seed: int, tokenizer: str | None, where: str, like: Any = None,
-    start: Initializer | None = None,
+    start: Initializer | None = None, label_order: Sequence[str] | None = None,
 ) -> LoadedModel:  # fmt: skip
     """Returns a BERT with a head per task: made of a checkpoint's or a new student's encoder, or a checkpoint that is one.
 
@@ -168,7 +171,17 @@ def multitask_classifier(
         if loaded.model.config.tasks != heads:
             raise _other_tasks(f"{where} {name}", list(loaded.model.config.tasks), list(heads))
         return loaded
-    dense = classifier(name, catalog, task=tasks[0], seed=seed, tokenizer=tokenizer, where=where, like=like, start=start)
+    dense = classifier(
+        name,
+        catalog,
+        task=tasks[0],
+        seed=seed,
+        tokenizer=tokenizer,
+        where=where,
+        like=like,
+        start=start,
+        label_order=label_order,
+    )
     if architecture_of(dense.model.config).experts != "convertible":
         raise _no_bert(f"{where} {name}", model_type_of(dense.model.config))
     trained = {tasks[0].name: dense.model.classifier} if len(tasks) == 1 else None

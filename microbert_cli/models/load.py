@@ -9,7 +9,7 @@ code beside a model or named by it is neither run nor asked about, nor handed on
 import copy
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,13 @@ def load_model(
     new_head: bool = False,
     seed: int = 0,
     task: str | None = None,
+    label_order: Sequence[str] | None = None,
 ) -> LoadedModel:
     """Loads a model of `kind` (classifier, masked-lm, encoder) from a directory or Hub id.
 
     where     the option or key that named it, for errors
     head, new_head   a fresh head is made where the checkpoint has none that fits, from `seed`; a classifier's for these labels
+    label_order   names of the checkpoint's outputs, given by the user, over those in its configuration
     task      which task's model a BERT for several tasks becomes (`extract.dense_for_task`)
     Raises M2xx (not there, unfinished), M302 (damaged), M310 (weights missing), M311 (head does not fit).
     """
@@ -99,7 +101,7 @@ def load_model(
     if kind == "classifier" and not new_head:
         check_one_label(config, where=f"{where} {path}")
     if new_head and head is not None:
-        columns = _head_order(config, head)
+        columns = _head_order(config, head, label_order)
         head.configure(config)
     model, info = _from_pretrained(path, kind, config, where, seed)
     new = _check_weights(info, kind, where, path, new_head, model)
@@ -112,11 +114,11 @@ def load_model(
     return LoadedModel(model, tokenizer, str(source), new, _projection(path, where))
 
 
-def _head_order(config: Any, head: TaskKind) -> list[int] | None:
+def _head_order(config: Any, head: TaskKind, label_order: Sequence[str] | None) -> list[int] | None:
     """Returns the order in which a checkpoint's outputs are those of `head`; None where they are already, or others."""
     if not head.exclusive or config.num_labels != head.num_outputs:
         return None
-    columns = match_names(head.names, [str(config.id2label[i]) for i in range(config.num_labels)])
+    columns = match_names(head.names, label_order or [str(config.id2label[i]) for i in range(config.num_labels)])
     return None if columns == sorted(columns or ()) else columns
 
 

@@ -979,10 +979,11 @@ def begun_work(content: bytes) -> None:
 @holds_for(ANY_JSON, torture=1_500)
 def scores(content: bytes) -> None:
     from microbert_cli.cli.evaluate import _read_baseline
+    from microbert_cli.evaluation.gates import Gates
 
     path = put("scored/metrics.json", content)
     each(
-        lambda: evaluate.check(SCORES, {}, _read_baseline(path), 0.0),
+        lambda: Gates(baseline=_read_baseline(path)).check(SCORES),
         lambda: read_metrics(path.parent).keys(),
     )
 

@@ -12,13 +12,12 @@ from encoder_types import build, tiny_config, wordpiece
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import tokenize_examples
-from microbert_cli.distillation.initialise import reorder_labels
 from microbert_cli.distillation.pair_checks import encodings_differ
 from microbert_cli.errors import MbertError
 from microbert_cli.exporting.directory import _exported_tokenizer
 from microbert_cli.models.architectures import positions_of, wasted_positions
 from microbert_cli.models.capture import OutputRequest, forward_outputs, input_names
-from microbert_cli.models.load import LoadedModel, check_forward, load_model
+from microbert_cli.models.load import LoadedModel, check_forward, load_model, reorder_head
 from microbert_cli.models.onnx import _reason, inputs_of_export
 from microbert_cli.models.tokenizers import load_tokenizer, pad_right
 
@@ -155,7 +154,7 @@ def test_labels_of_any_head_are_reordered(model_type: str, tmp_path: Path) -> No
     ids = torch.tensor([[5, 7, 9, 8]])
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        reorder_labels(model, [1, 0])
+        reorder_head(model, [1, 0])
         assert torch.allclose(model(input_ids=ids).logits, before[:, [1, 0]])
 
 
