@@ -107,13 +107,15 @@ class Spelling:
     WordPiece marks pieces that continue a word ("##"); byte-level and SentencePiece tokenizers mark those that begin
     one."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any = None):
         self.tokenizer = tokenizer
         self._pieces: dict[str, tuple[int, ...]] = {}
 
     @cached_property
     def splitter(self) -> Splitter:
-        """Splits text as this tokenizer does; derived from its normalisation of an accented capital."""
+        """Splits text as this tokenizer does; by its normalisation of an accented capital; without a tokenizer case stays."""
+        if self.tokenizer is None:
+            return Splitter(lowercase=False, strip_accents=False)
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         normalizer = getattr(backend, "normalizer", None)
         if normalizer is None:

@@ -30,7 +30,7 @@ def try_augmentation(
     rows: Examples,
     lengths: np.ndarray,
     *,
-    model: str,
+    model: str | None,
     vectors: str | None,
     settings: AugmentSettings,
     catalog: Catalog,
@@ -44,8 +44,9 @@ def try_augmentation(
     rows_out        originals and distinct copies
     """
     started = time.perf_counter()
-    loaded = load_model(model, "masked-lm", where="augment.masked_lm", new_head=True)
-    loaded.model.to(device).eval()
+    loaded = load_model(model, "masked-lm", where="augment.masked_lm", new_head=True) if model else None
+    if loaded:
+        loaded.model.to(device).eval()
     table = load_word_table(vectors, limit=settings.vectors_limit) if vectors else None
     load_seconds = time.perf_counter() - started
     trial = _Trial(loaded, table, settings, catalog)
@@ -56,7 +57,7 @@ def try_augmentation(
         result = trial.run(rows, _spread(lengths, more))
     scale = float((lengths.astype(float) ** 2).sum() / (lengths[result["rows"]].astype(float) ** 2).sum())
     load = Workload(result["shapes"], result["useful"]).times(scale)
-    words = result["word_seconds"] / max(1, result["words"]) * _distinct_words(rows, loaded.tokenizer, settings)
+    words = result["word_seconds"] / max(1, result["words"]) * _distinct_words(rows, loaded and loaded.tokenizer, settings)
     other_seconds = result["seconds"] - result["model_seconds"] - result["word_seconds"]
     return {
         "load_seconds": load_seconds,
@@ -82,12 +83,12 @@ class _Trial:
         self.loaded, self.table, self.settings, self.catalog = loaded, table, settings, catalog
 
     def run(self, rows: Examples, indices: np.ndarray) -> dict[str, Any]:
-        model = _TimedModel(self.loaded.model)
+        model = _TimedModel(self.loaded.model if self.loaded else None)
         table = _TimedTable(self.table) if self.table is not None else None
         driver = DatasetAugmenter(
             rows.take(indices),
-            tokenizer=self.loaded.tokenizer,
-            masked_lm_model=model,
+            tokenizer=self.loaded and self.loaded.tokenizer,
+            masked_lm_model=model if self.loaded else None,
             vectors=table,  # type: ignore[arg-type]
             settings=self.settings,
             catalog=self.catalog,

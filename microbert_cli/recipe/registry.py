@@ -155,12 +155,14 @@ class Catalog:
 
     def loss_facts(self, name: str) -> dict[str, Any]:
         """Returns what a loss declares, such as `needs`, `over` and `bounds`; None for what is no literal."""
-        values: dict[str, Any] = {}
-        for node in self._loss(name).body:
-            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                values |= {target.id: _literal(node.value) for target in targets if isinstance(target, ast.Name)}
+        values = _assigned_literals(self._loss(name))
         return {fact: values[fact] for fact in ("needs", "over", "projects", "requires", "divides", "bounds") if fact in values}
+
+    def augmenter_needs(self, name: str) -> set[str]:
+        """Returns the tools that an augmenter declares in `needs`; all where that is no literal."""
+        text = self.path("augmenters", name, where="augment.sources").read_text(encoding="utf-8")
+        declared = _assigned_literals(ast.parse(text)).get("needs")
+        return {"masked_lm", "vectors"} if declared is None else set(declared)
 
     def _functions(self, loss: str, *names: str) -> list[ast.FunctionDef]:
         return [node for node in self._loss(loss).body if isinstance(node, ast.FunctionDef) and node.name in names]
@@ -198,6 +200,16 @@ def stage_names() -> tuple[str, ...]:
     """The stages a recipe may name, sorted: the folders of stages/. Their records are runs/stage_registry.py's matter."""
     files = (PACKAGE / "stages").glob("*/__init__.py")
     return tuple(sorted(file.parent.name.replace("_", "-") for file in files))
+
+
+def _assigned_literals(module: ast.Module) -> dict[str, Any]:
+    """Returns what a module assigns to names at its top level; None for what is no literal."""
+    values: dict[str, Any] = {}
+    for node in module.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            values |= {target.id: _literal(node.value) for target in targets if isinstance(target, ast.Name)}
+    return values
 
 
 def _literal(value: ast.expr) -> Any:

@@ -2,8 +2,10 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
+from mbert_command import refused, works
 from tiny_models import tiny_bert, tiny_glue
 
 from microbert_cli import api
@@ -369,3 +371,19 @@ def test_another_run_reuses_what_is_the_same(place, monkeypatch):
     for stage in ("finetune", "augment", "alone"):
         assert manifest.read_verified(place.path / "runs/other" / stage) == manifest.read_verified(place / stage)
     assert all(one.state == "whole" for one in verify_directory(place.path / "runs/other") if "other" in one.place)
+
+
+def test_word_vectors_alone_need_no_masked_lm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"A Good film {i},{i % 2}\n" for i in range(12)))
+    (tmp_path / "v.txt").write_text("good 1 0\ngreat 0.9 0.1\nfilm 0 1\nplot 0.1 0.9\n")
+    rows = ("--train-file", "rows.csv", "--text", "text", "--label", "label", "--set", 'augment.sources=["word_vectors"]')
+    works("augment", *rows, "--vectors", "v.txt", "-o", "more", "--set", "augment.copies=3", "--set", "augment.format=tsv")
+    copies = (tmp_path / "more/augmented.tsv").read_text()
+    assert "A great film" in copies or "A Good plot" in copies, "the case of what is not replaced stays"
+    assert "vectors" in refused(3, "M022", "augment", *rows, "-o", "none")["fix"]
+    works("augment", *rows, "--vectors", "v.txt", "-o", "dry", "--dry-run")
+    recipe = 'stages = ["augment"]\nvectors = "v.txt"\naugment.sources = ["word_vectors"]\ndata.train_file = "rows.csv"\n'
+    (tmp_path / "r.toml").write_text(recipe)
+    works("plan", "r.toml")
+    works("doctor", "r.toml")

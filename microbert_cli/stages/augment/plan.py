@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.plan.augment_sample import try_augmentation, untried
 from microbert_cli.plan.expected_inputs import ExpectedInputs, standing_in
@@ -21,25 +23,32 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
 
     recipe, vectors = step.resolved.recipe, step.inputs["vectors"]
     data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
-    model = seen.model(step.inputs["masked_lm"], where="augment.masked_lm")
     rows = data.rows["train"]
-    lengths, _ = seen.lengths(data, "train", model)
+    model = seen.model(step.inputs["masked_lm"], where="augment.masked_lm") if step.inputs["masked_lm"] else None
+    if model:
+        lengths, _ = seen.lengths(data, "train", model)
+    else:  # word vectors alone: rows are told apart by their words
+        lengths = np.array([sum(len(text.split()) for text in texts) for texts in rows.texts])
 
     def measure() -> dict[str, Any]:
+        if model is None:
+            return try_augmentation(rows, lengths, model=None, vectors=vectors, settings=settings_of(recipe),
+                                    catalog=seen.catalog, device=costs.here.device)  # fmt: skip
         with standing_in(model, "masked-lm") as directory:
             words = str(directory) if vectors == step.inputs["masked_lm"] else vectors
             return try_augmentation(rows, lengths, model=str(directory), vectors=words, settings=settings_of(recipe),
                                     catalog=seen.catalog, device=costs.here.device)  # fmt: skip
 
-    key = [rows.fingerprint, str(model.directory), str(vectors), recipe.keys("augment", "vectors", "seed"), shape(model.config)]
+    of_model = (str(model.directory), shape(model.config)) if model else ("", "")
+    key = [rows.fingerprint, of_model[0], str(vectors), recipe.keys("augment", "vectors", "seed"), of_model[1]]
     facts = untried(len(rows), recipe.augment.copies) if costs.here.counts_only else costs.once("augment", key, measure)
     load = Workload({(rows, length): number for rows, length, number in facts["shapes"]}, facts["useful"])
-    job = Job("ask", model.config, recipe.augment.batch_size, "masked-lm", want=OutputRequest(token_logits=True))
-    job = replace(job, predicted=load.rows / max(1.0, load.useful))
     costs.host("model and vectors", facts["load_seconds"])
-    costs.work("queries", job, load)
-    if costs.machine is None:  # timed together with the work around it, in the batches that are really asked
-        costs.plan.parts[-1] = replace(costs.plan.parts[-1], seconds=facts["model_seconds"])
+    if model:
+        job = Job("ask", model.config, recipe.augment.batch_size, "masked-lm", want=OutputRequest(token_logits=True))
+        costs.work("queries", replace(job, predicted=load.rows / max(1.0, load.useful)), load)
+        if costs.machine is None:  # timed together with the work around it, in the batches that are really asked
+            costs.plan.parts[-1] = replace(costs.plan.parts[-1], seconds=facts["model_seconds"])
     costs.host("words and copies", facts["other_seconds"])
     costs.plan.tokens, costs.plan.useful = round(load.tokens), round(load.useful)
     count = read_metrics(step.out)["rows_out"] if costs.plan.state == "done" else round(facts["rows_out"])

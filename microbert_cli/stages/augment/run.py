@@ -31,7 +31,7 @@ def run(
     out: Path,
     *,
     catalog: Catalog,
-    masked_lm: str,
+    masked_lm: str | None = None,
     vectors: str | None = None,
     force: bool = False,
     resume: bool = True,
@@ -40,7 +40,7 @@ def run(
 ) -> StageResult:
     """Writes OUT/augmented.parquet (or .tsv): every original row, then its variants, labels copied and rows flagged.
 
-    masked_lm  proposes words for single-piece words: a directory or Hub id
+    masked_lm  proposes words for single-piece words: a directory or Hub id; None where no source asks it
     vectors    word vectors for the others: GloVe text or zip, or a BERT directory for its input embeddings
     """
     data = load_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
@@ -56,13 +56,14 @@ def run(
     ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
-        loaded = load_model(masked_lm, "masked-lm", where="augment.masked_lm")
-        loaded.model.to(pick_device(recipe.device)).eval()
+        loaded = load_model(masked_lm, "masked-lm", where="augment.masked_lm") if masked_lm else None
+        if loaded:
+            loaded.model.to(pick_device(recipe.device)).eval()
         table = load_word_table(vectors, limit=recipe.vectors.limit, reporter=reporter) if vectors else None
         driver = DatasetAugmenter(
             data.rows["train"],
-            tokenizer=loaded.tokenizer,
-            masked_lm_model=loaded.model,
+            tokenizer=loaded and loaded.tokenizer,
+            masked_lm_model=loaded and loaded.model,
             vectors=table,
             settings=settings_of(recipe),
             catalog=catalog,
