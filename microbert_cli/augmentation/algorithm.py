@@ -7,9 +7,9 @@ of it:
     replace x_i by a word drawn uniformly from C, if u < p_t      (u uniform in [0, 1); an empty C is {x_i})
 
 Eligible are words of letters, of any script, that are no stop words. Sentences are cut as by BERT's basic tokenizer,
-and a copy is its words joined by single spaces. A copy that was there before is discarded but counts: a sentence gets
-at most N_a copies. Where a row has two sentences, first one is varied and then the other, each beside the ORIGINAL
-partner: at most 2 N_a new rows. Labels are copied. The original row comes first, untouched.
+and a copy is its words joined by single spaces; where the tokenizer sees white space, by that of the sentence. A copy
+that was there before is discarded but counts: a sentence gets at most N_a copies. Where a row has two sentences, first
+one is varied and then the other, each beside the ORIGINAL partner: at most 2 N_a new rows. Labels are copied. The original row comes first, untouched.
 
     candidates "once"         C is found once a sentence, at each position of the original (released code)
     candidates "sequential"   C is found on the sentence as altered so far, for every copy anew (the paper, to the
@@ -34,7 +34,7 @@ from typing import Any
 from microbert_cli.augmentation.interface import Chooses, Rewrites, Slot
 from microbert_cli.augmentation.tools import make_tools, open_augmenters
 from microbert_cli.augmentation.word_vectors import WordTable
-from microbert_cli.augmentation.words import Spelling, StopWords, has_substance, stop_words
+from microbert_cli.augmentation.words import Spelling, StopWords, has_substance, join_words, stop_words
 from microbert_cli.data.examples import Examples
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
@@ -77,12 +77,13 @@ class AugmentSettings:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of a row: its words, and the augmenter of each eligible position."""
+    """One sentence of a row: its words, the augmenter of each eligible position, and where white space is, if that counts."""
 
     text: str
     words: tuple[str, ...]
     sources: dict[int, Chooses]
     key: str
+    spaces: tuple[bool, ...] | None = None
 
 
 class DatasetAugmenter:
@@ -146,7 +147,7 @@ class DatasetAugmenter:
         sentences = [self._sentence(i, side) for i, side in sides]
         copies = self._once(sentences) if self.settings.candidates == "once" else self._sequential(sentences)
         variants = {
-            row_and_side: _distinct_copies(sentence.text, sentence_copies)
+            row_and_side: _distinct_copies(sentence, sentence_copies)
             for row_and_side, sentence, sentence_copies in zip(sides, sentences, copies, strict=True)
         }
         examples = _augmented_examples(self.rows, indices, variants, keep_original)
@@ -158,7 +159,8 @@ class DatasetAugmenter:
         words = tuple(self._spelling.splitter.split(text))
         source_of = {i: self._source(word) for i, word in enumerate(words) if not self.stop_words.keeps(word)}
         sources = {i: source for i, source in source_of.items() if source is not None}
-        return Sentence(text, words, sources, f"{self.settings.seed}\0{_row_id(self.rows, row)}\0{side}")
+        key = f"{self.settings.seed}\0{_row_id(self.rows, row)}\0{side}"
+        return Sentence(text, words, sources, key, self._spelling.spaces(text))
 
     def _source(self, word: str) -> Chooses | None:
         return next((chooser for chooser in self._choosers if chooser.serves(word)), None)
@@ -268,9 +270,10 @@ def _advance(number: int, chain: Chain, answer: list[str] | None, waiting: dict[
         done[number] = end.value
 
 
-def _distinct_copies(text: str, copies: Sequence[Words]) -> list[str]:
+def _distinct_copies(sentence: Sentence, copies: Sequence[Words]) -> list[str]:
     """Returns the copies as text, without duplicates, the sentence itself, and empty ones."""
-    unique = {" ".join(text.split()): None} | {" ".join(words): None for words in copies}
+    texts = (join_words(words, sentence.spaces) for words in copies)
+    unique = {" ".join(sentence.text.split()): None} | dict.fromkeys(texts)
     return [copy for copy in list(unique)[1:] if copy.strip()]
 
 

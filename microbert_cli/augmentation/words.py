@@ -2,11 +2,12 @@
 
 The cut is that of BERT's basic tokenizer: control characters vanish, each CJK character and each punctuation mark
 stands alone, white space separates. An uncased tokenizer also lower-cases and strips accents. Joined by single
-spaces, the words give the same token ids as the sentence they came from."""
+spaces, the words give WordPiece the same token ids as the sentence they came from; other tokenizers see white space, so
+that for them words are joined as they stood."""
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -63,6 +64,11 @@ class Splitter:
             text = text.replace("Σ", "σ").lower()  # by itself, as tokenizers do: Python has another one for the end of a word
         return "".join(map(_separated, text)).split()
 
+    def spaces(self, text: str) -> tuple[bool, ...]:
+        """Returns for each word of a text whether it has white space before it there; the first one has."""
+        chunks = ("".join(map(_separated, chunk)).split() for chunk in text.split())
+        return tuple(number == 0 for words in chunks for number in range(len(words)))
+
 
 @dataclass(frozen=True)
 class StopWords:
@@ -101,6 +107,13 @@ def stop_words(source: str = "builtin") -> StopWords:
     return StopWords(frozenset(_words_of_file(Path(source))))
 
 
+def join_words(words: Sequence[str], spaces: Sequence[bool] | None) -> str:
+    """Returns a sentence of words: with white space where it was, or between all of them where that is not known."""
+    if spaces is None or len(words) != len(spaces):  # a rewriter may add words and leave some out
+        return " ".join(words)
+    return "".join(f" {word}" if space else word for word, space in zip(words, spaces, strict=True)).strip()
+
+
 class Spelling:
     """How a tokenizer spells words: into which pieces, and which of its pieces are words of their own.
 
@@ -124,6 +137,13 @@ class Spelling:
         normalised = unicodedata.normalize("NFC", normalizer.normalize_str("É"))
         return Splitter(lowercase="é" in normalised or "e" in normalised, strip_accents="e" in normalised or "E" in normalised)
 
+    def spaces(self, text: str) -> tuple[bool, ...] | None:
+        """Returns where a text's words have white space before them; None where that changes no token, as for WordPiece."""
+        if self.tokenizer is not None and not self.begins:
+            return None
+        spaces = self.splitter.spaces(text)
+        return spaces if len(spaces) == len(self.splitter.split(text)) else None
+
     @cached_property
     def words(self) -> list[str | None]:
         """Returns by token id the word that a piece is alone; None for continuations and special tokens."""
@@ -134,7 +154,7 @@ class Spelling:
     @cached_property
     def begins(self) -> str:
         """Returns the mark of a piece that begins a word; empty for WordPiece."""
-        tokens = self.tokenizer.get_vocab()
+        tokens = self.tokenizer.get_vocab() if self.tokenizer is not None else {}
         if any(token.startswith("##") for token in tokens):
             return ""
         marks = {mark: sum(token.startswith(mark) for token in tokens) for mark in ("\u0120", "\u2581")}

@@ -1,5 +1,6 @@
 """Algorithm 1 as a whole: which words change, which never do, and that nothing but seed and row decides."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -21,7 +22,7 @@ from transformers import (
 
 from microbert_cli.augmentation.algorithm import AugmentSettings, DatasetAugmenter, augment, concatenate, seeded_random
 from microbert_cli.augmentation.word_vectors import WordTable, load_word_table
-from microbert_cli.augmentation.words import Spelling, Splitter
+from microbert_cli.augmentation.words import Spelling, Splitter, join_words
 from microbert_cli.data.examples import Examples
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.models.capture import ModelOutputs, OutputRequest
@@ -300,6 +301,15 @@ def test_unlabelled_and_empty_rows(make: Make) -> None:
     assert make(Examples([], [], [])).texts == []
 
 
+def test_copies_for_byte_level_tokenizers_keep_white_space(byte_level: Any) -> None:
+    """And so for SentencePiece, whose tokens hold the white space too."""
+    model = StubLM(byte_level, ["Ġbad"])
+    settings = AugmentSettings(copies=8, candidates_per_word=1, replace_probability=1.0)
+    made = augment(rows_of("the film, it's good!"), tokenizer=byte_level, masked_lm_model=model, settings=settings)
+    copies = [text for (text,), new in zip(made.texts, made.augmented or [], strict=True) if new]
+    assert copies and all(re.fullmatch(r"the \w+, it's \w+!", text) for text in copies)
+
+
 def test_a_cased_tokenizer_keeps_case(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "Bon", "bon", "film", "Été"]))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": false}')
@@ -322,7 +332,7 @@ def test_byte_level_tokenizers_and_their_models(byte_level: Any) -> None:
     whole = {word for word in Spelling(byte_level).words if word}
     assert {"film", "blockbuster"} <= whole and not {"<s>", "<mask>"} & whole
     for (text,), new in zip(made.texts, made.augmented or [], strict=True):
-        assert not new or set(text.split()) <= whole | {",", ".", "The"}
+        assert not new or set(Splitter(False, False).split(text)) <= whole | {",", ".", "The"}
 
 
 @pytest.fixture(scope="module")
@@ -432,3 +442,14 @@ def test_real_words(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             "a candidate is a word, now and then with a mark in it"
         )
     assert len(set(made.texts)) > 0.95 * len(made.texts)
+
+
+@pytest.mark.parametrize(
+    "text", ["天气很好，我们去公园。", "It's a well-made film, isn't it?", "  two  spaces ;nothing", "Ünïcode\u200b…x"]
+)
+def test_white_space_stays_where_tokenizers_see_it(text: str) -> None:
+    splitter = Splitter(lowercase=False, strip_accents=False)
+    words, spaces = splitter.split(text), splitter.spaces(text)
+    assert len(words) == len(spaces)
+    assert join_words(words, spaces) == " ".join(text.replace("\u200b", "").split())
+    assert join_words([*words, "more"], spaces) == " ".join([*words, "more"])
