@@ -9,7 +9,8 @@ of it:
 Eligible are words of letters, of any script, that are no stop words. Sentences are cut as by BERT's basic tokenizer,
 and a copy is its words joined by single spaces; where the tokenizer sees white space, by that of the sentence. A copy
 that was there before is discarded but counts: a sentence gets at most N_a copies. Where a row has two sentences, first
-one is varied and then the other, each beside the ORIGINAL partner: at most 2 N_a new rows. Labels are copied. The original row comes first, untouched.
+one is varied and then the other, each beside the ORIGINAL partner: at most 2 N_a new rows. Labels are copied.
+The original row comes first, untouched.
 
     candidates "once"         C is found once a sentence, at each position of the original (released code)
     candidates "sequential"   C is found on the sentence as altered so far, for every copy anew (the paper, to the
