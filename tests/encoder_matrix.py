@@ -65,7 +65,7 @@ and checked by tests/cases/test_encoder_types.py: `make encoders` writes it anew
 | teaches layers | the same by hidden states and attention (TinyBERT) |
 | is taught | a BERT teaches a student of the type |
 | evaluate | accuracy on dev |
-| export | four ONNX graphs; each answers `session.run(None, dict(tokenizer(texts, padding=True, truncation=True, return_tensors="np")))` |
+| export | four ONNX graphs; each answers `session.run(None, dict(tokenizer(texts, padding=True, return_tensors="np")))` |
 | predict | short, long and several texts; from the checkpoint, the fine-tuned model and the export |
 | bench | size, FLOPs and speed of model and export |
 
