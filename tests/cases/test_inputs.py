@@ -1,6 +1,6 @@
 """Inputs that mbert once handled wrongly, each with what is right: tables as people save them, label names, foreign models.
 
-Tables are in `inputs/`, a folder a case; `models.py` builds the tiny models. A case that is not right yet stands in PENDING.
+Tables are in `inputs/`, a folder a case; `models.py` builds the tiny models.
 """
 
 import json
@@ -17,10 +17,6 @@ from mbert_command import Done, mbert, refused, works
 
 HERE = Path(__file__).resolve().parent
 STEPS = ("--set", "finetune.steps=2", "--set", "data.max_length=32")
-PENDING = dict.fromkeys(
-    [],
-    "not right yet",
-)
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def inside(folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Every test runs in that folder; one that is pending must fail."""
+def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in that folder."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MBERT_CACHE", str(folder / "cache"))
-    name = request.node.name
-    if name in PENDING:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=PENDING[name]))
 
 
 def table(case: str, name: str) -> str:
