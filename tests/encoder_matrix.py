@@ -58,6 +58,9 @@ and checked by tests/cases/test_encoder_types.py: `make encoders` writes it anew
 - `refused CODE`: the command said in four parts why not
 - `FAILED`: a traceback, a wrong answer, or a refusal without reason; to be mended
 
+In transformers itself the padding of a batch changes what some types answer: `fnet` has no attention mask (by up to 0.07),
+`yoso` (0.05), `nystromformer` (0.001), `convbert` (0.0002). The same text alone and in a batch then has two answers.
+
 | column | what is done |
 |---|---|
 | finetune | a masked-LM of the type, or its encoder where it has none, becomes a classifier |
