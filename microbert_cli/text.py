@@ -4,12 +4,10 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
+from pathlib import Path
+from typing import Any
 
 HIDDEN = "***"
 MAX_PART_LENGTH = 4000  # characters of one part of an error
@@ -121,3 +119,9 @@ def parse_size(size: str) -> int:
     if not match:
         raise ValueError(f'"{size}" is no size such as 8GB or 500MB')
     return int(float(match[1]) * SIZE_UNITS[match[2].lower()])
+
+
+def command_line() -> list[str]:
+    """Returns the command as typed, with the program's bare name, and without secrets."""
+    name = Path(sys.argv[0]).name
+    return ["mbert" if name == "__main__.py" else name, *map(without_secrets, sys.argv[1:])]

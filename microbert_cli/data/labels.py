@@ -3,13 +3,15 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from microbert_cli.data.tables import Table
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import CLASSES, Task
 from microbert_cli.recipe.task_kinds import WHOLE_NUMBER, Labels
 from microbert_cli.text import natural_key
+
+if TYPE_CHECKING:
+    from microbert_cli.data.tables import Table
 
 SCORE = "score"
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -21,7 +23,7 @@ ROWS_PER_CLASS = 10  # on average; so many rows share a value where it is a clas
 SPARSE = 3  # of whole numbers from the first to the last, no more than a third is used: codes, not a scale
 
 
-def read_labels(values: Sequence[Any], task: Task, table: Table) -> Labels | None:
+def read_labels(values: Sequence[Any], task: Task, table: "Table") -> Labels | None:
     """Returns the labels of a column; None where those of all rows are hidden (empty, or -1 as on the Hub)."""
     check_one_label_a_row(values, table, task.label.column)
     cells = [plain(value) for value in values]
@@ -49,7 +51,7 @@ def missing_labels(cells: Sequence[str], names: Sequence[str] = ()) -> set[int]:
     return empty | words if words and others and all(map(NUMBER.fullmatch, others)) else empty
 
 
-def check_one_label_a_row(values: Sequence[Any], table: Table, column: str) -> None:
+def check_one_label_a_row(values: Sequence[Any], table: "Table", column: str) -> None:
     """Checks that no label is a list or an object, or the text of a list; raises M378 for those of several labels a row."""
     rows = [row for row, value in enumerate(values) if isinstance(value, list | tuple | dict | set)]
     if not rows and values and all(isinstance(value, str) and LIST_OF_LABELS.fullmatch(value) for value in values):

@@ -8,7 +8,6 @@ import torch
 from microbert_cli import distributed
 from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.examples import Examples
-from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import DivergedError, MbertError
 from microbert_cli.evaluation import metrics
@@ -17,6 +16,7 @@ from microbert_cli.recipe.task import Task
 from microbert_cli.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
+    from microbert_cli.data.task_data import TaskData
     from microbert_cli.models.load import LoadedModel
     from microbert_cli.models.predictor import Predictor
 
@@ -123,7 +123,7 @@ def majority_score(task: Task, labels: list[Any]) -> float:
 
 
 def predict_logits(
-    data: TaskData, split: str, model: Any, loaded: "LoadedModel | Predictor", *, batch_size: int = EVALUATION_BATCH
+    data: "TaskData", split: str, model: Any, loaded: "LoadedModel | Predictor", *, batch_size: int = EVALUATION_BATCH
 ) -> np.ndarray:
     """Returns the model's logits [n, C] on a split of a task."""
     encoded = data.encode(split, loaded, where="model")
@@ -131,11 +131,11 @@ def predict_logits(
     return logits_of(model, encoded, pad_id=pad_id, batch_size=batch_size, reporter=data.reporter, place=f"{split}, row")
 
 
-def score_split(data: TaskData, split: str, model: Any, loaded: "LoadedModel") -> dict[str, float]:
+def score_split(data: "TaskData", split: str, model: Any, loaded: "LoadedModel") -> dict[str, float]:
     """Returns the task's metrics of a model on a split."""
     return score(data.task, predict_logits(data, split, model, loaded), data.rows[split])
 
 
-def majority_of_split(data: TaskData, split: str) -> float:
+def majority_of_split(data: "TaskData", split: str) -> float:
     """Returns the primary metric of always predicting the commonest class of a split."""
     return majority_score(data.task, list(data.rows[split].labels or []))

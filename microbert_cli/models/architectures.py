@@ -11,6 +11,7 @@ from typing import Any
 
 from microbert_cli.errors import MbertError
 
+VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # any of them makes a tokenizer
 # DistilBERT's parameters, as regular expressions, and what BERT calls the same ones.
 DISTILBERT_NAMES = {
     r"^transformer\.layer\.": "encoder.layer.",

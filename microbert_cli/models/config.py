@@ -9,9 +9,9 @@ import transformers
 from transformers import AutoConfig
 
 from microbert_cli.errors import MbertError, unreadable_model
-from microbert_cli.models.tokenizers import NO_CODE
 from microbert_cli.recipe.registry import Catalog
 
+NO_CODE = {"trust_remote_code": False}  # without it transformers asks on stdin, from which `mbert predict` reads texts
 OWN_MODEL_TYPES = "mbert-"
 
 

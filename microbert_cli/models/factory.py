@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import architecture_of, model_shape, model_type_of, positions_of, wasted_positions
 from microbert_cli.models.capture import show_scores
-from microbert_cli.models.config import register_model_type, without_code
+from microbert_cli.models.config import NO_CODE, register_model_type, without_code
 from microbert_cli.models.load import (
     CLASSES,
     LoadedModel,
@@ -25,7 +25,7 @@ from microbert_cli.models.load import (
 )
 from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
 from microbert_cli.models.size import check_memory
-from microbert_cli.models.tokenizers import NO_CODE, pad_right, rows_needed
+from microbert_cli.models.tokenizers import pad_right, rows_needed
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.recipe.task import Task

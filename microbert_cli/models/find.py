@@ -11,6 +11,7 @@ from typing import Any
 
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.hub import ask_hub, hub_errors, is_hub_id, is_offline, unreachable
+from microbert_cli.models.architectures import VOCABULARY
 from microbert_cli.models.labels import check_one_label
 from microbert_cli.runs import manifest
 from microbert_cli.runs.disk import may_not_be_read, unreadable_part
@@ -21,7 +22,8 @@ NO_WORD_HEAD = {"classifier", "pre_classifier", "score", "pooler", "head", "drop
 ENCODER_PARTS = {"embeddings", "encoder", "layers", "layer", "transformer", "model", "final_norm", "embeddings_project"}
 NAMED_CLASSIFIER = {"bert", "roberta", "distilbert", "electra", "albert", "mobilebert", "deberta-v2", "modernbert"}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # in the order in which they are preferred
-VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # any of them makes a tokenizer
+
+
 # Files of a stage: in a directory without a manifest they mean that the stage did not finish.
 # What decides the answers of a model, where it is there.
 READ_FILES = (

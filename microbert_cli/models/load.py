@@ -28,14 +28,14 @@ from microbert_cli.models.architectures import (
     model_type_of,
 )
 from microbert_cli.models.capture import show_scores
-from microbert_cli.models.config import read_config
+from microbert_cli.models.config import NO_CODE, read_config
 from microbert_cli.models.find import find_model, missing_head
 from microbert_cli.models.labels import check_one_label, match_names, output_names
 from microbert_cli.models.moe import bert  # noqa: F401 - registers its model type with transformers' Auto classes
 from microbert_cli.models.moe.extract import check_routing, dense_for_task, is_routed
 from microbert_cli.models.save import NOT_TENSORS, read_projection
 from microbert_cli.models.size import count_parameters
-from microbert_cli.models.tokenizers import NO_CODE, load_tokenizer
+from microbert_cli.models.tokenizers import load_tokenizer
 from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.text import shortened
 

@@ -8,9 +8,9 @@ from typing import Any
 from transformers import MODEL_MAPPING, AutoTokenizer
 
 from microbert_cli.errors import MbertError, unreadable_model
-from microbert_cli.models.architectures import model_shape, model_type_of
+from microbert_cli.models.architectures import VOCABULARY, model_shape, model_type_of
 from microbert_cli.models.capture import forward_parameters
-from microbert_cli.models.find import VOCABULARY
+from microbert_cli.models.config import NO_CODE
 
 
 def same_vocabulary(teacher: Any, student: Any, *, where: str, keys: Sequence[str], without: str = "0") -> None:
@@ -43,9 +43,6 @@ def same_tokens(teacher: Any, student: Any, *, where: str) -> None:
             "of them reads every row in its own tokens.",
             fix="Build the student anew (--student bert-4x312), or go straight to mbert task-distill.",
         )
-
-
-NO_CODE = {"trust_remote_code": False}  # without it transformers asks on stdin, from which `mbert predict` reads texts
 
 
 def load_tokenizer(path: str | Path, config: Any, *, where: str) -> Any:

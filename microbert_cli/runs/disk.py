@@ -9,7 +9,8 @@ from pathlib import Path
 
 from microbert_cli import distributed
 from microbert_cli.errors import MbertError
-from microbert_cli.runs import atomic, manifest
+from microbert_cli.runs import atomic
+from microbert_cli.text import command_line
 
 STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 MAX_LINKS = 40  # as many as Linux follows
@@ -171,7 +172,7 @@ def disk_refused(number: int, where: str) -> MbertError:
             f"the disk is full: {os.strerror(number)}",
             where=where,
             allowed="Nothing was lost: finished work is whole, begun work waits in the .partial directory beside.",
-            fix=f"Make room, then the same command again: {shlex.join(manifest.command_line())}",
+            fix=f"Make room, then the same command again: {shlex.join(command_line())}",
         )
     return _nothing_written(os.strerror(number), where)
 

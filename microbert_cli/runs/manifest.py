@@ -10,7 +10,6 @@ import platform
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -32,7 +31,7 @@ from microbert_cli.runs.atomic import (
     load_with_checksum,
     write_text,
 )
-from microbert_cli.text import without_secrets
+from microbert_cli.text import command_line, without_secrets
 from microbert_cli.version import __version__
 
 FILE = "manifest.json"
@@ -233,12 +232,6 @@ def write(directory: Path, *, stage: str, identity: Mapping[str, Any], **facts: 
     }
     write_text(directory / FILE, dump_with_checksum(json.loads(without_secrets(json.dumps(manifest, default=str)))))
     return manifest
-
-
-def command_line() -> list[str]:
-    """Returns the command as typed, with the program's bare name, and without secrets."""
-    name = Path(sys.argv[0]).name
-    return ["mbert" if name == "__main__.py" else name, *map(without_secrets, sys.argv[1:])]
 
 
 def utc_now() -> str:

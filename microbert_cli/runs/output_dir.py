@@ -20,6 +20,7 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, manifest
 from microbert_cli.runs.disk import cannot_write, disk_error, disk_refused
 from microbert_cli.runs.reuse import copy_output
+from microbert_cli.text import command_line
 
 Identity = Mapping[str, Any]
 START_FILES = ("begun.json", ".begun.json.")  # how the names of files begin that say nothing about work
@@ -156,7 +157,7 @@ def _start_or_resume(
     partial = manifest.partial_path(out)
     if resume or out.is_symlink():
         _check_no_links(out, partial)
-    start = {"stage": stage, "identity": identity, "argv": manifest.command_line()}
+    start = {"stage": stage, "identity": identity, "argv": command_line()}
     if partial.is_dir() and not _remove_if_untouched(partial):
         before = _started_identity(partial)
         changed = ["what it was begun with cannot be read"] if before is None else _changed_keys(before, identity)

@@ -12,9 +12,8 @@ from microbert_cli.errors import MbertError
 from microbert_cli.recipe.toml import to_toml
 from microbert_cli.runs import atomic, manifest
 from microbert_cli.runs.atomic import write_text
-from microbert_cli.runs.manifest import command_line
 from microbert_cli.runs.output_dir import OutputDirectory
-from microbert_cli.text import dump_json
+from microbert_cli.text import command_line, dump_json
 
 METRICS = "metrics.json"
 RECIPE = "recipe.resolved.toml"

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,13 +16,15 @@ from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import Batch
 from microbert_cli.models.device import Precision, choose_precision, pick_device
-from microbert_cli.plan.doctor.context import DoctorContext
 from microbert_cli.plan.doctor.findings import Finding, attempt, passed
 from microbert_cli.recipe.schema import Recipe, Training
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loop import TrainingPlan, train
 from microbert_cli.training.objective import Objective
+
+if TYPE_CHECKING:
+    from microbert_cli.plan.doctor.context import DoctorContext
 
 ROWS = 8  # of a batch, at most: losses are means, so a few rows show whether they are numbers
 NEVER = 1e9  # seconds
@@ -52,7 +54,7 @@ class _Heard(Reporter):
         self.loss = numbers["loss"]
 
 
-def first_step(case: DoctorContext) -> Iterator[Finding]:
+def first_step(case: "DoctorContext") -> Iterator[Finding]:
     """Every training stage makes a step with finite losses, gradients and weights."""
     training = [step for step in case.steps if step.stage.trains]
     for step in training:
@@ -61,7 +63,7 @@ def first_step(case: DoctorContext) -> Iterator[Finding]:
         yield passed("no stage trains")
 
 
-def _first_step(case: DoctorContext, step: Step) -> Finding:
+def _first_step(case: "DoctorContext", step: Step) -> Finding:
     losses = [f"{trial.name} {take_step(trial):.4g}" for trial in step.stage.trial(case, step)]
     return passed(f"finite losses: {', '.join(losses)}")
 
