@@ -259,6 +259,7 @@ def test_an_ablation_is_a_row_of_its_method(copied: Path) -> None:
     assert "discriminator" in losses[0] and "discriminator" not in losses[1]
     told = "\n".join(section(metrics)["remarks"])
     assert "Budgets differ" not in told and "Fewer than 3 seeds" not in told
+    assert metrics.pop("out") == str(copied / "comparison")
     assert read(copied / "comparison") == metrics
 
 
