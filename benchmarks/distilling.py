@@ -11,7 +11,7 @@ import plain
 import torch
 from meter import TRAINING, Lap, Watch, compared, in_turns
 from ours import INTERMEDIATE, PREDICTION, Pair
-from shapes import Sample, Setup, Shape, bucketed, build, by_length, evenly, shuffled
+from shapes import TWO_CLASSES, Sample, Setup, Shape, bucketed, build, by_length, evenly, shuffled
 
 from microbert_cli.data.batching import epoch_batches, non_padding_share
 from microbert_cli.data.tokenized import tokenize_examples
@@ -67,7 +67,7 @@ def teacher_pass(setup: Setup, steps: int, rounds: int) -> Result:
     The speed is that of some rows, evenly drawn, whose batches are less even in length than those of all rows.
     """
     rows = setup.train.take(sorted(evenly(setup.encoded.lengths, PASS_ROWS * steps)[:, 0]))
-    sample = Sample(tokenize_examples(rows, setup.tokenizer, setup.length), [], setup.pad_id)
+    sample = Sample(tokenize_examples(rows, setup.tokenizer, setup.length, TWO_CLASSES), [], setup.pad_id)
     watch, pair, turns = Watch(), Pair(setup), iter(range(10**6, 10**9))  # no entry of another row
     watch.sees(pair.teacher.model.base_model)
     found = in_turns({"mbert": lambda: _pass_lap(pair, sample, watch, next(turns))}, rounds=rounds)

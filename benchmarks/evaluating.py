@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plain
 from meter import Lap, Watch, compared, in_turns
-from shapes import Sample, Setup, build, evenly
+from shapes import TWO_CLASSES, Sample, Setup, build, evenly
 
 from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.errors import MbertError
@@ -22,9 +22,9 @@ Result = dict[str, Any]
 def evaluate(setup: Setup, steps: int, rounds: int) -> Result:
     """Evaluation of the student: padded to the maximum, as they come, against mbert's way; ONNX int8 beside."""
     model = build(setup.student, "classifier", setup.tokenizer, seed=2).eval()
-    encoded = tokenize_examples(setup.dev, setup.tokenizer, setup.length)
+    encoded = tokenize_examples(setup.dev, setup.tokenizer, setup.length, TWO_CLASSES)
     picked = np.sort(evenly(encoded.lengths, BATCHES * steps * setup.batch_size)[:, 0])
-    rows = tokenize_examples(setup.dev.take(picked), setup.tokenizer, setup.length)
+    rows = tokenize_examples(setup.dev.take(picked), setup.tokenizer, setup.length, TWO_CLASSES)
     cuts = list(range(setup.batch_size, len(rows), setup.batch_size))
     sample = Sample(rows, np.split(np.arange(len(rows)), cuts), setup.pad_id)
     watch, slow = Watch(), plain.classifier_like(model)

@@ -33,7 +33,7 @@ import plain
 from distilling import plain_pair, steps_lap
 from meter import Lap, Watch
 from ours import INTERMEDIATE, PREDICTION, Pair
-from shapes import Sample, Setup, Shape, bucketed, build, evenly, real_setup, shared_folder, shuffled
+from shapes import TWO_CLASSES, Sample, Setup, Shape, bucketed, build, evenly, real_setup, shared_folder, shuffled
 
 from microbert_cli.data.batching import epoch_batches
 from microbert_cli.data.tokenized import tokenize_examples
@@ -164,7 +164,7 @@ def budgeted(setup: Setup, tokens: int, batches: int = 24) -> Sample:
     """Batches of mbert's as an epoch has them, filled to `tokens` tokens; rows evenly drawn by length."""
     count = round(batches * tokens / float(setup.encoded.lengths.mean()))
     picked = sorted(evenly(setup.encoded.lengths, count)[:, 0])
-    encoded = tokenize_examples(setup.train.take(picked), setup.tokenizer, setup.length)
+    encoded = tokenize_examples(setup.train.take(picked), setup.tokenizer, setup.length, TWO_CLASSES)
     return Sample(encoded, epoch_batches(encoded.lengths, batch_size=1, seed=0, epoch=0, tokens=tokens), setup.pad_id)
 
 

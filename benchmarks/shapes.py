@@ -67,7 +67,7 @@ class Setup:
     @cached_property
     def encoded(self) -> TokenizedExamples:
         """All training rows as token ids."""
-        return tokenize_examples(self.train, self.tokenizer, self.length)
+        return tokenize_examples(self.train, self.tokenizer, self.length, TWO_CLASSES)
 
     @property
     def pad_id(self) -> int:
@@ -150,7 +150,7 @@ def bucketed(setup: Setup, steps: int, *, seed: int = 0) -> Sample:
     With as many batches as a pool has (50) its padding is that of the real thing; with fewer there is a little more.
     """
     picked = np.sort(evenly(setup.encoded.lengths, steps * setup.batch_size)[:, 0])
-    encoded = tokenize_examples(setup.train.take(picked), setup.tokenizer, setup.length)
+    encoded = tokenize_examples(setup.train.take(picked), setup.tokenizer, setup.length, TWO_CLASSES)
     batches = epoch_batches(encoded.lengths, batch_size=setup.batch_size, seed=seed, epoch=0, drop_last=True)
     return Sample(encoded, batches, setup.pad_id)
 

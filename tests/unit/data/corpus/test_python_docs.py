@@ -70,7 +70,7 @@ def test_prose_is_kept_and_code_is_not(text: str, expected: list[list[str]]) -> 
 def test_the_text_does_not_depend_on_the_process() -> None:
     code = (
         "from microbert_cli.data.corpus import python_docs as p; "
-        "print(p.stable_hash(repr(list(p.documents()))), 'torch' in __import__('sys').modules)"
+        "print(p.stable_hash(repr(list(p.python_documents()))), 'torch' in __import__('sys').modules)"
     )
     outputs = {
         subprocess.run(

@@ -62,7 +62,7 @@ print(json.dumps(train_vocabulary(documents, size=400, lowercase=True, max_lengt
 @pytest.mark.slow
 def test_another_process_makes_the_same(tokenizer, repo):
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(repo), str(Path(__file__).parent)],
+        [sys.executable, "-c", SCRIPT, str(repo), str(repo / "tests"), str(Path(__file__).parent)],
         capture_output=True,
         text=True,
         check=True,
