@@ -18,9 +18,7 @@ class Reporter:
 
     def note_once(self, text: str) -> None:
         """A note about an input, once however often the input is read."""
-        noted: set[str] = self.__dict__.setdefault("_noted", set())
-        if text not in noted:
-            noted.add(text)
+        if self._is_new("note", text):
             self.note(text)
 
     def warn(self, text: str) -> None:
@@ -28,10 +26,15 @@ class Reporter:
 
     def warn_once(self, text: str) -> None:
         """A warning about an input, once however often the input is read."""
-        warned: set[str] = self.__dict__.setdefault("_warned", set())
-        if text not in warned:
-            warned.add(text)
+        if self._is_new("warning", text):
             self.warn(text)
+
+    def _is_new(self, kind: str, text: str) -> bool:
+        # Kept beside the instance's own fields: a subclass need not call this class's __init__.
+        reported: set[tuple[str, str]] = self.__dict__.setdefault("_reported", set())
+        is_new = (kind, text) not in reported
+        reported.add((kind, text))
+        return is_new
 
     def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
         """Reports step `step` of `total` with its numbers."""

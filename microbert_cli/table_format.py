@@ -76,6 +76,3 @@ class TableFormat(BaseModel):
     header: bool = True
     quoting: bool | None = None
     skip_empty: bool = False
-
-
-FORMAT_KEYS = tuple(TableFormat.model_fields)
