@@ -2,7 +2,7 @@
 
 The stage functions for use from Python, each the same work as the command of its name:
 
-    from microbert_cli import augment, distill, evaluate, export, extract, finetune, general_distill, predict, pretrain
+    from microbert_cli import augment, distill, evaluate, export, extract, finetune, general_distill, predict, pretrain, trim
 
 Nothing heavy is imported before one of them is called.
 """
@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-    from microbert_cli.api import augment, distill, evaluate, export, extract, finetune, general_distill, predict, pretrain, run
+    from microbert_cli.api import (
+        augment,
+        distill,
+        evaluate,
+        export,
+        extract,
+        finetune,
+        general_distill,
+        predict,
+        pretrain,
+        run,
+        trim,
+    )
 
 
 __all__ = [
@@ -34,6 +46,7 @@ __all__ = [
     "predict",
     "pretrain",
     "run",
+    "trim",
 ]
 
 

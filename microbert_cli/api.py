@@ -45,6 +45,14 @@ def augment(
     return _stage("augment", out, keys, task=task, augment__masked_lm=masked_lm, vectors__source=vectors)
 
 
+def trim(
+    *, out: Place, model: Place | None = None, task: Place | None = None, corpus: Place | None = None,
+    augmented: Place | None = None, **keys: Any,
+) -> StageResult:  # fmt: skip
+    """Cuts the vocabulary of `model` to what the texts of `task`, `augmented` rows and the commonest tokens of `corpus` use."""
+    return _stage("trim", out, keys, trim__model=model, task=task, corpus__source=corpus, augmented=augmented)
+
+
 def distill(
     *,
     out: Place,

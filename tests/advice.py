@@ -27,7 +27,7 @@ BRIEF = {
     "export": ("export.onnx=false",),
     "task-distill": ("phases.intermediate.steps=1", "phases.prediction.steps=1", "phases.prediction.warmup=0"),
 }
-WRITES = {*BRIEF, "augment", "evaluate", "extract", "copy"}
+WRITES = {*BRIEF, "trim", "augment", "evaluate", "extract", "copy"}
 USAGE, RECIPE = 2, 3
 
 

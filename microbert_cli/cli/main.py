@@ -19,7 +19,7 @@ from microbert_cli.signals import Halted, Interrupted, raise_on_signal
 from microbert_cli.version import __version__
 
 COMMANDS = (
-    "run", "plan", "doctor", "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "task-distill",
+    "run", "plan", "doctor", "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "trim", "task-distill",
     "evaluate", "predict", "extract", "export", "bench", "compare", "verify", "names", "env",
 )  # fmt: skip
 

@@ -20,6 +20,9 @@ VECTORS = Annotated[str | None, typer.Option(help="GloVe text or zip, or a BERT 
 TASKS = Annotated[str | None, typer.Option("--tasks", help="Several tasks for one student, such as sst2,mrpc,rte.")]
 AUGMENTED = Annotated[str | None, typer.Option(help="A directory made by `mbert augment`.")]
 TRANSFER = Annotated[str | None, typer.Option("--transfer-file", help="Unlabelled texts the teacher answers: a table or .txt.")]
+ANY_MODEL = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="A classifier, masked-LM or encoder: directory or Hub id.")
+]
 CLASSIFIER = Annotated[str | None, typer.Argument(metavar="MODEL", help="A classifier: directory or Hub id.")]
 
 
@@ -90,6 +93,21 @@ mbert augment --task sst2 --masked-lm google-bert/bert-base-uncased --vectors gl
 
 mbert expert-teacher --teacher runs/sst2/finetune --task sst2 --set moe.teacher_experts=8 -o runs/experts --dry-run""",
         {"teacher": StageOption("teacher.model", options.Teacher)},
+    ),
+    "trim": StageCommand(
+        "Cuts a model's vocabulary to the tokens that its texts use: tokenizer and embedding rows, the answers unchanged.",
+        """Examples:
+
+mbert trim runs/sst2/finetune --task sst2 -o runs/sst2/trim --dry-run
+
+mbert trim runs/sst2/task-distill --corpus text.txt.gz --set vocabulary.keep_common=8000 -o small --dry-run""",
+        {
+            "model": StageOption("trim.model", ANY_MODEL),
+            "corpus": StageOption("corpus.source", options.CorpusName),
+            "augmented": StageOption("augmented", AUGMENTED),
+            "transfer_file": StageOption("data.transfer_file", TRANSFER),
+        },
+        of_trained_model=True,
     ),
     "task-distill": StageCommand(
         "Stage two: distils a fine-tuned teacher into a student, through all phases of the method.",

@@ -181,7 +181,7 @@ class ExpectedInputs:
         return CorpusBlocks(lengths, held, 0.0 if is_planned else stored["seconds"], size, note)
 
     def _train_vocabulary(self, recipe: Recipe, source: str, directory: Path) -> None:
-        sample = self._sample(recipe, source)
+        sample = self.sample(recipe, source)
         started = time.perf_counter()
         tokenizer = train_vocabulary(
             lambda: sample.documents, size=recipe.vocabulary.size or 0, lowercase=recipe.vocabulary.lowercase, max_length=512
@@ -191,7 +191,7 @@ class ExpectedInputs:
         (directory / "seconds").write_text(str(seconds), encoding="utf-8")
 
     def _measure_blocks(self, recipe: Recipe, source: str, tokenizer: Any, settings: BlockSettings) -> dict[str, Any]:
-        sample = self._sample(recipe, source)
+        sample = self.sample(recipe, source)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             parts = cut_blocks(sample.documents, tokenizer, settings, Path(folder))
@@ -199,7 +199,8 @@ class ExpectedInputs:
             lengths, held = (part.lengths.tolist() for part in parts)
         return {"lengths": lengths, "held": held, "scale": sample.scale, "seconds": seconds}
 
-    def _sample(self, recipe: Recipe, source: str) -> CorpusSample:
+    def sample(self, recipe: Recipe, source: str) -> CorpusSample:
+        """Returns a sample of the corpus, read once."""
         key = f"{source} {recipe.corpus.documents}"
         if key not in self._corpora:
             self._corpora[key] = sample_corpus(source, limit=recipe.corpus.documents)

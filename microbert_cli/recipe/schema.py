@@ -24,9 +24,12 @@ from microbert_cli.recipe.values import (
     Smoothing,
     Strict,
     Term,
+    Trim,
+    Vocabulary,
     Weight,
     Whole,
     check_distinct,
+    identity_of_vocabulary,
     identity_values,
 )
 from microbert_cli.table_format import Delimiter, Encoding
@@ -192,13 +195,6 @@ class Corpus(Strict):
     short: Share = 0.1
 
 
-class Vocabulary(Strict):
-    """A WordPiece vocabulary trained on the corpus; without a size the base model's is taken."""
-
-    size: Count | None = None
-    lowercase: bool = True
-
-
 class Vectors(Strict):
     """Word vectors: GloVe text or zip, or the input embeddings of a BERT directory."""
 
@@ -317,6 +313,7 @@ class Recipe(Strict):
     general: General = General()
     phases: dict[str, PhaseSpec] = {}
     augment: Augment = Augment()
+    trim: Trim = Trim()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     variant: dict[str, dict[str, Any]] = {}
@@ -341,4 +338,7 @@ class Recipe(Strict):
         silent = {*(() if self.tasks else MULTITASK_KEYS), *(("moe",) if self.moe.side == "none" else ())}
         silent |= {"initialise"} if self.initialise.by == "random" else set()
         counting = (name for name in names if name not in silent)
-        return {name: identity_values(name, value) for name, value in self.keys(*counting).items()}
+        identity = {name: identity_values(name, value) for name, value in self.keys(*counting).items()}
+        if "vocabulary" in identity:
+            identity["vocabulary"] = identity_of_vocabulary(identity["vocabulary"], trims="trim" in names)
+        return identity

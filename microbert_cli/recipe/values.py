@@ -67,6 +67,30 @@ class Term(BaseModel):
         return dict(self.model_extra or {})
 
 
+class Vocabulary(Strict):
+    """A vocabulary trained on the corpus, and how `trim` makes that of a model smaller; see `models/vocabulary/`.
+
+    size, lowercase  of a WordPiece vocabulary that `pretrain` trains; without a size the base model's is taken
+    keep         "train": every token of training rows, transfer set and augmented rows, then the commonest of the corpus;
+                 "common": the commonest of them all, `rows` in all; "all": no token is left out
+    keep_common  how many of the corpus's commonest tokens stay
+    rows         at most so many tokens
+    """
+
+    size: Count | None = None
+    lowercase: bool = True
+    keep: Literal["train", "common", "all"] = "train"
+    keep_common: NotNegativeCount = 12_000
+    rows: Count | None = None
+
+
+class Trim(Strict):
+    """The model whose vocabulary is made smaller; how, says `vocabulary`."""
+
+    model: Place | None = None
+
+
+TRIM_KEYS = ("keep", "keep_common", "rows")  # of `vocabulary`
 MULTITASK_KEYS = ("tasks", "sampling", "teachers")  # without tasks they say nothing
 CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
 NEUTRAL_DEFAULTS = {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False}  # of stage one: as if not said
@@ -82,6 +106,7 @@ LOCATION_KEYS = {
     "general": CADENCE,
     "augment": ("masked_lm", "batch_size"),
     "evaluate": ("model", "batch_size"),
+    "trim": ("model",),
     "export": ("model",),
 }
 
@@ -96,3 +121,8 @@ def identity_values(name: str, value: Any) -> Any:
         return value
     unsaid = NEUTRAL_DEFAULTS if name in ("general", "pretrain") else DATA_DEFAULTS if name == "data" else {}
     return {key: v for key, v in value.items() if key not in LOCATION_KEYS[name] and not (key in unsaid and v == unsaid[key])}
+
+
+def identity_of_vocabulary(value: dict[str, Any], *, trims: bool) -> dict[str, Any]:
+    """Returns the vocabulary's keys that count: those of training one, or for the stage `trim` those of cutting one."""
+    return {key: inner for key, inner in value.items() if (key in TRIM_KEYS) == trims}

@@ -19,6 +19,7 @@ from microbert_cli.runs.stage_registry import Stage, find_stage
 from microbert_cli.table_format import name_of_files
 
 RUNS = Path("runs")
+TRIM, DISTIL = "trim", "task-distill"
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,26 @@ def masked_lm_input(recipe: Recipe, earlier: EarlierOutputs) -> str | None:
 def teacher_input(recipe: Recipe, earlier: EarlierOutputs) -> str | None:
     """Returns the one teacher of one task: the one that the recipe names, else what `finetune` made."""
     return earlier.resolve(recipe.teacher.model) or earlier.directory("finetune")
+
+
+def taught_input(recipe: Recipe, earlier: EarlierOutputs) -> str | None:
+    """Returns the teacher that a student learns from: the trimmed one of this run, else the teacher itself.
+
+    A key that names a stage of this run, such as teacher.model = "finetune", says which of the two.
+    """
+    planned = earlier.planned
+    before = planned[: planned.index(TRIM)] if TRIM in planned else ()
+    is_of_teacher = TRIM in planned and DISTIL not in before and ("finetune" in before or "finetune" not in planned)
+    if is_of_teacher and recipe.teacher.model not in planned:
+        return earlier.directory(TRIM)
+    return teacher_input(recipe, earlier)
+
+
+def student_output(earlier: EarlierOutputs) -> str | None:
+    """Returns the student of this run or an earlier one; the trimmed one where this run trims behind its distillation."""
+    planned = earlier.planned
+    is_trimmed = TRIM in planned and DISTIL in planned[: planned.index(TRIM)]
+    return earlier.directory(TRIM if is_trimmed else DISTIL)
 
 
 def initial_input(recipe: Recipe, earlier: EarlierOutputs) -> dict[str, Any]:

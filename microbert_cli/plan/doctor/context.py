@@ -198,8 +198,8 @@ class DoctorContext:
         )
 
     def _has_blocks(self, step: Step, source: str) -> bool:
-        """Whether a corpus was cut before, so that its text is not needed; a vocabulary would be trained on the text itself."""
-        if trains_vocabulary(step):
+        """Whether a corpus was cut before, so that its text is not needed; vocabularies are trained and trimmed on the text."""
+        if trains_vocabulary(step) or "trim" in step.stage.keys:
             return False
         try:
             return find_blocks(source, self.output(step).tokenizer, _settings(step)) is not None
@@ -209,7 +209,7 @@ class DoctorContext:
 
 def trains_vocabulary(step: Step) -> bool:
     """Whether the stage trains a vocabulary on its corpus, instead of taking another model's."""
-    return "vocabulary" in step.stage.keys and step.resolved.recipe.vocabulary.size is not None
+    return "pretrain" in step.stage.keys and step.resolved.recipe.vocabulary.size is not None
 
 
 def inputs_of(step: Step) -> dict[str, str]:

@@ -4,13 +4,13 @@ from typing import Any
 
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, required_input, teacher_input
+from microbert_cli.runs.stage_inputs import EarlierOutputs, required_input, student_output, teacher_input
 from microbert_cli.runs.stage_registry import Stage
 
 
 def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
     """Returns the model to score, and the teacher it is compared with."""
-    model = earlier.resolve(recipe.evaluate.model) or earlier.directory("task-distill") or earlier.directory("finetune")
+    model = earlier.resolve(recipe.evaluate.model) or student_output(earlier) or earlier.directory("finetune")
     return {
         "model": required_input(model, "evaluate.model", "the model to evaluate", "mbert evaluate DIR"),
         "teacher": teacher_input(recipe, earlier),

@@ -7,7 +7,7 @@ from microbert_cli.recipe.moe import expert_teacher_values
 from microbert_cli.recipe.multitask import task_name
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, augmented_input, required_input, teacher_input
+from microbert_cli.runs.stage_inputs import EarlierOutputs, augmented_input, required_input, taught_input
 from microbert_cli.runs.stage_registry import Stage
 
 
@@ -15,7 +15,7 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
     """Returns the teacher, as the student too, and the augmented rows; raises M129 for several tasks, M132 for an ensemble."""
     if recipe.tasks:
         raise _several_tasks(recipe.tasks)
-    teacher = teacher_input(recipe, earlier)
+    teacher = taught_input(recipe, earlier)
     if teacher is None and recipe.teacher.models:
         raise _several_teachers()
     teacher = required_input(teacher, "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")

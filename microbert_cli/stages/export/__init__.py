@@ -5,13 +5,13 @@ from typing import Any
 from microbert_cli.recipe.phase_data import SELECTED_BY
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, required_input, teacher_input
+from microbert_cli.runs.stage_inputs import EarlierOutputs, required_input, student_output, teacher_input
 from microbert_cli.runs.stage_registry import Stage
 
 
 def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
     """Returns the model to export, and the teacher it is measured beside."""
-    model = earlier.resolve(recipe.export.model) or earlier.directory("task-distill")
+    model = earlier.resolve(recipe.export.model) or student_output(earlier)
     return {
         "model": required_input(model, "export.model", "the model to export", "mbert export DIR"),
         "teacher": teacher_input(recipe, earlier),

@@ -11,7 +11,7 @@ from microbert_cli.recipe.phase_data import trained_splits, unused_transfer_note
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
 from microbert_cli.recipe.values import MULTITASK_KEYS
-from microbert_cli.runs.stage_inputs import EarlierOutputs, Step, augmented_input, initial_input, required_input, teacher_input
+from microbert_cli.runs.stage_inputs import EarlierOutputs, Step, augmented_input, initial_input, required_input, taught_input
 from microbert_cli.runs.stage_registry import Stage
 
 Teachers = str | list[str] | dict[str, list[str]]
@@ -38,7 +38,7 @@ def _teachers(recipe: Recipe, earlier: EarlierOutputs) -> Teachers:
         # what this run makes comes before what the recipe names: the named one is the teacher that experts are made of
         expert = in_this_run or earlier.resolve(recipe.teacher.model) or earlier.directory("expert-teacher")
         return required_input(expert, "teacher.model", "a teacher of experts (mbert expert-teacher)", "--teacher DIR")
-    return required_input(teacher_input(recipe, earlier), "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
+    return required_input(taught_input(recipe, earlier), "teacher.model", "a teacher fine-tuned on the task", "--teacher DIR")
 
 
 def _student(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> str:
