@@ -18,7 +18,7 @@ from microbert_cli.runs import cache
 from microbert_cli.runs.atomic import digest
 
 LOGITS = OutputRequest(logits=True)
-FORMAT = 1
+FORMAT = 2
 
 
 class Int8Teacher(Teacher):
@@ -43,6 +43,11 @@ class Int8Teacher(Teacher):
                 quantise(exported, directory / ONNX_FILES["int8"])
                 exported.unlink()
             self._copy = OnnxClassifier(directory, precision="int8")
+
+    @property
+    def cache_name(self) -> str:
+        """Names these answers in the cache: those of copies in another format are others."""
+        return f"{type(self).__name__}-{FORMAT}"
 
     def ask(self, batch: Batch, request: OutputRequest) -> ModelOutputs:
         """Returns the requested outputs for a batch; logits alone are computed in int8."""

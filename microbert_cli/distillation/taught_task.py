@@ -159,8 +159,7 @@ class TaughtTask:
             model,
             rows,
             request,
-            # The class name parts float32 answers from int8 ones; renaming a class would empty users' caches.
-            identity={**teacher.identity, "teacher": type(model).__name__},
+            identity={**teacher.identity, "teacher": model.cache_name},
             pad_id=teacher.loaded.tokenizer.pad_token_id,
             settings=CacheSettings(**self.recipe.cache.model_dump()),
             total_rows=total_rows,

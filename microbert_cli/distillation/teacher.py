@@ -34,6 +34,11 @@ class Teacher:
         self.columns = list(columns) if columns and list(columns) != sorted(columns) else None
 
     @property
+    def cache_name(self) -> str:
+        """Names what answers, in the identity of cached answers: the class, whose renaming would empty users' caches."""
+        return type(self).__name__
+
+    @property
     def device(self) -> torch.device:
         """The device of the model's weights."""
         return next(self.model.parameters()).device

@@ -7,6 +7,7 @@ from typing import Any
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.exporting.model_card import Card, File, Score, megabytes
 from microbert_cli.hub import is_hub_id
+from microbert_cli.models.graphs.embeddings import BLOCK
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.schema import Recipe
@@ -22,6 +23,10 @@ FORMS = {
     "fp32-optimized": "float32 with fused operators, for ONNX Runtime alone",
     "int8-optimized": "dynamic int8 with fused operators, for ONNX Runtime alone",
 }
+EMBEDDINGS = {"int8": "int8, a scale per row", "int4": f"int4, a scale per block of {BLOCK} columns"}
+INT4_RUNS_ON = (
+    " They use the operator com.microsoft.GatherBlockQuantized: ONNX Runtime 1.23 or later alone can run these files."
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ def card(facts: Facts) -> Card:
         lineage=_lineage(model_manifest, facts.teacher),
         sizes=_sizes(facts),
         files=_files(facts),
+        embeddings=_embeddings(facts.metrics["files"]),
         conditions=_conditions(facts.metrics["speed"]["conditions"]),
         limits=_limits(facts),
         max_length=_length(facts),
@@ -135,6 +141,20 @@ def _files(facts: Facts) -> list[File]:
             )
         )
     return files
+
+
+def _embeddings(files: dict[str, Any]) -> str | None:
+    """Returns the sentence on the word vectors of the int8 files; None without such a file."""
+    small = next((files[name] for name in ("int8", "int8-optimized") if name in files), None)
+    if small is None:
+        return None
+    if not (tables := small["embeddings"]):
+        return "Embeddings of the int8 files: float32."
+    largest = next(iter(tables.values()))
+    form, error = largest["format"], 100 * largest["relative_error"]
+    size = f"{largest['rows']:,} rows of {largest['width']:,}"
+    sentence = f"Embeddings of the int8 files: {EMBEDDINGS[form]}; relative error of the largest table, {size}: {error:.2f} %."
+    return sentence + INT4_RUNS_ON if form == "int4" else sentence
 
 
 def _conditions(conditions: dict[str, Any]) -> str:

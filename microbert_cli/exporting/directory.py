@@ -15,6 +15,7 @@ import torch
 from microbert_cli.errors import MbertError
 from microbert_cli.exporting.onnx_fusion import operators, write_optimized
 from microbert_cli.models.architectures import positions_of
+from microbert_cli.models.graphs.embeddings import Format, table_errors
 from microbert_cli.models.onnx import (
     ONNX_FILES,
     Batch,
@@ -51,6 +52,7 @@ def export_model(
     onnx: bool = True,
     int8: bool = True,
     optimize: bool = True,
+    embeddings: Format = "int8",
     tolerance: float = FP32_TOLERANCE,
     max_length: int | None = None,
     reporter: Reporter = SILENT,
@@ -64,9 +66,11 @@ def export_model(
     tolerance  the largest difference of logits that the fp32 files may have; of scores above 1 as a share of the largest
     max_length  the number of tokens after which the exported tokenizer cuts a text, where it is told to cut
     onnx     False leaves ONNX out; int8=False leaves out only int8, optimize=False the graphs for ONNX Runtime alone
-    Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores", "graph"}}, "parity": {...}},
-    names: safetensors and those of onnx.ONNX_FILES; max_difference of logits and agreement (share of equal answers) against
-    the model; graph: what operators it has, see `onnx_fusion.operators`.
+    embeddings  how the int8 files store tables of embeddings; see models/graphs/embeddings.py
+    Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores", "graph", "embeddings"}},
+    "parity": {...}}, names: safetensors and those of onnx.ONNX_FILES; max_difference of logits and agreement (share of equal
+    answers) against the model; graph: what operators it has, see `onnx_fusion.operators`; embeddings, of int8 files: the
+    format, size and relative error of each table, the largest first.
     Raises M510 (packages missing; before anything is written), M612 (a file answers differently), M611 (no ONNX for
     this architecture), ValueError (no rows).
     """
@@ -86,6 +90,7 @@ def export_model(
             refuse_difference(path, measured["max_difference"], tolerance * unit)
         measured |= {"file": path.name, "bytes": weights_bytes(path), "seconds": seconds}
         measured["graph"] = operators(path) if name in ONNX_FILES else None
+        measured["embeddings"] = table_errors(out / ONNX_FILES["fp32"], path) if name.startswith("int8") else None
         files[name] = measured | {"scores": dict(score(logits)) if score else None}
         reporter.note(_line(files[name]))
 
@@ -96,11 +101,11 @@ def export_model(
         seconds = write_onnx(model, out / ONNX_FILES["fp32"], inputs=inputs)
         check("fp32", OnnxClassifier(out, precision="fp32").logits, out / ONNX_FILES["fp32"], tolerance, seconds)
     if onnx and int8:
-        seconds = quantise(out / ONNX_FILES["fp32"], out / ONNX_FILES["int8"])
+        seconds = quantise(out / ONNX_FILES["fp32"], out / ONNX_FILES["int8"], embeddings=embeddings)
         check("int8", OnnxClassifier(out, precision="int8").logits, out / ONNX_FILES["int8"], None, seconds)
         _warn_of_drop(files, primary, reporter)
     if onnx and optimize:
-        for name, seconds in write_optimized(model, out, int8=int8, inputs=inputs).items():
+        for name, seconds in write_optimized(model, out, int8=int8, embeddings=embeddings, inputs=inputs).items():
             close = tolerance if name.startswith("fp32") else None
             check(name, OnnxClassifier(out, precision=name).logits, out / ONNX_FILES[name], close, seconds)
     shapes = [list(batch["input_ids"].shape) for batch in batches]

@@ -49,6 +49,7 @@ class Card:
     lineage     sentences, oldest first: what was made from what
     layer_map   student layer -> teacher layer, 0 the embeddings
     sizes       rows of a table: what -> (this model, teacher or None), as text
+    embeddings  a sentence on how the small files store word vectors, and how near they are
     conditions  where and how speed was measured
     command     what reproduces the model
     """
@@ -66,6 +67,7 @@ class Card:
     layer_map: Mapping[int, int] | None = None
     sizes: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
     files: Sequence[File] = ()
+    embeddings: str | None = None
     conditions: str | None = None
     limits: Sequence[str] = ()
     max_length: int | None = None
@@ -202,7 +204,7 @@ def _files(card: Card) -> str:
         "ms a sequence",
         "sequences a second",
     ]
-    return _table(headers, rows) + (f"\n\n{card.conditions}" if card.conditions else "")
+    return "\n\n".join(part for part in (_table(headers, rows), card.embeddings, card.conditions) if part)
 
 
 def _sizes(card: Card) -> str:

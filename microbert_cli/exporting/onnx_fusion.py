@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from microbert_cli.models.graphs.embeddings import Format
 from microbert_cli.models.onnx import ONNX_FILES, quantise, require_onnx, silence, write_onnx
 
 ATTENTION = "mbert-one-operator"
@@ -32,7 +33,9 @@ DOMAIN = "com.microsoft"
 FUSED_STANDARD = ("Gelu", "LayerNormalization")  # operators of standard ONNX that stand for several
 
 
-def write_optimized(model: Any, directory: Path, *, int8: bool = True, inputs: Sequence[str] = ()) -> dict[str, float]:
+def write_optimized(
+    model: Any, directory: Path, *, int8: bool = True, embeddings: Format = "int8", inputs: Sequence[str] = ()
+) -> dict[str, float]:
     """Writes the optimised graph of a classifier, and with int8 its quantised form; returns the seconds each took.
 
     An architecture whose attention does not pass through transformers' interface keeps it as it is: `operators` tells.
@@ -49,7 +52,7 @@ def write_optimized(model: Any, directory: Path, *, int8: bool = True, inputs: S
         seconds["fp32-optimized"] = time.perf_counter() - started
         if int8:
             started = time.perf_counter()
-            quantise(fp32, int8_graph)
+            quantise(fp32, int8_graph, embeddings=embeddings)
             optimise(int8_graph, directory / ONNX_FILES["int8-optimized"])
             seconds["int8-optimized"] = time.perf_counter() - started
     return seconds

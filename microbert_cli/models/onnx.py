@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import input_names
 from microbert_cli.models.config import read_config
+from microbert_cli.models.graphs.embeddings import Format, quantise_tables
 from microbert_cli.models.size import count_parameters
 
 ONNX_FILES = {
@@ -175,8 +176,10 @@ def write_onnx(model: Any, path: Path, *, attention: str = "eager", inputs: Sequ
     return time.perf_counter() - start
 
 
-def quantise(source: Path, target: Path) -> float:
+def quantise(source: Path, target: Path, *, embeddings: Format = "int8") -> float:
     """Writes the ONNX file `source` as dynamic int8 to `target`; returns the seconds it took.
+
+    embeddings  the format of tables of embeddings, see graphs/embeddings.py
 
     Per column, and with 7 of the 8 bits: processors without VNNI add two 8-bit products in 16 bits and clip, so with
     all 8 bits a model would answer differently there. The price, on a random 4 x 312 model with logits of +-0.6: a
@@ -189,6 +192,7 @@ def quantise(source: Path, target: Path) -> float:
     start = time.perf_counter()
     graph = onnx.load(source)
     del graph.graph.value_info[:]  # the shapes that torch noted contradict those of the quantised graph
+    tables = quantise_tables(graph, embeddings)
     with silence():
         quantize_dynamic(
             graph,
@@ -196,6 +200,7 @@ def quantise(source: Path, target: Path) -> float:
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=tables,
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
     return time.perf_counter() - start

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microbert_cli.exporting.directory import export_model
+from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.factory import config_parameters
+from microbert_cli.models.graphs.embeddings import Format
 from microbert_cli.models.load import load_model
 from microbert_cli.models.onnx import onnx_forms
 from microbert_cli.plan.expected_inputs import ModelInfo, standing_in
@@ -133,7 +135,7 @@ class Costs:
         self.plan.disk += size
         self.write("saving", size)
 
-    def export(self, model: ModelInfo, rows: list[dict[str, list[int]]], parts: dict[str, bool]) -> None:
+    def export(self, model: ModelInfo, rows: list[dict[str, list[int]]], parts: dict[str, bool], embeddings: Format) -> None:
         """Adds writing the files of an export and checking them: done once with random weights, which take as long."""
 
         def measure() -> dict[str, Any]:
@@ -141,16 +143,27 @@ class Costs:
                 loaded = load_model(directory, "classifier", where="plan", new_head=True)
                 started = time.perf_counter()
                 classifier = loaded.model.eval()
-                onnx, int8, optimize = (parts[name] for name in ("onnx", "int8", "optimize"))
                 export_model(
-                    classifier, loaded.tokenizer, Path(out), rows, onnx=onnx, int8=int8, optimize=optimize, tolerance=1.0
+                    classifier,
+                    loaded.tokenizer,
+                    Path(out),
+                    rows,
+                    onnx=parts["onnx"],
+                    int8=parts["int8"],
+                    optimize=parts["optimize"],
+                    embeddings=embeddings,
+                    tolerance=1.0,
                 )
                 return {"seconds": time.perf_counter() - started}
 
-        measured = self.here.once("export", [shape(model.config), parts], measure)
+        key = [shape(model.config), parts] if embeddings == "int8" else [shape(model.config), parts, embeddings]
+        measured = self.here.once("export", key, measure)
         self.host("files and parity", measured["seconds"])
         size = FLOAT * config_parameters(model.config, "classifier")
-        self.plan.disk += int(size * (1 + sum(0.25 if form.startswith("int8") else 1 for form in onnx_forms(**parts))))
+        sizes = model_shape(model.config)
+        words = FLOAT * sizes.vocabulary * sizes.embedding * (embeddings == "fp32")
+        small = 0.25 * (size - words) + words
+        self.plan.disk += int(size + sum(small if form.startswith("int8") else size for form in onnx_forms(**parts)))
 
     def once(self, what: str, key: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Returns a measurement of this machine, kept in the cache."""

@@ -260,12 +260,18 @@ class Evaluate(Strict):
 
 
 class Export(Strict):
-    """What an export directory holds beside the safetensors model; `optimize`: also graphs for ONNX Runtime alone."""
+    """What an export directory holds beside the safetensors model.
+
+    optimize    also graphs for ONNX Runtime alone
+    embeddings  how the int8 files store word vectors: int8 = a scale per row, int4 = a scale per block of 32 (ONNX Runtime
+                alone reads it), fp32 = as they are
+    """
 
     model: Place | None = None
     onnx: bool = True
     int8: bool = True
     optimize: bool = True
+    embeddings: Literal["int8", "int4", "fp32"] = "int8"
     tolerance: Annotated[Positive, Field(le=1)] = 1e-4
 
 

@@ -94,7 +94,14 @@ TRIM_KEYS = ("keep", "keep_common", "rows")  # of `vocabulary`
 MULTITASK_KEYS = ("tasks", "sampling", "teachers")  # without tasks they say nothing
 CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
 NEUTRAL_DEFAULTS = {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False}  # of stage one: as if not said
+EXPORT_DEFAULTS = {"embeddings": "int8"}  # likewise
 DATA_DEFAULTS = {"encoding": None, "delimiter": None, "header": True, "quoting": None, "skip_empty": False}  # likewise
+UNSAID: dict[str, dict[str, Any]] = {
+    "general": NEUTRAL_DEFAULTS,
+    "pretrain": NEUTRAL_DEFAULTS,
+    "data": DATA_DEFAULTS,
+    "export": EXPORT_DEFAULTS,
+}
 LOCATION_KEYS = {
     "data": ("folder", "train_file", "dev_file", "test_file", "transfer_file"),
     "corpus": ("source",),
@@ -119,7 +126,7 @@ def identity_values(name: str, value: Any) -> Any:
         return sorted(value)
     if name not in LOCATION_KEYS:
         return value
-    unsaid = NEUTRAL_DEFAULTS if name in ("general", "pretrain") else DATA_DEFAULTS if name == "data" else {}
+    unsaid = UNSAID.get(name, {})
     return {key: v for key, v in value.items() if key not in LOCATION_KEYS[name] and not (key in unsaid and v == unsaid[key])}
 
 

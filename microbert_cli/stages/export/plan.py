@@ -19,7 +19,7 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     rows = [{"input_ids": [1] * int(length)} for length in dev[:PARITY_ROWS]]
     costs.open("model", model, "classifier")
     parts = export_parts(recipe)
-    costs.export(model, rows, parts)
+    costs.export(model, rows, parts, recipe.export.embeddings)
     forms = onnx_forms(**parts)
     for factor in (1.0, *(ONNX[form][0] for form in forms)):
         costs.work("dev", answer_job(model), answering_load(dev, batch_size=EVALUATION_BATCH).times(factor))

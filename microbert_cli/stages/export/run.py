@@ -77,6 +77,7 @@ def run(
             onnx=recipe.export.onnx,
             int8=recipe.export.int8,
             optimize=recipe.export.optimize,
+            embeddings=recipe.export.embeddings,
             tolerance=recipe.export.tolerance,
             max_length=data.length_for(loaded.model.config, where="export.model"),
             reporter=reporter,

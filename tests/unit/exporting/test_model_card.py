@@ -6,6 +6,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from microbert_cli.exporting.card_facts import _embeddings
 from microbert_cli.exporting.model_card import Card, File, Score, model_card
 
 
@@ -116,3 +117,27 @@ def test_a_score_of_a_useless_teacher_has_no_retention() -> None:
 
 def test_the_card_is_the_same_every_time() -> None:
     assert model_card(card()) == model_card(card())
+
+
+def tables(form: str, error: float) -> dict[str, Any]:
+    return {"model.words": {"format": form, "rows": 30522, "width": 384, "relative_error": error}}
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (
+            {"int8": {"embeddings": tables("int8", 0.00728)}},
+            "int8, a scale per row; relative error of the largest table, 30,522",
+        ),
+        ({"int8": {"embeddings": tables("int4", 0.0813)}}, "8.13 %. They use the operator com.microsoft.GatherBlockQuantized"),
+        ({"int8-optimized": {"embeddings": {}}}, "Embeddings of the int8 files: float32."),
+    ],
+)
+def test_the_embeddings_of_small_files(files: dict[str, Any], wanted: str) -> None:
+    sentence = _embeddings(files)
+    assert sentence is not None and wanted in sentence and sentence in model_card(card(embeddings=sentence))
+
+
+def test_no_small_file_no_sentence() -> None:
+    assert _embeddings({"safetensors": {"embeddings": None}}) is None
