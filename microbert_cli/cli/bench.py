@@ -5,10 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from microbert_cli import distributed
-from microbert_cli.cli.console import show, show_json, show_table
+from microbert_cli.cli.console import show, show_json, show_note, show_table
 from microbert_cli.cli.execute import explain, resolve_for_model
 from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
-from microbert_cli.evaluation.report_table import COLUMNS, cells
+from microbert_cli.evaluation.report_table import COLUMNS, cells, remarks
 from microbert_cli.text import NOT_COUNTED
 
 EPILOG = """Example:
@@ -76,9 +76,11 @@ def bench(
 
 
 def show_report(metrics: dict[str, Any], *, err: bool = False) -> None:
-    """Shows the table of the stage `report`."""
+    """Shows the table of the stage `report`, and the verdict below it."""
     title = f"{metrics['task']}, {metrics['primary']} on dev"
     show_table(title, list(COLUMNS), [cells(row) for row in metrics["table"]], err=err)
+    for line in remarks(metrics["table"], metrics.get("verdict")):
+        show_note(line)
 
 
 def _benchmark_models(models: list[str]) -> list[Any]:

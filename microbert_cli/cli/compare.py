@@ -45,6 +45,10 @@ def compare(
         list[str] | None,
         typer.Option("--grid", metavar="KEY=A,B", help="Values to try in every row, chosen on dev; repeatable."),
     ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines/--no-baselines", help="Rows of a linear model, and of int8 files of teacher and students."),
+    ] = True,
     *,
     about: TaskOptions,
     common: CommonOptions,
@@ -55,7 +59,8 @@ def compare(
     other stage reads; what they need is run before, what comes after is left out. Rows that are done are kept; those whose
     recipe changed are made anew, the old ones moved aside. With --tasks the whole comparison is made on each task, in OUT/TASK,
     and a mean over them is told; `{task}` in the name of a teacher or a start is then the task's. A grid is tried on the first
-    seed of each row; what is best on dev is run with all seeds.
+    seed of each row; what is best on dev is run with all seeds. The table ends with what a user could take instead: a linear
+    model on the same rows, the teacher's int8 file, the commonest class; it says whether the best row is worth more.
     """
     values = {"teacher__model": teacher, "student": student, **about.keys()}
     if common.explain:
@@ -80,7 +85,7 @@ def compare(
         check_before_start(plan.steps(common.catalog()), plan.root, common.catalog())
     if not (common.quiet or common.as_json):
         _table_of_plans(plans, grid_values, common, err=True)
-    _show(_run(plans, grid_values, common, root), common, root)
+    _show(_run(plans, grid_values, common, root, baselines=baselines), common, root)
 
 
 def _plans(
@@ -126,14 +131,14 @@ def _name_list(text: str | None, option: str) -> list[str]:
     )
 
 
-def _run(plans: Sequence[ComparisonPlan], grid: Grid, common: CommonOptions, root: Path) -> dict[str, Any]:
+def _run(plans: Sequence[ComparisonPlan], grid: Grid, common: CommonOptions, root: Path, *, baselines: bool) -> dict[str, Any]:
     from microbert_cli.evaluation.compare.run import run_plans
     from microbert_cli.stages import compare as stage
 
     catalog, reporter = common.catalog(), common.reporter()
     options: dict[str, Any] = {"catalog": catalog, "reporter": reporter, "force": common.force, "resume": common.resume}
     try:
-        result = stage.run(run_plans(plans, grid, **options), root / COMPARISON, **options)
+        result = stage.run(run_plans(plans, grid, **options), root / COMPARISON, baselines=baselines, **options)
     finally:
         reporter.close()
     if result.up_to_date:
@@ -195,11 +200,11 @@ def _show_tables(metrics: dict[str, Any]) -> None:
 
     for task, section in metrics["tasks"].items():
         show_table(table.title(task, section), table.COLUMNS, table.lines(section), err=True)
-        show_note("\n".join(section["remarks"]))
+        show_note("\n".join(table.remarks(section)))
         if section["differences"]:
             show_table("", table.DIFFERENCES, table.differences_lines(section), err=True)
         for row in section["rows"]:
             for trial in row["tried"]:
                 show_note(f"tried: {row['row']}, {describe_values(trial['values'])}: {trial['dev']}")
     if metrics["average"]:
-        show_table("mean over the tasks", table.AVERAGED, table.average_lines(metrics["average"]), err=True)
+        show_table("mean over the tasks", table.AVERAGED, table.average_lines(metrics), err=True)

@@ -11,14 +11,11 @@ from typing import Any
 import torch
 
 from microbert_cli.distillation.teacher import Teacher
+from microbert_cli.evaluation.alternatives.int8_copy import FORMAT, int8_session
 from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest
-from microbert_cli.models.onnx import ONNX_FILES, OnnxClassifier, inputs_of_export, quantise, require_onnx, write_onnx
 from microbert_cli.reporter import SILENT, Reporter
-from microbert_cli.runs import cache
-from microbert_cli.runs.atomic import digest
 
 LOGITS = OutputRequest(logits=True)
-FORMAT = 2
 
 
 class Int8Teacher(Teacher):
@@ -30,19 +27,7 @@ class Int8Teacher(Teacher):
 
     def __init__(self, teacher: Teacher, *, weights: Mapping[str, Any], reporter: Reporter = SILENT):
         self.model, self.tokenizer, self.columns = teacher.model, teacher.tokenizer, teacher.columns
-        inputs = inputs_of_export(teacher.model, teacher.tokenizer)
-        require_onnx("onnx", "onnxscript", "onnxruntime")
-        # torch's exporter writes the graph, so another version may write another one.
-        key = digest({"weights": weights, "torch": torch.__version__, "format": FORMAT})
-        with cache.entry("int8", key, reporter=reporter) as (directory, ready):
-            if not ready:
-                reporter.note(f"teacher: an int8 copy is written to {directory}")
-                self.model.config.save_pretrained(directory)
-                exported = directory / ONNX_FILES["fp32"]
-                write_onnx(self.model, exported, inputs=inputs)
-                quantise(exported, directory / ONNX_FILES["int8"])
-                exported.unlink()
-            self._copy = OnnxClassifier(directory, precision="int8")
+        self._copy = int8_session(teacher.model, teacher.tokenizer, weights=weights, name="teacher", reporter=reporter)
 
     @property
     def cache_name(self) -> str:

@@ -22,7 +22,7 @@ BUSY = 0.5  # load per core before the measurement, above which a warning is giv
 
 @dataclass(frozen=True)
 class TimedModel:
-    """A model to time: `answer` runs it on a batch, which its own tokenizer made from the same texts.
+    """A model to time: `answer` runs it on a batch, which its own tokenizer made from the same texts, or on those as "texts".
 
     single   batches of one row, for latency
     batches  larger ones, for throughput
@@ -161,7 +161,7 @@ def _speed(short: Sequence[float], whole: Sequence[float], rows: int) -> Speed:
 
 
 def _rows_of(batch: Batch) -> int:
-    return len(batch["input_ids"])
+    return len(batch["texts"] if "texts" in batch else batch["input_ids"])
 
 
 def _row_count(models: Mapping[str, TimedModel]) -> int:

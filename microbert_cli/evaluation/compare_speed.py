@@ -1,6 +1,6 @@
 """Several models on the same texts, side by side: size, FLOPs, latency of one row, throughput of batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 
 from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.task_data import TaskData
+from microbert_cli.evaluation.baseline import LinearModel
 from microbert_cli.evaluation.benchmark import TimedModel, time_interleaved
 from microbert_cli.evaluation.scoring import check_finite
 from microbert_cli.models.onnx import ONNX_FILES
@@ -26,6 +27,7 @@ class BenchmarkModel:
 
     label_order  names of the model's outputs, over those in its configuration
     where        what named the model, for errors
+    opened       the model itself, where somebody has opened it already
     """
 
     name: str
@@ -34,15 +36,17 @@ class BenchmarkModel:
     label_order: Sequence[str] | None = None
     where: str = "model"
     in_the_making: bool = False
+    opened: Predictor | None = None
 
 
 def benchmark_models(
     entrants: Sequence[BenchmarkModel], data: TaskData, *, rows: int = ROWS, batch_size: int = BATCH_SIZE,
-    rounds: int = ROUNDS, passes: int = PASSES,
+    rounds: int = ROUNDS, passes: int = PASSES, linear: Mapping[str, LinearModel] | None = None,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures all entrants in one interleaved run on the task's dev rows, each with its own tokenizer.
 
+    linear  models that read texts, by name
     Returns {"models": {name: parameters, bytes, flops, latency_ms, ...}, "conditions": {...}}; flops are those of one row of
     the mean length.
     """
@@ -62,6 +66,9 @@ def benchmark_models(
             batches=[encoded.batch(positions[i], pad_id=pad_id) for i in batches_by_length(lengths, batch_size=batch_size)],
         )
         measured[entrant.name] = _sizes(entrant, model, round(float(lengths.mean())))
+    for name, model_of_texts in (linear or {}).items():
+        timed_models[name] = _timed_linear(model_of_texts, data, rows=rows, batch_size=batch_size)
+        measured[name] = {"bytes": model_of_texts.bytes, "flops": None}
     timings = time_interleaved(timed_models, rounds=rounds, passes=passes, reporter=reporter)
     for name, speed in timings.speeds.items():
         measured[name] |= asdict(speed)
@@ -69,8 +76,18 @@ def benchmark_models(
     return {"models": measured, "conditions": conditions}
 
 
+def _timed_linear(model: LinearModel, data: TaskData, *, rows: int, batch_size: int) -> TimedModel:
+    texts = data.rows["dev"].texts
+    texts = texts[:: max(1, len(texts) // rows)][:rows]
+    return TimedModel(
+        answer=lambda batch: model.predict(batch["texts"]),
+        single=[{"texts": [row]} for row in texts[:64]],
+        batches=[{"texts": texts[start : start + batch_size]} for start in range(0, len(texts), batch_size)],
+    )
+
+
 def _open(entrant: BenchmarkModel, data: TaskData) -> Predictor:
-    return open_predictor(
+    return entrant.opened or open_predictor(
         entrant.source,
         data.task,
         precision=entrant.precision,

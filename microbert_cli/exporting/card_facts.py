@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli.data.task_data import TaskData
+from microbert_cli.exporting.card_alternatives import alternatives_section
 from microbert_cli.exporting.model_card import Card, File, Score, megabytes
 from microbert_cli.hub import is_hub_id
 from microbert_cli.models.graphs.embeddings import BLOCK
@@ -61,7 +62,13 @@ def card(facts: Facts) -> Card:
         limits=_limits(facts),
         max_length=_length(facts),
         version=__version__,
+        worth=_worth(facts),
     )
+
+
+def _worth(facts: Facts) -> str:
+    rows, verdict = facts.metrics.get("alternatives"), facts.metrics.get("verdict")
+    return alternatives_section(rows, verdict, facts.data.task.primary) if rows and verdict else ""
 
 
 def _manifest(directory: Path) -> dict[str, Any]:

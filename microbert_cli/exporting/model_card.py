@@ -52,6 +52,7 @@ class Card:
     embeddings  a sentence on how the small files store word vectors, and how near they are
     conditions  where and how speed was measured
     command     what reproduces the model
+    worth       the verdict on the model and what else there is, as Markdown
     """
 
     name: str
@@ -72,6 +73,7 @@ class Card:
     limits: Sequence[str] = ()
     max_length: int | None = None
     version: str | None = None
+    worth: str = ""
 
 
 def model_card(card: Card) -> str:
@@ -79,6 +81,7 @@ def model_card(card: Card) -> str:
     sections = [
         _opening(card),
         _section("Score", _scores(card)),
+        _section("What it is worth", card.worth),
         _section("Files", _files(card)),
         _section("Size", _sizes(card)),
         _section("Where it comes from", _lineage(card)),

@@ -80,9 +80,16 @@ def _open_export(path: Path, task: Task | None, precision: str, where: str, labe
     if task is None:
         check_names_differ(session.config, where=f"{where} {path}")
     tokenizer = load_tokenizer(session.directory, session.config, where=where)
-    columns = match_labels(session.config, task, where=where, source=str(path), order=label_order) if task else None
+    return session_predictor(session, tokenizer, task, source=str(path), where=where, label_order=label_order)
+
+
+def session_predictor(
+    session: OnnxClassifier, tokenizer: Any, task: Task | None, *, source: str, where: str, label_order: Sequence[str] | None
+) -> Predictor:
+    """Returns an open ONNX model as a classifier whose outputs are in the order of the task's labels."""
+    columns = match_labels(session.config, task, where=where, source=source, order=label_order) if task else None
     settled = task is None or names_settle_order(session.config, task, label_order)
-    return Predictor(_OnnxModel(session, columns), session, tokenizer, str(path), columns, settled)
+    return Predictor(_OnnxModel(session, columns), session, tokenizer, source, columns, settled)
 
 
 def _no_default(path: Path, offered: Sequence[str], where: str) -> MbertError:

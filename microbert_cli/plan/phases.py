@@ -13,6 +13,7 @@ from microbert_cli.data.multitask_batching import task_shares
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.teacher_cache import CacheSettings, Layout, cache_budget
+from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.baseline import linear_baseline
 from microbert_cli.evaluation.benchmark import WARMUP_PASSES, WARMUP_ROUNDS
 from microbert_cli.evaluation.compare_speed import BATCH_SIZE, PASSES, ROUNDS, ROWS
@@ -22,7 +23,7 @@ from microbert_cli.models.capture import OutputRequest
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.stage_cost import SMALL, Costs, evaluations
 from microbert_cli.plan.work import Job, Workload, answering_load, at_once, load_of_batches, training_load
-from microbert_cli.recipe.phase_data import phase_split, trained_splits
+from microbert_cli.recipe.phase_data import TRAIN, phase_split, trained_splits
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PhaseSpec, Recipe, Training
 from microbert_cli.recipe.values import Term
@@ -183,6 +184,16 @@ def augmented_lengths(
     return np.resize(original, count)
 
 
+def add_linear_model(costs: Costs, seen: ExpectedInputs, recipe: Recipe, data: TaskData) -> None:
+    """Adds the linear model of a stage that reads no training rows else; nothing where there are none, it is then left out."""
+    try:
+        trained, seconds = seen.task(recipe, (TRAIN,))
+    except MbertError:
+        return
+    costs.host("reading train", seconds)
+    costs.host("linear model", linear_model(costs, TaskData(data.task, {**data.rows, **trained.rows}, data.max_length)))
+
+
 def linear_model(costs: Costs, data: TaskData) -> float:
     """Returns the seconds of the linear baseline, measured on at most BASELINE_ROWS rows and scaled."""
     train, dev = data.rows["train"], data.rows["dev"]
@@ -201,16 +212,28 @@ def export_parts(recipe: Recipe) -> dict[str, bool]:
     return {"onnx": recipe.export.onnx, "int8": recipe.export.int8, "optimize": recipe.export.optimize}
 
 
+def add_int8_copy(costs: Costs, model: ModelInfo, dev: np.ndarray) -> None:
+    """Adds `int8_copy`: writing it, and its answers on dev. One that the cache has already costs less."""
+    costs.open("int8 copy: model", model, "classifier")
+    costs.int8_copy(model)
+    costs.work("int8 copy: dev", answer_job(model), answering_load(dev, batch_size=EVALUATION_BATCH).times(ONNX["int8"][0]))
+
+
 def add_race(
-    costs: Costs, entrants: list[ModelInfo], exported: ModelInfo | None, forms: Sequence[str], dev: np.ndarray
+    costs: Costs,
+    entrants: list[ModelInfo],
+    exported: ModelInfo | None,
+    forms: Sequence[str],
+    dev: np.ndarray,
+    *,
+    copies: Sequence[ModelInfo] = (),
 ) -> None:
-    """Adds `benchmark_models`: batches and single rows, every model in turn."""
+    """Adds `benchmark_models`: batches and single rows, every model in turn; `copies` are models that have an int8 copy."""
     sample = dev[:: max(1, len(dev) // ROWS)][:ROWS]
     batches = answering_load(sample, batch_size=BATCH_SIZE).times(PASSES + WARMUP_PASSES)
     singles = load_of_batches(np.array([length]) for length in sample[: ROUNDS + WARMUP_ROUNDS])
-    for model, (batch_factor, single_factor) in [(model, (1.0, 1.0)) for model in entrants] + [
-        (exported, ONNX[form]) for form in forms if exported is not None
-    ]:
+    timed = [(model, (1.0, 1.0)) for model in entrants] + [(model, ONNX["int8"]) for model in copies]
+    for model, (batch_factor, single_factor) in timed + [(exported, ONNX[form]) for form in forms if exported is not None]:
         costs.open("race: models", model, "classifier")
         costs.work("race: batches", answer_job(model, BATCH_SIZE), batches.times(batch_factor))
         costs.work("race: single rows", answer_job(model, 1), singles.times(single_factor))

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from microbert_cli.data.task_data import load_task_data
+from microbert_cli.data.task_data import TaskData, load_task_data
+from microbert_cli.evaluation.compare.alternatives import ComparedAlternatives, judge
 from microbert_cli.evaluation.compare.costs import costs
 from microbert_cli.evaluation.compare.fairness import differences, remarks
 from microbert_cli.evaluation.compare.run import Entry
@@ -23,7 +24,7 @@ from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, place_seen_from, read_metrics, up_to_date, write_results
 
 NAME = "compare"
-FORMAT = 5
+FORMAT = 6
 TABLE, PLOT = "table.md", "plot.svg"
 SHAPELESS_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "problem_type")
 Section = dict[str, Any]
@@ -34,24 +35,28 @@ def run(
     out: Path,
     *,
     catalog: Catalog,
+    baselines: bool = True,
     force: bool = False,
     resume: bool = True,
     reporter: Reporter = SILENT,
 ) -> StageResult:
     """Gathers the finished rows of every task (task -> entries), and measures one model of each shape in one interleaved run.
 
+    baselines  adds a linear model, and the int8 files of the teacher and of every row
     metrics.json and table.md hold the same; plot.svg is drawn where matplotlib is installed, and said to be missing where not.
     """
     identity = {
         "format": FORMAT,
         "rows": {task: [[entry.identity(), manifest.identify(entry.out)] for entry in rows] for task, rows in entries.items()},
         "plot": find_spec("matplotlib") is not None,
+        "baselines": baselines,
     }
     with stage_output(out, stage=NAME, identity=identity, force=force, resume=resume, renew=True, reporter=reporter) as work:
         if work.done:
             return up_to_date(NAME, out)
-        tasks = {task: _task_section(rows, out, catalog, reporter) for task, rows in entries.items()}
+        tasks = {task: _task_section(rows, out, catalog, baselines, reporter) for task, rows in entries.items()}
         metrics: Section = {"tasks": tasks, "average": _average_rows(tasks), "plot": None}
+        metrics["average_alternatives"] = _average_lines(tasks)
         if identity["plot"]:
             from microbert_cli.evaluation.compare.plot import draw
 
@@ -73,8 +78,8 @@ def run(
         )
 
 
-def _task_section(entries: Sequence[Entry], out: Path, catalog: Catalog, reporter: Reporter) -> Section:
-    """Returns the comparison on one task: rows, teacher, differences, remarks and the conditions of the benchmark."""
+def _task_section(entries: Sequence[Entry], out: Path, catalog: Catalog, baselines: bool, reporter: Reporter) -> Section:
+    """Returns the comparison on one task: rows, teacher, alternatives, verdict, differences, remarks, benchmark conditions."""
     rows = [_table_row(entry, out) for entry in entries]
     metrics = [read_metrics(entry.out) for entry in entries]
     primary = metrics[0]["primary"]
@@ -92,14 +97,25 @@ def _task_section(entries: Sequence[Entry], out: Path, catalog: Catalog, reporte
         directories[""] = teachers[0]
         # The benchmark scores nothing, but it refuses a teacher whose outputs are in another order than the task's labels.
         teacher_is_measured = len(teachers) == 1 and not entry.step.resolved.recipe.teacher.label_order
-    machine = _measure_speeds([*rows, *([teacher] if teacher_is_measured else [])], directories, entries[0], catalog, reporter)
+    recipe = entries[0].step.resolved.recipe
+    data = load_task_data(recipe, catalog, splits=("dev",), reporter=reporter)
+    instead = None
+    if baselines:
+        only_teacher = directories[""] if teacher_is_measured else None
+        instead = ComparedAlternatives(recipe, catalog, data, rows, directories, only_teacher, reporter)
+    timed_rows = [*rows, *([teacher] if teacher_is_measured else [])]
+    machine, speeds = _measure_speeds(timed_rows, directories, data, instead, reporter)
     for row in rows:
         row["retention"] = row["score"] / teacher["score"] if teacher and teacher["score"] > 0 else None
+    lines = instead.lines(teacher.get("score"), speeds) if instead else []
+    verdict = judge(rows, lines, teacher, metrics[0]["majority"])
     return {
         "primary": primary,
         "majority": metrics[0]["majority"],
         "teacher": teacher,
         "rows": rows,
+        "alternatives": lines,
+        "verdict": verdict,
         "differences": differences(rows),
         "remarks": remarks(rows, majority=metrics[0]["majority"], machine=machine),
         "conditions": machine,
@@ -168,16 +184,24 @@ def _shape_digest(model: Path) -> str:
 
 
 def _measure_speeds(
-    rows: Sequence[Section], directories: Mapping[str, str], entry: Entry, catalog: Catalog, reporter: Reporter
-) -> Section:
-    """Measures one model of each shape in one interleaved run, and gives its numbers to all rows of that shape."""
+    rows: Sequence[Section],
+    directories: Mapping[str, str],
+    data: TaskData,
+    instead: ComparedAlternatives | None,
+    reporter: Reporter,
+) -> tuple[Section, Section]:
+    """Measures one model of each shape in one interleaved run, and gives its numbers to all rows of that shape.
+
+    Returns the conditions, and the speeds by the name of what was measured.
+    """
     shapes = {row.get("row", ""): row["about"]["shape"] if "about" in row else directories[""] for row in rows}
     firsts: dict[str, str] = {}
     for name, shape in shapes.items():
         firsts.setdefault(shape, name)
-    data = load_task_data(entry.step.resolved.recipe, catalog, splits=("dev",), reporter=reporter)
     entrants = [BenchmarkModel(name, directories[name], "torch") for name in firsts.values()]
-    measured = benchmark_models(entrants, data, reporter=reporter)
+    entrants += instead.entrants() if instead else []
+    linear = instead.alternatives.linear_models() if instead else {}
+    measured = benchmark_models(entrants, data, linear=linear, reporter=reporter)
     for row in rows:
         first = firsts[shapes[row.get("row", "")]]
         speed = measured["models"][first]
@@ -190,7 +214,7 @@ def _measure_speeds(
             "raced": first or "teacher",
         }
     conditions: Section = json.loads(json.dumps(measured["conditions"]))
-    return conditions
+    return conditions, measured["models"]
 
 
 def _average_rows(tasks: Mapping[str, Section]) -> list[Section] | None:
@@ -200,6 +224,26 @@ def _average_rows(tasks: Mapping[str, Section]) -> list[Section] | None:
     by_task = [{row["row"]: row for row in section["rows"]} for section in tasks.values()]
     shared = [name for name in by_task[0] if all(name in rows for rows in by_task)]
     return [_mean_row(name, [rows[name] for rows in by_task]) for name in shared]
+
+
+def _average_lines(tasks: Mapping[str, Section]) -> list[Section] | None:
+    """Returns means over the tasks of the alternatives that all tasks have scores of; None for a single task."""
+    if len(tasks) < 2:
+        return None
+    lines = [{line["row"]: line for line in section["alternatives"]} for section in tasks.values()]
+    scored = [name for name in lines[0] if all(rows.get(name, {}).get("score") is not None for rows in lines)]
+    return [_mean_line(name, [rows[name] for rows in lines]) for name in scored]
+
+
+def _mean_line(name: str, lines: Sequence[Section]) -> Section:
+    """Returns the mean of an alternative, which has no seeds."""
+    retained = [line["retention"] for line in lines if line["retention"] is not None]
+    return {
+        "row": name,
+        "score": mean(line["score"] for line in lines),
+        "retention": mean(retained) if len(retained) == len(lines) else None,
+        "tasks": len(lines),
+    }
 
 
 def _mean_row(name: str, rows: Sequence[Section]) -> Section:

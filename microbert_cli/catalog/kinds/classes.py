@@ -116,7 +116,8 @@ class Kind(TaskKind):
     def linear_model(self, seed: int) -> Any:
         from sklearn.linear_model import LogisticRegression
 
-        return LogisticRegression(max_iter=1000, random_state=seed)
+        # Rows of TF-IDF weights have length 1, for which C = 1 regularises too much (SST-2 dev 0.8050, with C = 10 0.8280).
+        return LogisticRegression(C=10.0, max_iter=300, random_state=seed)
 
     def report(self, predictions: "np.ndarray", labels: Sequence[Any]) -> dict[str, Any]:
         """Returns the confusion matrix (rows: labels), and precision, recall, F1 and support of every class."""

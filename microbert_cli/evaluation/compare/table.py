@@ -1,9 +1,11 @@
 """The comparison as text: one table a task, remarks below it, differences, and what grids tried."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from microbert_cli.evaluation.alternatives.kinds import MAJORITY, STUDENT_INT8
 from microbert_cli.evaluation.compare.fairness import verdict
+from microbert_cli.evaluation.report_table import verdict_line
 from microbert_cli.text import escape_markdown, format_cells, markdown_table
 
 COLUMN_FORMATS = {
@@ -12,6 +14,7 @@ COLUMN_FORMATS = {
     "spread": ("spread", ".4f"),
     "n": ("seeds", ""),
     "retention": ("retention", ".1%"),
+    "above_floor": ("above floor", ".1%"),
     "parameters": ("parameters", ","),
     "megabytes": ("MB", ".1f"),
     "latency_ms": ("ms/row", ".2f"),
@@ -35,11 +38,24 @@ def title(task: str, section: Mapping[str, Any]) -> str:
 
 
 def lines(section: Mapping[str, Any]) -> list[list[str]]:
-    """Returns the rows of one task as text: those compared, the teacher, the commonest class."""
-    references: list[dict[str, Any]] = [{"row": "commonest class", "score": section["majority"]}]
-    if section["teacher"]:
-        references.insert(0, {**section["teacher"], "row": "teacher"})
-    return [_cells(row) for row in [*section["rows"], *references]]
+    """Returns the rows of one task as text: those compared, their int8 files, the teacher, what else a user could take."""
+    alternatives = section["alternatives"] or [{"row": "commonest class", "kind": MAJORITY, "score": section["majority"]}]
+    students = [row for row in alternatives if row["kind"] == STUDENT_INT8]
+    others = [row for row in alternatives if row["kind"] != STUDENT_INT8]
+    teacher = [{**section["teacher"], "row": "teacher"}] if section["teacher"] else []
+    return [_cells(row) for row in [*section["rows"], *students, *teacher, *others]]
+
+
+def remarks(section: Mapping[str, Any]) -> list[str]:
+    """Returns the lines below a table: the verdict on the best row, why rows lack numbers, what must be known."""
+    verdict = [verdict_line(section["verdict"])] if section["verdict"] else []
+    notes = [f"{row['row']}: {row['note']}" for row in section["alternatives"] if row.get("note")]
+    lines = [
+        "Above floor: (score - floor) / (teacher's score - floor); the floor is the score of the answer that looks at no text."
+    ]
+    if any(row["kind"] == STUDENT_INT8 for row in section["alternatives"]):
+        lines.append("Scores of int8 files are those of one file, written of the best seed.")
+    return [*verdict, *notes, *lines, *section["remarks"]]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -54,9 +70,10 @@ def _short_key(key: str) -> str:
     return key.partition(".losses.")[2] or key.rpartition(".")[2]
 
 
-def average_lines(average: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Returns the mean over tasks as text."""
-    return [format_cells(row, AVERAGE_FORMATS) for row in average]
+def average_lines(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Returns the means over tasks as text: of the rows, then of what a user could take instead."""
+    rows = [*metrics["average"], *(metrics["average_alternatives"] or ())]
+    return [format_cells(row, AVERAGE_FORMATS) for row in rows]
 
 
 def differences_lines(section: Mapping[str, Any]) -> list[list[str]]:
@@ -75,7 +92,7 @@ def as_markdown(metrics: Mapping[str, Any]) -> str:
     """Returns the whole comparison in Markdown."""
     parts = ["# Comparison", *(part for task, section in metrics["tasks"].items() for part in _section(task, section))]
     if metrics["average"]:
-        parts += ["## Mean over the tasks", markdown_table(AVERAGED, average_lines(metrics["average"])), AVERAGE]
+        parts += ["## Mean over the tasks", markdown_table(AVERAGED, average_lines(metrics)), AVERAGE]
     if metrics["plot"]:
         parts.append(f"![Score against latency]({metrics['plot']})")
     return "\n\n".join(parts) + "\n"
@@ -84,7 +101,7 @@ def as_markdown(metrics: Mapping[str, Any]) -> str:
 def _section(task: str, section: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {escape_markdown(title(task, section))}"
     yield markdown_table(COLUMNS, lines(section))
-    yield "\n".join(f"- {escape_markdown(remark)}" for remark in section["remarks"])
+    yield "\n".join(f"- {escape_markdown(remark)}" for remark in remarks(section))
     if section["differences"]:
         yield "### Differences"
         yield markdown_table(DIFFERENCES, differences_lines(section))

@@ -3,7 +3,16 @@
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
 from microbert_cli.models.onnx import onnx_forms
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
-from microbert_cli.plan.phases import ONNX, add_lengths, add_race, add_rows, answer_job, export_parts
+from microbert_cli.plan.phases import (
+    ONNX,
+    add_int8_copy,
+    add_lengths,
+    add_linear_model,
+    add_race,
+    add_rows,
+    answer_job,
+    export_parts,
+)
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import answering_load
 from microbert_cli.runs.stage_inputs import Step
@@ -25,5 +34,8 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
         costs.work("dev", answer_job(model), answering_load(dev, batch_size=EVALUATION_BATCH).times(factor))
     teachers = [name for name in (step.inputs["teacher"],) if name]
     entrants = [model] + [seen.model(name, where="teacher").classifying(data.task) for name in teachers]
-    add_race(costs, entrants, model if forms else None, forms, dev)
+    add_linear_model(costs, seen, recipe, data)
+    for teacher in entrants[1:]:
+        add_int8_copy(costs, teacher, dev)
+    add_race(costs, entrants, model if forms else None, forms, dev, copies=entrants[1:])
     seen.planned_models[str(step.out)] = ModelInfo(model.config, model.tokenizer)

@@ -22,6 +22,7 @@ from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, place_seen_from, up_to_date, write_results
 from microbert_cli.stages.export import STAGE
+from microbert_cli.stages.export.alternatives import beside
 
 PARITY_ROWS = 256
 
@@ -82,10 +83,12 @@ def run(
             max_length=data.length_for(loaded.model.config, where="export.model"),
             reporter=reporter,
         )
-        entrants = _models_to_measure(work.path, model, teacher, order, measured["files"])
-        speeds = benchmark_models(entrants, data, reporter=reporter)
+        others = beside(recipe, catalog, data, model, teacher, _taught_by(model, identity["teacher"]), reporter)
+        entrants = _models_to_measure(work.path, model, teacher, order, measured["files"]) + others.alternatives.entrants()
+        speeds = benchmark_models(entrants, data, linear=others.alternatives.linear_models(), reporter=reporter)
         metrics: dict[str, Any] = {"task": data.task.name, "primary": data.task.primary, **measured}
         metrics |= {"dev": measured["files"]["safetensors"]["scores"], "speed": speeds, "model": place_seen_from(out, model)}
+        metrics |= others.rows(measured["files"], speeds["models"])
         facts = Facts(recipe, data, loaded, Path(model), teacher, metrics)
         (work.path / "README.md").write_text(model_card(card(facts)), encoding="utf-8")
         return write_results(
@@ -97,6 +100,12 @@ def run(
             sources={"model": model, "teacher": teacher},
             data=data.facts(),
         )
+
+
+def _taught_by(model: str, teacher: str | None) -> bool:
+    """Whether a model's manifest says that it was distilled from this teacher alone."""
+    inputs = manifest.read(Path(model)).get("inputs", {}) if (Path(model) / manifest.FILE).is_file() else {}
+    return teacher is not None and inputs.get("teacher") == teacher
 
 
 def _scorer(data: TaskData, loaded: LoadedModel, columns: list[int] | None) -> Any:

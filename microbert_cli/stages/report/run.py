@@ -1,10 +1,19 @@
-"""The table at the end of a run: what each way of making a student came to, beside the teacher and a linear model."""
+"""The table at the end of a run: what each way of making a student came to, beside what a user would take instead."""
 
 from pathlib import Path
 from typing import Any
 
 from microbert_cli.data.task_data import TaskData, load_task_data
-from microbert_cli.evaluation.baseline import linear_baseline
+from microbert_cli.evaluation.alternatives.gather import (
+    TEACHER_INT8_NAME,
+    Alternatives,
+    Row,
+    find_alternatives,
+    score_of,
+    table_row,
+    verdict_on,
+)
+from microbert_cli.evaluation.alternatives.kinds import EXPORT, STUDENT, STUDENT_INT8, TEACHER, TEACHER_INT8
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.evaluation.report_table import as_markdown
 from microbert_cli.models.onnx import ONNX_FILES
@@ -24,6 +33,7 @@ def run(
     catalog: Catalog,
     models: dict[str, str],
     exported: str | None = None,
+    teacher: str | None = None,
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
@@ -31,10 +41,13 @@ def run(
 ) -> StageResult:
     """Gathers dev scores of `models` (name -> directory), measures all of them and `exported` in one interleaved run.
 
-    metrics.json and report.md hold the table: a linear baseline first, then each model with mean and spread over its seeds.
+    teacher   the teacher's directory; one of `models`, or any other classifier
+    metrics.json and report.md hold the table: the commonest class, a linear model, the teacher, its int8 file, then each
+    student with mean and spread over its seeds; and the verdict on the student that was exported, else on the last step's.
     """
     data = load_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
-    sources = {**models, **({"exported": exported} if exported else {})}
+    others = {"teacher": teacher} if teacher and teacher not in models.values() else {}
+    sources = {**models, **({"exported": exported} if exported else {}), **others}
     identity = {
         "recipe": recipe.identity(*STAGE.keys),
         "models": {name: manifest.identify(path) for name, path in sources.items()},
@@ -45,44 +58,118 @@ def run(
     ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
-        rows = [_baseline_row(data)] + _model_rows(data, models, exported, reporter)
-        metrics = {"task": data.task.name, "primary": data.task.primary, "table": rows}
-        (work.path / "report.md").write_text(as_markdown(rows), encoding="utf-8")
+        table = _Table(data, models, exported, teacher, recipe.teacher.label_order, reporter)
+        metrics: dict[str, Any] = {"task": data.task.name, "primary": data.task.primary, **table.measure()}
+        (work.path / "report.md").write_text(as_markdown(metrics["table"], metrics["verdict"]), encoding="utf-8")
         return write_results(
             work, stage=STAGE.name, recipe=recipe.keys(*STAGE.keys), metrics=metrics, inputs=identity["models"], sources=sources
         )
 
 
-def _baseline_row(data: TaskData) -> dict[str, Any]:
-    scores = linear_baseline(data.task, data.rows["train"], data.rows["dev"])
-    return {"model": "linear, TF-IDF of word pairs", "score": scores[data.task.primary]}
+class _Table:
+    """The models of one run on one task, and what a user would take instead.
 
+    students   name -> directory, in the run's order
+    judged     the student that the verdict is about; None where there is none
+    """
 
-def _model_rows(data: TaskData, models: dict[str, str], exported: str | None, reporter: Reporter) -> list[dict[str, Any]]:
-    primary = data.task.primary
-    files = read_metrics(Path(exported))["files"] if exported else {}
-    forms = [form for form in files if form in ONNX_FILES]
-    entrants = [BenchmarkModel(name, path, "torch") for name, path in models.items()]
-    entrants += [BenchmarkModel(f"export, {form}", str(exported), form) for form in forms]
-    raced = benchmark_models(entrants, data, reporter=reporter)["models"]
-    measured = {name: read_metrics(Path(path)) for name, path in models.items()}
-    teacher = next((m["teacher"][primary] for m in measured.values() if "teacher" in m), None)
-    rows = [_table_row(name, result, raced[name], primary, teacher) for name, result in measured.items()]
-    for form in forms:
-        rows.append(_table_row(f"export, {form}", {"dev": files[form]["scores"]}, raced[f"export, {form}"], primary, teacher))
-    return rows
+    def __init__(
+        self,
+        data: TaskData,
+        models: dict[str, str],
+        exported: str | None,
+        teacher: str | None,
+        label_order: list[str] | None,
+        reporter: Reporter,
+    ):
+        self.data, self.primary, self.exported, self.reporter = data, data.task.primary, exported, reporter
+        self.teacher, self.label_order = teacher, label_order
+        self.teacher_name = next((name for name, path in models.items() if path == teacher), "teacher")
+        self.students = {name: path for name, path in models.items() if path != teacher}
+        self.results = {name: read_metrics(Path(path)) for name, path in models.items()}
+        self.files: dict[str, Any] = read_metrics(Path(exported))["files"] if exported else {}
+        self.forms = [form for form in self.files if form in ONNX_FILES]
+        self.judged = self._judged()
+        self.has_int8_export = "int8" in self.forms and self._is_exported(self.judged)
 
+    def measure(self) -> dict[str, Any]:
+        """Returns the table, and the verdict on a student; None without one."""
+        alternatives = find_alternatives(self.data, self.data.rows["train"])
+        if self.teacher:
+            order = self.label_order
+            alternatives.add_int8(TEACHER_INT8_NAME, self.teacher, label_order=order, reporter=self.reporter)
+        student_int8 = f"{self.judged}, int8"
+        if self.judged and not self.has_int8_export:
+            alternatives.add_int8(student_int8, self.students[self.judged], reporter=self.reporter)
+        entrants = [*self._entrants(), *alternatives.entrants()]
+        linear = alternatives.linear_models()
+        speeds = benchmark_models(entrants, self.data, linear=linear, reporter=self.reporter)["models"] if entrants else {}
+        rows = self._rows(alternatives, speeds)
+        if student_int8 in alternatives.copies:
+            rows.append(alternatives.int8_row(student_int8, STUDENT_INT8, self._teacher_score(), speeds))
+        judged = next((row for row in rows if row["model"] == self.judged), None)
+        int8 = next((row for row in rows if row["kind"] == STUDENT_INT8), None)
+        return {"table": rows, "verdict": verdict_on(judged, rows, int8=int8) if judged else None}
 
-def _table_row(name: str, result: dict[str, Any], speed: dict[str, Any], primary: str, teacher: float | None) -> dict[str, Any]:
-    score = result.get("mean", result["dev"])[primary]
-    return {
-        "model": "teacher" if name == "finetune" else name,
-        "score": score,
-        "spread": result.get("spread", {}).get(primary),
-        "seeds": len(result["seeds"]) if "seeds" in result else 1,
-        "retention": score / teacher if teacher else None,
-        "parameters": speed.get("parameters"),
-        "megabytes": speed["bytes"] / 1e6 if speed.get("bytes") else None,
-        "latency_ms": speed["latency_ms"],
-        "rows_per_second": speed["throughput"],
-    }
+    def _rows(self, alternatives: Alternatives, speeds: dict[str, Any]) -> list[Row]:
+        teacher, floor = self._teacher_score(), alternatives.floor
+        rows = alternatives.first_rows(teacher, speeds)
+        if teacher is not None:
+            note = None if self.teacher else "several teachers, or none of this run's: not timed"
+            result = self.results.get(self.teacher_name, {"dev": {self.primary: teacher}})
+            speed = speeds.get(self.teacher_name) if self.teacher else None
+            rows.append(self._row("teacher", TEACHER, result, speed, teacher, floor) | ({"note": note} if note else {}))
+        if self.teacher:
+            rows.append(alternatives.int8_row(TEACHER_INT8_NAME, TEACHER_INT8, teacher, speeds))
+        for name in self.students:
+            rows.append(self._row(name, STUDENT, self.results[name], speeds[name], teacher, floor))
+        for form in self.forms:
+            kind = STUDENT_INT8 if form == "int8" and self.has_int8_export else EXPORT
+            result = {"dev": self.files[form]["scores"]}
+            rows.append(self._row(f"export, {form}", kind, result, speeds[f"export, {form}"], teacher, floor))
+        return rows
+
+    def _row(
+        self, name: str, kind: str, result: dict[str, Any], speed: dict[str, Any] | None, teacher: float | None, floor: float
+    ) -> Row:
+        return table_row(
+            name,
+            kind,
+            result.get("mean", result["dev"])[self.primary],
+            teacher=teacher,
+            floor=floor,
+            speed=speed,
+            spread=result.get("spread", {}).get(self.primary),
+            seeds=len(result["seeds"]) if "seeds" in result else 1,
+        )
+
+    def _entrants(self) -> list[BenchmarkModel]:
+        entrants = []
+        if self.teacher:
+            entrants.append(BenchmarkModel(self.teacher_name, self.teacher, "torch", self.label_order, where="teacher.model"))
+        entrants += [BenchmarkModel(name, path, "torch") for name, path in self.students.items()]
+        return entrants + [BenchmarkModel(f"export, {form}", str(self.exported), form) for form in self.forms]
+
+    def _teacher_score(self) -> float | None:
+        """Returns the teacher's score: as distillation measured it, else its own on dev; None without a teacher."""
+        if self._score is None:
+            self._score = next(
+                (result["teacher"][self.primary] for result in self.results.values() if "teacher" in result), None
+            )
+        if self._score is None and self.teacher:
+            self._score = score_of(self.teacher, self.data, where="teacher.model", label_order=self.label_order)
+        return self._score
+
+    _score: float | None = None
+
+    def _judged(self) -> str | None:
+        """Returns the student that was exported, else the distilled one, else the one with the best score."""
+        scores = {name: self.results[name].get("mean", self.results[name]["dev"])[self.primary] for name in self.students}
+        exported = next((name for name in scores if self._is_exported(name)), None)
+        return exported or ("task-distill" if "task-distill" in scores else max(scores, key=scores.__getitem__, default=None))
+
+    def _is_exported(self, name: str | None) -> bool:
+        if not self.exported or name not in self.students:
+            return False
+        model = read_metrics(Path(self.exported)).get("model")
+        return bool(model) and (Path(self.exported) / str(model)).resolve() == Path(self.students[name]).resolve()
