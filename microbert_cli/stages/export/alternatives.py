@@ -69,9 +69,9 @@ def beside(
     if not teacher:
         return Beside(data, alternatives, student, None, None)
     order = recipe.teacher.label_order
-    known = (student or {}).get("teacher") if is_teacher else None
-    if known:
-        teacher_score = float(known[data.task.primary])
+    measured = (student or {}).get("teacher") if is_teacher else None
+    if measured:
+        teacher_score = float(measured[data.task.primary])
     else:
         teacher_score = score_of(teacher, data, where="teacher.model", label_order=order)
     alternatives.add_int8(TEACHER_INT8_NAME, teacher, label_order=order, reporter=reporter)
