@@ -22,9 +22,10 @@ from microbert_cli.models.capture import Batch, TeacherFunction
 from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.reporter import Reporter
-from microbert_cli.training.loop import TrainingPlan, train
+from microbert_cli.training.loop import train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
+from microbert_cli.training.plan import TrainingPlan
 
 INTERMEDIATE = {"embedding": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
 PREDICTION = {"soft_target": 1.0}

@@ -23,7 +23,7 @@ from microbert_cli.models.capture import TOKENS_AT_ONCE, OutputRequest, TeacherF
 from microbert_cli.models.device import Precision
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.schema import Training
+from microbert_cli.recipe.values import Training
 from microbert_cli.training.loop import train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective

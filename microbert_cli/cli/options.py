@@ -20,9 +20,9 @@ from microbert_cli.errors import MbertError
 from microbert_cli.recipe.layers import Layer
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import Resolved, resolve
-from microbert_cli.recipe.schema import PhaseSpec, Recipe
+from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.toml import parse_value, read_toml
-from microbert_cli.recipe.values import Strict
+from microbert_cli.recipe.values import PhaseSpec, Strict
 
 DEFAULT_RECIPE = Path("mbert.toml")
 OPTION_OF_KEY = {

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from microbert_cli.models.capture import OptionalTeacherFunction, OutputRequest
 from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.load import LoadedModel, count_all_parameters
 from microbert_cli.models.moe.convert import MoeSettings, add_experts
-from microbert_cli.models.moe.importance import importance
+from microbert_cli.models.moe.importance import has_neurons, importance
 from microbert_cli.models.save import save_model
 from microbert_cli.recipe.multitask import as_list, named_inputs
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.schema import PhaseSpec, Recipe
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.values import PhaseSpec
 from microbert_cli.reporter import Log, Reporter
+from microbert_cli.training.budget import Budget
 from microbert_cli.training.checkpoint import BestWeights
 from microbert_cli.training.loss_terms import (
     CLASSIFICATION_INPUTS,
@@ -45,6 +47,7 @@ from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases
 from microbert_cli.training.score_units import ScoreUnits
 
 IMPORTANCE_BATCH = 32
+TEACHER_LOG = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
 
 Teachers = str | Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -56,14 +59,14 @@ class Distiller:
     identities  what identifies every teacher's weights, under the names that `named_inputs` gives them
     """
 
-    teacher_log: Path | None = None
+    work: Path | None = None  # the stage's directory, for what is kept beside the students of all seeds
 
     def __init__(
         self, recipe: Recipe, catalog: Catalog, data: Sequence[TaskData], teacher: Teachers, student: str,
         identities: Mapping[str, Any], reporter: Reporter, initial: str | None = None,
     ):  # fmt: skip
         self.recipe, self.catalog, self.reporter = recipe, catalog, reporter
-        self.student = student
+        self.student, self.started = student, time.monotonic()
         self.device = pick_device(recipe.device)
         self.numerics = choose_precision(self.device, **recipe.numerics())
         self.task_set = TaskSet(recipe, catalog, [self._taught_task(task, teacher, identities) for task in data])
@@ -102,14 +105,18 @@ class Distiller:
         model = self.numerics.place(loaded.model)
         units = ScoreUnits(model, {task.name: task.data.standardisation for task in self.task_set.tasks}, loaded.new)
         best = BestWeights(list(self.task_set.primaries.values()))
+        score = partial(self._score, model, loaded, units)
+        context: dict[str, Any] = {
+            "seed": seed, "pad_id": loaded.tokenizer.pad_token_id, "device": self.device, "score": score
+        }  # fmt: skip
+        planned = self.phases(loaded)
+        if self.recipe.budget is not None:
+            planned = Budget(self.recipe.budget, self.work or place, self.started, self.reporter).fit(planned, model, **context)
         phases, projection = run_phases(
             model,
-            self.phases(loaded),
+            planned,
             directory=place,
-            seed=seed,
-            pad_id=loaded.tokenizer.pad_token_id,
-            device=self.device,
-            score=partial(self._score, model, loaded, units),
+            **context,
             primary=self.task_set.primary,
             choices=self.choices,
             projection=loaded.projection,
@@ -153,9 +160,24 @@ class Distiller:
         settings, teacher = self.recipe.initialise, self._first_teacher
         if teacher is None or self.recipe.init == "random" or not factory.is_description(self.student, self.catalog):
             return None
+        columns, measure = teacher.teacher.columns, None
+        if settings.neurons == "sensitivity" and has_neurons(teacher.loaded.model):
+            measure = cache(lambda layers: self._sensitivity(teacher.loaded, layers, columns=columns, rows=settings.rows))
         return initial_weights(
-            settings.by, settings.layers, teacher.loaded, initial, labels=teacher.teacher.columns, reporter=self.reporter
+            settings.by,
+            settings.layers,
+            teacher.loaded,
+            initial,
+            student=factory.student_config(self.student, self.catalog, teacher.loaded),
+            labels=columns,
+            measure=measure,
+            reporter=self.reporter,
         )
+
+    @property
+    def _is_random(self) -> bool:
+        """Whether the student is new and takes no weights."""
+        return self._start is None and factory.is_description(self.student, self.catalog)
 
     @property
     def _has_experts(self) -> bool:
@@ -194,16 +216,23 @@ class Distiller:
     ) -> Mapping[int, Tensor]:
         """Returns the importance of a model's neurons before training, on rows of the training set; the same for every seed."""
         if self._neuron_importance is None:
-            pad_id = loaded.tokenizer.pad_token_id
-            rows = self.task_set.tasks[0].data.encode("train", loaded, where="student")
-            sample = np.arange(len(rows))[:: max(1, len(rows) // self.recipe.moe.importance_rows)]
-            self.reporter.note(f"importance of neurons: {len(sample)} rows")
-            groups = batches_by_length(rows.lengths[sample], batch_size=IMPORTANCE_BATCH)
-            batches = (rows.batch(sample[group], pad_id=pad_id) for group in groups)
-            device = loaded.model.device
-            self._neuron_importance = importance(loaded.model.to(self.device), batches, layers, columns=columns)
-            loaded.model.to(device)
+            rows = self.recipe.moe.importance_rows
+            self._neuron_importance = self._sensitivity(loaded, layers, columns=columns, rows=rows)
         return self._neuron_importance
+
+    def _sensitivity(
+        self, loaded: LoadedModel, layers: Sequence[int], *, columns: Sequence[int] | None, rows: int
+    ) -> Mapping[int, Tensor]:
+        """Returns the importance of a model's neurons on about `rows` rows, evenly spaced over the training set."""
+        examples = self.task_set.tasks[0].data.encode("train", loaded, where="student")
+        sample = np.arange(len(examples))[:: max(1, len(examples) // rows)]
+        self.reporter.note(f"importance of neurons: {len(sample)} rows")
+        groups = batches_by_length(examples.lengths[sample], batch_size=IMPORTANCE_BATCH)
+        batches = (examples.batch(sample[group], pad_id=loaded.tokenizer.pad_token_id) for group in groups)
+        device = loaded.model.device
+        values = importance(loaded.model.to(self.device), batches, layers, columns=columns)
+        loaded.model.to(device)
+        return values
 
     def phases(self, loaded: LoadedModel) -> list[Phase]:
         """Returns the recipe's phases for this student."""
@@ -228,6 +257,9 @@ class Distiller:
 
     def _phase(self, name: str, spec: PhaseSpec, loaded: LoadedModel) -> Phase:
         terms, rows = self.terms[name], self.task_set.training_rows(spec, loaded)
+        if spec.freeze and self._is_random:
+            self.reporter.note(f"phases.{name}.freeze: the student begins with random weights, so all of it is trained")
+            spec = spec.model_copy(update={"freeze": []})
         reference = self.recipe.normalisation == "reference"
         return Phase(
             name=name,
@@ -268,8 +300,8 @@ class Distiller:
         """Returns the function for teacher outputs, and logs how many rows went through teachers to fill the cache."""
         started, rows_before = time.monotonic(), self.task_set.rows_asked
         ask = self.task_set.make_ask(spec, rows, request)
-        if self.teacher_log is not None and ask is not None:
-            with Log(self.teacher_log) as log:
+        if self.work is not None and ask is not None:
+            with Log(self.work / TEACHER_LOG) as log:
                 log.write(
                     phase=name,
                     kept=self.task_set.uses_cache,

@@ -35,7 +35,8 @@ def make_student(
     start = None
     if factory.is_description(name, catalog):
         settings = recipe.initialise
-        start = initial_weights(settings.by, settings.layers, teacher, initial, reporter=reporter)
+        config = factory.student_config(name, catalog, teacher)
+        start = initial_weights(settings.by, settings.layers, teacher, initial, student=config, reporter=reporter)
     head, _ = required_heads(recipe, catalog)
     student = factory.encoder(name, catalog, seed=recipe.seed, teacher=teacher, where="student", start=start, head=head)
     if not recipe.general.dropout:

@@ -4,6 +4,7 @@ teacher-layers  layer m of the student is the teacher's layer g(m); embeddings, 
 teacher-slice   the same, narrower: the most important columns, neurons, heads and dimensions of heads (`slice.py`)
 teacher-ends    the teacher's embeddings, pooler and a fitting head, all that is not in a layer, where it has the same name;
                 the layers are random. A NoNorm does not take a LayerNorm's weights, and starts with 1 and 0. Same widths
+auto            teacher-layers where the shapes are equal, teacher-slice where the student's is smaller, else random
 svd-embed       E ~ (E V) V^T, V [D, d] the d largest right singular vectors of the word embeddings E [rows, D]: each embedding
                 table P becomes P V, all else stays random. Squared error: the sum of the squared singular values left out
 
@@ -14,7 +15,7 @@ embeddings by SVD as XtremeDistil; slices are this toolkit's.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,9 @@ from microbert_cli.reporter import Reporter
 
 TABLE_ROWS = ("vocab_size", "max_position_embeddings")  # a student may have fewer of them, whatever is copied
 TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+NeuronImportance = Callable[
+    [Sequence[int]], Mapping[int, Tensor]
+]  # layers, from 1, -> the importance [F] of each one's neurons
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class InitialWeights:
 
     layers  a rule of `layer_map`, or the source's layers from 0, one for each of the student's
     labels  label c of the student is output labels[c] of the source; None = the same order
+    measure the importance [F] of the neurons in these layers of the source, from 1; None = by their weights
     """
 
     by: str
@@ -54,6 +59,7 @@ class InitialWeights:
     source: LoadedModel
     width: int
     labels: Sequence[int] | None = None
+    measure: NeuronImportance | None = None
 
     @torch.no_grad()
     def __call__(self, student: Any) -> dict[str, Tensor] | None:
@@ -75,7 +81,8 @@ class InitialWeights:
         record = {"by": self.by, "of": self.source.source}
         if self.by in ("svd-embed", "teacher-ends"):
             return record
-        return {**record, "layers": self.layers if isinstance(self.layers, str) else list(self.layers)}
+        neurons = {"neurons": "sensitivity"} if self.measure and self.by == "teacher-slice" else {}
+        return {**record, "layers": self.layers if isinstance(self.layers, str) else list(self.layers), **neurons}
 
     @property
     def _shape(self) -> ModelShape:
@@ -85,7 +92,7 @@ class InitialWeights:
         source, target = bert_parameters(self.source.model), bert_parameters(student)
         shape = model_shape(student.config)
         source_layers = layers_of(self.layers, self._shape.layers, shape.layers)
-        indices = kept_indices(source, source_layers, self._shape, shape)
+        indices = kept_indices(source, source_layers, self._shape, shape, self._measured(source_layers, shape))
         for name, tensor in target.items():
             source_name, layer = _source_name(name, source_layers)
             if "token_type" in name and source_name not in source:
@@ -93,6 +100,14 @@ class InitialWeights:
             elif axes_of(name) and source_name in source and self._is_copied(source_name, name, student):
                 _copy_rows(tensor, sliced(name, self._in_label_order(name, source[source_name]), layer, indices))
         return torch.eye(self._shape.width)[:, indices["hidden", -1]]
+
+    def _measured(self, source_layers: Sequence[int], student: ModelShape) -> dict[int, Tensor] | None:
+        """Returns the importance of the neurons of the source's layers, from 0, where some are to be left out by it."""
+        if self.measure is None or student.inner == self._shape.inner:
+            return None
+        # Sensitivities are gradients, and a student's weights are copied without.
+        with torch.enable_grad():
+            return {layer - 1: values for layer, values in self.measure(tuple(layer + 1 for layer in source_layers)).items()}
 
     def _copy_ends(self, student: Any) -> None:
         source_config, config = self.source.model.config, student.config
@@ -134,8 +149,13 @@ class InitialWeights:
 
 
 def initial_weights(by: str, layers: str | Sequence[int], teacher: LoadedModel, initial: str | None, *,
-          labels: Sequence[int] | None = None, reporter: Reporter) -> InitialWeights | None:  # fmt: skip
-    """Returns the initial weights of a new student, from its teacher or the model `initial`; None = random ones."""
+          student: Any = None, labels: Sequence[int] | None = None,
+          measure: NeuronImportance | None = None, reporter: Reporter) -> InitialWeights | None:  # fmt: skip
+    """Returns the initial weights of a new student, from its teacher or the model `initial`; None = random ones.
+
+    student  its configuration, by which "auto" chooses
+    measure  the importance of the teacher's neurons; a model that is not the teacher has no trained head to measure it by
+    """
     if by == "random":
         return None
     source = teacher
@@ -144,11 +164,26 @@ def initial_weights(by: str, layers: str | Sequence[int], teacher: LoadedModel, 
         same_vocabulary(
             source.tokenizer, teacher.tokenizer, where=f"initialise.model {initial}", keys=["initialise"], without="random"
         )
+    if by == "auto" and (by := choose_start(source.model.config, student)) == "random":
+        reporter.note("a new student begins with random weights: those of its teacher do not fit its shape")
+        return None
     initial_values = InitialWeights(
-        by, layers, source, model_shape(teacher.model.config).width, labels if source is teacher else None
+        by, layers, source, model_shape(teacher.model.config).width, *((labels, measure) if source is teacher else ())
     )
     reporter.note(f"a new student begins as: {', '.join(f'{key} {value}' for key, value in initial_values.record.items())}")
     return initial_values
+
+
+def choose_start(source: Any, student: Any) -> str:
+    """Returns how `auto` starts a student of one configuration from a model of another."""
+    for by in ("teacher-layers", "teacher-slice"):
+        try:
+            check_families(source, student)
+            check_shapes(source, student, by)
+        except MbertError:
+            continue
+        return by
+    return "random"
 
 
 def layers_of(rule: str | Sequence[int], depth: int, count: int) -> list[int]:

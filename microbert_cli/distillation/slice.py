@@ -9,7 +9,8 @@ after attention): I_c is the expected square of what is read of c, where normali
 all layers, since residuals add them; the rest is chosen layer by layer, and what is kept keeps its order, so that a slice of
 the whole width is the model itself.
 
-Tensors have BERT's names. The choice and its importance are this toolkit's; no data is needed for it.
+Tensors have BERT's names. The choice and its importance are this toolkit's; no data is needed for it. Neurons may be chosen by
+their sensitivity on training rows instead (`models/moe/importance.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,11 +44,17 @@ AXES = {  # of weights; a bias has the first one. rows: of a vocabulary, of posi
 }
 
 
-def kept_indices(state: State, layers: Sequence[int], source: ModelShape, student: ModelShape) -> dict[tuple[str, int], Tensor]:
-    """Returns the kept indices by axis and layer of `state` (from 0; the hidden columns' under ("hidden", -1))."""
+def kept_indices(
+    state: State, layers: Sequence[int], source: ModelShape, student: ModelShape, neurons: Mapping[int, Tensor] | None = None
+) -> dict[tuple[str, int], Tensor]:
+    """Returns the kept indices by axis and layer of `state` (from 0; the hidden columns' under ("hidden", -1)).
+
+    neurons  the importance [F] of the neurons of each of the layers, where it was measured; else I_j of the weights
+    """
     indices = {("hidden", -1): top_indices(column_importance(state, layers), student.width)}
     for layer in layers:
-        indices["inner", layer] = top_indices(neuron_importance(state, layer), student.inner or 0)
+        importance_F = neuron_importance(state, layer) if neurons is None else neurons[layer]
+        indices["inner", layer] = top_indices(importance_F, student.inner or 0)
         indices["scores", layer], indices["values", layer] = head_rows(state, layer, source, student)
     return indices
 

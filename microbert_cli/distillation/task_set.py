@@ -17,8 +17,9 @@ from microbert_cli.models.capture import OptionalTeacherFunction, OutputRequest
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.recipe.phase_data import phase_split
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.schema import PhaseSpec, Recipe
+from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task_kinds import Standardisation
+from microbert_cli.recipe.values import PhaseSpec
 from microbert_cli.training.loss_terms import LossTerm, without_teacher_terms
 from microbert_cli.training.phases import rows_processed
 

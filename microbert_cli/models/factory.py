@@ -1,7 +1,7 @@
 """Builds new models from descriptions: a student of the catalogue, or a user's TOML."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,20 @@ from microbert_cli.runs import manifest
 MAX_LENGTH = 512  # positions of a new student whose teacher has no limit
 
 
+TEACHER = "teacher"  # in a description: the teacher's value, perhaps times or divided by whole numbers: "teacher * 2 / 3"
+
+
 def build_model(
     student: dict[str, Any], *, kind: str, tokenizer: Any, seed: int, like: Any = None, head: TaskKind | None = None,
     where: str = "student",
 ) -> Any:  # fmt: skip
     """Builds a model from a student description (its TOML with numbers filled in), initialised from `seed`.
 
-    like  the teacher's configuration: heads where the description says "teacher", positions and padding
+    like  the teacher's configuration: what the description says relative to the teacher, positions and padding
     Raises M042 for what is no description, M011 for heads that do not divide the width, M223 for what no memory holds.
     """
+    is_of_teachers_type = student.get("model_type") == TEACHER
+    student = _relative_to_teacher(student, like, where)
     fields = {key: value for key, value in student.items() if key not in ("title", "model_type")}
     fields |= {"vocab_size": rows_needed(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if like is not None and "max_position_embeddings" not in student:
@@ -52,7 +57,7 @@ def build_model(
     try:
         fields["num_attention_heads"] = _heads(fields, like)
         register_model_type(student)
-        config = without_code(AutoConfig.for_model(student["model_type"], **fields))
+        config = without_code(_config(student["model_type"], fields, like if is_of_teachers_type else None))
     except Exception as error:  # a description fails in as many ways as transformers has configurations
         raise _no_student(where, error) from error
     if head is not None:
@@ -72,6 +77,46 @@ def build_model(
     model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
     show_scores(model)
     return model
+
+
+def _relative_to_teacher(student: dict[str, Any], like: Any, where: str) -> dict[str, Any]:
+    """Returns a description with the teacher's sizes filled in, but for heads, which `_heads` knows how to fit.
+
+    model_type = "teacher" is BERT where the teacher's weights have no place in another depth and width of its own type.
+    """
+    relative = [key for key, value in student.items() if isinstance(value, str) and value.split()[:1] == [TEACHER]]
+    if set(relative) <= {"num_attention_heads"}:
+        return student
+    if like is None:
+        raise missing_vocabulary("student that is relative to its teacher", where)
+    shape = model_shape(like)
+    sizes = {
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.inner or 4 * shape.width,
+    }
+    filled = {key: _multiplied(sizes[key], student[key]) for key in relative if key in sizes}
+    same_type = architecture_of(like).layer_weights is not None and shape.embedding == shape.width
+    model_type = {"model_type": model_type_of(like) if same_type else "bert"} if "model_type" in relative else {}
+    return {**student, **filled, **model_type}
+
+
+def _multiplied(size: int, expression: str) -> int:
+    """Returns `size` by an expression such as "teacher * 2 / 3", at least 1."""
+    value, words = float(size), expression.split()[1:]
+    for operator, number in zip(words[::2], words[1::2], strict=True):
+        value = value * int(number) if operator == "*" else value / int(number)
+    return max(1, round(value))
+
+
+def _config(model_type: str, fields: Mapping[str, Any], like: Any) -> Any:
+    """Returns a configuration; of the teacher's type, all else is as in the teacher's: activation, epsilon, segments."""
+    if like is None or model_type != model_type_of(like):
+        return AutoConfig.for_model(model_type, **fields)
+    config = copy.deepcopy(like)
+    for name, value in fields.items():
+        setattr(config, architecture_of(like).inner if name == "intermediate_size" else name, value)
+    return config
 
 
 def student_parameters(config: Any, kind: str) -> int:
@@ -113,6 +158,15 @@ def _heads(fields: dict[str, Any], like: Any) -> int:
     if like is not None and (of_teacher := model_shape(like).heads) and width % of_teacher == 0:
         return of_teacher
     return next(heads for heads in (12, 8, 6, 4, 3, 2, 1) if width % heads == 0)
+
+
+def student_config(name: str, catalog: Catalog, teacher: LoadedModel, *, where: str = "student") -> Any:
+    """Returns the configuration of a new student of this teacher; its weights are not allocated."""
+    # fork_rng: building draws random numbers, and looking at a student must not change those that are drawn after it.
+    with torch.device("meta"), torch.random.fork_rng():
+        tokens, like = pad_right(teacher.tokenizer), teacher.model.config
+        model = build_model(read_student(name, catalog), kind="encoder", tokenizer=tokens, seed=0, like=like, where=where)
+    return model.config
 
 
 Initializer = Callable[[Any], dict[str, torch.Tensor] | None]  # changes a new model's weights: distillation/initialise.py

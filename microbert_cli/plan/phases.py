@@ -25,11 +25,11 @@ from microbert_cli.plan.stage_cost import SMALL, Costs, evaluations
 from microbert_cli.plan.work import Job, Workload, answering_load, at_once, load_of_batches, training_load
 from microbert_cli.recipe.phase_data import TRAIN, phase_split, trained_splits
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.schema import PhaseSpec, Recipe, Training
-from microbert_cli.recipe.values import Term
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.values import PhaseSpec, Term, Training
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import LAYERWISE, make_terms, output_request
-from microbert_cli.training.phases import make_plan, rows_processed
+from microbert_cli.training.phases import make_plan, race_share, rows_processed
 
 # Of torch's time on batches and on single rows: docs/results.md, and for the optimised ones docs/lab-notes.md.
 ONNX = {"fp32": (0.77, 0.45), "int8": (0.30, 0.29), "fp32-optimized": (0.77, 0.42), "int8-optimized": (0.27, 0.27)}
@@ -61,19 +61,20 @@ def asked_once(costs: Costs, recipe: Recipe, name: str, spec: PhaseSpec, ask: Jo
 
 def add_phase(
     costs: Costs, name: str, job: Job, spec: Training, lengths: np.ndarray, dev: np.ndarray, seed: int, *,
-    runs: int, scored: bool, ask: Job | None = None, pad_to: int | None = None,
+    first: bool, scored: bool, ask: Job | None = None, pad_to: int | None = None,
 ) -> None:  # fmt: skip
-    """Adds one phase of one seed, `runs` times: once for every learning rate that is tried."""
+    """Adds one phase of one seed; the first one tries every learning rate, for all steps or a share of them."""
     drop = pad_to is not None
-    plan = make_plan(name, spec, lengths, drop_last=drop, seed=seed)
-    load = drawn(lengths, spec, plan.steps, seed, drop_last=drop, pad_to=pad_to)
-    asked = (ask, load) if ask is not None else None
-    for _ in range(runs):
-        costs.train(name, job, load, plan, scored=scored, asked=asked, runs=runs)
+    shares = runs_of(spec) if first else [1.0]
+    for share in shares:
+        plan = make_plan(name, spec, lengths, drop_last=drop, seed=seed, share=share)
+        load = drawn(lengths, spec, plan.steps, seed, drop_last=drop, pad_to=pad_to)
+        asked = (ask, load) if ask is not None else None
+        costs.train(name, job, load, plan, scored=scored, asked=asked, runs=len(shares))
         costs.trained(plan.steps, load)
-    if scored:
-        dev_load = answering_load(dev, batch_size=EVALUATION_BATCH).times(evaluations(plan) * runs)
-        costs.work(f"{name}: dev", answer_job(ModelInfo(job.config, None)), dev_load)
+        if scored:
+            dev_load = answering_load(dev, batch_size=EVALUATION_BATCH).times(evaluations(plan))
+            costs.work(f"{name}: dev", answer_job(ModelInfo(job.config, None)), dev_load)
 
 
 def drawn(lengths: np.ndarray, spec: Training, steps: int, seed: int, **padding: Any) -> Workload:
@@ -97,7 +98,8 @@ def distil_jobs(
     logits = output_request(terms, layers).logits
     job = Job("train", student.config, spec.batch_size, head, logits=logits, losses=losses, layers=layers,
               teacher=teacher.config, normalisation=recipe.normalisation, optimizer=spec.optimizer,
-              accumulate=spec.accumulate)  # fmt: skip
+              accumulate=spec.accumulate,
+              freeze=tuple(spec.freeze))  # fmt: skip
     return job, Job("ask", teacher.config, spec.batch_size, head, logits=want.logits, want=want)
 
 
@@ -136,9 +138,10 @@ def losses_of(terms: dict[str, Term]) -> Losses:
     return {name: (term.weight, term.parameters) for name, term in terms.items() if term.weight}
 
 
-def runs_of(rates: Sequence[float], number: int) -> int:
-    """Returns how often a seed trains: the first one tries every learning rate, the others take the best of them."""
-    return max(1, len(rates)) if number == 0 else 1
+def runs_of(spec: Training) -> list[float]:
+    """Returns the share of a phase's steps that each of the first seed's runs takes; a race ends with one of all steps."""
+    rates, race = max(1, len(getattr(spec, "learning_rates", ()))), race_share(spec)
+    return [1.0] * rates if race == 1.0 else [race] * rates + [1.0]
 
 
 def copies_of(seeds: Sequence[int]) -> int:

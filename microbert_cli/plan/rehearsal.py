@@ -27,9 +27,10 @@ from microbert_cli.models.load import CLASSES, LoadedModel
 from microbert_cli.plan.work import Job, Shape
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.task_kinds import kind_of_model
-from microbert_cli.training.loop import TrainingPlan, train
+from microbert_cli.training.loop import train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
+from microbert_cli.training.plan import TrainingPlan
 
 BUDGET = 1.0  # seconds of measured steps a job, after the warm-up
 WARM = 2  # rounds; one is enough where it takes longer than the budget
@@ -88,7 +89,8 @@ def _steps(job: Job, model: Any, shapes: Sequence[Shape], catalog: Catalog, devi
             for number in range(job.accumulate):
                 yield _batch(job, rows[shape], number, device)
 
-    plan = TrainingPlan("rehearsal", 10**9, 1e-5, optimizer=job.optimizer, accumulate=job.accumulate, checkpoint_seconds=1e9)
+    plan = TrainingPlan("rehearsal", 10**9, 1e-5, optimizer=job.optimizer, accumulate=job.accumulate, checkpoint_seconds=1e9,
+                        freeze=job.freeze)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         try:
             train(objective, batches, plan, directory=Path(folder), seed=0)

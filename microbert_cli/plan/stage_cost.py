@@ -21,7 +21,7 @@ from microbert_cli.models.onnx import ONNX_FILES, onnx_forms
 from microbert_cli.plan.expected_inputs import ModelInfo, standing_in
 from microbert_cli.plan.work import FLOAT, PROCESS, Job, Workload, activations, shape, shown, state_bytes, training_bytes
 from microbert_cli.runs import atomic
-from microbert_cli.training.loop import TrainingPlan
+from microbert_cli.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from microbert_cli.plan.calibration import Calibration
@@ -223,6 +223,26 @@ class Costs:
         self.plan.steps += steps
         self.plan.tokens += round(load.tokens)
         self.plan.useful += round(load.useful)
+
+    def mark(self) -> tuple[int, int, int, int]:
+        """Returns how far the plan has come, for `shorten`."""
+        return len(self.plan.parts), self.plan.steps, self.plan.tokens, self.plan.useful
+
+    def shorten(self, before: tuple[int, int, int, int], budget: float) -> None:
+        """Scales what was added since `before` down to `budget` seconds, as `training/budget.py` shortens phases."""
+        parts, counts = self.plan.parts[before[0] :], before[1:]
+        seconds = sum(part.seconds or 0.0 for part in parts)
+        if seconds <= budget:
+            return
+        factor = budget / seconds
+        self.plan.parts[before[0] :] = [
+            Part(part.what, part.seconds and part.seconds * factor, part.flops and round(part.flops * factor)) for part in parts
+        ]
+        added = (self.plan.steps, self.plan.tokens, self.plan.useful)
+        self.plan.steps, self.plan.tokens, self.plan.useful = (
+            start + round(factor * (now - start)) for start, now in zip(counts, added, strict=True)
+        )
+        self.plan.notes.append(f"a budget cuts the schedule to {factor:.0%}: all of it would take {seconds / 60:.0f} min")
 
 
 def evaluations(plan: TrainingPlan) -> int:

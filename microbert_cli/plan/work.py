@@ -143,6 +143,7 @@ class Job:
     normalisation: str = "masked"
     optimizer: str = "adamw"
     accumulate: int = 1
+    freeze: tuple[str, ...] = ()
 
     def flops(self, load: Workload) -> int | None:
         """Floating-point operations of matrix products; None for an architecture that is not counted."""

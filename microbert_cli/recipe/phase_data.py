@@ -17,8 +17,8 @@ from microbert_cli.recipe.layers import table_at
 from microbert_cli.recipe.registry import Catalog
 
 if TYPE_CHECKING:
-    from microbert_cli.recipe.schema import PhaseSpec, Recipe
-
+    from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.values import PhaseSpec
 
 TRAIN, AUGMENTED, TRANSFER = "train", "augmented", "transfer"
 SELECTED_BY = "dev"

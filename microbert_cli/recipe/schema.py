@@ -13,10 +13,13 @@ from microbert_cli.recipe.values import (
     MULTITASK_KEYS,
     Count,
     Decay,
+    Duration,
     LayerRates,
     NotNegativeCount,
+    PhaseSpec,
     Place,
     Positive,
+    RaceShare,
     Rates,
     Seed,
     Seeds,
@@ -24,6 +27,7 @@ from microbert_cli.recipe.values import (
     Smoothing,
     Strict,
     Term,
+    Training,
     Trim,
     Vocabulary,
     Weight,
@@ -39,40 +43,6 @@ LayerMap = Literal["uniform", "first", "last", "top"] | Annotated[int, Field(gt=
 
 
 PRECISION_KEYS = ("precision", "tf32", "compile")
-
-
-class Training(Strict):
-    """How long and how fast anything is trained; `steps`, where given, rules over `epochs`.
-
-    A batch is `batch_size` rows, or with `batch_tokens` as many as fit into that many tokens, padding included. The state is
-    saved every `checkpoint_seconds`, and every `checkpoint_steps` where these are given. Every `gradient_norms` steps the norm
-    of each weighted loss's own gradient in the student is logged, one more backward pass for each; 0 = never.
-    """
-
-    epochs: Positive = 3.0
-    steps: Count | None = None
-    batch_size: Count = 32
-    batch_tokens: Count | None = None
-    learning_rate: Positive = 5e-5
-    optimizer: Literal["adamw", "adamw-distilbert", "bertadam", "adamax", "lamb"] = "adamw"
-    schedule: Literal["constant", "linear", "sqrt"] = "linear"
-    warmup: Share = 0.1
-    weight_decay: Decay = 0.01
-    max_grad_norm: Positive = 1.0
-    accumulate: Count = 1
-    evaluations: NotNegativeCount = 4
-    checkpoint_seconds: Positive = 120.0
-    checkpoint_steps: Count | None = None
-    gradient_norms: NotNegativeCount = 0
-
-
-class PhaseSpec(Training):
-    """A phase of a method: which losses with which weights, on which rows (`phase_data.py`). `leave_out` skips it."""
-
-    losses: dict[str, Term] = {}
-    data: Literal["auto", "original", "augmented", "transfer"] = "auto"
-    learning_rates: Rates = []
-    leave_out: bool = False
 
 
 class Data(Strict):
@@ -165,11 +135,14 @@ class Initialise(Strict):
     layers  which of the teacher's: a rule of `layer_map` for all layers, or one number for each of the student's, from 0 as in
             published lists
     model   whose weights: a model, or "base" for the pre-trained one where there is one; else the stage's teacher
+    neurons what a slice keeps of a feed-forward network: by its weights alone, or by sensitivity, |w dL/dw| on `rows` rows
     """
 
-    by: Literal["random", "teacher-layers", "teacher-slice", "teacher-ends", "svd-embed"] = "random"
+    by: Literal["auto", "random", "teacher-layers", "teacher-slice", "teacher-ends", "svd-embed"] = "auto"
     layers: Literal["uniform", "first", "last"] | list[int] = "uniform"
     model: Place | None = None
+    neurons: Literal["weights", "sensitivity"] = "weights"
+    rows: Count = 1024
 
 
 class Cache(Strict):
@@ -231,6 +204,7 @@ class Finetune(Training):
     model: Place | None = None
     learning_rate: Positive = 5e-5
     learning_rates: Rates = []
+    race: RaceShare = 1.0
     evaluations: NotNegativeCount = 4
     losses: dict[str, Term] = {"hard_label": Term()}
 
@@ -278,6 +252,7 @@ class Export(Strict):
 class Recipe(Strict):
     """The whole run. Method files are recipes too: they fill `layer_map`, `general` and `phases`.
 
+    budget  the longest that the phases of stage two may take for one student, such as "1h" (`training/budget.py`)
     precision, tf32, compile   how training computes its forward passes; see `models/device.py`
     reuse  folders of other runs: what they made of the same keys and inputs is copied, not made again (`runs/reuse.py`)
     init   the student of stage two: a checkpoint; auto = the general one of this run, else a new one; new = as `initialise`
@@ -299,6 +274,7 @@ class Recipe(Strict):
     tf32: bool = False
     compile: bool = False
     stages: list[str] = []
+    budget: Duration | None = None
     init: Place = "auto"
     initialise: Initialise = Initialise()
     augmented: Place | Literal[False] | None = None
@@ -342,6 +318,7 @@ class Recipe(Strict):
     def identity(self, *names: str) -> dict[str, Any]:
         """The named parts without where things lie: data and models enter an identity by their content."""
         silent = {*(() if self.tasks else MULTITASK_KEYS), *(("moe",) if self.moe.side == "none" else ())}
+        silent |= {"budget"} if self.budget is None else set()
         silent |= {"initialise"} if self.initialise.by == "random" else set()
         counting = (name for name in names if name not in silent)
         identity = {name: identity_values(name, value) for name, value in self.keys(*counting).items()}

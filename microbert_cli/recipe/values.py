@@ -27,6 +27,7 @@ Whole = Annotated[int, BeforeValidator(_check_no_truth_value)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
+RaceShare = Annotated[Number, Field(gt=0, le=1)]
 Weight = Annotated[Number, Field(ge=0, le=1e6)]  # a larger one overflows float32 with any loss, and the rate gets the blame
 Decay = Annotated[Number, Field(ge=0, le=100)]
 Smoothing = Annotated[Number, Field(ge=0, le=10)]  # an exponent of token counts
@@ -35,7 +36,13 @@ NotNegativeCount = Annotated[Whole, Field(ge=0)]
 Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1)]  # numpy's generators take no larger one
 Seeds = Annotated[list[Seed], AfterValidator(check_distinct)]
 Rates = Annotated[list[Positive], AfterValidator(check_distinct)]  # a trial of each has a folder named after it
+Parts = Annotated[
+    list[Annotated[str, Field(pattern=r"^(embeddings|head|layer\.[1-9]\d{0,3})$")]], AfterValidator(check_distinct)
+]
 LayerRates = Literal[False] | tuple[Positive, NotNegative]  # of the current layer, of the lower ones
+
+DURATION = r"(?i)^\s*\d+(\.\d+)?\s*(s|sec|min|m|h|d)\s*$"
+Duration = Annotated[str, Field(pattern=DURATION)]
 
 FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases
 MAX_NAME_BYTES, MAX_PATH_BYTES = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME
@@ -90,18 +97,60 @@ class Trim(Strict):
     model: Place | None = None
 
 
+class Training(Strict):
+    """How long and how fast anything is trained: `steps`, where given, else `epochs`, and `min_steps` at least.
+
+    A batch is `batch_size` rows, or with `batch_tokens` as many as fit into that many tokens, padding included. The state is
+    saved every `checkpoint_seconds`, and every `checkpoint_steps` where these are given. Every `gradient_norms` steps the norm
+    of each weighted loss's own gradient in the student is logged, one more backward pass for each; 0 = never.
+    `freeze` names parts of the model that stay as they are (`training/freeze.py`).
+    """
+
+    epochs: Positive = 3.0
+    steps: Count | None = None
+    min_steps: Count | None = None
+    batch_size: Count = 32
+    batch_tokens: Count | None = None
+    learning_rate: Positive = 5e-5
+    optimizer: Literal["adamw", "adamw-distilbert", "bertadam", "adamax", "lamb"] = "adamw"
+    schedule: Literal["constant", "linear", "sqrt"] = "linear"
+    warmup: Share = 0.1
+    weight_decay: Decay = 0.01
+    max_grad_norm: Positive = 1.0
+    accumulate: Count = 1
+    evaluations: NotNegativeCount = 4
+    checkpoint_seconds: Positive = 120.0
+    checkpoint_steps: Count | None = None
+    gradient_norms: NotNegativeCount = 0
+    freeze: Parts = []
+
+
+class PhaseSpec(Training):
+    """A phase of a method: which losses with which weights, on which rows (`phase_data.py`). `leave_out` skips it.
+
+    Of several `learning_rates` the best on dev is kept. Each is tried for all steps, or with `race` below 1 for that share of
+    them, with a schedule of its own; the best is then trained from the beginning.
+    """
+
+    losses: dict[str, Term] = {}
+    data: Literal["auto", "original", "augmented", "transfer"] = "auto"
+    learning_rates: Rates = []
+    race: RaceShare = 1.0
+    leave_out: bool = False
+
+
 TRIM_KEYS = ("keep", "keep_common", "rows")  # of `vocabulary`
 MULTITASK_KEYS = ("tasks", "sampling", "teachers")  # without tasks they say nothing
 CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
-NEUTRAL_DEFAULTS = {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False}  # of stage one: as if not said
-EXPORT_DEFAULTS = {"embeddings": "int8"}  # likewise
-DATA_DEFAULTS = {"encoding": None, "delimiter": None, "header": True, "quoting": None, "skip_empty": False}  # likewise
-UNSAID: dict[str, dict[str, Any]] = {
-    "general": NEUTRAL_DEFAULTS,
-    "pretrain": NEUTRAL_DEFAULTS,
-    "data": DATA_DEFAULTS,
-    "export": EXPORT_DEFAULTS,
+# Defaults of keys that came later than the table they stand in: as if not said, so that older outputs keep their identity.
+NEUTRAL_DEFAULTS: dict[str, dict[str, Any]] = {
+    "general": {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False},
+    "pretrain": {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False},
+    "data": {"encoding": None, "delimiter": None, "header": True, "quoting": None, "skip_empty": False},
+    "export": {"embeddings": "int8"},
+    "initialise": {"neurons": "weights", "rows": 1024},
 }
+TRAINING_DEFAULTS: dict[str, Any] = {"freeze": [], "min_steps": None, "race": 1.0}  # likewise, of every training table
 LOCATION_KEYS = {
     "data": ("folder", "train_file", "dev_file", "test_file", "transfer_file"),
     "corpus": ("source",),
@@ -120,14 +169,23 @@ LOCATION_KEYS = {
 
 def identity_values(name: str, value: Any) -> Any:
     """Returns a table of the recipe without the keys that leave what a stage makes as it is."""
-    if name == "phases":
-        return {phase: {key: inner for key, inner in numbers.items() if key not in CADENCE} for phase, numbers in value.items()}
     if name == "teachers":
         return sorted(value)
-    if name not in LOCATION_KEYS:
+    value = _without_defaults(value, TRAINING_DEFAULTS)
+    if name == "phases":
+        return {phase: {key: inner for key, inner in numbers.items() if key not in CADENCE} for phase, numbers in value.items()}
+    if not isinstance(value, dict):
         return value
-    unsaid = UNSAID.get(name, {})
-    return {key: v for key, v in value.items() if key not in LOCATION_KEYS[name] and not (key in unsaid and v == unsaid[key])}
+    unsaid, silent = NEUTRAL_DEFAULTS.get(name, {}), LOCATION_KEYS.get(name, ())
+    return {key: v for key, v in value.items() if key not in silent and not (key in unsaid and v == unsaid[key])}
+
+
+def _without_defaults(value: Any, defaults: dict[str, Any]) -> Any:
+    """Returns a table, and those within it, without the keys that have these default values."""
+    if not isinstance(value, dict):
+        return value
+    kept = {key: inner for key, inner in value.items() if not (key in defaults and inner == defaults[key])}
+    return {key: _without_defaults(inner, defaults) for key, inner in kept.items()}
 
 
 def identity_of_vocabulary(value: dict[str, Any], *, trims: bool) -> dict[str, Any]:

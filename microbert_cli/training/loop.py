@@ -12,8 +12,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,50 +27,13 @@ from microbert_cli.reporter import SILENT, Log, Reporter
 from microbert_cli.signals import Interrupted, StopSignal, WorkInterrupted, collected_signals
 from microbert_cli.training import checkpoint
 from microbert_cli.training.checkpoint import BestWeights, RandomState, random_state, set_random_state
+from microbert_cli.training.freeze import frozen
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.oom import is_out_of_memory, split_batch
 from microbert_cli.training.optimisers import clips_globally, make_optimiser, set_rates
+from microbert_cli.training.plan import TrainingPlan, TrainingResult
 
 Score = Callable[[], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """The hyperparameters of one phase; `steps` are optimiser steps of `accumulate` batches each.
-
-    table  the table of the recipe that these numbers stand in, for errors that name a key
-    """
-
-    name: str
-    steps: int
-    learning_rate: float
-    table: str = "phases"
-    optimizer: str = "adamw"
-    schedule: str = "linear"
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    accumulate: int = 1
-    evaluate_every: int | Fraction = 0  # steps: at the first one from each multiple on, and at the last
-    checkpoint_seconds: float = 120.0
-    checkpoint_steps: int = 0
-    gradient_norms: int = 0
-    keep_best: bool = True
-
-
-@dataclass
-class TrainingResult:
-    """The result of a phase: the last losses, the scores of the best weights, and every evaluation.
-
-    halved_after  the step from which batches are split in halves because memory ran out
-    """
-
-    steps: int
-    losses: dict[str, float]
-    best: dict[str, float] = field(default_factory=dict)
-    best_step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    halved_after: int | None = None
 
 
 def train(
@@ -95,13 +56,14 @@ def train(
     When memory runs out, batches are split in halves from then on; a second time raises M222. Raises M401 when the loss or the
     gradient norm is not finite (last good state and batch are saved), Interrupted on SIGINT and SIGTERM once the step is saved.
     """
-    run = _TrainingRun(objective, plan, directory, seed, score, primary, reporter)
-    run.bests = bests or run.bests
-    torch.manual_seed(seed)
-    run.restore()
-    distributed.broadcast_tensors(run.tensors)
-    source = batches(run.step * plan.accumulate)
-    with Log(directory / "log.jsonl") as log, collected_signals() as stop:
+    parts = frozen(objective.student, plan.freeze, where=f"{plan.table}.freeze")
+    with parts, Log(directory / "log.jsonl") as log, collected_signals() as stop:
+        run = _TrainingRun(objective, plan, directory, seed, score, primary, reporter)
+        run.bests = bests or run.bests
+        torch.manual_seed(seed)
+        run.restore()
+        distributed.broadcast_tensors(run.tensors)
+        source = batches(run.step * plan.accumulate)
         run.evaluate_if_due(log, stop)
         while run.step < plan.steps:
             run.train_step([next(source) for _ in range(plan.accumulate)], log)

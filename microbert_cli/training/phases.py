@@ -20,13 +20,14 @@ from microbert_cli.data.multitask_batching import MultitaskExamples, batches_of
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.models.capture import Batch
 from microbert_cli.models.save import copy_model
-from microbert_cli.recipe.schema import PhaseSpec, Training
+from microbert_cli.recipe.values import PhaseSpec, Training
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.trials import best_trial, trial_name
 from microbert_cli.training import checkpoint
 from microbert_cli.training.checkpoint import BestWeights
-from microbert_cli.training.loop import Score, TrainingPlan, TrainingResult, train
+from microbert_cli.training.loop import Score, train
 from microbert_cli.training.objective import Objective
+from microbert_cli.training.plan import TrainingPlan, TrainingResult
 
 Numbers = dict[str, Any]
 
@@ -64,6 +65,16 @@ class ChosenLearningRates:
             self.learning_rate.setdefault(name, phase["learning_rate"])
 
 
+@dataclass
+class _Outcome:
+    """What a run of a phase with one learning rate came to: its record, weights, objective and best weights by metric."""
+
+    trained: TrainingResult
+    weights: dict[str, torch.Tensor]
+    objective: Objective
+    tracker: BestWeights | None
+
+
 def make_plan(
     name: str,
     training: Training,
@@ -73,11 +84,16 @@ def make_plan(
     learning_rate: float | None = None,
     drop_last: bool = False,
     seed: int = 0,
+    share: float = 1.0,
 ) -> TrainingPlan:
-    """Makes the training plan of a recipe table: epochs become steps, evaluations an interval."""
+    """Makes the training plan of a recipe table: epochs become steps, evaluations an interval.
+
+    share  of the steps that are taken, such as to try a learning rate
+    """
     size, tokens = training.batch_size, training.batch_tokens
     per_epoch = steps_per_epoch(lengths, size, drop_last=drop_last, tokens=tokens, seed=seed)
-    steps = training.steps or max(1, round(training.epochs * per_epoch / training.accumulate))
+    steps = training.steps or max(1, round(training.epochs * per_epoch / training.accumulate), training.min_steps or 0)
+    steps = max(1, round(share * steps))
     return TrainingPlan(
         name=name,
         table=table,
@@ -89,19 +105,27 @@ def make_plan(
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         accumulate=training.accumulate,
-        evaluate_every=Fraction(steps, min(steps, training.evaluations)) if training.evaluations else 0,
+        # A part of the schedule is taken to compare learning rates by what they end at.
+        evaluate_every=Fraction(steps, min(steps, training.evaluations)) if training.evaluations and share == 1.0 else 0,
         checkpoint_seconds=training.checkpoint_seconds,
         checkpoint_steps=training.checkpoint_steps or 0,
         gradient_norms=training.gradient_norms,
+        freeze=tuple(training.freeze),
     )
 
 
 def rows_processed(training: PhaseSpec, lengths: Sequence[int] | np.ndarray, seeds: Sequence[int]) -> int:
     """Returns how many rows a phase processes over all seeds, of which the first tries every learning rate."""
-    runs = max(1, len(seeds)) - 1 + max(1, len(training.learning_rates))
+    runs = max(1, len(seeds)) - 1 + runs_of_first_seed(training)
     size, tokens = training.batch_size, training.batch_tokens
     rows = len(lengths) / steps_per_epoch(lengths, size, tokens=tokens) if tokens else size
     return round(runs * make_plan("", training, lengths).steps * training.accumulate * rows)
+
+
+def runs_of_first_seed(training: Training) -> float:
+    """Returns how often the first seed takes all steps of a phase: it tries every learning rate, in part or in whole."""
+    tried, race = max(1, len(getattr(training, "learning_rates", ()))), race_share(training)
+    return tried if race == 1.0 else tried * race + 1
 
 
 def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callable[[int], Iterator[Batch]]:
@@ -142,49 +166,84 @@ def run_phases(
 
     bests  receives the best weights by each of its metrics, of the last phase that is scored
     """
+    runner = _PhaseRunner(model, directory, seed, pad_id, device, score, primary, bests, reporter)
     results: dict[str, Numbers] = {}
     for phase in phases:
-        rates = _learning_rates(phase, choices)
-        start = {name: value.clone() for name, value in model.state_dict().items()}
-        outcomes = []
-        for rate in rates:
-            model.load_state_dict(start)
-            label = phase.name if len(rates) == 1 else trial_name(phase.name, rate)
-            torch.manual_seed(seed)  # again for every rate: each starts with the same new projection
-            objective = phase.objective(model).to(device)
-            _restore_projection(objective, projection)
-            trained = train(
-                objective,
-                row_batches(phase, seed=seed, pad_id=pad_id, device=device),
-                make_plan(
-                    label,
-                    phase.training,
-                    phase.rows.lengths,
-                    table=phase.table,
-                    learning_rate=rate,
-                    drop_last=phase.drop_last,
-                    seed=seed,
-                ),  # fmt: skip
-                directory=directory,
-                seed=seed,
-                score=score if phase.scored else None,
-                primary=primary,
-                bests=(tracker := bests.empty() if bests and phase.scored else None),
-                reporter=reporter,
-            )
-            outcomes.append((trained, {k: v.clone() for k, v in model.state_dict().items()}, objective, tracker))
+        rates, race = _learning_rates(phase, choices), race_share(phase.training)
+        start = _copy_of_weights(model)
+        labels = [phase.name if len(rates) == 1 else trial_name(phase.name, rate) for rate in rates]
+        share = race if len(rates) > 1 else 1.0
+        outcomes = [runner.run(phase, label, rate, start, projection, share) for label, rate in zip(labels, rates, strict=True)]
         # A phase without dev scores has no best one: it is run with its one learning rate, or the first is kept.
-        best = best_trial([outcome[0].best.get(primary, 0.0) for outcome in outcomes])
+        best = best_trial([outcome.trained.best.get(primary, 0.0) for outcome in outcomes])
         assert best is not None
-        trained, weights, objective, tracker = outcomes[best]
-        if bests and tracker:
-            bests.records = tracker.records
-        model.load_state_dict(weights)
+        winner = outcomes[best] if share == 1.0 else runner.run(phase, phase.name, rates[best], start, projection)
+        if bests and winner.tracker:
+            bests.records = winner.tracker.records
+        model.load_state_dict(winner.weights)
         choices.learning_rate[phase.name] = rates[best]
-        projection = objective.projection.state_dict() if objective.projection is not None else projection
-        record = _phase_record(trained, rates, [outcome[0] for outcome in outcomes], best, primary)
+        projection = winner.objective.projection.state_dict() if winner.objective.projection is not None else projection
+        record = _phase_record(winner.trained, rates, [outcome.trained for outcome in outcomes], best, primary)
         results[phase.name] = {"split": phase.split, **record}
     return results, {k: v.detach().cpu() for k, v in projection.items()} if projection else None
+
+
+@dataclass
+class _PhaseRunner:
+    """Runs phases of one seed, each with one learning rate at a time; see `run_phases`."""
+
+    model: Any
+    directory: Path
+    seed: int
+    pad_id: int
+    device: str
+    score: Score
+    primary: str
+    bests: BestWeights | None
+    reporter: Reporter
+
+    def run(
+        self, phase: Phase, label: str, learning_rate: float, start: Mapping[str, torch.Tensor],
+        projection: Mapping[str, torch.Tensor] | None, share: float = 1.0,
+    ) -> _Outcome:  # fmt: skip
+        """Trains from the weights `start`, for a share of the phase's steps."""
+        self.model.load_state_dict(start)
+        torch.manual_seed(self.seed)  # again for every rate: each starts with the same new projection
+        objective = phase.objective(self.model).to(self.device)
+        _restore_projection(objective, projection)
+        plan = make_plan(
+            label,
+            phase.training,
+            phase.rows.lengths,
+            table=phase.table,
+            learning_rate=learning_rate,
+            drop_last=phase.drop_last,
+            seed=self.seed,
+            share=share,
+        )
+        tracker = self.bests.empty() if self.bests and phase.scored else None
+        trained = train(
+            objective,
+            row_batches(phase, seed=self.seed, pad_id=self.pad_id, device=self.device),
+            plan,
+            directory=self.directory,
+            seed=self.seed,
+            score=self.score if phase.scored else None,
+            primary=self.primary,
+            bests=tracker,
+            reporter=self.reporter,
+        )
+        return _Outcome(trained, _copy_of_weights(self.model), objective, tracker)
+
+
+def _copy_of_weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def race_share(training: Training) -> float:
+    """Returns the share of the steps for which each of several learning rates is tried; 1 where there is one."""
+    rates = getattr(training, "learning_rates", ())
+    return float(getattr(training, "race", 1.0)) if len(rates) > 1 else 1.0
 
 
 def train_over_seeds(
@@ -251,4 +310,6 @@ def _phase_record(
         record |= {"dev": trained.best, "best_step": trained.best_step}
     if len(rates) > 1:
         record["tried"] = {f"{rate:g}": outcome.best[primary] for rate, outcome in zip(rates, outcomes, strict=True)}
+        if outcomes[best] is not trained:
+            record["race_steps"] = outcomes[best].steps
     return record

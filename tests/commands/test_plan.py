@@ -23,7 +23,7 @@ from microbert_cli.plan.stage_cost import evaluations
 from microbert_cli.plan.work import Job, Workload, answering_load, training_load
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
-from microbert_cli.recipe.schema import Training
+from microbert_cli.recipe.values import Training
 from microbert_cli.runs.stage_inputs import steps
 from microbert_cli.training.phases import make_plan
 

@@ -20,9 +20,10 @@ from microbert_cli.distillation.layer_map import layer_map  # noqa: E402
 from microbert_cli.distillation.teacher import Teacher  # noqa: E402
 from microbert_cli.models.load import load_model  # noqa: E402
 from microbert_cli.recipe.registry import Catalog  # noqa: E402
-from microbert_cli.training.loop import TrainingPlan, train  # noqa: E402
+from microbert_cli.training.loop import train  # noqa: E402
 from microbert_cli.training.loss_terms import make_terms  # noqa: E402
 from microbert_cli.training.objective import Objective  # noqa: E402
+from microbert_cli.training.plan import TrainingPlan  # noqa: E402
 
 ROWS, SIZE = 64, 8
 TERMS = {"hidden_states": (1.0, {}), "attention_scores": (1.0, {}), "soft_target": (1.0, {}), "hard_label": (1.0, {})}

@@ -51,6 +51,12 @@ def importance(
     return {layer: value.cpu() for layer, value in importance_by_layer.items()}
 
 
+def has_neurons(model: Any) -> bool:
+    """Whether a model has feed-forward networks in the places where `importance` measures them: BERT's."""
+    layers: Sequence[Any] = getattr(getattr(model.base_model, "encoder", None), "layer", None) or ()
+    return len(layers) > 0 and hasattr(getattr(layers[0], "intermediate", None), "dense")
+
+
 def _loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     if logits_BC.shape[-1] == 1:
         return F.mse_loss(logits_BC[:, 0], labels_B.to(logits_BC.dtype), reduction="sum")

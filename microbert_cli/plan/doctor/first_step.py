@@ -17,11 +17,13 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import Batch
 from microbert_cli.models.device import Precision, choose_precision, pick_device
 from microbert_cli.plan.doctor.findings import Finding, attempt, passed
-from microbert_cli.recipe.schema import Recipe, Training
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.values import Training
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs.stage_inputs import Step
-from microbert_cli.training.loop import TrainingPlan, train
+from microbert_cli.training.loop import train
 from microbert_cli.training.objective import Objective
+from microbert_cli.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from microbert_cli.plan.doctor.context import DoctorContext

@@ -1,7 +1,7 @@
 """What fine-tuning costs: counted as run.py does the work."""
 
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
-from microbert_cli.plan.phases import add_lengths, add_phase, add_rows, copies_of, losses_of, runs_of
+from microbert_cli.plan.phases import add_lengths, add_phase, add_rows, copies_of, losses_of
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import Job
 from microbert_cli.runs.stage_inputs import Step
@@ -16,10 +16,18 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     lengths, dev = (add_lengths(costs, seen, data, split, model) for split in ("train", "dev"))
     spec = recipe.finetune
     losses = losses_of(spec.losses)
-    job = Job("train", model.config, spec.batch_size, losses=losses, optimizer=spec.optimizer, accumulate=spec.accumulate)
+    job = Job(
+        "train",
+        model.config,
+        spec.batch_size,
+        losses=losses,
+        optimizer=spec.optimizer,
+        accumulate=spec.accumulate,
+        freeze=tuple(spec.freeze),
+    )
     seeds = recipe.seeds or [recipe.seed]
     costs.open("model", model, "classifier", times=len(seeds))
     for number, seed in enumerate(seeds):
-        add_phase(costs, "labels", job, spec, lengths, dev, seed, runs=runs_of(spec.learning_rates, number), scored=True)
+        add_phase(costs, "labels", job, spec, lengths, dev, seed, first=number == 0, scored=True)
     costs.keep(model, "classifier", copies_of(seeds))
     seen.planned_models[str(step.out)] = ModelInfo(model.config, model.tokenizer)

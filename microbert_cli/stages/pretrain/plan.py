@@ -29,7 +29,7 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     plan = make_plan("pretrain", spec, blocks.lengths, seed=recipe.seed)
     load = drawn(blocks.lengths, spec, plan.steps, recipe.seed)
     job = Job("train", model.config, spec.batch_size, "masked-lm", losses={"masked_lm": (1.0, {})}, predicted=spec.masked,
-              optimizer=spec.optimizer, accumulate=spec.accumulate)  # fmt: skip
+              optimizer=spec.optimizer, accumulate=spec.accumulate, freeze=tuple(spec.freeze))  # fmt: skip
     costs.train("masked-LM", job, load, plan, scored=True, asked=None)
     held_out = answering_load(blocks.held[heldout_sample(len(blocks.held))], batch_size=spec.batch_size)
     costs.work("held-out text", replace(job, kind="judge"), held_out.times(evaluations(plan)))

@@ -107,7 +107,7 @@ STAGE = Stage(
     input_keys={"teacher": ("teacher.model",), "student": ("student", "init"), "augmented": ("augmented",)},
     keys=(
         "task", "data", "teacher", "phases", "normalisation", "layer_map", "initialise", "moe", "cache", "seed", "seeds",
-        *PRECISION_KEYS, *MULTITASK_KEYS,
+        "budget", *PRECISION_KEYS, *MULTITASK_KEYS,
     ),
     splits=trained_splits,
     phases=lambda recipe: {f"phases.{name}": phase for name, phase in recipe.run_phases.items()},

@@ -11,7 +11,6 @@ from microbert_cli.plan.phases import (
     augmented_lengths,
     copies_of,
     distil_jobs,
-    runs_of,
     with_own_steps,
 )
 from microbert_cli.plan.stage_cost import Costs
@@ -19,6 +18,7 @@ from microbert_cli.plan.work import answering_load
 from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase_split
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.stages.task_distill import split_tasks
+from microbert_cli.training.budget import seconds_of
 
 
 def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
@@ -48,15 +48,17 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     costs.work("examination of the teacher", answer_job(teacher), answering_load(dev, batch_size=EVALUATION_BATCH))
     kept: dict[str, bool] = {}
     for number, seed in enumerate(seeds):
+        before = costs.mark()
         for name, spec in recipe.run_phases.items():
             rows = lengths[phase_split(spec, seen.catalog, lengths)]
             job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "classifier")
-            runs = runs_of(spec.learning_rates, number)
             if number == 0:
                 kept[name] = asked_once(costs, recipe, name, spec, ask, rows)
             pad = data.max_length if recipe.normalisation == "reference" else None
-            add_phase(costs, name, job, spec, rows, dev, seed, runs=runs, scored=job.logits, ask=None if kept[name] else ask,
-                      pad_to=pad)  # fmt: skip
+            asked = None if kept[name] else ask
+            add_phase(costs, name, job, spec, rows, dev, seed, first=number == 0, scored=job.logits, ask=asked, pad_to=pad)
+        if recipe.budget is not None:
+            costs.shorten(before, seconds_of(recipe.budget))
         costs.work("dev", answer_job(student), answering_load(dev, batch_size=EVALUATION_BATCH))
     costs.keep(student, "classifier", copies_of(seeds))
     seen.planned_models[str(step.out)] = ModelInfo(student.config, student.tokenizer)

@@ -16,9 +16,8 @@ from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.task_distill import STAGE
+from microbert_cli.training.budget import record_of_budget
 from microbert_cli.training.phases import train_over_seeds
-
-TEACHER_LOG = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
 
 
 def run(
@@ -64,11 +63,12 @@ def run(
         for _, source in named_inputs("teacher", teacher) if recipe.moe.side in ("teacher", "both") else ():
             check_expert_teacher(source, side=recipe.moe.side, experts=recipe.moe.experts)
         distiller = Distiller(recipe, catalog, data, teacher, student, inputs, reporter, initial)
-        distiller.teacher_log = work.path / TEACHER_LOG
+        distiller.work = work.path
         task_set, seeds = distiller.task_set, recipe.seeds or [recipe.seed]
         teacher_scores = task_set.score_teachers()
         metrics = train_over_seeds(seeds, work.path, task_set.primary, distiller.train_one, distiller.choices, reporter)
         metrics |= summarize(task_set, metrics, teacher_scores, work.path, reporter) | distiller.start_record
+        metrics |= record_of_budget(work.path)
         augmented_inputs: dict[str, str | None] = {**dict(named_inputs("augmented", augmented))} or {"augmented": None}
         return write_results(
             work,

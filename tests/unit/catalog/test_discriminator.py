@@ -16,9 +16,10 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.signals import Interrupted
-from microbert_cli.training.loop import TrainingPlan, train
+from microbert_cli.training.loop import train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
+from microbert_cli.training.plan import TrainingPlan
 
 CATALOG = Catalog()
 INPUTS = ["logits", "cls", "both"]

@@ -11,6 +11,7 @@ from microbert_cli.catalog.losses.embedding import embedding
 from microbert_cli.catalog.losses.feature_alignment import feature_alignment
 from microbert_cli.catalog.losses.hard_label import hard_label
 from microbert_cli.catalog.losses.hidden_states import hidden_states
+from microbert_cli.catalog.losses.logit_mse import logit_mse
 from microbert_cli.catalog.losses.masked_lm import masked_lm
 from microbert_cli.catalog.losses.soft_target import soft_target
 from microbert_cli.distillation.layer_map import layer_map
@@ -218,3 +219,18 @@ def test_a_gate_shares_out_what_is_in_use():
     with pytest.raises(MbertError) as caught:
         feature_alignment_module.trains(tasks=1, gate="task", floor=0.4)
     assert caught.value.code == "M056"
+
+
+def test_squared_error_of_logits_by_hand():
+    student, teacher = tensor([1.0, 0.0], [0.0, 0.0]), tensor([3.0, 0.0], [5.0, 5.0])
+    # Row 1: centred (0.5, -0.5) and (1.5, -1.5), 1 each; row 2: a constant, 0.
+    assert logit_mse(student, teacher).item() == pytest.approx(0.5)
+    assert logit_mse(student, teacher, centred=False).item() == pytest.approx((4 + 0 + 25 + 25) / 4)
+    assert logit_mse(tensor([1.0], [2.0]), tensor([3.0], [2.0])).item() == pytest.approx(2.0)
+
+
+def test_squared_error_of_logits_is_twice_the_limit_of_soft_targets():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 8, 5, dtype=torch.float64).unbind()
+    soft = soft_target(student, teacher, temperature=1000.0, divergence="kl", squared_temperature=True)
+    assert 2 * soft.item() == pytest.approx(logit_mse(student, teacher).item(), rel=1e-2)

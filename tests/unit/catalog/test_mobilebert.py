@@ -36,10 +36,11 @@ from microbert_cli.recipe.resolve import resolve
 from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.reporter import SILENT
 from microbert_cli.runs.stage_inputs import steps
-from microbert_cli.training.loop import TrainingPlan, train
+from microbert_cli.training.loop import train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.optimisers import Lamb, make_optimiser, schedule_factor, set_rates
+from microbert_cli.training.plan import TrainingPlan
 from microbert_cli.training.progressive import Progressive, check_layers, check_step_count, layer_of
 
 CATALOG = Catalog()

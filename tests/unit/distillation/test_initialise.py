@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoder_types import build
 from tiny_models import tiny_bert, tiny_glue
 from transformers import (
     DistilBertConfig,
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from microbert_cli import api
-from microbert_cli.distillation.initialise import InitialWeights, bert_parameters, layers_of, right_vectors
+from microbert_cli.distillation.initialise import InitialWeights, bert_parameters, choose_start, layers_of, right_vectors
 from microbert_cli.distillation.slice import column_importance, head_rows, neuron_importance, top_indices
 from microbert_cli.errors import MbertError
 from microbert_cli.models import factory
@@ -243,7 +244,7 @@ def test_both_stages_begin_so(place, monkeypatch):
     for name, layer in pairs.items():
         assert (own[name] - theirs[f"{layer}.output.dense.weight"]).abs().max() < 1e-6
     told = manifest.read(made.out)["recipe"]["initialise"]
-    assert told == {"by": "teacher-layers", "layers": [0, 3], "model": None}
+    assert told == {"by": "teacher-layers", "layers": [0, 3], "model": None, "neurons": "weights", "rows": 1024}
 
     keys = {f"phases__prediction__{key}": value for key, value in FAST.items()}
     task = {
@@ -279,7 +280,9 @@ def test_what_a_student_begins_as_is_said_by_init(tmp_path):
     for init, found in (("auto", general), ("new", "bert-2x16x32"), ("random", "bert-2x16x32"), ("teacher", "teacher")):
         assert planned(tmp_path, init=init)["student"] == found
     assert planned(tmp_path, **{"initialise": "teacher-slice", "initialise.model": "base", "base": "x/y"})["initial"] == "x/y"
-    assert "initial" not in planned(tmp_path, **{"initialise.model": "x/y"}), "random weights are nobody's"
+    assert "initial" not in planned(tmp_path, **{"initialise": "random", "initialise.model": "x/y"}), (
+        "random weights are nobody's"
+    )
     with pytest.raises(MbertError) as caught:
         planned(tmp_path, **{"init": "teacher", "teacher.models": ["one", "two"], "teacher.model": None})
     assert caught.value.code == "M043"
@@ -288,3 +291,34 @@ def test_what_a_student_begins_as_is_said_by_init(tmp_path):
 def test_without_it_nothing_of_an_identity_changes():
     recipe = resolve(catalog=Catalog()).recipe
     assert recipe.identity("initialise", "seed") == {"seed": recipe.seed}
+
+
+def test_a_student_relative_to_its_teacher(tmp_path):
+    base = load_model(tiny_bert(tmp_path / "base", layers=6, hidden=24, heads=2, intermediate=96), "classifier", where="x")
+    config = factory.student_config("compact", Catalog(), base)
+    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (2, 24, 64)
+    assert (config.num_attention_heads, config.model_type) == (2, "bert")
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "roberta", "camembert"])
+def test_a_relative_student_of_another_type_is_of_that_type_and_begins_as_its_slice(model_type, tmp_path):
+    encoder, classifier = build(model_type, tmp_path)
+    source = load_model(classifier, "classifier", where="x", new_head=True)
+    config = factory.student_config("compact", Catalog(), source)
+    assert config.model_type == model_type
+    assert choose_start(source.model.config, config).startswith("teacher-")
+
+
+def test_auto_is_layers_where_shapes_are_equal_and_random_where_none_fits(teacher):
+    for name, by in (("bert-2x16x32", "teacher-layers"), ("bert-2x8x16", "teacher-slice"), ("bert-2x32", "random")):
+        assert choose_start(teacher.model.config, factory.student_config(name, Catalog(), teacher)) == by
+
+
+def test_measured_neurons_are_kept(teacher):
+    values = {layer: torch.arange(32.0) if layer == 2 else -torch.arange(32.0) for layer in (2, 4)}
+    made = student("bert-2x16x8", teacher, "teacher-slice", measure=lambda layers: {layer: values[layer] for layer in layers})
+    theirs = bert_parameters(teacher.model)
+    kept = bert_parameters(made.model)
+    for number, (layer, rows) in enumerate(((1, slice(24, 32)), (3, slice(0, 8)))):
+        of_teacher = theirs[f"encoder.layer.{layer}.intermediate.dense.weight"][rows]
+        assert torch.equal(kept[f"encoder.layer.{number}.intermediate.dense.weight"], of_teacher)

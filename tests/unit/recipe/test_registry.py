@@ -11,16 +11,17 @@ from microbert_cli.recipe.registry import KINDS, Catalog
 BUILT_IN = {
     "losses": [
         "attention_distribution", "attention_scores", "attention_transfer", "cosine", "discriminator", "embedding",
-        "feature_alignment", "feature_maps", "feature_statistics", "hard_label", "hidden_states", "load_balance", "masked_lm",
-        "next_sentence", "patience", "relations", "soft_target", "token_mixed_target", "token_soft_target", "value_relation",
+        "feature_alignment", "feature_maps", "feature_statistics", "hard_label", "hidden_states", "load_balance",
+        "logit_mse", "masked_lm", "next_sentence", "patience", "relations", "soft_target", "token_mixed_target",
+        "token_soft_target", "value_relation",
     ],
     "methods": [
-        "distilbert", "kd", "labels-alone", "microbert", "microbert-plus", "minilm", "minilmv2", "mobilebert",
+        "compact", "distilbert", "kd", "labels-alone", "microbert", "microbert-plus", "minilm", "minilmv2", "mobilebert",
         "mobilebert-auxiliary", "mobilebert-transfer", "moebert", "mt-dnn", "pd", "pkd", "soft-targets", "tinybert",
         "tinybert-reference",
     ],
     "students": [
-        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "demo-2l-64", "demo-4l-128", "demo-4l-64",
+        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "compact", "demo-2l-64", "demo-4l-128", "demo-4l-64",
         "demo-ib-bert", "demo-mobilebert", "distilbert-LxH", "ib-bert", "inverted_bottleneck", "mobilebert",
         "mobilebert-tiny", "routed_bert", "tinybert-4l-312", "tinybert-6l-768",
     ],

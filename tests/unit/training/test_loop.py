@@ -22,11 +22,12 @@ from microbert_cli.recipe.schema import Finetune
 from microbert_cli.reporter import Reporter
 from microbert_cli.signals import Halted
 from microbert_cli.training import checkpoint, loop
-from microbert_cli.training.loop import Interrupted, TrainingPlan, train
+from microbert_cli.training.loop import Interrupted, train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.oom import split_batch
 from microbert_cli.training.phases import make_plan
+from microbert_cli.training.plan import TrainingPlan
 
 CATALOG = Catalog()
 ROWS, LENGTH = 64, 10
