@@ -23,23 +23,25 @@ augmenters.
 Chance is seeded per row and sentence (and per copy, if sequential) by a hash of seed and row id, so the copies of a
 row depend on that row alone: not on batch size, order, shards or workers.
 
+Augmenters that make whole rows stand beside the algorithm: what they make for a row follows its copies, flagged as augmented
+too, without a label (`new_rows.py`).
+
 Source: Jiao et al. 2020 (TinyBERT), Algorithm 1, and the released data augmentation where named.
 """
 
-import hashlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from microbert_cli.augmentation.interface import Chooses, Rewrites, Slot
+from microbert_cli.augmentation.interface import Chooses, MakesRows, Rewrites, Slot, Texts
+from microbert_cli.augmentation.new_rows import NewRows, lengths_of, row_id, seeded_random
 from microbert_cli.augmentation.tools import make_tools, open_augmenters
 from microbert_cli.augmentation.word_vectors import WordTable
 from microbert_cli.augmentation.words import Spelling, StopWords, has_substance, join_words, stop_words
 from microbert_cli.data.examples import Examples
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.recipe.task_kinds import Labels
 from microbert_cli.reporter import SILENT, Reporter
 
 ROWS_PER_SHARD = 1000  # rows that one process makes in turn
@@ -101,6 +103,7 @@ class DatasetAugmenter:
         masked_lm_model: Any = None,
         vectors: WordTable | None = None,
         settings: AugmentSettings | None = None,
+        dev: Examples | None = None,
         catalog: Catalog | None = None,
         reporter: Reporter = SILENT,
     ):
@@ -115,12 +118,18 @@ class DatasetAugmenter:
             query=self.settings.query,
             batch_size=self.settings.batch_size,
             sentences=self._all_words,
+            rows=rows.texts,
+            copies=self.settings.copies,
+            dev_lengths=None if dev is None else lengths_of(dev),
         )
         names, options = self.settings.sources, self.settings.options
         augmenters = open_augmenters(names, tools, options=options, catalog=catalog or Catalog(), reporter=reporter)
-        self._choosers = [augmenter for augmenter in augmenters if isinstance(augmenter, Chooses)]
-        self._rewriters = [augmenter for augmenter in augmenters if isinstance(augmenter, Rewrites)]
-        self.eligible_share = self._eligible_share()
+        self._choosers = [augmenter for augmenter in augmenters.values() if isinstance(augmenter, Chooses)]
+        self._rewriters = [augmenter for augmenter in augmenters.values() if isinstance(augmenter, Rewrites)]
+        makers = {name: augmenter for name, augmenter in augmenters.items() if isinstance(augmenter, MakesRows)}
+        self._new_rows = NewRows(rows, makers, self.settings.seed)
+        self._varies_words = bool(self._choosers or self._rewriters)
+        self.eligible_share = self._eligible_share() if self._varies_words else 1.0
 
     def shards(self, size: int = ROWS_PER_SHARD) -> int:
         """Returns the number of shards of `size` rows."""
@@ -142,25 +151,31 @@ class DatasetAugmenter:
         """The number of rows whose queries fill the model's batches well; fewer give the same copies, only slower."""
         return ROWS_PER_CHUNK[self.settings.candidates]
 
-    def chunk(self, indices: range, keep_original: bool = True) -> Examples:
-        """Returns these rows, each followed by its copies."""
+    def chunk(self, indices: Sequence[int], keep_original: bool = True) -> Examples:
+        """Returns these rows, each followed by its copies, and by the new rows that were made for it."""
+        copies = self._word_copies(indices) if self._varies_words else {}
+        examples = _augmented_examples(self.rows, indices, copies, self._new_rows.of(indices), keep_original)
+        self.reporter.progress("augment", indices[-1] + 1, len(self.rows), rows_out=len(examples))
+        return examples
+
+    def _word_copies(self, indices: Sequence[int]) -> dict[int, list[Texts]]:
+        """Returns each row's copies by Algorithm 1: with its first text varied, then with the second."""
         sides = [(i, side) for i in indices for side in range(len(self.rows.texts[i]))]
         sentences = [self._sentence(i, side) for i, side in sides]
         copies = self._once(sentences) if self.settings.candidates == "once" else self._sequential(sentences)
-        variants = {
-            row_and_side: _distinct_copies(sentence, sentence_copies)
-            for row_and_side, sentence, sentence_copies in zip(sides, sentences, copies, strict=True)
-        }
-        examples = _augmented_examples(self.rows, indices, variants, keep_original)
-        self.reporter.progress("augment", indices.stop, len(self.rows), rows_out=len(examples))
-        return examples
+        rows: dict[int, list[Texts]] = {i: [] for i in indices}
+        for (i, side), sentence, sentence_copies in zip(sides, sentences, copies, strict=True):
+            texts = self.rows.texts[i]
+            variants = _distinct_copies(sentence, sentence_copies)
+            rows[i] += [(*texts[:side], text, *texts[side + 1 :]) for text in variants]
+        return rows
 
     def _sentence(self, row: int, side: int) -> Sentence:
         text = self.rows.texts[row][side]
         words = tuple(self._spelling.splitter.split(text))
         source_of = {i: self._source(word) for i, word in enumerate(words) if not self.stop_words.keeps(word)}
         sources = {i: source for i, source in source_of.items() if source is not None}
-        key = f"{self.settings.seed}\0{_row_id(self.rows, row)}\0{side}"
+        key = f"{self.settings.seed}\0{row_id(self.rows, row)}\0{side}"
         return Sentence(text, words, sources, key, self._spelling.spaces(text))
 
     def _source(self, word: str) -> Chooses | None:
@@ -231,7 +246,7 @@ class DatasetAugmenter:
 def augment(rows: Examples, *, keep_original: bool = True, **options: Any) -> Examples:
     """Returns the rows, each followed by its copies; `augmented` and `source` say which is which, ids end in -a1, -a2, ...
 
-    options  of `DatasetAugmenter`: tokenizer, masked_lm_model, vectors, settings, catalog, reporter
+    options  of `DatasetAugmenter`: tokenizer, masked_lm_model, vectors, settings, dev, catalog, reporter
     """
     augmenter = DatasetAugmenter(rows, **options)
     return concatenate([augmenter.shard(number, keep_original=keep_original) for number in range(augmenter.shards())])
@@ -247,11 +262,6 @@ def concatenate(shards: Sequence[Examples]) -> Examples:
         [flag for shard in shards for flag in shard.augmented or ()],
         [index for shard in shards for index in shard.source or ()],
     )
-
-
-def seeded_random(key: str) -> Random:
-    """Returns a generator that depends on `key` alone."""
-    return Random(int.from_bytes(hashlib.sha256(key.encode()).digest()))
 
 
 def _candidates_of(queries: Sequence[tuple[Chooses, Slot]]) -> list[list[str]]:
@@ -279,28 +289,28 @@ def _distinct_copies(sentence: Sentence, copies: Sequence[Words]) -> list[str]:
 
 
 def _augmented_examples(
-    rows: Examples, indices: range, variants: Mapping[tuple[int, int], list[str]], keep_original: bool
+    rows: Examples,
+    indices: Sequence[int],
+    copies: Mapping[int, list[Texts]],
+    new_rows: Mapping[int, list[Texts]],
+    keep_original: bool,
 ) -> Examples:
-    texts: list[tuple[str, ...]] = []
+    """Returns the rows, each followed by its copies, which have its label, and by its new rows, which have none."""
+    texts: list[Texts] = []
     ids: list[str] = []
     source: list[int] = []
     augmented: list[bool] = []
+    labels: list[Any] = []
     for i in indices:
-        sides, row_id = rows.texts[i], _row_id(rows, i)
-        variant_texts = [(*sides[:side], text, *sides[side + 1 :]) for side in range(len(sides)) for text in variants[i, side]]
-        texts += [sides] * keep_original + variant_texts
-        ids += [row_id] * keep_original + [f"{row_id}-a{n}" for n in range(1, len(variant_texts) + 1)]
-        augmented += [False] * keep_original + [True] * len(variant_texts)
-        source += [i] * (keep_original + len(variant_texts))
-    return Examples(texts, _labels_of(rows.labels, source), ids, augmented, source)
-
-
-def _labels_of(labels: Labels | None, source: Sequence[int]) -> Any:
-    return None if labels is None else [labels[i] for i in source]
-
-
-def _row_id(rows: Examples, row: int) -> str:
-    return str(row) if rows.ids is None else rows.ids[row]
+        row_copies, row_new = copies.get(i, []), new_rows.get(i, [])
+        count, name = len(row_copies) + len(row_new), row_id(rows, i)
+        texts += [rows.texts[i]] * keep_original + row_copies + row_new
+        ids += [name] * keep_original + [f"{name}-a{n}" for n in range(1, count + 1)]
+        augmented += [False] * keep_original + [True] * count
+        source += [i] * (keep_original + count)
+        label = None if rows.labels is None else rows.labels[i]
+        labels += [label] * (keep_original + len(row_copies)) + [None] * len(row_new)
+    return Examples(texts, None if rows.labels is None else labels, ids, augmented, source)
 
 
 def settings_of(recipe: Recipe) -> AugmentSettings:
@@ -317,4 +327,5 @@ def settings_of(recipe: Recipe) -> AugmentSettings:
         batch_size=spec.batch_size,
         vectors_limit=recipe.vectors.limit,
         sources=tuple(spec.sources),
+        options=spec.options,
     )

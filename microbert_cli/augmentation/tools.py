@@ -1,9 +1,9 @@
 """Makes the tools of augmenters: the masked language model, its tokenizer and word vectors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from microbert_cli.augmentation.interface import Tools
+from microbert_cli.augmentation.interface import Texts, Tools
 from microbert_cli.augmentation.words import Spelling
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import positions_of
@@ -11,7 +11,11 @@ from microbert_cli.models.capture import OutputRequest, forward_outputs
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.reporter import Reporter
 
-MISSING_TOOL = {"masked_lm": "no masked language model is named", "vectors": "no word vectors are named"}
+MISSING_TOOL = {
+    "masked_lm": "no masked language model is named",
+    "vectors": "no word vectors are named",
+    "dev_lengths": "there are no rows of dev",
+}
 
 
 def make_tools(spelling: Spelling, model: Any, **others: Any) -> Tools:
@@ -24,13 +28,16 @@ def make_tools(spelling: Spelling, model: Any, **others: Any) -> Tools:
 
 def open_augmenters(
     names: Sequence[str], tools: Tools, *, options: Mapping[str, Mapping[str, Any]], catalog: Catalog, reporter: Reporter
-) -> list[Any]:
+) -> dict[str, Any]:
     """Makes the augmenters of these names with their options; those whose tool is missing are left out with a warning.
 
-    Raises M244 where none remains, M245 where a masked language model has no mask token.
+    Raises M244 where none remains, M245 where a masked language model has no mask token, M246 for one that makes rows of
+    another number of texts.
     """
-    available = {"masked_lm": tools.masked_lm, "vectors": tools.vectors}
+    available = {"masked_lm": tools.masked_lm, "vectors": tools.vectors, "dev_lengths": tools.dev_lengths}
     modules = {name: catalog.module("augmenters", name) for name in names}
+    for name, module in modules.items():
+        _check_texts(name, getattr(module, "texts", None), tools.rows)
     left_out = {
         name: MISSING_TOOL.get(need, f"there is no tool {need}")
         for name, module in modules.items()
@@ -43,7 +50,7 @@ def open_augmenters(
         _check_mask_token(tools)
     for name, missing in left_out.items():
         reporter.warn(f"{name} is left out, because {missing}: words that only it serves stay as they are")
-    return [m.Augmenter(tools, **options.get(name, {})) for name, m in modules.items() if name not in left_out]
+    return {name: m.Augmenter(tools, **options.get(name, {})) for name, m in modules.items() if name not in left_out}
 
 
 def _no_source(left_out: Mapping[str, str]) -> MbertError:
@@ -53,6 +60,20 @@ def _no_source(left_out: Mapping[str, str]) -> MbertError:
         where=f"augment.sources = {list(left_out)}",
         allowed="At least one augmenter that has what it needs.",
         fix="--set augment.masked_lm=DIR (a BERT with its masked-LM head), --set vectors.source=FILE, or both",
+    )
+
+
+def _check_texts(name: str, allowed: Collection[int] | None, rows: Sequence[Texts]) -> None:
+    number = len(rows[0]) if rows else None
+    if allowed is None or number is None or number in allowed:
+        return
+    pairs = {1: "rows of one text", 2: "pairs of texts"}
+    raise MbertError(
+        "M246",
+        f"{name} makes {' or '.join(pairs[count] for count in sorted(allowed))}, and the rows of this task are {pairs[number]}",
+        where=f"augment.sources, {name}",
+        allowed="recombine for pairs of texts, windows for single texts, perturb for both.",
+        fix=f"""--set 'augment.sources=["{"windows" if number == 1 else "recombine"}"]'""",
     )
 
 

@@ -1,11 +1,15 @@
-"""Augmented data on disk as Parquet or quoted TSV: the text columns, label, source, augmented and id."""
+"""Augmented data on disk as Parquet or quoted TSV: the text columns, label, source, augmented and id.
+
+A row that is flagged as augmented may lack a label: it was made anew, and only a teacher can label it.
+"""
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from microbert_cli.data.examples import Examples, from_table
+from microbert_cli.data.examples import Examples, from_table, unlabelled
 from microbert_cli.data.labels import plain
 from microbert_cli.data.tables import Table, read_table
 from microbert_cli.errors import MbertError
@@ -24,7 +28,9 @@ def write_augmented(rows: Examples, path: Path, task: Task, format: Literal["par
     names = (*task.text, task.label.column, *RESERVED_COLUMNS)
     if clash := {*task.text, task.label.column} & set(RESERVED_COLUMNS):
         raise _reserved_name(task, clash.pop())
-    labels = None if rows.labels is None else [task.kind.label_text(label) for label in rows.labels]
+    labels = None
+    if rows.labels is not None:  # a new row has none: only a teacher can label it
+        labels = [None if label is None else task.kind.label_text(label) for label in rows.labels]
     columns: list[Any] = [list(column) for column in zip(*rows.texts, strict=True)] or [[] for _ in task.text]
     columns += [labels if labels is not None else [None] * len(rows)]
     columns += [rows.source or list(range(len(rows))), rows.augmented or [False] * len(rows), rows.ids]
@@ -35,7 +41,8 @@ def write_augmented(rows: Examples, path: Path, task: Task, format: Literal["par
 
 
 def load_augmented(path: Path, task: Task) -> Examples:
-    """Reads the output of `mbert augment`, a directory or the file in it; varied rows keep their labels and are flagged.
+    """Reads the output of `mbert augment`, a directory or the file in it; varied rows keep their labels and are flagged, and
+    new rows have the label None.
 
     Raises M255 where there is no such file or directory, M306 where it is not what was made, M253 for a missing column, M364
     for a flag or source that is none.
@@ -44,10 +51,21 @@ def load_augmented(path: Path, task: Task) -> Examples:
     if not path.is_file():
         path = _file_in(path)
     table = read_table(path, TableFormat(quoting=True))
-    rows = from_table(table, task, "train")
     flags = [_flag(table, row, value) for row, value in enumerate(table.column("augmented"))]
+    rows = _rows(table, task, flags)
     source = [_position(table, row, value) for row, value in enumerate(table.column("source"))]
     return Examples(rows.texts, rows.labels, [str(value) for value in table.column("id")], flags, source)
+
+
+def _rows(table: Table, task: Task, flags: Sequence[bool]) -> Examples:
+    cells = table.column(task.label.column)
+    labelled = [row for row, cell in enumerate(cells) if plain(cell) or not flags[row]]
+    if len(labelled) == len(cells) or not labelled:
+        return from_table(table, task, "train")
+    labels: list[Any] = [None] * len(cells)
+    for row, label in zip(labelled, from_table(table.take(labelled), task, "train").labels or (), strict=True):
+        labels[row] = label
+    return Examples(unlabelled(table, task).texts, labels)
 
 
 def _write_tsv(path: Path, names: tuple[str, ...], columns: list[Any]) -> None:

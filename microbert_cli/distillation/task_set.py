@@ -141,7 +141,8 @@ class TaskSet:
     def check(self, phases: Mapping[str, Sequence[LossTerm]]) -> None:
         """Checks that every phase's losses can be computed for every task.
 
-        Raises M085 where a phase has no loss for a task without a teacher, M086 where a loss compares layers with an
+        Raises M085 where a phase has no loss for a task without a teacher, M144 where one takes labels and new rows
+        have none, M086 where a loss compares layers with an
         ensemble's, M087 where it compares them with teachers of different shapes, M083 where a discriminator of logits meets
         tasks of different numbers of outputs.
         """
@@ -149,6 +150,7 @@ class TaskSet:
             for phase, terms in phases.items():
                 if not task.teachers and not any("labels" in term.needs for term in without_teacher_terms(terms)):
                     raise _no_loss_without_teacher(task.name, phase)
+                self._check_labels(task, phase, terms)
         named = {f"phases.{phase}.losses.{term.name}": term for phase, terms in phases.items() for term in terms}
         discriminators = [key for key, term in named.items() if term.trains and "logits" in term.needs]
         outputs = {task.name: task.data.task.kind.num_outputs for task in self.tasks}
@@ -156,6 +158,14 @@ class TaskSet:
             raise _output_sizes_differ(outputs, discriminators[0])
         if layer_losses := [key for key, term in named.items() if _compares_layers(term)]:
             self._check_layers(layer_losses[0])
+
+    def _check_labels(self, task: "TaughtTask", phase: str, terms: Sequence[LossTerm]) -> None:
+        split = self._split(task, self.recipe.run_phases[phase])
+        if split not in task.data.rows or None not in (task.data.rows[split].labels or ()):
+            return
+        for term in terms:
+            if self.catalog.loss_needs_labels(term.name) and "augmented" not in term.needs:
+                raise _rows_without_labels(split, phase, term.name)
 
     def _check_layers(self, key: str) -> None:
         for task in self.tasks:
@@ -182,6 +192,16 @@ def _no_loss_without_teacher(task: str, phase: str) -> MbertError:
         where=f"phases.{phase}.losses",
         allowed="A loss on labels beside them, such as hard_label; or a teacher for every task.",
         fix=f"--set teachers.{task}=DIR, or --set phases.{phase}.losses.hard_label=1, or --set method=mt-dnn",
+    )
+
+
+def _rows_without_labels(split: str, phase: str, loss: str) -> MbertError:
+    return MbertError(
+        "M144",
+        f"the loss {loss} takes the label of every row, and new rows among the {split} ones have none",
+        where=f"phases.{phase}.losses.{loss}",
+        allowed="Losses that ask the teacher alone, or leave augmented rows out as hard_label does: needs has augmented.",
+        fix=f"--set phases.{phase}.data=original, or --set phases.{phase}.losses.{loss}=0",
     )
 
 

@@ -35,10 +35,11 @@ def try_augmentation(
     settings: AugmentSettings,
     catalog: Catalog,
     device: str,
+    dev: Examples | None = None,
 ) -> dict[str, Any]:
     """Returns what augmenting all rows takes, estimated from a few of them.
 
-    load_seconds    model and word vectors
+    load_seconds    model and word vectors, and what is counted over all rows once
     model_seconds   in the masked language model; other_seconds: everything else, neighbours of words included
     shapes          its batches as [rows, length, how many], useful tokens
     rows_out        originals and distinct copies
@@ -49,7 +50,7 @@ def try_augmentation(
         loaded.model.to(device).eval()
     table = load_word_table(vectors, limit=settings.vectors_limit) if vectors else None
     load_seconds = time.perf_counter() - started
-    trial = _Trial(loaded, table, settings, catalog)
+    trial = _Trial(loaded, table, settings, catalog, dev)
     count = min(FEW, len(rows))
     trial.run(rows, _spread(lengths, count))  # warms up
     result = trial.run(rows, _spread(lengths, count))
@@ -60,7 +61,7 @@ def try_augmentation(
     words = result["word_seconds"] / max(1, result["words"]) * _distinct_words(rows, loaded and loaded.tokenizer, settings)
     other_seconds = result["seconds"] - result["model_seconds"] - result["word_seconds"]
     return {
-        "load_seconds": load_seconds,
+        "load_seconds": load_seconds + result["open_seconds"],
         "model_seconds": result["model_seconds"] * scale,
         "other_seconds": other_seconds * scale + words,
         "shapes": [[*shape, number] for shape, number in load.shapes.items()],
@@ -79,24 +80,28 @@ def untried(rows: int, copies: int) -> dict[str, Any]:
 class _Trial:
     """The augmenter with a model and a word table whose time is taken."""
 
-    def __init__(self, loaded: Any, table: WordTable | None, settings: AugmentSettings, catalog: Catalog):
-        self.loaded, self.table, self.settings, self.catalog = loaded, table, settings, catalog
+    def __init__(self, loaded: Any, table: WordTable | None, settings: AugmentSettings, catalog: Catalog, dev: Any):
+        self.loaded, self.table, self.settings, self.catalog, self.dev = loaded, table, settings, catalog, dev
 
     def run(self, rows: Examples, indices: np.ndarray) -> dict[str, Any]:
         model = _TimedModel(self.loaded.model if self.loaded else None)
         table = _TimedTable(self.table) if self.table is not None else None
-        driver = DatasetAugmenter(
-            rows.take(indices),
+        started = time.perf_counter()
+        driver = DatasetAugmenter(  # of all rows: what makes new ones draws from them
+            rows,
             tokenizer=self.loaded and self.loaded.tokenizer,
             masked_lm_model=model if self.loaded else None,
             vectors=table,  # type: ignore[arg-type]
             settings=self.settings,
+            dev=self.dev,
             catalog=self.catalog,
         )
-        started = time.perf_counter()
-        out = sum(len(driver.shard(number)) for number in range(driver.shards()))
-        seconds = time.perf_counter() - started
-        facts = {"seconds": seconds, "rows": indices, "out": out, "shapes": dict(model.shapes), "useful": model.useful}
+        opened = time.perf_counter()
+        size = driver.chunk_size
+        out = sum(len(driver.chunk(indices[start : start + size].tolist())) for start in range(0, len(indices), size))
+        seconds = time.perf_counter() - opened
+        facts: dict[str, Any] = {"seconds": seconds, "open_seconds": opened - started}
+        facts |= {"rows": indices, "out": out, "shapes": dict(model.shapes), "useful": model.useful}
         table_facts = (table.seconds, table.words) if table is not None else (0.0, 0)
         return {**facts, "model_seconds": model.seconds, "word_seconds": table_facts[0], "words": table_facts[1]}
 

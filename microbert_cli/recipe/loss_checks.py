@@ -98,10 +98,30 @@ def check_parameters(name: str, parameters: Mapping[str, Any], catalog: Catalog,
     for key, value in parameters.items():
         if key not in types:
             yield _unknown_parameter(name, key, list(types), f"{where}.{key}")
-        elif error := _type_error(name, key, value, types[key], where) or _bounds_error(
-            name, key, value, bounds.get(key), catalog, where
+        elif error := _type_error(f"losses {name}", key, value, types[key], where) or _bounds_error(
+            key, value, bounds.get(key), catalog.loss_defaults(name).get(key), where
         ):
             yield error
+
+
+def check_augmenters(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[MbertError]:
+    """Checks `augment.options`, raw: M005 for no augmenter, M035 for no option of it, values as `check_parameters`."""
+    for name, options in table_at(table_at(values, "augment"), "options").items():
+        key = f"augment.options.{name}"
+        if errors := list(catalog.check("augmenters", name, f"{origins.get(key, 'recipe')}, {key}")):
+            yield from errors
+            continue
+        types, bounds = catalog.augmenter_options(name), catalog.augmenter_facts(name).get("bounds") or {}
+        for option, value in options.items() if isinstance(options, Mapping) else ():
+            where = f"{origins.get(f'{key}.{option}', 'recipe')}, {key}"
+            if option not in types:
+                yield _unknown_option(name, option, list(types), f"{where}.{option}")
+                continue
+            kind, default = types[option]
+            if error := _type_error(f"augmenters {name}", option, value, kind, where) or _bounds_error(
+                option, value, bounds.get(option), default, where
+            ):
+                yield error
 
 
 def check_stage(kind: str, values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> None:
@@ -233,8 +253,8 @@ def _top_layer_only(where: str, rule: str | int) -> MbertError:
     )
 
 
-def _type_error(name: str, key: str, value: Any, kind: Any, where: str) -> MbertError | None:
-    fix = f"Read what it means: mbert show losses {name}"
+def _type_error(entry: str, key: str, value: Any, kind: Any, where: str) -> MbertError | None:
+    fix = f"Read what it means: mbert show {entry}"
     if isinstance(kind, tuple):
         if value in kind and type(value) in {type(word) for word in kind}:
             return None
@@ -253,7 +273,7 @@ def _type_error(name: str, key: str, value: Any, kind: Any, where: str) -> Mbert
     return MbertError("M017", f"{value!r} is no {noun}", where=f"{where}.{key}", allowed=allowed, fix=fix)
 
 
-def _bounds_error(name: str, key: str, value: Any, bounds: Any, catalog: Catalog, where: str) -> MbertError | None:
+def _bounds_error(key: str, value: Any, bounds: Any, default: Any, where: str) -> MbertError | None:
     if not isinstance(value, int | float):
         return None
     low, high = bounds or (None, None)
@@ -261,7 +281,6 @@ def _bounds_error(name: str, key: str, value: Any, bounds: Any, catalog: Catalog
         return None
     ends = [f"at least {low:g}"] if low is not None else []
     ends += [f"at most {high:g}"] if high is not None else []
-    default = catalog.loss_defaults(name).get(key)
     place = f"{where}.{key}"
     return MbertError(
         "M019",
@@ -283,4 +302,14 @@ def _unknown_parameter(name: str, key: str, options: list[str], where: str) -> M
         where=where,
         allowed=f"Its parameters: {nearest(key, [*options, 'weight'])}",
         fix=f"Read what they mean: mbert show losses {name}",
+    )
+
+
+def _unknown_option(name: str, key: str, options: list[str], where: str) -> MbertError:
+    return MbertError(
+        "M035",
+        f'the augmenter "{name}" has no option "{key}"',
+        where=where,
+        allowed=f"Its options: {nearest(key, options)}" if options else "It has none.",
+        fix=f"Read what they mean: mbert show augmenters {name}",
     )

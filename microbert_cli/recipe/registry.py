@@ -159,10 +159,25 @@ class Catalog:
         return {fact: values[fact] for fact in ("needs", "over", "projects", "requires", "divides", "bounds") if fact in values}
 
     def augmenter_needs(self, name: str) -> set[str]:
-        """Returns the tools that an augmenter declares in `needs`; all where that is no literal."""
-        text = self.path("augmenters", name, where="augment.sources").read_text(encoding="utf-8")
-        declared = _assigned_literals(ast.parse(text)).get("needs")
+        """Returns the tools that an augmenter declares in `needs`; the models where that is no literal."""
+        declared = _assigned_literals(self._augmenter(name)).get("needs")
         return {"masked_lm", "vectors"} if declared is None else set(declared)
+
+    def augmenter_facts(self, name: str) -> dict[str, Any]:
+        """Returns what an augmenter declares: `makes`, `texts` and `bounds`; None for what is no literal."""
+        values = _assigned_literals(self._augmenter(name))
+        return {fact: values[fact] for fact in ("makes", "texts", "bounds") if fact in values}
+
+    def augmenter_options(self, name: str) -> dict[str, tuple[str | tuple[Any, ...] | None, Any]]:
+        """Returns the keyword parameters of an augmenter's class, each with its type, as for losses, and its default."""
+        classes = (node for node in self._augmenter(name).body if isinstance(node, ast.ClassDef) and node.name == "Augmenter")
+        functions = (node for cls in classes for node in cls.body if isinstance(node, ast.FunctionDef))
+        signatures = (node.args for node in functions if node.name == "__init__")
+        pairs = [pair for arguments in signatures for pair in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+        return {key.arg: (_annotation(key.annotation, {}), None if value is None else _literal(value)) for key, value in pairs}
+
+    def _augmenter(self, name: str) -> ast.Module:
+        return ast.parse(self.path("augmenters", name, where="augment.sources").read_text(encoding="utf-8"))
 
     def _functions(self, loss: str, *names: str) -> list[ast.FunctionDef]:
         return [node for node in self._loss(loss).body if isinstance(node, ast.FunctionDef) and node.name in names]

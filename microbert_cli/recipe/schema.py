@@ -210,7 +210,7 @@ class Finetune(Training):
 
 
 class Augment(Strict):
-    """Algorithm 1 of TinyBERT; see `augmentation/algorithm.py`."""
+    """Algorithm 1 of TinyBERT, and new rows beside it; see `augmentation/algorithm.py`. `options`: of augmenters, by name."""
 
     masked_lm: Place | None = None
     sources: Annotated[list[str], AfterValidator(check_distinct)] = ["masked_lm", "word_vectors"]
@@ -222,6 +222,7 @@ class Augment(Strict):
     stop_words: Place = "builtin"
     batch_size: Count = 64
     format: Literal["parquet", "tsv"] = "parquet"
+    options: dict[str, dict[str, Any]] = {}
 
 
 class Evaluate(Strict):

@@ -130,7 +130,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def label_array(self, labels: Labels) -> "np.ndarray":
-        """Returns the labels as batches and losses have them."""
+        """Returns the labels as batches and losses have them; None, of a row that nobody labelled, is -100 or NaN."""
 
     def standardisation(self, labels: Sequence[Any]) -> Standardisation | None:
         """Returns the units that training labels are learnt in; None where they are learnt as they are."""

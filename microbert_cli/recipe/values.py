@@ -149,6 +149,7 @@ NEUTRAL_DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {"encoding": None, "delimiter": None, "header": True, "quoting": None, "skip_empty": False},
     "export": {"embeddings": "int8"},
     "initialise": {"neurons": "weights", "rows": 1024},
+    "augment": {"options": {}},
 }
 TRAINING_DEFAULTS: dict[str, Any] = {"freeze": [], "min_steps": None, "race": 1.0}  # likewise, of every training table
 LOCATION_KEYS = {

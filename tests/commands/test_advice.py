@@ -61,6 +61,8 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "vectors in Latin-1": ("M342", (*AUGMENT, "--masked-lm", "base", "--vectors", "latin vectors.txt")),
     "vectors that end early": ("M341", (*AUGMENT, "--masked-lm", "base", "--vectors", "short.txt")),
     "a model without a masked-LM head": ("M311", (*AUGMENT, "--masked-lm", "bare")),
+    "pairs of a task of single texts": ("M246", (*AUGMENT, "--set", 'augment.sources=["recombine"]')),
+    "an option that no augmenter has": ("M035", (*AUGMENT, "--set", "augment.options.perturb.swop=0.2")),
     "a student and several labels": ("M379", ("predict", "several", "fine")),
     "labels in another order": ("M321", ("evaluate", "taught", "--teacher", "foreign", "--task", "sst2")),
     "fewer tokens than the texts use": ("M093", ("trim", "taught", "--task", "sst2", "--set", "vocabulary.rows=120")),
@@ -76,7 +78,7 @@ NOT_TYPED = set(
     M050 M051 M053 M055 M057 M058 M059 M060 M062 M063 M065 M066
     M067 M070 M071 M074 M076 M077 M078 M079 M081 M083 M085 M086
     M087 M088 M089 M090 M092 M094 M095 M096 M099 M113 M115 M117
-    M118 M121 M122 M124 M125 M127 M129 M130 M131 M132 M134 M135 M140 M141
+    M118 M121 M122 M124 M125 M127 M129 M130 M131 M132 M134 M135 M140 M141 M144
     M207 M224 M232 M262 M244 M245 M254 M258 M261 M265 M266 M267 M304 M305
     M313 M333 M337 M341 M347 M359 M361 M362 M364 M370 M380
     M382 M410 M611 M612 M633 M635 M636 M637

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+NO_LABEL = -100  # what torch's cross-entropy ignores
 FEWEST_ROWS = 8  # of a class: nothing is learnt from fewer
 MOST_UNEQUAL = 20.0  # the commonest class over the rarest
 
@@ -99,7 +100,7 @@ class Kind(TaskKind):
     def label_array(self, labels: Labels) -> "np.ndarray":
         import numpy as np
 
-        return np.asarray(labels, dtype=np.int64)
+        return np.asarray([NO_LABEL if label is None else label for label in labels], dtype=np.int64)
 
     def random_labels(self, generator: Any, count: int) -> Any:
         return generator.integers(self.num_outputs, size=count)

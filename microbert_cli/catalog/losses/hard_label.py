@@ -4,7 +4,7 @@
     score     mean over original rows of (z - y)^2
 
 z student logits [B, C], y gold class or score [B]. Augmented rows are left out: a word was replaced, so that the
-label may be wrong. A batch of augmented rows only gives 0.
+label may be wrong, or the row was made anew and has none. A batch of augmented rows only gives 0.
 """
 
 import torch.nn.functional as F
@@ -22,7 +22,9 @@ def hard_label(
 ) -> Tensor:
     """Returns the batch's term; see the module's formulas."""
     if student_BC.shape[-1] == 1:
-        loss_B = (student_BC[:, 0].float() - labels_B.float()).square()
+        # The label of a row that is left out may be NaN, and NaN times 0 is NaN.
+        labels_B = labels_B.float() if augmented_B is None else labels_B.float().masked_fill(augmented_B, 0.0)
+        loss_B = (student_BC[:, 0].float() - labels_B).square()
     else:
         loss_B = F.cross_entropy(student_BC.float(), labels_B, reduction="none", label_smoothing=label_smoothing)
     return mean_over_rows(loss_B, None if augmented_B is None else ~augmented_B)

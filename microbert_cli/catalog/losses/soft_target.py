@@ -11,7 +11,7 @@ by T^2, so that the gradient does not shrink as T grows. Under normalisation = "
 "elements": the released TinyBERT averages over classes too, a gradient C times smaller.
 
 Regression (C = 1, no classes): mean (z_S - z_T)^2. normalisation = "reference" repeats the released rule for STS-B, which
-ignores the teacher: mean (z_S - y)^2 with the gold score y, augmented rows included.
+ignores the teacher: mean (z_S - y)^2 with the gold score y, augmented rows included; of a row without a gold score y = z_T.
 
 Source: TinyBERT, prediction-layer loss; Hinton et al. 2015 for the temperature.
 """
@@ -41,7 +41,9 @@ def soft_target(
     """Returns the batch's term; see the module's formulas."""
     student_BC, teacher_BC = student_BC.float(), teacher_BC.float()
     if student_BC.shape[-1] == 1:
-        target_B = labels_B if normalisation == "reference" and labels_B is not None else teacher_BC[:, 0]
+        target_B = teacher_BC[:, 0]
+        if normalisation == "reference" and labels_B is not None:
+            target_B = labels_B.to(student_BC.dtype).where(~labels_B.isnan(), target_B)
         return mean_over_rows((student_BC[:, 0] - target_B.to(student_BC.dtype)).square())
     log_p, log_q = (z.div(temperature).log_softmax(-1) for z in (teacher_BC, student_BC))
     terms_BC = _divergence(divergence, log_p, log_q)

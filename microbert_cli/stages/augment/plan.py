@@ -23,24 +23,25 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
 
     recipe, vectors = step.resolved.recipe, step.inputs["vectors"]
     data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
-    rows = data.rows["train"]
+    rows, dev = data.rows["train"], data.rows.get("dev")
     model = seen.model(step.inputs["masked_lm"], where="augment.masked_lm") if step.inputs["masked_lm"] else None
     if model:
         lengths, _ = seen.lengths(data, "train", model)
-    else:  # word vectors alone: rows are told apart by their words
+    else:  # rows are told apart by their words
         lengths = np.array([sum(len(text.split()) for text in texts) for texts in rows.texts])
 
     def measure() -> dict[str, Any]:
         if model is None:
-            return try_augmentation(rows, lengths, model=None, vectors=vectors, settings=settings_of(recipe),
+            return try_augmentation(rows, lengths, model=None, vectors=vectors, settings=settings_of(recipe), dev=dev,
                                     catalog=seen.catalog, device=costs.here.device)  # fmt: skip
         with standing_in(model, "masked-lm") as directory:
             words = str(directory) if vectors == step.inputs["masked_lm"] else vectors
-            return try_augmentation(rows, lengths, model=str(directory), vectors=words, settings=settings_of(recipe),
+            return try_augmentation(rows, lengths, model=str(directory), vectors=words, settings=settings_of(recipe), dev=dev,
                                     catalog=seen.catalog, device=costs.here.device)  # fmt: skip
 
     of_model = (str(model.directory), shape(model.config)) if model else ("", "")
-    key = [rows.fingerprint, of_model[0], str(vectors), recipe.keys("augment", "vectors", "seed"), of_model[1]]
+    prints = [split.fingerprint for split in (rows, dev) if split]
+    key = [*prints, of_model[0], str(vectors), recipe.keys("augment", "vectors", "seed"), of_model[1]]
     facts = untried(len(rows), recipe.augment.copies) if costs.here.counts_only else costs.once("augment", key, measure)
     load = Workload({(rows, length): number for rows, length, number in facts["shapes"]}, facts["useful"])
     costs.host("model and vectors", facts["load_seconds"])

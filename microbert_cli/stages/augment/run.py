@@ -38,7 +38,8 @@ def run(
     renew: bool = False,
     reporter: Reporter = SILENT,
 ) -> StageResult:
-    """Writes OUT/augmented.parquet (or .tsv): every original row, then its variants, labels copied and rows flagged.
+    """Writes OUT/augmented.parquet (or .tsv): every original row, then its variants, labels copied and rows flagged; then new
+    rows that were made for it, flagged too and without a label.
 
     masked_lm  proposes words for single-piece words: a directory or Hub id; None where no source asks it
     vectors    word vectors for the others: GloVe text or zip, or a BERT directory for its input embeddings
@@ -66,6 +67,7 @@ def run(
             masked_lm_model=loaded and loaded.model,
             vectors=table,
             settings=settings_of(recipe),
+            dev=data.rows.get("dev"),
             catalog=catalog,
             reporter=reporter,
         )
@@ -77,11 +79,14 @@ def run(
             writer.write(number)
         distributed.barrier()
         target = work.path / f"augmented.{recipe.augment.format}"
-        rows_out = distributed.on_main_process(lambda: _join_shards(shards, target, data.task, recipe.augment.format))
+        rows_out, unlabelled = distributed.on_main_process(
+            lambda: _join_shards(shards, target, data.task, recipe.augment.format)
+        )
         metrics: dict[str, Any] = {
             "task": data.task.name,
             "rows_in": len(data.rows["train"]),
             "rows_out": rows_out,
+            **({"unlabelled": unlabelled} if unlabelled else {}),
             "stop_words": driver.stop_words.digest,
         }
         inputs = {"masked_lm": identity["masked_lm"], "vectors": identity["vectors"]}
@@ -149,10 +154,10 @@ def _saved_ranges(shards: Path, reporter: Reporter) -> dict[int, int]:
     return saved
 
 
-def _join_shards(shards: Path, target: Path, task: Any, form: Literal["parquet", "tsv"]) -> int:
-    """Joins all shards, whoever made them, into one file; returns the number of its rows."""
+def _join_shards(shards: Path, target: Path, task: Any, form: Literal["parquet", "tsv"]) -> tuple[int, int]:
+    """Joins all shards, whoever made them, into one file; returns the number of its rows, and of those without a label."""
     rows = concatenate([load_augmented(path, task) for path in sorted(shards.glob(SHARD_FILES))])
     with atomic.atomic_write(target) as temporary:
         write_augmented(rows, temporary, task, format=form)
     shutil.rmtree(shards)
-    return len(rows)
+    return len(rows), sum(label is None for label in rows.labels or ())

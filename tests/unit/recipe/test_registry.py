@@ -32,7 +32,7 @@ BUILT_IN = {
         "mobilebert-quickstart", "mobilebert-sst2", "moebert-quickstart", "moebert-sst2", "own-data", "pd-quickstart",
         "pd-sst2", "pkd-quickstart", "pkd-search", "pkd-sst2", "quickstart", "sst2-tinybert",
     ],
-    "augmenters": ["masked_lm", "word_vectors"],
+    "augmenters": ["masked_lm", "perturb", "recombine", "windows", "word_vectors"],
     "machines": ["a100", "h100", "h200", "l4"],
 }  # fmt: skip
 CATALOG = Catalog()
