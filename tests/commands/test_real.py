@@ -48,3 +48,16 @@ def test_general_distillation_learns(shared, folder):
     before, after = done.metrics["heldout_before"], done.metrics["heldout"]
     assert after["loss"] < 0.8 * before["loss"]
     assert all(after[name] < before[name] for name in ("embedding", "hidden_states", "attention_scores"))
+
+
+def test_trimming_for_sst2(shared, folder):
+    """BERT's vocabulary, for SST-2's training rows and the 12,000 commonest tokens of Wikipedia."""
+    model, glue = shared / "models" / "minilm-l6-mlm", shared / "data" / "glue"
+    keys = {"model": model, "task": "sst2", "data__folder": glue}
+    alone = api.trim(out=folder / "alone", **keys).metrics
+    assert alone["rows"]["kept_for"]["added"] == 5 and alone["rows"]["kept_for"]["texts"] == 11_487
+    assert alone["texts"]["split_alike"] == alone["texts"]["count"] == 67_349
+    done = api.trim(out=folder / "wiki", corpus=shared / "data" / "corpus" / "wiki_en.txt.gz", **keys).metrics
+    assert done["rows"]["after"] == 18_406 and done["bytes"]["saved"] > 18e6
+    assert 195 <= done["split"]["rows_cut_finer"] <= 207 and done["split"]["share_cut"] == pytest.approx(0.0121, abs=5e-4)
+    assert done["parity"]["max_difference"] < 1e-5 and done["kind"] == "masked-lm"
