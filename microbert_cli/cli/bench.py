@@ -9,7 +9,7 @@ from microbert_cli.cli.console import show, show_json, show_note, show_table
 from microbert_cli.cli.execute import explain, resolve_for_model
 from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.evaluation.report_table import COLUMNS, cells, remarks
-from microbert_cli.text import NOT_COUNTED
+from microbert_cli.text import NOT_COUNTED, format_cells
 
 EPILOG = """Example:
 
@@ -22,6 +22,9 @@ NUMBERS = {
     "p90": ("latency_p90_ms", ".2f"),
     "rows/s": ("throughput", ",.0f"),
 }
+
+FLOPS = list(NUMBERS).index("MFLOPs/row")
+SCORES = {"score": ".4f", "spread": ".4f", "retention": ".1%", "above_floor": ".1%"}
 
 
 def register(app: typer.Typer) -> None:
@@ -36,11 +39,22 @@ def bench(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch, for throughput.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Single rows each model answers, for latency.")] = 50,
     passes: Annotated[int, typer.Option(min=1, help="Times each model answers all rows.")] = 5,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines/--no-baselines",
+            help="Scores on dev, and rows of a linear model, the teacher (by manifests), int8 files; without, speed alone.",
+        ),
+    ] = True,
     *,
     about: TaskOptions,
     common: CommonOptions,
 ) -> None:
-    """Parameters, size, FLOPs, latency (batch 1) and throughput; an export directory enters with all its files."""
+    """Parameters, size, FLOPs, latency (batch 1) and throughput; an export directory enters with all its files.
+
+    Beside the models stands what a user could take instead: the commonest class, a linear model, the teacher, its int8 file.
+    They take some seconds more, and all scores that no metrics.json has are computed on the whole of dev.
+    """
     resolved = resolve_for_model(models[0], about, common)
     if common.explain:
         explain(resolved, as_json=common.as_json)
@@ -53,20 +67,19 @@ def bench(
         return
     distributed.require_single_process("mbert bench")
     from microbert_cli.data.task_data import load_task_data
+    from microbert_cli.evaluation.alternatives.bench_rows import bench_beside_alternatives
     from microbert_cli.evaluation.compare_speed import benchmark_models
 
     reporter = common.reporter()
     data = load_task_data(resolved.recipe, common.catalog(), splits=("dev",), reporter=reporter)
+    sizes: dict[str, Any] = {"rows": rows, "batch_size": batch_size, "rounds": rounds, "passes": passes}
+    entrants = _benchmark_models(models)
     try:
-        measured = benchmark_models(
-            _benchmark_models(models),
-            data,
-            rows=rows,
-            batch_size=batch_size,
-            rounds=rounds,
-            passes=passes,
-            reporter=reporter,
-        )
+        if baselines:
+            recipe, catalog = resolved.recipe, common.catalog()
+            measured = bench_beside_alternatives(entrants, recipe, catalog, data, reporter=reporter, **sizes)
+        else:
+            measured = benchmark_models(entrants, data, reporter=reporter, **sizes)
     finally:
         reporter.close()
     if common.as_json:
@@ -76,7 +89,11 @@ def bench(
 
 
 def show_report(metrics: dict[str, Any], *, err: bool = False) -> None:
-    """Shows the table of the stage `report`, and the verdict below it."""
+    """Shows the table of the stage `report`, of several tasks each one's, and the verdict below it."""
+    for section in metrics.get("tasks", {}).values():
+        show_report(section, err=err)
+    if "table" not in metrics:
+        return
     title = f"{metrics['task']}, {metrics['primary']} on dev"
     show_table(title, list(COLUMNS), [cells(row) for row in metrics["table"]], err=err)
     for line in remarks(metrics["table"], metrics.get("verdict")):
@@ -97,12 +114,25 @@ def _benchmark_models(models: list[str]) -> list[Any]:
 
 
 def _show(results: dict[str, Any]) -> None:
-    rows = []
-    for name, result in results["models"].items():
-        millions = {key: None if result[key] is None else result[key] / 1e6 for key in ("bytes", "flops")}
-        values = {**result, **millions}
-        cells = {key: "" if values.get(key) is None else format(values[key], form) for key, form in NUMBERS.values()}
-        rows.append([name, *(cells | {"flops": cells["flops"] or NOT_COUNTED}).values()])
     conditions = results["conditions"]
     title = f"{conditions['rows']} rows, {conditions['threads']} threads, load {conditions['load_before']} before"
-    show_table(title, ["model", *NUMBERS], rows)
+    if "rows" not in results:
+        show_table(title, ["model", *NUMBERS], [[name, *_numbers(result)] for name, result in results["models"].items()])
+        return
+    lines = [
+        [row["model"], *format_cells(row, SCORES), *_numbers(results["models"].get(row["model"]))] for row in results["rows"]
+    ]
+    show_table(title, ["model", *SCORES, *NUMBERS], lines)
+    for line in remarks(results["rows"], results["verdict"]):
+        show_note(line)
+
+
+def _numbers(result: dict[str, Any] | None) -> list[str]:
+    """Returns size and speed of a model as text; empty cells for a row that is no model, or was not timed."""
+    if result is None:
+        return [""] * len(NUMBERS)
+    millions = {key: None if result[key] is None else result[key] / 1e6 for key in ("bytes", "flops")}
+    cells = format_cells({**result, **millions}, {key: form for key, form in NUMBERS.values()})
+    if not cells[FLOPS] and "length" in result:
+        cells[FLOPS] = NOT_COUNTED
+    return cells

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from microbert_cli.cli.bench import show_report
-from microbert_cli.cli.console import show, show_json
+from microbert_cli.cli.console import show, show_json, show_note
 from microbert_cli.cli.execute import recipe_steps
 from microbert_cli.cli.options import CommonOptions, DataDir, RecipeName, TaskName, with_options
 from microbert_cli.runs import run_record
@@ -65,12 +65,21 @@ def _run(common: CommonOptions, planned: list[Step], root: Path) -> None:
     _show(common, root, [result.metrics for result in results], planned, unchanged=unchanged)
 
 
+def _show_results(metrics: list[dict[str, Any]], planned: list[Step]) -> None:
+    """Shows the table of the last report; without one the verdict of the last export, if there is one."""
+    by_kind = {step.kind: values for step, values in zip(planned, metrics, strict=True)}
+    if "report" in by_kind:
+        show_report(by_kind["report"], err=True)
+    elif verdict := by_kind.get("export", {}).get("verdict"):
+        show_note(verdict["sentence"])
+
+
 def _show(common: CommonOptions, root: Path, metrics: list[dict[str, Any]], planned: list[Step], *, unchanged: bool) -> None:
     if common.as_json:
         show_json({step.name: {**values, "out": str(step.out)} for step, values in zip(planned, metrics, strict=True)})
         return
     if unchanged:
         common.reporter().note(f"everything up to date ({len(planned)} stages)")
-    if "table" in metrics[-1] and not common.quiet:
-        show_report(metrics[-1], err=True)
+    if not common.quiet:
+        _show_results(metrics, planned)
     show(str(root))

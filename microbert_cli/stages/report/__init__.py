@@ -1,21 +1,53 @@
 """The table at the end of a run: what each way of making a student came to, beside what a user would take instead."""
 
+from dataclasses import replace
 from typing import Any
 
+from microbert_cli.recipe.multitask import recipe_of_task, task_name, teachers_of
 from microbert_cli.recipe.phase_data import SELECTED_BY, TRAIN
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, teacher_input
+from microbert_cli.runs.stage_inputs import EarlierOutputs, Step, teacher_input
 from microbert_cli.runs.stage_registry import Stage, all_stages
 
 
 def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
-    """Returns the classifiers of this run by the stages that made them, the export, and the one teacher if there is one."""
+    """Returns the classifiers of this run by the stages that made them, the export, and the teacher, or each task's."""
     compared = {stage.name for stage in all_stages() if stage.compared}
     kinds = {name: recipe.variant.get(name, {}).get("stage", name) for name in earlier.planned}
     models = {name: earlier.directory(name) for name, kind in kinds.items() if kind in compared}
-    teacher = None if recipe.teacher.models or recipe.teachers else teacher_input(recipe, earlier)
-    return {"models": models, "exported": earlier.directory("export"), "teacher": teacher}
+    return {"models": models, "exported": earlier.directory("export"), "teacher": _teachers(recipe, earlier)}
 
 
-STAGE = Stage("report", inputs, input_keys={"teacher": ("teacher.model",)}, keys=("task", "data"), splits=(TRAIN, SELECTED_BY))
+def _teachers(recipe: Recipe, earlier: EarlierOutputs) -> str | dict[str, str] | None:
+    """Returns the teacher of a run's task, or of each of its tasks; an ensemble is no single model that could be measured."""
+    if recipe.tasks:
+        single = {task: names[0] for task, names in teachers_of(recipe).items() if len(names) == 1}
+        return {task: str(earlier.resolve(name)) for task, name in single.items()} or None
+    return None if recipe.teacher.models else teacher_input(recipe, earlier)
+
+
+def split_tasks(step: Step) -> list[Step]:
+    """Splits the report on several tasks into one for each."""
+    recipe, teachers = step.resolved.recipe, step.inputs["teacher"] or {}
+    if not recipe.tasks:
+        return [step]
+    return [
+        replace(
+            step,
+            name=f"{step.name} {task_name(task)}",
+            resolved=replace(step.resolved, recipe=recipe_of_task(recipe, task)),
+            inputs={**step.inputs, "teacher": teachers.get(task_name(task))},
+        )
+        for task in recipe.tasks
+    ]
+
+
+STAGE = Stage(
+    "report",
+    inputs,
+    input_keys={"teacher": ("teacher.model",)},
+    keys=("task", "data"),
+    splits=(TRAIN, SELECTED_BY),
+    split_tasks=split_tasks,
+)

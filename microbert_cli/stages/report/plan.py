@@ -5,10 +5,16 @@ from microbert_cli.plan.expected_inputs import ExpectedInputs
 from microbert_cli.plan.phases import add_int8_copy, add_lengths, add_race, add_rows, export_parts, linear_model
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.runs.stage_inputs import Step
+from microbert_cli.stages.report import split_tasks
 
 
 def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
-    """Adds the cost of the report."""
+    """Adds the cost of the report, task by task."""
+    for part in split_tasks(step):
+        _plan_task(part, seen, costs)
+
+
+def _plan_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     recipe = step.resolved.recipe
     data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
     costs.host("linear model", linear_model(costs, data))

@@ -1,14 +1,16 @@
 """The table at the end of a run: what each way of making a student came to, beside what a user would take instead."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from microbert_cli.data.task_data import TaskData, load_task_data
+from microbert_cli.data.task_data import TaskData, fingerprints_of, load_all_task_data
 from microbert_cli.evaluation.alternatives.gather import (
     TEACHER_INT8_NAME,
     Alternatives,
     Row,
     find_alternatives,
+    known_result,
     score_of,
     table_row,
     verdict_on,
@@ -33,7 +35,7 @@ def run(
     catalog: Catalog,
     models: dict[str, str],
     exported: str | None = None,
-    teacher: str | None = None,
+    teacher: str | Mapping[str, str] | None = None,
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
@@ -41,29 +43,63 @@ def run(
 ) -> StageResult:
     """Gathers dev scores of `models` (name -> directory), measures all of them and `exported` in one interleaved run.
 
-    teacher   the teacher's directory; one of `models`, or any other classifier
+    teacher   the teacher's directory, or of several tasks each one's: one of `models`, or any other classifier
     metrics.json and report.md hold the table: the commonest class, a linear model, the teacher, its int8 file, then each
     student with mean and spread over its seeds; and the verdict on the student that was exported, else on the last step's.
+    With several tasks there is a table for each of them, in "tasks".
     """
-    data = load_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
-    others = {"teacher": teacher} if teacher and teacher not in models.values() else {}
+    tasks = load_all_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
+    teachers = teacher if isinstance(teacher, Mapping) else {tasks[0].task.name: teacher} if teacher else {}
+    others = {_name_of(task, recipe): path for task, path in teachers.items() if path not in models.values()}
     sources = {**models, **({"exported": exported} if exported else {}), **others}
     identity = {
         "recipe": recipe.identity(*STAGE.keys),
         "models": {name: manifest.identify(path) for name, path in sources.items()},
-        "data": data.fingerprints(),
+        "data": fingerprints_of(tasks),
     }
     with stage_output(
         out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter
     ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
-        table = _Table(data, models, exported, teacher, recipe.teacher.label_order, reporter)
-        metrics: dict[str, Any] = {"task": data.task.name, "primary": data.task.primary, **table.measure()}
-        (work.path / "report.md").write_text(as_markdown(metrics["table"], metrics["verdict"]), encoding="utf-8")
+        order = recipe.teacher.label_order
+        sections = {
+            data.task.name: _section(data, models, exported, teachers.get(data.task.name), order, reporter) for data in tasks
+        }
+        metrics: dict[str, Any] = {"tasks": sections} if recipe.tasks else next(iter(sections.values()))
+        text = "\n".join(
+            (f"## {task}\n\n" if recipe.tasks else "") + as_markdown(section["table"], section["verdict"])
+            for task, section in sections.items()
+        )
+        (work.path / "report.md").write_text(text, encoding="utf-8")
         return write_results(
             work, stage=STAGE.name, recipe=recipe.keys(*STAGE.keys), metrics=metrics, inputs=identity["models"], sources=sources
         )
+
+
+def _name_of(task: str, recipe: Recipe) -> str:
+    return f"teacher {task}" if recipe.tasks else "teacher"
+
+
+def _section(
+    data: TaskData,
+    models: Mapping[str, str],
+    exported: str | None,
+    teacher: str | None,
+    label_order: list[str] | None,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Returns the table of one task, of those models that were made for it."""
+    results = {name: result for name, path in models.items() if (result := _result(path, data))}
+    if data.number is not None and exported and read_metrics(Path(exported)).get("task") != data.task.name:
+        exported = None
+    table = _Table(data, {name: models[name] for name in results}, results, exported, teacher, label_order, reporter)
+    return {"task": data.task.name, "primary": data.task.primary, **table.measure()}
+
+
+def _result(path: str, data: TaskData) -> dict[str, Any] | None:
+    """Returns the scores of an output; in a run of several tasks None for one that was not scored on this task's rows."""
+    return read_metrics(Path(path)) if data.number is None else known_result(path, data)
 
 
 class _Table:
@@ -77,6 +113,7 @@ class _Table:
         self,
         data: TaskData,
         models: dict[str, str],
+        results: dict[str, dict[str, Any]],
         exported: str | None,
         teacher: str | None,
         label_order: list[str] | None,
@@ -86,7 +123,7 @@ class _Table:
         self.teacher, self.label_order = teacher, label_order
         self.teacher_name = next((name for name, path in models.items() if path == teacher), "teacher")
         self.students = {name: path for name, path in models.items() if path != teacher}
-        self.results = {name: read_metrics(Path(path)) for name, path in models.items()}
+        self.results = results
         self.files: dict[str, Any] = read_metrics(Path(exported))["files"] if exported else {}
         self.forms = [form for form in self.files if form in ONNX_FILES]
         self.judged = self._judged()
