@@ -209,9 +209,8 @@ def test_bench_finds_the_teacher_and_scores_everything() -> None:
 
 
 def test_bench_of_a_model_without_a_manifest_and_of_a_teacher_beside_its_student() -> None:
-    named = works(
-        "bench", "runs/two/finetune", "runs/two/task-distill", "--rows", 8, "--rounds", 1, "--passes", 1, "--json"
-    ).json
+    quick = ("--rows", 8, "--rounds", 1, "--passes", 1, "--json")
+    named = works("bench", "runs/two/finetune", "runs/two/task-distill", *quick).json
     kinds = {row["model"]: row["kind"] for row in named["rows"]}
     assert kinds["runs/two/finetune"] == "teacher" and list(kinds.values()).count("teacher") == 1
     tiny_bert("foreign", num_labels=2)

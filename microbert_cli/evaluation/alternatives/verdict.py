@@ -148,7 +148,8 @@ def _worth(values: dict[str, Any], numbers: _Numbers) -> str:
         text += f", {_times(int8_speedup)} times that of the teacher's int8 file"
     if numbers.linear.score is None:
         return f"{text}; no linear model was measured."
-    return f"{text}; a linear TF-IDF model has {_number(numbers.linear.score)} on dev, the student {_score(numbers.student)}."
+    score = "" if kept is None else f", the student {_score(numbers.student)}"
+    return f"{text}; a linear TF-IDF model has {_number(numbers.linear.score)} on dev{score}."
 
 
 def _score(figures: Figures) -> str:
