@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microbert_cli.data.labels import and_more, missing_labels, plain, read_labels
 from microbert_cli.data.limits import MAX_TEXT_LENGTH, check_text
@@ -18,6 +18,9 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.table_format import format_option
 from microbert_cli.text import is_valid_text
 
+if TYPE_CHECKING:
+    from microbert_cli.data.soft_labels import SoftColumns, SoftLabels
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -28,6 +31,7 @@ class Examples:
     ids          the row's name in its file; without them its position
     augmented    which rows were made by varying others; None = all are original
     source       of augmented data: the position of the original among the original rows
+    soft         what a table says a teacher said of each row (`soft_labels.py`); None = nothing
     fingerprint  sha256 over texts, labels and flags
     """
 
@@ -37,11 +41,12 @@ class Examples:
     augmented: list[bool] | None = None
     source: list[int] | None = None
     fingerprint: str = ""
+    soft: "SoftLabels | None" = None
 
     def __post_init__(self) -> None:
         if self.ids is None:
             object.__setattr__(self, "ids", [str(i) for i in range(len(self.texts))])
-        columns = (self.labels, self.ids, self.augmented, self.source)
+        columns = (self.labels, self.ids, self.augmented, self.source, self.soft)
         assert all(column is None or len(column) == len(self.texts) for column in columns)
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", _fingerprint(self))
@@ -56,7 +61,8 @@ class Examples:
         def pick(column: Any) -> Any:
             return None if column is None else [column[i] for i in order]
 
-        return Examples(pick(self.texts), pick(self.labels), pick(self.ids), pick(self.augmented), pick(self.source))
+        texts, labels, ids = pick(self.texts), pick(self.labels), pick(self.ids)
+        return Examples(texts, labels, ids, pick(self.augmented), pick(self.source), soft=pick(self.soft))
 
     def limit(self, count: int | None, seed: int = 0) -> "Examples":
         """Returns at most `count` rows, drawn by the seed, in the order of the file; all rows for None."""
@@ -74,6 +80,8 @@ def _fingerprint(rows: Examples) -> str:
         digest.update("".join("\x1f".join(texts) + "\x1e" for texts in block).encode("utf-8", "surrogatepass"))
     for column in (rows.labels, rows.augmented):
         digest.update(repr(column).encode())
+    if rows.soft is not None:
+        digest.update(repr(rows.soft).encode())
     return digest.hexdigest()
 
 
@@ -84,6 +92,7 @@ def from_table(
     *,
     columns: Mapping[str, ColumnName] | None = None,
     row_id: Sequence[str] = (),
+    soft: "SoftColumns | None" = None,
     skip_empty: bool = False,
     reporter: Reporter = SILENT,
 ) -> Examples:
@@ -92,27 +101,39 @@ def from_table(
     columns     logical name -> name or position in the table, where they differ
     row_id      the column that names a row: the first of these that is there
     skip_empty  passes over rows without a text or label, and says how many
-    The label column may be missing in test splits alone. Raises M253 (no such column), M351 (label), M352 (text), M359, M373,
+    soft        the columns of soft labels; rows that have them need no label to be trained on
+    The label column may be missing in test splits, and beside soft labels in train.
+
+    Raises M253 (no such column), M351 (label), M352 (text), M359, M373,
     M378 (several labels a row).
     """
     column_names = {name: name for name in (*task.text, task.label.column)} | dict(columns or {})
-    labelled = table.find(column_names[task.label.column]) is not None or not split.startswith("test")
+    taught = split == "train" and soft is not None and soft.are_in(table)
+    labelled = table.find(column_names[task.label.column]) is not None or not (split.startswith("test") or taught)
     if skip_empty:
         table = without_empty_rows(table, task, column_names, labelled, reporter)
     texts = _texts(table, task, column_names, reporter)
     labels = read_labels(table.column(column_names[task.label.column]), task, table) if labelled else None
-    if labels is None and split == "train":
+    if labels is None and split == "train" and not taught:
         raise _no_labels(table)
     ids = table.find(row_id)
-    return Examples(texts, labels, [str(value) for value in table.read(ids)] if ids else None)
+    soft_labels = soft.read(table, task) if soft is not None else None
+    return Examples(texts, labels, [str(value) for value in table.read(ids)] if ids else None, soft=soft_labels)
 
 
-def unlabelled(table: Table, task: Task, reporter: Reporter = SILENT, *, skip_empty: bool = False) -> Examples:
-    """Reads a table's texts as rows of the task, without labels. Raises M253, M352, M373."""
+def unlabelled(
+    table: Table,
+    task: Task,
+    reporter: Reporter = SILENT,
+    *,
+    soft: "SoftColumns | None" = None,
+    skip_empty: bool = False,
+) -> Examples:
+    """Reads a table's texts as rows of the task, without labels but for soft ones. Raises M253, M352, M373, M385, M386."""
     column_names = {name: name for name in task.text}
     if skip_empty:
         table = without_empty_rows(table, task, column_names, False, reporter)
-    return Examples(_texts(table, task, column_names, reporter))
+    return Examples(_texts(table, task, column_names, reporter), soft=soft.read(table, task) if soft is not None else None)
 
 
 def without_empty_rows(

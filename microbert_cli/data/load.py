@@ -15,6 +15,7 @@ from microbert_cli.data.augmented_files import load_augmented, write_augmented
 from microbert_cli.data.examples import Examples, from_table
 from microbert_cli.data.labels import read_labels
 from microbert_cli.data.own_files import complete, own_rows, own_task
+from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tables import Table, read_table
 from microbert_cli.data.transfer_set import load_transfer
 from microbert_cli.errors import MbertError, RowsMissingError, nearest
@@ -29,11 +30,18 @@ DATA = "MBERT_DATA"
 
 
 def load_split(
-    task: Task, split: str, *, data_dir: Path | None = None, limit: int | None = None, reporter: Reporter = SILENT
+    task: Task,
+    split: str,
+    *,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    soft: SoftColumns | None = None,
+    reporter: Reporter = SILENT,
 ) -> Examples:
     """Loads one split: train, dev, test, or a further one of the task, such as dev_mismatched.
 
     data_dir  a GLUE folder, or the task's own folder in it;  limit  at most so many rows, always the same ones
+    soft      the columns of soft labels in files of the user's own
     Raises M251 where the task has no such split, M256 where no file is named for it, M250 where its rows are nowhere, and
     what readers and rows raise.
     """
@@ -42,7 +50,7 @@ def load_split(
     if task.builtin:
         rows = _built_in(task, split)
     elif task.files:
-        rows = own_rows(task, split, reporter)
+        rows = own_rows(task, split, reporter, soft)
     else:
         rows = _benchmark(task, split, data_dir, reporter)
     if split.startswith("dev") and rows.labels and len(set(rows.labels)) == 1:

@@ -15,6 +15,7 @@ from microbert_cli.data.labels import (
     plain,
     score_or_classes,
 )
+from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tables import AS_SHOWN, Table, read_table
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import CLASSES, Label, Task, load_task
@@ -35,6 +36,7 @@ def own_task(
     kind: KindName | None = None,
     name: str | None = None,
     form: TableFormat = AS_SHOWN,
+    soft: SoftColumns | None = None,
     reporter: Reporter = SILENT,
 ) -> Task:
     """Makes a task from files and column names alone.
@@ -42,6 +44,7 @@ def own_task(
     labels  the classes in the order of the model's outputs; None: the training file shows them
     kind    "score" for regression, "classes"; None: likewise
     form    what is said of the files' format
+    soft    columns of soft labels: the training file then need not have the label's, and another file shows the classes
     Raises M253 for a column that is not there, M252 for a file, M030 for what makes no task, M358 for a single class.
     """
     named = {"train": train_file, "dev": dev_file, "test": test_file}
@@ -52,17 +55,17 @@ def own_task(
         "text": (text,) if isinstance(text, str) else tuple(text),
         "label": {"column": label, "names": tuple(labels) if labels else None, "kind": kind},
     }
-    return complete(load_task(values), reporter)
+    return complete(load_task(values), reporter, soft)
 
 
-def complete(task: Task, reporter: Reporter = SILENT) -> Task:
+def complete(task: Task, reporter: Reporter = SILENT, soft: SoftColumns | None = None) -> Task:
     """Returns the task with its label inferred from the training file: sorted names, whole numbers in order, or a score.
 
     What numbers are, `score_or_classes` says; a file of named classes says so itself. A complete task comes back as it is.
     """
     if task.kind.is_complete or task.files is None:
         return task
-    table = _labelled_table(task, reporter)
+    table = _labelled_table(task, reporter, soft)
     kind, names, hint = _infer_kind(table, task)
     conclusion = f"has the classes {', '.join(names)}" if names else "is a score"
     reporter.note(f'task {task.name}: column "{task.label.column}" {conclusion}{hint}')
@@ -70,7 +73,7 @@ def complete(task: Task, reporter: Reporter = SILENT) -> Task:
     return load_task({**task.model_dump(exclude={"label"}, exclude_unset=True), "label": label.model_dump()})
 
 
-def own_rows(task: Task, split: str, reporter: Reporter = SILENT) -> Examples:
+def own_rows(task: Task, split: str, reporter: Reporter = SILENT, soft: SoftColumns | None = None) -> Examples:
     """Reads a split of a user's own files. Without a dev file part of train is held out, chosen by the hash of the text."""
     assert task.files is not None
     path = task.files.path(split)
@@ -79,8 +82,10 @@ def own_rows(task: Task, split: str, reporter: Reporter = SILENT) -> Examples:
         raise _no_file(task, split)
     form = task.files.format
     table = read_table(source, form, reporter=reporter)
-    rows = from_table(table, task, split if path else "train", skip_empty=form.skip_empty, reporter=reporter)
+    rows = from_table(table, task, split if path else "train", soft=soft, skip_empty=form.skip_empty, reporter=reporter)
     if path is None:
+        if rows.labels is None:
+            raise _no_dev_labels(source, task)
         return rows.take(_train_and_dev(rows, source, task)[1])
     if split == "train":
         if task.files.dev is None:
@@ -113,12 +118,15 @@ def _train_and_dev(rows: Examples, path: Path, task: Task) -> tuple[list[int], l
     return train, dev
 
 
-def _labelled_table(task: Task, reporter: Reporter) -> Table:
+def _labelled_table(task: Task, reporter: Reporter, soft: SoftColumns | None = None) -> Table:
     assert task.files is not None
-    path = task.files.train or task.files.dev or task.files.test
-    if path is None:
+    paths = [path for path in (task.files.train, task.files.dev, task.files.test) if path is not None]
+    if not paths:
         raise _no_file(task, "train")
-    table = read_table(path, task.files.format, reporter=reporter)
+    tables = (read_table(path, task.files.format, reporter=reporter) for path in (paths if soft else paths[:1]))
+    table = first = next(tables)
+    if first.find(task.label.column) is None:
+        table = next((other for other in tables if other.find(task.label.column) is not None), first)
     if task.files.skip_empty:
         table = without_empty_rows(table, task, {name: name for name in (*task.text, task.label.column)}, True, reporter)
     return table
@@ -181,6 +189,16 @@ def _no_line(table: Table, row: int, value: str) -> MbertError:
         where=table.where(row),
         allowed="Labels of one line each, in whole characters.",
         fix="Correct the row, or name the label's column: --label COLUMN.",
+    )
+
+
+def _no_dev_labels(train: Path, task: Task) -> MbertError:
+    return MbertError(
+        "M387",
+        f'there is no dev file, and the training file has no label column "{task.label.column}" to score held-out rows by',
+        where=str(train),
+        allowed="A dev file with true labels: soft labels teach, and do not measure.",
+        fix="Name it: --dev-file FILE, or the label's column: --label COLUMN.",
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import complete, load_augmented, load_split, load_transfer, own_task
+from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples, tokenizer_fingerprint
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import check_length, positions_of
@@ -57,7 +58,9 @@ class TaskData:
     def standardisation(self) -> Standardisation | None:
         """The units that the task's labels are learnt in, by those of its training rows; None = as they are."""
         train = self.rows.get("train")
-        return self.task.kind.standardisation(train.labels) if train is not None and train.labels else None
+        if train is None or not (train.labels or train.soft):
+            return None
+        return self.task.kind.standardisation(train.labels or [values[0] for values in train.soft or ()])
 
     def length_for(self, config: Any, *, where: str) -> int:
         """Returns how many tokens of a row a model reads; raises M012 where the recipe names more than it has positions."""
@@ -165,6 +168,7 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
             kind=data.kind,
             name=recipe.task,
             form=format_of(recipe),
+            soft=SoftColumns.of(recipe),
             reporter=reporter,
         )
     if recipe.task is None:
@@ -176,7 +180,7 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
             fix="--task sst2, or --train-file reviews.csv --text text --label stars",
         )
     task = _with_format(load_task(catalog.path("tasks", recipe.task, where="task")), recipe)
-    return complete(task, reporter).typed_as(recipe.task)
+    return complete(task, reporter, SoftColumns.of(recipe)).typed_as(recipe.task)
 
 
 def format_of(recipe: Recipe) -> TableFormat:
@@ -193,6 +197,7 @@ def _with_format(task: Task, recipe: Recipe) -> Task:
 def _split(recipe: Recipe, task: Task, split: str, reporter: Reporter) -> Examples:
     if split == TRANSFER and (transfer_file := transfer_of(recipe)):
         form = task.files.format if task.files else format_of(recipe)
-        return load_transfer(Path(transfer_file), task, reporter, form)
+        return load_transfer(Path(transfer_file), task, reporter, form, SoftColumns.of(recipe))
     folder = Path(recipe.data.folder) if recipe.data.folder else None
-    return load_split(task, split, data_dir=folder, limit=recipe.data.limit if split == "train" else None, reporter=reporter)
+    limit = recipe.data.limit if split == "train" else None
+    return load_split(task, split, data_dir=folder, limit=limit, soft=SoftColumns.of(recipe), reporter=reporter)

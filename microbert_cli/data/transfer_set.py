@@ -7,6 +7,7 @@ one text, a `.txt` of one text a line, whose blank lines are passed over. `.gz` 
 from pathlib import Path
 
 from microbert_cli.data.examples import Examples, unlabelled
+from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tables import AS_SHOWN, read_lines, read_table
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import Task
@@ -16,8 +17,10 @@ from microbert_cli.table_format import TABLE_FILES, TableFormat, is_table, unpac
 TEXT_SUFFIX = ".txt"
 
 
-def load_transfer(path: Path, task: Task, reporter: Reporter = SILENT, form: TableFormat = AS_SHOWN) -> Examples:
-    """Loads the texts of a transfer set; a label column is not read.
+def load_transfer(
+    path: Path, task: Task, reporter: Reporter = SILENT, form: TableFormat = AS_SHOWN, soft: SoftColumns | None = None
+) -> Examples:
+    """Loads the texts of a transfer set; a label column is not read, columns of soft labels are.
 
     Raises M253 for a text column that is not there, M357 where there are no rows, M367 for a file that is no transfer set of
     this task, and what `read_table` raises.
@@ -31,7 +34,7 @@ def load_transfer(path: Path, task: Task, reporter: Reporter = SILENT, form: Tab
     for name in task.text:
         # No option names these columns, as one does those of a user's own files.
         table.check_column(name, fix=f"Call its columns as the task {task.name} does: {', '.join(task.text)}.")
-    return unlabelled(table, task, reporter, skip_empty=form.skip_empty)
+    return unlabelled(table, task, reporter, soft=soft, skip_empty=form.skip_empty)
 
 
 def _lines(path: Path, task: Task, form: TableFormat, reporter: Reporter) -> Examples:

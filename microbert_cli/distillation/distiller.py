@@ -23,11 +23,12 @@ from microbert_cli.models import factory
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import OptionalTeacherFunction, OutputRequest
 from microbert_cli.models.device import choose_precision, pick_device
-from microbert_cli.models.load import LoadedModel, count_all_parameters
+from microbert_cli.models.load import LoadedModel, count_all_parameters, load_model
 from microbert_cli.models.moe.convert import MoeSettings, add_experts
 from microbert_cli.models.moe.importance import has_neurons, importance
 from microbert_cli.models.save import save_model
 from microbert_cli.recipe.multitask import as_list, named_inputs
+from microbert_cli.recipe.phase_data import taught_by_table
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.values import PhaseSpec
@@ -49,13 +50,13 @@ from microbert_cli.training.score_units import ScoreUnits
 IMPORTANCE_BATCH = 32
 TEACHER_LOG = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
 
-Teachers = str | Sequence[str] | Mapping[str, Sequence[str]]
+Teachers = str | Sequence[str] | Mapping[str, Sequence[str]] | None
 
 
 class Distiller:
     """The tasks, teachers and losses of a recipe; trains one student per seed.
 
-    teacher     for one task its teacher or teachers; for several tasks those of each by the task's name
+    teacher     for one task its teacher or teachers, None where a table teaches; for several tasks those of each by name
     identities  what identifies every teacher's weights, under the names that `named_inputs` gives them
     """
 
@@ -79,7 +80,7 @@ class Distiller:
         balance = recipe.moe.balance if balances else 0.0
         self.terms = {name: _terms(name, spec, catalog, balance) for name, spec in recipe.run_phases.items()}
         self.task_set.check(self.terms)
-        if not self.task_set.teachers:
+        if not self.task_set.teachers and not taught_by_table(recipe):
             self.terms = {name: without_teacher_terms(terms) for name, terms in self.terms.items()}
         self.map_layers: list[int] = [0]
         self._neuron_importance: Mapping[int, Tensor] | None = None
@@ -90,7 +91,7 @@ class Distiller:
         if isinstance(teacher, Mapping):
             sources, key = list(teacher[data.task.name]), f"teacher {data.task.name}"
         else:
-            sources, key = as_list(teacher), "teacher"
+            sources, key = as_list(teacher or []), "teacher"
         weights = [identities.get(name) for name, _ in named_inputs(key, sources)]
         return TaughtTask(self.recipe, data, sources, weights, self.numerics, self.reporter)
 
@@ -140,6 +141,8 @@ class Distiller:
         options: dict[str, Any] = {"seed": seed, "where": "student", "start": self._start, "tokenizer": self.recipe.base}
         if teacher:
             options |= {"tokenizer": teacher.source, "like": teacher.loaded.model.config}
+        elif self._start:
+            options |= {"tokenizer": self._start.source.source, "like": self._start.source.model.config}
         if (
             teacher and self.student == teacher.source
         ):  # it starts with the teacher's head, whose outputs the user may have named
@@ -158,8 +161,10 @@ class Distiller:
     def _initial_weights(self, initial: str | None) -> InitialWeights | None:
         """Returns what a new student takes from the first teacher, or from the model `initial`."""
         settings, teacher = self.recipe.initialise, self._first_teacher
-        if teacher is None or self.recipe.init == "random" or not factory.is_description(self.student, self.catalog):
+        if self.recipe.init == "random" or not factory.is_description(self.student, self.catalog):
             return None
+        if teacher is None:
+            return self._weights_without_teacher(initial) if taught_by_table(self.recipe) else None
         columns, measure = teacher.teacher.columns, None
         if settings.neurons == "sensitivity" and has_neurons(teacher.loaded.model):
             measure = cache(lambda layers: self._sensitivity(teacher.loaded, layers, columns=columns, rows=settings.rows))
@@ -173,6 +178,14 @@ class Distiller:
             measure=measure,
             reporter=self.reporter,
         )
+
+    def _weights_without_teacher(self, initial: str | None) -> InitialWeights | None:
+        """Returns what a new student takes from `initial` where no model teaches."""
+        if initial is None:
+            return None
+        settings, source = self.recipe.initialise, load_model(initial, "encoder", where="base", new_head=True)
+        config = factory.student_config(self.student, self.catalog, source)
+        return initial_weights(settings.by, settings.layers, source, None, student=config, reporter=self.reporter)
 
     @property
     def _is_random(self) -> bool:

@@ -15,7 +15,7 @@ from microbert_cli.evaluation.scoring import score_split
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import OptionalTeacherFunction, OutputRequest
 from microbert_cli.models.load import LoadedModel
-from microbert_cli.recipe.phase_data import phase_split
+from microbert_cli.recipe.phase_data import ANSWERS, AUGMENTED, needs_model, phase_split
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task_kinds import Standardisation
@@ -76,7 +76,7 @@ class TaskSet:
 
     def score_teachers(self) -> list[dict[str, float] | None]:
         """Returns the dev scores of each task's teachers, None for a task without any."""
-        return [task.score_teachers() if task.teachers else None for task in self.tasks]
+        return [task.score_teachers() if task.teachers else task.score_table() for task in self.tasks]
 
     def score(self, model: Any, loaded: LoadedModel) -> dict[str, float]:
         """Returns a student's dev scores: the task's metrics, or each task's as `TASK.METRIC` and the mean of primary ones."""
@@ -141,14 +141,16 @@ class TaskSet:
     def check(self, phases: Mapping[str, Sequence[LossTerm]]) -> None:
         """Checks that every phase's losses can be computed for every task.
 
-        Raises M085 where a phase has no loss for a task without a teacher, M144 where one takes labels and new rows
-        have none, M086 where a loss compares layers with an
+        Raises M085 where a phase has no loss for a task without a teacher, M144 where one takes labels and rows
+        have none, M146 and M148 where columns of a table cannot teach it, M086 where a loss compares layers with an
         ensemble's, M087 where it compares them with teachers of different shapes, M083 where a discriminator of logits meets
         tasks of different numbers of outputs.
         """
         for task in self.tasks:
             for phase, terms in phases.items():
-                if not task.teachers and not any("labels" in term.needs for term in without_teacher_terms(terms)):
+                if task.by_table:
+                    self._check_table(task, phase, terms)
+                elif not task.teachers and not any("labels" in term.needs for term in without_teacher_terms(terms)):
                     raise _no_loss_without_teacher(task.name, phase)
                 self._check_labels(task, phase, terms)
         named = {f"phases.{phase}.losses.{term.name}": term for phase, terms in phases.items() for term in terms}
@@ -166,6 +168,18 @@ class TaskSet:
         for term in terms:
             if self.catalog.loss_needs_labels(term.name) and "augmented" not in term.needs:
                 raise _rows_without_labels(split, phase, term.name)
+
+    def _check_table(self, task: "TaughtTask", phase: str, terms: Sequence[LossTerm]) -> None:
+        """Checks that columns can teach a phase: M146 a loss reads more than answers, M148 its rows have no such columns."""
+        if deep := [term.name for term in terms if term.asks_teacher and term.needs - ANSWERS - {"mask"}]:
+            raise needs_model(f"phases.{phase}", deep, "recipe")
+        split = self._split(task, self.recipe.run_phases[phase])
+        if any(term.asks_teacher for term in terms) and task.data.rows[split].soft is None:
+            raise _no_soft_labels(task.name, split, phase, self.recipe)
+        if task.data.rows[split].labels is None:
+            for term in terms:
+                if self.catalog.loss_needs_labels(term.name):
+                    raise _rows_without_labels(split, phase, term.name)
 
     def _check_layers(self, key: str) -> None:
         for task in self.tasks:
@@ -198,10 +212,23 @@ def _no_loss_without_teacher(task: str, phase: str) -> MbertError:
 def _rows_without_labels(split: str, phase: str, loss: str) -> MbertError:
     return MbertError(
         "M144",
-        f"the loss {loss} takes the label of every row, and new rows among the {split} ones have none",
+        f"the loss {loss} needs labels, and there are {split} rows without any",
         where=f"phases.{phase}.losses.{loss}",
-        allowed="Losses that ask the teacher alone, or leave augmented rows out as hard_label does: needs has augmented.",
-        fix=f"--set phases.{phase}.data=original, or --set phases.{phase}.losses.{loss}=0",
+        allowed="Losses that ask the teacher alone; beside new rows also hard_label, which leaves them out.",
+        fix=f"--set phases.{phase}.losses.{loss}=0"
+        + (f", or --set phases.{phase}.data=original" if split == AUGMENTED else ""),
+    )
+
+
+def _no_soft_labels(task: str, split: str, phase: str, recipe: Recipe) -> MbertError:
+    key = "data.label_score" if recipe.data.label_probabilities is None else "data.label_probabilities"
+    names = recipe.data.label_probabilities or recipe.data.label_score
+    return MbertError(
+        "M148",
+        f"columns of a table are to teach, and the {split} rows of {task} have none of them: {names}",
+        where=f"{key}, phases.{phase}",
+        allowed="The columns in the training file, or in the transfer file of a phase that trains on that.",
+        fix=f"Name the columns as the file does: {key}.",
     )
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from microbert_cli.data.soft_labels import soft_logits
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
-from microbert_cli.distillation.ensemble import average_logits, ensemble_ask, rescaled_ask, retokenized_ask
+from microbert_cli.distillation.ensemble import average_logits, ensemble_ask, rescaled_ask, retokenized_ask, table_ask
 from microbert_cli.distillation.pair_checks import encodings_differ, vocabularies_differ
 from microbert_cli.distillation.teacher import Teacher, check_strength, line_into_units
 from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
@@ -23,6 +24,7 @@ from microbert_cli.models.capture import OutputRequest, TeacherFunction
 from microbert_cli.models.device import Precision
 from microbert_cli.models.labels import match_labels, names_settle_order
 from microbert_cli.models.load import LoadedModel, load_model
+from microbert_cli.recipe.phase_data import taught_by_table
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import Reporter
 
@@ -80,6 +82,21 @@ class TaughtTask:
         """The task's name."""
         return self.data.task.name
 
+    @property
+    def by_table(self) -> bool:
+        """Whether columns of a table teach."""
+        return taught_by_table(self.recipe)
+
+    def table_logits(self, split: str) -> np.ndarray | None:
+        """Returns what the table says of a split's rows as logits [n, C]; None where it says nothing."""
+        soft = self.data.rows[split].soft
+        return None if soft is None else soft_logits(soft, are_scores=not self.data.task.kind.exclusive)
+
+    def score_table(self) -> dict[str, float] | None:
+        """Returns the dev scores of what the table says; None where dev has no such columns."""
+        logits = self.table_logits("dev") if self.by_table else None
+        return None if logits is None else scoring.score(self.data.task, logits, self.data.rows["dev"])
+
     def score_teachers(self) -> dict[str, float]:
         """Returns the dev scores of the teachers' ensemble; refuses a weak teacher and one whose outputs are permuted."""
         task, rows = self.data.task, self.data.rows["dev"]
@@ -131,7 +148,8 @@ class TaughtTask:
         total_rows  how many rows will be asked about in all, epochs and seeds included
         """
         if not self.teachers:
-            return None
+            logits = self.table_logits(split) if self.by_table else None
+            return None if logits is None else table_ask(logits)
         asks = [(teacher, self._ask_of(teacher, rows, request, total_rows, split)) for teacher in self.teachers]
         return ensemble_ask([rescaled_ask(ask, self.score_lines.get(teacher.source)) for teacher, ask in asks])
 

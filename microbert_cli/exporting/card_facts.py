@@ -97,7 +97,7 @@ def _scores(facts: Facts) -> list[Score]:
 def _teacher_scores(facts: Facts) -> dict[str, float]:
     """The teacher's dev scores as the student's distillation measured them, if it was this teacher."""
     metrics = read_metrics(facts.model) if (facts.model / METRICS).is_file() else {}
-    scores: dict[str, float] = metrics.get("teacher", {})
+    scores: dict[str, float] = metrics.get("teacher") or {}
     return scores
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from microbert_cli.errors import MbertError, combine_errors, key_location, key_of_location, nearest
 from microbert_cli.recipe.layers import table_at
-from microbert_cli.recipe.phase_data import check_transfer
+from microbert_cli.recipe.phase_data import check_soft_labels, check_transfer
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.student_shapes import StudentShape, shape_of
 
@@ -57,7 +57,7 @@ def default_columns(needs: Iterable[str], *, projects: bool) -> frozenset[str]:
 
 
 def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[MbertError]:
-    """Checks the losses of `general` and of every phase: M008, M013, M092, M094 to M096, M140, M141.
+    """Checks the losses of `general` and of every phase: M008, M013, M092, M094 to M096, M140, M141, M145, M146.
 
     values  raw, so that all that is wrong with a recipe is said at once
     """
@@ -69,6 +69,7 @@ def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
             yield _no_pairs(loss.where)
     if "task-distill" in _stages(values):
         yield from check_transfer(values, catalog, origins)
+        yield from check_soft_labels(values, catalog, origins)
     rule = values.get("layer_map")
     if rule == "top" or type(rule) is int:
         yield from (

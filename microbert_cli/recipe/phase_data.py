@@ -9,7 +9,7 @@ A loss needs labels where its function cannot be called without: where `labels_B
 `soft_target`, which looks at them in one case and does without them else, does not.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from microbert_cli.errors import MbertError, key_location
@@ -22,6 +22,7 @@ from microbert_cli.recipe.values import PhaseSpec
 
 TRAIN, AUGMENTED, TRANSFER = "train", "augmented", "transfer"
 SELECTED_BY = "dev"
+ANSWERS = frozenset({"logits", "labels", "augmented", "task", "unrelated"})  # what a loss may need that looks into no model
 
 
 def choose_split(requested: str, *, needs_labels: bool, available: Container[str]) -> str:
@@ -74,6 +75,41 @@ def check_transfer(values: Mapping[str, Any], catalog: Catalog, origins: Mapping
             yield _labels_needed(f"phases.{name}", loss, origins.get(key, "recipe"))
 
 
+def taught_by_table(recipe: "Recipe") -> bool:
+    """Whether columns of a table are the teacher, in the place of a model."""
+    return recipe.data.label_probabilities is not None or recipe.data.label_score is not None
+
+
+def check_soft_labels(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[MbertError]:
+    """Checks a distillation from columns of a table: M145 a teacher or tasks beside them, M146 losses that need a model.
+
+    values  raw, so that all that is wrong with a recipe is said at once
+    """
+    data, teacher = table_at(values, "data"), table_at(values, "teacher")
+    keys = [f"data.{key}" for key in ("label_probabilities", "label_score") if data.get(key) is not None]
+    if not keys:
+        return
+    others = [f"teacher.{key}" for key in ("model", "models") if teacher.get(key)]
+    others += [key for key in ("teachers", "tasks") if values.get(key)] + keys[1:]
+    others += ["augmented"] if values.get("augmented") else []
+    if others:
+        yield _two_teachers(keys[0], others[0], origins.get(others[0], origins.get(others[0].partition(".")[0], "recipe")))
+    for name, phase in table_at(values, "phases").items():
+        if not isinstance(phase, Mapping) or phase.get("leave_out"):
+            continue
+        terms = table_at(phase, "losses")
+        weighted = [loss for loss, term in terms.items() if not isinstance(term, Mapping) or term.get("weight", 1.0) != 0]
+        present = [loss for loss in weighted if not list(catalog.check("losses", loss, ""))]
+        if deep := [loss for loss in present if _sees_inside(loss, catalog)]:
+            yield needs_model(f"phases.{name}", deep, origins.get(f"phases.{name}", "recipe"))
+
+
+def _sees_inside(loss: str, catalog: Catalog) -> bool:
+    """Whether a loss reads more of a teacher than its answers, as far as its file shows."""
+    needs = catalog.loss_facts(loss).get("needs")
+    return catalog.loss_asks_teacher(loss) and bool(set(needs or ()) - ANSWERS)
+
+
 def _uses_transfer(recipe: "Recipe", catalog: Catalog) -> bool:
     available = (TRAIN, AUGMENTED, TRANSFER)
     return any(phase_split(phase, catalog, available) == TRANSFER for phase in recipe.run_phases.values())
@@ -95,6 +131,27 @@ def _no_transfer_set(key: str, origin: str) -> MbertError:
         where=key_location(origin, key),
         allowed='A file of texts as data.transfer_file; or "auto", "original" or "augmented" here.',
         fix=f"mbert task-distill --transfer-file FILE, or --set data.transfer_file=FILE; or --set {key}=auto",
+    )
+
+
+def needs_model(phase: str, losses: Sequence[str], origin: str) -> MbertError:
+    """Returns the error for losses that compare hidden states or attention, where a table teaches, which has none."""
+    return MbertError(
+        "M146",
+        f"{', '.join(losses)} read{'s' * (len(losses) == 1)} a teacher's layers, and columns of a table teach",
+        where=key_location(origin, f"{phase}.losses"),
+        allowed="Losses on answers alone, such as soft_target, logit_mse and hard_label; the method kd has no others.",
+        fix="--set method=kd, or " + " ".join(f"--set {phase}.losses.{loss}=0" for loss in losses),
+    )
+
+
+def _two_teachers(key: str, other: str, origin: str) -> MbertError:
+    return MbertError(
+        "M145",
+        f"{key} names columns that teach, and {other} is named beside them",
+        where=key_location(origin, other),
+        allowed="One task with one teacher: columns of its table, or a model; augmented rows have no such columns.",
+        fix=f"Leave out one of the two: {key} or {other}.",
     )
 
 

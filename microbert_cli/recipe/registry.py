@@ -153,6 +153,11 @@ class Catalog:
         )
         return any(argument.arg.rpartition("_")[0] == "labels" for argument in required)
 
+    def loss_asks_teacher(self, name: str) -> bool:
+        """Whether a loss takes any output of the teacher."""
+        arguments = (argument for node in self._functions(name, name) for argument in node.args.args)
+        return any(argument.arg.startswith("teacher") for argument in arguments)
+
     def loss_facts(self, name: str) -> dict[str, Any]:
         """Returns what a loss declares, such as `needs`, `over` and `bounds`; None for what is no literal."""
         values = _assigned_literals(self._loss(name))

@@ -46,7 +46,10 @@ PRECISION_KEYS = ("precision", "tf32", "compile")
 
 
 class Data(Strict):
-    """Where task data lies: a GLUE `folder`, files of the user's own; of any task the unlabelled texts of a `transfer_file`."""
+    """Where task data lies: a GLUE `folder`, files of the user's own; of any task the unlabelled texts of a `transfer_file`.
+
+    `label_probabilities`, `label_score`: columns of what a teacher said of each row, which then teach (`data/soft_labels.py`).
+    """
 
     folder: Place | None = None
     train_file: Place | None = None
@@ -57,6 +60,8 @@ class Data(Strict):
     label: str | None = None
     labels: list[str] | None = None
     kind: KindName | None = None
+    label_probabilities: list[str] | str | None = None
+    label_score: str | None = None
     encoding: Encoding = None
     delimiter: Delimiter = None
     header: bool = True

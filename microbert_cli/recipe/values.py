@@ -146,7 +146,15 @@ CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
 NEUTRAL_DEFAULTS: dict[str, dict[str, Any]] = {
     "general": {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False},
     "pretrain": {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False},
-    "data": {"encoding": None, "delimiter": None, "header": True, "quoting": None, "skip_empty": False},
+    "data": {
+        "encoding": None,
+        "delimiter": None,
+        "header": True,
+        "quoting": None,
+        "skip_empty": False,
+        "label_probabilities": None,
+        "label_score": None,
+    },
     "export": {"embeddings": "int8"},
     "initialise": {"neurons": "weights", "rows": 1024},
     "augment": {"options": {}},

@@ -43,6 +43,13 @@ class Step:
         return "student" in self.inputs
 
     @property
+    def vocabulary(self) -> str | None:
+        """Returns the model whose tokens a new student of a distillation takes: its teacher's; else the base model's."""
+        inputs = self.inputs
+        source = inputs["teacher"] or inputs.get("initial") or self.resolved.recipe.base or inputs["student"]
+        return source if isinstance(source, str) else None
+
+    @property
     def places(self) -> dict[str, str]:
         """Returns the inputs that are names, one by one: of several teachers `teacher sst2`, `teacher mrpc 2`."""
         return dict(pair for name, value in self.inputs.items() for pair in named_inputs(name, value))

@@ -161,8 +161,9 @@ class DoctorContext:
     def _output(self, step: Step) -> ModelInfo:
         recipe, inputs = step.resolved.recipe, step.inputs
         if step.distils:
-            teacher = self.known(inputs["teacher"], where=step.stage.input_keys["teacher"][0])
-            model = self.known(inputs["student"], where="student", tokenizer=inputs["teacher"], like=teacher.config)
+            source = str(step.vocabulary)
+            teacher = self.known(source, where=step.stage.input_keys["teacher"][0])
+            model = self.known(inputs["student"], where="student", tokenizer=source, like=teacher.config)
         elif trains_vocabulary(step) and factory.is_description(inputs["model"], self.catalog):
             self.find_corpus(step)
             tokenizer, _ = self.seen.vocabulary(recipe, inputs["source"])

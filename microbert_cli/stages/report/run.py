@@ -191,7 +191,7 @@ class _Table:
         """Returns the teacher's score: as distillation measured it, else its own on dev; None without a teacher."""
         if self._score is None:
             self._score = next(
-                (result["teacher"][self.primary] for result in self.results.values() if "teacher" in result), None
+                (result["teacher"][self.primary] for result in self.results.values() if result.get("teacher")), None
             )
         if self._score is None and self.teacher:
             self._score = score_of(self.teacher, self.data, where="teacher.model", label_order=self.label_order)

@@ -7,28 +7,41 @@ from typing import Any
 
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.multitask import recipe_of_task, task_name, teachers_of
-from microbert_cli.recipe.phase_data import trained_splits, unused_transfer_note
+from microbert_cli.recipe.phase_data import taught_by_table, trained_splits, unused_transfer_note
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
 from microbert_cli.recipe.values import MULTITASK_KEYS
 from microbert_cli.runs.stage_inputs import EarlierOutputs, Step, augmented_input, initial_input, required_input, taught_input
 from microbert_cli.runs.stage_registry import Stage
 
-Teachers = str | list[str] | dict[str, list[str]]
+Teachers = str | list[str] | dict[str, list[str]] | None
 
 
 def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
     """Returns teachers, student and augmented rows, and the model that a new student takes weights from."""
+    student = _student(recipe, earlier, catalog)
+    if taught_by_table(recipe):
+        return {"teacher": None, "student": student, "augmented": None, **_base(recipe, earlier, catalog, student)}
     return {
         "teacher": _teachers(recipe, earlier),
-        "student": _student(recipe, earlier, catalog),
+        "student": student,
         "augmented": augmented_input(recipe, earlier),
         **initial_input(recipe, earlier),
     }
 
 
+def _base(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog, student: str) -> dict[str, Any]:
+    """Returns the model whose tokens and weights a new student takes where a table teaches; none for a checkpoint."""
+    if Path(student).is_dir() or list(catalog.check("students", student, "")):
+        return {}
+    named = initial_input(recipe, earlier).get("initial") or earlier.resolve(recipe.base)
+    return {"initial": required_input(named, "base", "a pre-trained model, for a new student's tokens", "--set base=MODEL")}
+
+
 def _teachers(recipe: Recipe, earlier: EarlierOutputs) -> Teachers:
-    """Returns the teacher of a task, several to be asked together, or those of each of several tasks."""
+    """Returns the teacher of a task, several to be asked together, those of each of several tasks, or None for a table."""
+    if taught_by_table(recipe):
+        return None
     if recipe.tasks:
         return {task: [str(earlier.resolve(name)) for name in names] for task, names in teachers_of(recipe).items()}
     if recipe.teacher.models:
@@ -64,7 +77,7 @@ def _single(teachers: Teachers) -> str:
         return teachers
     raise MbertError(
         "M043",
-        f"the student is to begin as its teacher, and there are {len(teachers)} of them",
+        f"the student is to begin as its teacher, and there are {len(teachers or ())} of them",
         where="init",
         allowed="One task and one teacher; or a student of its own.",
         fix="--set init=auto --student tinybert-4l-312",

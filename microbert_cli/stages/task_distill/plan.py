@@ -35,17 +35,20 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     recipe = step.resolved.recipe
     data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
     costs.plan.notes += filter(None, [step.stage.remark(recipe, seen.catalog)])
-    source = step.inputs["teacher"]
-    teacher = seen.model(source, where="teacher.model").classifying(data.task)
+    taught_by_model, source = step.inputs["teacher"] is not None, str(step.vocabulary)
+    # Where columns of a table teach, the base model stands for the teacher: it gives a student its shape, and is never asked.
+    teacher = seen.model(source, where="teacher.model" if taught_by_model else "base").classifying(data.task)
     student = seen.model(step.inputs["student"], where="student", tokenizer=source, like=teacher.config).classifying(data.task)
     lengths = {split: add_lengths(costs, seen, data, split, student) for split in data.rows}
     dev = lengths[SELECTED_BY]
     if (augmented := augmented_lengths(step, seen, costs, data, student, lengths[TRAIN])) is not None:
         lengths[AUGMENTED] = augmented
     seeds = recipe.seeds or [recipe.seed]
-    costs.open("teacher", teacher, "classifier")
+    if taught_by_model:
+        costs.open("teacher", teacher, "classifier")
     costs.open("student", student, "classifier", times=1 + len(seeds))
-    costs.work("examination of the teacher", answer_job(teacher), answering_load(dev, batch_size=EVALUATION_BATCH))
+    if taught_by_model:
+        costs.work("examination of the teacher", answer_job(teacher), answering_load(dev, batch_size=EVALUATION_BATCH))
     kept: dict[str, bool] = {}
     for number, seed in enumerate(seeds):
         before = costs.mark()
@@ -53,7 +56,7 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
             rows = lengths[phase_split(spec, seen.catalog, lengths)]
             job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "classifier")
             if number == 0:
-                kept[name] = asked_once(costs, recipe, name, spec, ask, rows)
+                kept[name] = not taught_by_model or asked_once(costs, recipe, name, spec, ask, rows)
             pad = data.max_length if recipe.normalisation == "reference" else None
             asked = None if kept[name] else ask
             add_phase(costs, name, job, spec, rows, dev, seed, first=number == 0, scored=job.logits, ask=asked, pad_to=pad)

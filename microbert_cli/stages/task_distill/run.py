@@ -36,7 +36,8 @@ def run(
 ) -> StageResult:
     """Distils the fine-tuned `teacher` into `student`; dev scores beside the teacher's are in metrics.json.
 
-    teacher    a classifier fine-tuned on the task, or several to be asked together; of several tasks those of each by its name
+    teacher    a classifier fine-tuned on the task, or several to be asked together; of several tasks those of each by its name;
+               None where columns of the task's table teach
     student    the output of general-distill, any encoder, or a student of the catalogue (random weights)
     augmented  a directory made by `augment`, of several tasks one by name; without it the original training set is used
     initial    whose weights a new student takes where the recipe says that it takes any; else the teacher's

@@ -16,10 +16,13 @@ def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
     """Yields the phase about to take its first step."""
     recipe, data, inputs = without_traces(step.resolved.recipe), case.data(step), step.inputs
     with ExitStack() as stack:
-        teacher = case.standing(inputs["teacher"], "classifier", where="teacher.model", task=data.task)
-        teacher_directory = stack.enter_context(teacher)
+        teacher = None
+        if inputs["teacher"] is not None:
+            standing = case.standing(inputs["teacher"], "classifier", where="teacher.model", task=data.task)
+            teacher = stack.enter_context(standing)
         student = stack.enter_context(case.standing(inputs["student"], "encoder", where="student"))
-        distiller = Distiller(recipe, case.catalog, [data], teacher_directory, student, {}, SILENT)
+        initial = inputs.get("initial") if teacher is None else None
+        distiller = Distiller(recipe, case.catalog, [data], teacher, student, {}, SILENT, initial)
         loaded = distiller.load(recipe.seed)
         model = distiller.numerics.place(loaded.model)
         for phase in distiller.phases(loaded):
