@@ -11,6 +11,9 @@ from tiny_models import tiny_bert, tiny_glue
 
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.alternatives import int8_copy as int8
+from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.resolve import resolve
+from microbert_cli.runs.stage_inputs import step
 
 RECIPE = """
 task = "sst2"
@@ -136,6 +139,25 @@ def test_a_teacher_from_elsewhere_has_its_rows() -> None:
     assert [row["model"] for row in metrics["table"]][:4] == FIRST
     teacher = next(row for row in metrics["table"] if row["kind"] == "teacher")
     assert teacher["score"] == read("runs/two/finetune")["dev"]["accuracy"] and teacher["latency_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("planned", "teacher"),
+    [(("labels",), None), (("labels", "task-distill"), "elsewhere"), (("finetune", "labels"), "here")],
+)
+def test_a_run_that_distils_nothing_takes_no_teacher_from_elsewhere(
+    planned: tuple[str, ...], teacher: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "two.toml").write_text(RECIPE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    lying_around = Path("runs/mbert/finetune")
+    lying_around.mkdir(parents=True)
+    (lying_around / "manifest.json").write_text("{}", encoding="utf-8")
+    resolved = resolve(catalog=Catalog(), environment={}, recipe="two.toml")
+    report = step("report", resolved, tmp_path / "run", Catalog(), planned=planned)
+    assert report.inputs["teacher"] == {"elsewhere": str(lying_around), "here": str(tmp_path / "run/finetune")}.get(
+        teacher or ""
+    )
 
 
 def test_a_report_on_several_tasks_has_a_table_for_each() -> None:

@@ -1,5 +1,6 @@
 """The table at the end of a run: what each way of making a student came to, beside what a user would take instead."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ from microbert_cli.recipe.phase_data import SELECTED_BY, TRAIN
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.runs.stage_inputs import EarlierOutputs, Step, teacher_input
-from microbert_cli.runs.stage_registry import Stage, all_stages
+from microbert_cli.runs.stage_registry import Stage, all_stages, method_stage
 
 
 def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
@@ -16,15 +17,20 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
     compared = {stage.name for stage in all_stages() if stage.compared}
     kinds = {name: recipe.variant.get(name, {}).get("stage", name) for name in earlier.planned}
     models = {name: earlier.directory(name) for name, kind in kinds.items() if kind in compared}
-    return {"models": models, "exported": earlier.directory("export"), "teacher": _teachers(recipe, earlier)}
+    return {"models": models, "exported": earlier.directory("export"), "teacher": _teachers(recipe, earlier, kinds.values())}
 
 
-def _teachers(recipe: Recipe, earlier: EarlierOutputs) -> str | dict[str, str] | None:
-    """Returns the teacher of a run's task, or of each of its tasks; an ensemble is no single model that could be measured."""
+def _teachers(recipe: Recipe, earlier: EarlierOutputs, kinds: Iterable[str]) -> str | dict[str, str] | None:
+    """Returns the teacher of a run's task, or of each of its tasks; an ensemble is no single model that could be measured.
+
+    A run that distils nothing has the model that it fine-tuned itself: one that lies around may be of another task.
+    """
     if recipe.tasks:
         single = {task: names[0] for task, names in teachers_of(recipe).items() if len(names) == 1}
         return {task: str(earlier.resolve(name)) for task, name in single.items()} or None
-    return None if recipe.teacher.models else teacher_input(recipe, earlier)
+    if recipe.teacher.models:
+        return None
+    return teacher_input(recipe, earlier) if method_stage().name in kinds else earlier.directory_of_this_run("finetune")
 
 
 def split_tasks(step: Step) -> list[Step]:
