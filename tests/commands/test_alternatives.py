@@ -148,16 +148,15 @@ def test_a_teacher_from_elsewhere_has_its_rows() -> None:
 def test_a_run_that_distils_nothing_takes_no_teacher_from_elsewhere(
     planned: tuple[str, ...], teacher: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "two.toml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "two.toml").write_text(RECIPE.replace('"small"', '"bert-1x16"'), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     lying_around = Path("runs/mbert/finetune")
     lying_around.mkdir(parents=True)
     (lying_around / "manifest.json").write_text("{}", encoding="utf-8")
     resolved = resolve(catalog=Catalog(), environment={}, recipe="two.toml")
     report = step("report", resolved, tmp_path / "run", Catalog(), planned=planned)
-    assert report.inputs["teacher"] == {"elsewhere": str(lying_around), "here": str(tmp_path / "run/finetune")}.get(
-        teacher or ""
-    )
+    places = {"elsewhere": str(lying_around), "here": str(tmp_path / "run/finetune")}
+    assert report.inputs["teacher"] == (places[teacher] if teacher else None)
 
 
 def test_a_report_on_several_tasks_has_a_table_for_each() -> None:
