@@ -14,8 +14,8 @@ from microbert_cli.data.multitask_batching import MultitaskExamples
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.initialise import InitialWeights, initial_weights, layers_of
-from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.pair_checks import check_pair
+from microbert_cli.distillation.pruning.build import layer_maps, pruning_of
 from microbert_cli.distillation.results import expert_usage, save_best_weights
 from microbert_cli.distillation.task_set import TaskSet
 from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
@@ -37,7 +37,6 @@ from microbert_cli.training.budget import Budget
 from microbert_cli.training.checkpoint import BestWeights
 from microbert_cli.training.loss_terms import (
     CLASSIFICATION_INPUTS,
-    LAYERWISE,
     LossTerm,
     check_depth,
     make_terms,
@@ -82,7 +81,12 @@ class Distiller:
         self.task_set.check(self.terms)
         if not self.task_set.teachers and not taught_by_table(recipe):
             self.terms = {name: without_teacher_terms(terms) for name, terms in self.terms.items()}
-        self.map_layers: list[int] = [0]
+        self.map_layers: dict[str, list[int]] = {}  # by phase
+        self.teacher_layers = 0
+        teacher_model = self._first_teacher
+        self.pruning = (
+            pruning_of(recipe, catalog, teacher_model.loaded, student, self.terms) if teacher_model is not None else None
+        )
         self._neuron_importance: Mapping[int, Tensor] | None = None
         self._start = self._initial_weights(initial)
         self._check(self.load(recipe.seed))
@@ -137,31 +141,35 @@ class Distiller:
     def load(self, seed: int) -> LoadedModel:
         """Returns the student before training."""
         teacher = self._first_teacher
+        student = teacher.source if teacher and self.pruning else self.student
         tasks = [task.data.task for task in self.task_set.tasks]
         options: dict[str, Any] = {"seed": seed, "where": "student", "start": self._start, "tokenizer": self.recipe.base}
         if teacher:
             options |= {"tokenizer": teacher.source, "like": teacher.loaded.model.config}
         elif self._start:
             options |= {"tokenizer": self._start.source.source, "like": self._start.source.model.config}
-        if (
-            teacher and self.student == teacher.source
-        ):  # it starts with the teacher's head, whose outputs the user may have named
+        if teacher and student == teacher.source:  # it starts with the teacher's head, whose outputs the user may have named
             options["label_order"] = self.recipe.teacher.label_order
         if self.task_set.is_multitask or self._has_experts:
-            loaded = factory.multitask_classifier(self.student, self.catalog, tasks=tasks, **options)
+            loaded = factory.multitask_classifier(student, self.catalog, tasks=tasks, **options)
         else:
-            loaded = factory.classifier(self.student, self.catalog, task=tasks[0], **options)
+            loaded = factory.classifier(student, self.catalog, task=tasks[0], **options)
+        if self.pruning:
+            return self.pruning.begin(loaded)
         return self._with_experts(loaded, seed) if self._has_experts else loaded
 
     @property
     def start_record(self) -> dict[str, Any]:
         """What metrics.json says of a new student's initial weights; empty for random weights and for a checkpoint."""
+        if self.pruning and self._first_teacher:
+            return {"start": {"by": "pruning", "of": self._first_teacher.source}}
         return {"start": self._start.record} if self._start else {}
 
     def _initial_weights(self, initial: str | None) -> InitialWeights | None:
         """Returns what a new student takes from the first teacher, or from the model `initial`."""
         settings, teacher = self.recipe.initialise, self._first_teacher
-        if self.recipe.init == "random" or not factory.is_description(self.student, self.catalog):
+        described = factory.is_description(self.student, self.catalog)
+        if self.pruning or self.recipe.init == "random" or not described:
             return None
         if teacher is None:
             return self._weights_without_teacher(initial) if taught_by_table(self.recipe) else None
@@ -190,7 +198,7 @@ class Distiller:
     @property
     def _is_random(self) -> bool:
         """Whether the student is new and takes no weights."""
-        return self._start is None and factory.is_description(self.student, self.catalog)
+        return not (self._start or self.pruning) and factory.is_description(self.student, self.catalog)
 
     @property
     def _has_experts(self) -> bool:
@@ -262,11 +270,11 @@ class Distiller:
         for term in terms.values():
             term.make_module(**self.task_set.sizes, student_width=shape.width)  # raises where a loss does not fit these sizes
         for teacher in self.task_set.teachers:
-            check_pair(terms, teacher.loaded, loaded, where=f"student {self.student}")
-            check_depth(terms, shape.layers)
-            if any(term.over in LAYERWISE for term in terms.values()):
-                teacher_layers = model_shape(teacher.loaded.model.config).layers
-                self.map_layers = layer_map(self.recipe.layer_map, teacher_layers=teacher_layers, student_layers=shape.layers)
+            final = self.pruning.target if self.pruning else loaded
+            check_pair(terms, teacher.loaded, final, where=f"student {self.student}")
+            check_depth(terms, model_shape(final.model.config).layers)
+            self.teacher_layers = model_shape(teacher.loaded.model.config).layers
+            self.map_layers = layer_maps(self.recipe.layer_map, self.terms, self.pruning, self.teacher_layers, shape.layers)
 
     def _phase(self, name: str, spec: PhaseSpec, loaded: LoadedModel) -> Phase:
         terms, rows = self.terms[name], self.task_set.training_rows(spec, loaded)
@@ -294,15 +302,19 @@ class Distiller:
             self.terms[name],
             model,
             ask_teacher=None,
-            map_layers=self.map_layers,
+            map_layers=self.map_layers.get(name, [0]),
             student_width=model_shape(model.config).width,
             teacher_width=sizes["teacher_width"],
+            teacher_layers=self.teacher_layers,
             standardise=self.task_set.standardisations,
             classes=sizes["classes"],
             tasks=sizes["tasks"],
             normalisation=self.recipe.normalisation,
+            always_project=self.pruning is not None and name == self.pruning.phase and self.pruning.projects,
             numerics=self.numerics,
         )
+        if self.pruning and name == self.pruning.phase:
+            self.pruning.attach(objective)
         if name not in self.asks:  # needs an objective, which knows what its losses read
             self.asks[name] = self._make_ask(name, spec, rows, objective.teacher_request)
         return objective.with_teacher(self.asks[name])

@@ -67,6 +67,7 @@ def make_objective(
         ),
         student_width=student_shape.width,
         teacher_width=teacher_shape.width,
+        teacher_layers=teacher_shape.layers,
         normalisation=recipe.normalisation,
         numerics=precision,
         progressive=_progressive(recipe, terms_by_key, student),

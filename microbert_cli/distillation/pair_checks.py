@@ -25,8 +25,14 @@ def check_pair(terms: Mapping[str, LossTerm], teacher: LoadedModel, student: Loa
     if by_token := [key for key, term in terms.items() if term.by_token]:
         same_vocabulary(teacher.tokenizer, student.tokenizer, where=where, keys=by_token)
     for key, term in terms.items():
-        if term.asks_teacher and term.needs & {"hidden", "scores", "qkv"} and "left" in _padding_sides(teacher, student):
-            raise _padded_left(where, [key for key, term in terms.items() if term.needs & {"hidden", "scores", "qkv"}])
+        if (
+            term.asks_teacher
+            and term.needs & {"hidden", "layers", "scores", "qkv"}
+            and "left" in _padding_sides(teacher, student)
+        ):
+            raise _padded_left(
+                where, [key for key, term in terms.items() if term.needs & {"hidden", "layers", "scores", "qkv"}]
+            )
     for key, term in terms.items():
         if term.asks_teacher:
             _check_term(key, term, teacher.model.config, student.model.config, where)

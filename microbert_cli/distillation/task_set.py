@@ -191,7 +191,7 @@ class TaskSet:
 
 
 def _compares_layers(term: LossTerm) -> bool:
-    return term.asks_teacher and bool(term.needs & {"hidden", "scores", "qkv"})
+    return term.asks_teacher and bool(term.needs & {"hidden", "layers", "scores", "qkv"})
 
 
 def _shape(teacher: "LoadedTeacher") -> tuple[int, int, int | None]:

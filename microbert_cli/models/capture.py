@@ -179,8 +179,24 @@ def _first_token_on_top(model: Any, request: OutputRequest) -> Iterator[None]:
     if not reads_first or request != OutputRequest(logits=True) or not layers or _is_compiled(model):
         yield
         return
-    with _replaced(layers, {len(layers) - 1: _FirstToken(layers[-1])}):
+    top = max(index for index, layer in enumerate(layers) if not is_skipped(layer))  # those above hand on the one token
+    with _replaced(layers, {top: _FirstToken(layers[top])}):
         yield
+
+
+def skip_layer(layer: nn.Module) -> None:
+    """Makes a layer hand on what it gets; it stays among the others, which keep their numbers."""
+    layer.forward = _hand_on
+
+
+def is_skipped(layer: nn.Module) -> bool:
+    """Whether a layer only hands on what it gets."""
+    return layer.forward is _hand_on
+
+
+def _hand_on(hidden_BTd: Tensor, *_: Any, **__: Any) -> Tensor:
+    _Recorder.layers_run += 1
+    return hidden_BTd
 
 
 @contextmanager

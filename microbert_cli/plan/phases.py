@@ -90,11 +90,14 @@ def distil_jobs(
     losses = losses_of(spec.losses)
     terms = make_terms(losses, catalog)
     teacher_layers, student_layers = model_shape(teacher.config).layers, model_shape(student.config).layers
-    layered = head == "encoder" or any(term.over in LAYERWISE for term in terms)
+    layered = head == "encoder" or any(term.reads_layers for term in terms)
+    mapped = head == "encoder" or any(term.over in LAYERWISE for term in terms)
     layers = (
-        tuple(layer_map(recipe.layer_map, teacher_layers=teacher_layers, student_layers=student_layers)) if layered else (0,)
+        tuple(layer_map(recipe.layer_map if mapped else "first", teacher_layers=teacher_layers, student_layers=student_layers))
+        if layered
+        else (0,)
     )
-    want = output_request([term for term in terms if term.asks_teacher], layers)
+    want = output_request([term for term in terms if term.asks_teacher], layers, range(1, teacher_layers + 1))
     logits = output_request(terms, layers).logits
     job = Job("train", student.config, spec.batch_size, head, logits=logits, losses=losses, layers=layers,
               teacher=teacher.config, normalisation=recipe.normalisation, optimizer=spec.optimizer,

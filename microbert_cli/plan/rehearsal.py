@@ -180,6 +180,7 @@ def _objective(job: Job, model: Any, catalog: Catalog, ask: Any) -> Objective:
         map_layers=job.layers,
         student_width=model_shape(job.config).width,
         teacher_width=model_shape(job.teacher).width if job.teacher is not None else 0,
+        teacher_layers=model_shape(job.teacher).layers if job.teacher is not None else 0,
         classes=job.config.num_labels,
         normalisation=job.normalisation,
     )

@@ -52,7 +52,7 @@ def unknown_columns(requires: Iterable[str]) -> list[str]:
 def default_columns(needs: Iterable[str], *, projects: bool) -> frozenset[str]:
     """Returns the columns of a loss that does not declare `requires`, by the inputs it needs."""
     columns_of_need = {"scores": {"tokens", "heads"}, "qkv": {"tokens"}, "token_logits": {"tokens"}}
-    columns_of_need["hidden"] = {"tokens"} if projects else {"tokens", "width"}
+    columns_of_need["hidden"] = columns_of_need["layers"] = {"tokens"} if projects else {"tokens", "width"}
     return frozenset(column for need in needs for column in columns_of_need.get(need, ()))
 
 

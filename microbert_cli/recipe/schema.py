@@ -26,6 +26,7 @@ from microbert_cli.recipe.values import (
     Share,
     Smoothing,
     Strict,
+    TaskPhase,
     Term,
     Training,
     Trim,
@@ -299,7 +300,7 @@ class Recipe(Strict):
     pretrain: Pretrain = Pretrain()
     finetune: Finetune = Finetune()
     general: General = General()
-    phases: dict[str, PhaseSpec] = {}
+    phases: dict[str, TaskPhase] = {}
     augment: Augment = Augment()
     trim: Trim = Trim()
     evaluate: Evaluate = Evaluate()
@@ -313,9 +314,14 @@ class Recipe(Strict):
         return {name: values[name] for name in names}
 
     @property
-    def run_phases(self) -> dict[str, PhaseSpec]:
+    def run_phases(self) -> dict[str, TaskPhase]:
         """The phases of stage two that are not left out."""
         return {name: phase for name, phase in self.phases.items() if not phase.leave_out}
+
+    @property
+    def pruning_phase(self) -> str | None:
+        """The phase of stage two in which the student is cut from its teacher's shape to its own; the first of several."""
+        return next((name for name, phase in self.run_phases.items() if phase.prune), None)
 
     def numerics(self) -> dict[str, Any]:
         """Returns the precision settings for `choose_precision`."""

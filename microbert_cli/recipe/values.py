@@ -6,7 +6,7 @@ And which of them decide what a stage makes: the rest (paths, cadence, unused ta
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _check_no_truth_value(value: Any) -> Any:
@@ -139,6 +139,31 @@ class PhaseSpec(Training):
     leave_out: bool = False
 
 
+class Prune(Strict):
+    """Cuts a student, which begins as its teacher, to its own shape in the course of a phase (`distillation/pruning/`).
+
+    start, end  shares of the phase's steps between which it is cut, every `every` steps
+    decay       of the running means of importance, a step
+    """
+
+    start: Annotated[Share, Field(lt=1)] = 0.0
+    end: Annotated[Share, Field(gt=0)] = 0.7
+    every: Count = 10
+    decay: Annotated[Share, Field(lt=1)] = 0.98
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "Prune":
+        if self.start >= self.end:
+            raise ValueError("start before end")
+        return self
+
+
+class TaskPhase(PhaseSpec):
+    """A phase of stage two; `prune`: a table, also an empty one, or false."""
+
+    prune: Annotated[Prune | None, BeforeValidator(lambda value: None if value is False else value)] = None
+
+
 TRIM_KEYS = ("keep", "keep_common", "rows")  # of `vocabulary`
 MULTITASK_KEYS = ("tasks", "sampling", "teachers")  # without tasks they say nothing
 CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
@@ -159,7 +184,12 @@ NEUTRAL_DEFAULTS: dict[str, dict[str, Any]] = {
     "initialise": {"neurons": "weights", "rows": 1024},
     "augment": {"options": {}},
 }
-TRAINING_DEFAULTS: dict[str, Any] = {"freeze": [], "min_steps": None, "race": 1.0}  # likewise, of every training table
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "freeze": [],
+    "min_steps": None,
+    "race": 1.0,
+    "prune": None,
+}  # likewise, of training tables
 LOCATION_KEYS = {
     "data": ("folder", "train_file", "dev_file", "test_file", "transfer_file"),
     "corpus": ("source",),

@@ -143,6 +143,7 @@ def _seconds(phase: Phase, model: Any, seed: int, pad_id: int, device: str, scor
 
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
         objective = phase.objective(model).to(device)
+        objective.pruner = None  # a student that is pruned is timed at its first size, which is its slowest
         plan = make_plan(
             phase.name, phase.training, phase.rows.lengths, table=phase.table, drop_last=phase.drop_last, seed=seed
         )

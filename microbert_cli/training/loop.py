@@ -94,6 +94,7 @@ class _TrainingRun:
             progressive=objective.progressive,
         )
         self.adversaries = {name: adversary.optimiser() for name, adversary in objective.adversaries.items()}
+        self.pruner = objective.pruner
         self.step = 0
         self.result = TrainingResult(0, {})
         self.best_weights: dict[str, dict[str, Tensor]] | None = None
@@ -128,11 +129,15 @@ class _TrainingRun:
         if not math.isfinite(parts["loss"]) or not math.isfinite(norm):
             self._undo_forward(before)
             raise self._diverged(f"the loss is {parts['loss']} and the gradient norm {norm}", batches)
+        if self.pruner:
+            self.pruner.observe()
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self.objective.note(parts)
         self.step += 1
+        if self.pruner:
+            self.pruner.cut(self.step, self.plan.steps, self.optimisers)
         self.result.losses = parts
         rate = max(group["lr"] for group in self.optimiser.param_groups)
         log.write(phase=self.plan.name, step=self.step, lr=rate, norm=norm, **parts)
@@ -160,6 +165,8 @@ class _TrainingRun:
         set_random_state(random)
         log.write(phase=self.plan.name, step=self.step, dev=scores)
         self.result.history.append({"step": self.step, **scores})
+        if self.pruner and not self.pruner.finished:
+            return  # a larger student than the one that is wanted is never the best
         self.bests.update(self.step, scores, self.objective.student)
         better = not self.result.best or scores[self.primary] > self.result.best[self.primary]
         if better or not self.plan.keep_best:
@@ -197,6 +204,7 @@ class _TrainingRun:
             "adversaries": {name: optimiser.state_dict() for name, optimiser in self.adversaries.items()},
             "random": random_state(),
             "result": vars(self.result),
+            **({"pruner": self.pruner.state_dict()} if self.pruner else {}),
         }
         checkpoint.save_state(state, self.state_directory, keep=keep)
         self.saved_at = time.monotonic()
@@ -208,6 +216,8 @@ class _TrainingRun:
             return
         self.step, self.best_weights = state["step"], state["best_weights"]
         self.bests.records = state.get("bests", {})
+        if self.pruner:
+            self.pruner.load_state_dict(state["pruner"])
         self._load(state["weights"])
         self.optimiser.load_state_dict(state["optimiser"])
         for name, optimiser in self.adversaries.items():
@@ -250,6 +260,8 @@ class _TrainingRun:
         """Drops the gradients and restores the random state from before this step's forward passes."""
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
+        if self.pruner:
+            self.pruner.forget()
         set_random_state(before)
 
     def _accumulate(self, batches: list[Batch]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from microbert_cli.models.capture import OutputRequest
 from microbert_cli.recipe.loss_checks import COLUMNS, check_parameters, default_columns, missing_inputs, unknown_columns
 from microbert_cli.recipe.registry import Catalog
 
-ENCODER_OUTPUTS = frozenset({"hidden", "scores", "qkv", "mask"})
+ENCODER_OUTPUTS = frozenset({"hidden", "layers", "scores", "qkv", "mask"})
 PAIR_INPUTS = frozenset({"unrelated"})  # of a corpus cut into pairs
 LAYER_SLICES = {
     "layers": slice(1, None),
@@ -30,7 +30,8 @@ CLASSIFICATION_INPUTS = ENCODER_OUTPUTS | {"logits", "labels", "augmented"}
 class LossTerm:
     """One loss of the catalogue, its weight and its parameters.
 
-    needs     inputs, such as "hidden" or "logits";  over  the layers it is called for, a key of LAYER_SLICES, or "batch"
+    needs     inputs, such as "hidden", "layers" (hidden states of all) or "logits"
+    over      the layers it is called for, a key of LAYER_SLICES, or "batch"
     projects  whether student vectors are mapped to the teacher's width
     requires  what teacher and student must share: "tokens", "heads", "width";  divides  a parameter that divides both widths
     trains    builds a module that is trained with the student;  against  the loss of that module, where it is an adversary
@@ -52,6 +53,11 @@ class LossTerm:
     def by_token(self) -> bool:
         """Whether it compares student and teacher token by token, so that both need the same token ids."""
         return self.asks_teacher and "tokens" in self.requires
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether it reads layers of the student beside its embeddings, of which a layer map must know."""
+        return self.over in LAYERWISE or "layers" in self.needs
 
     @property
     def argument_names(self) -> tuple[str, ...]:
@@ -116,11 +122,13 @@ def parameter_names(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
 
 
-def output_request(terms: Sequence[LossTerm], layers: Sequence[int]) -> OutputRequest:
+def output_request(terms: Sequence[LossTerm], layers: Sequence[int], every: Sequence[int] | None = None) -> OutputRequest:
     """Returns the model outputs that the terms need.
 
     layers  the model's mapped layers, its embedding output first
+    every   what losses read that choose among all layers; None = the mapped ones
     """
+    free = layers[1:] if every is None else every
 
     def of(kind: str) -> frozenset[int]:
         over = {term.over for term in terms if kind in term.needs}
@@ -130,7 +138,7 @@ def output_request(terms: Sequence[LossTerm], layers: Sequence[int]) -> OutputRe
         logits=any("logits" in term.needs for term in terms),
         token_logits=any("token_logits" in term.needs for term in terms),
         token_head=any("token_head" in term.needs for term in terms),
-        hidden=of("hidden"),
+        hidden=of("hidden") | frozenset(free if any("layers" in term.needs for term in terms) else ()),
         scores=of("scores"),
         qkv=of("qkv"),
         routing=any("routing" in term.needs for term in terms),

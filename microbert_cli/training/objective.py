@@ -19,6 +19,7 @@ from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.recipe.task_kinds import Standardisation
 from microbert_cli.training.loss_terms import LAYER_SLICES, LossTerm, output_request, parameter_names, without_teacher_terms
 from microbert_cli.training.progressive import Progressive
+from microbert_cli.training.pruner import Pruner
 
 
 class Objective(nn.Module):
@@ -26,14 +27,17 @@ class Objective(nn.Module):
 
     student          the model in training
     ask_teacher      returns the teacher's outputs for a batch; None where there is no teacher
-    map_layers       g(0)..g(M): the teacher layer of every student layer
+    map_layers       g(0)..g(M): the teacher layer of every student layer;  teacher_layers: N
     student_width, teacher_width   of the projected vectors; equal widths are projected too with `always_project`, as TinyBERT's
                      released code does
     standardise      the units that each task's labels are learnt in, by the task's number; None, or no entry = as they are
     classes, tasks   outputs of the head and tasks of the run, for the modules that terms train
     numerics         precision of the forward passes and the projection; losses are computed in float32
     progressive      trains the student's layers one after the other; evaluation uses all of them
+    pruner           cuts the student while it is trained, where one is set; the loop calls it
     """
+
+    pruner: Pruner | None = None
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class Objective(nn.Module):
         map_layers: Sequence[int] = (0,),
         student_width: int = 0,
         teacher_width: int = 0,
+        teacher_layers: int = 0,
         standardise: Sequence[Standardisation | None] = (),
         classes: int = 0,
         tasks: int = 1,
@@ -58,11 +63,13 @@ class Objective(nn.Module):
         self.terms = list(terms)
         self.normalisation = normalisation
         self.numerics = numerics
+        self.teacher_layers = teacher_layers
         self.standardise = list(standardise)
         self.share = 0.0
         self.progressive = progressive
         self.current_layer = 1
         self.map_layers = list(map_layers)
+        self.layers = list(range(len(self.map_layers)))  # of the student, 0 = embeddings; a pruned one may have gaps
         self._student = [student]  # in a list, so that it is no submodule: see `student`
         self._ask_teacher = ask_teacher
         self.projection: nn.Linear | None = None
@@ -85,15 +92,21 @@ class Objective(nn.Module):
 
     @property
     def student_request(self) -> OutputRequest:
-        return output_request(self.terms, self._read_layers(range(len(self.map_layers))))
+        return output_request(self.terms, self._read_layers(self.layers))
 
     @property
     def teacher_request(self) -> OutputRequest:
-        return output_request([term for term in self.terms if term.asks_teacher], self._read_layers(self.map_layers))
+        teacher_layers = [self.map_layers[layer] for layer in self.layers]
+        asking = [term for term in self.terms if term.asks_teacher]
+        return output_request(asking, self._read_layers(teacher_layers), range(1, self.teacher_layers + 1))
 
     def _read_layers(self, layers: Sequence[int]) -> Sequence[int]:
         """Returns the mapped layers that losses read now: all, or layer by layer the embeddings and the current layer."""
         return layers if self.progressive is None or not self.student.training else (layers[0], layers[self.current_layer])
+
+    def keep_layers(self, layers: Sequence[int]) -> None:
+        """Leaves all layers of the student but these, from 1, out of the losses; each learns from the layer it did before."""
+        self.layers = [layer for layer in self.layers if layer in (0, *layers)]
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         """Yields (parameter group, scalar, named parts) of one batch; an "idle" one (`distributed.rank_batch`) gives zeros."""
@@ -162,12 +175,12 @@ class Objective(nn.Module):
         return next(self.losses(batch))[1]
 
     def _value(self, term: LossTerm, student: ModelOutputs, teacher: ModelOutputs, batch: Batch) -> Tensor:
-        layers = self._read_layers(range(len(self.map_layers)))[1:] if self.progressive else self._layers(term)
+        layers = self._read_layers(self.layers)[1:] if self.progressive else self._layers(term)
         return torch.stack([self._call(term.function, term, student, teacher, batch, layer) for layer in layers]).sum()
 
     def _layers(self, term: LossTerm) -> Sequence[int]:
         """Returns the student's layers that the loss is called for; a loss over the batch is called once."""
-        return range(len(self.map_layers))[LAYER_SLICES.get(term.over, slice(0, 1))]
+        return self.layers[LAYER_SLICES.get(term.over, slice(0, 1))]
 
     def _call(
         self,
@@ -188,6 +201,8 @@ class Objective(nn.Module):
             "teacher_logits": teacher.logits if "logits" in term.needs else None,
             "student_hidden": student.hidden[layer] if "hidden" in term.needs else None,
             "teacher_hidden": teacher.hidden.get(self._taught_by(layer)) if "hidden" in term.needs else None,
+            "student_layers": [student.hidden[number] for number in self.layers[1:]] if "layers" in term.needs else None,
+            "teacher_layers": [teacher.hidden[number] for number in sorted(teacher.hidden) if number],
             "student_qkv": student.qkv[layer] if "qkv" in term.needs else None,
             "teacher_qkv": teacher.qkv[self._taught_by(layer)] if "qkv" in term.needs else None,
             "mask": batch.get("attention_mask"),

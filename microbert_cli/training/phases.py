@@ -184,7 +184,8 @@ def run_phases(
         choices.learning_rate[phase.name] = rates[best]
         projection = winner.objective.projection.state_dict() if winner.objective.projection is not None else projection
         record = _phase_record(winner.trained, rates, [outcome.trained for outcome in outcomes], best, primary)
-        results[phase.name] = {"split": phase.split, **record}
+        pruned = {"pruned": winner.objective.pruner.record} if winner.objective.pruner else {}
+        results[phase.name] = {"split": phase.split, **record, **pruned}
     return results, {k: v.detach().cpu() for k, v in projection.items()} if projection else None
 
 
@@ -233,6 +234,8 @@ class _PhaseRunner:
             bests=tracker,
             reporter=self.reporter,
         )
+        if objective.pruner:
+            objective.pruner.finish()
         return _Outcome(trained, _copy_of_weights(self.model), objective, tracker)
 
 

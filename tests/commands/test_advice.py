@@ -30,6 +30,10 @@ stages  = ["finetune", "task-distill"]
 """
 DISTIL = ("task-distill", "--teacher", "taught", "--student", "bert-1x16", "--task", "sst2", "--set", "teacher.allow_weak=true")
 GENERAL = ("general-distill", "--teacher", "base", "--student", "bert-2x16", "--corpus", "text.txt", "--set", "general.steps=1")
+PRUNE = (
+    "task-distill", "--teacher", "taught", "--task", "sst2", "--set", "teacher.allow_weak=true", "--set", "method=kd",
+    "--set", "init=teacher", "--set", "phases.distillation.steps=2", "--set", "phases.distillation.prune.every=1", "--student",
+)  # fmt: skip
 AUGMENT = ("augment", "--task", "sst2")
 FINETUNE = ("finetune", "--model", "base", "--task", "sst2", "--set", "finetune.steps=1")
 MEANINGS = {
@@ -67,6 +71,17 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "labels in another order": ("M321", ("evaluate", "taught", "--teacher", "foreign", "--task", "sst2")),
     "fewer tokens than the texts use": ("M093", ("trim", "taught", "--task", "sst2", "--set", "vocabulary.rows=120")),
     "common tokens, and no number": ("M098", ("trim", "taught", "--task", "sst2", "--set", "vocabulary.keep=common")),
+    "a student of another type than the teacher it is pruned from": ("M420", (*PRUNE, "distilbert-1x16")),
+    "a student larger than the teacher it is pruned from": ("M421", (*PRUNE, "bert-3x16")),
+    "pruning without a loss on answers": (
+        "M423", (*PRUNE, "bert-1x16x8", *(word for loss in ("soft_target=0", "hard_label=0", "hidden_states=1")
+                                          for word in ("--set", f"phases.distillation.losses.{loss}"))),
+    ),
+    "pruned columns and a loss of one width": (
+        "M424", (*PRUNE, "bert-1x8", "--set", "phases.distillation.losses.relations.heads=2"),
+    ),
+    "pruning a student that begins as something else": ("M425", (*PRUNE, "bert-1x16x8", "--set", "init=new")),
+    "pruning a compiled student": ("M426", (*PRUNE, "bert-1x16x8", "--set", "compile=true")),
     "another number of labels": ("M320", ("evaluate", "taught", "--teacher", "three", "--task", "sst2")),
 }  # fmt: skip
 
@@ -81,7 +96,7 @@ NOT_TYPED = set(
     M118 M121 M122 M124 M125 M127 M129 M130 M131 M132 M134 M135 M140 M141 M144 M146
     M207 M224 M232 M262 M244 M245 M254 M258 M261 M265 M266 M267 M304 M305
     M313 M333 M337 M341 M347 M359 M361 M362 M364 M370 M380
-    M382 M410 M611 M612 M633 M635 M636 M637
+    M382 M410 M422 M611 M612 M633 M635 M636 M637
     """.split()
 )
 

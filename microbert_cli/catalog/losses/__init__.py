@@ -1,8 +1,9 @@
 """Losses, one per file, found by file name.
 
 Each module defines
-    needs     the model outputs and batch entries it reads: logits, hidden, scores, qkv, pooled, token_logits, token_head,
-              labels, token_labels, unrelated, mask, augmented; or a function of the loss's parameters that returns them
+    needs     the model outputs and batch entries it reads: logits, hidden, layers (the hidden states of all), scores, qkv,
+              pooled, token_logits, token_head, labels, token_labels, unrelated, mask, augmented; or a function of the loss's
+              parameters that returns them
     over      "layers" (once per mapped layer, summed), "inner" (all mapped layers but the last), "top" (only the last),
               "embedding" (layer 0 only) or "batch" (once)
     projects  optional: "hidden" = student vectors are projected to the teacher's width first; the objective owns the projection

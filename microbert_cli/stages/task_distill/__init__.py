@@ -59,6 +59,8 @@ def _student(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> str:
 
     With init = "auto" it is the general checkpoint of this run, unless `student` names a checkpoint.
     """
+    if recipe.pruning_phase is not None:
+        return _pruned(recipe, catalog, recipe.pruning_phase)
     if recipe.init == "teacher":
         return _single(_teachers(recipe, earlier))
     if recipe.init not in ("auto", "random", "new"):
@@ -69,6 +71,50 @@ def _student(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> str:
     use_general = general and (recipe.student is None or is_described)
     student = general if use_general else earlier.resolve(recipe.student)
     return required_input(student, "student", "a checkpoint, or a student of the catalogue", "--student DIR")
+
+
+def _pruned(recipe: Recipe, catalog: Catalog, phase: str) -> str:
+    """Returns the description of a student that begins as its teacher and is cut to its own shape; M425, M426 where it cannot.
+
+    A phase that prunes is run once: every learning rate would need a student of the first shape again.
+    """
+    key, spec = f"phases.{phase}.prune", recipe.run_phases[phase]
+    others = [name for name, other in recipe.run_phases.items() if other.prune and name != phase]
+    if recipe.init != "teacher":
+        raise _cannot_prune(key, f'the student begins as init = "{recipe.init}" says', "--set init=teacher")
+    if recipe.student is None or Path(recipe.student).is_dir() or list(catalog.check("students", recipe.student, "")):
+        what = f'student = "{recipe.student}" is no description' if recipe.student else "no student is named"
+        raise _cannot_prune(key, f"{what}, so that there is no shape to cut it to", "--student bert-3x384x512")
+    conflicts = {
+        "a table that teaches": (taught_by_table(recipe), f"--set {key}=false --set init=new"),
+        "several tasks": (bool(recipe.tasks), f"--set {key}=false"),
+        "several teachers": (len(recipe.teacher.models) > 1, "--set 'teacher.models=[]' --teacher DIR"),
+        "experts": (recipe.moe.side != "none", "--set moe.side=none"),
+        "compile": (recipe.compile, "--set compile=false"),
+        "a second phase that prunes": (bool(others), f"--set phases.{'.'.join(others[:1])}.prune=false"),
+        "several learning rates": (len(spec.learning_rates) > 1, f"--set 'phases.{phase}.learning_rates=[]'"),
+        "frozen layers": (any(part != "embeddings" for part in spec.freeze), f"--set 'phases.{phase}.freeze=[]'"),
+    }
+    for what, (is_there, fix) in conflicts.items():
+        if is_there:
+            raise MbertError(
+                "M426",
+                f"{what}: not together with pruning",
+                where=key,
+                allowed="One task, one teacher, one phase that prunes, one learning rate; embeddings may be frozen.",
+                fix=fix,
+            )
+    return recipe.student
+
+
+def _cannot_prune(key: str, what: str, fix: str) -> MbertError:
+    return MbertError(
+        "M425",
+        f"a student that is pruned begins as its whole teacher, and {what}",
+        where=key,
+        allowed='init = "teacher", and a student of the catalogue (or a TOML file) for the shape that comes out.',
+        fix=fix,
+    )
 
 
 def _single(teachers: Teachers) -> str:

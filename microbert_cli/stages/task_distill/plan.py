@@ -13,12 +13,14 @@ from microbert_cli.plan.phases import (
     distil_jobs,
     with_own_steps,
 )
+from microbert_cli.plan.pruning import parts_of, pruned_student
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import answering_load
 from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase_split
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.stages.task_distill import split_tasks
 from microbert_cli.training.budget import seconds_of
+from microbert_cli.training.phases import make_plan
 
 
 def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
@@ -38,7 +40,12 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     taught_by_model, source = step.inputs["teacher"] is not None, str(step.vocabulary)
     # Where columns of a table teach, the base model stands for the teacher: it gives a student its shape, and is never asked.
     teacher = seen.model(source, where="teacher.model" if taught_by_model else "base").classifying(data.task)
-    student = seen.model(step.inputs["student"], where="student", tokenizer=source, like=teacher.config).classifying(data.task)
+    prunes, named = recipe.pruning_phase is not None, step.inputs["student"]
+    student = (
+        pruned_student(named, teacher, seen)
+        if prunes
+        else seen.model(named, where="student", tokenizer=source, like=teacher.config).classifying(data.task)
+    )
     lengths = {split: add_lengths(costs, seen, data, split, student) for split in data.rows}
     dev = lengths[SELECTED_BY]
     if (augmented := augmented_lengths(step, seen, costs, data, student, lengths[TRAIN])) is not None:
@@ -46,7 +53,7 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     seeds = recipe.seeds or [recipe.seed]
     if taught_by_model:
         costs.open("teacher", teacher, "classifier")
-    costs.open("student", student, "classifier", times=1 + len(seeds))
+    costs.open("student", teacher if prunes else student, "classifier", times=1 + len(seeds))
     if taught_by_model:
         costs.work("examination of the teacher", answer_job(teacher), answering_load(dev, batch_size=EVALUATION_BATCH))
     kept: dict[str, bool] = {}
@@ -54,12 +61,14 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
         before = costs.mark()
         for name, spec in recipe.run_phases.items():
             rows = lengths[phase_split(spec, seen.catalog, lengths)]
-            job, ask = distil_jobs(recipe, spec, seen.catalog, teacher, student, "classifier")
-            if number == 0:
-                kept[name] = not taught_by_model or asked_once(costs, recipe, name, spec, ask, rows)
             pad = data.max_length if recipe.normalisation == "reference" else None
-            asked = None if kept[name] else ask
-            add_phase(costs, name, job, spec, rows, dev, seed, first=number == 0, scored=job.logits, ask=asked, pad_to=pad)
+            steps = make_plan(name, spec, rows, drop_last=pad is not None, seed=seed).steps
+            for part, label, numbers, model in parts_of(recipe, name, steps, teacher, student):
+                job, ask = distil_jobs(part, numbers, seen.catalog, teacher, model, "classifier")
+                if name not in kept:
+                    kept[name] = not taught_by_model or asked_once(costs, recipe, name, spec, ask, rows)
+                scored, asked = job.logits and label == name, None if kept[name] else ask
+                add_phase(costs, label, job, numbers, rows, dev, seed, first=number == 0, scored=scored, ask=asked, pad_to=pad)
         if recipe.budget is not None:
             costs.shorten(before, seconds_of(recipe.budget))
         costs.work("dev", answer_job(student), answering_load(dev, batch_size=EVALUATION_BATCH))
