@@ -7,7 +7,7 @@ over its weights would not do: they grow with the gradients of lower layers, and
 classifier was trained on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,14 +22,14 @@ class LayerGates:
     layers  the encoder's layers; the hooks on them act in training alone
     """
 
-    def __init__(self, layers: Sequence[nn.Module]):
+    def __init__(self, layers: Iterable[nn.Module]):
         self.sums: dict[int, Tensor] = {}
         self._inputs: dict[int, Tensor] = {}
         for number, layer in enumerate(layers):
             self._watch(number, layer)
 
     def _watch(self, number: int, layer: Any) -> None:
-        attention = getattr(layer, "attention", None)
+        attention: Any = getattr(layer, "attention", None)
         if not (hasattr(attention, "output") and hasattr(layer, "output")):
             layer.register_forward_hook(lambda module, args, output: self._observe(number, module, args[0], output))
             return
