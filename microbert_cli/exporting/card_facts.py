@@ -54,7 +54,7 @@ def card(facts: Facts) -> Card:
         command=" ".join(map(str, model_manifest.get("argv", ()))) or f"mbert export {facts.model}",
         base_models=[facts.teacher] if facts.teacher and is_hub_id(facts.teacher) else [],
         datasets=[task.hub.id] if task.hub else [],
-        lineage=_lineage(model_manifest, facts.teacher),
+        lineage=_lineage(_manifest(_untrimmed(facts.model)), facts.teacher) + _trimmed(facts.model),
         sizes=_sizes(facts),
         files=_files(facts),
         embeddings=_embeddings(facts.metrics["files"]),
@@ -96,9 +96,25 @@ def _scores(facts: Facts) -> list[Score]:
 
 def _teacher_scores(facts: Facts) -> dict[str, float]:
     """The teacher's dev scores as the student's distillation measured them, if it was this teacher."""
-    metrics = read_metrics(facts.model) if (facts.model / METRICS).is_file() else {}
+    model = _untrimmed(facts.model)
+    metrics = read_metrics(model) if (model / METRICS).is_file() else {}
     scores: dict[str, float] = metrics.get("teacher") or {}
     return scores
+
+
+def _untrimmed(model: Path) -> Path:
+    """Returns the model that was trimmed to this one; a model that no `trim` made, or whose source is gone, as it is."""
+    made_by = _manifest(model)
+    source = made_by.get("sources", {}).get("model") if made_by.get("stage") == "trim" else None
+    return _untrimmed(model / source) if source and (model / source).is_dir() else model
+
+
+def _trimmed(model: Path) -> list[str]:
+    """Returns what `trim` did to this model, as a line of its lineage."""
+    if _manifest(model).get("stage") != "trim":
+        return []
+    rows = read_metrics(model)["rows"]
+    return [f"vocabulary trimmed from {rows['before']:,} to {rows['after']:,} tokens"]
 
 
 def _lineage(model_manifest: dict[str, Any], teacher: str | None) -> list[str]:

@@ -209,3 +209,12 @@ def test_what_is_refused() -> None:
     save_model(apart(routed(base, tasks={"sst2": {"labels": ["a", "b"], "num_labels": 2}})), base.tokenizer, Path("experts"))
     refused(2, "M135", "trim", "experts", "--task", "sst2", "--data", "glue", "-o", "no")
     shutil.rmtree("experts")
+
+
+def test_the_card_of_a_trimmed_student_tells_where_it_comes_from() -> None:
+    works("trim", "out/task-distill", "-o", "carded", "--set", "vocabulary.keep=all")
+    works("export", "carded", "--teacher", "out/finetune", "--set", "export.onnx=false", "-o", "carded-export")
+    card = Path("carded-export/README.md").read_text()
+    rows = told("carded")["rows"]
+    assert "made by the stage task-distill" in card and "phase prediction: soft_target" in card
+    assert f"vocabulary trimmed from {rows['before']} to {rows['after']} tokens" in card
