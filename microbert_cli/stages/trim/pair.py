@@ -108,6 +108,8 @@ class Pair:
 
         It is the texts that say what stays: a model may be trimmed for texts that somebody labelled for another purpose.
         """
+        if data.rows["dev"].labels is None:
+            return {}
         try:
             columns = match_labels(self.before.model.config, data.task, where="trim.model", source=self.before.source)
         except MbertError as error:
