@@ -121,7 +121,7 @@ def _one_operator(
     mixed_BTd = torch.onnx.ops.symbolic(
         f"{DOMAIN}::MultiHeadAttention", inputs, attributes, dtype=query.dtype, shape=shape, version=1
     )
-    return mixed_BTd.unflatten(-1, (A, h)), None
+    return mixed_BTd, None  # transformers reshapes it to this shape
 
 
 def _mask_as_it_comes(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:

@@ -173,15 +173,23 @@ class _FirstToken(nn.Module):
 @contextmanager
 def _first_token_on_top(model: Any, request: OutputRequest) -> Iterator[None]:
     """Makes the top layer compute the first token alone, for one forward pass that is asked for logits and nothing else."""
-    # A decoder's first token sees no other, and its heads read the last one.
-    reads_first = architecture_of(model.config).first_token_head and not getattr(model.config, "is_decoder", False)
-    layers = _removable_layers(model.base_model)
-    if not reads_first or request != OutputRequest(logits=True) or not layers or _is_compiled(model):
+    top = None if request != OutputRequest(logits=True) or _is_compiled(model) else first_token_layer(model)
+    if top is None:
         yield
         return
-    top = max(index for index, layer in enumerate(layers) if not is_skipped(layer))  # those above hand on the one token
-    with _replaced(layers, {top: _FirstToken(layers[top])}):
+    layers, index = top
+    with replaced(layers, {index: _FirstToken(layers[index])}):
         yield
+
+
+def first_token_layer(model: Any) -> tuple[nn.ModuleList, int] | None:
+    """Returns a classifier's layers and the number of the top one that computes, where its head reads the first token alone."""
+    # A decoder's first token sees no other, and its heads read the last one.
+    reads_first = architecture_of(model.config).first_token_head and not getattr(model.config, "is_decoder", False)
+    layers = removable_layers(model.base_model) if reads_first else nn.ModuleList()
+    # Layers that are skipped hand on the one token.
+    computing = [index for index, layer in enumerate(layers) if not is_skipped(layer)]
+    return (layers, computing[-1]) if computing else None
 
 
 def skip_layer(layer: nn.Module) -> None:
@@ -200,7 +208,7 @@ def _hand_on(hidden_BTd: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 @contextmanager
-def _replaced(layers: nn.ModuleList, substitutes: Mapping[int, nn.Module]) -> Iterator[None]:
+def replaced(layers: nn.ModuleList, substitutes: Mapping[int, nn.Module]) -> Iterator[None]:
     """Puts other modules in the places of some layers, for one forward pass."""
     originals = {index: layers[index] for index in substitutes}
     try:
@@ -212,7 +220,7 @@ def _replaced(layers: nn.ModuleList, substitutes: Mapping[int, nn.Module]) -> It
             layers[index] = layer
 
 
-def _removable_layers(encoder: Any) -> nn.ModuleList:
+def removable_layers(encoder: Any) -> nn.ModuleList:
     """Returns the encoder's layers where its architecture lets some be left out, else an empty list."""
     part = encoder
     for name in (architecture_of(encoder.config).stack or "").split("."):
@@ -242,7 +250,7 @@ def _without_unread_parts(encoder: Any, request: OutputRequest) -> Iterator[None
     if _is_compiled(encoder):
         yield
         return
-    layers, pooler = _removable_layers(encoder), getattr(encoder, "pooler", None)
+    layers, pooler = removable_layers(encoder), getattr(encoder, "pooler", None)
     deepest = (
         max(request.hidden | request.scores | request.qkv, default=0) or 1
     )  # embeddings are read at the first layer's input
@@ -252,7 +260,7 @@ def _without_unread_parts(encoder: Any, request: OutputRequest) -> Iterator[None
     try:
         if pooler is not None:
             encoder.pooler = None
-        with _replaced(layers, unread):
+        with replaced(layers, unread):
             yield
     finally:
         if pooler is not None:

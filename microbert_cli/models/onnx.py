@@ -27,6 +27,8 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import input_names
 from microbert_cli.models.config import read_config
 from microbert_cli.models.graphs.embeddings import Format, quantise_tables
+from microbert_cli.models.graphs.first_token import first_token_on_top
+from microbert_cli.models.graphs.layer_norm import separate_sums
 from microbert_cli.models.size import count_parameters
 
 ONNX_FILES = {
@@ -156,7 +158,7 @@ def write_onnx(model: Any, path: Path, *, attention: str = "eager", inputs: Sequ
     }
     free = {0: "batch", 1: "length"}
     try:
-        with _resting(model, attention), silence():
+        with _resting(model, attention), first_token_on_top(model), silence():
             program = torch.onnx.export(
                 _OnlyLogits(model, names).eval(),
                 tuple(example[name] for name in names),
@@ -172,6 +174,7 @@ def write_onnx(model: Any, path: Path, *, attention: str = "eager", inputs: Sequ
     assert program is not None  # None only without dynamo
     graph = program.model_proto
     _forget_where_it_was_made(graph)
+    separate_sums(graph)
     path.write_bytes(graph.SerializeToString(deterministic=True))
     return time.perf_counter() - start
 

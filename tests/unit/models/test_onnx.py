@@ -21,6 +21,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.exporting.directory import _warn_of_drop, export_model, parity_batches
 from microbert_cli.exporting.onnx_fusion import operators, write_optimized
 from microbert_cli.models import onnx
+from microbert_cli.models.capture import reads_first_token
 from microbert_cli.models.onnx import (
     ONNX_FILES,
     LogitsFunction,
@@ -125,12 +126,19 @@ def test_int8_is_near_and_smaller(written: Exported) -> None:
 
 
 def test_the_optimised_graph_has_fused_attention(written: Exported) -> None:
-    """One operator a layer for attention, its three maps inside; what ONNX Runtime fuses by itself does not have that."""
-    layers = written.model.config.num_hidden_layers
+    """One operator a layer for attention, its three maps inside; what ONNX Runtime fuses by itself does not have that.
+
+    The top layer of a head that reads the first token has none: see graphs/first_token.py. Sums are not fused into their layer
+    normalisations anywhere, which would be slower: see graphs/layer_norm.py.
+    """
+    layers = written.model.config.num_hidden_layers - reads_first_token(written.model.config)
     plain, whole = (operators(written.path / ONNX_FILES[name]) for name in ("fp32", "fp32-optimized"))
     assert "Attention" not in plain["loaded"]["fused"]
     assert whole["written"]["fused"]["Attention"] == layers
-    assert whole["written"]["fused"]["SkipLayerNormalization"] >= 2 * layers
+    assert not any(
+        "SkipLayerNormalization" in operators(written.path / file)["loaded"]["fused"] for file in ONNX_FILES.values()
+    )
+    assert whole["written"]["fused"]["LayerNormalization"] >= 2 * layers + 1
     assert whole["written"]["fused"]["BiasGelu"] == layers
     assert whole["written"]["nodes"] < plain["loaded"]["nodes"] < plain["written"]["nodes"]
     small = operators(written.path / ONNX_FILES["int8-optimized"])
@@ -268,7 +276,7 @@ def test_export_measures_all_forms(done: Done) -> None:
     files = done.found["files"]
     assert list(files) == ["safetensors", "fp32", "int8", "fp32-optimized", "int8-optimized"]
     assert files["fp32-optimized"]["max_difference"] <= 1e-4 and files["fp32-optimized"]["agreement"] == 1.0
-    assert files["safetensors"]["graph"] is None and files["int8"]["graph"]["loaded"]["fused"]["SkipLayerNormalization"] > 0
+    assert files["safetensors"]["graph"] is None and files["int8"]["graph"]["loaded"]["fused"]["LayerNormalization"] > 0
     assert files["safetensors"]["max_difference"] <= 1e-6 and files["fp32"]["max_difference"] <= 1e-4
     assert files["fp32"]["agreement"] == 1.0 and 0.5 < files["int8"]["agreement"] <= 1.0
     assert files["int8"]["max_difference"] > 1e-4
@@ -280,7 +288,7 @@ def test_export_measures_all_forms(done: Done) -> None:
     assert (
         len(done.reporter.notes) == 5
         and "model.int8.onnx" in done.reporter.notes[2]
-        and "2 QAttention" in done.reporter.notes[4]
+        and "1 QAttention" in done.reporter.notes[4]
     )
     json.dumps(done.found)
 
