@@ -27,7 +27,7 @@ from microbert_cli.runs import cache, manifest
 from microbert_cli.runs.atomic import digest
 from microbert_cli.signals import Interrupted, WorkInterrupted
 
-FORMAT = 2
+FORMAT = 3
 INT8 = "int8"
 
 
