@@ -8,7 +8,7 @@ keys and values are those of that product: by head, and rotated by their positio
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -26,6 +26,7 @@ ATTENTION = "mbert"  # the name under which this module's attention is registere
 # Larger batches are slower: a layer's activations then no longer fit into the cache.
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 32_768}
 Vectors = tuple[Tensor, Tensor, Tensor]
+Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -174,11 +175,7 @@ class _FirstToken(nn.Module):
 def _first_token_on_top(model: Any, request: OutputRequest) -> Iterator[None]:
     """Makes the top layer compute the first token alone, for one forward pass that is asked for logits and nothing else."""
     top = None if request != OutputRequest(logits=True) or _is_compiled(model) else first_token_layer(model)
-    if top is None:
-        yield
-        return
-    layers, index = top
-    with replaced(layers, {index: _FirstToken(layers[index])}):
+    with nullcontext() if top is None else replaced(top[0], {top[1]: _FirstToken(top[0][top[1]])}):
         yield
 
 
@@ -251,9 +248,8 @@ def _without_unread_parts(encoder: Any, request: OutputRequest) -> Iterator[None
         yield
         return
     layers, pooler = removable_layers(encoder), getattr(encoder, "pooler", None)
-    deepest = (
-        max(request.hidden | request.scores | request.qkv, default=0) or 1
-    )  # embeddings are read at the first layer's input
+    # Embeddings are read at the first layer's input.
+    deepest = max(request.hidden | request.scores | request.qkv, default=0) or 1
     if request.token_logits or request.routing:
         layers = nn.ModuleList()
     unread = {index: _SkippedLayer(layers[index]) for index in range(deepest, len(layers))}
@@ -308,11 +304,7 @@ def _vocabulary_logits(model: Any, chosen_Pd: Tensor) -> Tensor:
 
 
 AttentionInterface.register(ATTENTION, _attend)
-
-
 AttentionMaskInterface.register(ATTENTION, eager_mask)
-
-
 torch.set_float32_matmul_precision("highest")
 
 
@@ -353,6 +345,5 @@ def _concatenated_vectors(pieces: list[Vectors]) -> Vectors:
     return queries, keys, values
 
 
-Batch = Mapping[str, Tensor]
 TeacherFunction = Callable[[Batch, OutputRequest], ModelOutputs]
 OptionalTeacherFunction = Callable[[Batch, OutputRequest], ModelOutputs | None]  # None: this batch's task has no teacher

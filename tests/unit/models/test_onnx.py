@@ -21,7 +21,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.exporting.directory import _warn_of_drop, export_model, parity_batches
 from microbert_cli.exporting.onnx_fusion import operators, write_optimized
 from microbert_cli.models import onnx
-from microbert_cli.models.capture import reads_first_token
+from microbert_cli.models.capture import first_token_layer
 from microbert_cli.models.onnx import (
     ONNX_FILES,
     LogitsFunction,
@@ -131,7 +131,7 @@ def test_the_optimised_graph_has_fused_attention(written: Exported) -> None:
     The top layer of a head that reads the first token has none: see graphs/first_token.py. Sums are not fused into their layer
     normalisations anywhere, which would be slower: see graphs/layer_norm.py.
     """
-    layers = written.model.config.num_hidden_layers - reads_first_token(written.model.config)
+    layers = written.model.config.num_hidden_layers - (first_token_layer(written.model) is not None)
     plain, whole = (operators(written.path / ONNX_FILES[name]) for name in ("fp32", "fp32-optimized"))
     assert "Attention" not in plain["loaded"]["fused"]
     assert whole["written"]["fused"]["Attention"] == layers
