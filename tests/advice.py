@@ -25,7 +25,12 @@ BRIEF = {
     "pretrain": ("pretrain.steps=1",),
     "general-distill": ("general.steps=1", "corpus.documents=20"),
     "export": ("export.onnx=false",),
-    "task-distill": ("phases.intermediate.steps=1", "phases.prediction.steps=1", "phases.prediction.warmup=0"),
+    "task-distill": (
+        "method=tinybert",
+        "phases.intermediate.steps=1",
+        "phases.prediction.steps=1",
+        "phases.prediction.warmup=0",
+    ),
 }
 WRITES = {*BRIEF, "trim", "augment", "evaluate", "extract", "copy"}
 USAGE, RECIPE = 2, 3

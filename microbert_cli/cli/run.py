@@ -1,14 +1,14 @@
 """`mbert run`: a recipe's stages, one after the other."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from microbert_cli.cli.bench import show_report
 from microbert_cli.cli.console import show, show_json, show_note
 from microbert_cli.cli.execute import recipe_steps
-from microbert_cli.cli.options import CommonOptions, DataDir, RecipeName, TaskName, with_options
+from microbert_cli.cli.options import CommonOptions, RecipeName, TaskOptions, with_options
 from microbert_cli.runs import run_record
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.runs.stage_result import read_metrics
@@ -17,7 +17,11 @@ EPILOG = """Examples:
 
 mbert run quickstart --dry-run
 
-mbert run recipes/quickstart.toml -o runs/quickstart --set seed=7 --dry-run"""
+mbert run recipes/quickstart.toml -o runs/quickstart --set seed=7 --dry-run
+
+mbert run own-data --train-file reviews.csv --base google-bert/bert-base-uncased --dry-run"""
+
+Base = Annotated[str | None, typer.Option("--base", help="The pre-trained model that it all begins with: directory or Hub id.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,14 +32,14 @@ def register(app: typer.Typer) -> None:
 @with_options
 def run(
     recipe_name: RecipeName = None,
-    task: TaskName = None,
-    data: DataDir = None,
+    base: Base = None,
     *,
+    about: TaskOptions,
     common: CommonOptions,
 ) -> None:
     """Runs all stages of a recipe; skips what is up to date and says why it runs the rest."""
     common.recipe = recipe_name or common.recipe
-    resolved = common.resolve(task=task, data__folder=data)
+    resolved = common.resolve(base=base, **about.keys())
     if (planned_steps := recipe_steps(common, resolved, will_run=True)) is None:
         return
     planned, root = planned_steps

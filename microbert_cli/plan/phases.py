@@ -66,15 +66,17 @@ def add_phase(
     """Adds one phase of one seed; the first one tries every learning rate, for all steps or a share of them."""
     drop = pad_to is not None
     shares = runs_of(spec) if first else [1.0]
+    scorings = 0
     for share in shares:
         plan = make_plan(name, spec, lengths, drop_last=drop, seed=seed, share=share)
         load = drawn(lengths, spec, plan.steps, seed, drop_last=drop, pad_to=pad_to)
         asked = (ask, load) if ask is not None else None
         costs.train(name, job, load, plan, scored=scored, asked=asked, runs=len(shares))
         costs.trained(plan.steps, load)
-        if scored:
-            dev_load = answering_load(dev, batch_size=EVALUATION_BATCH).times(evaluations(plan))
-            costs.work(f"{name}: dev", answer_job(ModelInfo(job.config, None)), dev_load)
+        scorings += evaluations(plan)
+    if scored:
+        dev_load = answering_load(dev, batch_size=EVALUATION_BATCH).times(scorings)
+        costs.work(f"{name}: dev", answer_job(ModelInfo(job.config, None)), dev_load)
 
 
 def drawn(lengths: np.ndarray, spec: Training, steps: int, seed: int, **padding: Any) -> Workload:

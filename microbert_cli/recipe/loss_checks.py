@@ -23,7 +23,9 @@ from microbert_cli.errors import MbertError, combine_errors, key_location, key_o
 from microbert_cli.recipe.layers import table_at
 from microbert_cli.recipe.phase_data import check_soft_labels, check_transfer
 from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.student_shapes import StudentShape, shape_of
+from microbert_cli.recipe.toml import read_toml
 
 DEFAULT_TEACHER_WIDTH = 768  # the width of a teacher, where a number is proposed before one is known
 COLUMNS = {"tokens", "heads", "width"}
@@ -57,7 +59,7 @@ def default_columns(needs: Iterable[str], *, projects: bool) -> frozenset[str]:
 
 
 def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[MbertError]:
-    """Checks the losses of `general` and of every phase: M008, M013, M092, M094 to M096, M140, M141, M145, M146.
+    """Checks the losses of `general` and of every phase: M008, M013, M069, M092, M094 to M096, M140, M141, M145, M146.
 
     values  raw, so that all that is wrong with a recipe is said at once
     """
@@ -70,6 +72,8 @@ def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     if "task-distill" in _stages(values):
         yield from check_transfer(values, catalog, origins)
         yield from check_soft_labels(values, catalog, origins)
+        if "method" not in values:
+            yield from _check_phases(values, catalog, origins)
     rule = values.get("layer_map")
     if rule == "top" or type(rule) is int:
         yield from (
@@ -91,6 +95,36 @@ def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     pairs = [(loss, base) for loss in general_losses] + [(loss, task_teacher) for loss in phase_losses if not begins_elsewhere]
     for loss, teacher in pairs:
         yield from _check_shapes(loss, teacher, student)
+
+
+def _check_phases(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterator[MbertError]:
+    """Checks that every phase has losses: M069. A recipe that names no method may mean another than the default."""
+    phases = table_at(values, "phases")
+    for name, phase in phases.items():
+        if isinstance(phase, Mapping) and not phase.get("losses") and not phase.get("leave_out"):
+            origin = next((origins[key] for key in sorted(origins) if key.startswith(f"phases.{name}.")), "recipe")
+            yield _no_losses(name, phases, _methods_with_phase(name, catalog), origin)
+
+
+def _methods_with_phase(phase: str, catalog: Catalog) -> list[str]:
+    return [
+        name
+        for name in catalog.names("methods")
+        if phase in read_toml(catalog.path("methods", name, where="method")).get("phases", {})
+    ]
+
+
+def _no_losses(phase: str, phases: Mapping[str, Any], methods: list[str], origin: str) -> MbertError:
+    others = [name for name, values in phases.items() if isinstance(values, Mapping) and values.get("losses")]
+    method = Recipe.model_fields["method"].default
+    return MbertError(
+        "M069",
+        f'the phase "{phase}" has no losses, and the method {method} has no such phase',
+        where=f"{origin}, phases.{phase}",
+        allowed=f"Phases of {method}: {', '.join(others) or 'none'}. "
+        + (f"A phase of this name is in {', '.join(methods)}." if methods else "A phase of your own names its losses."),
+        fix=f"--set method={methods[0]}" if methods else f"--set phases.{phase}.losses.soft_target=1, or leave the phase out",
+    )
 
 
 def check_parameters(name: str, parameters: Mapping[str, Any], catalog: Catalog, *, where: str) -> Iterator[MbertError]:

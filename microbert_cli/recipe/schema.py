@@ -270,7 +270,7 @@ class Recipe(Strict):
     source: str = ""
     task: Place | None = None
     tasks: list[Place] = []
-    method: str = "tinybert"
+    method: str = "compact"
     ablate: list[str] = []
     student: Place | None = None
     base: Place | None = None

@@ -57,7 +57,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "a table that is no task": ("M030", ("finetune", "--model", "base", "--task", "broken.toml")),
     "a recipe that is no TOML": ("M001", ("finetune", "broken-recipe.toml")),
     "a machine that is none": ("M116", ("plan", "small.toml", "--on", "cpu:0")),
-    "no student to go on from": ("M022", ("task-distill", "--teacher", "taught", "--task", "sst2")),
+    "no student to go on from": ("M022", ("task-distill", "--teacher", "taught", "--task", "sst2", "--set", "method=kd")),
     "a vocabulary from nowhere": ("M021", ("finetune", "--model", "bert-1x16", "--task", "sst2", "--set", "base=")),
     "rows of no file": ("M256", ("finetune", "--model", "base", "--dev-file", "reviews.csv", "--text", "text")),
     "a column that is not there": ("M253", ("finetune", "--model", "base", "--train-file", "reviews.csv", "--label", "stars")),
@@ -90,13 +90,13 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
 NOT_TYPED = set(
     """
     M009 M315 M011 M014 M019 M378 M381 M387 M021 M034 M040 M042 M043 M044 M046 M048
-    M050 M051 M053 M055 M057 M058 M059 M060 M062 M063 M065 M066
+    M050 M051 M053 M055 M057 M058 M059 M060 M062 M063 M065 M066 M068
     M067 M070 M071 M074 M076 M077 M078 M079 M081 M083 M085 M086
     M087 M088 M089 M090 M092 M094 M095 M096 M099 M113 M115 M117
     M118 M121 M122 M124 M125 M127 M129 M130 M131 M132 M134 M135 M140 M141 M144 M146
     M207 M224 M232 M262 M244 M245 M254 M258 M261 M265 M266 M267 M304 M305
     M313 M333 M337 M341 M347 M359 M361 M362 M364 M370 M380
-    M382 M410 M422 M611 M612 M633 M635 M636 M637
+    M382 M402 M410 M422 M611 M612 M633 M635 M636 M637
     """.split()
 )
 

@@ -20,7 +20,16 @@ from tiny_models import tiny_bert, tiny_glue, tiny_rows
 from microbert_cli.runs import atomic
 
 TRAIN = ("--set", "finetune.learning_rate=1e-2", "--set", "finetune.epochs=12", "--set", "finetune.batch_size=8")
-SHORT = ("--set", "phases.intermediate.steps=2", "--set", "phases.prediction.steps=2", "--set", "phases.prediction.warmup=0")
+SHORT = (
+    "--set",
+    "method=tinybert",
+    "--set",
+    "phases.intermediate.steps=2",
+    "--set",
+    "phases.prediction.steps=2",
+    "--set",
+    "phases.prediction.warmup=0",
+)
 CSV = "text,stars\n" + "".join(
     f'"{texts[0].strip()}, they say",{["bad", "good"][int(label)]}\n' for texts, label in tiny_rows("sst2", 60)["train"]
 )
@@ -117,6 +126,11 @@ WORDS = {
         4, "M231", ("evaluate", "teacher", "-o", "out", "--set", "evaluate.precision=int8"), ["int8", "mbert export"],
     ),
     "a task with other labels": (5, "M320", ("evaluate", "teacher", "--task", "mnli", "-o", "out"), ["2 outputs", "task 3"]),
+    "a phase of another method": (
+        3, "M069",
+        ("task-distill", "--teacher", "teacher", "--student", "bert-1x16", "--task", "sst2", "-o", "out", *SHORT[2:]),
+        ["intermediate", "compact", "distillation", "tinybert"],
+    ),
     "no loss at all": (3, "M007", (*FINETUNE, "--set", "finetune.losses.hard_label=0"), ["loss"]),
     "a loss the stage cannot feed": (
         3, "M008", (*GENERAL, "--corpus", "text.txt", "--set", "general.losses.hard_label=1"), ["hard_label", "labels"],

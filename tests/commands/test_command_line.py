@@ -23,6 +23,7 @@ RECIPE = """
 task = "sst2"
 base = "base"
 student = "bert-1x16"
+method = "tinybert"
 corpus = "text.txt"
 stages = ["finetune", "general-distill", "task-distill", "labels-alone", "evaluate"]
 finetune = { learning_rate = 1e-2, epochs = 12, batch_size = 8 }
@@ -328,7 +329,7 @@ def test_a_student_loads_with_transformers_alone(home: Path) -> None:
     [
         (("finetune", "--epochs", "3"), "finetune.epochs=3"),
         (("finetune", "--learning-rate", "1e-4"), "finetune.learning_rate=1e-4"),
-        (("task-distill", "--epochs", "2"), "phases.prediction.epochs=2"),
+        (("task-distill", "--epochs", "2"), "phases.distillation.epochs=2"),
         (("task-distill", "--set", "method=kd", "--batch-size", "8"), "phases.distillation.batch_size=8"),
         (("general-distill", "--batch-size=8",), "general.batch_size=VALUE"),
         (("augment", "--copies", "5"), "augment.copies=5"),

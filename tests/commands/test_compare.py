@@ -24,6 +24,7 @@ RECIPE = """
 task = "sst2"
 base = "base"
 student = "small"
+method = "tinybert"
 stages = ["finetune", "distilled", "labels", "evaluate"]
 data = { folder = "glue", max_length = 24 }
 finetune = { learning_rate = 1e-2, epochs = 12, batch_size = 8, evaluations = 1 }

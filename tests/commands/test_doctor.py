@@ -29,12 +29,14 @@ RECIPE = """
 task    = "sst2"
 base    = "base"
 student = "bert-1x16"
+method = "tinybert"
 corpus  = "text.txt"
 data    = "glue"
 stages  = ["finetune", "general-distill", "augment", "task-distill", "evaluate"]
 """
 OWN = """
 student = "bert-1x16"
+method = "tinybert"
 base    = "base"
 stages  = ["finetune", "task-distill"]
 [data]

@@ -27,7 +27,7 @@ from microbert_cli.runs import manifest
 
 GLUE = {"sst2": {"labels": ["negative", "positive"], "num_labels": 2}, "stsb": {"labels": None, "num_labels": 1}}
 ROWS = {"data__folder": "glue", "data__max_length": 24, "teacher__allow_weak": True}
-QUICK = {
+QUICK = {"method": "tinybert"} | {
     f"phases__{phase}__{key}": n for phase in ("intermediate", "prediction") for key, n in (("steps", 4), ("batch_size", 8))
 }
 

@@ -379,7 +379,18 @@ def test_wrong_words_and_models() -> None:
         4, "M203", "task-distill", "--tasks", "sst2,mrpc", "--teacher", "runs/{task}", "--student", "bert-1x8", "--data", "glue"
     )
     tiny_bert("teacher-wide", labels=["negative", "positive"], hidden=24)
-    words = ["--tasks", "sst2,mrpc", "--student", "bert-1x16", "--data", "glue", "--set", "teacher.allow_weak=true"]
+    words = [
+        "--tasks",
+        "sst2,mrpc",
+        "--student",
+        "bert-1x16",
+        "--data",
+        "glue",
+        "--set",
+        "teacher.allow_weak=true",
+        "--set",
+        "method=tinybert",
+    ]
     told = refused(3, "M087", "task-distill", *words, "--set", 'teachers={ sst2 = "teacher-wide", mrpc = "teacher-mrpc" }')
     assert "2 x 24" in told["what"] and "2 x 16" in told["what"]
 

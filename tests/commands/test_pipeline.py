@@ -23,6 +23,7 @@ RECIPE = """
 task    = "sst2"
 base    = "base"
 student = "bert-1x8"
+method = "tinybert"
 stages  = ["finetune", "general-distill", "augment", "alone", "task-distill", "evaluate"]
 
 [data]

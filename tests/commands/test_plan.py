@@ -31,6 +31,7 @@ RECIPE = """
 task    = "sst2"
 base    = "base"
 student = "bert-1x16"
+method  = "tinybert"
 corpus  = "text.txt"
 data    = "glue"
 stages  = ["finetune", "general-distill", "augment", "task-distill", "evaluate"]

@@ -30,21 +30,17 @@ def workplace(tmp_path, monkeypatch):
 def test_python_example(readme, workplace, monkeypatch, capsys):
     example = re.search(r"```python\n(.*?)```", readme, re.DOTALL).group(1)
     assert len(example.strip().splitlines()) <= 10
-    example = example.replace('"google-bert/bert-base-uncased"', '"bert"').replace("tinybert-4l-312", "bert-2x8")
+    example = example.replace('"google-bert/bert-base-uncased"', '"bert"')
     for key, value in {
         "finetune__steps": 2,
-        "general__steps": 2,
-        "general__batch_size": 4,
-        "corpus__max_length": 32,
-        "phases__intermediate__steps": 2,
-        "phases__prediction__steps": 2,
+        "phases__distillation__steps": 2,
         "teacher__allow_weak": "true",
     }.items():
         monkeypatch.setenv(f"MBERT_SET_{key.upper()}", str(value))
     exec(compile(example, "README.md", "exec"), {})
     said = capsys.readouterr().out
     assert "accuracy" in said and "agreement" in said and "probabilities" in said
-    for name in ("teacher", "general", "student", "report"):
+    for name in ("teacher", "student", "report"):
         assert (workplace / "runs" / "py" / name / "manifest.json").is_file()
 
 

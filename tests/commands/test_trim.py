@@ -29,6 +29,7 @@ RECIPE = """
 task    = "sst2"
 base    = "base"
 student = "bert-1x8"
+method  = "tinybert"
 stages  = ["finetune", "augment", "trim", "task-distill", "evaluate"]
 data    = { folder = "glue", max_length = 24 }
 teacher = { allow_weak = true }

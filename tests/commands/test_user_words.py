@@ -13,6 +13,7 @@ from tiny_models import tiny_bert, tiny_glue
 RECIPE = """
 base    = "models/base"
 student = "bert-1x16"
+method  = "tinybert"
 corpus  = "text.txt"
 data.folder = "glue"
 

@@ -22,6 +22,7 @@ TRAINED = ("pretrain", "finetune", "general-distill", "task-distill")
 RECIPE = """
 task    = "sst2"
 student = "bert-1x8"
+method  = "tinybert"
 seeds   = []
 stages  = ["pretrain", "finetune", "general-distill", "augment", "task-distill", "evaluate", "export", "report"]
 

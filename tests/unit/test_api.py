@@ -106,7 +106,7 @@ def test_general_and_task_distillation(place, teacher):
     assert general.metrics["heldout"]["loss"] < general.metrics["heldout_before"]["loss"]
     student = api.distill(
         teacher=teacher.out, student=general.out, **sst2(place),
-        out=place / "student", **keys("phases__intermediate"), **keys("phases__prediction"),
+        out=place / "student", method="tinybert", **keys("phases__intermediate"), **keys("phases__prediction"),
     )  # fmt: skip
     assert student.metrics["teacher"] == teacher.metrics["dev"]
     assert student.metrics["retention"] == pytest.approx(
@@ -219,7 +219,7 @@ def test_files_of_ones_own_through_include(place, teacher, tmp_path):
     made = api.distill(
         teacher=teacher.out, student="bert-1x8", **sst2(place),
         out=tmp_path / "mine", include=[tmp_path], phases__prediction__losses={"mine": {"power": 1.0}},
-        **keys("phases__intermediate"), **keys("phases__prediction"),
+        method="tinybert", **keys("phases__intermediate"), **keys("phases__prediction"),
     )  # fmt: skip
     assert "mine" in made.metrics["phases"]["prediction"]["losses"]
 
@@ -244,7 +244,7 @@ def test_a_phase_that_reads_logits_alone_may_ask_in_int8(place, teacher):
 
     made = api.distill(
         teacher=teacher.out, student="bert-1x8", **sst2(place), teacher__precision="int8", reporter=Heard(),
-        out=place / "int8", **keys("phases__intermediate"), **keys("phases__prediction"),
+        out=place / "int8", method="tinybert", **keys("phases__intermediate"), **keys("phases__prediction"),
     )  # fmt: skip
     assert made.metrics["phases"]["prediction"]["steps"] == 3
     assert any("int8 copy" in text for text in heard) and any("float32 here" in text for text in heard)

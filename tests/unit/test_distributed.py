@@ -305,6 +305,7 @@ RECIPE = """
 task    = "sst2"
 base    = "base"
 student = "pupil"
+method  = "tinybert"
 init    = "general-distill"
 stages  = ["pretrain", "finetune", "general-distill", "task-distill", "evaluate", "report"]
 data     = { folder = "glue", max_length = 24 }

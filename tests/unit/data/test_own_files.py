@@ -13,6 +13,7 @@ from mbert_command import refused, works
 from tiny_models import tiny_bert, tiny_rows
 
 SETTINGS = """
+method = "tinybert"
 [finetune]
 learning_rate = 1e-2
 batch_size = 8

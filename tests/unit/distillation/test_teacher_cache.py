@@ -207,7 +207,7 @@ def weights_of(place, out, **keys):
     """A student of two phases, each seeing every row three times."""
     made = api.distill(
         out=out, teacher=place / "teacher", student=place / "student", task="sst2", data__folder=place / "glue",
-        teacher__allow_weak=True, phases__intermediate__epochs=3, phases__prediction__epochs=3, **keys,
+        teacher__allow_weak=True, method="tinybert", phases__intermediate__epochs=3, phases__prediction__epochs=3, **keys,
     )  # fmt: skip
     return load_model(made.out, "classifier", where="student").model.state_dict()
 

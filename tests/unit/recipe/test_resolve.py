@@ -46,7 +46,7 @@ def write(path, text):
 @pytest.mark.parametrize("present", list(itertools.product([False, True], repeat=len(PLACES))))
 def test_every_combination_of_places(present, tmp_path):
     given = [place for place, there in zip(PLACES, present, strict=True) if there]
-    text = 'task = "cola"\n' if "method for the task" in given else ""
+    text = 'method = "tinybert"\n' + ('task = "cola"\n' if "method for the task" in given else "")
     text += "[phases.intermediate]\nepochs = 2\n" if "recipe" in given else ""
     found = resolve(
         catalog=CATALOG,
@@ -265,7 +265,7 @@ def test_a_recipe_is_frozen_and_defaults_are_not_shared():
 
 
 def test_a_variant_is_resolved_with_its_own_method_and_task():
-    base = of("seed=3", "variant.v.seed=4", "phases.prediction.epochs=9")
+    base = of("method=tinybert", "seed=3", "variant.v.seed=4", "phases.prediction.epochs=9")
     assert overlay(base, {"seed": 4}, "variant v", CATALOG).recipe.seed == 4
     other = overlay(base, {"method": "tinybert-reference", "task": "cola"}, "variant v", CATALOG)
     assert other.recipe.normalisation == "reference" and other.recipe.phases["intermediate"].epochs == 10.0
