@@ -72,7 +72,7 @@ def check_losses(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     if "task-distill" in _stages(values):
         yield from check_transfer(values, catalog, origins)
         yield from check_soft_labels(values, catalog, origins)
-        if "method" not in values:
+        if "method" not in origins:
             yield from _check_phases(values, catalog, origins)
     rule = values.get("layer_map")
     if rule == "top" or type(rule) is int:

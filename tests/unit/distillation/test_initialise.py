@@ -244,7 +244,7 @@ def test_both_stages_begin_so(place, monkeypatch):
     for name, layer in pairs.items():
         assert (own[name] - theirs[f"{layer}.output.dense.weight"]).abs().max() < 1e-6
     told = manifest.read(made.out)["recipe"]["initialise"]
-    assert told == {"by": "teacher-layers", "layers": [0, 3], "model": None, "neurons": "weights", "rows": 1024}
+    assert told == {"by": "teacher-layers", "layers": [0, 3], "model": None, "neurons": "sensitivity", "rows": 1024}
 
     keys = {f"phases__prediction__{key}": value for key, value in FAST.items()}
     task = {
@@ -296,7 +296,7 @@ def test_without_it_nothing_of_an_identity_changes():
 def test_a_student_relative_to_its_teacher(tmp_path):
     base = load_model(tiny_bert(tmp_path / "base", layers=6, hidden=24, heads=2, intermediate=96), "classifier", where="x")
     config = factory.student_config("compact", Catalog(), base)
-    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (2, 24, 64)
+    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (3, 24, 48)
     assert (config.num_attention_heads, config.model_type) == (2, "bert")
 
 
