@@ -29,15 +29,21 @@ def make_tools(spelling: Spelling, model: Any, **others: Any) -> Tools:
 def open_augmenters(
     names: Sequence[str], tools: Tools, *, options: Mapping[str, Mapping[str, Any]], catalog: Catalog, reporter: Reporter
 ) -> dict[str, Any]:
-    """Makes the augmenters of these names with their options; those whose tool is missing are left out with a warning.
+    """Makes the augmenters of these names with their options.
 
-    Raises M244 where none remains, M245 where a masked language model has no mask token, M246 for one that makes rows of
-    another number of texts.
+    Those whose tool is missing are left out with a warning, those for another number of texts with a note, so that one recipe
+    may name `recombine` for pairs and `windows` for single texts.
+    Raises M244 where none remains, M245 where a masked language model has no mask token, M246 where all are for another number
+    of texts.
     """
     available = {"masked_lm": tools.masked_lm, "vectors": tools.vectors, "dev_lengths": tools.dev_lengths}
     modules = {name: catalog.module("augmenters", name) for name in names}
-    for name, module in modules.items():
-        _check_texts(name, getattr(module, "texts", None), tools.rows)
+    unfit = {name: module.texts for name, module in modules.items() if not _fits(getattr(module, "texts", None), tools.rows)}
+    if modules and len(unfit) == len(modules):
+        raise _other_texts(*next(iter(unfit.items())), len(tools.rows[0]))
+    for name, allowed in unfit.items():
+        reporter.note(f"{name} is left out: it makes {_kinds(allowed)}")
+        modules.pop(name)
     left_out = {
         name: MISSING_TOOL.get(need, f"there is no tool {need}")
         for name, module in modules.items()
@@ -63,14 +69,18 @@ def _no_source(left_out: Mapping[str, str]) -> MbertError:
     )
 
 
-def _check_texts(name: str, allowed: Collection[int] | None, rows: Sequence[Texts]) -> None:
-    number = len(rows[0]) if rows else None
-    if allowed is None or number is None or number in allowed:
-        return
-    pairs = {1: "rows of one text", 2: "pairs of texts"}
-    raise MbertError(
+def _fits(allowed: Collection[int] | None, rows: Sequence[Texts]) -> bool:
+    return allowed is None or not rows or len(rows[0]) in allowed
+
+
+def _kinds(allowed: Collection[int]) -> str:
+    return " or ".join({1: "rows of one text", 2: "pairs of texts"}[count] for count in sorted(allowed))
+
+
+def _other_texts(name: str, allowed: Collection[int], number: int) -> MbertError:
+    return MbertError(
         "M246",
-        f"{name} makes {' or '.join(pairs[count] for count in sorted(allowed))}, and the rows of this task are {pairs[number]}",
+        f"{name} makes {_kinds(allowed)}, and the rows of this task are {_kinds([number])}",
         where=f"augment.sources, {name}",
         allowed="recombine for pairs of texts, windows for single texts, perturb for both.",
         fix=f"""--set 'augment.sources=["{"windows" if number == 1 else "recombine"}"]'""",

@@ -81,6 +81,7 @@ class Vocabulary(Strict):
     keep         "train": every token of training rows, transfer set and augmented rows, then the commonest of the corpus;
                  "common": the commonest of them all, `rows` in all; "all": no token is left out
     keep_common  how many of the corpus's commonest tokens stay
+    keep_first   how many of the vocabulary's first tokens stay, which are the commonest of the texts that it was made from
     rows         at most so many tokens
     """
 
@@ -88,6 +89,7 @@ class Vocabulary(Strict):
     lowercase: bool = True
     keep: Literal["train", "common", "all"] = "train"
     keep_common: NotNegativeCount = 12_000
+    keep_first: NotNegativeCount = 0
     rows: Count | None = None
 
 
@@ -164,7 +166,7 @@ class TaskPhase(PhaseSpec):
     prune: Annotated[Prune | None, BeforeValidator(lambda value: None if value is False else value)] = None
 
 
-TRIM_KEYS = ("keep", "keep_common", "rows")  # of `vocabulary`
+TRIM_KEYS = ("keep", "keep_common", "keep_first", "rows")  # of `vocabulary`
 MULTITASK_KEYS = ("tasks", "sampling", "teachers")  # without tasks they say nothing
 CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
 # Defaults of keys that came later than the table they stand in: as if not said, so that older outputs keep their identity.

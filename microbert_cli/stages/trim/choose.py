@@ -1,5 +1,6 @@
 """Which tokens stay: those that texts use, the commonest of a corpus, and what any other text can be written with."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from microbert_cli.runs import atomic, cache
 
 TEXTS_AT_ONCE = 4096
 COUNTS = "counts.npy"
+UNUSED = re.compile(r"\[unused\d+\]")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def choose(
     if vocabulary.keep == "train":
         chosen.need("texts", map(int, np.flatnonzero(used)))
         chosen.add("corpus", ranked(corpus)[: vocabulary.keep_common])
+        chosen.add("first", first_tokens(rules, len(used))[: vocabulary.keep_first])
     else:
         chosen.add("common", ranked(used + corpus))
     return Choice(renumbered(rules, chosen.kept), rules, chosen.reasons)
@@ -60,6 +63,16 @@ def ranked(counts: np.ndarray) -> list[int]:
     """Returns the ids of the tokens that occur, the commonest first, of equally common ones the lower id."""
     order = np.argsort(-counts, kind="stable")
     return [int(number) for number in order[: np.count_nonzero(counts)]]
+
+
+def first_tokens(rules: dict[str, Any], rows: int) -> list[int]:
+    """Returns the ids in their order, which stands for how common tokens are where no corpus is at hand.
+
+    Vocabularies of WordPiece are sorted by frequency, those of BPE by when a piece was merged, those of Unigram by score.
+    Places that BERT keeps free, "[unused7]", are not among them.
+    """
+    unused = {number for token, number in closure.token_numbers(rules).items() if UNUSED.fullmatch(token)}
+    return [number for number in range(rows) if number not in unused]
 
 
 class _Chosen:
