@@ -10,7 +10,7 @@ from microbert_cli.data.load import complete, load_augmented, load_split, load_t
 from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples, tokenizer_fingerprint
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import check_length, positions_of
+from microbert_cli.models.architectures import check_length, check_texts, positions_of
 from microbert_cli.recipe.multitask import recipe_of_task, task_name, transfer_of
 from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog
@@ -63,7 +63,11 @@ class TaskData:
         return self.task.kind.standardisation(train.labels or [values[0] for values in train.soft or ()])
 
     def length_for(self, config: Any, *, where: str) -> int:
-        """Returns how many tokens of a row a model reads; raises M012 where the recipe names more than it has positions."""
+        """Returns how many tokens of a row a model reads; raises M012 where the recipe names more than it has positions.
+
+        Raises M324 for a model of pairs and a task of single texts.
+        """
+        check_texts(len(self.task.text), config, where=where)
         if self.length_is_given:
             check_length(self.max_length, config, where=where)
         return min(self.max_length, positions_of(config) or self.max_length)

@@ -14,14 +14,19 @@ from microbert_cli.models.tokenizers import same_vocabulary
 from microbert_cli.recipe.loss_checks import check_head_count, heads_mismatch, width_mismatch
 from microbert_cli.training.loss_terms import LossTerm
 
+INSIDE = {"hidden", "layers", "scores", "qkv", "token_logits"}  # what there is of every token
+
 
 def check_pair(terms: Mapping[str, LossTerm], teacher: LoadedModel, student: LoadedModel, *, where: str) -> None:
     """Raises the error of the first loss, by its key in the recipe, that cannot compare this student with this teacher.
 
-    M312 their token ids differ, M337 one of them pads on the left,
+    M326 one of them reads pairs apart, M312 their token ids differ, M337 one of them pads on the left,
     M014 one of them does not give attention scores, M013 their numbers of heads differ, M094 their
     widths differ, M095 the loss's own number of heads does not divide the widths
     """
+    inside = [key for key, term in terms.items() if term.asks_teacher and term.needs & INSIDE]
+    if inside and any(getattr(model.model, "reads_apart", False) for model in (teacher, student)):
+        raise _read_apart(where, inside)
     if by_token := [key for key, term in terms.items() if term.by_token]:
         same_vocabulary(teacher.tokenizer, student.tokenizer, where=where, keys=by_token)
     for key, term in terms.items():
@@ -62,6 +67,18 @@ def _no_attention_scores(model_type: str, where: str, key: str) -> MbertError:
         allowed="BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT, ALBERT, MobileBERT, ModernBERT, EuroBERT and others, "
         "where attention is distilled: docs/architectures.md, column teaches layers.",
         fix=f"Leave attention out: --set {key}=0",
+    )
+
+
+def _read_apart(where: str, keys: list[str]) -> MbertError:
+    return MbertError(
+        "M326",
+        f"one of the two reads the texts of a pair apart, so that it has no layers of the pair, and {' and '.join(keys)} "
+        f"compare{'s' * (len(keys) == 1)} layers",
+        where=where,
+        allowed="Losses on answers: soft_target, hard_label, logit_mse.",
+        fix=f"Leave out what compares layers: {' '.join(f'--set {key}=0' for key in keys)}; or take a method of answers alone: "
+        "--set method=kd",
     )
 
 

@@ -25,7 +25,7 @@ from microbert_cli.models.load import (
 )
 from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
 from microbert_cli.models.size import check_memory
-from microbert_cli.models.tokenizers import pad_right, rows_needed
+from microbert_cli.models.tokenizers import pad_right, rows_needed, separator_id
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.recipe.task import Task
@@ -56,8 +56,12 @@ def build_model(
         fields["max_position_embeddings"] = (positions_of(like) or MAX_LENGTH) + wasted
     try:
         fields["num_attention_heads"] = _heads(fields, like)
+        if architecture_of(student["model_type"]).reads_apart:
+            fields["separator_token_id"] = separator_id(tokenizer, where=where)
         register_model_type(student)
         config = without_code(_config(student["model_type"], fields, like if is_of_teachers_type else None))
+    except MbertError:
+        raise
     except Exception as error:  # a description fails in as many ways as transformers has configurations
         raise _no_student(where, error) from error
     if head is not None:

@@ -109,13 +109,17 @@ def batch_flops(
     first_token  the top layer computes that token alone (capture.py): it takes 4 S d^2 + 4 S d + R (4 d^2 + 4 d F)
 
     R rows; S = sum of their padded lengths; Q = sum of the squares of these; P predicted positions, V vocabulary.
+    Texts of a pair that are read apart are taken for equally long, with a first token each: 2 R rows, S + R tokens,
+    (Q + 2 S + R) / 2 squares, and a head of 2 R h C, h the width of what it reads.
     In a mixture of experts F is the width that a token passes through, and a gate of tokens or rows adds its product.
     Returns None for architectures of another shape.
     """
     rule = architecture_of(config).flops
     if rule == "bottleneck" and config.use_bottleneck:
         return _bottleneck_flops(config, rows, tokens, squares, head, predicted)
-    if rule != "plain":
+    if rule == "apart" and head == "classifier":
+        squares, tokens = (squares + 2 * tokens + rows) / 2, tokens + rows
+    elif rule not in ("plain", "apart"):
         return None
     shape = model_shape(config)
     d, L, e, F = shape.width, shape.layers, shape.embedding, shape.inner or 0
@@ -128,7 +132,7 @@ def batch_flops(
         body -= 4 * tokens * d * d + 4 * (squares - tokens) * d + 4 * tokens * d * F - rows * (4 * d * d + 4 * d * F)
     widening = 2 * tokens * e * d if e != d else 0
     heads = {
-        "classifier": rows * (2 * d * d + 2 * d * config.num_labels),
+        "classifier": rows * (2 * d * d * (rule == "plain") + 2 * getattr(config, "head_width", d) * config.num_labels),
         "masked-lm": predicted * (2 * d * e + 2 * e * shape.vocabulary),
         "encoder": 0,
     }

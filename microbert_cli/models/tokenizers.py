@@ -131,3 +131,16 @@ def _wrong_tokenizer(what: str, path: str | Path, where: str) -> MbertError:
 def rows_needed(tokenizer: Any) -> int:
     """Returns the rows of the embedding table that a tokenizer needs: one more than the highest id, as ids may have gaps."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def separator_id(tokenizer: Any, *, where: str) -> int:
+    """Returns the id of the token that ends a text, by which the two texts of a pair can be told apart; raises M325."""
+    if tokenizer.sep_token_id is None or tokenizer.cls_token_id is None:
+        raise MbertError(
+            "M325",
+            "this tokenizer puts no tokens before and between the two texts of a pair, so that they cannot be read apart",
+            where=where,
+            allowed="Tokenizers like those of BERT, RoBERTa and DistilBERT, which have a token for both.",
+            fix="Choose another student: mbert list students",
+        )
+    return int(tokenizer.sep_token_id)

@@ -1,4 +1,4 @@
-"""The plain BERT of each task out of a model for several: a directory that transformers alone can load."""
+"""The plain BERT of each task out of a model for several, or of a bi-encoder: a directory that transformers alone can load."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from microbert_cli.data.task_data import TaskData, find_task, load_task_data
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.scoring import predict_logits, score
 from microbert_cli.exporting.directory import compare, parity_batches, read_back, refuse_difference
-from microbert_cli.models.architectures import model_shape, positions_of
+from microbert_cli.models.architectures import architecture_of, model_shape, positions_of
 from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model
 from microbert_cli.models.labels import match_labels
@@ -26,6 +26,7 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
+from microbert_cli.stages.extract_encoder import extract_encoder
 
 NAME = "extract"
 KEYS = ("task", "data")
@@ -48,10 +49,14 @@ def run(
 
     A directory is done when transformers alone, reading it, gave the routed model's logits to 1e-6 on padded dev rows of the
     task. metrics.json: largest difference, dev scores, experts of every layer, parameters before and after.
+    Of a model that reads the texts of a pair apart it is the encoder that makes their vectors (`extract_encoder.py`).
     Raises M127 for a model that is not routed by task, M128 for one that is plain already, M266 for a task it does not know.
     """
     path = find_model(model, where="MODEL")
     config = read_config(path, where="MODEL")
+    if architecture_of(config).reads_apart:
+        controls = {"force": force, "resume": resume, "renew": renew, "reporter": reporter}
+        return extract_encoder(path, out, source=model, controls=controls)
     if not is_routed(config):
         raise _nothing_to_extract(model)
     routed = load_routed(path, config, where="MODEL").eval()
@@ -135,6 +140,6 @@ def _nothing_to_extract(model: str) -> MbertError:
         "M128",
         "there is nothing to extract: this is a plain model already",
         where=f"MODEL {model}",
-        allowed="A model that was trained on several tasks, or with moe.side = student.",
+        allowed="A model that was trained on several tasks, with moe.side = student, or that reads the texts of a pair apart.",
         fix=f"Use it as it is: mbert evaluate {model} --task TASK",
     )

@@ -13,7 +13,7 @@ from microbert_cli.data.tables.content import decode, read_bytes
 from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring
-from microbert_cli.models.architectures import check_length, positions_of
+from microbert_cli.models.architectures import check_length, check_texts, positions_of
 from microbert_cli.models.predictor import open_predictor
 from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
@@ -37,6 +37,7 @@ def run(
     answers = open_predictor(model, None, task_name=task)
     if not texts:
         return []
+    check_texts(len(texts[0]), answers.model.config, where=f"MODEL {model}", fix="Two texts a line, a tab between: --pairs")
     if max_length:
         check_length(max_length, answers.model.config, where="--max-length")
     length = max_length or _trained_length(Path(model)) or 512

@@ -21,9 +21,9 @@ BUILT_IN = {
         "soft-targets", "tinybert", "tinybert-reference",
     ],
     "students": [
-        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "compact", "demo-2l-64", "demo-4l-128",
-        "demo-4l-64", "demo-ib-bert", "demo-mobilebert", "distilbert-LxH", "ib-bert", "inverted_bottleneck",
-        "mobilebert", "mobilebert-tiny", "routed_bert", "tinybert-4l-312", "tinybert-6l-768",
+        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "bi-LxHxF", "bi-compact", "bi_encoder", "compact",
+        "demo-2l-64", "demo-4l-128", "demo-4l-64", "demo-ib-bert", "demo-mobilebert", "distilbert-LxH", "ib-bert",
+        "inverted_bottleneck", "mobilebert", "mobilebert-tiny", "routed_bert", "tinybert-4l-312", "tinybert-6l-768",
     ],
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [

@@ -1,0 +1,197 @@
+"""A student that reads the two texts of a pair apart: one encoder, a vector for each text, a head over both.
+
+    u, v    vectors [d] of the first and the second text: the mean of their tokens' vectors, or that of the first token
+    logits  W f + b,   f the `features` one after another:
+            "first" u,  "second" v,  "difference" |u - v|,  "product" u * v,  "cosine" u . v / (|u| |v|)
+
+Rows come as those of any classifier of pairs, [CLS] A [SEP] B [SEP]; the model makes the sequences [CLS] A [SEP] and
+[CLS] B [SEP] of them and encodes 2 B rows at once, as long as the longest text. A's tokens have segment 0 and B's segment 1;
+where there are no segments, the first separator ends A. Both texts are read with segment 0, as by encoders of sentences, so
+that a text's vector does not depend on the other text, and can be kept.
+
+The encoder is a BERT under BERT's names: BertModel.from_pretrained(DIR) loads it. Loaded by transformers' Auto classes once
+this module is imported. Source: Sentence-BERT (Reimers and Gurevych, EMNLP 2019), whose classifier reads u, v and |u - v|.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BertPreTrainedModel,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+MODEL_TYPE = "mbert-bi-encoder"
+FEATURES = ("first", "second", "difference", "product", "cosine")
+CLASS_FEATURES = ("difference", "product")
+SCORE_FEATURES = ("difference", "product", "cosine")
+POOLING = ("mean", "first")
+
+
+class BiEncoderConfig(BertConfig):
+    """BERT's configuration and: what is made of a text's tokens, what the head reads, and what ends the first text.
+
+    pooling             "mean" of all tokens, special ones included, or "first"
+    features            some of FEATURES; None = CLASS_FEATURES, of scores SCORE_FEATURES
+    separator_token_id  of the tokenizer
+    """
+
+    model_type = MODEL_TYPE
+
+    pooling: str = "mean"
+    features: list | tuple | None = None
+    separator_token_id: int | None = None
+
+    @property
+    def head_features(self) -> tuple[str, ...]:
+        """The names of the head's features; raises ValueError for one that does not exist."""
+        if self.features is None:
+            return SCORE_FEATURES if self.num_labels == 1 else CLASS_FEATURES
+        if not self.features or set(self.features) - set(FEATURES):
+            raise ValueError(f"features = {self.features}; they are some of {', '.join(FEATURES)}")
+        return tuple(self.features)
+
+    @property
+    def head_width(self) -> int:
+        """The number of values that the head reads."""
+        return sum(1 if feature == "cosine" else self.hidden_size for feature in self.head_features)
+
+
+class BiEncoderModel(BertModel):
+    """The encoder, which reads one sequence a row."""
+
+    config_class = BiEncoderConfig
+
+
+class BiEncoderForMaskedLM(BertForMaskedLM):
+    """The encoder with the masked-LM head."""
+
+    config_class = BiEncoderConfig
+
+
+class BiEncoderForSequenceClassification(BertPreTrainedModel):
+    """The encoder, run on both texts of a pair, with a head over the two vectors."""
+
+    config_class = BiEncoderConfig
+    reads_apart = True  # its layers are of single texts, which no layer of another model can be compared with
+
+    def __init__(self, config: BiEncoderConfig):
+        super().__init__(config)
+        if config.pooling not in POOLING:
+            raise ValueError(f'pooling = "{config.pooling}"; it is {" or ".join(POOLING)}')
+        self.bert = BiEncoderModel(config, add_pooling_layer=False)
+        dropout = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.classifier = nn.Linear(config.head_width, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **kwargs: Any
+    ) -> SequenceClassifierOutput:
+        """Returns the logits [B, C] of pairs; hidden states and attentions, where asked for, are of 2 B rows."""
+        texts = separate(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            separator=self.config.separator_token_id,
+            pad=self.config.pad_token_id or 0,
+        )
+        output = self.bert(*texts, return_dict=True, **kwargs)
+        vectors = self.pooled(output.last_hidden_state, texts[1])
+        rows = input_ids.shape[0]  # not len(): exporters would take it for a constant
+        logits = self.head(vectors[:rows], vectors[rows:])
+        return SequenceClassifierOutput(logits=logits, hidden_states=output.hidden_states, attentions=output.attentions)
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
+        """Returns the vectors [B, d] of single texts, tokenized as such; `head` compares two of them."""
+        mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        output = self.bert(input_ids, mask_BT, token_type_ids=token_type_ids)
+        return self.pooled(output.last_hidden_state, mask_BT)
+
+    def head(self, first_Bd: Tensor, second_Bd: Tensor) -> Tensor:
+        """Returns the logits [B, C] of two texts' vectors."""
+        parts = {
+            "first": lambda: first_Bd,
+            "second": lambda: second_Bd,
+            "difference": lambda: (first_Bd - second_Bd).abs(),
+            "product": lambda: first_Bd * second_Bd,
+            "cosine": lambda: F.cosine_similarity(first_Bd, second_Bd, dim=-1)[:, None],
+        }
+        features_BF = torch.cat([parts[name]() for name in self.config.head_features], dim=-1)
+        logits: Tensor = self.classifier(self.dropout(features_BF))
+        return logits
+
+    def pooled(self, hidden_BTd: Tensor, mask_BT: Tensor) -> Tensor:
+        """Returns a vector [B, d] for each text, of its tokens' last hidden states."""
+        if self.config.pooling == "first":
+            return hidden_BTd[:, 0]
+        mask_BT1 = mask_BT[..., None].to(hidden_BTd.dtype)
+        return (hidden_BTd * mask_BT1).sum(1) / mask_BT1.sum(1)
+
+
+def separate(
+    ids_BT: Tensor, mask_BT: Tensor | None, segments_BT: Tensor | None, *, separator: int | None, pad: int
+) -> tuple[Tensor, Tensor]:
+    """Returns ids and mask [2 B, L] of the texts of pairs: B first texts, then B second ones; L tokens has the longest.
+
+    A row's first token, such as [CLS], begins its second text as well.
+    """
+    real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool()
+    if segments_BT is None:
+        first_BT, second_BT = _by_separator(ids_BT, real_BT, separator)
+    else:
+        first_BT, second_BT = real_BT & (segments_BT != 1), real_BT & (segments_BT == 1)
+    lengths_2B = torch.cat([first_BT.sum(1), second_BT.sum(1) + 1])
+    start_B = (real_BT.cumsum(1) == 0).sum(1)
+    second_start_B = (second_BT.cumsum(1) == 0).sum(1)
+    steps_L = torch.arange(_longest(lengths_2B, ids_BT.shape[1]), device=ids_BT.device)
+    positions = [start_B[:, None] + steps_L, torch.where(steps_L == 0, start_B[:, None], second_start_B[:, None] + steps_L - 1)]
+    texts_mask = (steps_L < lengths_2B[:, None]).long()
+    taken = torch.cat([ids_BT.gather(1, rows.clamp(max=ids_BT.shape[1] - 1)) for rows in positions])
+    return torch.where(texts_mask == 1, taken, pad), texts_mask
+
+
+def _by_separator(ids_BT: Tensor, real_BT: Tensor, separator: int | None) -> tuple[Tensor, Tensor]:
+    """Returns which tokens [B, T] are of the first text, its separator included, and which of the second.
+
+    A separator next to it is of neither: RoBERTa has two between texts. Of an empty second text the last one is left.
+    """
+    if separator is None:
+        raise ValueError("rows without token_type_ids are told apart by separator_token_id, and the configuration has none")
+    separators_BT = (torch.eq(ids_BT, separator) & real_BT).long()
+    earlier_BT = separators_BT.cumsum(1) - separators_BT
+    is_last_BT = real_BT.long().flip(1).cumsum(1).flip(1) == 1
+    begun_BT = ((earlier_BT > 0) & ((separators_BT == 0) | is_last_BT)).cumsum(1) > 0
+    return real_BT & (earlier_BT == 0), real_BT & begun_BT
+
+
+def _longest(lengths_2B: Tensor, width: int) -> Any:
+    """Returns the tokens of the longest text; all of a row's where values cannot be looked at."""
+    if lengths_2B.device.type == "meta":
+        return width
+    longest = lengths_2B.max().item()
+    if torch.compiler.is_exporting():
+        torch._check(longest >= 2)
+        torch._check(longest <= width)
+    return longest
+
+
+AutoConfig.register(MODEL_TYPE, BiEncoderConfig)
+
+
+AutoModel.register(BiEncoderConfig, BiEncoderModel)
+
+
+AutoModelForMaskedLM.register(BiEncoderConfig, BiEncoderForMaskedLM)
+
+
+AutoModelForSequenceClassification.register(BiEncoderConfig, BiEncoderForSequenceClassification)
