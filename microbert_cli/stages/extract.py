@@ -1,6 +1,6 @@
 """The plain BERT of each task out of a model for several, or of a bi-encoder: a directory that transformers alone can load."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from microbert_cli.data.task_data import TaskData, find_task, load_task_data
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.scoring import predict_logits, score
 from microbert_cli.exporting.directory import compare, parity_batches, read_back, refuse_difference
+from microbert_cli.exporting.encoder import write_encoder
 from microbert_cli.models.architectures import architecture_of, model_shape, positions_of
 from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model
 from microbert_cli.models.labels import match_labels
-from microbert_cli.models.load import LoadedModel, count_all_parameters, load_routed
+from microbert_cli.models.load import LoadedModel, count_all_parameters, load_model, load_routed
 from microbert_cli.models.moe.extract import default_task, dense_model, is_routed, no_plain_model
 from microbert_cli.models.onnx import torch_logits
 from microbert_cli.models.save import save_model
@@ -26,7 +27,6 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
-from microbert_cli.stages.extract_encoder import extract_encoder
 
 NAME = "extract"
 KEYS = ("task", "data")
@@ -49,14 +49,13 @@ def run(
 
     A directory is done when transformers alone, reading it, gave the routed model's logits to 1e-6 on padded dev rows of the
     task. metrics.json: largest difference, dev scores, experts of every layer, parameters before and after.
-    Of a model that reads the texts of a pair apart it is the encoder that makes their vectors (`extract_encoder.py`).
+    Of a model that reads the texts of a pair apart it is the encoder that makes their vectors (`exporting/encoder.py`).
     Raises M127 for a model that is not routed by task, M128 for one that is plain already, M266 for a task it does not know.
     """
     path = find_model(model, where="MODEL")
     config = read_config(path, where="MODEL")
     if architecture_of(config).reads_apart:
-        controls = {"force": force, "resume": resume, "renew": renew, "reporter": reporter}
-        return extract_encoder(path, out, source=model, controls=controls)
+        return _extract_encoder(path, out, model, {"force": force, "resume": resume, "renew": renew, "reporter": reporter})
     if not is_routed(config):
         raise _nothing_to_extract(model)
     routed = load_routed(path, config, where="MODEL").eval()
@@ -89,6 +88,16 @@ def run(
         return replace(next(iter(results.values())), out=out)  # as it was named
     metrics = {"tasks": {name: result.metrics for name, result in results.items()}}
     return StageResult(NAME, out, metrics, up_to_date=all(result.up_to_date for result in results.values()))
+
+
+def _extract_encoder(path: Path, out: Path, source: str, controls: Mapping[str, Any]) -> StageResult:
+    identity = {"model": manifest.identify(str(path)), "part": "encoder"}
+    with stage_output(out, stage=NAME, identity=identity, **controls) as work:
+        if work.done:
+            return up_to_date(NAME, out)
+        metrics = write_encoder(load_model(path, "classifier", where="MODEL"), work.path)
+        inputs = {"model": identity["model"]}
+        return write_results(work, stage=NAME, recipe={}, metrics=metrics, inputs=inputs, sources={"model": source})
 
 
 def _names_one_task(recipe: Recipe) -> bool:

@@ -13,6 +13,7 @@ The encoder is a BERT under BERT's names: BertModel.from_pretrained(DIR) loads i
 this module is imported. Source: Sentence-BERT (Reimers and Gurevych, EMNLP 2019), whose classifier reads u, v and |u - v|.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 MODEL_TYPE = "mbert-bi-encoder"
 FEATURES = ("first", "second", "difference", "product", "cosine")
-CLASS_FEATURES = ("difference", "product")
-SCORE_FEATURES = ("difference", "product", "cosine")
+DEFAULT_FEATURES = ("difference", "product")
+COSINE_WEIGHT = 4.0  # of a score, in units of its spread: cosines from -0.5 to 0.5 reach two spreads to both sides
 POOLING = ("mean", "first")
 
 
@@ -41,7 +42,7 @@ class BiEncoderConfig(BertConfig):
     """BERT's configuration and: what is made of a text's tokens, what the head reads, and what ends the first text.
 
     pooling             "mean" of all tokens, special ones included, or "first"
-    features            some of FEATURES; None = CLASS_FEATURES, of scores SCORE_FEATURES
+    features            some of FEATURES; None = DEFAULT_FEATURES
     separator_token_id  of the tokenizer
     """
 
@@ -55,7 +56,7 @@ class BiEncoderConfig(BertConfig):
     def head_features(self) -> tuple[str, ...]:
         """The names of the head's features; raises ValueError for one that does not exist."""
         if self.features is None:
-            return SCORE_FEATURES if self.num_labels == 1 else CLASS_FEATURES
+            return DEFAULT_FEATURES
         if not self.features or set(self.features) - set(FEATURES):
             raise ValueError(f"features = {self.features}; they are some of {', '.join(FEATURES)}")
         return tuple(self.features)
@@ -78,6 +79,16 @@ class BiEncoderForMaskedLM(BertForMaskedLM):
     config_class = BiEncoderConfig
 
 
+class PairHead(nn.Linear):
+    """W f + b; of a score the weight of the cosine begins as COSINE_WEIGHT, for with a random sign it learns badly."""
+
+    def __init__(self, config: BiEncoderConfig):
+        super().__init__(config.head_width, config.num_labels)
+        widths = [1 if feature == "cosine" else config.hidden_size for feature in config.head_features]
+        starts = dict(zip(config.head_features, itertools.accumulate([0, *widths]), strict=False))
+        self.cosine_column = starts.get("cosine") if config.num_labels == 1 else None
+
+
 class BiEncoderForSequenceClassification(BertPreTrainedModel):
     """The encoder, run on both texts of a pair, with a head over the two vectors."""
 
@@ -91,8 +102,15 @@ class BiEncoderForSequenceClassification(BertPreTrainedModel):
         self.bert = BiEncoderModel(config, add_pooling_layer=False)
         dropout = config.classifier_dropout
         self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
-        self.classifier = nn.Linear(config.head_width, config.num_labels)
+        self.classifier = PairHead(config)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PairHead) and module.cosine_column is not None:
+            if not getattr(module.weight, "_is_hf_initialized", False):  # it was loaded
+                module.weight[:, module.cosine_column] = COSINE_WEIGHT
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **kwargs: Any

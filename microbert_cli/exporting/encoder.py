@@ -1,6 +1,5 @@
 """The plain encoder out of a model that reads the two texts of a pair apart: what makes the vectors that can be kept."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,35 +7,21 @@ import torch
 from transformers import AutoModel, BertConfig, BertModel
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.load import LoadedModel, count_all_parameters, load_model
+from microbert_cli.models.architectures import model_shape
+from microbert_cli.models.load import LoadedModel, count_all_parameters
 from microbert_cli.models.save import save_model
-from microbert_cli.runs import manifest
-from microbert_cli.runs.output_dir import stage_output
-from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 
-NAME = "extract"
 TOLERANCE = 1e-6
 ROWS, LENGTH = 4, 9  # of the trial batch by which the written encoder is compared
 
 
-def extract_encoder(path: Path, out: Path, *, source: str, controls: Mapping[str, Any]) -> StageResult:
-    """Writes the encoder of a bi-encoder as a plain BERT with its tokenizer into OUT.
-
-    OUT is done when transformers alone, reading it, gives the vectors of the model's own `encode` to 1e-6. A text's vector is
-    the mean of its tokens' last hidden states, or the first one: `pooling` in metrics.json.
-    """
-    identity = {"model": manifest.identify(str(path)), "part": "encoder"}
-    with stage_output(out, stage=NAME, identity=identity, **controls) as work:
-        if work.done:
-            return up_to_date(NAME, out)
-        metrics = _write_encoder(load_model(path, "classifier", where="MODEL"), work.path)
-        return write_results(
-            work, stage=NAME, recipe={}, metrics=metrics, inputs={"model": identity["model"]}, sources={"model": source}
-        )
-
-
 @torch.no_grad()
-def _write_encoder(loaded: LoadedModel, directory: Path) -> dict[str, Any]:
+def write_encoder(loaded: LoadedModel, directory: Path) -> dict[str, Any]:
+    """Writes the encoder of a bi-encoder as a plain BERT with its tokenizer, reads it back, and returns what was measured.
+
+    Read back by transformers alone it gives the vectors of the model's own `encode` to 1e-6; else M613. A text's vector is the
+    mean of its tokens' last hidden states, or the first one: `pooling`.
+    """
     model = loaded.model.eval()
     config = BertConfig(**{key: value for key, value in model.config.to_dict().items() if key not in _other_fields(model)})
     encoder = BertModel(config, add_pooling_layer=False).eval()
@@ -62,7 +47,7 @@ def _other_fields(model: Any) -> set[str]:
 
 def _trial_batch(config: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns ids and mask of rows of several lengths, with ids from all over the vocabulary."""
-    ids_BT = torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) * 7919 % config.get_text_config().vocab_size
+    ids_BT = torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) * 7919 % model_shape(config).vocabulary
     mask_BT = (torch.arange(LENGTH) < torch.arange(LENGTH, LENGTH - ROWS, -1)[:, None]).long()
     return ids_BT, mask_BT
 
