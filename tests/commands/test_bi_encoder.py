@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,6 +102,16 @@ def test_vectors_of_texts_can_be_kept() -> None:
         assert torch.allclose((encoder(**rows).last_hidden_state * mask).sum(1) / mask.sum(1), kept, atol=1e-6)
         pair = student(**tokenizer(*texts, return_tensors="pt")).logits
         assert torch.allclose(student.head(kept[:1], kept[1:]), pair, atol=1e-5)
+
+
+def test_what_the_page_shows() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "bi-encoder.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code.replace('"student"', '"stsb"'), names)
+    rows = names["tokenizer"](names["texts"][:1] * 2, names["texts"][1:], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.allclose(names["scores"], names["student"](**rows).logits, atol=1e-5)
 
 
 def test_it_is_trimmed_like_any_model() -> None:
