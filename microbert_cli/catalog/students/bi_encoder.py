@@ -33,7 +33,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 MODEL_TYPE = "mbert-bi-encoder"
 FEATURES = ("first", "second", "difference", "product", "cosine")
-DEFAULT_FEATURES = ("difference", "product")
+CLASS_FEATURES = ("difference", "product")
+SCORE_FEATURES = ("cosine",)
 COSINE_WEIGHT = 4.0  # of a score, in units of its spread: cosines from -0.5 to 0.5 reach two spreads to both sides
 POOLING = ("mean", "first")
 
@@ -42,7 +43,7 @@ class BiEncoderConfig(BertConfig):
     """BERT's configuration and: what is made of a text's tokens, what the head reads, and what ends the first text.
 
     pooling             "mean" of all tokens, special ones included, or "first"
-    features            some of FEATURES; None = DEFAULT_FEATURES
+    features            some of FEATURES; None = CLASS_FEATURES, of a score SCORE_FEATURES
     separator_token_id  of the tokenizer
     """
 
@@ -56,7 +57,7 @@ class BiEncoderConfig(BertConfig):
     def head_features(self) -> tuple[str, ...]:
         """The names of the head's features; raises ValueError for one that does not exist."""
         if self.features is None:
-            return DEFAULT_FEATURES
+            return SCORE_FEATURES if self.num_labels == 1 else CLASS_FEATURES
         if not self.features or set(self.features) - set(FEATURES):
             raise ValueError(f"features = {self.features}; they are some of {', '.join(FEATURES)}")
         return tuple(self.features)

@@ -115,8 +115,9 @@ def test_a_score_grows_with_the_cosine_from_the_start() -> None:
     assert (bi_encoder(num_labels=2, features=["product", "cosine"]).classifier.weight != 4).all()
 
 
-def test_wrong_features_and_pooling_are_refused() -> None:
+def test_features_follow_from_the_labels_and_wrong_ones_are_refused() -> None:
     assert bi_encoder(num_labels=2).config.head_features == ("difference", "product")
+    assert bi_encoder(num_labels=1).config.head_features == ("cosine",)
     with pytest.raises(ValueError, match="they are some of first"):
         bi_encoder(features=["sum"])
     with pytest.raises(ValueError, match="pooling"):
