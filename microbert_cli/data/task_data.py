@@ -11,6 +11,7 @@ from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples, tokenizer_fingerprint
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import check_length, check_texts, positions_of
+from microbert_cli.models.graphs.products import evenly
 from microbert_cli.recipe.multitask import recipe_of_task, task_name, transfer_of
 from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog
@@ -53,6 +54,15 @@ class TaskData:
             if cut := self._encoded[key].truncated:
                 self.reporter.note(f"{self.task.name} {split}: {cut} of {len(self.rows[split])} rows cut to {length} tokens")
         return self._encoded[key]
+
+    def calibration_rows(
+        self, loaded: "LoadedModel | Predictor", *, where: str, train: Examples | None = None
+    ) -> list[dict[str, list[int]]]:
+        """Returns rows for the scales of an int8 file: some of `train`, else of the training split, else of dev; no labels."""
+        rows = train if train is not None else self.rows.get("train", self.rows["dev"])
+        chosen = rows.take(evenly(len(rows)))
+        encoded = tokenize_examples(chosen, loaded.tokenizer, self.length_for(loaded.model.config, where=where), self.task.kind)
+        return [encoded.row(index) for index in range(len(encoded))]
 
     @property
     def standardisation(self) -> Standardisation | None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.evaluation.alternatives.int8_copy import FORMAT, int8_session
 from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest
+from microbert_cli.models.graphs.products import evenly
 from microbert_cli.reporter import SILENT, Reporter
 
 LOGITS = OutputRequest(logits=True)
@@ -22,12 +24,16 @@ class Int8Teacher(Teacher):
     """The same teacher, which computes logits in int8; requests for anything else go to the float32 model.
 
     weights  identifies the teacher's weights in the cache
+    rows     those it will be asked about, in its tokens; some of them calibrate the copy
     Raises M510 (ONNX packages missing), M611 (no ONNX for this architecture).
     """
 
-    def __init__(self, teacher: Teacher, *, weights: Mapping[str, Any], reporter: Reporter = SILENT):
+    def __init__(self, teacher: Teacher, *, weights: Mapping[str, Any], rows: TokenizedExamples, reporter: Reporter = SILENT):
         self.model, self.tokenizer, self.columns = teacher.model, teacher.tokenizer, teacher.columns
-        self._copy = int8_session(teacher.model, teacher.tokenizer, weights=weights, name="teacher", reporter=reporter)
+        calibrating = [rows.row(index) for index in evenly(len(rows))]
+        self._copy = int8_session(
+            teacher.model, teacher.tokenizer, weights=weights, name="teacher", rows=calibrating, reporter=reporter
+        )
 
     @property
     def cache_name(self) -> str:

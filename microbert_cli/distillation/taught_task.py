@@ -171,7 +171,7 @@ class TaughtTask:
         # Under `reference` padded positions count in the losses, and the cache keeps real tokens only.
         if self.recipe.normalisation == "reference" and (request.hidden or request.scores):
             return teacher.teacher.ask
-        model = self._int8_copy(teacher, request) or teacher.teacher
+        model = self._int8_copy(teacher, rows, request) or teacher.teacher
         self.cached_teachers.append(model)
         ask = cached_ask(
             model,
@@ -187,13 +187,13 @@ class TaughtTask:
         self.uses_cache = self.uses_cache or ask != model.ask
         return ask
 
-    def _int8_copy(self, teacher: LoadedTeacher, request: OutputRequest) -> Teacher | None:
+    def _int8_copy(self, teacher: LoadedTeacher, rows: TokenizedExamples, request: OutputRequest) -> Teacher | None:
         """The teacher's int8 copy, where the recipe asks for one and it can answer the request."""
         if self.recipe.teacher.precision != "int8":
             return None
         from microbert_cli.distillation.int8_teacher import LOGITS, Int8Teacher
 
         if request == LOGITS and teacher.teacher.device.type == "cpu" and not self.recipe.teacher.dropout:
-            return Int8Teacher(teacher.teacher, weights=teacher.identity, reporter=self.reporter)
+            return Int8Teacher(teacher.teacher, weights=teacher.identity, rows=rows, reporter=self.reporter)
         self.reporter.note("teacher: asked in float32 here: int8 gives logits alone, on a CPU, without dropout")
         return None

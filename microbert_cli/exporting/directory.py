@@ -16,6 +16,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.exporting.onnx_fusion import operators, write_optimized
 from microbert_cli.models.architectures import positions_of
 from microbert_cli.models.graphs.embeddings import Format, table_errors
+from microbert_cli.models.graphs.products import Row
 from microbert_cli.models.onnx import (
     ONNX_FILES,
     Batch,
@@ -37,7 +38,6 @@ FP32_TOLERANCE = 1e-4  # ONNX in float32
 MAX_INT8_DROP = 0.02  # loss of score by int8 that deserves a warning
 SHAPES = ((1, 8), (3, 17), (8, 64), (32, None))  # rows x length; None = as long as the longest of the rows
 
-Row = Mapping[str, Sequence[int]]
 Scores = Mapping[str, float]
 
 
@@ -53,6 +53,7 @@ def export_model(
     int8: bool = True,
     optimize: bool = True,
     embeddings: Format = "int8",
+    calibration: Sequence[Row] = (),
     tolerance: float = FP32_TOLERANCE,
     max_length: int | None = None,
     reporter: Reporter = SILENT,
@@ -67,6 +68,7 @@ def export_model(
     max_length  the number of tokens after which the exported tokenizer cuts a text, where it is told to cut
     onnx     False leaves ONNX out; int8=False leaves out only int8, optimize=False the graphs for ONNX Runtime alone
     embeddings  how the int8 files store tables of embeddings; see models/graphs/embeddings.py
+    calibration  real rows that set the scales of the int8 files, see `quantise`; by default `rows`
     Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores", "graph", "embeddings"}},
     "parity": {...}}, names: safetensors and those of onnx.ONNX_FILES; max_difference of logits and agreement (share of equal
     answers) against the model; graph: what operators it has, see `onnx_fusion.operators`; embeddings, of int8 files: the
@@ -101,11 +103,12 @@ def export_model(
         seconds = write_onnx(model, out / ONNX_FILES["fp32"], inputs=inputs)
         check("fp32", OnnxClassifier(out, precision="fp32").logits, out / ONNX_FILES["fp32"], tolerance, seconds)
     if onnx and int8:
-        seconds = quantise(out / ONNX_FILES["fp32"], out / ONNX_FILES["int8"], embeddings=embeddings)
+        seconds = quantise(out / ONNX_FILES["fp32"], out / ONNX_FILES["int8"], embeddings=embeddings, rows=calibration or rows)
         check("int8", OnnxClassifier(out, precision="int8").logits, out / ONNX_FILES["int8"], None, seconds)
         _warn_of_drop(files, primary, reporter)
     if onnx and optimize:
-        for name, seconds in write_optimized(model, out, int8=int8, embeddings=embeddings, inputs=inputs).items():
+        options: Any = {"int8": int8, "embeddings": embeddings, "rows": calibration or rows}
+        for name, seconds in write_optimized(model, out, inputs=inputs, **options).items():
             close = tolerance if name.startswith("fp32") else None
             check(name, OnnxClassifier(out, precision=name).logits, out / ONNX_FILES[name], close, seconds)
     shapes = [list(batch["input_ids"].shape) for batch in batches]

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from microbert_cli.models.graphs.embeddings import Format
+from microbert_cli.models.graphs.products import Row
 from microbert_cli.models.onnx import ONNX_FILES, quantise, require_onnx, silence, write_onnx
 
 ATTENTION = "mbert-one-operator"
@@ -34,7 +35,13 @@ FUSED_STANDARD = ("Gelu", "LayerNormalization")  # operators of standard ONNX th
 
 
 def write_optimized(
-    model: Any, directory: Path, *, int8: bool = True, embeddings: Format = "int8", inputs: Sequence[str] = ()
+    model: Any,
+    directory: Path,
+    *,
+    int8: bool = True,
+    embeddings: Format = "int8",
+    inputs: Sequence[str] = (),
+    rows: Sequence[Row] = (),
 ) -> dict[str, float]:
     """Writes the optimised graph of a classifier, and with int8 its quantised form; returns the seconds each took.
 
@@ -52,7 +59,7 @@ def write_optimized(
         seconds["fp32-optimized"] = time.perf_counter() - started
         if int8:
             started = time.perf_counter()
-            quantise(fp32, int8_graph, embeddings=embeddings)
+            quantise(fp32, int8_graph, embeddings=embeddings, rows=rows)
             optimise(int8_graph, directory / ONNX_FILES["int8-optimized"])
             seconds["int8-optimized"] = time.perf_counter() - started
     return seconds

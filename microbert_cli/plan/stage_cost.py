@@ -16,6 +16,7 @@ from microbert_cli.exporting.directory import export_model
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.factory import config_parameters
 from microbert_cli.models.graphs.embeddings import Format
+from microbert_cli.models.graphs.products import CALIBRATION_ROWS
 from microbert_cli.models.load import load_model
 from microbert_cli.models.onnx import onnx_forms
 from microbert_cli.plan.expected_inputs import ModelInfo, standing_in
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 PRECISION = "fp32"  # what every stage trains in
+CALIBRATION = [{"input_ids": [1] * 25}] * CALIBRATION_ROWS  # of an int8 copy; 25 tokens as in SST-2
 PROBE = 32_000_000  # bytes written to see how fast the disk is
 SMALL = 0.1  # seconds to begin and sign a stage: lock, manifest, small files; 0.05 to 0.15 measured
 
@@ -158,7 +160,7 @@ class Costs:
                 )
                 return {"seconds": time.perf_counter() - started}
 
-        key = [shape(model.config), parts] if embeddings == "int8" else [shape(model.config), parts, embeddings]
+        key = [shape(model.config), parts, embeddings, "calibrated"]
         measured = self.here.once("export", key, measure)
         self.host("files and parity", measured["seconds"])
         size = FLOAT * config_parameters(model.config, "classifier")
@@ -175,12 +177,12 @@ class Costs:
                 loaded = load_model(directory, "classifier", where="plan", new_head=True)
                 started = time.perf_counter()
                 try:
-                    write_int8(loaded.model.eval(), loaded.tokenizer, Path(out))
+                    write_int8(loaded.model.eval(), loaded.tokenizer, Path(out), CALIBRATION)
                 except MbertError:
                     return {"seconds": 0.0}
                 return {"seconds": time.perf_counter() - started}
 
-        measured = self.here.once("int8 copy", [shape(model.config)], measure)
+        measured = self.here.once("int8 copy", [shape(model.config), "calibrated"], measure)
         self.host("int8 copy", measured["seconds"])
         self.plan.disk += config_parameters(model.config, "classifier")  # a byte each
 

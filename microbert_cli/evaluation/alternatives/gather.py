@@ -39,6 +39,7 @@ class Alternatives:
     linear         the linear model; None where it was not fitted, for the reason in `linear_note`
     linear_score   its score on dev
     copies         int8 copies by their row's name
+    train          the training rows, which calibrate them; None where there are none
     """
 
     data: TaskData
@@ -47,6 +48,7 @@ class Alternatives:
     linear_score: float | None = None
     linear_note: str | None = None
     copies: dict[str, Int8Copy] = field(default_factory=dict)
+    train: Examples | None = None
 
     @property
     def floor_name(self) -> str:
@@ -55,7 +57,7 @@ class Alternatives:
 
     def add_int8(self, name: str, source: str, *, label_order: Any = None, reporter: Reporter = SILENT) -> None:
         """Makes and scores the int8 copy of a model, for the row `name`."""
-        self.copies[name] = int8_copy(name, source, self.data, label_order=label_order, reporter=reporter)
+        self.copies[name] = int8_copy(name, source, self.data, train=self.train, label_order=label_order, reporter=reporter)
 
     def entrants(self) -> list[BenchmarkModel]:
         """Returns the int8 copies that can be timed."""
@@ -88,7 +90,7 @@ def find_alternatives(data: TaskData, train: Examples | None, note: str | None =
 
     train  None where there are none: `note` says why
     """
-    result = Alternatives(data, majority_of_split(data, "dev"), linear_note=note)
+    result = Alternatives(data, majority_of_split(data, "dev"), linear_note=note, train=train)
     if train is None or not train.labels:
         result.linear_note = note or "no training rows with labels"
         return result

@@ -4,19 +4,21 @@ ONNX, weights as int8, activations quantised dynamically. Nothing is trained for
 try with a teacher that is too slow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from microbert_cli.data.examples import Examples
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.compare_speed import BenchmarkModel
 from microbert_cli.evaluation.scoring import predict_logits, score
 from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model
+from microbert_cli.models.graphs.products import Row
 from microbert_cli.models.labels import match_labels
 from microbert_cli.models.load import load_model
 from microbert_cli.models.moe.extract import is_routed
@@ -27,32 +29,35 @@ from microbert_cli.runs import cache, manifest
 from microbert_cli.runs.atomic import digest
 from microbert_cli.signals import Interrupted, WorkInterrupted
 
-FORMAT = 3
+FORMAT = 4
 INT8 = "int8"
 
 
-def int8_session(model: Any, tokenizer: Any, *, weights: Mapping[str, Any], name: str, reporter: Reporter) -> OnnxClassifier:
+def int8_session(
+    model: Any, tokenizer: Any, *, weights: Mapping[str, Any], name: str, rows: Sequence[Row], reporter: Reporter
+) -> OnnxClassifier:
     """Returns a loaded classifier's int8 copy, open; it is written to the cache where it is not there.
 
     weights  identifies the model's weights in the cache;  name  what messages call the model
+    rows     of the model's task, as its tokenizer encodes them; they set the scales of activations, see `quantise`
     Raises M510 (ONNX packages missing), M611 (no ONNX for this architecture).
     """
     require_onnx("onnx", "onnxscript", "onnxruntime")
     # torch's exporter writes the graph, so another version may write another one.
-    key = digest({"weights": weights, "torch": torch.__version__, "format": FORMAT})
+    key = digest({"weights": weights, "torch": torch.__version__, "rows": list(rows), "format": FORMAT})
     with cache.entry("int8", key, reporter=reporter) as (directory, ready):
         if not ready:
             reporter.note(f"{name}: an int8 copy is written to {directory}")
             model.config.save_pretrained(directory)
-            write_int8(model, tokenizer, directory)
+            write_int8(model, tokenizer, directory, rows)
         return OnnxClassifier(directory, precision=INT8)
 
 
-def write_int8(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Writes a classifier's int8 file, as an export has it."""
+def write_int8(model: Any, tokenizer: Any, directory: Path, rows: Sequence[Row] = ()) -> None:
+    """Writes a classifier's int8 file, as an export has it that is calibrated on these rows."""
     exported = directory / ONNX_FILES["fp32"]
     write_onnx(model, exported, inputs=inputs_of_export(model, tokenizer))
-    quantise(exported, directory / ONNX_FILES[INT8])
+    quantise(exported, directory / ONNX_FILES[INT8], rows=rows)
     exported.unlink()
 
 
@@ -70,15 +75,27 @@ class Int8Copy:
     note: str | None = None
 
 
-def int8_copy(name: str, source: str, data: TaskData, *, label_order: Any = None, reporter: Reporter = SILENT) -> Int8Copy:
-    """Returns the int8 copy of the classifier `source`, scored on dev; where it cannot be made, a note says why."""
+def int8_copy(
+    name: str,
+    source: str,
+    data: TaskData,
+    *,
+    train: Examples | None = None,
+    label_order: Any = None,
+    reporter: Reporter = SILENT,
+) -> Int8Copy:
+    """Returns the int8 copy of the classifier `source`, scored on dev; where it cannot be made, a note says why.
+
+    train  the rows that calibrate it; where there are none, rows of dev without their labels
+    """
     try:
         loaded = load_model(source, "classifier", where=name, task=data.task.name)
         if is_routed(loaded.model.config):
             return Int8Copy(name, note="a mixture of experts by token has no ONNX file")
         columns = match_labels(loaded.model.config, data.task, where=name, source=source, order=label_order)
         weights = {"weights": manifest.identify(source), "columns": _unless_sorted(columns), **_part(source, data)}
-        session = int8_session(loaded.model, loaded.tokenizer, weights=weights, name=name, reporter=reporter)
+        rows = data.calibration_rows(loaded, where=name, train=train)
+        session = int8_session(loaded.model, loaded.tokenizer, weights=weights, name=name, rows=rows, reporter=reporter)
         predictor = session_predictor(
             session, loaded.tokenizer, data.task, source=str(session.path), where=name, label_order=label_order
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 from microbert_cli.data.task_data import TaskData, load_task_data
 from microbert_cli.evaluation import scoring
+from microbert_cli.evaluation.alternatives.gather import training_rows
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.exporting.card_facts import Facts, card
@@ -79,6 +80,7 @@ def run(
             int8=recipe.export.int8,
             optimize=recipe.export.optimize,
             embeddings=recipe.export.embeddings,
+            calibration=_calibration(recipe, catalog, data, loaded) if recipe.export.onnx and recipe.export.int8 else (),
             tolerance=recipe.export.tolerance,
             max_length=data.length_for(loaded.model.config, where="export.model"),
             reporter=reporter,
@@ -100,6 +102,11 @@ def run(
             sources={"model": model, "teacher": teacher},
             data=data.facts(),
         )
+
+
+def _calibration(recipe: Recipe, catalog: Catalog, data: TaskData, loaded: LoadedModel) -> list[dict[str, list[int]]]:
+    """Returns the rows that set the scales of the int8 files: training rows where they can be read, else dev's."""
+    return data.calibration_rows(loaded, where="export.model", train=training_rows(recipe, catalog)[0])
 
 
 def _taught_by(model: str, teacher: str | None) -> bool:

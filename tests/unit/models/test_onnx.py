@@ -89,8 +89,8 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     model = tiny(request.param)
     model.config.save_pretrained(path)
     write_onnx(model, path / "model.onnx")
-    quantise(path / "model.onnx", path / "model.int8.onnx")
-    write_optimized(model, path)
+    quantise(path / "model.onnx", path / "model.int8.onnx", rows=rows(20))
+    write_optimized(model, path, rows=rows(20))
     return Exported(model, path)
 
 
@@ -199,8 +199,8 @@ def test_the_model_comes_back_as_it_was(
     model = tiny("bert").train()
     assert model.config._attn_implementation == "sdpa"
     write_onnx(model, tmp_path / "model.onnx")
-    quantise(tmp_path / "model.onnx", tmp_path / "model.int8.onnx")
-    write_optimized(model, tmp_path)
+    quantise(tmp_path / "model.onnx", tmp_path / "model.int8.onnx", rows=rows(20))
+    write_optimized(model, tmp_path, rows=rows(20))
     assert model.training and model.config._attn_implementation == "sdpa"
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger().handlers == [] and logging.root.manager.disable == 0
