@@ -21,7 +21,8 @@ from microbert_cli.models.graphs.rounding import round_to_levels
 
 QUANTILE = 0.95
 LEAST_RATIO = 2.0  # of the largest channel to that quantile: below it nothing is gained by a Mul
-CALIBRATION_ROWS = 128
+CALIBRATION_ROWS = 256
+TOKENS_AT_ONCE = 512  # one large product is faster than many small ones
 # Products with more channels keep nearest rounding: their second moments [K, K] would take 64 MiB and more each.
 MOST_CHANNELS = 4096
 
@@ -33,25 +34,30 @@ class Activations:
     """What rows had as X, the first factor of products: max |X_k| [K], and X^T X [K, K] summed over tokens.
 
     products  the nodes that multiply X by constant weights
+    waiting   X of rows that are not in the sums yet
     """
 
     products: list[Any] = field(default_factory=list)
-    largest_K: np.ndarray | None = None
-    moments_KK: np.ndarray | None = None
+    waiting: list[np.ndarray] = field(default_factory=list)
+    largest_K: np.ndarray = field(default_factory=lambda: np.zeros(1, np.float32))
+    moments_KK: np.ndarray = field(default_factory=lambda: np.zeros((1, 1), np.float32))
 
     def add(self, values: np.ndarray) -> None:
         """Adds the X of one row."""
-        values_nK = values.reshape(-1, values.shape[-1])
-        largest_K, moments_KK = np.abs(values_nK).max(axis=0), values_nK.T @ values_nK
-        if self.largest_K is None or self.moments_KK is None:
-            self.largest_K, self.moments_KK = largest_K, moments_KK
-        else:
-            np.maximum(self.largest_K, largest_K, out=self.largest_K)
-            self.moments_KK += moments_KK
+        self.waiting.append(values.reshape(-1, values.shape[-1]))
+        if sum(len(each) for each in self.waiting) >= TOKENS_AT_ONCE:
+            self.sum_up()
+
+    def sum_up(self) -> None:
+        """Brings what waits into the sums."""
+        if self.waiting:
+            values_nK = np.concatenate(self.waiting)
+            self.waiting.clear()
+            self.largest_K = np.maximum(self.largest_K, np.abs(values_nK).max(axis=0))
+            self.moments_KK = self.moments_KK + values_nK.T @ values_nK
 
     def scales(self) -> np.ndarray:
         """Returns s [K]; all 1 where no channel is an outlier."""
-        assert self.largest_K is not None
         usual = float(np.quantile(self.largest_K, QUANTILE))
         ratio_K = self.largest_K / usual if usual > 0 else np.ones_like(self.largest_K)
         return np.maximum(ratio_K, 1).astype(np.float32) if ratio_K.max() >= LEAST_RATIO else np.ones_like(self.largest_K)
@@ -127,6 +133,8 @@ def _measure(graph: Any, activations: Mapping[str, Activations], rows: Sequence[
         feed = {name: _one_row(row, name) for name in names}
         for measured, values in zip(activations.values(), session.run(list(activations), feed), strict=True):
             measured.add(values)
+    for measured in activations.values():
+        measured.sum_up()
 
 
 def evenly(count: int) -> list[int]:
