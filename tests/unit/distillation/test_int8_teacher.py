@@ -26,11 +26,11 @@ def loaded(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def int8(loaded):
-    return Int8Teacher(Teacher(loaded, [2, 0, 1]), weights={"weights": "w"})
+def int8(loaded, rows):
+    return Int8Teacher(Teacher(loaded, [2, 0, 1]), weights={"weights": "w"}, rows=rows)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rows(loaded):
     return tokenize_examples(Examples([(text,) for text in TEXTS]), loaded.tokenizer, 32)
 
@@ -47,9 +47,9 @@ def test_more_than_logits_is_exact(loaded, int8, rows):
     assert torch.equal(near.logits, exact.logits) and torch.equal(near.hidden[1], exact.hidden[1])
 
 
-def test_the_copy_is_written_once(loaded, int8, monkeypatch):
+def test_the_copy_is_written_once(loaded, int8, rows, monkeypatch):
     monkeypatch.setattr("microbert_cli.models.onnx.write_onnx", lambda *_: pytest.fail("written again"))
-    Int8Teacher(Teacher(loaded), weights={"weights": "w"})
+    Int8Teacher(Teacher(loaded), weights={"weights": "w"}, rows=rows)
     (entry,) = (cache.root() / "int8").glob("*/complete")
     assert sorted(path.name for path in entry.parent.iterdir()) == ["complete", "config.json", "model.int8.onnx"]
 
