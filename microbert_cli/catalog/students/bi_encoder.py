@@ -33,9 +33,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 MODEL_TYPE = "mbert-bi-encoder"
 FEATURES = ("first", "second", "difference", "product", "cosine")
-CLASS_FEATURES = ("difference", "product")
-SCORE_FEATURES = ("cosine",)
-COSINE_WEIGHT = 4.0  # of a score, in units of its spread: cosines from -0.5 to 0.5 reach two spreads to both sides
+DEFAULT_FEATURES = ("difference", "product")
+COSINE_WEIGHT, COSINE_BIAS = 4.0, -2.0  # of a new score, in units of its spread: cosines 0 to 1 are two spreads to both sides
 POOLING = ("mean", "first")
 
 
@@ -43,7 +42,7 @@ class BiEncoderConfig(BertConfig):
     """BERT's configuration and: what is made of a text's tokens, what the head reads, and what ends the first text.
 
     pooling             "mean" of all tokens, special ones included, or "first"
-    features            some of FEATURES; None = CLASS_FEATURES, of a score SCORE_FEATURES
+    features            some of FEATURES; None = DEFAULT_FEATURES
     separator_token_id  of the tokenizer
     """
 
@@ -57,7 +56,7 @@ class BiEncoderConfig(BertConfig):
     def head_features(self) -> tuple[str, ...]:
         """The names of the head's features; raises ValueError for one that does not exist."""
         if self.features is None:
-            return SCORE_FEATURES if self.num_labels == 1 else CLASS_FEATURES
+            return DEFAULT_FEATURES
         if not self.features or set(self.features) - set(FEATURES):
             raise ValueError(f"features = {self.features}; they are some of {', '.join(FEATURES)}")
         return tuple(self.features)
@@ -81,7 +80,7 @@ class BiEncoderForMaskedLM(BertForMaskedLM):
 
 
 class PairHead(nn.Linear):
-    """W f + b; of a score the weight of the cosine begins as COSINE_WEIGHT, for with a random sign it learns badly."""
+    """W f + b; a score grows with the cosine from the start, for with a random sign it learns badly."""
 
     def __init__(self, config: BiEncoderConfig):
         super().__init__(config.head_width, config.num_labels)
@@ -112,6 +111,7 @@ class BiEncoderForSequenceClassification(BertPreTrainedModel):
         if isinstance(module, PairHead) and module.cosine_column is not None:
             if not getattr(module.weight, "_is_hf_initialized", False):  # it was loaded
                 module.weight[:, module.cosine_column] = COSINE_WEIGHT
+                module.bias.fill_(COSINE_BIAS)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **kwargs: Any
@@ -138,15 +138,15 @@ class BiEncoderForSequenceClassification(BertPreTrainedModel):
 
     def head(self, first_Bd: Tensor, second_Bd: Tensor) -> Tensor:
         """Returns the logits [B, C] of two texts' vectors."""
+        # Dropout would leave nothing of a feature of one number.
         parts = {
-            "first": lambda: first_Bd,
-            "second": lambda: second_Bd,
-            "difference": lambda: (first_Bd - second_Bd).abs(),
-            "product": lambda: first_Bd * second_Bd,
+            "first": lambda: self.dropout(first_Bd),
+            "second": lambda: self.dropout(second_Bd),
+            "difference": lambda: self.dropout((first_Bd - second_Bd).abs()),
+            "product": lambda: self.dropout(first_Bd * second_Bd),
             "cosine": lambda: F.cosine_similarity(first_Bd, second_Bd, dim=-1)[:, None],
         }
-        features_BF = torch.cat([parts[name]() for name in self.config.head_features], dim=-1)
-        logits: Tensor = self.classifier(self.dropout(features_BF))
+        logits: Tensor = self.classifier(torch.cat([parts[name]() for name in self.config.head_features], dim=-1))
         return logits
 
     def pooled(self, hidden_BTd: Tensor, mask_BT: Tensor) -> Tensor:

@@ -112,12 +112,15 @@ def test_features_by_hand() -> None:
 def test_a_score_grows_with_the_cosine_from_the_start() -> None:
     model = bi_encoder(num_labels=1, features=["product", "cosine"])
     assert model.classifier.weight[0, 16] == 4 and model.classifier.weight[0, :16].abs().max() < 2
+    assert model.classifier.bias == -2
+    same = torch.ones(1, 16)
+    assert bi_encoder(num_labels=1, classifier_dropout=0.9).train().head(same, same).item() == pytest.approx(4 - 2)
     assert (bi_encoder(num_labels=2, features=["product", "cosine"]).classifier.weight != 4).all()
 
 
-def test_features_follow_from_the_labels_and_wrong_ones_are_refused() -> None:
+def test_wrong_features_and_pooling_are_refused() -> None:
     assert bi_encoder(num_labels=2).config.head_features == ("difference", "product")
-    assert bi_encoder(num_labels=1).config.head_features == ("cosine",)
+    assert bi_encoder(num_labels=1).config.head_features == ("difference", "product")
     with pytest.raises(ValueError, match="they are some of first"):
         bi_encoder(features=["sum"])
     with pytest.raises(ValueError, match="pooling"):
