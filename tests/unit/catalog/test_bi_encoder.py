@@ -114,7 +114,9 @@ def test_a_score_grows_with_the_cosine_from_the_start() -> None:
     assert model.classifier.weight[0, 16] == 4 and model.classifier.weight[0, :16].abs().max() < 2
     assert model.classifier.bias == -2
     same = torch.ones(1, 16)
-    assert bi_encoder(num_labels=1, classifier_dropout=0.9).train().head(same, same).item() == pytest.approx(4 - 2)
+    assert bi_encoder(num_labels=1, features=["cosine"], classifier_dropout=0.9).train().head(
+        same, same
+    ).item() == pytest.approx(4 - 2)
     assert (bi_encoder(num_labels=2, features=["product", "cosine"]).classifier.weight != 4).all()
 
 
