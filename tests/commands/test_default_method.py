@@ -64,6 +64,8 @@ def test_the_recipe_own_data_in_one_command() -> None:
     assert "recombine is left out: it makes pairs of texts" in done.err
     report = metrics_of("whole/report")
     assert report["verdict"]["sentence"] in done.err
+    teacher = next(row for row in report["table"] if row["kind"] == "teacher")
+    assert teacher["score"] == pytest.approx(metrics_of("whole/finetune")["dev"]["accuracy"]), "not the trimmed one's"
     assert {"commonest", "linear", "teacher"} <= {row.get("kind") for row in report["table"]} or report["table"]
     rows = metrics_of("whole/trim")["rows"]
     assert rows["after"] < rows["before"]

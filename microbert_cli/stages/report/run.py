@@ -188,13 +188,22 @@ class _Table:
         return entrants + [BenchmarkModel(f"export, {form}", str(self.exported), form) for form in self.forms]
 
     def _teacher_score(self) -> float | None:
-        """Returns the teacher's score: as distillation measured it, else its own on dev; None without a teacher."""
+        """Returns the teacher's own score on dev; of one that is not at hand, as distillation measured it. None without any.
+
+        A student may have learnt from the teacher with fewer tokens, which answers otherwise: that is not the one to compare with.
+        """
+        if self._score is None and self.teacher:
+            # Of several seeds the best one taught.
+            result = known_result(self.teacher, self.data)
+            self._score = (
+                float(result["dev"][self.primary])
+                if result
+                else score_of(self.teacher, self.data, where="teacher.model", label_order=self.label_order)
+            )
         if self._score is None:
             self._score = next(
                 (result["teacher"][self.primary] for result in self.results.values() if result.get("teacher")), None
             )
-        if self._score is None and self.teacher:
-            self._score = score_of(self.teacher, self.data, where="teacher.model", label_order=self.label_order)
         return self._score
 
     _score: float | None = None
