@@ -190,7 +190,7 @@ class _Table:
     def _teacher_score(self) -> float | None:
         """Returns the teacher's own score on dev; of one that is not at hand, as distillation measured it. None without any.
 
-        The teacher with fewer tokens, from which a student may have learnt, answers otherwise: it is not the one to compare with.
+        A student may have learnt from the teacher with fewer tokens, which answers otherwise.
         """
         if self._score is None and self.teacher:
             # Of several seeds the best one taught.
