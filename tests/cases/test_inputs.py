@@ -187,6 +187,7 @@ STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
 ORDER = ("--set", 'teacher.label_order=["1", "2", "3", "4", "5"]')
 
 
+@pytest.mark.slow
 def test_the_order_of_a_teachers_outputs_is_honoured_by_evaluate_and_export() -> None:
     files = ("--train-file", table("21", "t.csv"), "--dev-file", table("21", "d.csv"), "--text", "text", "--label", "label")
     kind = ("--set", "data.kind=classes")
@@ -279,6 +280,7 @@ def test_the_scale_of_a_score_does_not_matter_to_a_student(scored: dict[str, str
 
 
 @pytest.mark.parametrize(("case", "model"), [("13", "distilbert-bert-tokenizer"), ("14", "e5-like")])
+@pytest.mark.slow
 def test_an_exported_graph_takes_what_its_tokenizer_gives(case: str, model: str) -> None:
     import onnxruntime
     from transformers import AutoTokenizer
@@ -300,6 +302,7 @@ def test_a_roberta_of_130_positions_answers() -> None:
     assert works("predict", "models/roberta-130", "the soup was lovely").out.split()[0] in ("NEG", "POS")
 
 
+@pytest.mark.slow
 def test_an_albert_is_exported_and_its_operations_are_counted_or_not_told() -> None:
     finetune("albert", table("06", "s.csv"), model="models/albert")
     about = ("--train-file", table("06", "s.csv"), "--text", "text", "--label", "label")

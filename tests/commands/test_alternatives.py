@@ -121,6 +121,7 @@ def test_the_verdict_is_in_metrics_report_and_summary() -> None:
     assert works("run", "two.toml", "--json").json["report"]["verdict"] == verdict
 
 
+@pytest.mark.slow
 def test_an_exported_student_is_the_int8_row() -> None:
     works(
         "run", "two.toml", "--set", 'stages=["finetune", "task-distill", "labels", "export", "report"]', "-o", "runs/two", "-q"
@@ -159,6 +160,7 @@ def test_a_run_that_distils_nothing_takes_no_teacher_from_elsewhere(
     assert report.inputs["teacher"] == (places[teacher] if teacher else None)
 
 
+@pytest.mark.slow
 def test_a_report_on_several_tasks_has_a_table_for_each() -> None:
     done = works("run", "several.toml", "-o", "runs/several")
     sections = read("runs/several/report")["tasks"]
@@ -200,6 +202,7 @@ def test_without_an_int8_file_the_row_says_why(
 # --- compare, bench, card ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compare_with_and_without_baselines() -> None:
     words = ("compare", "two.toml", "-o", "runs/compared", "--json")
     section = works(*words).json["tasks"]["sst2"]
@@ -229,6 +232,7 @@ def test_bench_finds_the_teacher_and_scores_everything() -> None:
     assert "linear, TF-IDF" in shown and "above_floor" in shown
 
 
+@pytest.mark.slow
 def test_bench_of_a_model_without_a_manifest_and_of_a_teacher_beside_its_student() -> None:
     quick = ("--rows", 8, "--rounds", 1, "--passes", 1, "--json")
     named = works("bench", "runs/two/finetune", "runs/two/task-distill", *quick).json
@@ -240,6 +244,7 @@ def test_bench_of_a_model_without_a_manifest_and_of_a_teacher_beside_its_student
     assert foreign["rows"][2]["retention"] is None
 
 
+@pytest.mark.slow
 def test_the_card_says_what_the_model_is_worth() -> None:
     works("export", "runs/two/task-distill", "--teacher", "runs/two/finetune", "-o", "shipped")
     metrics = read("shipped")
@@ -272,6 +277,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("kind", OWN)
+@pytest.mark.slow
 def test_own_data_of_every_kind(kind: str) -> None:
     name = kind.replace(" ", "-")
     train, dev = own(f"{name}.csv", OWN[kind]), own(f"{name}-dev.csv", OWN[kind][::3])
@@ -286,6 +292,7 @@ def test_own_data_of_every_kind(kind: str) -> None:
         assert rows["linear"]["score"] == 1.0, "every text has its class written in it"
 
 
+@pytest.mark.slow
 def test_training_rows_that_are_gone_are_said_to_be() -> None:
     """Scored on a dev file alone: there is nothing to fit a linear model on, and nothing fails."""
     train, dev = own("gone.csv", OWN["classes"]), own("gone-dev.csv", OWN["classes"][::2])

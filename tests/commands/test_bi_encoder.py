@@ -73,6 +73,7 @@ def test_a_checkpoint_of_the_same_shape_is_the_encoder() -> None:
 
 
 @pytest.mark.parametrize("task", ["mrpc", "stsb"])
+@pytest.mark.slow
 def test_it_is_scored_exported_and_answers_like_any_model(task: str) -> None:
     evaluated = api.evaluate(model=task, task=task, out=f"scored-{task}", **ROWS)
     assert evaluated.metrics["dev"] == json.loads(Path(task, "metrics.json").read_text())["dev"]

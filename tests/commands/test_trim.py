@@ -146,6 +146,7 @@ def test_a_bare_encoder_needs_no_task() -> None:
 @pytest.mark.parametrize(
     "model_type", ["distilbert", "roberta", "xlm-roberta", "albert", "deberta-v2", "mobilebert", "xlnet", "modernbert", "luke"]
 )
+@pytest.mark.slow
 def test_every_kind_of_encoder(model_type: str) -> None:
     """Classifier and masked-LM, through the stage, as transformers alone reads them back."""
     assert model_type in TYPES
@@ -212,6 +213,7 @@ def test_what_is_refused() -> None:
     shutil.rmtree("experts")
 
 
+@pytest.mark.slow
 def test_the_card_of_a_trimmed_student_tells_where_it_comes_from() -> None:
     works("trim", "out/task-distill", "-o", "carded", "--set", "vocabulary.keep=all")
     works("export", "carded", "--teacher", "out/finetune", "--set", "export.onnx=false", "-o", "carded-export")

@@ -132,6 +132,7 @@ def test_wrong_features_and_pooling_are_refused() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_saved_and_loaded_and_as_onnx(tokenizer: Any, tmp_path: Path) -> None:
     batch = pairs(tokenizer)
     for features in (["cosine"], ["difference", "product"]):

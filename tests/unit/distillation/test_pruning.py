@@ -356,6 +356,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "bertadam"])
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_by_bit(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
     """Stopped at the first, a middle and the last step, with vectors that are mapped between widths."""
     more = {"phases__distillation__losses__hidden_states": 1.0, "phases__distillation__optimizer": optimizer}

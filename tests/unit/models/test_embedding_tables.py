@@ -178,6 +178,7 @@ def test_every_family_is_exported(tmp_path: Path, family: str, form: Format, mon
     assert np.abs(near - expected).mean() < 0.5 * expected.std()
 
 
+@pytest.mark.slow
 def test_the_bytes_are_the_same_again(tmp_path: Path) -> None:
     model = tiny("bert", vocab_size=600)
     write_onnx(model, tmp_path / "model.onnx")

@@ -75,7 +75,7 @@ def test_segments_and_padding_tell_encodings_apart(tmp_path: Path) -> None:
     tokenizers = [wordpiece(tmp_path / name) for name in ("teacher", "student")]
     teacher, student = (LoadedModel(on_meta("bert", tokenizer), tokenizer, "", []) for tokenizer in tokenizers)
     data = TaskData(None, {"train": Examples([("warm", "cold")])}, 24)  # type: ignore[arg-type]
-    data.task = type("NoKind", (), {"kind": None, "name": "pairs"})()
+    data.task = type("NoKind", (), {"kind": None, "name": "pairs", "text": ["a", "b"]})()
     assert not encodings_differ(teacher, student)
     tokenizers[1].model_input_names = ["input_ids", "attention_mask"]
     assert encodings_differ(teacher, student)
@@ -195,7 +195,7 @@ def test_the_reason_of_a_failed_export_is_its_cause() -> None:
 def test_a_length_that_nobody_typed_is_quietly_the_models(tmp_path: Path) -> None:
     tokenizer = wordpiece(tmp_path)
     loaded = LoadedModel(on_meta("bert", tokenizer), tokenizer, "", [])
-    rows, task = {"dev": Examples([("warm " * 99,)])}, type("NoKind", (), {"kind": None, "name": "texts"})()
+    rows, task = {"dev": Examples([("warm " * 99,)])}, type("NoKind", (), {"kind": None, "name": "texts", "text": ["a"]})()
     quiet = TaskData(task, rows, 128, length_is_given=False)
     assert quiet.encode("dev", loaded, where="").lengths.tolist() == [64] and quiet.max_length == 128
     quiet.fit_length(loaded.model.config, where="")
