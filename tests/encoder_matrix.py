@@ -269,7 +269,7 @@ def _check_predict(path: Path, model: Path) -> None:
 
 def bench(model: Path, exported: Path) -> None:
     """What is not known of a type is left out, not printed as zero."""
-    few = ("--rows", "8", "--rounds", "3", "--passes", "1", "--batch-size", "4")
+    few = ("--rows", "8", "--rounds", "3", "--passes", "1", "--batch-size", "4", "--no-baselines")
     models = [model, *([exported] if (exported / "manifest.json").is_file() else [])]
     measured = command("bench", *models, *DATA, *few, "--json").json["models"]
     if any(one["flops"] is None for one in measured.values()):
