@@ -141,7 +141,9 @@ class InitialWeights:
         new = {_bert_name(new_name, self.source.model) for new_name in self.source.new}
         configs = (self.source.model.config, student.config)
         source_head, head = ((config.num_labels, model_type_of(config)) for config in configs)
-        return source_name not in new and not (name.startswith("classifier") and source_head != head)
+        # The head of a score answers in the units that its model was trained in, which need not be the student's.
+        is_other_head = source_head != head or head[0] == 1
+        return source_name not in new and not (name.startswith("classifier") and is_other_head)
 
     def _in_label_order(self, name: str, tensor: Tensor) -> Tensor:
         is_head = self.labels is not None and name.startswith("classifier") and axes_of(name)[0] == "rows"
