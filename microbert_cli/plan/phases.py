@@ -29,7 +29,7 @@ from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.values import PhaseSpec, Term, Training
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import LAYERWISE, make_terms, output_request
-from microbert_cli.training.phases import make_plan, race_share, rows_processed
+from microbert_cli.training.phases import make_plan, rows_processed, shares_of_first_seed
 
 # Of torch's time on batches and on single rows, docs/lab-notes.md; single rows by lower deciles, since torch's medians swayed.
 ONNX = {"fp32": (0.47, 0.35), "int8": (0.20, 0.17), "fp32-optimized": (0.48, 0.35), "int8-optimized": (0.22, 0.16)}
@@ -65,7 +65,7 @@ def add_phase(
 ) -> None:  # fmt: skip
     """Adds one phase of one seed; the first one tries every learning rate, for all steps or a share of them."""
     drop = pad_to is not None
-    shares = runs_of(spec) if first else [1.0]
+    shares = shares_of_first_seed(spec) if first else [1.0]
     scorings = 0
     for share in shares:
         plan = make_plan(name, spec, lengths, drop_last=drop, seed=seed, share=share)
@@ -141,12 +141,6 @@ def _for_steps(step: Step, steps: dict[str, int]) -> Step:
 def losses_of(terms: dict[str, Term]) -> Losses:
     """Returns weights and parameters of the losses whose weight is not 0."""
     return {name: (term.weight, term.parameters) for name, term in terms.items() if term.weight}
-
-
-def runs_of(spec: Training) -> list[float]:
-    """Returns the share of a phase's steps that each of the first seed's runs takes; a race ends with one of all steps."""
-    rates, race = max(1, len(getattr(spec, "learning_rates", ()))), race_share(spec)
-    return [1.0] * rates if race == 1.0 else [race] * rates + [1.0]
 
 
 def copies_of(seeds: Sequence[int]) -> int:

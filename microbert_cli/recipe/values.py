@@ -41,7 +41,7 @@ Parts = Annotated[
 ]
 LayerRates = Literal[False] | tuple[Positive, NotNegative]  # of the current layer, of the lower ones
 
-DURATION = r"(?i)^\s*\d+(\.\d+)?\s*(s|sec|min|m|h|d)\s*$"
+DURATION = r"(?i)^\s*(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|d)\s*$"  # a number and its unit
 Duration = Annotated[str, Field(pattern=DURATION)]
 
 FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases

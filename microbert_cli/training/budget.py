@@ -26,11 +26,12 @@ import torch
 
 from microbert_cli import distributed
 from microbert_cli.errors import MbertError
+from microbert_cli.recipe.values import DURATION
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
 from microbert_cli.text import dump_json
 from microbert_cli.training.loop import train
-from microbert_cli.training.phases import Phase, make_plan, row_batches, runs_of_first_seed
+from microbert_cli.training.phases import Phase, make_plan, row_batches, shares_of_first_seed
 
 FILE = "budget.json"
 FEWEST = 50  # steps of a phase; fewer teach a student nothing
@@ -41,7 +42,7 @@ UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 def seconds_of(duration: str) -> float:
     """Returns the seconds of a duration, such as "90s", "20min", "1.5h"."""
-    match = re.fullmatch(r"\s*([\d.]+)\s*([a-zA-Z]+)\s*", duration)
+    match = re.match(DURATION, duration)
     assert match is not None  # the schema checked it
     return float(match[1]) * UNITS[match[2].lower()]
 
@@ -75,7 +76,7 @@ class Budget:
     def _record(self, phases: Sequence[Phase], measured: Sequence[tuple[float, float]], seed: int) -> dict[str, Any]:
         plans = [make_plan(p.name, p.training, p.rows.lengths, drop_last=p.drop_last, seed=seed) for p in phases]
         wanted = sum(
-            runs_of_first_seed(phase.training) * (plan.steps * step + _evaluations(plan, phase) * evaluation)
+            sum(shares_of_first_seed(phase.training)) * (plan.steps * step + _evaluations(plan, phase) * evaluation)
             for phase, plan, (step, evaluation) in zip(phases, plans, measured, strict=True)
         )
         spent = time.monotonic() - self.started

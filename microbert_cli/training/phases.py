@@ -116,16 +116,16 @@ def make_plan(
 
 def rows_processed(training: PhaseSpec, lengths: Sequence[int] | np.ndarray, seeds: Sequence[int]) -> int:
     """Returns how many rows a phase processes over all seeds, of which the first tries every learning rate."""
-    runs = max(1, len(seeds)) - 1 + runs_of_first_seed(training)
+    runs = max(1, len(seeds)) - 1 + sum(shares_of_first_seed(training))
     size, tokens = training.batch_size, training.batch_tokens
     rows = len(lengths) / steps_per_epoch(lengths, size, tokens=tokens) if tokens else size
     return round(runs * make_plan("", training, lengths).steps * training.accumulate * rows)
 
 
-def runs_of_first_seed(training: Training) -> float:
-    """Returns how often the first seed takes all steps of a phase: it tries every learning rate, in part or in whole."""
-    tried, race = max(1, len(getattr(training, "learning_rates", ()))), race_share(training)
-    return tried if race == 1.0 else tried * race + 1
+def shares_of_first_seed(training: Training) -> list[float]:
+    """Returns the share of a phase's steps that each of the first seed's runs takes; a race ends with one of all steps."""
+    rates, race = max(1, len(getattr(training, "learning_rates", ()))), race_share(training)
+    return [1.0] * rates if race == 1.0 else [race] * rates + [1.0]
 
 
 def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callable[[int], Iterator[Batch]]:

@@ -11,7 +11,7 @@ from microbert_cli.recipe.resolve import resolve
 from microbert_cli.recipe.values import PhaseSpec
 from microbert_cli.runs.stage_inputs import step
 from microbert_cli.training import budget
-from microbert_cli.training.phases import make_plan, runs_of_first_seed
+from microbert_cli.training.phases import make_plan, shares_of_first_seed
 
 LABELS = ["negative", "positive"]
 
@@ -48,9 +48,9 @@ def test_min_steps_rules_over_epochs_and_not_over_steps():
 
 def test_a_race_costs_a_share_of_each_rate_and_one_whole_run():
     spec = PhaseSpec(learning_rates=[1e-4, 2e-4, 4e-4], race=0.1)
-    assert runs_of_first_seed(spec) == pytest.approx(1.3)
-    assert runs_of_first_seed(PhaseSpec(learning_rates=[1e-4, 2e-4])) == 2
-    assert runs_of_first_seed(PhaseSpec(race=0.1)) == 1
+    assert sum(shares_of_first_seed(spec)) == pytest.approx(1.3)
+    assert sum(shares_of_first_seed(PhaseSpec(learning_rates=[1e-4, 2e-4]))) == 2
+    assert sum(shares_of_first_seed(PhaseSpec(race=0.1))) == 1
 
 
 def test_a_race_tries_each_rate_briefly_and_trains_the_best_from_the_beginning(home):
