@@ -181,7 +181,7 @@ class Distiller:
             settings.layers,
             teacher.loaded,
             initial,
-            student=factory.student_config(self.student, self.catalog, teacher.loaded),
+            student=partial(factory.student_config, self.student, self.catalog, teacher.loaded),
             labels=columns,
             measure=measure,
             reporter=self.reporter,
@@ -192,7 +192,7 @@ class Distiller:
         if initial is None:
             return None
         settings, source = self.recipe.initialise, load_model(initial, "encoder", where="base", new_head=True)
-        config = factory.student_config(self.student, self.catalog, source)
+        config = partial(factory.student_config, self.student, self.catalog, source)
         return initial_weights(settings.by, settings.layers, source, None, student=config, reporter=self.reporter)
 
     @property

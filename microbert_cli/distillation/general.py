@@ -1,6 +1,7 @@
 """What general distillation builds: the student, its losses, the objective, and batches of text blocks."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def make_student(
     start = None
     if factory.is_description(name, catalog):
         settings = recipe.initialise
-        config = factory.student_config(name, catalog, teacher)
+        config = partial(factory.student_config, name, catalog, teacher)
         start = initial_weights(settings.by, settings.layers, teacher, initial, student=config, reporter=reporter)
     head, _ = required_heads(recipe, catalog)
     student = factory.encoder(name, catalog, seed=recipe.seed, teacher=teacher, where="student", start=start, head=head)

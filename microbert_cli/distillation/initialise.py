@@ -151,11 +151,11 @@ class InitialWeights:
 
 
 def initial_weights(by: str, layers: str | Sequence[int], teacher: LoadedModel, initial: str | None, *,
-          student: Any = None, labels: Sequence[int] | None = None,
+          student: Callable[[], Any], labels: Sequence[int] | None = None,
           measure: NeuronImportance | None = None, reporter: Reporter) -> InitialWeights | None:  # fmt: skip
     """Returns the initial weights of a new student, from its teacher or the model `initial`; None = random ones.
 
-    student  its configuration, by which "auto" chooses
+    student  returns its configuration, which "auto" alone looks at
     measure  the importance of the teacher's neurons; a model that is not the teacher has no trained head to measure it by
     """
     if by == "random":
@@ -166,7 +166,7 @@ def initial_weights(by: str, layers: str | Sequence[int], teacher: LoadedModel, 
         same_vocabulary(
             source.tokenizer, teacher.tokenizer, where=f"initialise.model {initial}", keys=["initialise"], without="random"
         )
-    if by == "auto" and (by := choose_start(source.model.config, student)) == "random":
+    if by == "auto" and (by := choose_start(source.model.config, student())) == "random":
         reporter.note("a new student begins with random weights: those of its teacher do not fit its shape")
         return None
     initial_values = InitialWeights(

@@ -164,13 +164,17 @@ def _heads(fields: dict[str, Any], like: Any) -> int:
     return next(heads for heads in (12, 8, 6, 4, 3, 2, 1) if width % heads == 0)
 
 
-def student_config(name: str, catalog: Catalog, teacher: LoadedModel, *, where: str = "student") -> Any:
-    """Returns the configuration of a new student of this teacher; its weights are not allocated."""
+def described_config(name: str, catalog: Catalog, *, tokenizer: Any, like: Any, where: str = "student") -> Any:
+    """Returns the configuration of a student of the catalogue with this vocabulary; its weights are not allocated."""
     # fork_rng: building draws random numbers, and looking at a student must not change those that are drawn after it.
     with torch.device("meta"), torch.random.fork_rng():
-        tokens, like = pad_right(teacher.tokenizer), teacher.model.config
-        model = build_model(read_student(name, catalog), kind="encoder", tokenizer=tokens, seed=0, like=like, where=where)
+        model = build_model(read_student(name, catalog), kind="encoder", tokenizer=tokenizer, seed=0, like=like, where=where)
     return model.config
+
+
+def student_config(name: str, catalog: Catalog, teacher: LoadedModel) -> Any:
+    """Returns the configuration of a new student of this teacher."""
+    return described_config(name, catalog, tokenizer=pad_right(teacher.tokenizer), like=teacher.model.config)
 
 
 Initializer = Callable[[Any], dict[str, torch.Tensor] | None]  # changes a new model's weights: distillation/initialise.py

@@ -24,7 +24,6 @@ from microbert_cli.data.task_data import TaskData, load_task_data
 from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.models import factory
 from microbert_cli.models.config import read_config
-from microbert_cli.models.factory import build_model
 from microbert_cli.models.find import find_model
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.moe.extract import is_routed
@@ -32,7 +31,6 @@ from microbert_cli.models.tokenizers import load_tokenizer
 from microbert_cli.plan.corpus_sample import CorpusSample, sample_corpus
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.recipe.task import Task
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, cache
@@ -103,11 +101,7 @@ class ExpectedInputs:
 
     def described(self, name: str, tokenizer: Any, *, like: Any, where: str) -> ModelInfo:
         """Returns a student of the catalogue with this vocabulary; its weights are not allocated."""
-        description = read_student(name, self.catalog)
-        # fork_rng: building draws random numbers, and planning must not change those that are drawn after it.
-        with torch.device("meta"), torch.random.fork_rng():
-            model = build_model(description, kind="encoder", tokenizer=tokenizer, seed=0, like=like, where=where)
-        return ModelInfo(model.config, tokenizer)
+        return ModelInfo(factory.described_config(name, self.catalog, tokenizer=tokenizer, like=like, where=where), tokenizer)
 
     def task(self, recipe: Recipe, splits: tuple[str, ...]) -> tuple[TaskData, float]:
         """Reads the task's rows; returns them and the seconds that reading took."""
