@@ -12,6 +12,7 @@ from microbert_cli.evaluation.alternatives.gather import (
     Row,
     find_alternatives,
     known_result,
+    over_seeds,
     score_of,
     table_row,
     training_rows,
@@ -106,8 +107,7 @@ def _score(entrant: BenchmarkModel, data: TaskData) -> dict[str, Any]:
         return {"score": score(data.task, logits, data.rows["dev"])[primary]}
     if not (result := known_result(entrant.source, data)):
         return {"score": score_of(entrant.source, data, where=entrant.where, label_order=entrant.label_order)}
-    spread, seeds = result.get("spread", {}).get(primary), len(result["seeds"]) if "seeds" in result else 1
-    return {"score": result.get("mean", result["dev"])[primary], "spread": spread, "seeds": seeds}
+    return over_seeds(result, primary)
 
 
 def _teacher_of(entrants: Sequence[BenchmarkModel]) -> str | None:

@@ -132,10 +132,22 @@ def _part_of(metrics: Mapping[str, Any], task: str) -> dict[str, Any]:
     return part
 
 
+def over_seeds(result: Mapping[str, Any], primary: str) -> dict[str, Any]:
+    """Returns score, spread and number of seeds of an output's metrics: of several seeds their mean and standard deviation."""
+    return {
+        "score": result.get("mean", result["dev"])[primary],
+        "spread": result.get("spread", {}).get(primary),
+        "seeds": len(result["seeds"]) if "seeds" in result else 1,
+    }
+
+
 def score_of(source: str, data: TaskData, *, where: str, label_order: Any = None) -> float:
-    """Returns a classifier's primary score on dev: as its own metrics.json has it, else computed."""
+    """Returns a classifier's primary score on dev: as its own metrics.json has it, else computed.
+
+    Of an output of several seeds it is the score of the model that lies there, the best one, and not their mean.
+    """
     if result := known_result(source, data):
-        return float(result.get("mean", result["dev"])[data.task.primary])
+        return float(result["dev"][data.task.primary])
     predictor = open_predictor(source, data.task, where=where, label_order=label_order)
     return score(data.task, predict_logits(data, "dev", predictor.answers, predictor), data.rows["dev"])[data.task.primary]
 

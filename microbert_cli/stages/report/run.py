@@ -11,6 +11,7 @@ from microbert_cli.evaluation.alternatives.gather import (
     Row,
     find_alternatives,
     known_result,
+    over_seeds,
     score_of,
     table_row,
     verdict_on,
@@ -169,16 +170,7 @@ class _Table:
     def _row(
         self, name: str, kind: str, result: dict[str, Any], speed: dict[str, Any] | None, teacher: float | None, floor: float
     ) -> Row:
-        return table_row(
-            name,
-            kind,
-            result.get("mean", result["dev"])[self.primary],
-            teacher=teacher,
-            floor=floor,
-            speed=speed,
-            spread=result.get("spread", {}).get(self.primary),
-            seeds=len(result["seeds"]) if "seeds" in result else 1,
-        )
+        return table_row(name, kind, **over_seeds(result, self.primary), teacher=teacher, floor=floor, speed=speed)
 
     def _entrants(self) -> list[BenchmarkModel]:
         entrants = []
@@ -193,13 +185,7 @@ class _Table:
         A student may have learnt from the teacher with fewer tokens, which answers otherwise.
         """
         if self._score is None and self.teacher:
-            # Of several seeds the best one taught.
-            result = known_result(self.teacher, self.data)
-            self._score = (
-                float(result["dev"][self.primary])
-                if result
-                else score_of(self.teacher, self.data, where="teacher.model", label_order=self.label_order)
-            )
+            self._score = score_of(self.teacher, self.data, where="teacher.model", label_order=self.label_order)
         if self._score is None:
             self._score = next(
                 (result["teacher"][self.primary] for result in self.results.values() if result.get("teacher")), None
@@ -210,7 +196,7 @@ class _Table:
 
     def _judged(self) -> str | None:
         """Returns the student that was exported, else the distilled one, else the one with the best score."""
-        scores = {name: self.results[name].get("mean", self.results[name]["dev"])[self.primary] for name in self.students}
+        scores = {name: over_seeds(self.results[name], self.primary)["score"] for name in self.students}
         exported = next((name for name in scores if self._is_exported(name)), None)
         return exported or ("task-distill" if "task-distill" in scores else max(scores, key=scores.__getitem__, default=None))
 
