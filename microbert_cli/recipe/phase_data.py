@@ -69,9 +69,7 @@ def check_transfer(values: Mapping[str, Any], catalog: Catalog, origins: Mapping
         key = f"phases.{name}.data"
         if not has_transfer_file:
             yield _no_transfer_set(key, origins.get(key, "recipe"))
-        terms = table_at(phase, "losses")
-        weighted = [loss for loss, term in terms.items() if not isinstance(term, Mapping) or term.get("weight", 1.0) != 0]
-        for loss in _losses_needing_labels(weighted, catalog):
+        for loss in _losses_needing_labels(_weighted_losses(phase), catalog):
             yield _labels_needed(f"phases.{name}", loss, origins.get(key, "recipe"))
 
 
@@ -97,11 +95,15 @@ def check_soft_labels(values: Mapping[str, Any], catalog: Catalog, origins: Mapp
     for name, phase in table_at(values, "phases").items():
         if not isinstance(phase, Mapping) or phase.get("leave_out"):
             continue
-        terms = table_at(phase, "losses")
-        weighted = [loss for loss, term in terms.items() if not isinstance(term, Mapping) or term.get("weight", 1.0) != 0]
-        present = [loss for loss in weighted if not list(catalog.check("losses", loss, ""))]
+        present = [loss for loss in _weighted_losses(phase) if not list(catalog.check("losses", loss, ""))]
         if deep := [loss for loss in present if _sees_inside(loss, catalog)]:
             yield needs_model(f"phases.{name}", deep, origins.get(f"phases.{name}", "recipe"))
+
+
+def _weighted_losses(phase: Mapping[str, Any]) -> list[str]:
+    """Returns the losses of a raw phase whose weight is not 0."""
+    terms = table_at(phase, "losses")
+    return [loss for loss, term in terms.items() if not isinstance(term, Mapping) or term.get("weight", 1.0) != 0]
 
 
 def _sees_inside(loss: str, catalog: Catalog) -> bool:
