@@ -27,6 +27,7 @@ from microbert_cli.models.predictor import session_predictor
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import cache, manifest
 from microbert_cli.runs.atomic import digest
+from microbert_cli.runs.disk import disk_error
 from microbert_cli.signals import Interrupted, WorkInterrupted
 
 FORMAT = 4
@@ -100,11 +101,13 @@ def int8_copy(
             session, loaded.tokenizer, data.task, source=str(session.path), where=name, label_order=label_order
         )
         scores = score(data.task, predict_logits(data, "dev", predictor.answers, predictor), data.rows["dev"])
-    except (Interrupted, WorkInterrupted):
+    except (Interrupted, WorkInterrupted, cache.CacheDeletedError):
         raise
     except MbertError as error:
         return Int8Copy(name, note=f"{error.what} [{error.code}]")
     except Exception as error:  # exporter and quantiser fail in more ways than can be listed, and a table can do without them
+        if disk_error(error, cache.root()) is not None:
+            raise  # the same command goes on when there is room; a table without the row would be kept as it is
         return Int8Copy(name, note=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
     return Int8Copy(name, BenchmarkModel(name, str(session.directory), INT8, opened=predictor), scores)
 
