@@ -376,7 +376,7 @@ def test_lamb_by_hand():
 
 def begun(nets, student=STUDENT, kind="masked-lm", **keys):
     made = build_model(student, kind=kind, tokenizer=nets[0].tokenizer, seed=5, **keys)
-    start = initial_weights("teacher-ends", "uniform", nets[0], None, reporter=SILENT)
+    start = initial_weights("teacher-ends", "uniform", nets[0], None, student=lambda: made.config, reporter=SILENT)
     return made, start
 
 
@@ -410,7 +410,7 @@ def test_a_bert_takes_a_berts_ends(tmp_path):
         {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 8},
         kind="masked-lm", tokenizer=taught.tokenizer, seed=5, like=taught.model.config,
     )  # fmt: skip
-    initial_weights("teacher-ends", "uniform", taught, None, reporter=SILENT)(made)
+    initial_weights("teacher-ends", "uniform", taught, None, student=lambda: made.config, reporter=SILENT)(made)
     for part in (lambda m: m.bert.embeddings, lambda m: m.cls):
         for one, other in zip(part(made).parameters(), part(taught.model).parameters(), strict=True):
             assert one.equal(other)
