@@ -296,7 +296,7 @@ def test_without_it_nothing_of_an_identity_changes():
 def test_a_student_relative_to_its_teacher(tmp_path):
     base = load_model(tiny_bert(tmp_path / "base", layers=6, hidden=24, heads=2, intermediate=96), "classifier", where="x")
     config = factory.student_config("compact", Catalog(), base)
-    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (3, 24, 48)
+    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (3, 24, 8)
     assert (config.num_attention_heads, config.model_type) == (2, "bert")
 
 
