@@ -17,7 +17,7 @@ import typer
 from microbert_cli import distributed
 from microbert_cli.cli.console import ConsoleReporter
 from microbert_cli.errors import MbertError
-from microbert_cli.recipe.layers import Layer
+from microbert_cli.recipe.layers import SHORTHAND, Layer
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import Resolved, resolve
 from microbert_cli.recipe.schema import Recipe
@@ -180,6 +180,8 @@ def keys_of_option(option: str, command: str, phases: Sequence[str]) -> list[str
     tables = {key: table for key, table in annotations.items() if isinstance(table, type) and issubclass(table, Strict)}
     holding = [key for key, table in tables.items() if name in table.model_fields]
     of_command = [key for key in STAGE_TABLES.get(command, ()) if key in holding]
+    if name in SHORTHAND:  # a table that may be written as one value: teacher = "DIR"
+        return [name]
     return [name] * (name in annotations and name not in tables) + [f"{key}.{name}" for key in of_command or holding][:3]
 
 

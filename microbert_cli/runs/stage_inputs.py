@@ -144,6 +144,20 @@ class EarlierOutputs:
         return (self.directory(value) if "/" not in value else None) or value
 
 
+def student_input(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> str | None:
+    """Returns the student, where a stage's name stands for its output; raises M025 where the catalogue has that name too."""
+    student = recipe.student
+    if student in earlier.planned and not list(catalog.check("students", student, "")):
+        raise MbertError(
+            "M025",
+            f'"{student}" is a stage of this run and a student of the catalogue',
+            where="student",
+            allowed="A name that stands for one model.",
+            fix=f"Give the stage another name in stages and in its table: [variant.{student}-stage]",
+        )
+    return earlier.resolve(student)
+
+
 def masked_lm_input(recipe: Recipe, earlier: EarlierOutputs) -> str | None:
     """Returns the masked-LM of this run, else the one that the recipe names, else what `pretrain` made in an earlier run."""
     return earlier.directory_of_this_run("pretrain") or recipe.base or earlier.directory("pretrain")

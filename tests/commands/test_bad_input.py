@@ -121,6 +121,12 @@ WORDS = {
     "a variant of no stage": (
         3, "M024", ("run", "--set", 'stages=["x"]', "--set", "variant.x.stage=finetun", "--task", "sst2"), ["finetun"],
     ),
+    "a stage with the name of the student": (
+        3, "M025",
+        ("run", "--set", 'stages=["compact", "again"]', "--set", "variant.compact.stage=task-distill", "--set",
+         "variant.again.stage=task-distill", "--set", "student=compact", "--set", "teacher=teacher", "--task", "sst2"),
+        ["compact", "stage"],
+    ),
     "seeds that are the same": (2, "M102", (*FINETUNE, "--seeds", "1,1"), ["1,1"]),
     "a precision that is not there": (
         4, "M231", ("evaluate", "teacher", "-o", "out", "--set", "evaluate.precision=int8"), ["int8", "mbert export"],

@@ -334,6 +334,7 @@ def test_a_student_loads_with_transformers_alone(home: Path) -> None:
         (("general-distill", "--batch-size=8",), "general.batch_size=VALUE"),
         (("augment", "--copies", "5"), "augment.copies=5"),
         (("finetune", "--max-length", "64"), "data.max_length=64"),
+        (("run", "--teacher", "DIR"), "teacher=DIR"),
     ],
 )  # fmt: skip
 def test_an_option_that_is_a_key_of_the_recipe_is_explained(words: tuple[str, ...], key: str) -> None:

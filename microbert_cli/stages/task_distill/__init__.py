@@ -11,7 +11,15 @@ from microbert_cli.recipe.phase_data import taught_by_table, trained_splits, unu
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
 from microbert_cli.recipe.values import MULTITASK_KEYS
-from microbert_cli.runs.stage_inputs import EarlierOutputs, Step, augmented_input, initial_input, required_input, taught_input
+from microbert_cli.runs.stage_inputs import (
+    EarlierOutputs,
+    Step,
+    augmented_input,
+    initial_input,
+    required_input,
+    student_input,
+    taught_input,
+)
 from microbert_cli.runs.stage_registry import Stage
 
 Teachers = str | list[str] | dict[str, list[str]] | None
@@ -69,7 +77,7 @@ def _student(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> str:
     is_directory = recipe.student is not None and Path(recipe.student).is_dir()
     is_described = not is_directory and not list(catalog.check("students", str(recipe.student), ""))
     use_general = general and (recipe.student is None or is_described)
-    student = general if use_general else earlier.resolve(recipe.student)
+    student = general if use_general else student_input(recipe, earlier, catalog)
     return required_input(student, "student", "a checkpoint, or a student of the catalogue", "--student DIR")
 
 
