@@ -27,11 +27,8 @@ def read(run: Path) -> dict[str, Any]:
     student = json.loads((run / "task-distill/metrics.json").read_text(encoding="utf-8"))
     trim = json.loads((run / "trim/metrics.json").read_text(encoding="utf-8"))
     primary = report["primary"]
-    # The int8 file of the best seed is judged beside that seed, not beside the mean.
     rows["teacher"]["score"] = trim["dev_before"][primary]
-    seeds = (
-        [metrics["dev"][primary] for metrics in student["seeds"].values()] if "seeds" in student else [student["dev"][primary]]
-    )
+    seeds = [metrics[primary] for metrics in student["seeds"].values()] if "seeds" in student else [student["dev"][primary]]
     return {"task": report["task"], "primary": primary, "rows": rows, "seeds": seeds, "tokens": trim["rows"]["after"]}
 
 
