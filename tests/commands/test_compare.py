@@ -173,6 +173,7 @@ def test_a_finished_comparison_has_nothing_to_do(home: Path) -> None:
     assert [row["directory"] for row in metrics["tasks"]["sst2"]["rows"]] == ["../distilled", "../labels"], "as seen from there"
 
 
+@pytest.mark.slow
 def test_an_added_row_runs_alone_and_a_changed_one_is_made_anew(copied: Path) -> None:
     before = made(copied)
     steps = ("--set", "phases.prediction.steps=31")

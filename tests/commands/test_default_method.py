@@ -55,7 +55,7 @@ def test_two_commands_without_a_key() -> None:
     assert metrics["start"]["by"] == "teacher-slice" and metrics["start"]["neurons"] == "sensitivity"
     assert metrics["budget"]["share"] == 1 and metrics["phases"]["distillation"]["steps"] >= 60
     config = json.loads(Path("runs/reviews/task-distill/config.json").read_text())
-    assert (config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"]) == (2, 16, 16)
+    assert (config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"]) == (2, 16, 3)
 
 
 @pytest.mark.slow

@@ -138,6 +138,7 @@ def test_what_cannot_be_extracted_or_is_not_said() -> None:
     assert not Path("x").exists()
 
 
+@pytest.mark.slow
 def test_a_routed_model_answers_where_the_task_is_known() -> None:
     assert works("predict", "one", "--task", "sst2", "a fine film").out.strip() in ("negative", "positive")
     assert works("evaluate", "token", "--task", "sst2", "--data", "glue", "-o", "token-sst2").code == 0

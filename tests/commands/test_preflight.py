@@ -98,5 +98,6 @@ def test_the_doctor_sees_a_masked_lm_without_its_head(place: Path) -> None:
     assert done.code == 1 and "M311" in done.out + done.err
 
 
+@pytest.mark.slow
 def test_what_is_fine_runs(place: Path) -> None:
     works("run", "small.toml", "-o", "fine", "--set", "export.onnx=false", "--set", "export.int8=false")

@@ -62,6 +62,7 @@ def test_a_decoder_keeps_its_layer() -> None:
         assert not isinstance(model.bert.encoder.layer[-1], FirstTokenLayer)
 
 
+@pytest.mark.slow
 def test_the_feed_forward_network_of_the_top_layer_has_one_row(tmp_path: Path) -> None:
     """By the shapes that ONNX infers: two dimensions in the top layer, three below it."""
     write_onnx(scattered("bert"), tmp_path / "model.onnx")

@@ -20,6 +20,7 @@ def test_there_is_enough_text() -> None:
     assert words > 180_000
 
 
+@pytest.mark.slow
 def test_a_tenth_is_dev_and_a_tenth_is_test() -> None:
     shares = {split: sum(passage.split == split for passage in passages()) / len(passages()) for split in SPLITS}
     assert shares["dev"] == pytest.approx(0.1, abs=0.02)
