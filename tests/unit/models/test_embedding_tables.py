@@ -157,8 +157,9 @@ OTHERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if name != "bert")])
-@pytest.mark.parametrize("form", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("form", ["int8", "int4"])
 def test_every_family_is_exported(tmp_path: Path, family: str, form: Format, monkeypatch: pytest.MonkeyPatch) -> None:
     """Words in that format, positions with a scale per row, segments as they are; the answers near the model's."""
     monkeypatch.setitem(FAMILIES, "albert", OTHERS["albert"])
