@@ -144,18 +144,22 @@ class EarlierOutputs:
         return (self.directory(value) if "/" not in value else None) or value
 
 
-def student_input(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> str | None:
-    """Returns the student, where a stage's name stands for its output; raises M025 where the catalogue has that name too."""
-    student = recipe.student
-    if student in earlier.planned and not list(catalog.check("students", student, "")):
+def new_model_input(value: str | None, key: str, earlier: EarlierOutputs, catalog: Catalog) -> str | None:
+    """Returns a model or the name of a new one: a student of the catalogue, whatever an earlier run called its outputs.
+
+    Any other name of a stage stands for its output. Raises M025 for a student that a stage of this run is named after.
+    """
+    if value is None or list(catalog.check("students", value, "")):
+        return earlier.resolve(value)
+    if value in earlier.planned:
         raise MbertError(
             "M025",
-            f'"{student}" is a stage of this run and a student of the catalogue',
-            where="student",
+            f'"{value}" is a stage of this run and a student of the catalogue',
+            where=key,
             allowed="A name that stands for one model.",
-            fix=f"Give the stage another name in stages and in its table: [variant.{student}-stage]",
+            fix=f"Give the stage another name in stages and in its table: [variant.{value}-stage]",
         )
-    return earlier.resolve(student)
+    return value
 
 
 def masked_lm_input(recipe: Recipe, earlier: EarlierOutputs) -> str | None:

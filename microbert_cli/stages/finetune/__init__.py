@@ -5,13 +5,13 @@ from typing import Any
 from microbert_cli.recipe.phase_data import SELECTED_BY, TRAIN
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, masked_lm_input, required_input
+from microbert_cli.runs.stage_inputs import EarlierOutputs, masked_lm_input, new_model_input, required_input
 from microbert_cli.runs.stage_registry import Stage
 
 
 def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
     """Returns the model to train, and the tokenizer of a new model."""
-    model = earlier.resolve(recipe.finetune.model) or masked_lm_input(recipe, earlier)
+    model = new_model_input(recipe.finetune.model, "finetune.model", earlier, catalog) or masked_lm_input(recipe, earlier)
     tokenizer = recipe.base or earlier.directory("pretrain") or earlier.resolve(recipe.teacher.model)
     return {
         "model": required_input(model, "finetune.model", "an encoder: a directory, a Hub id or a student", "--model DIR"),

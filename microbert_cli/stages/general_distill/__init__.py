@@ -4,14 +4,14 @@ from typing import Any
 
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, corpus_input, initial_input, required_input, student_input
+from microbert_cli.runs.stage_inputs import EarlierOutputs, corpus_input, initial_input, new_model_input, required_input
 from microbert_cli.runs.stage_registry import Stage
 
 
 def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
     """Returns teacher, student and corpus, and the model that a new student takes weights from."""
     teacher = earlier.resolve(recipe.base) or earlier.directory("pretrain")
-    student = student_input(recipe, earlier, catalog)
+    student = new_model_input(recipe.student, "student", earlier, catalog)
     return {
         "teacher": required_input(
             teacher, "base", "the pre-trained teacher of stage one", "--teacher google-bert/bert-base-uncased"

@@ -4,13 +4,13 @@ from typing import Any
 
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
-from microbert_cli.runs.stage_inputs import EarlierOutputs, corpus_input, required_input
+from microbert_cli.runs.stage_inputs import EarlierOutputs, corpus_input, new_model_input, required_input
 from microbert_cli.runs.stage_registry import Stage
 
 
 def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
     """Returns the model to train, its corpus, and the tokenizer of a new model."""
-    model = earlier.resolve(recipe.pretrain.model) or recipe.base
+    model = new_model_input(recipe.pretrain.model, "pretrain.model", earlier, catalog) or recipe.base
     return {
         "model": required_input(
             model, "pretrain.model", "a model to go on from, or a student description", "--model bert-4x128"

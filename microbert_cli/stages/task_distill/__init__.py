@@ -16,8 +16,8 @@ from microbert_cli.runs.stage_inputs import (
     Step,
     augmented_input,
     initial_input,
+    new_model_input,
     required_input,
-    student_input,
     taught_input,
 )
 from microbert_cli.runs.stage_registry import Stage
@@ -77,7 +77,7 @@ def _student(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> str:
     is_directory = recipe.student is not None and Path(recipe.student).is_dir()
     is_described = not is_directory and not list(catalog.check("students", str(recipe.student), ""))
     use_general = general and (recipe.student is None or is_described)
-    student = general if use_general else student_input(recipe, earlier, catalog)
+    student = general if use_general else new_model_input(recipe.student, "student", earlier, catalog)
     return required_input(student, "student", "a checkpoint, or a student of the catalogue", "--student DIR")
 
 
