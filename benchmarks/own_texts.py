@@ -15,78 +15,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-TOPICS = {
-    "windows": ("tkinter", "turtle", "curses", "idlelib"),
-    "concurrency": ("asyncio", "concurrent", "multiprocessing", "threading", "queue", "sched", "selectors", "subprocess"),
-    "mail": ("email", "mailbox", "smtplib", "imaplib", "poplib", "nntplib"),
-    "web": (
-        "http",
-        "urllib",
-        "wsgiref",
-        "xmlrpc",
-        "xml",
-        "html",
-        "ssl",
-        "ftplib",
-        "socketserver",
-        "socket",
-        "cgi",
-        "ipaddress",
-    ),
-    "numbers": (
-        "_pydecimal",
-        "decimal",
-        "fractions",
-        "statistics",
-        "numbers",
-        "random",
-        "datetime",
-        "_pydatetime",
-        "calendar",
-        "heapq",
-    ),
-    "language": (
-        "importlib",
-        "ast",
-        "inspect",
-        "typing",
-        "enum",
-        "dataclasses",
-        "abc",
-        "functools",
-        "contextlib",
-        "collections",
-        "types",
-    ),
-    "files": (
-        "tarfile",
-        "zipfile",
-        "pathlib",
-        "shutil",
-        "os",
-        "_pyio",
-        "tempfile",
-        "gzip",
-        "bz2",
-        "lzma",
-        "encodings",
-        "codecs",
-        "csv",
-    ),
-    "tools": (
-        "unittest",
-        "doctest",
-        "pdb",
-        "bdb",
-        "logging",
-        "argparse",
-        "optparse",
-        "distutils",
-        "pydoc",
-        "trace",
-        "traceback",
-        "venv",
-    ),
+TOPICS = {  # modules by what they are about
+    "windows": "tkinter turtle curses idlelib",
+    "concurrency": "asyncio concurrent multiprocessing threading queue sched selectors subprocess",
+    "mail": "email mailbox smtplib imaplib poplib nntplib",
+    "web": "http urllib wsgiref xmlrpc xml html ssl ftplib socketserver socket cgi ipaddress",
+    "numbers": "_pydecimal decimal fractions statistics numbers random datetime _pydatetime calendar heapq",
+    "language": "importlib ast inspect typing enum dataclasses abc functools contextlib collections types",
+    "files": "tarfile zipfile pathlib shutil os _pyio tempfile gzip bz2 lzma encodings codecs csv",
+    "tools": "unittest doctest pdb bdb logging argparse optparse distutils pydoc trace traceback venv",
 }
 
 
@@ -94,7 +31,7 @@ def docstrings() -> Iterator[tuple[str, str]]:
     """Yields the first paragraph of every docstring with the topic of its module."""
     root = Path(sysconfig.get_path("stdlib"))
     for topic, modules in TOPICS.items():
-        for module in modules:
+        for module in modules.split():
             for path in sorted([*root.glob(f"{module}.py"), *(root / module).rglob("*.py")]):
                 if not {"test", "tests"} & set(path.relative_to(root).parts):
                     with warnings.catch_warnings(action="ignore"):
