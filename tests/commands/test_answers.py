@@ -208,11 +208,11 @@ def test_answers_are_written_where_they_are_wanted(place: Path) -> None:
     assert Path("texts").read_text() == f"{TEXT}\n"
 
 
+@pytest.mark.slow
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     st.lists(st.one_of(TEXTS, st.text(alphabet="ab \r\x0b\x0c\x1c\x85\u2028\u2029\0\x1b", max_size=6)), min_size=1, max_size=4)
 )
-@pytest.mark.slow
 def test_one_answer_a_text_whatever_the_texts_and_labels_are(hostile_model: Path, texts: list[str]) -> None:
     texts = [text.replace("\n", " ") for text in texts]
     stdin = "".join(f"{text}\n" for text in texts)
