@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.capture import input_names
+from microbert_cli.models.architectures import input_names
 from microbert_cli.models.config import read_config
 from microbert_cli.models.graphs.embeddings import Format, quantise_tables
 from microbert_cli.models.graphs.first_token import first_token_on_top

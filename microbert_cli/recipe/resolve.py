@@ -25,7 +25,7 @@ from microbert_cli.recipe.values import FOLDER_NAME
 ENVIRONMENT = "MBERT_SET_"
 METHOD_KEYS = {
     "title", "source", "layer_map", "normalisation", "general", "phases", "corpus", "by_task", "ablations", "init",
-    "initialise", "moe", "student", "budget",
+    "initialise", "moe", "student", "budget", "early_exit",
 }  # fmt: skip
 
 

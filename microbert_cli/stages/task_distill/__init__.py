@@ -165,7 +165,7 @@ STAGE = Stage(
     inputs,
     input_keys={"teacher": ("teacher.model",), "student": ("student", "init"), "augmented": ("augmented",)},
     keys=(
-        "task", "data", "teacher", "phases", "normalisation", "layer_map", "initialise", "moe", "cache", "seed", "seeds",
+        "task", "data", "teacher", "phases", "normalisation", "layer_map", "initialise", "moe", "early_exit", "cache", "seed", "seeds",
         "budget", *PRECISION_KEYS, *MULTITASK_KEYS,
     ),
     splits=trained_splits,
