@@ -23,7 +23,6 @@ from microbert_cli.models import factory
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import OptionalTeacherFunction, OutputRequest
 from microbert_cli.models.device import choose_precision, pick_device
-from microbert_cli.models.exits.build import ExitSettings, add_exits
 from microbert_cli.models.load import LoadedModel, count_all_parameters, load_model
 from microbert_cli.models.moe.convert import MoeSettings, add_experts
 from microbert_cli.models.moe.importance import has_neurons, importance
@@ -78,8 +77,7 @@ class Distiller:
         # Routing by a fixed table has no gate that could be kept busy.
         balances = self._has_experts and recipe.moe.experts > 1 and recipe.moe.routing != "hash"
         balance = recipe.moe.balance if balances else 0.0
-        exits = recipe.early_exit.branch != "none"
-        self.terms = {name: _terms(name, spec, catalog, balance, exits) for name, spec in recipe.run_phases.items()}
+        self.terms = {name: _terms(name, spec, catalog, balance) for name, spec in recipe.run_phases.items()}
         self.task_set.check(self.terms)
         if not self.task_set.teachers and not taught_by_table(recipe):
             self.terms = {name: without_teacher_terms(terms) for name, terms in self.terms.items()}
@@ -133,7 +131,8 @@ class Distiller:
         units.restore()
         save_model(model, loaded.tokenizer, place, projection=projection)
         record = {"dev": self.task_set.score(model, loaded), "phases": phases, "parameters": count_all_parameters(model)}
-        optional = {"best": save_best_weights(best, self.task_set, model, loaded, units, place), "experts": expert_usage(model)}
+        optional: dict[str, Any] = {"best": save_best_weights(best, self.task_set, model, loaded, units, place), "experts": expert_usage(model)}
+        optional["exits"] = self.task_set.score_exits(model, loaded)
         return record | {name: value for name, value in optional.items() if value}
 
     def _score(self, model: Any, loaded: LoadedModel, units: ScoreUnits) -> dict[str, float]:
@@ -158,10 +157,7 @@ class Distiller:
             loaded = factory.classifier(student, self.catalog, task=tasks[0], **options)
         if self.pruning:
             return self.pruning.begin(loaded)
-        if self.recipe.early_exit.branch != "none":
-            scale = self.task_set.tasks[0].data.standardisation
-            return add_exits(loaded, ExitSettings(**self.recipe.early_exit.model_dump()), seed=seed, spread=scale and scale.std)
-        return self._with_experts(loaded, seed) if self._has_experts else loaded
+        return self._with_experts(loaded, seed) if self._has_experts else self.task_set.with_exits(loaded, seed)
 
     @property
     def start_record(self) -> dict[str, Any]:
@@ -342,9 +338,9 @@ class Distiller:
         return ask
 
 
-def _terms(phase: str, spec: PhaseSpec, catalog: Catalog, balance: float, exits: bool) -> list[LossTerm]:
+def _terms(phase: str, spec: PhaseSpec, catalog: Catalog, balance: float) -> list[LossTerm]:
     """Returns the phase's losses; with experts also `load_balance`, of weight `balance` unless the phase sets its own."""
     losses = {name: (term.weight, term.parameters) for name, term in spec.losses.items()}
-    extra = ({"routing"} if balance else set()) | ({"exits"} if exits else set())
+    routed = {"routing"} if balance else set()
     losses = {"load_balance": (balance, {}), **losses} if balance else losses
-    return make_terms(losses, catalog, available=CLASSIFICATION_INPUTS | {"teacher"} | extra, where=f"phases.{phase}.losses")
+    return make_terms(losses, catalog, available=CLASSIFICATION_INPUTS | {"teacher", "exits"} | routed, where=f"phases.{phase}.losses")

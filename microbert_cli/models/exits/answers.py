@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -150,6 +151,25 @@ class _Exit(nn.Module):
             hidden_bTd, *(rows(value) for value in arguments), **{name: rows(value) for name, value in options.items()}
         )
         return self.leaving.leave(computed, self.number)
+
+
+class ExitLogits:
+    """A model with exits that answers with the logits of all of them, [B, exits x C], the last layer's at the end."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """Returns the logits of a batch, in eval mode."""
+        device, was_training = next(self.model.parameters()).device, self.model.training
+        self.model.eval()
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        with torch.inference_mode():
+            exits_EBC = forward_outputs(self.model, inputs, OutputRequest(exits=True)).exits
+        self.model.train(was_training)
+        assert exits_EBC is not None
+        logits: np.ndarray = exits_EBC.transpose(0, 1).flatten(1).float().cpu().numpy()
+        return logits
 
 
 def chosen_speed(config: Any, speed: float | None, *, where: str, option: str = "--speed") -> float:
