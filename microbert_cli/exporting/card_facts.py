@@ -191,6 +191,20 @@ def _limits(facts: Facts) -> list[str]:
     return [
         f"Selected and scored on the dev split of {facts.data.task.name}; a score on data of another kind may differ.",
         f"Texts are cut after {_length(facts)} tokens.",
+        *_exits(facts),
+    ]
+
+
+def _exits(facts: Facts) -> list[str]:
+    """Returns what is said of a model with exits."""
+    if not (exits := facts.metrics.get("exits")):
+        return []
+    primary = facts.data.task.primary
+    layers = facts.metrics["speed"]["models"]["torch"].get("layers", exits["layers"][-1])
+    return [
+        f"Rows may leave behind layers {', '.join(map(str, exits['layers'][:-1]))} of {exits['layers'][-1]}: exits/run.py runs "
+        f"the segments beside it. At speed {exits['speed']:g}, its default here, a row runs through {layers:.1f} layers on "
+        f"average and {primary} on dev is {exits['scores'][primary]:.4f}; the other files, and this table, run all layers."
     ]
 
 

@@ -15,6 +15,9 @@ import torch
 from microbert_cli.errors import MbertError
 from microbert_cli.exporting.onnx_fusion import operators, write_optimized
 from microbert_cli.models.architectures import positions_of
+from microbert_cli.models.exits.answers import ExitLogits
+from microbert_cli.models.exits.build import has_exits
+from microbert_cli.models.exits.segments import FOLDER, SegmentedClassifier, write_segments
 from microbert_cli.models.graphs.embeddings import Format, table_errors
 from microbert_cli.models.graphs.products import Row
 from microbert_cli.models.onnx import (
@@ -69,6 +72,7 @@ def export_model(
     onnx     False leaves ONNX out; int8=False leaves out only int8, optimize=False the graphs for ONNX Runtime alone
     embeddings  how the int8 files store tables of embeddings; see models/graphs/embeddings.py
     calibration  real rows that set the scales of the int8 files, see `quantise`; by default `rows`
+    A model with exits is also written as segments, see models/exits/segments.py: "exits" in the result.
     Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores", "graph", "embeddings"}},
     "parity": {...}}, names: safetensors and those of onnx.ONNX_FILES; max_difference of logits and agreement (share of equal
     answers) against the model; graph: what operators it has, see `onnx_fusion.operators`; embeddings, of int8 files: the
@@ -111,8 +115,31 @@ def export_model(
         for name, seconds in write_optimized(model, out, inputs=inputs, **options).items():
             close = tolerance if name.startswith("fp32") else None
             check(name, OnnxClassifier(out, precision=name).logits, out / ONNX_FILES[name], close, seconds)
+    exits = _write_exits(model, out, inputs, batches, score, tolerance * unit, reporter) if onnx and has_exits(model.config) else {}
     shapes = [list(batch["input_ids"].shape) for batch in batches]
-    return {"files": files, "parity": {"shapes": shapes, "tolerance": tolerance, "rows": sum(count for count, _ in shapes)}}
+    return {"files": files, **exits, "parity": {"shapes": shapes, "tolerance": tolerance, "rows": sum(count for count, _ in shapes)}}
+
+
+def _write_exits(
+    model: Any,
+    out: Path,
+    inputs: Sequence[str],
+    batches: Sequence[Batch],
+    score: Callable[[LogitsFunction], Scores] | None,
+    tolerance: float,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Writes the segments of a model with exits; returns {"exits": ...}: sizes, difference of all exits' logits, dev scores."""
+    speed = float(model.config.speed)
+    seconds = write_segments(model, out, inputs=inputs, speed=speed)
+    segments, exits = SegmentedClassifier(out, speed), ExitLogits(model)
+    difference = float(np.max([np.abs(segments.every_exit(batch) - exits.logits(batch)).max() for batch in batches]))
+    refuse_difference(out / FOLDER, difference, tolerance)
+    files = [out / FOLDER / name for name in segments.run.facts["segments"]]
+    measured: dict[str, Any] = {"file": FOLDER, "bytes": sum(map(weights_bytes, files)), "seconds": seconds}
+    measured |= {"max_difference": difference, "scores": dict(score(segments.logits)) if score else None, "graph": None}
+    reporter.note(_line(measured))
+    return {"exits": measured | {"layers": segments.run.facts["layers"], "speed": speed}}
 
 
 def _exported_tokenizer(tokenizer: Any, inputs: Sequence[str], max_length: int | None) -> Any:

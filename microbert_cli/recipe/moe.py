@@ -32,7 +32,7 @@ def check_experts(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iter
 
 
 def check_exits(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterable[MbertError]:
-    """Checks the table `early_exit`: M446 a loss that reads exits of a student without any, M447 what they do not go with."""
+    """Checks the table `early_exit`: M038 a loss that reads exits of a student without any, M039 what they do not go with."""
     branch = table_at(values, "early_exit").get("branch", "none")
     if branch not in ("attention", "linear"):
         for name, phase in table_at(values, "phases").items():
@@ -53,7 +53,7 @@ def check_exits(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[st
     for what, (is_there, fix) in others.items():
         if is_there:
             yield MbertError(
-                "M447",
+                "M039",
                 f"{what}: not together with exits",
                 where=f"{origins.get('early_exit.branch', 'recipe')}, early_exit.branch",
                 allowed="A student of one task without experts, which keeps its layers; any trained model can get exits.",
@@ -67,7 +67,7 @@ def _needs(loss: str, catalog: Catalog) -> Collection[str]:
 
 def _no_exits(key: str, origins: Mapping[str, str]) -> MbertError:
     return MbertError(
-        "M446",
+        "M038",
         "this loss is about exits, and the student has none",
         where=f"{origins.get(f'{key}.weight', origins.get(key, 'recipe'))}, {key}",
         allowed="A student with exits: early_exit.branch is attention or linear.",

@@ -175,14 +175,14 @@ class ExitLogits:
 def chosen_speed(config: Any, speed: float | None, *, where: str, option: str = "--speed") -> float:
     """Returns the speed that a model answers with: what is asked for, else what its configuration says; 0 without exits.
 
-    Raises M443 for a speed outside [0, 1], M444 for one above 0 of a model without exits.
+    Raises M155 for a speed outside [0, 1], M157 for one above 0 of a model without exits.
     """
     if speed is None:
         return float(config.speed) if has_exits(config) else 0.0
     check_speed(speed, where=option)
     if speed > 0 and not has_exits(config):
         raise MbertError(
-            "M444",
+            "M157",
             "this model has no exits, so that no row can leave it early",
             where=f"{where}, {option} {speed:g}",
             allowed="A model with exits, such as the method fastbert makes; of any other, speed 0: the whole model.",
@@ -192,10 +192,10 @@ def chosen_speed(config: Any, speed: float | None, *, where: str, option: str = 
 
 
 def check_speed(speed: float, *, where: str) -> None:
-    """Raises M443 for a speed outside [0, 1]."""
+    """Raises M155 for a speed outside [0, 1]."""
     if not 0 <= speed <= 1:  # false for NaN too
         raise MbertError(
-            "M443",
+            "M155",
             f"{speed:g} is no speed: it is compared with an uncertainty between 0 and 1",
             where=where,
             allowed="0, where every row runs through all layers, to 1, where every row leaves at the first exit.",
@@ -204,12 +204,12 @@ def check_speed(speed: float, *, where: str) -> None:
 
 
 def parse_speeds(text: str) -> Sequence[float]:
-    """Returns the speeds of `0,0.1,0.5`; raises M445 where that is no list of numbers, M443 for one outside [0, 1]."""
+    """Returns the speeds of `0,0.1,0.5`; raises M156 where that is no list of numbers, M155 for one outside [0, 1]."""
     try:
         speeds = [float(word) for word in text.split(",")]
     except ValueError:
         raise MbertError(
-            "M445",
+            "M156",
             f'"{text}" is no list of speeds',
             where="--speed",
             allowed="Numbers from 0 to 1 with commas between.",

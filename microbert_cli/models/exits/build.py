@@ -37,7 +37,7 @@ def add_exits(loaded: LoadedModel, settings: ExitSettings, *, seed: int, spread:
     """Returns the classifier with branches drawn from `seed`; its own weights stay. One that has these exits is returned as it is.
 
     spread  of a score: the standard deviation of the training labels
-    Raises M440 (a layer that is not there), M441 (an architecture whose layers cannot be run one by one), M442 (other exits).
+    Raises M036 (a layer that is not there), M328 (an architecture whose layers cannot be run one by one), M037 (other exits).
     """
     if has_exits(loaded.model.config):
         _check_same(loaded.model.config, exit_config(loaded.model.config.classifier_config, settings))
@@ -53,7 +53,7 @@ def add_exits(loaded: LoadedModel, settings: ExitSettings, *, seed: int, spread:
 
 
 def exit_config(classifier: Any, settings: ExitSettings, *, spread: float | None = None) -> Any:
-    """Returns the configuration of a classifier with exits, which answers as it does. Raises M440."""
+    """Returns the configuration of a classifier with exits, which answers as it does. Raises M036."""
     register_model_type({"model_type": MODEL_TYPE})
     inner = {key: value for key, value in copy.deepcopy(classifier).to_dict().items() if key not in RUNTIME_KEYS}
     return AutoConfig.for_model(
@@ -72,14 +72,14 @@ def exit_config(classifier: Any, settings: ExitSettings, *, spread: float | None
 
 
 def exit_layers(requested: str | Sequence[int], depth: int) -> list[int]:
-    """Returns the layers with a branch, from 1; raises M440 for one that is not there, or where none is left."""
+    """Returns the layers with a branch, from 1; raises M036 for one that is not there, or where none is left."""
     layers = list(range(1, depth)) if requested == "all" else sorted(int(layer) for layer in requested)
     wrong = [layer for layer in layers if not 1 <= layer < depth]
     if layers and not wrong:
         return layers
     what = f"there is no exit behind layer {wrong[0]}" if wrong else "there is no layer to have an exit"
     raise MbertError(
-        "M440",
+        "M036",
         f"{what}: the model has {depth} layers, and behind the last its own classifier answers",
         where="early_exit.layers",
         allowed=f"Numbers from 1 to {depth - 1}, or all." if depth > 1 else "A model of two layers or more.",
@@ -90,7 +90,7 @@ def exit_layers(requested: str | Sequence[int], depth: int) -> list[int]:
 def _no_layers(model_type: str) -> MbertError:
     names = [name for name, facts in ARCHITECTURES.items() if facts.stack and not (facts.reads_apart or facts.experts == "task")]
     return MbertError(
-        "M441",
+        "M328",
         f'rows cannot leave a model of "{model_type}" between its layers, which are not run one after the other for one text',
         where="early_exit.branch",
         allowed=f"Classifiers of {', '.join(names)}.",
@@ -103,7 +103,7 @@ def _check_same(config: Any, requested: Any) -> None:
     has, wanted = ([list(v) if isinstance(v := getattr(each, key), list | tuple) else v for key in keys] for each in (config, requested))
     if has[: 2 if config.branch == "linear" else 4] != wanted[: 2 if config.branch == "linear" else 4]:
         raise MbertError(
-            "M442",
+            "M037",
             f"this model has exits already ({has[0]}, layers {has[1]}), and others are asked for ({wanted[0]}, layers {wanted[1]})",
             where="early_exit",
             allowed="The same keys, to train its branches further; or the model that they were put into.",

@@ -8,6 +8,7 @@ query, mixture and dense layer, and the classes. With speed 0 no branch is run, 
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from microbert_cli.models.architectures import inner_config, model_shape
@@ -39,3 +40,20 @@ def exit_flops(config: Any, length: int) -> dict[int, int] | None:
     exits = [int(number) for number in config.exit_layers]
     by_layer = {number: start + number * layer + branch * sum(other <= number for other in exits) for number in exits}
     return by_layer | {depth: whole + branch * len(exits)}
+
+
+def exit_summary(config: Any, left: Mapping[int, int], *, length: int, speed: float) -> dict[str, Any]:
+    """Returns what leaving early saved: the share of the rows by layer, layers and operations of a row on average.
+
+    left  rows by the layer behind which they left; length  tokens of the row whose operations are counted
+    """
+    rows = sum(left.values())
+    depth = model_shape(config).layers
+    by_layer = exit_flops(config, length) if speed > 0 else {depth: forward_flops(config, length)}
+    counted = None if by_layer is None or None in by_layer.values() else sum(by_layer[layer] * left[layer] for layer in left)
+    return {
+        "speed": speed,
+        "left": {str(layer): left[layer] / rows for layer in sorted(left)},
+        "layers": sum(layer * count for layer, count in left.items()) / rows,
+        "flops": None if counted is None else round(counted / rows),
+    }

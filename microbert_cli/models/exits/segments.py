@@ -136,7 +136,7 @@ class _Segment(nn.Module):
 class SegmentedClassifier:
     """An exported model with exits that answers segment by segment; `logits` as those of `onnx.OnnxClassifier`.
 
-    Raises M448 where the export has no segments, M333 for a file that cannot be read.
+    Raises M234 where the export has no segments, M333 for a file that cannot be read.
     """
 
     def __init__(self, directory: Path, speed: float, *, threads: int | None = None):
@@ -153,15 +153,43 @@ class SegmentedClassifier:
 
     def answer(self, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Returns logits [B, C] and layers [B]."""
-        feed = {name: np.asarray(batch[name]) for name in self.names if name in batch}
+        return self.run(**self._feed(batch))
+
+    def logits(self, batch: Mapping[str, Any]) -> np.ndarray:
+        """Returns the logits [B, C]."""
+        return self.answer(batch)[0]
+
+    def every_exit(self, batch: Mapping[str, Any]) -> np.ndarray:
+        """Returns the logits of all exits [B, exits x C], as `answers.ExitLogits` does; no row leaves."""
+        state, logits = self._feed(batch), []
+        for session in self.run.segments:
+            *hidden, z = session.run(None, {each.name: state[each.name] for each in session.get_inputs()})
+            state |= {"hidden": each for each in hidden}
+            logits.append(z)
+        return np.concatenate(logits, axis=-1)
+
+    def _feed(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        feed = {name: np.asarray(batch[name], dtype=np.int64) for name in self.names if name in batch}
         if "token_type_ids" in self.names:
             feed.setdefault("token_type_ids", np.zeros_like(feed["input_ids"]))
-        return self.run(**feed)
+        return feed
+
+
+def check_segments(precision: str, *, where: str) -> None:
+    """Raises M158 for a file of an export that has no segments: they are written in fp32."""
+    if precision != "fp32":
+        raise MbertError(
+            "M158",
+            f"the {precision} file answers whole, and rows are to leave early",
+            where=where,
+            allowed="The export's directory, whose segments are fp32; any of its files without a speed.",
+            fix="Name the export's directory in its place, or leave the speed out",
+        )
 
 
 def _no_segments(directory: Path) -> MbertError:
     return MbertError(
-        "M448",
+        "M234",
         "this export answers whole: it has no segments, between which rows could leave",
         where=f"{directory / FOLDER}",
         allowed="An export of a model with exits, which has the folder exits/; or its safetensors: evaluate.precision torch.",
