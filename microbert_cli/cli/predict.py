@@ -59,9 +59,7 @@ def predict(
     piped = sys.stdin.buffer if not texts and (file is None or str(file) == "-") else None
     form = _file_format(sets or [])
     inputs = read_inputs(texts or [], file, piped, columns=text or [], pairs=pairs, model=model, form=form, reporter=reporter)
-    answers = run(
-        model, inputs, task=task, max_length=max_length, batch_size=batch_size, speed=speed, reporter=reporter
-    )
+    answers = run(model, inputs, task=task, max_length=max_length, batch_size=batch_size, speed=speed, reporter=reporter)
     reporter.close()
     if out is not None:
         write_file(out, "".join(f"{line}\n" for line in as_lines(answers, as_json=as_json)))

@@ -131,8 +131,8 @@ class Distiller:
         units.restore()
         save_model(model, loaded.tokenizer, place, projection=projection)
         record = {"dev": self.task_set.score(model, loaded), "phases": phases, "parameters": count_all_parameters(model)}
-        optional: dict[str, Any] = {"best": save_best_weights(best, self.task_set, model, loaded, units, place), "experts": expert_usage(model)}
-        optional["exits"] = self.task_set.score_exits(model, loaded)
+        optional: dict[str, Any] = {"best": save_best_weights(best, self.task_set, model, loaded, units, place)}
+        optional |= {"experts": expert_usage(model), "exits": self.task_set.score_exits(model, loaded)}
         return record | {name: value for name, value in optional.items() if value}
 
     def _score(self, model: Any, loaded: LoadedModel, units: ScoreUnits) -> dict[str, float]:
@@ -343,4 +343,6 @@ def _terms(phase: str, spec: PhaseSpec, catalog: Catalog, balance: float) -> lis
     losses = {name: (term.weight, term.parameters) for name, term in spec.losses.items()}
     routed = {"routing"} if balance else set()
     losses = {"load_balance": (balance, {}), **losses} if balance else losses
-    return make_terms(losses, catalog, available=CLASSIFICATION_INPUTS | {"teacher", "exits"} | routed, where=f"phases.{phase}.losses")
+    return make_terms(
+        losses, catalog, available=CLASSIFICATION_INPUTS | {"teacher", "exits"} | routed, where=f"phases.{phase}.losses"
+    )

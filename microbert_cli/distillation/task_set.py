@@ -98,7 +98,7 @@ class TaskSet:
         return add_exits(loaded, ExitSettings(**self.recipe.early_exit.model_dump()), seed=seed, spread=scale and scale.std)
 
     def score_exits(self, model: Any, loaded: LoadedModel) -> dict[str, dict[str, float]]:
-        """Returns the dev scores that each exit of a student would have, if all rows left there, by its layer; none without exits."""
+        """Returns the dev scores of a student if all rows left at one exit, by its layer; none without exits."""
         if not has_exits(model.config):
             return {}
         data, exits = self.tasks[0].data, ExitLogits(model)

@@ -21,7 +21,7 @@ AXES = {"flops": ("MFLOPs a row", 1e-6), "throughput": ("rows a second, in batch
 
 
 def at_speeds(entrants: Sequence[BenchmarkModel], speeds: Sequence[float]) -> list[BenchmarkModel]:
-    """Returns the entrants, those with exits once for each speed; others, and files of an export that answer whole, as they are.
+    """Returns the entrants, those with exits once for each speed, and as they are the others, which answer whole.
 
     Raises M157 where none has exits.
     """

@@ -115,9 +115,15 @@ def export_model(
         for name, seconds in write_optimized(model, out, inputs=inputs, **options).items():
             close = tolerance if name.startswith("fp32") else None
             check(name, OnnxClassifier(out, precision=name).logits, out / ONNX_FILES[name], close, seconds)
-    exits = _write_exits(model, out, inputs, batches, score, tolerance * unit, reporter) if onnx and has_exits(model.config) else {}
+    exits = (
+        _write_exits(model, out, inputs, batches, score, tolerance * unit, reporter) if onnx and has_exits(model.config) else {}
+    )
     shapes = [list(batch["input_ids"].shape) for batch in batches]
-    return {"files": files, **exits, "parity": {"shapes": shapes, "tolerance": tolerance, "rows": sum(count for count, _ in shapes)}}
+    return {
+        "files": files,
+        **exits,
+        "parity": {"shapes": shapes, "tolerance": tolerance, "rows": sum(count for count, _ in shapes)},
+    }
 
 
 def _write_exits(

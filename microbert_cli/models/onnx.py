@@ -306,7 +306,7 @@ def not_exportable(model: Any, why: str) -> MbertError:
 
 @contextlib.contextmanager
 def resting(model: Any, attention: str) -> Iterator[None]:
-    """Sets eval mode and that attention for a while; eager gives a plainer graph than sdpa (no NaN guards), at the same speed."""
+    """Sets eval mode and that attention for a while; eager gives a plainer graph than sdpa, without NaN guards."""
     before, training = model.config._attn_implementation, model.training
     model.eval()
     model.set_attn_implementation(attention)

@@ -69,7 +69,9 @@ def open_predictor(
     columns = match_labels(loaded.model.config, task, where=where, source=source, order=label_order) if task else None
     settled = task is None or names_settle_order(loaded.model.config, task, label_order)
     speed = chosen_speed(loaded.model.config, speed, where=f"{where} {source}")
-    answers = _ExitingModel(loaded.model, columns, speed) if has_exits(loaded.model.config) else _TorchModel(loaded.model, columns)
+    answers = (
+        _ExitingModel(loaded.model, columns, speed) if has_exits(loaded.model.config) else _TorchModel(loaded.model, columns)
+    )
     return Predictor(answers, loaded.model, loaded.tokenizer, source, columns, settled)
 
 
@@ -145,7 +147,9 @@ class _ExitingModel(_TorchModel):
     def logits(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
         device = next(self.model.parameters()).device
         with torch.no_grad():
-            answers = answer_early(self.model, {name: value.to(device) for name, value in batch.items() if name != "task"}, self.speed)
+            answers = answer_early(
+                self.model, {name: value.to(device) for name, value in batch.items() if name != "task"}, self.speed
+            )
         self.left.update(answers.layers.tolist())
         return (answers.logits[:, self.columns] if self.columns else answers.logits).float().cpu().numpy()
 

@@ -190,8 +190,8 @@ def activations(job: Job, rows: int, length: int) -> int:
 
     Per layer and token: inputs of the projections, q, k, v, context, residuals and LayerNorms (14 d), and the feed-forward
     block before and behind its activation (3 F). m = matrices of token pairs that losses read; SDPA keeps none.
-    S padded tokens, Q = rows x length^2, A heads, P predicted positions, V vocabulary. Under a frozen backbone only branches keep
-    anything: what is narrowed, keys, values, and what comes of them (6 w).
+    S padded tokens, Q = rows x length^2, A heads, P predicted positions, V vocabulary. Under a frozen backbone branches alone
+    keep anything: what is narrowed, keys, values, and what comes of them (6 w).
     """
     if BACKBONE in job.freeze and has_exits(job.config):
         return FLOAT * rows * length * 6 * job.config.branch_width * len(job.config.exit_layers)

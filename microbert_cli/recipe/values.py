@@ -37,7 +37,8 @@ Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1)]  # numpy's generators take no
 Seeds = Annotated[list[Seed], AfterValidator(check_distinct)]
 Rates = Annotated[list[Positive], AfterValidator(check_distinct)]  # a trial of each has a folder named after it
 Parts = Annotated[
-    list[Annotated[str, Field(pattern=r"^(embeddings|head|backbone|branches|layer\.[1-9]\d{0,3})$")]], AfterValidator(check_distinct)
+    list[Annotated[str, Field(pattern=r"^(embeddings|head|backbone|branches|layer\.[1-9]\d{0,3})$")]],
+    AfterValidator(check_distinct),
 ]
 LayerRates = Literal[False] | tuple[Positive, NotNegative]  # of the current layer, of the lower ones
 

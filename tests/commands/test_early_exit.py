@@ -86,7 +86,9 @@ def test_it_is_scored_at_a_speed(task: str) -> None:
 def test_answers_do_not_depend_on_the_batch() -> None:
     texts = [row[0][0] for row in tiny_rows("sst2", 64)["train"][:20]]
     Path("texts.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    outs = [works("predict", "sst2", "--file", "texts.txt", "--speed", 0.6, "--batch-size", size, "--json").out for size in (20, 1)]
+    outs = [
+        works("predict", "sst2", "--file", "texts.txt", "--speed", 0.6, "--batch-size", size, "--json").out for size in (20, 1)
+    ]
     batched, single = ([json.loads(line) for line in out.splitlines()] for out in outs)
     assert [row["label"] for row in batched] == [row["label"] for row in single]
     for left, right in zip(batched, single, strict=True):
@@ -108,7 +110,22 @@ def test_bench_at_several_speeds(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    words = ("bench", "sst2", "--task", "sst2", "--data", "glue", "--rows", 16, "--rounds", 2, "--passes", 1, "--speed", "0,0.5,1")
+    words = (
+        "bench",
+        "sst2",
+        "--task",
+        "sst2",
+        "--data",
+        "glue",
+        "--rows",
+        16,
+        "--rounds",
+        2,
+        "--passes",
+        1,
+        "--speed",
+        "0,0.5,1",
+    )
     measured = works(*words, "--json", "-o", tmp_path / "bench").json
     assert measured["plot"] == str(tmp_path / "bench" / "speed.svg")
     drawn = Path(measured["plot"]).read_text(encoding="utf-8")

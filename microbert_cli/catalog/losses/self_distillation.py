@@ -2,11 +2,12 @@
 
 With p_i = softmax(z_i) of the branch after layer i, [B, C], and p_N of the last layer, a constant:
 
-    kl           sum over i  KL(p_N || p_i) = sum over i  mean over rows  sum_c p_N,c (log p_N,c - log p_i,c)    (released code)
-    reverse-kl   sum over i  KL(p_i || p_N)                                                                     (the paper's formula)
+    kl           sum over i  KL(p_N || p_i)    = sum over i  mean over rows  sum_c p_N,c (log p_N,c - log p_i,c)
+    reverse-kl   sum over i  KL(p_i || p_N)
 
 A score (C = 1) has no distribution: sum over i of mean (z_i - z_N)^2, this toolkit's. No label is read, so that any text will
-do. Source: FastBERT (Liu et al., ACL 2020); the direction of the released code is the default.
+do. Source: FastBERT (Liu et al., ACL 2020); "kl" is what its released code
+computes, "reverse-kl" what the paper's formula says (from memory, not verified).
 """
 
 from typing import Literal

@@ -75,7 +75,9 @@ def _answer_piece(model: Any, batch: Batch, speed: float) -> EarlyAnswers:
     substitutes = {}
     for index, layer in enumerate(layers):
         computing = FirstToken(layer) if top and index == top[1] else layer
-        substitutes[index] = layer if is_skipped(layer) and index + 1 not in leaving.exits else _Exit(computing, index + 1, leaving)
+        substitutes[index] = (
+            layer if is_skipped(layer) and index + 1 not in leaving.exits else _Exit(computing, index + 1, leaving)
+        )
     inputs = {name: batch[name] for name in input_names(model) if name in batch}
     with suppress(_AllLeft), replaced(layers, substitutes):
         leaving.finish(model.backbone(**inputs).logits, len(layers))

@@ -34,7 +34,7 @@ def has_exits(config: Any) -> bool:
 
 
 def add_exits(loaded: LoadedModel, settings: ExitSettings, *, seed: int, spread: float | None = None) -> LoadedModel:
-    """Returns the classifier with branches drawn from `seed`; its own weights stay. One that has these exits is returned as it is.
+    """Returns the classifier with branches drawn from `seed`, its own weights as they are; one with these exits as it is.
 
     spread  of a score: the standard deviation of the training labels
     Raises M036 (a layer that is not there), M328 (an architecture whose layers cannot be run one by one), M037 (other exits).
@@ -88,7 +88,9 @@ def exit_layers(requested: str | Sequence[int], depth: int) -> list[int]:
 
 
 def _no_layers(model_type: str) -> MbertError:
-    names = [name for name, facts in ARCHITECTURES.items() if facts.stack and not (facts.reads_apart or facts.experts == "task")]
+    names = [
+        name for name, facts in ARCHITECTURES.items() if facts.stack and not (facts.reads_apart or facts.experts == "task")
+    ]
     return MbertError(
         "M328",
         f'rows cannot leave a model of "{model_type}" between its layers, which are not run one after the other for one text',
@@ -100,11 +102,13 @@ def _no_layers(model_type: str) -> MbertError:
 
 def _check_same(config: Any, requested: Any) -> None:
     keys = ("branch", "exit_layers", "branch_width", "branch_heads")
-    has, wanted = ([list(v) if isinstance(v := getattr(each, key), list | tuple) else v for key in keys] for each in (config, requested))
+    has, wanted = (
+        [list(v) if isinstance(v := getattr(each, key), list | tuple) else v for key in keys] for each in (config, requested)
+    )
     if has[: 2 if config.branch == "linear" else 4] != wanted[: 2 if config.branch == "linear" else 4]:
         raise MbertError(
             "M037",
-            f"this model has exits already ({has[0]}, layers {has[1]}), and others are asked for ({wanted[0]}, layers {wanted[1]})",
+            f"this model has exits already, {has[0]} at {has[1]}, and others are asked for, {wanted[0]} at {wanted[1]}",
             where="early_exit",
             allowed="The same keys, to train its branches further; or the model that they were put into.",
             fix=f"--set early_exit.branch={has[0]} --set 'early_exit.layers={has[1]}'",

@@ -25,14 +25,12 @@ def branch_flops(config: Any, *, rows: float, tokens: float) -> int:
 
 
 def exit_flops(config: Any, length: int) -> dict[int, int] | None:
-    """Returns the operations of a row of `length` tokens by the layer that it leaves behind; None where they are not counted."""
+    """Returns the operations of a row of `length` tokens by the layer behind which it leaves; None where not counted."""
     inner, depth = inner_config(config), model_shape(config).layers
     one_less = copy.deepcopy(inner)
     one_less.num_hidden_layers = depth - 1
     whole = forward_flops(inner, length)
-    bodies = [
-        batch_flops(each, rows=1, tokens=length, squares=length * length, head="encoder") for each in (inner, one_less)
-    ]
+    bodies = [batch_flops(each, rows=1, tokens=length, squares=length * length, head="encoder") for each in (inner, one_less)]
     if whole is None or bodies[0] is None or bodies[1] is None:
         return None
     layer = bodies[0] - bodies[1]

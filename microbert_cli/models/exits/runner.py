@@ -29,10 +29,10 @@ class EarlyExit:
         """Returns logits and layers."""
         state = {name: np.ascontiguousarray(value, dtype=np.int64) for name, value in inputs.items()}
         rows = np.arange(len(state["input_ids"]))
-        layers, before = np.full(len(rows), self.facts["layers"][-1]), None
+        layers, before, answers = np.full(len(rows), self.facts["layers"][-1]), None, np.empty((0, 0))
         for session, layer in zip(self.segments, self.facts["layers"], strict=True):
             *hidden, z = session.run(None, {each.name: state[each.name] for each in session.get_inputs()})
-            answers = z if layer == self.facts["layers"][0] else answers
+            answers = answers if answers.size else np.empty_like(z)
             stays = self.unsure(z, before) if hidden else np.zeros(len(z), bool)
             answers[rows[~stays]], layers[rows[~stays]] = z[~stays], layer
             rows, before = rows[stays], z[stays]

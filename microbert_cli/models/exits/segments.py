@@ -164,7 +164,7 @@ class SegmentedClassifier:
         state, logits = self._feed(batch), []
         for session in self.run.segments:
             *hidden, z = session.run(None, {each.name: state[each.name] for each in session.get_inputs()})
-            state |= {"hidden": each for each in hidden}
+            state |= {"hidden": hidden[0]} if hidden else {}
             logits.append(z)
         return np.concatenate(logits, axis=-1)
 

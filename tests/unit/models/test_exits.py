@@ -199,7 +199,10 @@ def test_branches_alone_learn_and_from_a_model_that_stands_still() -> None:
 def test_what_a_row_costs_by_hand() -> None:
     model = with_exits()  # 4 layers, d = 32, F = 64, C = 3, w = 128
     T, d, F, w, C = 10, 32, 64, 128, 3
-    layer, branch = 8 * T * d * d + 4 * T * T * d + 4 * T * d * F, 2 * T * d * w + 4 * T * w * w + 4 * T * w + 6 * w * w + 2 * w * C
+    layer, branch = (
+        8 * T * d * d + 4 * T * T * d + 4 * T * d * F,
+        2 * T * d * w + 4 * T * w * w + 4 * T * w + 6 * w * w + 2 * w * C,
+    )
     head = 2 * d * d + 2 * d * C
     assert exit_flops(model.config, T) == {
         1: layer + branch,
@@ -247,7 +250,9 @@ def test_models_that_take_no_exits() -> None:
     with pytest.raises(MbertError) as caught:
         add_exits(plain(layers=1), ExitSettings(), seed=1)
     assert caught.value.code == "M036" and "branch=none" in caught.value.fix
-    sizes = dict(hidden_size=16, embedding_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, vocab_size=200)
+    sizes = dict(
+        hidden_size=16, embedding_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, vocab_size=200
+    )
     albert = AlbertForSequenceClassification(AlbertConfig(**sizes))
     with pytest.raises(MbertError) as caught:  # all its layers are one
         add_exits(LoadedModel(albert, tiny_classifiers.tokenizer(), "albert", []), ExitSettings(), seed=1)

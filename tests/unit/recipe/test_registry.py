@@ -16,8 +16,8 @@ BUILT_IN = {
         "token_mixed_target", "token_soft_target", "value_relation",
     ],
     "methods": [
-        "cofi", "compact", "distilbert", "fastbert", "homodistil", "kd", "labels-alone", "microbert", "microbert-plus", "minilm",
-        "minilmv2", "mobilebert", "mobilebert-auxiliary", "mobilebert-transfer", "moebert", "mt-dnn", "pd", "pkd",
+        "cofi", "compact", "distilbert", "fastbert", "homodistil", "kd", "labels-alone", "microbert", "microbert-plus",
+        "minilm", "minilmv2", "mobilebert", "mobilebert-auxiliary", "mobilebert-transfer", "moebert", "mt-dnn", "pd", "pkd",
         "soft-targets", "tinybert", "tinybert-reference",
     ],
     "students": [
@@ -27,7 +27,8 @@ BUILT_IN = {
     ],
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
-        "cofi-quickstart", "distilbert-quickstart", "distilbert-sst2", "fastbert-quickstart", "fastbert-sst2", "glue-mt-dnn", "homodistil-quickstart",
+        "cofi-quickstart", "distilbert-quickstart", "distilbert-sst2", "fastbert-quickstart", "fastbert-sst2", "glue-mt-dnn",
+        "homodistil-quickstart",
         "kd-quickstart", "kd-sst2", "microbert-quickstart", "microbert-sst2", "microbert-tasks", "minilm-quickstart",
         "minilm-sst2", "minilmv2-quickstart", "minilmv2-sst2", "mobilebert-quickstart", "mobilebert-sst2",
         "moebert-quickstart", "moebert-sst2", "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
