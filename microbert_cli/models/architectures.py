@@ -142,6 +142,11 @@ def inner_config(config: Any) -> Any:
     return config if wraps is None else getattr(config, wraps)
 
 
+def inner_model(model: Any) -> Any:
+    """Returns the model itself: of one that wraps another, the inner one."""
+    return model.backbone if ARCHITECTURES.get(model_type_of(model.config), GENERIC).wraps else model
+
+
 def architecture_of(model: Any) -> Architecture:
     """Returns the table's entry for a configuration, or for the name of a model type."""
     return ARCHITECTURES.get(model if isinstance(model, str) else model_type_of(inner_config(model)), GENERIC)
@@ -237,9 +242,9 @@ def input_names(model: Any) -> tuple[str, ...]:
 
     A table of segments with one row says nothing. XLM, FlauBERT, XLNet and Funnel have no such table, and read segments.
     """
-    config = getattr(model, "config", None)
-    if config is not None and inner_config(config) is not config:
-        return input_names(model.backbone)
+    if (config := getattr(model, "config", None)) is not None:
+        # Of the model, not of its configuration, which would be made anew for every batch.
+        model, config = inner_model(model), inner_model(model).config
     model_class: Any = type(model)
     parameters = forward_parameters(model_class)
     segments = getattr(config, "type_vocab_size", None)

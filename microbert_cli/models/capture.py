@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import BaseModelOutput
 
-from microbert_cli.models.architectures import architecture_of, input_names
+from microbert_cli.models.architectures import architecture_of, inner_model, input_names
 
 ATTENTION = "mbert"  # the name under which this module's attention is registered with transformers
 # Larger batches are slower: a layer's activations then no longer fit into the cache.
@@ -157,6 +157,7 @@ def _first_token_on_top(model: Any, request: OutputRequest) -> Iterator[None]:
 
 def first_token_layer(model: Any) -> tuple[nn.ModuleList, int] | None:
     """Returns a classifier's layers and the number of the top one that computes, where its head reads the first token alone."""
+    model = inner_model(model)
     # A decoder's first token sees no other, and its heads read the last one.
     reads_first = architecture_of(model.config).first_token_head and not getattr(model.config, "is_decoder", False)
     layers = removable_layers(model.base_model) if reads_first else nn.ModuleList()

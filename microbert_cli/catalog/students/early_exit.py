@@ -123,6 +123,11 @@ class EarlyExitForSequenceClassification(PreTrainedModel):
         encoder: nn.Module = self.backbone.base_model
         return encoder
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the table of token embeddings of the classifier within."""
+        table: nn.Module = self.backbone.get_input_embeddings()
+        return table
+
     @property
     def output_layers(self) -> list[nn.Linear]:
         """The last layers of all branches, which end in one output a label as the classifier does."""

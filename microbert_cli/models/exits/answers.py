@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import input_names, model_shape
+from microbert_cli.models.architectures import input_names
 from microbert_cli.models.capture import (
     FirstToken,
     OutputRequest,
@@ -68,10 +68,10 @@ def _answer_piece(model: Any, batch: Batch, speed: float) -> EarlyAnswers:
     if speed == 0:
         logits = forward_outputs(model, batch, OutputRequest(logits=True)).logits
         assert logits is not None
-        return EarlyAnswers(logits, torch.full((rows,), model_shape(model.config).layers, device=device))
+        return EarlyAnswers(logits, torch.full((rows,), len(removable_layers(model.base_model)), device=device))
     leaving = _Leaving(model, batch.get("attention_mask"), rows, speed)
     layers = removable_layers(model.base_model)
-    top = first_token_layer(model.backbone)
+    top = first_token_layer(model)
     substitutes = {}
     for index, layer in enumerate(layers):
         computing = FirstToken(layer) if top and index == top[1] else layer

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import ARCHITECTURES, architecture_of, model_shape, model_type_of
+from microbert_cli.models.architectures import ARCHITECTURES, architecture_of, inner_model, model_shape, model_type_of
 from microbert_cli.models.capture import removable_layers, show_scores
 from microbert_cli.models.config import register_model_type
 from microbert_cli.models.load import LoadedModel
@@ -50,6 +50,11 @@ def add_exits(loaded: LoadedModel, settings: ExitSettings, *, seed: int, spread:
     model.backbone = loaded.model
     show_scores(model)
     return replace(loaded, model=model)
+
+
+def without_exits(loaded: LoadedModel) -> LoadedModel:
+    """Returns the classifier within a model with exits; any other as it is."""
+    return replace(loaded, model=inner_model(loaded.model))
 
 
 def exit_config(classifier: Any, settings: ExitSettings, *, spread: float | None = None) -> Any:
