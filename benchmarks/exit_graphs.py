@@ -1,4 +1,4 @@
-"""A model with exits in ONNX Runtime: a segment from exit to exit, one graph with nested `If`, and the whole model without exits.
+"""A model with exits in ONNX Runtime: a segment from exit to exit, one graph with nested `If`, the whole model without exits.
 
     python benchmarks/exit_graphs.py [--layers 6] [--width 256] [--length 32] [--rounds 30]
 

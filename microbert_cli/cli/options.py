@@ -27,7 +27,8 @@ from microbert_cli.recipe.values import PhaseSpec, Strict
 DEFAULT_RECIPE = Path("mbert.toml")
 OPTION_OF_KEY = {
     "base": "--teacher", "teacher.model": "--teacher", "pretrain.model": "--model", "finetune.model": "--model",
-    "evaluate.speed": "--speed", "export.speed": "--speed", "evaluate.model": "MODEL", "export.model": "MODEL", "trim.model": "MODEL",
+    "evaluate.speed": "--speed", "export.speed": "--speed",
+    "evaluate.model": "MODEL", "export.model": "MODEL", "trim.model": "MODEL",
     "augment.masked_lm": "--masked-lm", "vectors.source": "--vectors",
     "corpus.source": "--corpus", "data.folder": "--data", "data.train_file": "--train-file", "data.dev_file": "--dev-file",
     "data.test_file": "--test-file", "data.transfer_file": "--transfer-file", "data.text": "--text", "data.label": "--label",
