@@ -204,7 +204,7 @@ def _exits(facts: Facts) -> list[str]:
     return [
         f"Rows may leave behind layers {', '.join(map(str, exits['layers'][:-1]))} of {exits['layers'][-1]}: exits/run.py runs "
         f"the segments beside it. At speed {exits['speed']:g}, its default here, a row runs through {layers:.1f} layers on "
-        f"average and {primary} on dev is {exits['scores'][primary]:.4f}; the other files, and this table, run all layers."
+        f"average and {primary} on dev is {exits['scores'][primary]:.4f}; the ONNX files above answer with all layers."
     ]
 
 
