@@ -9,7 +9,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.compare_speed import BenchmarkModel
 from microbert_cli.models.config import read_config
 from microbert_cli.models.exits.build import has_exits
-from microbert_cli.models.exits.segments import FACTS, FOLDER
+from microbert_cli.models.exits.graph import EXITS_FILE
 from microbert_cli.models.find import find_model
 
 PLOT = "speed.svg"
@@ -47,10 +47,10 @@ def speed_name(name: str, speed: float) -> str:
 
 
 def _can_leave(entrant: BenchmarkModel) -> bool:
-    """Whether rows can leave this entrant early: a model with exits, or the fp32 file of an export with segments."""
+    """Whether rows can leave this entrant early: a model with exits, or an export's file for that, listed as fp32."""
     if entrant.precision in ("auto", "torch"):
         return has_exits(read_config(find_model(entrant.source, where=entrant.where), where=entrant.where))
-    return entrant.precision == "fp32" and (Path(entrant.source) / FOLDER / FACTS).is_file()
+    return entrant.precision == "fp32" and (Path(entrant.source) / EXITS_FILE).is_file()
 
 
 def points(entrants: Sequence[BenchmarkModel], measured: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

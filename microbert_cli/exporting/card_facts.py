@@ -201,10 +201,12 @@ def _exits(facts: Facts) -> list[str]:
         return []
     primary = facts.data.task.primary
     layers = facts.metrics["speed"]["models"]["torch"].get("layers", exits["layers"][-1])
+    *exit_layers, depth = exits["layers"]
     return [
-        f"Rows may leave behind layers {', '.join(map(str, exits['layers'][:-1]))} of {exits['layers'][-1]}: exits/run.py runs "
-        f"the segments beside it. At speed {exits['speed']:g}, its default here, a row runs through {layers:.1f} layers on "
-        f"average and {primary} on dev is {exits['scores'][primary]:.4f}; the ONNX files above answer with all layers."
+        f"Rows may leave `{exits['file']}` behind layers {', '.join(map(str, exit_layers))} of {depth}: it takes `speed` beside "
+        f"the tokens, and gives `layers` beside `logits`. At speed {exits['speed']:g}, the default here, a row runs through "
+        f"{layers:.1f} layers on average and {primary} on dev is {exits['scores'][primary]:.4f}; the ONNX files above answer "
+        "with all layers."
     ]
 
 

@@ -15,9 +15,9 @@ import torch
 from microbert_cli.errors import MbertError
 from microbert_cli.exporting.onnx_fusion import operators, write_optimized
 from microbert_cli.models.architectures import positions_of
-from microbert_cli.models.exits.answers import ExitLogits
 from microbert_cli.models.exits.build import has_exits
-from microbert_cli.models.exits.segments import FOLDER, SegmentedClassifier, write_segments
+from microbert_cli.models.exits.graph import EXITS_FILE, ExitSession, write_exits
+from microbert_cli.models.exits.segments import exit_ends
 from microbert_cli.models.graphs.embeddings import Format, table_errors
 from microbert_cli.models.graphs.products import Row
 from microbert_cli.models.onnx import (
@@ -72,7 +72,7 @@ def export_model(
     onnx     False leaves ONNX out; int8=False leaves out only int8, optimize=False the graphs for ONNX Runtime alone
     embeddings  how the int8 files store tables of embeddings; see models/graphs/embeddings.py
     calibration  real rows that set the scales of the int8 files, see `quantise`; by default `rows`
-    A model with exits is also written as segments, see models/exits/segments.py: "exits" in the result.
+    A model with exits is also written as a graph that rows leave early, models/exits/graph.py: "exits" in the result.
     Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores", "graph", "embeddings"}},
     "parity": {...}}, names: safetensors and those of onnx.ONNX_FILES; max_difference of logits and agreement (share of equal
     answers) against the model; graph: what operators it has, see `onnx_fusion.operators`; embeddings, of int8 files: the
@@ -135,17 +135,15 @@ def _write_exits(
     tolerance: float,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Writes the segments of a model with exits; returns {"exits": ...}: sizes, difference of all exits' logits, dev scores."""
-    speed = float(model.config.speed)
-    seconds = write_segments(model, out, inputs=inputs, speed=speed)
-    segments, exits = SegmentedClassifier(out, speed), ExitLogits(model)
-    difference = float(np.max([np.abs(segments.every_exit(batch) - exits.logits(batch)).max() for batch in batches]))
-    refuse_difference(out / FOLDER, difference, tolerance)
-    files = [out / FOLDER / name for name in segments.run.facts["segments"]]
-    measured: dict[str, Any] = {"file": FOLDER, "bytes": sum(map(weights_bytes, files)), "seconds": seconds}
-    measured |= {"max_difference": difference, "scores": dict(score(segments.logits)) if score else None, "graph": None}
+    """Writes the graph that rows leave early; returns {"exits": ...}: size, difference of all exits' logits, dev scores."""
+    speed, path = float(model.config.speed), out / EXITS_FILE
+    seconds, difference = write_exits(model, path, inputs=inputs, batches=batches)
+    refuse_difference(path, difference, tolerance)
+    measured: dict[str, Any] = {"file": path.name, "bytes": weights_bytes(path), "seconds": seconds}
+    scores = dict(score(ExitSession(path, speed).logits)) if score else None
+    measured |= {"max_difference": difference, "scores": scores, "graph": None}
     reporter.note(_line(measured))
-    return {"exits": measured | {"layers": segments.run.facts["layers"], "speed": speed}}
+    return {"exits": measured | {"layers": exit_ends(model.config), "speed": speed}}
 
 
 def _exported_tokenizer(tokenizer: Any, inputs: Sequence[str], max_length: int | None) -> Any:

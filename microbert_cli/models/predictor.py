@@ -13,7 +13,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import OutputRequest, forward_in_pieces
 from microbert_cli.models.exits.answers import answer_early, chosen_speed
 from microbert_cli.models.exits.build import has_exits
-from microbert_cli.models.exits.segments import SegmentedClassifier, check_segments
+from microbert_cli.models.exits.graph import ExitSession, check_exits_file
 from microbert_cli.models.find import find_model
 from microbert_cli.models.labels import check_names_differ, check_one_label, match_labels, names_settle_order
 from microbert_cli.models.load import frozen, load_model
@@ -97,8 +97,8 @@ def _open_export(
     speed = 0.0 if default else chosen_speed(session.config, speed, where=f"{where} {path}")
     predictor = session_predictor(session, tokenizer, task, source=str(path), where=where, label_order=label_order)
     if speed > 0:
-        check_segments(session.precision, where=f"{where} {path}")
-        predictor.answers = _SegmentedModel(SegmentedClassifier(session.directory, speed), predictor.columns, speed)
+        check_exits_file(session.precision, where=f"{where} {path}")
+        predictor.answers = _ExitSessionModel(ExitSession(session.directory, speed), predictor.columns, speed)
     return predictor
 
 
@@ -154,10 +154,10 @@ class _ExitingModel(_TorchModel):
         return (answers.logits[:, self.columns] if self.columns else answers.logits).float().cpu().numpy()
 
 
-class _SegmentedModel:
+class _ExitSessionModel:
     """An exported model with exits; `left` as above."""
 
-    def __init__(self, session: SegmentedClassifier, columns: list[int] | None, speed: float):
+    def __init__(self, session: ExitSession, columns: list[int] | None, speed: float):
         self.session, self.columns = session, columns
         self.speed, self.left = speed, Counter[int]()
 

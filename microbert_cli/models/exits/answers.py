@@ -201,7 +201,7 @@ def check_speed(speed: float, *, where: str) -> None:
             f"{speed:g} is no speed: it is compared with an uncertainty between 0 and 1",
             where=where,
             allowed="0, where every row runs through all layers, to 1, where every row leaves at the first exit.",
-            fix=f"For instance {where.split()[0]} 0.5",
+            fix=f"{where.split()[0]} 0, or a larger one",
         )
 
 
@@ -215,7 +215,7 @@ def parse_speeds(text: str) -> Sequence[float]:
             f'"{text}" is no list of speeds',
             where="--speed",
             allowed="Numbers from 0 to 1 with commas between.",
-            fix="For instance: --speed 0,0.1,0.3,0.5,0.8",
+            fix="Write them as in 0,0.1,0.3,0.5,0.8",
         ) from None
     for speed in speeds:
         check_speed(speed, where="--speed")

@@ -304,21 +304,23 @@ def test_speeds_of_models() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_segments_answer_as_the_model_does(family: str, tmp_path: Path) -> None:
+def test_the_graph_answers_as_the_model_does(family: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    from microbert_cli.models.exits.segments import SegmentedClassifier, write_segments
+    from microbert_cli.models.exits.graph import ExitSession, write_exits
 
-    model = with_exits(family, layers=3)
-    write_segments(model, tmp_path, speed=0.5)
-    segments = SegmentedClassifier(tmp_path, 0.5)
-    for rows, length in ((1, 8), (5, 23)):
-        batch = rows_of(model, rows, length)
-        assert np.abs(segments.every_exit(batch) - ExitLogits(model).logits(batch)).max() < 1e-4
+    model, path = with_exits(family, layers=3), tmp_path / "model.exits.onnx"
+    batches = [rows_of(model, rows, length) for rows, length in ((1, 8), (5, 23))]
+    assert write_exits(model, path, batches=batches)[1] < 1e-4
+    session = ExitSession(tmp_path, 0.5)
+    seen = set()
+    for batch in batches:
         for speed in (0.0, *SPEEDS, 1.0):
-            segments.run.speed = speed
-            expected, (logits, layers) = answer_early(model, batch, speed), segments.answer(batch)
+            session.speed = speed
+            expected, (logits, layers) = answer_early(model, batch, speed), session.answer(batch)
             assert layers.tolist() == expected.layers.tolist()
             assert np.abs(logits - expected.logits.numpy()).max() < 1e-4
+            seen |= {*layers.tolist()}
+    assert {*seen} >= {2, 3} if family == "distilbert" else {1, 3}
 
 
 def test_branch_modules_ignore_padding() -> None:
