@@ -95,7 +95,9 @@ class TaskSet:
         if self.recipe.early_exit.branch == "none":
             return loaded
         scale = self.tasks[0].data.standardisation
-        return add_exits(loaded, ExitSettings(**self.recipe.early_exit.model_dump()), seed=seed, spread=scale and scale.std)
+        return add_exits(
+            loaded, ExitSettings(**self.recipe.early_exit.model_dump()), seed=seed, spread=scale.std if scale else None
+        )
 
     def score_exits(self, model: Any, loaded: LoadedModel) -> dict[str, dict[str, float]]:
         """Returns the dev scores of a student if all rows left at one exit, by its layer; none without exits."""

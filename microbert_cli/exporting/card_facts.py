@@ -203,10 +203,10 @@ def _exits(facts: Facts) -> list[str]:
     layers = facts.metrics["speed"]["models"]["torch"].get("layers", exits["layers"][-1])
     *exit_layers, depth = exits["layers"]
     return [
-        f"Rows may leave `{exits['file']}` behind layers {', '.join(map(str, exit_layers))} of {depth}: it takes `speed` beside "
-        f"the tokens, and gives `layers` beside `logits`. At speed {exits['speed']:g}, the default here, a row runs through "
-        f"{layers:.1f} layers on average and {primary} on dev is {exits['scores'][primary]:.4f}; the ONNX files above answer "
-        "with all layers."
+        f"Rows may leave `{exits['file']}` behind layers {', '.join(map(str, exit_layers))} of {depth}: it takes "
+        "`speed` beside the tokens, and gives `layers` beside `logits`.",
+        f"At speed {exits['speed']:g}, the default here, a row runs through {layers:.1f} layers on average and {primary} on dev "
+        f"is {exits['scores'][primary]:.4f}; the ONNX files above answer with all layers.",
     ]
 
 

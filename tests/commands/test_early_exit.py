@@ -142,7 +142,7 @@ def test_it_is_exported_as_a_graph_that_rows_leave(task: str) -> None:
     pytest.importorskip("onnxruntime")
     exported = works("export", task, "--task", task, "--data", "glue", "-o", f"shipped-{task}", "--speed", 0.95,
                      "--set", "export.int8=false", "--json").json  # fmt: skip
-    pairs = [] if task == "sst2" else ["--pairs"]
+    text = ["x"] if task == "sst2" else ["x\ty", "--pairs"]
     facts = exported["exits"]
     assert facts["max_difference"] < 1e-4 and facts["speed"] == 0.95 and facts["layers"] == [1, 2, 3]
     assert exported["files"]["fp32"]["max_difference"] < 1e-4
@@ -152,9 +152,19 @@ def test_it_is_exported_as_a_graph_that_rows_leave(task: str) -> None:
     assert answered["splits"]["dev"]["exits"]["left"] == expected["splits"]["dev"]["exits"]["left"]
     whole = api.evaluate(model=f"shipped-{task}", task=task, out=f"all-{task}", evaluate__speed=0, **ROWS).metrics
     assert whole["dev"] == pytest.approx(metrics_of(task)["dev"]) and "exits" not in whole["splits"]["dev"]
+    _follow_the_page(f"shipped-{task}", exported)
     card = Path(f"shipped-{task}", "README.md").read_text(encoding="utf-8")
     assert "model.exits.onnx" in card and "speed 0.95" in card
-    refused(2, "M158", "predict", f"shipped-{task}/model.optimized.onnx", "--speed", "0.5", "x", *pairs)
+    refused(2, "M158", "predict", f"shipped-{task}/model.optimized.onnx", "--speed", "0.5", *text)
+
+
+def _follow_the_page(shipped: str, exported: dict[str, Any]) -> None:
+    """Runs the code of docs/early-exit.md on this export."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "early-exit.md").read_text(encoding="utf-8")
+    code = next(block.split("```")[0] for block in page.split("```python\n")[1:] if "onnxruntime" in block)
+    names: dict[str, Any] = {}
+    exec(code.replace("shipped", shipped), names)
+    assert names["logits"].shape[0] == 2 and {*names["layers"].tolist()} <= {*exported["exits"]["layers"]}
 
 
 def test_plan_doctor_and_lists_know_it() -> None:

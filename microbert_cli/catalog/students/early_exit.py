@@ -131,7 +131,8 @@ class EarlyExitForSequenceClassification(PreTrainedModel):
     @property
     def output_layers(self) -> list[nn.Linear]:
         """The last layers of all branches, which end in one output a label as the classifier does."""
-        return [branch.out for branch in self.branches.values()]
+        branches: Any = self.branches.values()
+        return [branch.out for branch in branches]
 
     def set_attn_implementation(self, attn_implementation: Any, *arguments: Any, **options: Any) -> None:
         """Sets the attention of the classifier within; branches have their own."""

@@ -107,7 +107,7 @@ def _score(entrant: BenchmarkModel, data: TaskData) -> dict[str, Any]:
     primary = data.task.primary
     predictor = entrant.opened
     assert predictor is not None
-    if entrant.precision in ONNX_FILES or getattr(predictor.answers, "speed", 0):
+    if entrant.precision in ONNX_FILES or getattr(predictor.answers, "speed", 0.0) > 0:
         logits = predict_logits(data, "dev", predictor.answers, predictor)
         return {"score": score(data.task, logits, data.rows["dev"])[primary]}
     if not (result := known_result(entrant.source, data)):

@@ -47,8 +47,9 @@ def exit_summary(config: Any, left: Mapping[int, int], *, length: int, speed: fl
     """
     rows = sum(left.values())
     depth = model_shape(config).layers
-    by_layer = exit_flops(config, length) if speed > 0 else {depth: forward_flops(config, length)}
-    counted = None if by_layer is None or None in by_layer.values() else sum(by_layer[layer] * left[layer] for layer in left)
+    whole = forward_flops(config, length)
+    by_layer = exit_flops(config, length) if speed > 0 else None if whole is None else {depth: whole}
+    counted = None if by_layer is None else sum(by_layer[layer] * count for layer, count in left.items())
     return {
         "speed": speed,
         "left": {str(layer): left[layer] / rows for layer in sorted(left)},
