@@ -2,8 +2,9 @@
 
     python benchmarks/exit_graphs.py [--layers 6] [--width 256] [--length 32] [--rounds 30]
 
-The graph with `If` is the one that `mbert export` writes, made of the same segments (models/exits/graph.py). A random model answers random rows; its branches are drawn wide, so that rows leave at all exits. All three answer in turn, in batches of
-1 and of 32; medians. Prints a JSON object.
+The graph with `If` is the one that `mbert export` writes, made of the same segments (models/exits/graph.py). A random model
+answers random rows; its branches are drawn wide, so that rows leave at all exits. All three answer in turn, in batches of 1 and
+of 32; medians. Prints a JSON object.
 """
 
 import argparse

@@ -205,8 +205,8 @@ def _exits(facts: Facts) -> list[str]:
     return [
         f"Rows may leave `{exits['file']}` behind layers {', '.join(map(str, exit_layers))} of {depth}: it takes "
         "`speed` beside the tokens, and gives `layers` beside `logits`.",
-        f"At speed {exits['speed']:g}, the default here, a row runs through {layers:.1f} layers on average and {primary} on dev "
-        f"is {exits['scores'][primary]:.4f}; the ONNX files above answer with all layers.",
+        f"At speed {exits['speed']:g}, the default here, a row runs through {layers:.1f} layers on average and {primary} on "
+        f"dev is {exits['scores'][primary]:.4f}; the ONNX files above answer with all layers.",
     ]
 
 
