@@ -1,5 +1,7 @@
 """`mbert bench`: models side by side, in one interleaved run."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +11,8 @@ from microbert_cli.cli.console import show, show_json, show_note, show_table
 from microbert_cli.cli.execute import explain, resolve_for_model
 from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.evaluation.report_table import COLUMNS, cells, remarks
+from microbert_cli.reporter import Reporter
+from microbert_cli.runs.stage_inputs import default_root
 from microbert_cli.text import NOT_COUNTED, format_cells
 
 EPILOG = """Example:
@@ -46,6 +50,9 @@ def bench(
             help="Scores on dev, and rows of a linear model, the teacher (by manifests), int8 files; without, speed alone.",
         ),
     ] = True,
+    speed: Annotated[
+        str | None, typer.Option(metavar="SPEED,...", help="Models with exits at these speeds, 0 to 1, and a plot of them.")
+    ] = None,
     *,
     about: TaskOptions,
     common: CommonOptions,
@@ -71,15 +78,18 @@ def bench(
     from microbert_cli.evaluation.compare_speed import benchmark_models
 
     reporter = common.reporter()
+    entrants = _benchmark_models(models, speed)
     data = load_task_data(resolved.recipe, common.catalog(), splits=("dev",), reporter=reporter)
     sizes: dict[str, Any] = {"rows": rows, "batch_size": batch_size, "rounds": rounds, "passes": passes}
-    entrants = _benchmark_models(models)
     try:
         if baselines:
             recipe, catalog = resolved.recipe, common.catalog()
             measured = bench_beside_alternatives(entrants, recipe, catalog, data, reporter=reporter, **sizes)
         else:
             measured = benchmark_models(entrants, data, reporter=reporter, **sizes)
+        if speed is not None:
+            root = default_root(resolved, explicit=common.recipe is not None)
+            measured |= _curves(entrants, measured, data, common.out or root / "bench", reporter)
     finally:
         reporter.close()
     if common.as_json:
@@ -100,9 +110,23 @@ def show_report(metrics: dict[str, Any], *, err: bool = False) -> None:
         show_note(line)
 
 
-def _benchmark_models(models: list[str]) -> list[Any]:
-    from pathlib import Path
+def _curves(entrants: list[Any], measured: dict[str, Any], data: Any, out: Path, reporter: Reporter) -> dict[str, Any]:
+    """Returns what was measured at each speed; with scores it is drawn too, where matplotlib is installed."""
+    from microbert_cli.evaluation.speed_curve import PLOT, draw, points
 
+    curves = points(entrants, measured)
+    if "rows" not in measured:
+        reporter.note("no plot: there are no scores without baselines")
+    elif find_spec("matplotlib") is None:
+        reporter.warn('no plot: matplotlib is not installed; pip install "microbert-cli[plot]", then the same command again')
+    else:
+        draw(curves, out / PLOT, score=f"{data.task.primary} on dev")
+        reporter.note(f"plot: {out / PLOT}")
+        return {"speeds": curves, "plot": str(out / PLOT)}
+    return {"speeds": curves, "plot": None}
+
+
+def _benchmark_models(models: list[str], speed: str | None = None) -> list[Any]:
     from microbert_cli.evaluation.compare_speed import BenchmarkModel
     from microbert_cli.models.onnx import precisions
 
@@ -110,7 +134,12 @@ def _benchmark_models(models: list[str]) -> list[Any]:
     for model in models:
         forms = precisions(Path(model)) if Path(model).is_dir() else ()
         entrants += [BenchmarkModel(f"{model} ({form})", model, form) for form in forms] or [BenchmarkModel(model, model)]
-    return entrants
+    if speed is None:
+        return entrants
+    from microbert_cli.evaluation.speed_curve import at_speeds
+    from microbert_cli.models.exits.answers import parse_speeds
+
+    return at_speeds(entrants, parse_speeds(speed))
 
 
 def _show(results: dict[str, Any]) -> None:

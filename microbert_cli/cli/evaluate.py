@@ -33,6 +33,7 @@ def evaluate(
     min_score: Annotated[list[str] | None, typer.Option(metavar="[SPLIT.]NAME=VALUE", help="Exit 1 below this score.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="A metrics.json; exit 1 if scores fell below it.")] = None,
     tolerance: Annotated[float, typer.Option(help="How far below the baseline is still fine.")] = 0.0,
+    speed: options.Speed = None,
     *,
     about: TaskOptions,
     common: CommonOptions,
@@ -42,7 +43,7 @@ def evaluate(
 
     minimum = {name: value for name, value in map(_parse_minimum, min_score or [])}
     gates = Gates(minimum, _read_baseline(baseline), tolerance)
-    resolved = resolve_for_model(model, about, common, evaluate__model=model, teacher__model=teacher)
+    resolved = resolve_for_model(model, about, common, evaluate__model=model, teacher__model=teacher, evaluate__speed=speed)
     result = run_stage("evaluate", common, resolved, gates=gates, **({"submit": True} if submission else {}))
     if result is None:
         return

@@ -27,6 +27,7 @@ from microbert_cli.recipe.values import PhaseSpec, Strict
 DEFAULT_RECIPE = Path("mbert.toml")
 OPTION_OF_KEY = {
     "base": "--teacher", "teacher.model": "--teacher", "pretrain.model": "--model", "finetune.model": "--model",
+    "evaluate.speed": "--speed", "export.speed": "--speed",
     "evaluate.model": "MODEL", "export.model": "MODEL", "trim.model": "MODEL",
     "augment.masked_lm": "--masked-lm", "vectors.source": "--vectors",
     "corpus.source": "--corpus", "data.folder": "--data", "data.train_file": "--train-file", "data.dev_file": "--dev-file",
@@ -83,6 +84,7 @@ DataDir = Annotated[str | None, typer.Option("--data", help="A GLUE folder, or o
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Several seeds, such as 1,2,3.")]
 Teacher = Annotated[str | None, typer.Option("--teacher", help="The teacher: directory or Hub id.")]
 Student = Annotated[str | None, typer.Option("--student", help="A student of the catalogue, or a checkpoint.")]
+Speed = Annotated[float | None, typer.Option("--speed", help="Of a model with exits: 0 = all layers, 1 = the first exit.")]
 CorpusName = Annotated[str | None, typer.Option("--corpus", help="python-docs, a file, a folder, or a Hub data set.")]
 
 

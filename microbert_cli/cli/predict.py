@@ -9,6 +9,7 @@ import typer
 
 from microbert_cli import distributed
 from microbert_cli.cli.console import ConsoleReporter, show
+from microbert_cli.cli.options import Speed
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
@@ -38,6 +39,7 @@ def predict(
     task: Annotated[str | None, typer.Option("--task", help="Which task of a model that answers several.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of stdout.")] = None,
     max_length: Annotated[int | None, typer.Option(min=4, help="Tokens; default: what the model was trained with.")] = None,
+    speed: Speed = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 64,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of --file, such as data.encoding=cp1252.")
@@ -57,7 +59,7 @@ def predict(
     piped = sys.stdin.buffer if not texts and (file is None or str(file) == "-") else None
     form = _file_format(sets or [])
     inputs = read_inputs(texts or [], file, piped, columns=text or [], pairs=pairs, model=model, form=form, reporter=reporter)
-    answers = run(model, inputs, task=task, max_length=max_length, batch_size=batch_size, reporter=reporter)
+    answers = run(model, inputs, task=task, max_length=max_length, batch_size=batch_size, speed=speed, reporter=reporter)
     reporter.close()
     if out is not None:
         write_file(out, "".join(f"{line}\n" for line in as_lines(answers, as_json=as_json)))

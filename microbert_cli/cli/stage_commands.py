@@ -132,7 +132,11 @@ mbert task-distill --teacher 'runs/{task}/finetune' --student bert-3x312 --tasks
         """Example:
 
 mbert export runs/sst2/task-distill -o shipped --task sst2 --dry-run""",
-        {"model": StageOption("export.model", CLASSIFIER), "teacher": StageOption("teacher.model", options.Teacher)},
+        {
+            "model": StageOption("export.model", CLASSIFIER),
+            "teacher": StageOption("teacher.model", options.Teacher),
+            "speed": StageOption("export.speed", options.Speed),
+        },
         of_trained_model=True,
     ),
 }

@@ -131,7 +131,8 @@ class Distiller:
         units.restore()
         save_model(model, loaded.tokenizer, place, projection=projection)
         record = {"dev": self.task_set.score(model, loaded), "phases": phases, "parameters": count_all_parameters(model)}
-        optional = {"best": save_best_weights(best, self.task_set, model, loaded, units, place), "experts": expert_usage(model)}
+        optional: dict[str, Any] = {"best": save_best_weights(best, self.task_set, model, loaded, units, place)}
+        optional |= {"experts": expert_usage(model), "exits": self.task_set.score_exits(model, loaded)}
         return record | {name: value for name, value in optional.items() if value}
 
     def _score(self, model: Any, loaded: LoadedModel, units: ScoreUnits) -> dict[str, float]:
@@ -156,7 +157,7 @@ class Distiller:
             loaded = factory.classifier(student, self.catalog, task=tasks[0], **options)
         if self.pruning:
             return self.pruning.begin(loaded)
-        return self._with_experts(loaded, seed) if self._has_experts else loaded
+        return self._with_experts(loaded, seed) if self._has_experts else self.task_set.with_exits(loaded, seed)
 
     @property
     def start_record(self) -> dict[str, Any]:
@@ -342,4 +343,6 @@ def _terms(phase: str, spec: PhaseSpec, catalog: Catalog, balance: float) -> lis
     losses = {name: (term.weight, term.parameters) for name, term in spec.losses.items()}
     routed = {"routing"} if balance else set()
     losses = {"load_balance": (balance, {}), **losses} if balance else losses
-    return make_terms(losses, catalog, available=CLASSIFICATION_INPUTS | {"teacher"} | routed, where=f"phases.{phase}.losses")
+    return make_terms(
+        losses, catalog, available=CLASSIFICATION_INPUTS | {"teacher", "exits"} | routed, where=f"phases.{phase}.losses"
+    )

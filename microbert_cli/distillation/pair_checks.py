@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import model_shape, model_type_of
-from microbert_cli.models.capture import ATTENTION, input_names
+from microbert_cli.models.architectures import input_names, model_shape, model_type_of
+from microbert_cli.models.capture import ATTENTION
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.tokenizers import same_vocabulary
 from microbert_cli.recipe.loss_checks import check_head_count, heads_mismatch, width_mismatch

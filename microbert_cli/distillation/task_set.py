@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from microbert_cli.data.multitask_batching import MultitaskExamples, task_shares
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.ensemble import ask_by_task
 from microbert_cli.errors import MbertError
-from microbert_cli.evaluation.scoring import score_split
+from microbert_cli.evaluation.scoring import predict_logits, score, score_split
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import OptionalTeacherFunction, OutputRequest
+from microbert_cli.models.exits.answers import ExitLogits
+from microbert_cli.models.exits.build import ExitSettings, add_exits, has_exits
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.recipe.phase_data import ANSWERS, AUGMENTED, needs_model, phase_split
 from microbert_cli.recipe.registry import Catalog
@@ -85,6 +89,25 @@ class TaskSet:
             return scores[self.tasks[0].name]
         by_name = {f"{task}.{metric}": value for task, metrics in scores.items() for metric, value in metrics.items()}
         return {MEAN_SCORE: mean(by_name[name] for name in self.primaries.values()), **by_name}
+
+    def with_exits(self, loaded: LoadedModel, seed: int) -> LoadedModel:
+        """Returns a student with the exits of the recipe, as it is where that has none."""
+        if self.recipe.early_exit.branch == "none":
+            return loaded
+        scale = self.tasks[0].data.standardisation
+        return add_exits(
+            loaded, ExitSettings(**self.recipe.early_exit.model_dump()), seed=seed, spread=scale.std if scale else None
+        )
+
+    def score_exits(self, model: Any, loaded: LoadedModel) -> dict[str, dict[str, float]]:
+        """Returns the dev scores of a student if all rows left at one exit, by its layer; none without exits."""
+        if not has_exits(model.config):
+            return {}
+        data, exits = self.tasks[0].data, ExitLogits(model)
+        logits = predict_logits(data, "dev", exits, loaded)
+        numbers = [*model.config.exit_layers, model_shape(model.config).layers]
+        by_exit = np.split(logits, len(numbers), axis=-1)
+        return {str(number): score(data.task, part, data.rows["dev"]) for number, part in zip(numbers, by_exit, strict=True)}
 
     def training_rows(self, spec: PhaseSpec, loaded: LoadedModel) -> TokenizedExamples | MultitaskExamples:
         """Returns the tokenised rows that a phase trains on."""

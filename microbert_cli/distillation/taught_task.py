@@ -22,6 +22,7 @@ from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.evaluation.scoring import majority_of_split, predict_logits
 from microbert_cli.models.capture import OutputRequest, TeacherFunction
 from microbert_cli.models.device import Precision
+from microbert_cli.models.exits.build import without_exits
 from microbert_cli.models.labels import match_labels, names_settle_order
 from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.recipe.phase_data import taught_by_table
@@ -69,7 +70,7 @@ class TaughtTask:
 
     def _load_teacher(self, source: str, weights: Any) -> LoadedTeacher:
         settings = self.recipe.teacher
-        loaded = load_model(source, "classifier", where="teacher.model", task=self.data.task.name)
+        loaded = without_exits(load_model(source, "classifier", where="teacher.model", task=self.data.task.name))
         columns = match_labels(
             loaded.model.config, self.data.task, where="teacher.model", source=source, order=settings.label_order
         )

@@ -10,8 +10,9 @@ import numpy as np
 from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.evaluation.baseline import LinearModel
-from microbert_cli.evaluation.benchmark import TimedModel, time_interleaved
+from microbert_cli.evaluation.benchmark import Batch, TimedModel, time_interleaved
 from microbert_cli.evaluation.scoring import check_finite
+from microbert_cli.models.exits.flops import exit_summary
 from microbert_cli.models.onnx import ONNX_FILES
 from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.models.size import count_parameters, forward_flops, weights_bytes
@@ -28,6 +29,7 @@ class BenchmarkModel:
     label_order  names of the model's outputs, over those in its configuration
     where        what named the model, for errors
     opened       the model itself, where somebody has opened it already
+    speed        of a model with exits
     """
 
     name: str
@@ -37,6 +39,7 @@ class BenchmarkModel:
     where: str = "model"
     in_the_making: bool = False
     opened: Predictor | None = None
+    speed: float | None = None
 
 
 def benchmark_models(
@@ -48,7 +51,7 @@ def benchmark_models(
 
     linear  models that read texts, by name
     Returns {"models": {name: parameters, bytes, flops, latency_ms, ...}, "conditions": {...}}; flops are those of one row of
-    the mean length.
+    the mean length; of a model with exits by the layers that rows run through, with `speed`, `left` and `layers`.
     """
     opened = {entrant.name: _open(entrant, data) for entrant in entrants}
     timed_models, measured = {}, {}
@@ -65,7 +68,10 @@ def benchmark_models(
             single=[encoded.batch([int(i)], pad_id=pad_id) for i in positions[:64]],
             batches=[encoded.batch(positions[i], pad_id=pad_id) for i in batches_by_length(lengths, batch_size=batch_size)],
         )
-        measured[entrant.name] = _sizes(entrant, model, round(float(lengths.mean())))
+        length = round(float(lengths.mean()))
+        measured[entrant.name] = _sizes(entrant, model, length)
+        if hasattr(model.answers, "left"):
+            measured[entrant.name] |= _exits(model, timed_models[entrant.name].batches, length)
     for name, model_of_texts in (linear or {}).items():
         timed_models[name] = _timed_linear(model_of_texts, data, rows=rows, batch_size=batch_size)
         measured[name] = {"bytes": model_of_texts.bytes, "flops": None}
@@ -74,6 +80,14 @@ def benchmark_models(
         measured[name] |= asdict(speed)
     conditions = {key: value for key, value in asdict(timings).items() if key != "speeds"}
     return {"models": measured, "conditions": conditions}
+
+
+def _exits(model: Predictor, batches: Sequence[Batch], length: int) -> dict[str, Any]:
+    """Returns behind which layers the rows leave, and what that costs, counted in one pass that is not timed."""
+    model.answers.left.clear()
+    for batch in batches:
+        model.answers.logits(batch)
+    return exit_summary(model.model.config, model.answers.left, length=length, speed=model.answers.speed)
 
 
 def _timed_linear(model: LinearModel, data: TaskData, *, rows: int, batch_size: int) -> TimedModel:
@@ -94,6 +108,7 @@ def _open(entrant: BenchmarkModel, data: TaskData) -> Predictor:
         where=entrant.where,
         label_order=entrant.label_order,
         in_the_making=entrant.in_the_making,
+        speed=entrant.speed,
     )
 
 

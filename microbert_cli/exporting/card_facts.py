@@ -191,6 +191,22 @@ def _limits(facts: Facts) -> list[str]:
     return [
         f"Selected and scored on the dev split of {facts.data.task.name}; a score on data of another kind may differ.",
         f"Texts are cut after {_length(facts)} tokens.",
+        *_exits(facts),
+    ]
+
+
+def _exits(facts: Facts) -> list[str]:
+    """Returns what is said of a model with exits."""
+    if not (exits := facts.metrics.get("exits")):
+        return []
+    primary = facts.data.task.primary
+    layers = facts.metrics["speed"]["models"]["torch"].get("layers", exits["layers"][-1])
+    *exit_layers, depth = exits["layers"]
+    return [
+        f"Rows may leave `{exits['file']}` behind layers {', '.join(map(str, exit_layers))} of {depth}: it takes "
+        "`speed` beside the tokens, and gives `layers` beside `logits`.",
+        f"At speed {exits['speed']:g}, the default here, a row runs through {layers:.1f} layers on average and {primary} on "
+        f"dev is {exits['scores'][primary]:.4f}; the ONNX files above answer with all layers.",
     ]
 
 

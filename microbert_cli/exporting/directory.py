@@ -15,6 +15,9 @@ import torch
 from microbert_cli.errors import MbertError
 from microbert_cli.exporting.onnx_fusion import operators, write_optimized
 from microbert_cli.models.architectures import positions_of
+from microbert_cli.models.exits.build import has_exits
+from microbert_cli.models.exits.graph import EXITS_FILE, ExitSession, write_exits
+from microbert_cli.models.exits.segments import exit_ends
 from microbert_cli.models.graphs.embeddings import Format, table_errors
 from microbert_cli.models.graphs.products import Row
 from microbert_cli.models.onnx import (
@@ -69,6 +72,7 @@ def export_model(
     onnx     False leaves ONNX out; int8=False leaves out only int8, optimize=False the graphs for ONNX Runtime alone
     embeddings  how the int8 files store tables of embeddings; see models/graphs/embeddings.py
     calibration  real rows that set the scales of the int8 files, see `quantise`; by default `rows`
+    A model with exits is also written as a graph that rows leave early, models/exits/graph.py: "exits" in the result.
     Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores", "graph", "embeddings"}},
     "parity": {...}}, names: safetensors and those of onnx.ONNX_FILES; max_difference of logits and agreement (share of equal
     answers) against the model; graph: what operators it has, see `onnx_fusion.operators`; embeddings, of int8 files: the
@@ -111,8 +115,35 @@ def export_model(
         for name, seconds in write_optimized(model, out, inputs=inputs, **options).items():
             close = tolerance if name.startswith("fp32") else None
             check(name, OnnxClassifier(out, precision=name).logits, out / ONNX_FILES[name], close, seconds)
+    exits = (
+        _write_exits(model, out, inputs, batches, score, tolerance * unit, reporter) if onnx and has_exits(model.config) else {}
+    )
     shapes = [list(batch["input_ids"].shape) for batch in batches]
-    return {"files": files, "parity": {"shapes": shapes, "tolerance": tolerance, "rows": sum(count for count, _ in shapes)}}
+    return {
+        "files": files,
+        **exits,
+        "parity": {"shapes": shapes, "tolerance": tolerance, "rows": sum(count for count, _ in shapes)},
+    }
+
+
+def _write_exits(
+    model: Any,
+    out: Path,
+    inputs: Sequence[str],
+    batches: Sequence[Batch],
+    score: Callable[[LogitsFunction], Scores] | None,
+    tolerance: float,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Writes the graph that rows leave early; returns {"exits": ...}: size, difference of all exits' logits, dev scores."""
+    speed, path = float(model.config.speed), out / EXITS_FILE
+    seconds, difference = write_exits(model, path, inputs=inputs, batches=batches)
+    refuse_difference(path, difference, tolerance)
+    measured: dict[str, Any] = {"file": path.name, "bytes": weights_bytes(path), "seconds": seconds}
+    scores = dict(score(ExitSession(path, speed).logits)) if score else None
+    measured |= {"max_difference": difference, "scores": scores, "graph": None}
+    reporter.note(_line(measured))
+    return {"exits": measured | {"layers": exit_ends(model.config), "speed": speed}}
 
 
 def _exported_tokenizer(tokenizer: Any, inputs: Sequence[str], max_length: int | None) -> Any:

@@ -4,9 +4,11 @@ A new model type is one entry of ARCHITECTURES. A type that has none is GENERIC:
 under transformers' usual names, its forward pass is taken as it is, and its FLOPs are not counted.
 """
 
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from microbert_cli.errors import MbertError
@@ -55,6 +57,7 @@ class Architecture:
     end_weights          embeddings and heads can be copied between types of one such name, or within one type
     bert_names           regular expressions of parameter names -> BERT's names for them
     experts              "task": it has a head per task, and may have experts; "convertible": it can become such a model
+    wraps                the configuration's key for that of the model within, whose facts are its own
     reads_apart          its classifier reads the two texts of a pair one by one, so that no token of it sees the other text
     """
 
@@ -69,6 +72,7 @@ class Architecture:
     bert_names: Mapping[str, str] = field(default_factory=dict)
     experts: str | None = None
     reads_apart: bool = False
+    wraps: str | None = None
 
 
 GENERIC = Architecture()
@@ -90,6 +94,7 @@ ARCHITECTURES = {
     "mbert-inverted-bottleneck": _MOBILEBERT,
     "mbert-routed-bert": Architecture(stack="encoder.layer", flops="plain", experts="task"),
     "mbert-bi-encoder": Architecture(stack="encoder.layer", flops="apart", layer_weights="bert", reads_apart=True),
+    "mbert-early-exit": Architecture(wraps="classifier_config"),
     "data2vec-text": _OFFSET,
     "ibert": _OFFSET,
     "lilt": _OFFSET,
@@ -131,13 +136,25 @@ def model_type_of(config: Any) -> str:
     return getattr(config, "model_type", None) or ""
 
 
+def inner_config(config: Any) -> Any:
+    """Returns the configuration of the model itself: of one that wraps another, the inner one's."""
+    wraps = ARCHITECTURES.get(model_type_of(config), GENERIC).wraps
+    return config if wraps is None else getattr(config, wraps)
+
+
+def inner_model(model: Any) -> Any:
+    """Returns the model itself: of one that wraps another, the inner one."""
+    return model.backbone if ARCHITECTURES.get(model_type_of(model.config), GENERIC).wraps else model
+
+
 def architecture_of(model: Any) -> Architecture:
     """Returns the table's entry for a configuration, or for the name of a model type."""
-    return ARCHITECTURES.get(model if isinstance(model, str) else model_type_of(model), GENERIC)
+    return ARCHITECTURES.get(model if isinstance(model, str) else model_type_of(inner_config(model)), GENERIC)
 
 
 def model_shape(config: Any) -> ModelShape:
     """Returns the sizes that a configuration describes."""
+    config = inner_config(config)
     width = config.hidden_size
     return ModelShape(
         width=width,
@@ -153,6 +170,7 @@ def model_shape(config: Any) -> ModelShape:
 
 def positions_of(config: Any) -> int | None:
     """Returns how many tokens a model can read; None where nothing in its configuration limits them."""
+    config = inner_config(config)
     rows = _position_rows(config)
     return None if rows is None else rows - wasted_positions(config, getattr(config, "pad_token_id", None))
 
@@ -217,3 +235,35 @@ def families(kind: str) -> dict[str, list[str]]:
         if (name := getattr(architecture, kind)) is not None:
             groups.setdefault(name, []).append(model_type)
     return groups
+
+
+def input_names(model: Any) -> tuple[str, ...]:
+    """Returns the names of a batch's tensors that the model takes: token_type_ids with segments, `task` with heads by task.
+
+    A table of segments with one row says nothing. XLM, FlauBERT, XLNet and Funnel have no such table, and read segments.
+    """
+    if (config := getattr(model, "config", None)) is not None:
+        # Of the model, not of its configuration, which would be made anew for every batch.
+        model, config = inner_model(model), inner_model(model).config
+    model_class: Any = type(model)
+    parameters = forward_parameters(model_class)
+    segments = getattr(config, "type_vocab_size", None)
+    optional = {
+        "attention_mask": parameters is None or "attention_mask" in parameters,  # FNet has none
+        "token_type_ids": _takes_segments(parameters, segments),
+        "task": getattr(config, "tasks", None) is not None,
+    }
+    return ("input_ids", *(name for name, is_taken in optional.items() if is_taken))
+
+
+def _takes_segments(parameters: frozenset[str] | None, segments: int | None) -> bool:
+    if parameters is None:
+        return (segments or 0) > 1
+    return "token_type_ids" in parameters and (segments is None or segments > 1)
+
+
+@lru_cache
+def forward_parameters(model_class: Any) -> frozenset[str] | None:
+    """Returns the names that a model's forward takes; None where its signature names none."""
+    names = inspect.signature(getattr(model_class, "forward", model_class.__call__)).parameters
+    return frozenset(names) if "input_ids" in names else None

@@ -6,11 +6,10 @@ was BEFORE mask and softmax (`output_attentions` gives probabilities after dropo
 keys and values are those of that product: by head, and rotated by their positions where the architecture does so (ModernBERT).
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import BaseModelOutput
 
-from microbert_cli.models.architectures import architecture_of
+from microbert_cli.models.architectures import architecture_of, inner_model, input_names
 
 ATTENTION = "mbert"  # the name under which this module's attention is registered with transformers
 # Larger batches are slower: a layer's activations then no longer fit into the cache.
@@ -40,6 +39,7 @@ class OutputRequest:
     scores: frozenset[int] = frozenset()
     qkv: frozenset[int] = frozenset()
     routing: bool = False
+    exits: bool = False
 
 
 @dataclass
@@ -50,6 +50,7 @@ class ModelOutputs:
     qkv      {layer: (queries, keys, values)}, each [B, A, T, head size]
     mask     real tokens [B, T], where they are not the batch's: of a teacher with a tokenizer of its own
     routing  of a mixture of experts: (share of tokens, mean gate) of every expert, both [layers, E]
+    exits    of a model with exits: the logits of all, [exits, B, C], the last layer's at the end
     """
 
     logits: Tensor | None = None
@@ -60,6 +61,7 @@ class ModelOutputs:
     qkv: dict[int, Vectors] = field(default_factory=dict)
     mask: Tensor | None = None
     routing: tuple[Tensor, Tensor] | None = None
+    exits: Tensor | None = None
 
 
 class _Recorder:
@@ -84,7 +86,9 @@ def forward_outputs(model: Any, batch: Mapping[str, Tensor], request: OutputRequ
         return custom_outputs
     inputs = {name: batch[name] for name in input_names(model) if name in batch}
     with _recording(request) as outputs:
-        if request.logits:
+        if request.exits:
+            output = model(**inputs, output_hidden_states=bool(request.hidden), output_exits=True)
+        elif request.logits:
             with _first_token_on_top(model, request):
                 output = model(**inputs, output_hidden_states=bool(request.hidden))
         else:
@@ -95,6 +99,8 @@ def forward_outputs(model: Any, batch: Mapping[str, Tensor], request: OutputRequ
     outputs.hidden = {layer: output.hidden_states[layer] for layer in request.hidden}
     if request.routing:
         outputs.routing = output.routing
+    if request.exits:
+        outputs.exits = output.exits
     if request.logits:
         outputs.logits = output.logits
     if request.token_head:
@@ -103,36 +109,6 @@ def forward_outputs(model: Any, batch: Mapping[str, Tensor], request: OutputRequ
         chosen_Pd = output.last_hidden_state.flatten(0, 1)[batch["token_positions"]]
         outputs.token_logits = _vocabulary_logits(model, chosen_Pd)
     return outputs
-
-
-def input_names(model: Any) -> tuple[str, ...]:
-    """Returns the names of a batch's tensors that the model takes: token_type_ids with segments, `task` with heads by task.
-
-    A table of segments with one row says nothing. XLM, FlauBERT, XLNet and Funnel have no such table, and read segments.
-    """
-    config = getattr(model, "config", None)
-    model_class: Any = type(model)
-    parameters = forward_parameters(model_class)
-    segments = getattr(config, "type_vocab_size", None)
-    optional = {
-        "attention_mask": parameters is None or "attention_mask" in parameters,  # FNet has none
-        "token_type_ids": _takes_segments(parameters, segments),
-        "task": getattr(config, "tasks", None) is not None,
-    }
-    return ("input_ids", *(name for name, is_taken in optional.items() if is_taken))
-
-
-def _takes_segments(parameters: frozenset[str] | None, segments: int | None) -> bool:
-    if parameters is None:
-        return (segments or 0) > 1
-    return "token_type_ids" in parameters and (segments is None or segments > 1)
-
-
-@lru_cache
-def forward_parameters(model_class: Any) -> frozenset[str] | None:
-    """Returns the names that a model's forward takes; None where its signature names none."""
-    names = inspect.signature(getattr(model_class, "forward", model_class.__call__)).parameters
-    return frozenset(names) if "input_ids" in names else None
 
 
 def show_scores(model: Any) -> None:
@@ -149,7 +125,7 @@ def _recording(request: OutputRequest) -> Iterator[ModelOutputs]:
         _Recorder.request, _Recorder.outputs = OutputRequest(), ModelOutputs()
 
 
-class _FirstToken(nn.Module):
+class FirstToken(nn.Module):
     """A BERT layer that computes the first token alone, which is all that a classifier reads; keys and values are of all."""
 
     def __init__(self, layer: nn.Module):
@@ -175,12 +151,13 @@ class _FirstToken(nn.Module):
 def _first_token_on_top(model: Any, request: OutputRequest) -> Iterator[None]:
     """Makes the top layer compute the first token alone, for one forward pass that is asked for logits and nothing else."""
     top = None if request != OutputRequest(logits=True) or _is_compiled(model) else first_token_layer(model)
-    with nullcontext() if top is None else replaced(top[0], {top[1]: _FirstToken(top[0][top[1]])}):
+    with nullcontext() if top is None else replaced(top[0], {top[1]: FirstToken(top[0][top[1]])}):
         yield
 
 
 def first_token_layer(model: Any) -> tuple[nn.ModuleList, int] | None:
     """Returns a classifier's layers and the number of the top one that computes, where its head reads the first token alone."""
+    model = inner_model(model)
     # A decoder's first token sees no other, and its heads read the last one.
     reads_first = architecture_of(model.config).first_token_head and not getattr(model.config, "is_decoder", False)
     layers = removable_layers(model.base_model) if reads_first else nn.ModuleList()

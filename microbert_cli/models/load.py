@@ -124,15 +124,18 @@ def _head_order(config: Any, head: TaskKind, label_order: Sequence[str] | None) 
 
 def reorder_head(model: Any, columns: list[int]) -> None:
     """Puts the rows of a classifier's last layer into another order, in place."""
+    if branches := getattr(model, "output_layers", None):  # of a model with exits
+        reorder_head(model.backbone, columns)
     encoder = f"{model.base_model_prefix}."
-    layers = [
+    layers = branches or [
         layer
         for name, layer in model.named_modules()
         if isinstance(layer, torch.nn.Linear) and layer.out_features == len(columns) and not name.startswith(encoder)
     ]
     with torch.no_grad():
-        for weights in layers[-1].parameters() if layers else ():
-            weights.copy_(weights[columns].clone())
+        for layer in layers if branches else layers[-1:]:
+            for weights in layer.parameters():
+                weights.copy_(weights[columns].clone())
 
 
 def _routed(path: Path, kind: str, config: Any, task: str | None, source: str, where: str) -> LoadedModel:

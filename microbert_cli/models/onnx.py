@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.capture import input_names
+from microbert_cli.models.architectures import input_names
 from microbert_cli.models.config import read_config
 from microbert_cli.models.graphs.embeddings import Format, quantise_tables
 from microbert_cli.models.graphs.first_token import first_token_on_top
@@ -99,7 +99,7 @@ class OnnxClassifier:
         self.directory = path.parent if path.is_file() else path
         self.path = self.directory / ONNX_FILES[self.precision]
         self.config = _config(self.directory)
-        self._session = _session(self.path, threads or torch.get_num_threads())
+        self._session = open_session(self.path, threads or torch.get_num_threads())
         self.input_names = tuple(each.name for each in self._session.get_inputs())
 
     def logits(self, batch: Batch) -> np.ndarray:
@@ -158,27 +158,33 @@ def write_onnx(model: Any, path: Path, *, attention: str = "eager", inputs: Sequ
         "attention_mask": (ids_BT != pad).long(),
         "token_type_ids": torch.zeros_like(ids_BT),
     }
-    free = {0: "batch", 1: "length"}
     try:
-        with _resting(model, attention), first_token_on_top(model), silence():
-            program = torch.onnx.export(
-                _OnlyLogits(model, names).eval(),
-                tuple(example[name] for name in names),
-                input_names=list(names),
-                output_names=["logits"],
-                dynamic_shapes=(tuple(free for _ in names),),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
+        with resting(model, attention), first_token_on_top(model):
+            write_graph(_OnlyLogits(model, names).eval(), path, {name: example[name] for name in names}, outputs=("logits",))
     except Exception as error:
-        raise _not_exportable(model, _reason(error)) from error
+        raise not_exportable(model, _reason(error)) from error
+    return time.perf_counter() - start
+
+
+def write_graph(module: nn.Module, path: Path, example: Mapping[str, Tensor], *, outputs: Sequence[str]) -> None:
+    """Writes a module of positional inputs [B, T, ...] as an ONNX file, batch size and length free."""
+    free = {0: "batch", 1: "length"}
+    with silence():
+        program = torch.onnx.export(
+            module,
+            tuple(example.values()),
+            input_names=list(example),
+            output_names=list(outputs),
+            dynamic_shapes=(tuple(free for _ in example),),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
     assert program is not None  # None only without dynamo
     graph = program.model_proto
     _forget_where_it_was_made(graph)
     separate_sums(graph)
     path.write_bytes(graph.SerializeToString(deterministic=True))
-    return time.perf_counter() - start
 
 
 def quantise(source: Path, target: Path, *, embeddings: Format = "int8", rows: Sequence[Row] = ()) -> float:
@@ -245,7 +251,8 @@ def _config(directory: Path) -> Any:
     return read_config(directory, where="model")
 
 
-def _session(path: Path, threads: int) -> Any:
+def open_session(path: Path, threads: int) -> Any:
+    """Returns the session of an ONNX file on the CPU; raises M333."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -275,7 +282,7 @@ def _integers(values: Any) -> np.ndarray:
 def _refuse_too_large(model: Any) -> None:
     size = 4 * count_parameters(model).total
     if size > MOST_BYTES:
-        raise _not_exportable(model, f"its weights take {size / 2**30:.1f} GiB; one ONNX file holds less than 2")
+        raise not_exportable(model, f"its weights take {size / 2**30:.1f} GiB; one ONNX file holds less than 2")
 
 
 def _reason(error: BaseException) -> str:
@@ -286,7 +293,8 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else repr(error)
 
 
-def _not_exportable(model: Any, why: str) -> MbertError:
+def not_exportable(model: Any, why: str) -> MbertError:
+    """Returns the error for a model that cannot be written as ONNX."""
     return MbertError(
         "M611",
         f"{type(model).__name__} cannot be written as ONNX: {why}",
@@ -297,8 +305,8 @@ def _not_exportable(model: Any, why: str) -> MbertError:
 
 
 @contextlib.contextmanager
-def _resting(model: Any, attention: str) -> Iterator[None]:
-    """Eval mode and that attention for a while; eager gives a plainer graph than sdpa (no NaN guards), at the same speed."""
+def resting(model: Any, attention: str) -> Iterator[None]:
+    """Sets eval mode and that attention for a while; eager gives a plainer graph than sdpa, without NaN guards."""
     before, training = model.config._attn_implementation, model.training
     model.eval()
     model.set_attn_implementation(attention)

@@ -1,5 +1,6 @@
 """Opens any classifier for prediction: a Hugging Face directory, a Hub id, or an export through ONNX Runtime."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ import torch
 
 from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import OutputRequest, forward_in_pieces
+from microbert_cli.models.exits.answers import answer_early, chosen_speed
+from microbert_cli.models.exits.build import has_exits
+from microbert_cli.models.exits.graph import ExitSession, check_exits_file
 from microbert_cli.models.find import find_model
 from microbert_cli.models.labels import check_names_differ, check_one_label, match_labels, names_settle_order
 from microbert_cli.models.load import frozen, load_model
@@ -43,6 +47,7 @@ def open_predictor(
     task_name: str | None = None,
     label_order: Sequence[str] | None = None,
     in_the_making: bool = False,
+    speed: float | None = None,
 ) -> Predictor:
     """Opens a classifier; with a task, its outputs are put into the order of the task's labels.
 
@@ -50,19 +55,24 @@ def open_predictor(
                that one; torch: its safetensors are loaded. Naming an ONNX file itself chooses it, too.
     task_name  which task's answers a model of several gives, where there is no `task`
     label_order   names of the model's outputs, over those in its configuration
+    speed      of a model with exits: how unsure an answer may be that leaves early; None = as its configuration says
     in_the_making  an export that this process writes, and measures before it has a manifest; all else is compared with its own
     """
     path = Path(source)
     if precision in ONNX_FILES or (precision == "auto" and is_export(path)):
         if path.exists() and not in_the_making:
             find_model(path.parent if path.is_file() else path, where=where)
-        return _open_export(path, task, precision, where, label_order)
+        return _open_export(path, task, precision, where, label_order, speed)
     loaded = load_model(source, "classifier", where=where, task=task.name if task else task_name)
     if task is None:
         check_names_differ(loaded.model.config, where=f"{where} {source}")
     columns = match_labels(loaded.model.config, task, where=where, source=source, order=label_order) if task else None
     settled = task is None or names_settle_order(loaded.model.config, task, label_order)
-    return Predictor(_TorchModel(loaded.model, columns), loaded.model, loaded.tokenizer, source, columns, settled)
+    speed = chosen_speed(loaded.model.config, speed, where=f"{where} {source}")
+    answers = (
+        _ExitingModel(loaded.model, columns, speed) if has_exits(loaded.model.config) else _TorchModel(loaded.model, columns)
+    )
+    return Predictor(answers, loaded.model, loaded.tokenizer, source, columns, settled)
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -72,7 +82,9 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return softmax
 
 
-def _open_export(path: Path, task: Task | None, precision: str, where: str, label_order: Sequence[str] | None) -> Predictor:
+def _open_export(
+    path: Path, task: Task | None, precision: str, where: str, label_order: Sequence[str] | None, speed: float | None
+) -> Predictor:
     if precision == "auto" and path.is_dir() and "fp32" not in precisions(path):
         raise _no_default(path, precisions(path), where)
     session = OnnxClassifier(path, precision=None if precision == "auto" or path.is_file() else precision)
@@ -80,7 +92,14 @@ def _open_export(path: Path, task: Task | None, precision: str, where: str, labe
     if task is None:
         check_names_differ(session.config, where=f"{where} {path}")
     tokenizer = load_tokenizer(session.directory, session.config, where=where)
-    return session_predictor(session, tokenizer, task, source=str(path), where=where, label_order=label_order)
+    # A file that is named is asked whole, unless a speed is named too.
+    default = speed is None and (path.is_file() or precision != "auto")
+    speed = 0.0 if default else chosen_speed(session.config, speed, where=f"{where} {path}")
+    predictor = session_predictor(session, tokenizer, task, source=str(path), where=where, label_order=label_order)
+    if speed > 0:
+        check_exits_file(session.precision, where=f"{where} {path}")
+        predictor.answers = _ExitSessionModel(ExitSession(session.directory, speed), predictor.columns, speed)
+    return predictor
 
 
 def session_predictor(
@@ -116,6 +135,36 @@ class _TorchModel:
             logits = forward_in_pieces(self.model, inputs, OutputRequest(logits=True)).logits
         assert logits is not None
         return (logits[:, self.columns] if self.columns else logits).float().cpu().numpy()
+
+
+class _ExitingModel(_TorchModel):
+    """A frozen model with exits. `left` counts the rows by the layer behind which they left, from 1."""
+
+    def __init__(self, model: Any, columns: list[int] | None, speed: float):
+        super().__init__(model, columns)
+        self.speed, self.left = speed, Counter[int]()
+
+    def logits(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            answers = answer_early(
+                self.model, {name: value.to(device) for name, value in batch.items() if name != "task"}, self.speed
+            )
+        self.left.update(answers.layers.tolist())
+        return (answers.logits[:, self.columns] if self.columns else answers.logits).float().cpu().numpy()
+
+
+class _ExitSessionModel:
+    """An exported model with exits; `left` as above."""
+
+    def __init__(self, session: ExitSession, columns: list[int] | None, speed: float):
+        self.session, self.columns = session, columns
+        self.speed, self.left = speed, Counter[int]()
+
+    def logits(self, batch: Any) -> np.ndarray:
+        logits, layers = self.session.answer(batch)
+        self.left.update(layers.tolist())
+        return logits[:, self.columns] if self.columns else logits
 
 
 class _OnnxModel:

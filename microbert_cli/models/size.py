@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import architecture_of, model_shape
+from microbert_cli.models.architectures import architecture_of, inner_config, model_shape
 
 MOST_COUNTED = 200_000_000  # parameters of a model that is made only to count its operations
 
@@ -50,8 +50,10 @@ def forward_flops(config: Any, length: int) -> int | None:
     left out. At T = 128 BERT-base has 22.3 G and TinyBERT's 4 x 312 1.2 G (printed in that paper: 22.5 G and 1.2 G).
 
     L layers, T = length in tokens (padding included), d width, F feed-forward width, C outputs.
-    Architectures of another shape are run once, and torch counts; None for those that cannot be.
+    Architectures of another shape are run once, and torch counts; None for those that cannot be. Of a model with exits they are
+    those of a row that runs through all layers.
     """
+    config = inner_config(config)
     flops = batch_flops(config, rows=1, tokens=length, squares=length * length)
     config_class: Any = type(config)
     return _counted_flops(config.to_json_string(), config_class, length) if flops is None else flops
@@ -114,6 +116,7 @@ def batch_flops(
     In a mixture of experts F is the width that a token passes through, and a gate of tokens or rows adds its product.
     Returns None for architectures of another shape.
     """
+    config = inner_config(config)
     rule = architecture_of(config).flops
     if rule == "bottleneck" and config.use_bottleneck:
         return _bottleneck_flops(config, rows, tokens, squares, head, predicted)

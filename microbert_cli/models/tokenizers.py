@@ -8,8 +8,7 @@ from typing import Any
 from transformers import MODEL_MAPPING, AutoTokenizer
 
 from microbert_cli.errors import MbertError, unreadable_model
-from microbert_cli.models.architectures import VOCABULARY, model_shape, model_type_of
-from microbert_cli.models.capture import forward_parameters
+from microbert_cli.models.architectures import VOCABULARY, forward_parameters, model_shape, model_type_of
 from microbert_cli.models.config import NO_CODE
 
 

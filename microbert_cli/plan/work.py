@@ -14,10 +14,13 @@ import numpy as np
 from microbert_cli.data.batching import batches_by_length, epoch_batches, token_budget_batches
 from microbert_cli.models.architectures import architecture_of, model_shape
 from microbert_cli.models.capture import OutputRequest, tokens_at_once
+from microbert_cli.models.exits.build import has_exits
+from microbert_cli.models.exits.flops import branch_flops
 from microbert_cli.models.factory import config_parameters
 from microbert_cli.models.size import batch_flops
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.runs import atomic
+from microbert_cli.training.freeze import BACKBONE
 
 Shape = tuple[int, int]
 EXACT = 3_000_000  # rows drawn batch by batch; of what a longer training sees, whole epochs are taken to be alike
@@ -156,7 +159,10 @@ class Job:
             predicted=(self.predicted + self.heads) * load.useful,
             first_token=self.only_logits,
         )
-        return None if forward is None else PASSES[self.kind] * forward
+        if forward is None or not (self.kind == "train" and has_exits(self.config)):
+            return None if forward is None else PASSES[self.kind] * forward
+        branches = len(self.config.exit_layers) * branch_flops(self.config, rows=load.rows, tokens=load.tokens)
+        return (1 if BACKBONE in self.freeze else PASSES["train"]) * forward + PASSES["train"] * branches
 
     @property
     def only_logits(self) -> bool:
@@ -184,8 +190,11 @@ def activations(job: Job, rows: int, length: int) -> int:
 
     Per layer and token: inputs of the projections, q, k, v, context, residuals and LayerNorms (14 d), and the feed-forward
     block before and behind its activation (3 F). m = matrices of token pairs that losses read; SDPA keeps none.
-    S padded tokens, Q = rows x length^2, A heads, P predicted positions, V vocabulary.
+    S padded tokens, Q = rows x length^2, A heads, P predicted positions, V vocabulary. Under a frozen backbone branches alone
+    keep anything: what is narrowed, keys, values, and what comes of them (6 w).
     """
+    if BACKBONE in job.freeze and has_exits(job.config):
+        return FLOAT * rows * length * 6 * job.config.branch_width * len(job.config.exit_layers)
     shape = model_shape(job.config)
     d, L, A = shape.width, shape.layers, shape.heads or 0
     F = shape.inner or 4 * d

@@ -29,7 +29,7 @@ from microbert_cli.recipe.toml import read_toml
 
 DEFAULT_TEACHER_WIDTH = 768  # the width of a teacher, where a number is proposed before one is known
 COLUMNS = {"tokens", "heads", "width"}
-TASK_INPUTS = frozenset({"logits", "labels", "augmented"})  # what plain text does not have
+TASK_INPUTS = frozenset({"logits", "labels", "augmented", "exits"})  # what plain text does not have
 
 
 @dataclass(frozen=True)

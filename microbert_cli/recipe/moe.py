@@ -1,13 +1,15 @@
-"""Recipe keys of mixtures of experts: their checks, and the values of the run that makes an expert teacher.
+"""Recipe keys of what is put into a student, experts and exits: their checks, and the run that makes an expert teacher.
 
 An expert teacher is a student of the fine-tuned teacher that begins as that teacher itself, its feed-forward networks cut into
 experts by importance: so the run that makes one is a `task-distill` with other values, as a variant of a recipe is.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from microbert_cli.errors import MbertError
+from microbert_cli.recipe.layers import table_at
+from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Moe, Recipe
 
 
@@ -27,6 +29,50 @@ def check_experts(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iter
         yield too_many_student_experts(
             settings["experts"], settings["teacher_experts"], f"{_origin('experts', origins)}, moe.experts"
         )
+
+
+def check_exits(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[str, str]) -> Iterable[MbertError]:
+    """Checks the table `early_exit`: M038 a loss that reads exits of a student without any, M039 what they do not go with."""
+    branch = table_at(values, "early_exit").get("branch", "none")
+    if branch not in ("attention", "linear"):
+        for name, phase in table_at(values, "phases").items():
+            losses = table_at(phase, "losses") if isinstance(phase, Mapping) and not phase.get("leave_out") else {}
+            for loss, term in losses.items():
+                weight = term.get("weight", 1.0) if isinstance(term, Mapping) else term
+                if weight and not list(catalog.check("losses", loss, "")) and "exits" in (_needs(loss, catalog)):
+                    yield _no_exits(f"phases.{name}.losses.{loss}", origins)
+        return
+    others = {
+        "experts": (table_at(values, "moe").get("side", "none") != "none", "--set moe.side=none"),
+        "several tasks": (bool(values.get("tasks")), "--task TASK, a run for each"),
+        "pruning": (
+            any(isinstance(phase, Mapping) and phase.get("prune") for phase in table_at(values, "phases").values()),
+            "a stage of its own before: the pruned student is then the teacher",
+        ),
+    }
+    for what, (is_there, fix) in others.items():
+        if is_there:
+            yield MbertError(
+                "M039",
+                f"{what}: not together with exits",
+                where=f"{origins.get('early_exit.branch', 'recipe')}, early_exit.branch",
+                allowed="A student of one task without experts, which keeps its layers; any trained model can get exits.",
+                fix=f"--set early_exit.branch=none, or {fix}",
+            )
+
+
+def _needs(loss: str, catalog: Catalog) -> Collection[str]:
+    return catalog.loss_facts(loss).get("needs") or ()
+
+
+def _no_exits(key: str, origins: Mapping[str, str]) -> MbertError:
+    return MbertError(
+        "M038",
+        "this loss is about exits, and the student has none",
+        where=f"{origins.get(f'{key}.weight', origins.get(key, 'recipe'))}, {key}",
+        allowed="A student with exits: early_exit.branch is attention or linear.",
+        fix=f"--set early_exit.branch=attention, or leave the loss out: --set {key}=0",
+    )
 
 
 def expert_teacher_values(recipe: Recipe) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from microbert_cli.errors import MAX_ERRORS, MbertError, combine_errors, key_location, nearest
 from microbert_cli.recipe.layers import Layer, flatten, merge, nest, normalise, table_at
 from microbert_cli.recipe.loss_checks import check_augmenters, check_losses, check_parameters
-from microbert_cli.recipe.moe import check_experts
+from microbert_cli.recipe.moe import check_exits, check_experts
 from microbert_cli.recipe.multitask import check_tasks
 from microbert_cli.recipe.registry import Catalog, stage_names
 from microbert_cli.recipe.schema import Recipe
@@ -25,7 +25,7 @@ from microbert_cli.recipe.values import FOLDER_NAME
 ENVIRONMENT = "MBERT_SET_"
 METHOD_KEYS = {
     "title", "source", "layer_map", "normalisation", "general", "phases", "corpus", "by_task", "ablations", "init",
-    "initialise", "moe", "student", "budget",
+    "initialise", "moe", "student", "budget", "early_exit",
 }  # fmt: skip
 
 
@@ -263,6 +263,7 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
         yield from _check_stage(stage, values, origins)
     yield from check_tasks(values, catalog, origins)
     yield from check_experts(values, origins)
+    yield from check_exits(values, catalog, origins)
     yield from check_losses(values, catalog, origins)
     yield from check_augmenters(values, catalog, origins)
     references = [("students", "student", values.get("student")), ("tasks", "task", values.get("task"))]

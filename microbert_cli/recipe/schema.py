@@ -14,6 +14,7 @@ from microbert_cli.recipe.values import (
     Count,
     Decay,
     Duration,
+    EarlyExit,
     LayerRates,
     NotNegativeCount,
     PhaseSpec,
@@ -232,12 +233,13 @@ class Augment(Strict):
 
 
 class Evaluate(Strict):
-    """What the evaluator looks at."""
+    """What the evaluator looks at. `speed` of a model with exits: how unsure an answer may be that leaves early."""
 
     model: Place | None = None
     splits: list[str] | None = None
     batch_size: Count = 64
     precision: Literal["auto", "torch", "fp32", "int8", "fp32-optimized", "int8-optimized"] = "auto"
+    speed: Share | None = None
 
 
 class Export(Strict):
@@ -246,6 +248,7 @@ class Export(Strict):
     optimize    also graphs for ONNX Runtime alone
     embeddings  how the int8 files store word vectors: int8 = a scale per row, int4 = a scale per block of 32 (ONNX Runtime
                 alone reads it), fp32 = as they are
+    speed       of a model with exits: what it answers with where nobody says another
     """
 
     model: Place | None = None
@@ -254,6 +257,7 @@ class Export(Strict):
     optimize: bool = True
     embeddings: Literal["int8", "int4", "fp32"] = "int8"
     tolerance: Annotated[Positive, Field(le=1)] = 1e-4
+    speed: Share | None = None
 
 
 class Recipe(Strict):
@@ -293,6 +297,7 @@ class Recipe(Strict):
     teacher: TeacherSpec = TeacherSpec()
     teachers: dict[str, Place | list[Place]] = {}
     moe: Moe = Moe()
+    early_exit: EarlyExit = EarlyExit()
     cache: Cache = Cache()
     corpus: Corpus = Corpus()
     vocabulary: Vocabulary = Vocabulary()
@@ -331,6 +336,7 @@ class Recipe(Strict):
         """The named parts without where things lie: data and models enter an identity by their content."""
         silent = {*(() if self.tasks else MULTITASK_KEYS), *(("moe",) if self.moe.side == "none" else ())}
         silent |= {"budget"} if self.budget is None else set()
+        silent |= {"early_exit"} if self.early_exit.branch == "none" else set()
         silent |= {"initialise"} if self.initialise.by == "random" else set()
         counting = (name for name in names if name not in silent)
         identity = {name: identity_values(name, value) for name, value in self.keys(*counting).items()}

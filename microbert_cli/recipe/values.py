@@ -37,7 +37,8 @@ Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1)]  # numpy's generators take no
 Seeds = Annotated[list[Seed], AfterValidator(check_distinct)]
 Rates = Annotated[list[Positive], AfterValidator(check_distinct)]  # a trial of each has a folder named after it
 Parts = Annotated[
-    list[Annotated[str, Field(pattern=r"^(embeddings|head|layer\.[1-9]\d{0,3})$")]], AfterValidator(check_distinct)
+    list[Annotated[str, Field(pattern=r"^(embeddings|head|backbone|branches|layer\.[1-9]\d{0,3})$")]],
+    AfterValidator(check_distinct),
 ]
 LayerRates = Literal[False] | tuple[Positive, NotNegative]  # of the current layer, of the lower ones
 
@@ -166,6 +167,26 @@ class TaskPhase(PhaseSpec):
     prune: Annotated[Prune | None, BeforeValidator(lambda value: None if value is False else value)] = None
 
 
+class EarlyExit(Strict):
+    """Exits of the student, at which easy rows leave; see `models/exits/`.
+
+    branch  what answers there: "attention" as published, "linear" one product with the first token's vector; "none" = no exits
+    layers  behind which: all but the last, where the classifier itself answers, or numbers from 1
+    width, heads   of the attention branch
+    """
+
+    branch: Literal["none", "attention", "linear"] = "none"
+    layers: Literal["all"] | Annotated[list[Count], AfterValidator(check_distinct)] = "all"
+    width: Count = 128
+    heads: Count = 2
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "EarlyExit":
+        if self.width % self.heads:
+            raise ValueError(f"heads that divide the width: {self.heads} do not divide {self.width}")
+        return self
+
+
 TRIM_KEYS = ("keep", "keep_common", "keep_first", "rows")  # of `vocabulary`
 MULTITASK_KEYS = ("tasks", "sampling", "teachers")  # without tasks they say nothing
 CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
@@ -182,7 +203,8 @@ NEUTRAL_DEFAULTS: dict[str, dict[str, Any]] = {
         "label_probabilities": None,
         "label_score": None,
     },
-    "export": {"embeddings": "int8"},
+    "evaluate": {"speed": None},
+    "export": {"embeddings": "int8", "speed": None},
     "initialise": {"neurons": "weights", "rows": 1024},
     "augment": {"options": {}},
 }

@@ -31,10 +31,11 @@ def run(
     task: str | None = None,
     max_length: int | None = None,
     batch_size: int = 64,
+    speed: float | None = None,
     reporter: Reporter = SILENT,
 ) -> list[dict[str, Any]]:
     """Returns one record a text: {"label", "score", "probabilities"}; {"score"} for scores; `task` for a model of several."""
-    answers = open_predictor(model, None, task_name=task)
+    answers = open_predictor(model, None, task_name=task, speed=speed)
     if not texts:
         return []
     check_texts(len(texts[0]), answers.model.config, where=f"MODEL {model}", fix="Two texts a line, a tab between: --pairs")

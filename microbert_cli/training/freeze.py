@@ -6,6 +6,7 @@ first layer, and the optimiser does not touch the word vectors, which are most o
     "embeddings"   word, position and segment tables and their LayerNorm
     "layer.N"      layer N of the encoder, counted from 1
     "head"         all the rest: pooler and classifier
+    "backbone"     all of a model with exits but their branches, which are the part "branches"
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.models.architectures import layer_index
 
-EMBEDDINGS, HEAD = "embeddings", "head"
+EMBEDDINGS, HEAD, BRANCHES, BACKBONE = "embeddings", "head", "branches", "backbone"
 
 
 @contextmanager
@@ -23,7 +24,9 @@ def frozen(model: Any, parts: Sequence[str], *, where: str = "freeze") -> Iterat
     """Freezes parts of a model for a while; raises M068 for a part that it does not have, or where nothing would be trained."""
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     by_name = {name: part_of(name) for name in parameters}
-    check_parts(parts, set(by_name.values()), where=where)
+    existing = set(by_name.values())
+    parts = _written_out(parts, existing)
+    check_parts(parts, existing, where=where)
     chosen = [parameters[name] for name, part in by_name.items() if part in parts]
     for parameter in chosen:
         parameter.requires_grad_(False)
@@ -36,9 +39,17 @@ def frozen(model: Any, parts: Sequence[str], *, where: str = "freeze") -> Iterat
 
 def part_of(name: str) -> str:
     """Returns the part that a parameter belongs to by its name."""
+    if name.startswith(f"{BRANCHES}."):
+        return BRANCHES
     if (layer := layer_index(name)) is not None:
         return f"layer.{layer + 1}"
     return EMBEDDINGS if any(word.startswith(EMBEDDINGS) for word in name.split(".")) else HEAD
+
+
+def _written_out(parts: Sequence[str], existing: set[str]) -> list[str]:
+    """Returns the parts with the backbone's one by one; without branches there is no backbone."""
+    whole = BACKBONE in parts and BRANCHES in existing
+    return sorted({*parts} - {BACKBONE} | existing - {BRANCHES}) if whole else list(parts)
 
 
 def check_parts(parts: Sequence[str], existing: set[str], *, where: str) -> None:

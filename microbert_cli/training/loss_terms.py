@@ -142,6 +142,7 @@ def output_request(terms: Sequence[LossTerm], layers: Sequence[int], every: Sequ
         scores=of("scores"),
         qkv=of("qkv"),
         routing=any("routing" in term.needs for term in terms),
+        exits=any("exits" in term.needs for term in terms),
     )
 
 

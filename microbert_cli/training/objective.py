@@ -218,6 +218,7 @@ class Objective(nn.Module):
             "teacher_head": self._head(teacher),
             "shares": student.routing and student.routing[0],
             "gates": student.routing and student.routing[1],
+            "exits": student.exits,
         }
         named = {name: inputs[short] for name in names if (short := name.rpartition("_")[0]) in inputs}
         return function(**named, **{name: value for name, value in self._keywords(term).items() if name in names})
@@ -274,7 +275,8 @@ def _empty_outputs(outputs: ModelOutputs) -> ModelOutputs:
     logits, token_logits, mask = (
         None if value is None else value[:0] for value in (outputs.logits, outputs.token_logits, outputs.mask)
     )
-    return ModelOutputs(logits, token_logits, outputs.token_head, hidden, scores, qkv, mask, outputs.routing)
+    exits = None if outputs.exits is None else outputs.exits[:, :0]
+    return ModelOutputs(logits, token_logits, outputs.token_head, hidden, scores, qkv, mask, outputs.routing, exits)
 
 
 def _nothing_to_learn() -> MbertError:

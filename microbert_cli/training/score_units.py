@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from microbert_cli.errors import MbertError
+from microbert_cli.models.exits.build import has_exits
 from microbert_cli.models.moe.extract import is_routed
 from microbert_cli.recipe.task_kinds import Standardisation
+
+_Weights = tuple[Tensor, Tensor]
 
 
 class ScoreUnits:
@@ -28,30 +31,48 @@ class ScoreUnits:
     """
 
     def __init__(self, model: nn.Module, scales: Mapping[str, Standardisation | None], new: Sequence[str] = ()):
-        heads = {task: output_layer(model, task) for task, scale in scales.items() if scale is not None}
-        self.heads = [(head, scales[task]) for task, head in heads.items()]
+        heads = {task: output_layers(model, task) for task, scale in scales.items() if scale is not None}
+        self.heads = [(head, scales[task]) for task, layers in heads.items() for head in layers]
+        self.kept: list[tuple[_Weights, _Weights] | None] = []  # of each head as it was, and in learnt units
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         for head, scale in self.heads:
             # A new head of a student whose layers come from a teacher is not in `new`, but its bias is still 0.
             if scale is not None and names[id(head.weight)] not in new and bool(head.bias.any()):
+                before = _weights(head)
                 _set(head, head.weight.double() / scale.std, (head.bias.double() - scale.mean) / scale.std)
+                self.kept.append((before, _weights(head)))
+            else:
+                self.kept.append(None)
 
     def restore(self) -> None:
-        """Folds scale and shift into the heads: the model answers in the table's units from now on."""
-        for head, scale in self.heads:
+        """Folds scale and shift into the heads: the model answers in the table's units from now on.
+
+        A head that nothing has changed, such as a frozen one, is again what it was, to the bit.
+        """
+        for (head, scale), kept in zip(self.heads, self.kept, strict=True):
             assert scale is not None
-            _set(head, head.weight.double() * scale.std, head.bias.double() * scale.std + scale.mean)
+            if kept is not None and all(map(torch.equal, kept[1], _weights(head))):
+                _set(head, *kept[0])
+            else:
+                _set(head, head.weight.double() * scale.std, head.bias.double() * scale.std + scale.mean)
 
     @contextmanager
     def plain(self) -> Iterator[None]:
         """Makes the model answer in the table's units within the block; its weights are bit-equal afterwards."""
-        before = [(head, head.weight.detach().clone(), head.bias.detach().clone()) for head, _ in self.heads]
+        before = [(head, *_weights(head)) for head, _ in self.heads]
         self.restore()
         try:
             yield
         finally:
             for head, weight_CD, bias_C in before:
                 _set(head, weight_CD, bias_C)
+
+
+def output_layers(model: Any, task: str) -> list[nn.Linear]:
+    """Returns the last layers of a classifier's heads for a score: one, and of a model with exits those of its branches."""
+    if has_exits(model.config):
+        return [*model.output_layers, output_layer(model.backbone, task)]
+    return [output_layer(model, task)]
 
 
 def output_layer(model: nn.Module, task: str) -> nn.Linear:
@@ -72,6 +93,10 @@ def output_layer(model: nn.Module, task: str) -> nn.Linear:
     if not layers or layers[-1].bias is None:
         raise _no_linear_head(type(model).__name__)
     return layers[-1]
+
+
+def _weights(head: nn.Linear) -> _Weights:
+    return head.weight.detach().clone(), head.bias.detach().clone()
 
 
 @torch.no_grad()

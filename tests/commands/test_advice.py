@@ -34,6 +34,10 @@ PRUNE = (
     "task-distill", "--teacher", "taught", "--task", "sst2", "--set", "teacher.allow_weak=true", "--set", "method=kd",
     "--set", "init=teacher", "--set", "phases.distillation.steps=2", "--set", "phases.distillation.prune.every=1", "--student",
 )  # fmt: skip
+EXITS = (
+    "task-distill", "--teacher", "taught", "--task", "sst2", "--set", "teacher.allow_weak=true", "--set", "method=fastbert",
+    "--set", "phases.branches.steps=2",
+)  # fmt: skip
 AUGMENT = ("augment", "--task", "sst2")
 FINETUNE = ("finetune", "--model", "base", "--task", "sst2", "--set", "finetune.steps=1")
 MEANINGS = {
@@ -82,6 +86,10 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "pruning a student that begins as something else": ("M425", (*PRUNE, "bert-1x16x8", "--set", "init=new")),
     "pruning a compiled student": ("M426", (*PRUNE, "bert-1x16x8", "--set", "compile=true")),
+    "an exit behind the last layer": ("M036", (*EXITS, "--set", "early_exit.layers=[2]")),
+    "a loss of exits and a student without": ("M038", (*DISTIL, "--set", "phases.distillation.losses.self_distillation=1")),
+    "exits and experts": ("M039", (*EXITS, "--set", "moe.side=student")),
+    "a speed above 1": ("M155", ("predict", "taught", "fine", "--speed", "2")),
     "a student of pairs and a task of single texts": ("M324", (*DISTIL[:4], "bi-1x16x16", *DISTIL[5:])),
     "another number of labels": ("M320", ("evaluate", "taught", "--teacher", "three", "--task", "sst2")),
 }  # fmt: skip
@@ -96,6 +104,7 @@ NOT_TYPED = set(
     M087 M088 M089 M090 M092 M094 M095 M096 M099 M113 M115 M117
     M118 M121 M122 M124 M125 M127 M129 M130 M131 M132 M134 M135 M140 M141 M144 M146
     M325 M326 M613
+    M037 M157 M234 M328
     M207 M224 M232 M262 M244 M245 M254 M258 M261 M265 M266 M267 M304 M305
     M313 M333 M337 M341 M347 M359 M361 M362 M364 M370 M380
     M382 M402 M410 M422 M611 M612 M633 M635 M636 M637

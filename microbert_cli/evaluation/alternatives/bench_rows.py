@@ -48,7 +48,7 @@ def bench_beside_alternatives(
     alternatives = find_alternatives(data, *training_rows(recipe, catalog))
     with_int8 = {str(Path(entrant.source)) for entrant in entrants if entrant.precision == "int8"}
     for entrant in entrants:
-        if entrant.precision not in ONNX_FILES and str(Path(entrant.source)) not in with_int8:
+        if not entrant.speed and entrant.precision not in ONNX_FILES and str(Path(entrant.source)) not in with_int8:
             name = _int8_name(entrant, named)
             alternatives.add_int8(name, entrant.source, label_order=entrant.label_order, reporter=reporter)
     timed, linear = [*entrants, *alternatives.entrants()], alternatives.linear_models()
@@ -93,16 +93,21 @@ def _int8_name(entrant: BenchmarkModel, named: BenchmarkModel | None) -> str:
 
 def _open(entrant: BenchmarkModel, data: TaskData) -> Any:
     return open_predictor(
-        entrant.source, data.task, precision=entrant.precision, where=entrant.where, label_order=entrant.label_order
+        entrant.source,
+        data.task,
+        precision=entrant.precision,
+        where=entrant.where,
+        label_order=entrant.label_order,
+        speed=entrant.speed,
     )
 
 
 def _score(entrant: BenchmarkModel, data: TaskData) -> dict[str, Any]:
     """Returns the score on dev, with spread and seeds where the model's own metrics.json has them."""
     primary = data.task.primary
-    if entrant.precision in ONNX_FILES:
-        predictor = entrant.opened
-        assert predictor is not None
+    predictor = entrant.opened
+    assert predictor is not None
+    if entrant.precision in ONNX_FILES or getattr(predictor.answers, "speed", 0.0) > 0:
         logits = predict_logits(data, "dev", predictor.answers, predictor)
         return {"score": score(data.task, logits, data.rows["dev"])[primary]}
     if not (result := known_result(entrant.source, data)):

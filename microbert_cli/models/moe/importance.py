@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microbert_cli.models.capture import input_names
+from microbert_cli.models.architectures import input_names
 
 
 def importance(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import model_shape, model_type_of, wasted_positions
+from microbert_cli.models.architectures import inner_config, model_shape, model_type_of, wasted_positions
+from microbert_cli.models.exits.build import has_exits
 
 ID_KEYS = ("_token_id", "_token_ids")  # pad_token_id, mask_token_id and their like
 
@@ -22,6 +23,10 @@ def named_ids(config: Any) -> set[int]:
 def cut_config(config: Any, numbers: Mapping[int, int]) -> Any:
     """Returns the configuration of the smaller model; an id that no token had is named no more."""
     smaller = copy.deepcopy(config)
+    if has_exits(config):
+        inner = cut_config(inner_config(config), numbers)
+        smaller.classifier, smaller.pad_token_id = inner.to_dict(), inner.pad_token_id
+        return smaller
     smaller.vocab_size = len(numbers)
     for key, value in _ids(config).items():
         if isinstance(value, list):

@@ -1,5 +1,6 @@
 """The GLUE evaluator, for own tasks too: official metrics, predictions per example, agreement with a teacher, submissions."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from microbert_cli.evaluation.gates import Gates
 from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.evaluation.scoring import predict_logits, score
 from microbert_cli.models.device import move_to_device
+from microbert_cli.models.exits.flops import exit_summary
 from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
@@ -73,7 +75,9 @@ def run(
     ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
-        model_predictor = open_predictor(model, task, precision=recipe.evaluate.precision, where="evaluate.model")
+        model_predictor = open_predictor(
+            model, task, precision=recipe.evaluate.precision, where="evaluate.model", speed=recipe.evaluate.speed
+        )
         teacher_predictor = open_predictor(teacher, task, where="teacher.model", label_order=order) if teacher else None
         for predictor in (model_predictor, teacher_predictor):
             move_to_device(predictor, recipe.device)
@@ -105,20 +109,34 @@ class _Evaluation:
     def __init__(self, data: TaskData, model: Any, teacher: Any, batch_size: int):
         self.data, self.model, self.teacher, self.batch_size = data, model, teacher, batch_size
         self.logits: dict[str, np.ndarray] = {}
+        self.left: dict[str, Counter[int]] = {}  # rows by the layer behind which they left, of a model with exits
 
     def of(self, split: str) -> np.ndarray:
         if split not in self.logits:
             self.logits[split] = self._ask(self.model, split)
+            if (left := getattr(self.model.answers, "left", None)) is not None:
+                self.left[split] = sum(distributed.gather([Counter(left)]), Counter[int]())
+                left.clear()
         return self.logits[split]
 
     def scores(self, split: str) -> dict[str, Any]:
         rows, task = self.data.rows[split], self.data.task
         self._check_order(self.model, split, self.of(split), "evaluate.model")
         scores: dict[str, Any] = {"rows": len(rows), "metrics": score(task, self.of(split), rows)}
+        scores |= self._exits(split)
         scores |= task.kind.report(task.kind.predictions(self.of(split)), rows.labels or [])
         if self.teacher is not None:
             scores["teacher"] = self._compare(split)
         return scores
+
+    def _exits(self, split: str) -> dict[str, Any]:
+        """Returns behind which layers the rows of a split left, and what that cost; nothing of a model without exits."""
+        if not (left := self.left.get(split)):
+            return {}
+        config = self.model.model.config
+        encoded = self.data.encode(split, self.model, where="evaluate.model")
+        length = round(float(np.mean(encoded.lengths)))
+        return {"exits": exit_summary(config, left, length=length, speed=self.model.answers.speed)}
 
     def write_predictions(self, path: Path) -> None:
         """Writes a row an example: split, id, prediction, gold label, and the probability of every class."""

@@ -12,6 +12,8 @@ from microbert_cli.exporting.card_facts import Facts, card
 from microbert_cli.exporting.directory import export_model
 from microbert_cli.exporting.model_card import model_card
 from microbert_cli.models import factory
+from microbert_cli.models.exits.answers import chosen_speed
+from microbert_cli.models.exits.build import has_exits
 from microbert_cli.models.labels import match_labels, names_settle_order
 from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.models.moe.extract import is_routed, no_plain_model
@@ -68,6 +70,9 @@ def run(
             dev_logits = scoring.predict_logits(data, "dev", loaded.model, loaded)
             dev_logits, dev_labels = dev_logits[:, columns] if columns else dev_logits, data.rows["dev"].labels or []
             check_order(data.task, dev_logits, dev_labels, columns=columns, where=f"export.model {model}", reporter=reporter)
+        speed = chosen_speed(loaded.model.config, recipe.export.speed, where=f"export.model {model}")
+        if has_exits(loaded.model.config):
+            loaded.model.config.speed = speed
         encoded = data.encode("dev", loaded, where="export.model")
         measured = export_model(
             loaded.model,
@@ -86,7 +91,7 @@ def run(
             reporter=reporter,
         )
         others = beside(recipe, catalog, data, model, teacher, _taught_by(model, identity["teacher"]), reporter)
-        entrants = _models_to_measure(work.path, model, teacher, order, measured["files"]) + others.alternatives.entrants()
+        entrants = _models_to_measure(work.path, model, teacher, order, measured, speed) + others.alternatives.entrants()
         speeds = benchmark_models(entrants, data, linear=others.alternatives.linear_models(), reporter=reporter)
         metrics: dict[str, Any] = {"task": data.task.name, "primary": data.task.primary, **measured}
         metrics |= {"dev": measured["files"]["safetensors"]["scores"], "speed": speeds, "model": place_seen_from(out, model)}
@@ -128,8 +133,11 @@ def _scorer(data: TaskData, loaded: LoadedModel, columns: list[int] | None) -> A
 
 
 def _models_to_measure(
-    path: Path, model: str, teacher: str | None, order: list[str] | None, files: dict[str, Any]
+    path: Path, model: str, teacher: str | None, order: list[str] | None, measured: dict[str, Any], speed: float
 ) -> list[BenchmarkModel]:
+    files = measured["files"]
     entrants = [BenchmarkModel("teacher", teacher, "torch", order, where="teacher.model")] if teacher else []
-    entrants.append(BenchmarkModel("torch", model, "torch"))
+    entrants.append(BenchmarkModel("torch", model, "torch", speed=speed))
+    if "exits" in measured and speed > 0:
+        entrants.append(BenchmarkModel("exits", str(path), speed=speed, in_the_making=True))
     return entrants + [BenchmarkModel(name, str(path), name, in_the_making=True) for name in files if name in ONNX_FILES]

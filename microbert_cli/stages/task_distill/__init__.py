@@ -173,8 +173,8 @@ STAGE = Stage(
     inputs,
     input_keys={"teacher": ("teacher.model",), "student": ("student", "init"), "augmented": ("augmented",)},
     keys=(
-        "task", "data", "teacher", "phases", "normalisation", "layer_map", "initialise", "moe", "cache", "seed", "seeds",
-        "budget", *PRECISION_KEYS, *MULTITASK_KEYS,
+        "task", "data", "teacher", "phases", "normalisation", "layer_map", "initialise", "moe", "early_exit", "cache",
+        "seed", "seeds", "budget", *PRECISION_KEYS, *MULTITASK_KEYS,
     ),
     splits=trained_splits,
     phases=lambda recipe: {f"phases.{name}": phase for name, phase in recipe.run_phases.items()},

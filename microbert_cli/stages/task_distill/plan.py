@@ -1,6 +1,8 @@
 """What task distillation costs: counted as run.py does the work."""
 
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
+from microbert_cli.models.exits.build import ExitSettings, exit_config, has_exits
+from microbert_cli.models.exits.flops import exit_flops
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.phases import (
     add_lengths,
@@ -17,10 +19,13 @@ from microbert_cli.plan.pruning import parts_of, pruned_student
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import answering_load
 from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase_split
+from microbert_cli.recipe.schema import Recipe
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.stages.task_distill import split_tasks
 from microbert_cli.training.budget import seconds_of
 from microbert_cli.training.phases import make_plan
+
+NOTED_LENGTH = 128  # tokens of the row whose cost is noted
 
 
 def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
@@ -31,6 +36,19 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
         return
     for part in with_own_steps(parts, step, seen):
         _one_task(part, seen, costs) if part.kind == step.kind else part.stage.plan(part, seen, costs)
+
+
+def _with_exits(student: ModelInfo, recipe: Recipe, costs: Costs) -> ModelInfo:
+    """Returns the student with the recipe's exits, and notes between what and what a row of its answers will cost."""
+    if recipe.early_exit.branch == "none" or has_exits(student.config):
+        return student
+    config = exit_config(student.config, ExitSettings(**recipe.early_exit.model_dump()))
+    if by_layer := exit_flops(config, NOTED_LENGTH):
+        low, high = (value / 1e6 for value in (min(by_layer.values()), max(by_layer.values())))
+        costs.plan.notes.append(
+            f"a row of {NOTED_LENGTH} tokens will cost {low:,.1f} to {high:,.1f} MFLOPs, by the exit where it leaves"
+        )
+    return ModelInfo(config, student.tokenizer)
 
 
 def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
@@ -46,6 +64,7 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
         if prunes
         else seen.model(named, where="student", tokenizer=source, like=teacher.config).classifying(data.task)
     )
+    student = _with_exits(student, recipe, costs)
     lengths = {split: add_lengths(costs, seen, data, split, student) for split in data.rows}
     dev = lengths[SELECTED_BY]
     if (augmented := augmented_lengths(step, seen, costs, data, student, lengths[TRAIN])) is not None:

@@ -16,8 +16,7 @@ from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring
 from microbert_cli.exporting.directory import refuse_difference
-from microbert_cli.models.architectures import positions_of
-from microbert_cli.models.capture import forward_parameters
+from microbert_cli.models.architectures import forward_parameters, positions_of
 from microbert_cli.models.labels import match_labels
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.tokenizers import CARRIED_INPUTS

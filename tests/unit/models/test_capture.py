@@ -8,7 +8,8 @@ import transformers
 from tiny_models import tiny_bert
 from torch.nn.functional import layer_norm, linear
 
-from microbert_cli.models.capture import ATTENTION, ModelOutputs, OutputRequest, forward_outputs, input_names, show_scores
+from microbert_cli.models.architectures import input_names
+from microbert_cli.models.capture import ATTENTION, ModelOutputs, OutputRequest, forward_outputs, show_scores
 from microbert_cli.models.load import load_model
 
 SHAPE = dict(

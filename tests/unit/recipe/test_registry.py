@@ -12,23 +12,23 @@ BUILT_IN = {
     "losses": [
         "attention_distribution", "attention_scores", "attention_transfer", "closest_layers", "cosine", "discriminator",
         "embedding", "feature_alignment", "feature_maps", "feature_statistics", "hard_label", "hidden_states",
-        "load_balance", "logit_mse", "masked_lm", "next_sentence", "patience", "relations", "soft_target",
+        "load_balance", "logit_mse", "masked_lm", "next_sentence", "patience", "relations", "self_distillation", "soft_target",
         "token_mixed_target", "token_soft_target", "value_relation",
     ],
     "methods": [
-        "cofi", "compact", "distilbert", "homodistil", "kd", "labels-alone", "microbert", "microbert-plus", "minilm",
-        "minilmv2", "mobilebert", "mobilebert-auxiliary", "mobilebert-transfer", "moebert", "mt-dnn", "pd", "pkd",
+        "cofi", "compact", "distilbert", "fastbert", "homodistil", "kd", "labels-alone", "microbert", "microbert-plus",
+        "minilm", "minilmv2", "mobilebert", "mobilebert-auxiliary", "mobilebert-transfer", "moebert", "mt-dnn", "pd", "pkd",
         "soft-targets", "tinybert", "tinybert-reference",
     ],
     "students": [
         "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "bi-LxHxF", "bi-compact", "bi_encoder", "compact",
-        "demo-2l-64", "demo-4l-128", "demo-4l-64", "demo-ib-bert", "demo-mobilebert", "distilbert-LxH", "ib-bert",
+        "demo-2l-64", "demo-4l-128", "demo-4l-64", "demo-ib-bert", "demo-mobilebert", "distilbert-LxH", "early_exit", "ib-bert",
         "inverted_bottleneck", "mobilebert", "mobilebert-tiny", "routed_bert", "tinybert-4l-312", "tinybert-6l-768",
     ],
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
         "cofi-quickstart", "compact-quickstart", "compact-sst2", "distilbert-quickstart", "distilbert-sst2",
-        "glue-mt-dnn", "homodistil-quickstart",
+        "fastbert-quickstart", "fastbert-sst2", "glue-mt-dnn", "homodistil-quickstart",
         "kd-quickstart", "kd-sst2", "microbert-quickstart", "microbert-sst2", "microbert-tasks", "minilm-quickstart",
         "minilm-sst2", "minilmv2-quickstart", "minilmv2-sst2", "mobilebert-quickstart", "mobilebert-sst2",
         "moebert-quickstart", "moebert-sst2", "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
