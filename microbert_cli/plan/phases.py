@@ -29,7 +29,8 @@ from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.values import PhaseSpec, Term, Training
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import LAYERWISE, make_terms, output_request
-from microbert_cli.training.phases import make_plan, rows_processed, shares_of_first_seed
+from microbert_cli.training.phases import make_plan, rows_processed
+from microbert_cli.training.plan import shares_of_first_seed
 
 # Of torch's time on batches and on single rows, docs/lab-notes.md; single rows by lower deciles, since torch's medians swayed.
 ONNX = {"fp32": (0.47, 0.35), "int8": (0.20, 0.17), "fp32-optimized": (0.48, 0.35), "int8-optimized": (0.22, 0.16)}

@@ -15,6 +15,7 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.finetune import STAGE
+from microbert_cli.training.freeze import in_stages, parts_of
 from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases, train_over_seeds
@@ -104,7 +105,7 @@ class _Trainer:
         )
         results, _ = run_phases(
             model,
-            [phase],
+            list(in_stages([phase], parts_of(model))),
             directory=directory,
             seed=seed,
             pad_id=loaded.tokenizer.pad_token_id,
@@ -116,4 +117,5 @@ class _Trainer:
         )
         units.restore()
         save_model(model, loaded.tokenizer, directory)
-        return {"dev": results[STAGE.name]["dev"], "phases": results, "parameters": count_all_parameters(model)}
+        last = list(results.values())[-1]
+        return {"dev": last["dev"], "phases": results, "parameters": count_all_parameters(model)}
