@@ -305,7 +305,7 @@ class Distiller:
             dev_loss=partial(self.task_set.dev_loss, loaded=loaded, pad_to=pad_to) if spec.best_by == "loss" else None,
         )
 
-    def _objective(self, name: str, spec: PhaseSpec, rows: Rows, part: np.ndarray | None, model: Any) -> Objective:
+    def _objective(self, name: str, spec: TaskPhase, rows: Rows, part: np.ndarray | None, model: Any) -> Objective:
         sizes = self.task_set.sizes
         objective = Objective(
             self.terms[name],

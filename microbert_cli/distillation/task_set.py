@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from microbert_cli.data.batching import evenly_spaced_chunks
 from microbert_cli.data.multitask_batching import MultitaskExamples, task_shares
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.ensemble import ask_by_task
@@ -21,7 +22,7 @@ from microbert_cli.recipe.phase_data import ANSWERS, AUGMENTED, SELECTED_BY, nee
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task_kinds import Standardisation
-from microbert_cli.recipe.values import PhaseSpec
+from microbert_cli.recipe.values import PhaseSpec, TaskPhase
 from microbert_cli.training.loss_terms import LossTerm, without_teacher_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import rows_processed
@@ -112,7 +113,7 @@ class TaskSet:
 
     def make_ask(
         self,
-        spec: PhaseSpec,
+        spec: TaskPhase,
         rows: TokenizedExamples | MultitaskExamples,
         request: OutputRequest,
         part: np.ndarray | None = None,
@@ -123,7 +124,7 @@ class TaskSet:
         """
         if request == OutputRequest():  # a phase of losses on labels alone
             return None
-        total_rows = rows_processed(spec, rows.lengths, self.recipe.seeds)
+        total_rows = rows_processed(spec, rows.lengths, self.recipe.seeds) * (2 if spec.unfreeze else 1)  # or more stages
         if not isinstance(rows, MultitaskExamples):
             split = self._split(self.tasks[0], spec)
             return self.tasks[0].make_ask(rows, request, total_rows=total_rows, split=split, part=part)
@@ -172,8 +173,7 @@ class TaskSet:
             return [(rows, None)]
         if isinstance(rows, MultitaskExamples):
             raise _chunks_of_tasks(where)
-        count = -(-len(rows) // chunk_rows)
-        return [(rows.take(numbers), numbers) for numbers in (np.arange(len(rows))[first::count] for first in range(count))]
+        return [(rows.take(numbers), numbers) for numbers in evenly_spaced_chunks(len(rows), chunk_rows)]
 
     @property
     def rows_asked(self) -> int:

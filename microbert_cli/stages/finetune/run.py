@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli.data.task_data import TaskData, load_task_data
-from microbert_cli.evaluation.scoring import majority_of_split, score_split
+from microbert_cli.evaluation.scoring import EVALUATION_BATCH, majority_of_split, score_split
 from microbert_cli.models import factory
 from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.load import count_all_parameters
@@ -94,6 +94,12 @@ class _Trainer:
             with units.plain():
                 return score_split(self.data, "dev", model, loaded)
 
+        def dev_loss(objective: Objective) -> float:
+            batches = self.data.encode("dev", loaded, where="finetune.model").all_batches(
+                batch_size=EVALUATION_BATCH, pad_id=loaded.tokenizer.pad_token_id
+            )
+            return objective.mean_loss(batches, None)
+
         phase = Phase(
             name=STAGE.name,
             table="finetune",
@@ -102,6 +108,7 @@ class _Trainer:
             learning_rates=self.recipe.finetune.learning_rates,
             objective=lambda student: Objective(self.terms, student, standardise=[scale], numerics=precision),
             scored=True,
+            dev_loss=dev_loss if self.recipe.finetune.best_by == "loss" else None,
         )
         results, _ = run_phases(
             model,
