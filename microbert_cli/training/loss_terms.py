@@ -80,7 +80,12 @@ class LossTerm:
 
         sizes  classes, tasks, student_width, teacher_width, and depth, the student's layers
         """
-        return None if self.trains is None else self.trains(**sizes, **self.parameters)
+        if self.trains is None:
+            return None
+        parameters = inspect.signature(self.trains).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        taken = {name: size for name, size in sizes.items() if takes_all or name in parameters}
+        return self.trains(**taken, **self.parameters)
 
 
 def make_terms(

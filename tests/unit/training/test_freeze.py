@@ -137,7 +137,7 @@ def test_gradients_reach_what_is_set_free_and_nothing_below_is_computed(student,
     objective = objective_of(student)
     model, parts = objective.student, ["head", "layer.1", "embeddings"]
     has_graph = {}
-    for part, module in (("embeddings", model.bert.embeddings), ("layer.1", model.bert.encoder.layer[0])):
+    for part, module in (("embeddings", model.bert.embeddings), ("layer.1", model.bert.encoder.layer[0].output)):
         module.register_forward_hook(lambda _, __, out, part=part: has_graph.update({part: out.requires_grad}))
     with frozen(model, frozen_by_stage("top-down", [], parts)[stage]):
         objective(next(batches(0))).backward()
