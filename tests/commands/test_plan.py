@@ -174,7 +174,7 @@ def test_every_stage_is_planned_and_nothing_is_touched(home, quick):
 
 
 def test_stages_of_a_phase_are_planned_one_by_one(quick):
-    sets = ["method=xtremedistil"] + [
+    sets = ["method=xtremedistil", 'stages=["finetune", "augment", "task-distill"]'] + [
         f"phases.{name}.{key}={value}"
         for name in ("representation", "logits", "labels")
         for key, value in {"steps": 4, "batch_size": 8, "learning_rate": 1e-3}.items()

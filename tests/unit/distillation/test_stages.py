@@ -152,7 +152,8 @@ def test_first_tokens_are_kept_as_the_teacher_gives_them(here: Path) -> None:
         assert kept.hidden[layer].shape == (3, 1, 16)
         assert torch.allclose(kept.hidden[layer], asked.hidden[layer], atol=1e-6)
         assert torch.equal(asked.hidden[layer], whole.hidden[layer][:, :1])
-    assert Layout.of(encoded, want, teacher, "fp16").bytes == 6 * (2 * 4 + 2 * 16 * 2)
+    layout = Layout.of(encoded, want, teacher, "fp16")
+    assert layout.bytes == layout.rows * (2 * 4 + 2 * 16 * 2)  # two logits, two layers of 16
 
 
 @pytest.mark.parametrize(
