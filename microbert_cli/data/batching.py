@@ -91,6 +91,12 @@ def endless_batches(
         epoch += 1
 
 
+def evenly_spaced_chunks(rows: int, most: int | None) -> list[np.ndarray]:
+    """Returns the numbers of all rows in as few chunks of at most `most` as will do, each evenly spaced over the rows."""
+    count = -(-rows // most) if most else 1
+    return [np.arange(rows)[first :: max(1, count)] for first in range(max(1, count))]
+
+
 def batches_by_length(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> list[np.ndarray]:
     """Returns all rows once, longest first, in batches of at most `batch_size` x `TOKENS_PER_ROW` tokens."""
     lengths = np.asarray(lengths)

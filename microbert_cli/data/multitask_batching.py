@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microbert_cli.data.batching import endless_batches
+from microbert_cli.data.batching import endless_batches, evenly_spaced_chunks
 from microbert_cli.data.tokenized import TokenizedExamples
+from microbert_cli.errors import MbertError
 
 if TYPE_CHECKING:
     import torch
@@ -96,3 +97,23 @@ class MultitaskExamples:
 def batches_of(rows: TokenizedExamples | MultitaskExamples, **options: Any) -> Iterator[np.ndarray]:
     """Yields batches of row numbers of one task or of several; `options` are those of `endless_batches`."""
     return (rows.order if isinstance(rows, MultitaskExamples) else endless_batches)(rows.lengths, **options)
+
+
+def chunks_of_rows(
+    rows: TokenizedExamples | MultitaskExamples, chunk_rows: int | None, *, where: str
+) -> list[tuple[TokenizedExamples | MultitaskExamples, np.ndarray | None]]:
+    """Returns the chunks of a phase's rows, each with the numbers of its rows, evenly spaced; None = all rows.
+
+    Raises M462 for the rows of several tasks.
+    """
+    if chunk_rows is None or len(rows.lengths) <= chunk_rows:
+        return [(rows, None)]
+    if isinstance(rows, MultitaskExamples):
+        raise MbertError(
+            "M462",
+            "rows are taken in chunks for one task alone, and this run learns several",
+            where=where,
+            allowed="All rows at once, for several tasks.",
+            fix="Leave it out: every task's rows are then taken together.",
+        )
+    return [(rows.take(numbers), numbers) for numbers in evenly_spaced_chunks(len(rows), chunk_rows)]

@@ -1,12 +1,13 @@
 """Rows as token ids, stored flat: one array of ids for all rows; only a batch is padded."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.examples import Examples
 from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.runs import atomic
@@ -48,6 +49,20 @@ class TokenizedExamples:
     def lengths(self) -> np.ndarray:
         """Returns the number of tokens of each row."""
         return np.diff(self.offsets)
+
+    def take(self, indices: np.ndarray) -> "TokenizedExamples":
+        """Returns some of the rows, numbered anew."""
+        lengths = self.lengths[indices]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        positions = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], lengths)
+        types = None if self.types is None else self.types[positions]
+        labels, augmented = (None if column is None else column[indices] for column in (self.labels, self.augmented))
+        return replace(self, ids=self.ids[positions], types=types, offsets=offsets, labels=labels, augmented=augmented)
+
+    def all_batches(self, *, batch_size: int, **padding: Any) -> "Iterator[dict[str, torch.Tensor]]":
+        """Yields all rows once, longest first, in batches of at most `batch_size` x `TOKENS_PER_ROW` tokens."""
+        for indices in batches_by_length(self.lengths, batch_size=batch_size):
+            yield self.batch(indices, **padding)
 
     def row(self, index: int) -> dict[str, list[int]]:
         """Returns one row without padding: input_ids, and token_type_ids where there are any."""
@@ -122,6 +137,26 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int, kind: Tas
         truncated=truncated,
         pad_left=tokenizer.padding_side == "left",
     )
+
+
+def distinct_rows(encoded: TokenizedExamples) -> tuple[np.ndarray, np.ndarray]:
+    """Returns slot [n], each row's distinct row, and first [U], a row of each: the same are rows of the same ids and segments.
+
+    Distinct rows are numbered from the longest to the shortest, so that in the teacher's cache rows of one batch lie together.
+    """
+    ids, types = encoded.ids.tobytes(), b"" if encoded.types is None else encoded.types.tobytes()
+    width = encoded.ids.itemsize
+    slot_of: dict[bytes, int] = {}
+    slot = np.empty(len(encoded), dtype=np.int64)
+    first: list[int] = []
+    offsets = encoded.offsets.tolist()
+    for row, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        slot[row] = slot_of.setdefault(ids[start * width : end * width] + types[start:end], len(first))
+        if slot[row] == len(first):
+            first.append(row)
+    firsts = np.asarray(first, dtype=np.int64)
+    order = np.argsort(-np.asarray(encoded.lengths)[firsts], kind="stable")
+    return np.argsort(order)[slot], firsts[order]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -10,18 +10,18 @@ import numpy as np
 from torch import Tensor
 
 from microbert_cli.data.batching import batches_by_length
-from microbert_cli.data.multitask_batching import MultitaskExamples
+from microbert_cli.data.multitask_batching import MultitaskExamples, chunks_of_rows
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.initialise import InitialWeights, initial_weights, layers_of
 from microbert_cli.distillation.pair_checks import check_pair
 from microbert_cli.distillation.pruning.build import layer_maps, pruning_of
-from microbert_cli.distillation.results import expert_usage, save_best_weights
+from microbert_cli.distillation.results import expert_usage, logged_ask, save_best_weights
 from microbert_cli.distillation.task_set import TaskSet
 from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import model_shape
-from microbert_cli.models.capture import OptionalTeacherFunction, OutputRequest
+from microbert_cli.models.capture import OptionalTeacherFunction
 from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.load import LoadedModel, count_all_parameters, load_model
 from microbert_cli.models.moe.convert import MoeSettings, add_experts
@@ -31,10 +31,11 @@ from microbert_cli.recipe.multitask import as_list, named_inputs
 from microbert_cli.recipe.phase_data import taught_by_table
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.recipe.values import PhaseSpec
-from microbert_cli.reporter import Log, Reporter
+from microbert_cli.recipe.values import PhaseSpec, TaskPhase
+from microbert_cli.reporter import Reporter
 from microbert_cli.training.budget import Budget
 from microbert_cli.training.checkpoint import BestWeights
+from microbert_cli.training.freeze import in_stages, parts_of
 from microbert_cli.training.loss_terms import (
     CLASSIFICATION_INPUTS,
     LossTerm,
@@ -47,8 +48,8 @@ from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases
 from microbert_cli.training.score_units import ScoreUnits
 
 IMPORTANCE_BATCH = 32
-TEACHER_LOG = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
 
+Rows = TokenizedExamples | MultitaskExamples
 Teachers = str | Sequence[str] | Mapping[str, Sequence[str]] | None
 
 
@@ -70,9 +71,8 @@ class Distiller:
         self.device = pick_device(recipe.device)
         self.numerics = choose_precision(self.device, **recipe.numerics())
         self.task_set = TaskSet(recipe, catalog, [self._taught_task(task, teacher, identities) for task in data])
-        self.asks: dict[
-            str, OptionalTeacherFunction | None
-        ] = {}  # by phase; all seeds share them, so that the cache is filled once
+        # By phase, with the first row of the chunk; all seeds share them, so that the cache is filled once.
+        self.asks: dict[str, tuple[int, OptionalTeacherFunction | None]] = {}
         self.choices = ChosenLearningRates()
         # Routing by a fixed table has no gate that could be kept busy.
         balances = self._has_experts and recipe.moe.experts > 1 and recipe.moe.routing != "hash"
@@ -257,8 +257,9 @@ class Distiller:
         return values
 
     def phases(self, loaded: LoadedModel) -> list[Phase]:
-        """Returns the recipe's phases for this student."""
-        return [self._phase(name, spec, loaded) for name, spec in self.recipe.run_phases.items()]
+        """Returns the recipe's phases for this student; a stage of a phase is a phase of its own."""
+        phases = (self._chunks(name, spec, loaded) for name, spec in self.recipe.run_phases.items())
+        return [stage for chunks in phases for stage in in_stages(chunks, parts_of(loaded.model))]
 
     def _check(self, loaded: LoadedModel) -> None:
         """Checks a student against its tasks, losses and teachers, and sets the layer map."""
@@ -268,8 +269,9 @@ class Distiller:
             for model in (loaded, *(teacher.loaded for teacher in task.teachers)):
                 task.data.fit_length(model.model.config, where="data.max_length")
         terms = {f"phases.{name}.losses.{term.name}": term for name, phase in self.terms.items() for term in phase}
+        sizes = {**self.task_set.sizes, "student_width": shape.width, "depth": shape.layers}
         for term in terms.values():
-            term.make_module(**self.task_set.sizes, student_width=shape.width)  # raises where a loss does not fit these sizes
+            term.make_module(**sizes)  # raises where a loss does not fit these sizes
         for teacher in self.task_set.teachers:
             final = self.pruning.target if self.pruning else loaded
             check_pair(terms, teacher.loaded, final, where=f"student {self.student}")
@@ -277,27 +279,34 @@ class Distiller:
             self.teacher_layers = model_shape(teacher.loaded.model.config).layers
             self.map_layers = layer_maps(self.recipe.layer_map, self.terms, self.pruning, self.teacher_layers, shape.layers)
 
-    def _phase(self, name: str, spec: PhaseSpec, loaded: LoadedModel) -> Phase:
-        terms, rows = self.terms[name], self.task_set.training_rows(spec, loaded)
+    def _chunks(self, name: str, spec: TaskPhase, loaded: LoadedModel) -> list[Phase]:
+        """Returns a phase once for each chunk of its rows."""
         if spec.freeze and self._is_random:
             self.reporter.note(f"phases.{name}.freeze: the student begins with random weights, so all of it is trained")
             spec = spec.model_copy(update={"freeze": []})
-        reference = self.recipe.normalisation == "reference"
+        rows = self.task_set.training_rows(spec, loaded)
+        chunks = chunks_of_rows(rows, spec.chunk_rows, where=f"phases.{name}.chunk_rows")
+        return [self._phase(name, spec, loaded, *chunk) for chunk in chunks]
+
+    def _phase(self, name: str, spec: TaskPhase, loaded: LoadedModel, rows: Rows, part: np.ndarray | None) -> Phase:
+        terms, reference = self.terms[name], self.recipe.normalisation == "reference"
+        pad_to = self.task_set.max_length if reference else None
         return Phase(
             name=name,
             table=f"phases.{name}",
             training=spec,
             rows=rows,
             learning_rates=spec.learning_rates,
-            objective=lambda model: self._objective(name, spec, rows, model),
+            objective=lambda model: self._objective(name, spec, rows, part, model),
             # A phase of hidden states alone leaves the classifier untrained, so that its dev score says nothing.
             scored=any("logits" in term.needs for term in terms),
-            pad_to=self.task_set.max_length if reference else None,
+            pad_to=pad_to,
             drop_last=reference,
             split=self.task_set.split_names(spec),
+            dev_loss=partial(self.task_set.dev_loss, loaded=loaded, pad_to=pad_to) if spec.best_by == "loss" else None,
         )
 
-    def _objective(self, name: str, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, model: Any) -> Objective:
+    def _objective(self, name: str, spec: TaskPhase, rows: Rows, part: np.ndarray | None, model: Any) -> Objective:
         sizes = self.task_set.sizes
         objective = Objective(
             self.terms[name],
@@ -316,26 +325,13 @@ class Distiller:
         )
         if self.pruning and name == self.pruning.phase:
             self.pruning.attach(objective)
-        if name not in self.asks:  # needs an objective, which knows what its losses read
-            self.asks[name] = self._make_ask(name, spec, rows, objective.teacher_request)
-        return objective.with_teacher(self.asks[name])
-
-    def _make_ask(
-        self, name: str, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, request: OutputRequest
-    ) -> OptionalTeacherFunction | None:
-        """Returns the function for teacher outputs, and logs how many rows went through teachers to fill the cache."""
-        started, rows_before = time.monotonic(), self.task_set.rows_asked
-        ask = self.task_set.make_ask(spec, rows, request)
-        if self.work is not None and ask is not None:
-            with Log(self.work / TEACHER_LOG) as log:
-                log.write(
-                    phase=name,
-                    kept=self.task_set.uses_cache,
-                    rows=len(rows.lengths),
-                    asked=self.task_set.rows_asked - rows_before,
-                    took=round(time.monotonic() - started, 3),
-                )
-        return ask
+        chunk = 0 if part is None else int(part[0])
+        # It needs an objective, which knows what its losses read. Of chunks only the current one's files stay open.
+        if name not in self.asks or self.asks[name][0] != chunk:
+            self.asks.pop(name, None)
+            make = partial(self.task_set.make_ask, spec, rows, objective.teacher_request, part)
+            self.asks[name] = chunk, logged_ask(self.work, self.task_set, name, len(rows.lengths), make)
+        return objective.with_teacher(self.asks[name][1])
 
 
 def _terms(phase: str, spec: PhaseSpec, catalog: Catalog, balance: float) -> list[LossTerm]:

@@ -3,16 +3,18 @@
 In a run of several tasks each task has its scores in the chosen model, and a checkpoint of the step that was best for it alone.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from microbert_cli.distillation.task_set import MEAN_SCORE, TaskSet
 from microbert_cli.evaluation.scoring import majority_of_split
+from microbert_cli.models.capture import OptionalTeacherFunction
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.save import save_model
-from microbert_cli.reporter import Reporter
+from microbert_cli.reporter import Log, Reporter
 from microbert_cli.training import checkpoint
 from microbert_cli.training.checkpoint import BestWeights
 from microbert_cli.training.score_units import ScoreUnits
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 Numbers = dict[str, Any]
 Scores = dict[str, float]
 BEST = "best"
+TEACHER_LOG = "teacher.jsonl"  # a line for each phase: what asking the teacher before it took
 
 
 def save_best_weights(
@@ -45,6 +48,24 @@ def save_best_weights(
             saved[task] = {"step": record["step"], "dev": scores_of_task(record["scores"], task)}
     model.load_state_dict(current)
     return saved
+
+
+def logged_ask(
+    work: Path | None, tasks: TaskSet, phase: str, rows: int, make: Callable[[], OptionalTeacherFunction | None]
+) -> OptionalTeacherFunction | None:
+    """Makes the function for teacher outputs, and logs in `work` how many rows went through teachers to fill the cache."""
+    started, rows_before = time.monotonic(), tasks.rows_asked
+    ask = make()
+    if work is not None and ask is not None:
+        with Log(work / TEACHER_LOG) as log:
+            log.write(
+                phase=phase,
+                kept=tasks.uses_cache,
+                rows=rows,
+                asked=tasks.rows_asked - rows_before,
+                took=round(time.monotonic() - started, 3),
+            )
+    return ask
 
 
 def expert_usage(model: Any) -> dict[str, dict[str, list[int]]]:

@@ -13,18 +13,19 @@ from microbert_cli.data.multitask_batching import MultitaskExamples, task_shares
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.distillation.ensemble import ask_by_task
 from microbert_cli.errors import MbertError
-from microbert_cli.evaluation.scoring import predict_logits, score, score_split
+from microbert_cli.evaluation.scoring import EVALUATION_BATCH, predict_logits, score, score_split
 from microbert_cli.models.architectures import model_shape
-from microbert_cli.models.capture import OptionalTeacherFunction, OutputRequest
+from microbert_cli.models.capture import Batch, OptionalTeacherFunction, OutputRequest
 from microbert_cli.models.exits.answers import ExitLogits
 from microbert_cli.models.exits.build import ExitSettings, add_exits, has_exits
 from microbert_cli.models.load import LoadedModel
-from microbert_cli.recipe.phase_data import ANSWERS, AUGMENTED, needs_model, phase_split
+from microbert_cli.recipe.phase_data import ANSWERS, AUGMENTED, SELECTED_BY, needs_model, phase_split
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task_kinds import Standardisation
-from microbert_cli.recipe.values import PhaseSpec
+from microbert_cli.recipe.values import PhaseSpec, TaskPhase
 from microbert_cli.training.loss_terms import LossTerm, without_teacher_terms
+from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import rows_processed
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class TaskSet:
 
     def __init__(self, recipe: Recipe, catalog: Catalog, tasks: "Sequence[TaughtTask]"):
         self.recipe, self.catalog, self.tasks = recipe, catalog, list(tasks)
+        self._dev_asks: dict[tuple[str, OutputRequest], OptionalTeacherFunction] = {}
 
     @property
     def is_multitask(self) -> bool:
@@ -130,14 +132,22 @@ class TaskSet:
             task.compare_vocabularies(student)
 
     def make_ask(
-        self, spec: PhaseSpec, rows: TokenizedExamples | MultitaskExamples, request: OutputRequest
+        self,
+        spec: TaskPhase,
+        rows: TokenizedExamples | MultitaskExamples,
+        request: OutputRequest,
+        part: np.ndarray | None = None,
     ) -> OptionalTeacherFunction | None:
-        """Returns the function that gives a batch's teacher outputs, through the cache; None where no loss needs any."""
+        """Returns the function that gives a batch's teacher outputs, through the cache; None where no loss needs any.
+
+        part  the numbers of the rows in their split, where they are a chunk of it
+        """
         if request == OutputRequest():  # a phase of losses on labels alone
             return None
-        total_rows = rows_processed(spec, rows.lengths, self.recipe.seeds)
+        total_rows = rows_processed(spec, rows.lengths, self.recipe.seeds) * (2 if spec.unfreeze else 1)  # or more stages
         if not isinstance(rows, MultitaskExamples):
-            return self.tasks[0].make_ask(rows, request, total_rows=total_rows, split=self._split(self.tasks[0], spec))
+            split = self._split(self.tasks[0], spec)
+            return self.tasks[0].make_ask(rows, request, total_rows=total_rows, split=split, part=part)
         parts = zip(self.tasks, rows.parts, rows.shares, strict=True)
         return ask_by_task(
             {
@@ -147,6 +157,30 @@ class TaskSet:
                 for task, part, share in parts
             }
         )
+
+    def dev_loss(self, objective: Objective, loaded: LoadedModel, *, pad_to: int | None = None) -> float:
+        """Returns the loss of an objective on dev, the mean over the tasks.
+
+        The teachers' answers are kept as those to training rows are. Raises M461 where columns teach, and dev has none.
+        """
+        losses = []
+        for task in self.tasks:
+            rows = task.data.encode(SELECTED_BY, loaded, where="student")
+            batches = rows.all_batches(batch_size=EVALUATION_BATCH, pad_id=loaded.tokenizer.pad_token_id, pad_to=pad_to)
+            losses.append(objective.mean_loss(batches, self._ask_dev(task, rows, objective.teacher_request)))
+        return mean(losses)
+
+    def _ask_dev(self, task: "TaughtTask", rows: TokenizedExamples, request: OutputRequest) -> OptionalTeacherFunction | None:
+        key = (task.name, request)
+        if request == OutputRequest():
+            return None
+        if key not in self._dev_asks:
+            # Every evaluation asks about every row, so that keeping the answers always pays.
+            ask = task.make_ask(rows, request, total_rows=2 * len(rows), split=SELECTED_BY)
+            if ask is None and task.by_table:
+                raise _no_dev_columns(task.name)
+            self._dev_asks[key] = ask or _no_answer
+        return self._dev_asks[key]
 
     @property
     def rows_asked(self) -> int:
@@ -252,6 +286,20 @@ def _no_soft_labels(task: str, split: str, phase: str, recipe: Recipe) -> MbertE
         where=f"{key}, phases.{phase}",
         allowed="The columns in the training file, or in the transfer file of a phase that trains on that.",
         fix=f"Name the columns as the file does: {key}.",
+    )
+
+
+def _no_answer(batch: Batch, request: OutputRequest) -> None:
+    """Answers for a task without a teacher."""
+
+
+def _no_dev_columns(task: str) -> MbertError:
+    return MbertError(
+        "M461",
+        f"the best weights are those of the smallest loss on dev, and dev of {task} has no columns of the teacher's answers",
+        where="phases, best_by",
+        allowed='Such columns in dev, too; or best_by = "score".',
+        fix="Name a dev file with the columns: --dev-file FILE",
     )
 
 

@@ -141,26 +141,40 @@ class TaughtTask:
             self.reporter.note(f"teacher {source} has another {what} than the student: texts are tokenised for each of them")
 
     def make_ask(
-        self, rows: TokenizedExamples, request: OutputRequest, *, total_rows: int, split: str = "train"
+        self,
+        rows: TokenizedExamples,
+        request: OutputRequest,
+        *,
+        total_rows: int,
+        split: str = "train",
+        part: np.ndarray | None = None,
     ) -> TeacherFunction | None:
         """Returns one function for the teachers' outputs, through the cache; None for a task without teachers.
 
         rows        of the split `split`, in the student's tokens
         total_rows  how many rows will be asked about in all, epochs and seeds included
+        part        the numbers of the rows in the split, where they are not all of it
         """
         if not self.teachers:
             logits = self.table_logits(split) if self.by_table else None
-            return None if logits is None else table_ask(logits)
-        asks = [(teacher, self._ask_of(teacher, rows, request, total_rows, split)) for teacher in self.teachers]
+            return None if logits is None else table_ask(logits if part is None else logits[part])
+        asks = [(teacher, self._ask_of(teacher, rows, request, total_rows, split, part)) for teacher in self.teachers]
         return ensemble_ask([rescaled_ask(ask, self.score_lines.get(teacher.source)) for teacher, ask in asks])
 
     def _ask_of(
-        self, teacher: LoadedTeacher, rows: TokenizedExamples, request: OutputRequest, total_rows: int, split: str
+        self,
+        teacher: LoadedTeacher,
+        rows: TokenizedExamples,
+        request: OutputRequest,
+        total_rows: int,
+        split: str,
+        part: np.ndarray | None,
     ) -> TeacherFunction:
         """One teacher's function, in its own tokens where it cannot read the student's."""
         if teacher.source not in self.other_encoding:
             return self._cached(teacher, rows, request, total_rows)
         retokenized = self.data.encode(split, teacher.loaded, where=teacher.where)
+        retokenized = retokenized if part is None else retokenized.take(part)
         ask = self._cached(teacher, retokenized, request, total_rows)
         return retokenized_ask(
             retokenized, ask, pad_id=teacher.loaded.tokenizer.pad_token_id, same_ids=not self.other_encoding[teacher.source]

@@ -5,6 +5,7 @@ too), the requested outputs, and the precision. A change of any of these is a ca
 
     logits.bin   [U, C]            float32, always
     hidden.bin   [N, L, D]         fp16 or fp32: the requested layers of every token
+    vectors.bin  [U, L, D]         fp16 or fp32: the requested layers of the first token
     scores.bin   [P, L, A]         fp16 or fp32: the requested layers and heads of every query-key pair
     done.bin     [chunks]          checksums of the chunks that are written, 0 = not yet; so an interrupted pass resumes
 
@@ -29,7 +30,7 @@ import torch
 
 from microbert_cli import distributed
 from microbert_cli.data.batching import token_budget_batches
-from microbert_cli.data.tokenized import TokenizedExamples
+from microbert_cli.data.tokenized import TokenizedExamples, distinct_rows
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest, TeacherFunction, tokens_at_once
 from microbert_cli.models.device import PLAIN, Precision
@@ -84,7 +85,7 @@ def cached_ask(
             "format": FORMAT,
             "teacher": dict(identity),
             "rows": manifest.arrays_digest(encoded.ids, b"" if encoded.types is None else encoded.types, encoded.offsets),
-            "want": [request.logits, sorted(request.hidden), sorted(request.scores)],
+            "want": [request.logits, sorted(request.hidden), sorted(request.scores), *_vectors(request)],
             "precision": [settings.precision, numerics.precision, numerics.compile],
             "torch": torch.__version__,  # kernels of another version, device or batch size round differently
             "device": teacher.device.type,
@@ -102,6 +103,11 @@ def cached_ask(
             with torch.inference_mode(), numerics.forward():
                 CacheWriter(directory, layout, chunks).fill(teacher, encoded, request, pad_id, reporter)
     return CachedOutputs(directory, layout).ask
+
+
+def _vectors(request: OutputRequest) -> list[list[int]]:
+    """Returns what a key says of vectors: nothing where none are wanted, so that older entries keep their keys."""
+    return [sorted(request.vectors)] if request.vectors else []
 
 
 @contextmanager
@@ -130,11 +136,12 @@ class Layout:
     hidden: tuple[int, ...]
     scores: tuple[int, ...]
     dtype: str
+    vectors: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, encoded: TokenizedExamples, request: OutputRequest, teacher: "Teacher", precision: str) -> "Layout":
         """Returns the layout of a dataset, whose rows may repeat."""
-        slot, first = _distinct_rows(encoded)
+        slot, first = distinct_rows(encoded)
         layout = cls.of_lengths(np.asarray(encoded.lengths)[first], request, teacher.model.config, precision)
         return replace(layout, slot=slot, first=first)
 
@@ -152,6 +159,7 @@ class Layout:
             hidden=tuple(sorted(request.hidden)),
             scores=tuple(sorted(request.scores)),
             dtype="float16" if precision == "fp16" else "float32",
+            vectors=tuple(sorted(request.vectors)),
         )
 
     @property
@@ -167,6 +175,7 @@ class Layout:
             "logits": ((self.rows, self.classes), "float32"),
             "hidden": ((tokens, len(self.hidden), self.width), self.dtype),
             "scores": ((pairs, len(self.scores), self.heads), self.dtype),
+            "vectors": ((self.rows, len(self.vectors), self.width), self.dtype),
         }
         return {name: (shape, dtype) for name, (shape, dtype) in shapes.items() if 0 not in shape}
 
@@ -199,6 +208,9 @@ class CachedOutputs:
         if "hidden" in self.files:
             hidden_BTLD = self._padded("hidden", *self._tokens(slots, width)).to(device)
             outputs.hidden = {layer: hidden_BTLD[:, :, i].float() for i, layer in enumerate(self.layout.hidden)}
+        if "vectors" in self.files:
+            vectors_BLD = torch.from_numpy(self.files["vectors"][slots]).to(device)
+            outputs.hidden |= {layer: vectors_BLD[:, i, None].float() for i, layer in enumerate(self.layout.vectors)}
         if "scores" in self.files:
             scores_BQKLA = self._padded("scores", *self._pairs(slots, width)).to(device)
             outputs.scores = {
@@ -260,6 +272,9 @@ class CacheWriter(CachedOutputs):
         if outputs.logits is not None:
             self.files["logits"][slots] = outputs.logits.float().cpu().numpy()
         width = real_BT.shape[1]
+        if self.layout.vectors:
+            vectors_BLD = torch.cat([outputs.hidden[layer] for layer in self.layout.vectors], dim=1)
+            self.files["vectors"][slots] = self._kept(vectors_BLD).numpy()
         if self.layout.hidden:
             stacked = torch.stack([outputs.hidden[layer] for layer in self.layout.hidden], dim=2)
             self._store("hidden", stacked, *self._tokens(slots, width))
@@ -268,9 +283,12 @@ class CacheWriter(CachedOutputs):
             self._store("scores", stacked, *self._pairs(slots, width))
 
     def _store(self, name: str, values: torch.Tensor, positions: np.ndarray, real: np.ndarray) -> None:
-        # Converted before it leaves the device, so that half as many bytes are copied.
-        dtype = torch.float16 if self.layout.dtype == "float16" else torch.float32
-        self.files[name][positions] = values.to(dtype).cpu().numpy()[real]
+        self.files[name][positions] = self._kept(values).numpy()[real]
+
+    def _kept(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns values as the entry keeps them."""
+        # Converted before they leave the device, so that half as many bytes are copied.
+        return values.to(torch.float16 if self.layout.dtype == "float16" else torch.float32).cpu()
 
     def _checksum(self, number: int) -> int:
         """Returns the CRC-32 of a chunk's part of all files, never 0, which stands for a chunk that is not written."""
@@ -292,26 +310,6 @@ class CacheWriter(CachedOutputs):
         self.done.flush()
 
 
-def _distinct_rows(encoded: TokenizedExamples) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (slot [n], first [U]) of a `Layout`; two rows are the same if their token ids and segment ids are.
-
-    Distinct rows are numbered from the longest to the shortest, so that rows of one batch lie next to each other in the files.
-    """
-    ids, types = encoded.ids.tobytes(), b"" if encoded.types is None else encoded.types.tobytes()
-    width = encoded.ids.itemsize
-    slot_of: dict[bytes, int] = {}
-    slot = np.empty(len(encoded), dtype=np.int64)
-    first: list[int] = []
-    offsets = encoded.offsets.tolist()
-    for row, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-        slot[row] = slot_of.setdefault(ids[start * width : end * width] + types[start:end], len(first))
-        if slot[row] == len(first):
-            first.append(row)
-    firsts = np.asarray(first, dtype=np.int64)
-    order = np.argsort(-np.asarray(encoded.lengths)[firsts], kind="stable")
-    return np.argsort(order)[slot], firsts[order]
-
-
 def cache_budget(settings: CacheSettings, *, taken: int = 0) -> int:
     """Returns the budget in bytes; `taken` is what this entry occupies on disk already."""
     return parse_size(settings.budget) if settings.budget else int(DEFAULT_SHARE * (cache.free_bytes() + taken))
@@ -330,7 +328,7 @@ def _may_cache(layout: Layout, key: str, settings: CacheSettings, reporter: Repo
             f"teacher cache: {layout.bytes / 1e9:.2f} GB do not fit on the disk of {cache.root()}; asked anew every time"
         )
         return False
-    if not (layout.hidden or layout.scores):
+    if not (layout.hidden or layout.scores or layout.vectors):
         return True
     budget = cache_budget(settings, taken=cache.used_bytes(KIND, key))
     size = f"{layout.rows:,} distinct rows of {len(layout.slot):,}, {layout.bytes / 1e9:.2f} GB"

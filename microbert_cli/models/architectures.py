@@ -40,7 +40,8 @@ UNUSED_WEIGHTS = (  # of heads that a checkpoint may have in excess
     r"(.*\.)?(position_ids|fit_dense\..*|cls\..*|lm_head\..*|(pre_|sop_)?classifier\..*|pooler\..*|vocab_.*|score\..*)"
     r"|(generator_|discriminator_)?predictions\..*|generator_lm_head\..*|head\..*|decoder\..*"
 )
-_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")  # encoder.layer.3., transformer.layer.3., layers.3.
+# encoder.layer.3., transformer.layer.3., layers.3.; lstm.weight_ih_l0, as torch names the layers of recurrent networks
+_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.|\.(?:weight|bias)_[ih]h_l(\d+)(?:_reverse)?$")
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def check_texts(texts: int, config: Any, *, where: str, fix: str = "Choose anoth
 def layer_index(name: str) -> int | None:
     """Returns the layer, from 0, that a parameter belongs to by its name; None for embeddings, poolers and heads."""
     match = _LAYER.search(name)
-    return int(match[1]) if match else None
+    return int(match[1] or match[2]) if match else None
 
 
 def bert_name(name: str, config: Any) -> str:

@@ -30,7 +30,7 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class OutputRequest:
-    """The outputs that a forward pass is to return. Layers: 0 = embedding output, 1..N = Transformer layers."""
+    """The outputs that a forward pass is to return. Layers: 0 = embedding output, 1..N; of `vectors` the first token alone."""
 
     logits: bool = False
     token_logits: bool = False
@@ -40,6 +40,7 @@ class OutputRequest:
     qkv: frozenset[int] = frozenset()
     routing: bool = False
     exits: bool = False
+    vectors: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -85,18 +86,20 @@ def forward_outputs(model: Any, batch: Mapping[str, Tensor], request: OutputRequ
         custom_outputs: ModelOutputs = custom(batch, request)
         return custom_outputs
     inputs = {name: batch[name] for name in input_names(model) if name in batch}
+    reads_hidden = bool(request.hidden | request.vectors)
     with _recording(request) as outputs:
         if request.exits:
             output = model(**inputs, output_hidden_states=bool(request.hidden), output_exits=True)
         elif request.logits:
             with _first_token_on_top(model, request):
-                output = model(**inputs, output_hidden_states=bool(request.hidden))
+                output = model(**inputs, output_hidden_states=reads_hidden)
         else:
             with _without_unread_parts(model.base_model, request):
-                output = model.base_model(**inputs, output_hidden_states=bool(request.hidden))
+                output = model.base_model(**inputs, output_hidden_states=reads_hidden)
     if missing := (request.scores - outputs.scores.keys()) | (request.qkv - outputs.qkv.keys()):
         raise RuntimeError(f"{type(model).__name__} did not show the attention of layers {sorted(missing)}")
     outputs.hidden = {layer: output.hidden_states[layer] for layer in request.hidden}
+    outputs.hidden |= {layer: output.hidden_states[layer][:, :1] for layer in request.vectors - request.hidden}
     if request.routing:
         outputs.routing = output.routing
     if request.exits:
@@ -226,7 +229,7 @@ def _without_unread_parts(encoder: Any, request: OutputRequest) -> Iterator[None
         return
     layers, pooler = removable_layers(encoder), getattr(encoder, "pooler", None)
     # Embeddings are read at the first layer's input.
-    deepest = max(request.hidden | request.scores | request.qkv, default=0) or 1
+    deepest = max(request.hidden | request.vectors | request.scores | request.qkv, default=0) or 1
     if request.token_logits or request.routing:
         layers = nn.ModuleList()
     unread = {index: _SkippedLayer(layers[index]) for index in range(deepest, len(layers))}
@@ -291,11 +294,9 @@ def forward_in_pieces(model: Any, batch: Mapping[str, Tensor], request: OutputRe
     step = max(1, tokens_at_once(batch["input_ids"].device.type) // width)
     if rows <= step or model.training or request.token_logits:
         return forward_outputs(model, batch, request)
-    pieces = []
-    for first in range(0, rows, step):
-        piece = {name: value[first : first + step] for name, value in batch.items() if len(value) == rows}
-        pieces.append(forward_outputs(model, piece, request))
-    return _concatenated(pieces)
+    starts = range(0, rows, step)
+    pieces = ({name: value[i : i + step] for name, value in batch.items() if len(value) == rows} for i in starts)
+    return _concatenated([forward_outputs(model, piece, request) for piece in pieces])
 
 
 def tokens_at_once(device: str) -> int:

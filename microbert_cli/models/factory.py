@@ -134,8 +134,13 @@ def student_parameters(config: Any, kind: str) -> int:
 
 def config_parameters(config: Any, kind: str) -> int:
     """Counts the parameters of a configuration; nothing is allocated."""
+    return count_all_parameters(meta_model(config, kind))
+
+
+def meta_model(config: Any, kind: str) -> Any:
+    """Returns a model of a configuration whose tensors have shapes and no values."""
     with torch.device("meta"):
-        return count_all_parameters(getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), **NO_CODE))
+        return getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), **NO_CODE)
 
 
 def _of_depth(config: Any, layers: int) -> Any:

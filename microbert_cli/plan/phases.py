@@ -1,13 +1,14 @@
 """Costs that several stages share: rows and their lengths, a phase of training, a speed comparison of models."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from microbert_cli.data.batching import evenly_spaced_chunks
 from microbert_cli.data.load import load_augmented
 from microbert_cli.data.multitask_batching import task_shares
 from microbert_cli.data.task_data import TaskData
@@ -20,6 +21,7 @@ from microbert_cli.evaluation.compare_speed import BATCH_SIZE, PASSES, ROUNDS, R
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import OutputRequest
+from microbert_cli.models.factory import meta_model
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.stage_cost import SMALL, Costs, evaluations
 from microbert_cli.plan.work import Job, Workload, answering_load, at_once, load_of_batches, training_load
@@ -28,35 +30,53 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.values import PhaseSpec, Term, Training
 from microbert_cli.runs.stage_inputs import Step
+from microbert_cli.training.freeze import frozen_by_stage, parts_of
+from microbert_cli.training.loop import LOSS
 from microbert_cli.training.loss_terms import LAYERWISE, make_terms, output_request
-from microbert_cli.training.phases import make_plan, rows_processed, shares_of_first_seed
+from microbert_cli.training.phases import make_plan, rows_processed
+from microbert_cli.training.plan import shares_of_first_seed
 
 # Of torch's time on batches and on single rows, docs/lab-notes.md; single rows by lower deciles, since torch's medians swayed.
 ONNX = {"fp32": (0.47, 0.35), "int8": (0.20, 0.17), "fp32-optimized": (0.48, 0.35), "int8-optimized": (0.22, 0.16)}
 BASELINE_ROWS = 4000
 Losses = dict[str, tuple[float, dict[str, Any]]]
+Spec = TypeVar("Spec", bound=Training)
 
 
-def asked_once(costs: Costs, recipe: Recipe, name: str, spec: PhaseSpec, ask: Job, lengths: np.ndarray) -> bool:
+def asked_once(
+    costs: Costs, recipe: Recipe, name: str, spec: PhaseSpec, ask: Job, lengths: np.ndarray, *, in_place: bool = False
+) -> bool:
     """Whether the teacher's outputs come from the cache, whose filling is then added once; True too where nothing is asked.
 
+    in_place  they take the place of a chunk's before
     All rows are taken to be distinct.
     """
     if ask.want == OutputRequest():
         return True
-    rows_asked = rows_processed(spec, lengths, recipe.seeds)
-    layers = ask.want.hidden | ask.want.scores
+    rows_asked = rows_processed(spec, lengths, recipe.seeds) * (2 if getattr(spec, "unfreeze", []) else 1)
+    layers = ask.want.hidden | ask.want.scores | ask.want.vectors
     if recipe.cache.teacher == "off" or recipe.teacher.dropout or ask.want.qkv or rows_asked <= len(lengths):
         return False
-    if layers and recipe.normalisation == "reference":
+    if ask.want.hidden | ask.want.scores and recipe.normalisation == "reference":
         return False
     layout = Layout.of_lengths(lengths, ask.want, ask.config, recipe.cache.precision)
     if layers and layout.bytes > cache_budget(CacheSettings(**recipe.cache.model_dump())):
         return False
     costs.work(f"{name}: teacher, once", ask, at_once(lengths, costs.here.device))
     costs.write(f"{name}: teacher's answers", layout.bytes)
-    costs.plan.disk += layout.bytes
+    costs.plan.disk += 0 if in_place else layout.bytes
     return True
+
+
+def stages_of(name: str, spec: Spec, lengths: np.ndarray, config: Any, *, table: str) -> Iterator[tuple[str, Spec, np.ndarray]]:
+    """Yields name, numbers and lengths of rows of every stage of a phase, as `training/freeze.py` makes them."""
+    chunks = evenly_spaced_chunks(len(lengths), getattr(spec, "chunk_rows", None))
+    unfreeze = getattr(spec, "unfreeze", [])
+    parts = parts_of(meta_model(config, "classifier")) if unfreeze else []
+    stages = frozen_by_stage(unfreeze, spec.freeze, parts, where=f"{table}.unfreeze")
+    whole = len(chunks) == len(stages) == 1 and not unfreeze
+    for number, (stage, chunk) in enumerate(((stage, chunk) for stage in stages for chunk in chunks), 1):
+        yield name if whole else f"{name}.{number}", spec.model_copy(update={"freeze": stage}), lengths[chunk]
 
 
 def add_phase(
@@ -74,9 +94,11 @@ def add_phase(
         costs.train(name, job, load, plan, scored=scored, asked=asked, runs=len(shares))
         costs.trained(plan.steps, load)
         scorings += evaluations(plan)
+    dev_load = answering_load(dev, batch_size=EVALUATION_BATCH).times(scorings)
     if scored:
-        dev_load = answering_load(dev, batch_size=EVALUATION_BATCH).times(scorings)
         costs.work(f"{name}: dev", answer_job(ModelInfo(job.config, None)), dev_load)
+    if getattr(spec, "best_by", "score") == LOSS:
+        costs.work(f"{name}: loss on dev", replace(job, kind="judge", rows=EVALUATION_BATCH, freeze=()), dev_load)
 
 
 def drawn(lengths: np.ndarray, spec: Training, steps: int, seed: int, **padding: Any) -> Workload:
@@ -99,7 +121,8 @@ def distil_jobs(
         if layered
         else (0,)
     )
-    want = output_request([term for term in terms if term.asks_teacher], layers, range(1, teacher_layers + 1))
+    asking = [term for term in terms if term.asks_teacher]
+    want = output_request(asking, layers, range(1, teacher_layers + 1), of_teacher=True)
     logits = output_request(terms, layers).logits
     job = Job("train", student.config, spec.batch_size, head, logits=logits, losses=losses, layers=layers,
               teacher=teacher.config, normalisation=recipe.normalisation, optimizer=spec.optimizer,

@@ -218,7 +218,9 @@ def _answer(shape: Shape, want: OutputRequest, config: Any, device: str) -> Mode
     queries, keys, values = torch.randn(3, B, A, T, sizes.head_width, device=device)
     return ModelOutputs(
         logits=torch.randn(B, config.num_labels, device=device) if want.logits else None,
-        hidden={layer: torch.randn(B, T, d, device=device) for layer in want.hidden},
+        hidden={
+            layer: torch.randn(B, 1 if layer in want.vectors else T, d, device=device) for layer in want.hidden | want.vectors
+        },
         scores={layer: torch.randn(B, A, T, T, device=device) for layer in want.scores},
         token_head=torch.nn.Linear(d, sizes.vocabulary, device=device) if want.token_head else None,
         qkv=dict.fromkeys(want.qkv, (queries, keys, values)),

@@ -159,21 +159,35 @@ class Job:
             predicted=(self.predicted + self.heads) * load.useful,
             first_token=self.only_logits,
         )
-        if forward is None or not (self.kind == "train" and has_exits(self.config)):
-            return None if forward is None else PASSES[self.kind] * forward
+        if forward is None:
+            return None
+        if not (self.kind == "train" and has_exits(self.config)):
+            return round(self.passes * forward)
         branches = len(self.config.exit_layers) * branch_flops(self.config, rows=load.rows, tokens=load.tokens)
-        return (1 if BACKBONE in self.freeze else PASSES["train"]) * forward + PASSES["train"] * branches
+        return round(self.passes * forward) + PASSES["train"] * branches
+
+    @property
+    def passes(self) -> float:
+        """Forward passes' worth of products: a backward pass has two, and ends above the lowest layer that is trained."""
+        if self.kind == "train" and BACKBONE in self.freeze:
+            return 1
+        if self.kind != "train" or "embeddings" not in self.freeze:
+            return PASSES[self.kind]
+        layers = model_shape(self.config).layers
+        below = next((n for n in range(layers) if f"layer.{n + 1}" not in self.freeze), layers)
+        return 1 + (PASSES["train"] - 1) * (1 - below / layers)
 
     @property
     def only_logits(self) -> bool:
         """Whether nothing but a classifier's logits is read, so that its top layer computes one token a row."""
-        reads_layers = bool(self.want.hidden | self.want.scores | self.want.qkv)
+        reads_layers = bool(self.want.hidden | self.want.scores | self.want.qkv | self.want.vectors)
         reads_inside = reads_layers if self.kind == "ask" else len(self.layers) > 1 or "embedding" in self.losses
         return self.head == "classifier" and self.logits and not reads_inside and architecture_of(self.config).first_token_head
 
     def key(self) -> str:
         """Returns a hash of all that decides how long a batch of one shape takes."""
         want = [*map(sorted, (self.want.hidden, self.want.scores, self.want.qkv)), self.want.logits, self.want.token_logits]
+        want += [sorted(self.want.vectors)] if self.want.vectors else []
         fields = {name: value for name, value in vars(self).items() if name not in ("config", "teacher", "want", "rows")}
         return atomic.digest({**fields, "config": shape(self.config), "teacher": shape(self.teacher), "want": want})
 
@@ -221,7 +235,8 @@ def shown(job: Job, rows: int, length: int) -> int:
     sizes, S = model_shape(job.config), rows * length
     values = (len(job.want.hidden) + 3 * len(job.want.qkv)) * S * sizes.width
     values += len(job.want.scores) * (sizes.heads or 0) * rows * length**2
-    if job.want.hidden:  # transformers hands out all of them or none
+    values += len(job.want.vectors) * rows * sizes.width
+    if job.want.hidden | job.want.vectors:  # transformers hands out all of them or none
         values += sizes.layers * S * sizes.width
     return FLOAT * (values + S * (4 * sizes.width + 2 * (sizes.inner or 0)))
 

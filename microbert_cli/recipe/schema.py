@@ -26,6 +26,7 @@ from microbert_cli.recipe.values import (
     Seeds,
     Share,
     Smoothing,
+    Staged,
     Strict,
     TaskPhase,
     Term,
@@ -205,7 +206,7 @@ class General(PhaseSpec):
     layer_by_layer: LayerRates = False
 
 
-class Finetune(Training):
+class Finetune(Staged, Training):
     """Training on a task's labels alone."""
 
     model: Place | None = None

@@ -36,10 +36,18 @@ NotNegativeCount = Annotated[Whole, Field(ge=0)]
 Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1)]  # numpy's generators take no larger one
 Seeds = Annotated[list[Seed], AfterValidator(check_distinct)]
 Rates = Annotated[list[Positive], AfterValidator(check_distinct)]  # a trial of each has a folder named after it
-Parts = Annotated[
-    list[Annotated[str, Field(pattern=r"^(embeddings|head|backbone|branches|layer\.[1-9]\d{0,3})$")]],
-    AfterValidator(check_distinct),
-]
+Part = Annotated[str, Field(pattern=r"^(embeddings|head|backbone|branches|layer\.[1-9]\d{0,3})$")]
+Parts = Annotated[list[Part], AfterValidator(check_distinct)]
+
+
+def _check_order(values: list[Any]) -> list[Any]:
+    check_distinct([part for value in values for part in (value if isinstance(value, list) else [value])])
+    return values
+
+
+Unfreezing = (
+    Literal["top-down"] | Annotated[list[Part | Annotated[list[Part], Field(min_length=1)]], AfterValidator(_check_order)]
+)
 LayerRates = Literal[False] | tuple[Positive, NotNegative]  # of the current layer, of the lower ones
 
 DURATION = r"(?i)^\s*(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|d)\s*$"  # a number and its unit
@@ -128,6 +136,20 @@ class Training(Strict):
     freeze: Parts = []
 
 
+class Staged(Strict):
+    """How a phase is split into stages, when a stage ends, and which of its weights are kept.
+
+    unfreeze   parts in the order in which they are set free, one stage each (`training/freeze.py`); "top-down": the head, then
+               layer by layer down to the embeddings. Every number of the table is that of one stage
+    best_by    the best weights on dev: by the task's "score", or by the "loss" of the phase, which needs no logits
+    patience   a stage ends after so many evaluations in a row that bring nothing better; 0 = never before its last step
+    """
+
+    unfreeze: Unfreezing = []
+    best_by: Literal["score", "loss"] = "score"
+    patience: NotNegativeCount = 0
+
+
 class PhaseSpec(Training):
     """A phase of a method: which losses with which weights, on which rows (`phase_data.py`). `leave_out` skips it.
 
@@ -161,9 +183,14 @@ class Prune(Strict):
         return self
 
 
-class TaskPhase(PhaseSpec):
-    """A phase of stage two; `prune`: a table, also an empty one, or false."""
+class TaskPhase(Staged, PhaseSpec):
+    """A phase of stage two; `prune`: a table, also an empty one, or false.
 
+    chunk_rows  at most so many rows are taken at a time, each chunk in a stage of its own, so that a teacher's answers to one
+                chunk alone need room; None = all at once
+    """
+
+    chunk_rows: Count | None = None
     prune: Annotated[Prune | None, BeforeValidator(lambda value: None if value is False else value)] = None
 
 
@@ -213,6 +240,10 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "min_steps": None,
     "race": 1.0,
     "prune": None,
+    "unfreeze": [],
+    "best_by": "score",
+    "patience": 0,
+    "chunk_rows": None,
 }  # likewise, of training tables
 LOCATION_KEYS = {
     "data": ("folder", "train_file", "dev_file", "test_file", "transfer_file"),

@@ -31,7 +31,8 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
 from microbert_cli.text import dump_json
 from microbert_cli.training.loop import train
-from microbert_cli.training.phases import Phase, make_plan, row_batches, shares_of_first_seed
+from microbert_cli.training.phases import Phase, make_plan, row_batches
+from microbert_cli.training.plan import shares_of_first_seed
 
 FILE = "budget.json"
 FEWEST = 50  # steps of a phase; fewer teach a student nothing
@@ -129,7 +130,7 @@ def _with_steps(phase: Phase, steps: int) -> Phase:
 
 
 def _evaluations(plan: Any, phase: Phase) -> int:
-    return min(plan.steps, phase.training.evaluations or 1) if phase.scored else 0
+    return min(plan.steps, phase.training.evaluations or 1) if phase.scored or phase.dev_loss else 0
 
 
 def _seconds(phase: Phase, model: Any, seed: int, pad_id: int, device: str, score: Callable[[], Any]) -> tuple[float, float]:
@@ -151,8 +152,8 @@ def _seconds(phase: Phase, model: Any, seed: int, pad_id: int, device: str, scor
         short = replace(plan, steps=WARM + TIMED, evaluate_every=0, checkpoint_seconds=1e9, checkpoint_steps=0)
         train(objective, batches, short, directory=Path(folder), seed=seed)
         ended = time.monotonic()
-        if phase.scored:
-            score()
+        if (evaluation := phase.evaluation(objective, score)) is not None:
+            evaluation()
         evaluated = time.monotonic()
     model.load_state_dict(weights)
     per_step = (marks[-1] - marks[WARM * plan.accumulate]) / max(1, TIMED * plan.accumulate - 1) * plan.accumulate

@@ -34,6 +34,7 @@ from microbert_cli.training.optimisers import clips_globally, make_optimiser, se
 from microbert_cli.training.plan import TrainingPlan, TrainingResult
 
 Score = Callable[[], dict[str, float]]
+LOSS = "loss"  # the name of a phase's loss on dev among its scores
 
 
 def train(
@@ -65,7 +66,7 @@ def train(
         distributed.broadcast_tensors(run.tensors)
         source = batches(run.step * plan.accumulate)
         run.evaluate_if_due(log, stop)
-        while run.step < plan.steps:
+        while not run.is_over:
             run.train_step([next(source) for _ in range(plan.accumulate)], log)
             if distributed.any_process(bool(stop.number)):
                 run.save_and_stop(stop)
@@ -100,6 +101,11 @@ class _TrainingRun:
         self.best_weights: dict[str, dict[str, Tensor]] | None = None
         self.bests = BestWeights()
         self.saved_at = time.monotonic()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are taken, or evaluations brought nothing better for too long."""
+        return self.step >= self.plan.steps or self.result.is_exhausted(self.plan.patience)
 
     @property
     def optimisers(self) -> list[torch.optim.Optimizer]:
@@ -150,6 +156,7 @@ class _TrainingRun:
         """
         every, history = self.plan.evaluate_every, self.result.history
         due = self.step == self.plan.steps or (every and self.step and self.step // every > (self.step - 1) // every)
+        due = due or (self.step == 0 and self.plan.from_start)
         if self.score is None or not due or (history and history[-1]["step"] == self.step):
             return
         # Evaluating must leave no trace in training: a run evaluated more often draws the same dropout.
@@ -168,10 +175,14 @@ class _TrainingRun:
         if self.pruner and not self.pruner.finished:
             return  # a larger student than the one that is wanted is never the best
         self.bests.update(self.step, scores, self.objective.student)
-        better = not self.result.best or scores[self.primary] > self.result.best[self.primary]
+        better = not self.result.best or self._is_better(scores)
         if better or not self.plan.keep_best:
             self.result.best, self.result.best_step = scores, self.step
             self.best_weights = self._weights()
+
+    def _is_better(self, scores: dict[str, float]) -> bool:
+        best = self.result.best
+        return scores[LOSS] < best[LOSS] if self.plan.best_by == LOSS else scores[self.primary] > best[self.primary]
 
     def save_and_stop(self, stop: StopSignal) -> NoReturn:
         """Saves the state and raises Interrupted."""

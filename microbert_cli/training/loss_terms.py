@@ -34,6 +34,7 @@ class LossTerm:
     over      the layers it is called for, a key of LAYER_SLICES, or "batch"
     projects  whether student vectors are mapped to the teacher's width
     requires  what teacher and student must share: "tokens", "heads", "width";  divides  a parameter that divides both widths
+    first_token  whether it reads the first token alone of the teacher's hidden states
     trains    builds a module that is trained with the student;  against  the loss of that module, where it is an adversary
     """
 
@@ -48,6 +49,7 @@ class LossTerm:
     parameters: dict[str, Any] = field(default_factory=dict)
     trains: Callable[..., nn.Module | None] | None = None
     against: Callable[..., Tensor] | None = None
+    first_token: bool = False
 
     @property
     def by_token(self) -> bool:
@@ -76,9 +78,14 @@ class LossTerm:
     def make_module(self, **sizes: int) -> nn.Module | None:
         """Builds the module that the term trains with the student, or returns None.
 
-        sizes  classes, tasks, student_width and teacher_width
+        sizes  classes, tasks, student_width, teacher_width, and depth, the student's layers
         """
-        return None if self.trains is None else self.trains(**sizes, **self.parameters)
+        if self.trains is None:
+            return None
+        parameters = inspect.signature(self.trains).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        taken = {name: size for name, size in sizes.items() if takes_all or name in parameters}
+        return self.trains(**taken, **self.parameters)
 
 
 def make_terms(
@@ -122,16 +129,19 @@ def parameter_names(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
 
 
-def output_request(terms: Sequence[LossTerm], layers: Sequence[int], every: Sequence[int] | None = None) -> OutputRequest:
+def output_request(
+    terms: Sequence[LossTerm], layers: Sequence[int], every: Sequence[int] | None = None, *, of_teacher: bool = False
+) -> OutputRequest:
     """Returns the model outputs that the terms need.
 
     layers  the model's mapped layers, its embedding output first
     every   what losses read that choose among all layers; None = the mapped ones
+    of_teacher  whether the model is the teacher, of which some losses read the first token alone
     """
     free = layers[1:] if every is None else every
 
-    def of(kind: str) -> frozenset[int]:
-        over = {term.over for term in terms if kind in term.needs}
+    def of(kind: str, *, first_token: bool = False) -> frozenset[int]:
+        over = {term.over for term in terms if kind in term.needs and (of_teacher and term.first_token) == first_token}
         return frozenset(layer for name, part in LAYER_SLICES.items() if name in over for layer in layers[part])
 
     return OutputRequest(
@@ -143,6 +153,7 @@ def output_request(terms: Sequence[LossTerm], layers: Sequence[int], every: Sequ
         qkv=of("qkv"),
         routing=any("routing" in term.needs for term in terms),
         exits=any("exits" in term.needs for term in terms),
+        vectors=of("hidden", first_token=True) - of("hidden"),
     )
 
 
@@ -162,13 +173,14 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
         weight=weight,
         function=function,
         needs=needs,
-        over=module.over,
+        over=module.over(**parameters) if callable(module.over) else module.over,
         projects=projects,
         requires=frozenset(getattr(module, "requires", default_columns(needs, projects=projects))),
         divides=getattr(module, "divides", None),
         parameters=parameters,
         trains=getattr(module, "trains", None),
         against=getattr(module, "against", None),
+        first_token=getattr(module, "teacher_reads", "") == "first token",
     )
 
 

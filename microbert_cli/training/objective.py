@@ -6,14 +6,15 @@ Terms of weight 0 are not computed, and models are asked only for the outputs th
 group, scalar) pairs, so that to the loop an adversary with an optimiser of its own is one more pair and no special case.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import DivergedError, MbertError
 from microbert_cli.models.capture import Batch, ModelOutputs, OptionalTeacherFunction, OutputRequest, forward_outputs
 from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.recipe.task_kinds import Standardisation
@@ -76,6 +77,7 @@ class Objective(nn.Module):
         if any(term.projects for term in terms) and (student_width != teacher_width or always_project):
             self.projection = _make_projection(student_width, teacher_width)
         sizes = {"classes": classes, "tasks": tasks, "student_width": student_width, "teacher_width": teacher_width}
+        sizes["depth"] = len(self.map_layers) - 1
         modules = {term.name: term.make_module(**sizes) for term in self.terms}
         # The name is part of the resume state's keys, and the keyword by which losses take their module.
         self.own = nn.ModuleDict({name: module for name, module in modules.items() if module is not None})
@@ -98,7 +100,8 @@ class Objective(nn.Module):
     def teacher_request(self) -> OutputRequest:
         teacher_layers = [self.map_layers[layer] for layer in self.layers]
         asking = [term for term in self.terms if term.asks_teacher]
-        return output_request(asking, self._read_layers(teacher_layers), range(1, self.teacher_layers + 1))
+        every = range(1, self.teacher_layers + 1)
+        return output_request(asking, self._read_layers(teacher_layers), every, of_teacher=True)
 
     def _read_layers(self, layers: Sequence[int]) -> Sequence[int]:
         """Returns the mapped layers that losses read now: all, or layer by layer the embeddings and the current layer."""
@@ -174,6 +177,29 @@ class Objective(nn.Module):
         """Returns the student's scalar alone."""
         return next(self.losses(batch))[1]
 
+    @torch.no_grad()
+    def mean_loss(self, batches: Iterable[Batch], ask_teacher: OptionalTeacherFunction | None) -> float:
+        """Returns the mean of the scalar over the rows of some batches, without dropout.
+
+        ask_teacher  the teacher's function for these rows
+        Raises M401 where it is no finite number.
+        """
+        self.eval()
+        self.student.eval()
+        training_ask, self._ask_teacher = self._ask_teacher, ask_teacher
+        device = next(self.student.parameters()).device
+        total, rows = 0.0, 0
+        try:
+            for batch in batches:
+                size = len(batch["input_ids"])
+                total += size * self({name: value.to(device) for name, value in batch.items()}).item()
+                rows += size
+        finally:
+            self._ask_teacher = training_ask
+        if not math.isfinite(total):
+            raise _no_loss(total)
+        return total / max(1, rows)
+
     def _value(self, term: LossTerm, student: ModelOutputs, teacher: ModelOutputs, batch: Batch) -> Tensor:
         layers = self._read_layers(self.layers)[1:] if self.progressive else self._layers(term)
         return torch.stack([self._call(term.function, term, student, teacher, batch, layer) for layer in layers]).sum()
@@ -221,10 +247,11 @@ class Objective(nn.Module):
             "exits": student.exits,
         }
         named = {name: inputs[short] for name in names if (short := name.rpartition("_")[0]) in inputs}
-        return function(**named, **{name: value for name, value in self._keywords(term).items() if name in names})
+        return function(**named, **{name: value for name, value in self._keywords(term, layer).items() if name in names})
 
-    def _keywords(self, term: LossTerm) -> dict[str, Any]:
+    def _keywords(self, term: LossTerm, layer: int) -> dict[str, Any]:
         context = {
+            "layer": layer,
             "mapped_layers": len(self._layers(term)),
             "project": self._map,
             "share": self.share,
@@ -286,6 +313,15 @@ def _nothing_to_learn() -> MbertError:
         where="losses",
         allowed="At least one loss; leave out the phase or the stage instead.",
         fix="See the weights: --explain-config",
+    )
+
+
+def _no_loss(total: float) -> DivergedError:
+    return DivergedError(
+        f"the loss on dev is {total}",
+        where="dev",
+        allowed="Finite losses; a smaller learning rate or a longer warm-up usually mends it.",
+        fix="The same command with --no-resume and a smaller learning rate",
     )
 
 

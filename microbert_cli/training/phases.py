@@ -25,9 +25,9 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.trials import best_trial, trial_name
 from microbert_cli.training import checkpoint
 from microbert_cli.training.checkpoint import BestWeights
-from microbert_cli.training.loop import Score, train
+from microbert_cli.training.loop import LOSS, Score, train
 from microbert_cli.training.objective import Objective
-from microbert_cli.training.plan import TrainingPlan, TrainingResult
+from microbert_cli.training.plan import TrainingPlan, TrainingResult, race_share, shares_of_first_seed
 
 Numbers = dict[str, Any]
 
@@ -39,6 +39,9 @@ class Phase:
     rows    of one task or of several;  split  their name in the record
     scored  whether the phase is evaluated on dev; one without a loss on logits leaves the head untrained
     table   the recipe table of its numbers
+    dev_loss   the objective's loss on dev, where the best weights are those of the smallest
+    stage_of, trained, continues   of a stage of a phase (`freeze.py`): the phase, the parts that are trained, and whether it is
+               not the first
     """
 
     name: str
@@ -51,6 +54,17 @@ class Phase:
     drop_last: bool = False
     split: str = "train"
     table: str = "phases"
+    dev_loss: Callable[[Objective], float] | None = None
+    stage_of: str | None = None
+    trained: tuple[str, ...] = ()
+    continues: bool = False
+
+    def evaluation(self, objective: Objective, score: Score) -> Score | None:
+        """Returns the function that evaluates the phase on dev: its scores, with `dev_loss` the loss; None without both."""
+        if self.dev_loss is None:
+            return score if self.scored else None
+        dev_loss = self.dev_loss
+        return lambda: {**(score() if self.scored else {}), LOSS: dev_loss(objective)}
 
 
 @dataclass
@@ -63,6 +77,15 @@ class ChosenLearningRates:
         """Restores the rates of a finished seed, so that a resumed run trains later seeds with the same."""
         for name, phase in result.get("phases", {}).items():
             self.learning_rate.setdefault(name, phase["learning_rate"])
+
+
+@dataclass
+class _Start:
+    """What a run begins with: the model's weights, the projection, and what the losses of the stage before have learnt."""
+
+    weights: Mapping[str, torch.Tensor]
+    projection: Mapping[str, torch.Tensor] | None
+    learnt: Mapping[str, torch.Tensor]
 
 
 @dataclass
@@ -85,10 +108,12 @@ def make_plan(
     drop_last: bool = False,
     seed: int = 0,
     share: float = 1.0,
+    continues: bool = False,
 ) -> TrainingPlan:
     """Makes the training plan of a recipe table: epochs become steps, evaluations an interval.
 
-    share  of the steps that are taken, such as to try a learning rate
+    share      of the steps that are taken, such as to try a learning rate
+    continues  a stage before had the same losses, so that the weights that this one begins with may stay the best
     """
     size, tokens = training.batch_size, training.batch_tokens
     per_epoch = steps_per_epoch(lengths, size, drop_last=drop_last, tokens=tokens, seed=seed)
@@ -111,6 +136,9 @@ def make_plan(
         checkpoint_steps=training.checkpoint_steps or 0,
         gradient_norms=training.gradient_norms,
         freeze=tuple(training.freeze),
+        best_by=getattr(training, "best_by", "score"),
+        patience=getattr(training, "patience", 0) if share == 1.0 else 0,
+        from_start=continues and getattr(training, "best_by", "score") == LOSS,
     )
 
 
@@ -120,12 +148,6 @@ def rows_processed(training: PhaseSpec, lengths: Sequence[int] | np.ndarray, see
     size, tokens = training.batch_size, training.batch_tokens
     rows = len(lengths) / steps_per_epoch(lengths, size, tokens=tokens) if tokens else size
     return round(runs * make_plan("", training, lengths).steps * training.accumulate * rows)
-
-
-def shares_of_first_seed(training: Training) -> list[float]:
-    """Returns the share of a phase's steps that each of the first seed's runs takes; a race ends with one of all steps."""
-    rates, race = max(1, len(getattr(training, "learning_rates", ()))), race_share(training)
-    return [1.0] * rates if race == 1.0 else [race] * rates + [1.0]
 
 
 def row_batches(phase: Phase, *, seed: int, pad_id: int, device: str) -> Callable[[int], Iterator[Batch]]:
@@ -168,24 +190,27 @@ def run_phases(
     """
     runner = _PhaseRunner(model, directory, seed, pad_id, device, score, primary, bests, reporter)
     results: dict[str, Numbers] = {}
+    learnt: Mapping[str, torch.Tensor] = {}
     for phase in phases:
         rates, race = _learning_rates(phase, choices), race_share(phase.training)
-        start = _copy_of_weights(model)
+        start = _Start(_copy_of_weights(model), projection, learnt)
         labels = [phase.name if len(rates) == 1 else trial_name(phase.name, rate) for rate in rates]
         share = race if len(rates) > 1 else 1.0
-        outcomes = [runner.run(phase, label, rate, start, projection, share) for label, rate in zip(labels, rates, strict=True)]
+        outcomes = [runner.run(phase, *trial, start, share) for trial in zip(labels, rates, strict=True)]
         # A phase without dev scores has no best one: it is run with its one learning rate, or the first is kept.
-        best = best_trial([outcome.trained.best.get(primary, 0.0) for outcome in outcomes])
+        best = best_trial([_rank(outcome.trained, primary, phase.training) for outcome in outcomes])
         assert best is not None
-        winner = outcomes[best] if share == 1.0 else runner.run(phase, phase.name, rates[best], start, projection)
+        winner = outcomes[best] if share == 1.0 else runner.run(phase, phase.name, rates[best], start)
         if bests and winner.tracker:
             bests.records = winner.tracker.records
         model.load_state_dict(winner.weights)
         choices.learning_rate[phase.name] = rates[best]
+        learnt = winner.objective.own.state_dict()
         projection = winner.objective.projection.state_dict() if winner.objective.projection is not None else projection
         record = _phase_record(winner.trained, rates, [outcome.trained for outcome in outcomes], best, primary)
         pruned = {"pruned": winner.objective.pruner.record} if winner.objective.pruner else {}
-        results[phase.name] = {"split": phase.split, **record, **pruned}
+        stage = {"stage_of": phase.stage_of, "trained": list(phase.trained)} if phase.stage_of else {}
+        results[phase.name] = {"split": phase.split, **stage, **record, **pruned}
     return results, {k: v.detach().cpu() for k, v in projection.items()} if projection else None
 
 
@@ -203,15 +228,14 @@ class _PhaseRunner:
     bests: BestWeights | None
     reporter: Reporter
 
-    def run(
-        self, phase: Phase, label: str, learning_rate: float, start: Mapping[str, torch.Tensor],
-        projection: Mapping[str, torch.Tensor] | None, share: float = 1.0,
-    ) -> _Outcome:  # fmt: skip
-        """Trains from the weights `start`, for a share of the phase's steps."""
-        self.model.load_state_dict(start)
+    def run(self, phase: Phase, label: str, learning_rate: float, start: _Start, share: float = 1.0) -> _Outcome:
+        """Trains from `start`, for a share of the phase's steps."""
+        self.model.load_state_dict(start.weights)
         torch.manual_seed(self.seed)  # again for every rate: each starts with the same new projection
         objective = phase.objective(self.model).to(self.device)
-        _restore_projection(objective, projection)
+        _restore_projection(objective, start.projection)
+        if phase.continues:
+            objective.own.load_state_dict(dict(start.learnt))
         plan = make_plan(
             label,
             phase.training,
@@ -221,6 +245,7 @@ class _PhaseRunner:
             drop_last=phase.drop_last,
             seed=self.seed,
             share=share,
+            continues=phase.continues,
         )
         tracker = self.bests.empty() if self.bests and phase.scored else None
         trained = train(
@@ -229,24 +254,19 @@ class _PhaseRunner:
             plan,
             directory=self.directory,
             seed=self.seed,
-            score=self.score if phase.scored else None,
+            score=phase.evaluation(objective, self.score),
             primary=self.primary,
             bests=tracker,
             reporter=self.reporter,
         )
         if objective.pruner:
             objective.pruner.finish()
+        objective.with_teacher(None)  # its files are closed, so that a cache that drops them gets their room
         return _Outcome(trained, _copy_of_weights(self.model), objective, tracker)
 
 
 def _copy_of_weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def race_share(training: Training) -> float:
-    """Returns the share of the steps for which each of several learning rates is tried; 1 where there is one."""
-    rates = getattr(training, "learning_rates", ())
-    return float(getattr(training, "race", 1.0)) if len(rates) > 1 else 1.0
 
 
 def train_over_seeds(
@@ -295,6 +315,12 @@ def _learning_rates(phase: Phase, choices: ChosenLearningRates) -> list[float]:
     return list(phase.learning_rates) or [phase.training.learning_rate]
 
 
+def _rank(trained: TrainingResult, primary: str, training: Training) -> float:
+    """Returns what the runs of a phase with several learning rates are compared by; the largest is the best."""
+    by_loss = getattr(training, "best_by", "score") == LOSS and LOSS in trained.best
+    return -trained.best[LOSS] if by_loss else trained.best.get(primary, 0.0)
+
+
 def _restore_projection(objective: Objective, projection: Mapping[str, torch.Tensor] | None) -> None:
     """Loads the projection of an earlier phase, where its shape fits."""
     if objective.projection is None or projection is None:
@@ -310,9 +336,13 @@ def _phase_record(
     if trained.halved_after is not None:
         record["halved_after"] = trained.halved_after
     if trained.best:
-        record |= {"dev": trained.best, "best_step": trained.best_step}
+        scores = {name: value for name, value in trained.best.items() if name != LOSS}
+        record |= {"dev": scores} if scores else {}
+        record |= {"dev_loss": trained.best[LOSS]} if LOSS in trained.best else {}
+        record["best_step"] = trained.best_step
     if len(rates) > 1:
-        record["tried"] = {f"{rate:g}": outcome.best[primary] for rate, outcome in zip(rates, outcomes, strict=True)}
+        name = primary if primary in outcomes[best].best else LOSS
+        record["tried"] = {f"{rate:g}": outcome.best[name] for rate, outcome in zip(rates, outcomes, strict=True)}
         if outcomes[best] is not trained:
             record["race_steps"] = outcomes[best].steps
     return record

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from microbert_cli.recipe.values import Training
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -27,6 +29,9 @@ class TrainingPlan:
     gradient_norms: int = 0
     freeze: tuple[str, ...] = ()
     keep_best: bool = True
+    best_by: str = "score"  # or "loss", of the phase's own losses on dev
+    patience: int = 0  # evaluations in a row without a better one, after which the phase ends; 0 = never
+    from_start: bool = False  # the weights that the phase begins with may be its best ones
 
 
 @dataclass
@@ -42,3 +47,19 @@ class TrainingResult:
     best_step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     halved_after: int | None = None
+
+    def is_exhausted(self, patience: int) -> bool:
+        """Whether the last `patience` evaluations brought nothing better; a resumed run finds the same in the record."""
+        return bool(patience) and sum(scores["step"] > self.best_step for scores in self.history) >= patience
+
+
+def shares_of_first_seed(training: Training) -> list[float]:
+    """Returns the share of a phase's steps that each of the first seed's runs takes; a race ends with one of all steps."""
+    rates, race = max(1, len(getattr(training, "learning_rates", ()))), race_share(training)
+    return [1.0] * rates if race == 1.0 else [race] * rates + [1.0]
+
+
+def race_share(training: Training) -> float:
+    """Returns the share of the steps for which each of several learning rates is tried; 1 where there is one."""
+    rates = getattr(training, "learning_rates", ())
+    return float(getattr(training, "race", 1.0)) if len(rates) > 1 else 1.0

@@ -144,6 +144,15 @@ def test_flops_of_batches_are_those_of_their_rows():
     assert config_parameters(config, "masked-lm") == count_all_parameters(load_model("base", "masked-lm", where="base").model)
 
 
+def test_a_backward_pass_ends_above_the_lowest_layer_that_is_trained():
+    config = read_config("base", where="base")  # two layers
+    load = Workload({(3, 10): 2}, 60)
+    forward = Job("answer", config, 8).flops(load)
+    frozen = {(): 3, ("embeddings",): 3, ("embeddings", "layer.1"): 2, ("embeddings", "layer.1", "layer.2"): 1, ("layer.1",): 3}
+    for parts, passes in frozen.items():
+        assert Job("train", config, 8, freeze=parts).flops(load) == passes * forward
+
+
 def test_evaluations_are_counted_as_the_loop_makes_them():
     for number, expected in ((0, 1), (1, 1), (2, 2), (4, 4)):
         assert evaluations(make_plan("x", Training(steps=7, evaluations=number), [5] * 100)) == expected
@@ -162,6 +171,27 @@ def test_every_stage_is_planned_and_nothing_is_touched(home, quick):
     assert found["task-distill"].steps == 2 * (4 + found["task-distill"].steps // 2 - 4)
     assert all(one.flops > 0 for one in found.values())
     assert all(0 < one.useful <= one.tokens for one in found.values() if one.steps)
+
+
+def test_stages_of_a_phase_are_planned_one_by_one(quick):
+    sets = ["method=xtremedistil", 'stages=["finetune", "augment", "task-distill"]'] + [
+        f"phases.{name}.{key}={value}"
+        for name in ("representation", "logits", "labels")
+        for key, value in {"steps": 4, "batch_size": 8, "learning_rate": 1e-3}.items()
+    ]
+    drop = ["phases.intermediate.leave_out=true", "phases.prediction.leave_out=true", "phases.representation.chunk_rows=20"]
+    planned = plan(*sets, *drop)["task-distill"]
+    parts = {part.what: part for part in planned.parts}
+    chunks, stages_of_one = 2, 3  # 40 rows, or the augmented ones; a student of one layer: head, layer.1, embeddings
+    steps_of = [name for name in parts if name.endswith(": steps")]
+    assert [name for name in steps_of if name.startswith("l")] == [
+        f"{phase}.{number}: steps" for phase in ("logits", "labels") for number in range(1, stages_of_one + 1)
+    ]
+    assert len([name for name in steps_of if name.startswith("representation")]) >= chunks
+    assert planned.steps == 2 * 4 * len(steps_of)  # seeds
+    assert parts["logits.1: steps"].flops < parts["logits.3: steps"].flops
+    assert parts["logits.1: loss on dev"].flops > 0
+    assert any("patience" in note for note in planned.notes)
 
 
 def test_seconds_add_up(quick):

@@ -59,7 +59,7 @@ def costs(
         "steps": sum(phase["steps"] for phase in phases.values()),
         "rows_seen": _rows_seen(manifest, phases),
         "rates_tried": max((len(phase.get("tried", ())) or 1 for phase in phases.values()), default=1),
-        "gradient_norms": any(_phase_specs(manifest).get(name, {}).get("gradient_norms") for name in phases),
+        "gradient_norms": any(_spec(manifest, name, phase).get("gradient_norms") for name, phase in phases.items()),
         "seconds": sum(kept_seconds) / len(kept_seconds) if kept_seconds else None,
         "steps_in_all": sum(sum(steps_by_phase(log).values()) for log in logs) if logs else None,
         "seconds_in_all": sum(sum(by_phase.values()) for by_phase in seconds) if logs else None,
@@ -78,12 +78,18 @@ def _phase_specs(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return recipe.get("phases") or {"finetune": recipe.get("finetune", {})}
 
 
+def _spec(manifest: Mapping[str, Any], name: str, phase: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the hyperparameters of a phase; those of a stage are its phase's."""
+    spec: Mapping[str, Any] = _phase_specs(manifest).get(phase.get("stage_of", name), {})
+    return spec
+
+
 def _rows_seen(manifest: Mapping[str, Any], phases: Mapping[str, Mapping[str, Any]]) -> int | None:
     """Returns how many rows one seed was trained on; None where batches are filled by tokens, so that their sizes vary."""
-    data, specs = manifest.get("data", {}), _phase_specs(manifest)
+    data = manifest.get("data", {})
     seen = 0.0
     for name, phase in phases.items():
-        spec = specs.get(name, {})
+        spec = _spec(manifest, name, phase)
         split = phase.get("split") or choose_split(
             spec.get("data", "auto"), needs_labels=True, available=data
         )  # older ones do not say

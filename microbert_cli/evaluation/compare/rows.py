@@ -317,4 +317,5 @@ def lengths(step: Step) -> Iterator[str]:
     for table, phase in step.stage.phases(step.resolved.recipe).items():
         name = table.removeprefix("phases.")
         rates = f" x {len(phase.learning_rates)} rates" if len(phase.learning_rates) > 1 else ""
-        yield f"{name} {f'{phase.steps:,} steps' if phase.steps else f'{phase.epochs:g} epochs'}{rates}"
+        length = f"{phase.steps:,} steps" if phase.steps else f"{phase.epochs:g} epochs"
+        yield f"{name} {length}{' a stage' if getattr(phase, 'unfreeze', []) else ''}{rates}"

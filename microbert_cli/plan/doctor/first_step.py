@@ -80,7 +80,7 @@ def take_step(trial: StepTrial) -> float:
 
     plan = TrainingPlan(
         trial.name, 2, spec.learning_rate, trial.table, optimizer=spec.optimizer, schedule="constant", warmup=0.0,
-        weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm, checkpoint_seconds=NEVER,
+        weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm, checkpoint_seconds=NEVER, freeze=tuple(spec.freeze),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         try:

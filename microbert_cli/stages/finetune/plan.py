@@ -1,7 +1,9 @@
 """What fine-tuning costs: counted as run.py does the work."""
 
+from dataclasses import replace
+
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
-from microbert_cli.plan.phases import add_lengths, add_phase, add_rows, copies_of, losses_of
+from microbert_cli.plan.phases import add_lengths, add_phase, add_rows, copies_of, losses_of, stages_of
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import Job
 from microbert_cli.runs.stage_inputs import Step
@@ -23,11 +25,12 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
         losses=losses,
         optimizer=spec.optimizer,
         accumulate=spec.accumulate,
-        freeze=tuple(spec.freeze),
     )
     seeds = recipe.seeds or [recipe.seed]
     costs.open("model", model, "classifier", times=len(seeds))
     for number, seed in enumerate(seeds):
-        add_phase(costs, "labels", job, spec, lengths, dev, seed, first=number == 0, scored=True)
+        for label, stage, _ in stages_of("labels", spec, lengths, model.config, table="finetune"):
+            part = replace(job, freeze=tuple(stage.freeze))
+            add_phase(costs, label, part, stage, lengths, dev, seed, first=number == 0, scored=True)
     costs.keep(model, "classifier", copies_of(seeds))
     seen.planned_models[str(step.out)] = ModelInfo(model.config, model.tokenizer)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli.data.task_data import TaskData, load_task_data
-from microbert_cli.evaluation.scoring import majority_of_split, score_split
+from microbert_cli.evaluation.scoring import EVALUATION_BATCH, majority_of_split, score_split
 from microbert_cli.models import factory
 from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.load import count_all_parameters
@@ -15,6 +15,7 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.finetune import STAGE
+from microbert_cli.training.freeze import in_stages, parts_of
 from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases, train_over_seeds
@@ -93,6 +94,12 @@ class _Trainer:
             with units.plain():
                 return score_split(self.data, "dev", model, loaded)
 
+        def dev_loss(objective: Objective) -> float:
+            batches = self.data.encode("dev", loaded, where="finetune.model").all_batches(
+                batch_size=EVALUATION_BATCH, pad_id=loaded.tokenizer.pad_token_id
+            )
+            return objective.mean_loss(batches, None)
+
         phase = Phase(
             name=STAGE.name,
             table="finetune",
@@ -101,10 +108,11 @@ class _Trainer:
             learning_rates=self.recipe.finetune.learning_rates,
             objective=lambda student: Objective(self.terms, student, standardise=[scale], numerics=precision),
             scored=True,
+            dev_loss=dev_loss if self.recipe.finetune.best_by == "loss" else None,
         )
         results, _ = run_phases(
             model,
-            [phase],
+            list(in_stages([phase], parts_of(model))),
             directory=directory,
             seed=seed,
             pad_id=loaded.tokenizer.pad_token_id,
@@ -116,4 +124,5 @@ class _Trainer:
         )
         units.restore()
         save_model(model, loaded.tokenizer, directory)
-        return {"dev": results[STAGE.name]["dev"], "phases": results, "parameters": count_all_parameters(model)}
+        last = list(results.values())[-1]
+        return {"dev": last["dev"], "phases": results, "parameters": count_all_parameters(model)}

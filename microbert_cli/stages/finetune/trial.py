@@ -8,6 +8,7 @@ from microbert_cli.plan.doctor.context import DoctorContext
 from microbert_cli.plan.doctor.first_step import StepTrial, first_batch, trial_precision
 from microbert_cli.plan.phases import losses_of
 from microbert_cli.runs.stage_inputs import Step
+from microbert_cli.training.freeze import frozen_by_stage, parts_of
 from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
 from microbert_cli.training.objective import Objective
 
@@ -28,8 +29,12 @@ def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
         terms = make_terms(
             losses_of(recipe.finetune.losses), case.catalog, available=CLASSIFICATION_INPUTS, where="finetune.losses"
         )
+        stages = frozen_by_stage(
+            recipe.finetune.unfreeze, recipe.finetune.freeze, parts_of(loaded.model), where="finetune.unfreeze"
+        )
+        training = recipe.finetune.model_copy(update={"freeze": stages[0]})
         units = [data.standardisation]
         objective = Objective(terms, precision.place(loaded.model), standardise=units, numerics=precision)
         yield StepTrial(
-            "finetune", "finetune", recipe.finetune, objective, first_batch(rows, loaded.tokenizer, recipe, precision.device)
+            "finetune", "finetune", training, objective, first_batch(rows, loaded.tokenizer, recipe, precision.device)
         )

@@ -101,6 +101,11 @@ def _pruned(recipe: Recipe, catalog: Catalog, phase: str) -> str:
         "compile": (recipe.compile, "--set compile=false"),
         "a second phase that prunes": (bool(others), f"--set phases.{'.'.join(others[:1])}.prune=false"),
         "several learning rates": (len(spec.learning_rates) > 1, f"--set 'phases.{phase}.learning_rates=[]'"),
+        "a phase in stages": (
+            bool(staged := [name for name, other in recipe.run_phases.items() if other.unfreeze]),
+            f"--set 'phases.{'.'.join(staged[:1])}.unfreeze=[]'",
+        ),
+        "rows in chunks": (spec.chunk_rows is not None, "Leave out chunk_rows, or name another phase to prune in."),
         "frozen layers": (any(part != "embeddings" for part in spec.freeze), f"--set 'phases.{phase}.freeze=[]'"),
     }
     for what, (is_there, fix) in conflicts.items():

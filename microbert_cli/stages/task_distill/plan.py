@@ -13,6 +13,7 @@ from microbert_cli.plan.phases import (
     augmented_lengths,
     copies_of,
     distil_jobs,
+    stages_of,
     with_own_steps,
 )
 from microbert_cli.plan.pruning import parts_of, pruned_student
@@ -83,11 +84,33 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
             pad = data.max_length if recipe.normalisation == "reference" else None
             steps = make_plan(name, spec, rows, drop_last=pad is not None, seed=seed).steps
             for part, label, numbers, model in parts_of(recipe, name, steps, teacher, student):
-                job, ask = distil_jobs(part, numbers, seen.catalog, teacher, model, "classifier")
-                if name not in kept:
-                    kept[name] = not taught_by_model or asked_once(costs, recipe, name, spec, ask, rows)
-                scored, asked = job.logits and label == name, None if kept[name] else ask
-                add_phase(costs, label, job, numbers, rows, dev, seed, first=number == 0, scored=scored, ask=asked, pad_to=pad)
+                stages = list(stages_of(label, numbers, rows, model.config, table=f"phases.{name}"))
+                for place, (stage, stage_numbers, chunk) in enumerate(stages):
+                    job, ask = distil_jobs(part, stage_numbers, seen.catalog, teacher, model, "classifier")
+                    if name not in kept:
+                        kept[name] = not taught_by_model or asked_once(costs, recipe, name, spec, ask, rows)
+                    is_kept = kept[name] or (
+                        len(chunk) < len(rows)
+                        and asked_once(costs, recipe, stage, spec, ask, chunk, in_place=place + number > 0)
+                    )
+                    scored, asked = job.logits and label == name, None if is_kept else ask
+                    add_phase(
+                        costs,
+                        stage,
+                        job,
+                        stage_numbers,
+                        chunk,
+                        dev,
+                        seed,
+                        first=number == 0,
+                        scored=scored,
+                        ask=asked,
+                        pad_to=pad,
+                    )
+                if spec.patience and number == 0:
+                    costs.plan.notes.append(
+                        f"{name}: patience may end {'its stages' if len(stages) > 1 else 'it'} earlier than planned"
+                    )
         if recipe.budget is not None:
             costs.shorten(before, seconds_of(recipe.budget))
         costs.work("dev", answer_job(student), answering_load(dev, batch_size=EVALUATION_BATCH))

@@ -26,6 +26,8 @@ def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
         loaded = distiller.load(recipe.seed)
         model = distiller.numerics.place(loaded.model)
         for phase in distiller.phases(loaded):
+            if phase.continues:  # the first stage of a phase stands for the others
+                continue
             torch.manual_seed(recipe.seed)
             objective = phase.objective(model).to(distiller.device)
             batch = first_batch(phase.rows, loaded.tokenizer, recipe, distiller.device, pad_to=phase.pad_to)

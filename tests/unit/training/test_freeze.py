@@ -8,7 +8,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.training.checkpoint import load_state
-from microbert_cli.training.freeze import part_of
+from microbert_cli.training.freeze import frozen, frozen_by_stage, part_of, parts_of
 from microbert_cli.training.loop import train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
@@ -92,3 +92,58 @@ def test_parts_by_the_names_of_several_architectures():
         "classifier.bias": "head",
     }
     assert {name: part_of(name) for name in names} == names
+
+
+TOP_DOWN = ["head", "layer.2", "layer.1", "embeddings"]
+
+
+def test_top_down_sets_one_part_free_a_stage():
+    frozen = frozen_by_stage("top-down", [], TOP_DOWN)
+    assert frozen == [["layer.2", "layer.1", "embeddings"], ["layer.1", "embeddings"], ["embeddings"], []]
+    assert frozen_by_stage("top-down", ["embeddings"], TOP_DOWN)[-1] == ["embeddings"]
+    assert frozen_by_stage([], ["layer.1"], TOP_DOWN) == [["layer.1"]]
+
+
+def test_an_order_of_ones_own_has_groups_and_leaves_the_rest_frozen():
+    assert frozen_by_stage(["layer.1", ["head", "embeddings"]], [], TOP_DOWN) == [
+        ["head", "layer.2", "embeddings"],
+        ["layer.2"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "unfreeze", "freeze"),
+    [
+        ("M068", ["layer.7"], []),
+        ("M460", ["head", "embeddings"], ["embeddings"]),
+        ("M068", "top-down", TOP_DOWN),
+    ],
+)
+def test_an_order_that_cannot_be_is_refused(code, unfreeze, freeze):
+    with pytest.raises(MbertError) as error:
+        frozen_by_stage(unfreeze, freeze, TOP_DOWN, where="phases.labels.unfreeze")
+    assert error.value.code == code and error.value.where.startswith("phases.labels.")
+
+
+def test_parts_from_the_top_down_of_a_transformer_and_of_an_lstm(student):
+    assert parts_of(objective_of(student).student) == ["head", "layer.1", "embeddings"]
+    lstm = torch.nn.ModuleDict({"embeddings": torch.nn.Embedding(5, 4), "lstm": torch.nn.LSTM(4, 3, 2, bidirectional=True)})
+    assert parts_of(lstm) == ["layer.2", "layer.1", "embeddings"]
+
+
+@pytest.mark.parametrize("stage", range(3))
+def test_gradients_reach_what_is_set_free_and_nothing_below_is_computed(student, stage):
+    """The backward pass ends above the lowest part that is trained: what comes out of a frozen one has no graph."""
+    objective = objective_of(student)
+    model, parts = objective.student, ["head", "layer.1", "embeddings"]
+    has_graph = {}
+    for part, module in (("embeddings", model.bert.embeddings), ("layer.1", model.bert.encoder.layer[0].output)):
+        module.register_forward_hook(lambda _, __, out, part=part: has_graph.update({part: out.requires_grad}))
+    with frozen(model, frozen_by_stage("top-down", [], parts)[stage]):
+        objective(next(batches(0))).backward()
+    trained = parts[: stage + 1]
+    assert {part_of(name) for name, value in model.named_parameters() if value.grad is not None} == set(trained)
+    assert all(value.grad is not None for name, value in model.named_parameters() if part_of(name) in trained)
+    assert {part for part, graph in has_graph.items() if graph} == (
+        {"layer.1"} if stage == 1 else set(parts[1:] * (stage == 2))
+    )

@@ -410,3 +410,65 @@ def test_evaluations_are_spread_evenly_up_to_the_last_step(places, tmp_path, ste
     trained, _ = run(places, tmp_path, plan=plan_of(steps=steps, evaluate_every=every), score=Scores(*([0.1] * 9)))
     assert [int(line["step"]) for line in trained.history] == at
     assert evaluations_planned(plan_of(steps=steps, evaluate_every=every)) == len(at)
+
+
+class Losses(Scores):
+    """Losses on dev."""
+
+    def __call__(self):
+        return {"loss": super().__call__()["accuracy"]}
+
+
+def test_patience_ends_a_phase_and_the_best_weights_are_kept(places, tmp_path):
+    plan = plan_of(evaluate_every=1, patience=2)
+    trained, weights = run(places, tmp_path / "ended", plan=plan, score=Scores(0.5, 0.7, 0.6, 0.7, 0.9))
+    assert (trained.steps, trained.best_step) == (4, 2)  # as good as the best is not better
+    whole, _ = run(places, tmp_path / "whole", plan=plan_of(evaluate_every=1, steps=2), score=Scores(0.5, 0.7))
+    assert whole.best == trained.best == {"accuracy": 0.7}
+    again, same = run(places, tmp_path / "ended", plan=plan, score=Scores(0.9))
+    assert again == trained and equal(same, weights)  # a phase that ended early is not taken up again
+
+
+@pytest.mark.parametrize("stopped", [1, 3])
+def test_a_phase_with_patience_resumes_bit_by_bit(places, tmp_path, stopped):
+    values = [0.5, 0.7, 0.6, 0.6, 0.9]
+    plan = plan_of(evaluate_every=1, patience=2)
+    whole, expected = run(places, tmp_path / "whole", plan=plan, score=Scores(*values))
+    with pytest.raises(Interrupted):
+        run(places, tmp_path / "parts", plan=plan, score=Scores(*values), source=stop_at(stopped))
+    resumed, weights = run(places, tmp_path / "parts", plan=plan, score=Scores(*values[stopped:]))
+    assert equal(weights, expected) and resumed == whole
+
+
+def test_the_smallest_loss_on_dev_is_the_best(places, tmp_path):
+    trained, _ = run(places, tmp_path / "out", plan=plan_of(best_by="loss"), score=Losses(0.5, 0.3, 0.4))
+    assert trained.best == {"loss": 0.3} and trained.best_step == 8
+
+
+def test_the_weights_that_a_stage_begins_with_may_stay_the_best(places, tmp_path):
+    before = weights_of(objective_of(places))
+    trained, after = run(
+        places, tmp_path / "out", plan=plan_of(best_by="loss", from_start=True), score=Losses(0.1, 0.3, 0.2, 0.2)
+    )
+    assert trained.best_step == 0 and trained.history[0] == {"step": 0, "loss": 0.1}
+    assert equal(before, after)
+
+
+def test_the_mean_loss_is_that_of_all_rows_without_dropout(places):
+    objective = objective_of(places)
+    first, second = ({"input_ids": IDS[rows], "attention_mask": torch.ones_like(IDS[rows]), "labels": LABELS[rows]}
+                     for rows in (slice(0, 6), slice(6, 8)))  # fmt: skip
+    ask = objective._ask_teacher
+    mean = objective.mean_loss([first, second], ask)
+    assert mean == objective.mean_loss([first, second], ask)
+    with torch.no_grad():
+        by_hand = (6 * objective(first) + 2 * objective(second)) / 8
+    assert mean == pytest.approx(by_hand.item(), rel=1e-6)
+    with pytest.raises(MbertError) as error:
+        objective.mean_loss([{**first, "labels": torch.full((6,), 1)}, second], lambda batch, want: broken(ask(batch, want)))
+    assert error.value.code == "M401"
+
+
+def broken(outputs):
+    outputs.logits = outputs.logits * float("nan")
+    return outputs
