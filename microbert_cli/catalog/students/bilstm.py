@@ -38,7 +38,7 @@ class BiLSTMConfig(PreTrainedConfig):
     channels            word embeddings that are "trainable", "static", or "both"
     pooling             "last" or "max"
     classifier_size     rows of W1
-    siamese             whether the two texts of a row are read apart
+    siamese             whether the two texts of a row are read apart; None = the task decides as a classifier is made
     separator_token_id  of the tokenizer; ends the first text where a tokenizer gives no segments
     """
 
@@ -53,7 +53,7 @@ class BiLSTMConfig(PreTrainedConfig):
     classifier_size: int = 200
     classifier_dropout: float = 0.1
     initializer_range: float = 0.1
-    siamese: bool = False
+    siamese: bool | None = None
     pad_token_id: int | None = 0
     separator_token_id: int | None = None
 
@@ -61,6 +61,11 @@ class BiLSTMConfig(PreTrainedConfig):
     def input_size(self) -> int:
         """The width of what the LSTM reads: of all channels."""
         return self.embedding_size * (2 if self.channels == "both" else 1)
+
+    @property
+    def type_vocab_size(self) -> int:
+        """The number of segments that are told apart."""
+        return 2 if self.siamese else 1
 
     @property
     def head_width(self) -> int:
@@ -108,6 +113,46 @@ class WordEmbeddings(nn.Module):
         return torch.cat([table(ids_BT) for table in self.tables], dim=-1)
 
 
+class BidirectionalLSTM(nn.Module):
+    """One layer: an LSTM that reads a text, and one that reads it from its end."""
+
+    def __init__(self, config: BiLSTMConfig):
+        super().__init__()
+        self.forward_lstm = nn.LSTM(config.input_size, config.hidden_size, batch_first=True)
+        self.backward_lstm = nn.LSTM(config.input_size, config.hidden_size, batch_first=True)
+
+    def forward(self, embedded_BTe: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the states of all tokens [B, T, 2 H], and those after the whole text [B, 2 H]."""
+        run = self._as_one_node if torch.compiler.is_exporting() else self._both_ways
+        return run(embedded_BTe, length_B)
+
+    def _both_ways(self, embedded_BTe: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+        # Two LSTMs of plain batches take half the time of one of packed sequences: oneDNN does not know those.
+        steps_T = torch.arange(embedded_BTe.shape[1], device=embedded_BTe.device)
+        last_B1 = length_B[:, None] - 1
+        mirrored_BT = torch.where(steps_T <= last_B1, last_B1 - steps_T, steps_T)
+        forward_BTH, _ = self.forward_lstm(embedded_BTe)
+        backward_BTH, _ = self.backward_lstm(_taken(embedded_BTe, mirrored_BT))
+        ends = [_taken(states, last_B1)[:, 0] for states in (forward_BTH, backward_BTH)]
+        return torch.cat([forward_BTH, _taken(backward_BTH, mirrored_BT)], dim=-1), torch.cat(ends, dim=-1)
+
+    def _as_one_node(self, embedded_BTe: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the same by an ONNX node of both directions that knows the lengths."""
+        rows, width, H = *embedded_BTe.shape[:2], self.forward_lstm.hidden_size
+        lstms = (self.forward_lstm, self.backward_lstm)
+        weights = [torch.stack([_by_gate(getattr(lstm, f"weight_{part}_l0")) for lstm in lstms]) for part in ("ih", "hh")]
+        biases = [torch.cat([_by_gate(getattr(lstm, f"bias_{part}_l0")) for part in ("ih", "hh")]) for lstm in lstms]
+        states_T2BH, ends_2BH, _ = torch.onnx.ops.symbolic_multi_out(
+            "LSTM",
+            (embedded_BTe.transpose(0, 1), *weights, torch.stack(biases), length_B.int()),
+            {"hidden_size": H, "direction": "bidirectional"},
+            dtypes=[torch.float32] * 3,
+            shapes=[(width, 2, rows, H), (2, rows, H), (2, rows, H)],
+            version=14,
+        )
+        return states_T2BH.permute(2, 0, 1, 3).flatten(2), ends_2BH.transpose(0, 1).flatten(1)
+
+
 class BiLSTMModel(BiLSTMPreTrainedModel):
     """The network, which reads one sequence a row."""
 
@@ -117,8 +162,7 @@ class BiLSTMModel(BiLSTMPreTrainedModel):
             if getattr(config, key) not in allowed:
                 raise ValueError(f'{key} = "{getattr(config, key)}"; it is one of {", ".join(allowed)}')
         self.embeddings = WordEmbeddings(config)
-        self.forward_lstm = nn.LSTM(config.input_size, config.hidden_size, batch_first=True)
-        self.backward_lstm = nn.LSTM(config.input_size, config.hidden_size, batch_first=True)
+        self.layers = nn.ModuleList([BidirectionalLSTM(config)])  # so that it is a layer by name: "layer.1" can be frozen
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -138,7 +182,7 @@ class BiLSTMModel(BiLSTMPreTrainedModel):
         start_B1 = (mask_BT.cumsum(1) == 0).sum(1, keepdim=True)
         ids_BT = input_ids.gather(1, (start_B1 + steps_T).clamp(max=input_ids.shape[1] - 1))
         embedded_BTe = self.embeddings(ids_BT)
-        states_BTd, ends_Bd = (self._exported if torch.compiler.is_exporting() else self._states)(embedded_BTe, length_B)
+        states_BTd, ends_Bd = self.layers[0](embedded_BTe, length_B)
         if self.config.pooling == "max":
             is_real_BT1 = (steps_T < length_B[:, None])[..., None]
             ends_Bd = states_BTd.masked_fill(~is_real_BT1, -1.0).amax(1)  # states lie between -1 and 1
@@ -146,35 +190,6 @@ class BiLSTMModel(BiLSTMPreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=states_BTd, pooler_output=ends_Bd, hidden_states=hidden_states
         )
-
-    def _states(self, embedded_BTe: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the states of all tokens [B, T, 2 H], and those after the whole text [B, 2 H].
-
-        Two LSTMs of plain batches take half the time of one of packed sequences on a CPU, whose library does not know those.
-        """
-        steps_T = torch.arange(embedded_BTe.shape[1], device=embedded_BTe.device)
-        last_B1 = length_B[:, None] - 1
-        mirrored_BT = torch.where(steps_T <= last_B1, last_B1 - steps_T, steps_T)
-        forward_BTH, _ = self.forward_lstm(embedded_BTe)
-        backward_BTH, _ = self.backward_lstm(_taken(embedded_BTe, mirrored_BT))
-        ends = [_taken(states, last_B1)[:, 0] for states in (forward_BTH, backward_BTH)]
-        return torch.cat([forward_BTH, _taken(backward_BTH, mirrored_BT)], dim=-1), torch.cat(ends, dim=-1)
-
-    def _exported(self, embedded_BTe: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the same as `_states`, by one ONNX node that knows the lengths."""
-        rows, width, H = *embedded_BTe.shape[:2], self.config.hidden_size
-        lstms = (self.forward_lstm, self.backward_lstm)
-        weights = [torch.stack([_by_gate(getattr(lstm, f"weight_{part}_l0")) for lstm in lstms]) for part in ("ih", "hh")]
-        biases = [torch.cat([_by_gate(getattr(lstm, f"bias_{part}_l0")) for part in ("ih", "hh")]) for lstm in lstms]
-        states_T2BH, ends_2BH, _ = torch.onnx.ops.symbolic_multi_out(
-            "LSTM",
-            (embedded_BTe.transpose(0, 1), *weights, torch.stack(biases), length_B.int()),
-            {"hidden_size": H, "direction": "bidirectional"},
-            dtypes=[torch.float32] * 3,
-            shapes=[(width, 2, rows, H), (2, rows, H), (2, rows, H)],
-            version=14,
-        )
-        return states_T2BH.permute(2, 0, 1, 3).flatten(2), ends_2BH.transpose(0, 1).flatten(1)
 
 
 class BiLSTMForSequenceClassification(BiLSTMPreTrainedModel):
@@ -233,8 +248,7 @@ def _taken(values_BTd: Tensor, steps_BS: Tensor) -> Tensor:
 
 def _by_gate(weights_4H: Tensor) -> Tensor:
     """Returns the rows of an LSTM's weight or bias in ONNX's order of gates."""
-    parts = weights_4H.chunk(4)
-    return torch.cat([parts[gate] for gate in GATES_OF_ONNX])
+    return weights_4H.unflatten(0, (4, -1))[list(GATES_OF_ONNX)].flatten(0, 1)
 
 
 AutoConfig.register(MODEL_TYPE, BiLSTMConfig)
