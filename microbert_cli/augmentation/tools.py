@@ -82,7 +82,7 @@ def _other_texts(name: str, allowed: Collection[int], number: int) -> MbertError
         "M246",
         f"{name} makes {_kinds(allowed)}, and the rows of this task are {_kinds([number])}",
         where=f"augment.sources, {name}",
-        allowed="recombine for pairs of texts, windows for single texts, perturb for both.",
+        allowed="recombine for pairs of texts, windows for single texts, perturb and rules for both.",
         fix=f"""--set 'augment.sources=["{"windows" if number == 1 else "recombine"}"]'""",
     )
 

@@ -82,7 +82,7 @@ class Augmenter:
             words += new
             spaces += phrase.spaces[position : position + step][: len(new)]
             position += step
-        return self._cut(Phrase(tuple(words), tuple(spaces)), random)
+        return n_gram(Phrase(tuple(words), tuple(spaces)), self._ngram, random)
 
     def _as_common(self, word: str, random: Random) -> str:
         """Returns another word of about the same frequency; a punctuation mark stays."""
@@ -92,11 +92,12 @@ class Augmenter:
         others = [*range(max(0, rank - self._nearby), rank), *range(rank + 1, min(len(self._order), rank + 1 + self._nearby))]
         return self._order[random.choice(others)][1]
 
-    def _cut(self, phrase: Phrase, random: Random) -> Phrase:
-        if not self._ngram or random.random() >= self._ngram or not len(phrase):
-            return phrase
-        length = random.randint(1, min(LONGEST_NGRAM, len(phrase)))
-        return phrase.window(random.randint(0, len(phrase) - length), length)
+def n_gram(phrase: Phrase, probability: float, random: Random) -> Phrase:
+    """Returns, with this probability, 1 to 5 words in a row of a phrase; else all of it."""
+    if not probability or random.random() >= probability or not len(phrase):
+        return phrase
+    length = random.randint(1, min(LONGEST_NGRAM, len(phrase)))
+    return phrase.window(random.randint(0, len(phrase) - length), length)
 
 
 def _is_word(word: str) -> bool:
