@@ -59,6 +59,13 @@ def open_augmenters(
     return {name: m.Augmenter(tools, **options.get(name, {})) for name, m in modules.items() if name not in left_out}
 
 
+def check_augmenters(names: Sequence[str], options: Mapping[str, Mapping[str, Any]], catalog: Catalog) -> None:
+    """Raises what one of these augmenters would lack of its own, such as data of a library."""
+    for name in names:
+        if check := getattr(catalog.module("augmenters", name), "check", None):
+            check(options.get(name, {}))
+
+
 def _no_source(left_out: Mapping[str, str]) -> MbertError:
     return MbertError(
         "M244",

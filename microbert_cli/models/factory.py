@@ -83,10 +83,13 @@ def build_model(
         )
     if architecture.recurrent and kind == "masked-lm":
         raise _no_masked_lm(where, student["model_type"])
-    if torch.get_default_device().type != "meta":  # on which nothing is allocated
-        check_memory(student_parameters(config, kind), where=where, fix="Choose a smaller student: mbert list students")
-    torch.manual_seed(seed)
-    model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
+    try:
+        if torch.get_default_device().type != "meta":  # on which nothing is allocated
+            check_memory(student_parameters(config, kind), where=where, fix="Choose a smaller student: mbert list students")
+        torch.manual_seed(seed)
+        model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
+    except ValueError as error:  # a word that is none of an architecture's own
+        raise _no_student(where, error) from error
     show_scores(model)
     return model
 

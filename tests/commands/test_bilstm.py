@@ -94,10 +94,10 @@ def test_wider_or_random_word_embeddings_are_new() -> None:
     for name in ("wide", "random"):
         assert "start" not in json.loads(Path(name, "metrics.json").read_text())
     assert not torch.allclose(weights("random")[TABLE], words("teacher-sst2"), atol=1e-2)
-    error = refused(5, "M045", *distil("sst2", "bilstm-4x6", *BRIEF, "--set", "initialise.by=teacher-ends"), "-o", "no")
+    error = refused(3, "M045", *distil("sst2", "bilstm-4x6", *BRIEF, "--set", "initialise.by=teacher-ends"), "-o", "no")
     assert "svd-embed" in error["fix"]
-    refused(5, "M045", *distil("sst2", "bilstm-4x500", *BRIEF, "--set", "initialise.by=svd-embed"), "-o", "no")
-    refused(5, "M046", *distil("sst2", "bilstm-4", *BRIEF, "--set", "initialise.by=teacher-slice"), "-o", "no")
+    refused(3, "M045", *distil("sst2", "bilstm-4x500", *BRIEF, "--set", "initialise.by=svd-embed"), "-o", "no")
+    refused(3, "M046", *distil("sst2", "bilstm-4", *BRIEF, "--set", "initialise.by=teacher-slice"), "-o", "no")
 
 
 def test_static_word_embeddings_stay_and_have_no_gradient() -> None:
@@ -149,7 +149,7 @@ def test_plan_doctor_and_lists_know_it() -> None:
         assert works("doctor", f"{task}.toml").code == 0
 
 
-@pytest.mark.parametrize("loss", ["hidden_states", "attention_scores", "cosine", "closest_layers", "relations"])
+@pytest.mark.parametrize("loss", ["hidden_states", "attention_scores", "cosine", "closest_layers"])
 def test_losses_of_layers_are_refused(loss: str) -> None:
     error = refused(5, "M326", *distil("sst2", "bilstm-4", "--set", f"phases.distillation.losses.{loss}=1", *BRIEF), "-o", "no")
     assert f"--set phases.distillation.losses.{loss}=0" in error["fix"] and not Path("no").exists()

@@ -15,14 +15,13 @@ NLTK's averaged perceptron: its data is looked for as NLTK does, NLTK_DATA inclu
 row has become.
 
 Source: Tang et al. 2019 (arXiv 1903.12136, section 3.3): mask and replace 0.1, n-grams with 0.25, 20 rows a text and 10 a pair.
-The released code has n-grams off unless asked for, and its script for single texts takes the second character of a tag for
-the tag (`pos_tag[1]`), so that VB and RB are one class to it. Here the
-whole tag counts.
+The released code has n-grams off unless asked for, and its script for single texts takes the second character of a tag
+for the tag (`pos_tag[1]`), so that VB and RB are one class to it. Here the whole tag counts.
 """
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -89,6 +88,12 @@ class Augmenter:
     def _tags(self, words: Sequence[str]) -> list[str]:
         """Returns the part of speech of each word; "" where no word is replaced."""
         return [""] * len(words) if self._tagger is None else [tag for _, tag in self._tagger.tag(list(words))]
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Raises M247 where words are to be replaced and the tagger's data is not there."""
+    if options.get("replace", 0.1):
+        _tagger()
 
 
 def _tagger() -> Any:

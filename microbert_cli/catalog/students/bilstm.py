@@ -110,7 +110,10 @@ class WordEmbeddings(nn.Module):
         return [table for table in tables if table is not None]
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        return torch.cat([table(ids_BT) for table in self.tables], dim=-1)
+        parts = [self.word_embeddings(ids_BT)] if self.has_trained else []
+        if self.has_static:
+            parts.append(self.static_embeddings(ids_BT).detach())  # transformers makes weights trainable as it loads them
+        return torch.cat(parts, dim=-1)
 
 
 class BidirectionalLSTM(nn.Module):
