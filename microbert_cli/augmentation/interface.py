@@ -6,8 +6,8 @@ Each module says
     makes      "rows" where it makes whole new rows (`MakesRows`); without a word it varies the words of copies
     texts      of one that makes rows: how many texts a task's rows must have, {1}, {2}, or without a word either
 and has one class, `Augmenter(tools, **options)`, made once per run. Its options are keyword parameters with defaults, which are
-recipe keys: `augment.options.NAME.OPTION`. `bounds = {"option": (low, high)}` gives their bounds. A function `check(options)`, if
-there is one, raises what an augmenter of these options would lack, before a run begins.
+recipe keys: `augment.options.NAME.OPTION`. `bounds = {"option": (low, high)}` gives their bounds. A function `check(options)`,
+if there is one, raises what an augmenter of these options would lack, before a run begins.
 It has the methods of `Chooses`, of `Rewrites`, or both, or that of `MakesRows`:
 
     serves(word)               whether it has candidates for such a word at all

@@ -1,4 +1,4 @@
-"""A recurrent student through the commands: it begins with its teacher's word embeddings, learns, is exported; what is refused."""
+"""A recurrent student through the commands: it begins with its teacher's word embeddings, learns, is exported; refusals."""
 
 import json
 from collections.abc import Iterator

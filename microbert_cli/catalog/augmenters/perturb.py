@@ -92,6 +92,7 @@ class Augmenter:
         others = [*range(max(0, rank - self._nearby), rank), *range(rank + 1, min(len(self._order), rank + 1 + self._nearby))]
         return self._order[random.choice(others)][1]
 
+
 def n_gram(phrase: Phrase, probability: float, random: Random) -> Phrase:
     """Returns, with this probability, 1 to 5 words in a row of a phrase; else all of it."""
     if not probability or random.random() >= probability or not len(phrase):

@@ -5,9 +5,9 @@
     z       pooling "last": [forward_n, backward_1], the states after the whole text;  "max": the largest of h_1 .. h_n
     logits  W2 dropout(relu(W1 f + b1)) + b2,   f = z,  or for pairs [a, b, |a - b|, a * b] of the two texts' z
 
-A pair's texts are read apart by the same network, as by the bi-encoder (`siamese`); without it a pair is one sequence. Padding is
-never read: the backward LSTM begins at a text's last token, so that the same text gives the same answer in any batch. As ONNX
-both directions are one LSTM node, which is given the lengths.
+A pair's texts are read apart by the same network, as by the bi-encoder (`siamese`); without it a pair is one sequence. Padding
+is never read: the backward LSTM begins at a text's last token, so that the same text gives the same answer in any batch. As
+ONNX both directions are one LSTM node, which is given the lengths.
 
 Loaded by transformers' Auto classes once this module is imported.
 Source: Tang et al. 2019 (arXiv 1903.12136): H = 150 or 300, W1 of 200 or 400 rows, dropout 0.1, word2vec in two channels; here
@@ -190,9 +190,7 @@ class BiLSTMModel(BiLSTMPreTrainedModel):
             is_real_BT1 = (steps_T < length_B[:, None])[..., None]
             ends_Bd = states_BTd.masked_fill(~is_real_BT1, -1.0).amax(1)  # states lie between -1 and 1
         hidden_states = (embedded_BTe, states_BTd) if output_hidden_states else None
-        return BaseModelOutputWithPooling(
-            last_hidden_state=states_BTd, pooler_output=ends_Bd, hidden_states=hidden_states
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=states_BTd, pooler_output=ends_Bd, hidden_states=hidden_states)
 
 
 class BiLSTMForSequenceClassification(BiLSTMPreTrainedModel):

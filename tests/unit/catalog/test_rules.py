@@ -50,7 +50,9 @@ def words_of(new: list[Texts], side: int = 0) -> list[tuple[str, ...]]:
 @pytest.mark.usefixtures("tagged")
 def test_a_word_becomes_one_of_the_same_tag_by_its_share() -> None:
     """Of NN there are car twice, house twice and dog twice in ROWS; of VB and RB, which share a letter, each its own."""
-    maker = augmenter([("the dog stop slowly",), *((text,) for row in ROWS for text in row)], 4000, mask=0.0, replace=0.5, ngram=0.0)
+    maker = augmenter(
+        [("the dog stop slowly",), *((text,) for row in ROWS for text in row)], 4000, mask=0.0, replace=0.5, ngram=0.0
+    )
     (new,) = maker.new_rows([0], [Random(1)])
     columns = [Counter(column) for column in zip(*words_of(new), strict=True)]
     assert [set(column) for column in columns] == [{"the", "a"}, {"dog", "house", "car"}, {"stop", "burn"}, {"slowly"}]
@@ -115,7 +117,9 @@ def test_a_rows_result_does_not_depend_on_company_or_order() -> None:
 def test_new_rows_have_no_label_and_none_is_of_the_training_set() -> None:
     settings = AugmentSettings(sources=("rules",), copies=9, options={"rules": {"ngram": 0.0}})
     made = augment(Examples(ROWS, [0, 1, 0], ["a", "b", "c"]), tokenizer=None, settings=settings)
-    new = [(texts, label) for texts, label, flag in zip(made.texts, made.labels or [], made.augmented or [], strict=True) if flag]
+    new = [
+        (texts, label) for texts, label, flag in zip(made.texts, made.labels or [], made.augmented or [], strict=True) if flag
+    ]
     assert len(new) > 5 and {label for _, label in new} == {None}
     assert not {texts for texts, _ in new} & set(ROWS) and len({texts for texts, _ in new}) == len(new)
 

@@ -16,24 +16,26 @@ BUILT_IN = {
         "token_mixed_target", "token_soft_target", "value_relation",
     ],
     "methods": [
-        "cofi", "compact", "distilbert", "homodistil", "kd", "labels-alone", "microbert", "microbert-plus", "minilm",
-        "minilmv2", "mobilebert", "mobilebert-auxiliary", "mobilebert-transfer", "moebert", "mt-dnn", "pd", "pkd",
-        "soft-targets", "tinybert", "tinybert-reference",
+        "bilstm", "bilstm-reference", "cofi", "compact", "distilbert", "homodistil", "kd", "labels-alone", "microbert",
+        "microbert-plus", "minilm", "minilmv2", "mobilebert", "mobilebert-auxiliary", "mobilebert-transfer", "moebert",
+        "mt-dnn", "pd", "pkd", "soft-targets", "tinybert", "tinybert-reference",
     ],
     "students": [
-        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "bi-LxHxF", "bi-compact", "bi_encoder", "compact",
-        "demo-2l-64", "demo-4l-128", "demo-4l-64", "demo-ib-bert", "demo-mobilebert", "distilbert-LxH", "ib-bert",
+        "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "bi-LxHxF", "bi-compact", "bi_encoder",
+        "bilstm", "bilstm-H", "bilstm-HxE", "compact", "demo-2l-64", "demo-4l-128", "demo-4l-64", "demo-ib-bert",
+        "demo-mobilebert", "distilbert-LxH", "ib-bert",
         "inverted_bottleneck", "mobilebert", "mobilebert-tiny", "routed_bert", "tinybert-4l-312", "tinybert-6l-768",
     ],
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
-        "cofi-quickstart", "distilbert-quickstart", "distilbert-sst2", "glue-mt-dnn", "homodistil-quickstart",
+        "bilstm-quickstart", "bilstm-sst2", "cofi-quickstart", "distilbert-quickstart", "distilbert-sst2", "glue-mt-dnn",
+        "homodistil-quickstart",
         "kd-quickstart", "kd-sst2", "microbert-quickstart", "microbert-sst2", "microbert-tasks", "minilm-quickstart",
         "minilm-sst2", "minilmv2-quickstart", "minilmv2-sst2", "mobilebert-quickstart", "mobilebert-sst2",
         "moebert-quickstart", "moebert-sst2", "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
         "pkd-sst2", "quickstart", "sst2-tinybert",
     ],
-    "augmenters": ["masked_lm", "perturb", "recombine", "windows", "word_vectors"],
+    "augmenters": ["masked_lm", "perturb", "recombine", "rules", "windows", "word_vectors"],
     "machines": ["a100", "h100", "h200", "l4"],
 }  # fmt: skip
 CATALOG = Catalog()
