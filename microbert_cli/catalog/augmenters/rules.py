@@ -107,6 +107,6 @@ def _tagger() -> Any:
             "M247",
             "the data of NLTK's part-of-speech tagger is not there, or is damaged",
             where="augment.sources, rules",
-            allowed=f"A folder taggers/{DATA} in one that NLTK looks at, such as NLTK_DATA; no tagger where nothing is replaced.",
+            allowed=f"A folder taggers/{DATA} in one that NLTK looks at, such as NLTK_DATA; none where nothing is replaced.",
             fix=f"python -m nltk.downloader {DATA}, or --set augment.options.rules.replace=0",
         ) from error
