@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 Texts = tuple[str, ...]
+LONGEST_NGRAM = 5
 _AS_WRITTEN = Splitter(lowercase=False, strip_accents=False)
 
 
@@ -63,6 +64,13 @@ class Phrase:
     def window(self, start: int, length: int) -> "Phrase":
         """Returns `length` words from `start` on."""
         return Phrase(self.words[start : start + length], self.spaces[start : start + length])
+
+    def n_gram(self, probability: float, random: Random) -> "Phrase":
+        """Returns, with this probability, 1 to 5 words in a row; else all of them."""
+        if not probability or random.random() >= probability or not len(self):
+            return self
+        length = random.randint(1, min(LONGEST_NGRAM, len(self)))
+        return self.window(random.randint(0, len(self) - length), length)
 
 
 @dataclass(frozen=True)

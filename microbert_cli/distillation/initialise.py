@@ -139,7 +139,7 @@ class InitialWeights:
         check_words(self.source.model.config, student.config, self.by)
         table_VD = self.source.model.get_input_embeddings().weight.detach().cpu()
         if self.by == "svd-embed":
-            table_VD = (table_VD.double() @ right_vectors(table_VD, student.config.embedding_size)).float()
+            table_VD = (table_VD.double() @ right_vectors(table_VD, model_shape(student.config).embedding)).float()
         for table in student.base_model.embeddings.tables:
             _copy_rows(table.weight, table_VD)
 

@@ -171,7 +171,7 @@ def _recurrent_flops(config: Any, rows: float, tokens: float, head: str) -> int:
     head  classifier: R (2 f c + 2 c C), f features of a row, c rows of the first product;  encoder: 0
     Texts that are read apart have a first token each: S + R tokens.
     """
-    H, hidden = config.hidden_size, config.classifier_size
+    H, hidden = model_shape(config).width, config.classifier_size
     read = tokens + (rows if config.siamese else 0)
     classifier = rows * (2 * config.head_width * hidden + 2 * hidden * config.num_labels)
     return int(16 * read * H * (config.input_size + H) + (classifier if head == "classifier" else 0))

@@ -26,7 +26,6 @@ from random import Random
 from typing import Any
 
 from microbert_cli.augmentation.interface import Phrase, Texts, Tools
-from microbert_cli.catalog.augmenters.perturb import n_gram
 from microbert_cli.errors import MbertError
 
 title = "Words masked, replaced by words of the same part of speech, and n-grams (Tang et al.)"
@@ -83,7 +82,7 @@ class Augmenter:
             else:
                 words.append(word)
         stayed = any(new == word for new, word in zip(words, phrase.words, strict=True))
-        return str(n_gram(Phrase(tuple(words), phrase.spaces), self._ngram, random)) if stayed else None
+        return str(Phrase(tuple(words), phrase.spaces).n_gram(self._ngram, random)) if stayed else None
 
     def _tags(self, words: Sequence[str]) -> list[str]:
         """Returns the part of speech of each word; "" where no word is replaced."""

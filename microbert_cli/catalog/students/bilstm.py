@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
-from microbert_cli.catalog.students.bi_encoder import separate
+from microbert_cli.models.tokenizers import separate
 
 MODEL_TYPE = "mbert-bilstm"
 CHANNELS = ("trainable", "static", "both")
