@@ -111,7 +111,7 @@ def _padded_left(where: str, keys: list[str]) -> MbertError:
         f"{' and '.join(keys)} compare{'s' * (len(keys) == 1)} tokens by their place",
         where=where,
         allowed="Teachers and students that pad on the right, where layers are compared; losses on answers take any.",
-        fix=_leave_out(keys),
+        fix=f"Leave out what compares layers: {' '.join(f'--set {key}=0' for key in keys)}",
     )
 
 
