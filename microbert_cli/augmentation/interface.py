@@ -6,7 +6,8 @@ Each module says
     makes      "rows" where it makes whole new rows (`MakesRows`); without a word it varies the words of copies
     texts      of one that makes rows: how many texts a task's rows must have, {1}, {2}, or without a word either
 and has one class, `Augmenter(tools, **options)`, made once per run. Its options are keyword parameters with defaults, which are
-recipe keys: `augment.options.NAME.OPTION`. `bounds = {"option": (low, high)}` gives their bounds.
+recipe keys: `augment.options.NAME.OPTION`. `bounds = {"option": (low, high)}` gives their bounds. A function `check(options)`,
+if there is one, raises what an augmenter of these options would lack, before a run begins.
 It has the methods of `Chooses`, of `Rewrites`, or both, or that of `MakesRows`:
 
     serves(word)               whether it has candidates for such a word at all
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 
 Texts = tuple[str, ...]
+LONGEST_NGRAM = 5
 _AS_WRITTEN = Splitter(lowercase=False, strip_accents=False)
 
 
@@ -62,6 +64,13 @@ class Phrase:
     def window(self, start: int, length: int) -> "Phrase":
         """Returns `length` words from `start` on."""
         return Phrase(self.words[start : start + length], self.spaces[start : start + length])
+
+    def n_gram(self, probability: float, random: Random) -> "Phrase":
+        """Returns, with this probability, 1 to 5 words in a row; else all of them."""
+        if not probability or random.random() >= probability or not len(self):
+            return self
+        length = random.randint(1, min(LONGEST_NGRAM, len(self)))
+        return self.window(random.randint(0, len(self) - length), length)
 
 
 @dataclass(frozen=True)

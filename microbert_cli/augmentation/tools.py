@@ -59,6 +59,13 @@ def open_augmenters(
     return {name: m.Augmenter(tools, **options.get(name, {})) for name, m in modules.items() if name not in left_out}
 
 
+def check_augmenters(names: Sequence[str], options: Mapping[str, Mapping[str, Any]], catalog: Catalog) -> None:
+    """Raises what one of these augmenters would lack of its own, such as data of a library."""
+    for name in names:
+        if check := getattr(catalog.module("augmenters", name), "check", None):
+            check(options.get(name, {}))
+
+
 def _no_source(left_out: Mapping[str, str]) -> MbertError:
     return MbertError(
         "M244",
@@ -82,7 +89,7 @@ def _other_texts(name: str, allowed: Collection[int], number: int) -> MbertError
         "M246",
         f"{name} makes {_kinds(allowed)}, and the rows of this task are {_kinds([number])}",
         where=f"augment.sources, {name}",
-        allowed="recombine for pairs of texts, windows for single texts, perturb for both.",
+        allowed="recombine for pairs of texts, windows for single texts, perturb and rules for both.",
         fix=f"""--set 'augment.sources=["{"windows" if number == 1 else "recombine"}"]'""",
     )
 

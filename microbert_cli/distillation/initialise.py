@@ -8,6 +8,9 @@ auto            teacher-layers where the shapes are equal, teacher-slice where t
 svd-embed       E ~ (E V) V^T, V [D, d] the d largest right singular vectors of the word embeddings E [rows, D]: each embedding
                 table P becomes P V, all else stays random. Squared error: the sum of the squared singular values left out
 
+A recurrent student has word embeddings alone that can be its teacher's, of any type: teacher-ends takes them as they are,
+svd-embed narrower, auto whichever fits.
+
 The trained map from student to teacher width, where a method has one, starts as what undoes the cut: V, or the kept columns.
 
 Sources: layers as DistilBERT (0 2 4 7 9 11 of 12) and PKD (the first ones) take them; ends as the released code of MobileBERT;
@@ -64,6 +67,9 @@ class InitialWeights:
     @torch.no_grad()
     def __call__(self, student: Any) -> dict[str, Tensor] | None:
         """Raises M044 (layers), M045 (shape), M046 and M099 (architecture)."""
+        if architecture_of(student.config).recurrent:
+            self._copy_words(student)
+            return None
         if self.by == "teacher-ends":
             self._copy_ends(student)
             return None
@@ -128,6 +134,15 @@ class InitialWeights:
         for name, tensor in copied.items():
             _copy_rows(tensor, self._in_label_order(name, source[name]))
 
+    def _copy_words(self, student: Any) -> None:
+        """Gives every table of a recurrent student the source's word embeddings, with fewer columns where it is narrower."""
+        check_words(self.source.model.config, student.config, self.by)
+        table_VD = self.source.model.get_input_embeddings().weight.detach().cpu()
+        if self.by == "svd-embed":
+            table_VD = (table_VD.double() @ right_vectors(table_VD, model_shape(student.config).embedding)).float()
+        for table in student.base_model.embeddings.tables:
+            _copy_rows(table.weight, table_VD)
+
     def _project_embeddings(self, student: Any) -> Tensor:
         source, target = bert_parameters(self.source.model), bert_parameters(student)
         map_Dd = right_vectors(source[f"embeddings.{TABLES[0]}.weight"], model_shape(student.config).width)
@@ -178,8 +193,12 @@ def initial_weights(by: str, layers: str | Sequence[int], teacher: LoadedModel, 
 
 def choose_start(source: Any, student: Any) -> str:
     """Returns how `auto` starts a student of one configuration from a model of another."""
-    for by in ("teacher-layers", "teacher-slice"):
+    recurrent = architecture_of(student).recurrent
+    for by in ("teacher-ends", "svd-embed") if recurrent else ("teacher-layers", "teacher-slice"):
         try:
+            if recurrent:
+                check_words(source, student, by)
+                return by
             check_families(source, student)
             check_shapes(source, student, by)
         except MbertError:
@@ -220,6 +239,18 @@ def check_ends(source: Any, student: Any) -> None:
     same_ends = ends is not None and ends == architecture_of(student).end_weights
     if model_type_of(source) != model_type_of(student) and not same_ends:
         raise _other_ends(model_type_of(source), model_type_of(student))
+
+
+def check_words(source: Any, student: Any, by: str) -> None:
+    """Checks that a recurrent student can take the word embeddings of a model of the source's shape; raises M045 and M046."""
+    if by not in ("teacher-ends", "svd-embed"):
+        raise _other_family(model_type_of(source), model_type_of(student))
+    pairs = [(shape.embedding, shape.vocabulary) for shape in map(model_shape, (source, student))]
+    (width, rows), (student_width, student_rows) = pairs
+    if student_rows > rows or student_width > width or (by == "teacher-ends" and student_width < width):
+        sizes = {"embedding_size": (width, student_width), "vocab_size": (rows, student_rows)}
+        is_narrower = student_rows <= rows and student_width < width
+        raise _other_shape(sizes, fix=f"--set initialise={'svd-embed' if is_narrower else 'random'}")
 
 
 def check_shapes(source: Any, student: Any, by: str) -> None:

@@ -7,24 +7,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import input_names, model_shape, model_type_of
+from microbert_cli.models.architectures import architecture_of, input_names, model_shape, model_type_of
 from microbert_cli.models.capture import ATTENTION
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.tokenizers import same_vocabulary
 from microbert_cli.recipe.loss_checks import check_head_count, heads_mismatch, width_mismatch
 from microbert_cli.training.loss_terms import LossTerm
 
+ANSWERS_ALONE = "Losses on answers: soft_target, hard_label, logit_mse."
 INSIDE = {"hidden", "layers", "scores", "qkv", "token_logits"}  # what there is of every token
 
 
 def check_pair(terms: Mapping[str, LossTerm], teacher: LoadedModel, student: LoadedModel, *, where: str) -> None:
     """Raises the error of the first loss, by its key in the recipe, that cannot compare this student with this teacher.
 
-    M326 one of them reads pairs apart, M312 their token ids differ, M337 one of them pads on the left,
+    M326 one of them reads pairs apart or is no Transformer, M312 their token ids differ, M337 one of them pads on the left,
     M014 one of them does not give attention scores, M013 their numbers of heads differ, M094 their
     widths differ, M095 the loss's own number of heads does not divide the widths
     """
     inside = [key for key, term in terms.items() if term.asks_teacher and term.needs & INSIDE]
+    for model in (teacher, student):
+        if inside and architecture_of(model.model.config).recurrent:
+            raise _no_transformer(model_type_of(model.model.config), where, inside)
     if inside and any(getattr(model.model, "reads_apart", False) for model in (teacher, student)):
         raise _read_apart(where, inside)
     if by_token := [key for key, term in terms.items() if term.by_token]:
@@ -70,16 +74,30 @@ def _no_attention_scores(model_type: str, where: str, key: str) -> MbertError:
     )
 
 
+def _no_transformer(model_type: str, where: str, keys: list[str]) -> MbertError:
+    return MbertError(
+        "M326",
+        f'"{model_type}" is no Transformer and has no layers of tokens to compare, and {" and ".join(keys)} '
+        f"compare{'s' * (len(keys) == 1)} layers",
+        where=where,
+        allowed=ANSWERS_ALONE,
+        fix=f"{_leave_out(keys)}; or take a method of answers alone: --set method=bilstm",
+    )
+
+
 def _read_apart(where: str, keys: list[str]) -> MbertError:
     return MbertError(
         "M326",
         f"one of the two reads the texts of a pair apart, so that it has no layers of the pair, and {' and '.join(keys)} "
         f"compare{'s' * (len(keys) == 1)} layers",
         where=where,
-        allowed="Losses on answers: soft_target, hard_label, logit_mse.",
-        fix=f"Leave out what compares layers: {' '.join(f'--set {key}=0' for key in keys)}; or take a method of answers alone: "
-        "--set method=kd",
+        allowed=ANSWERS_ALONE,
+        fix=f"{_leave_out(keys)}; or take a method of answers alone: --set method=kd",
     )
+
+
+def _leave_out(keys: list[str]) -> str:
+    return f"Leave out what compares layers: {' '.join(f'--set {key}=0' for key in keys)}"
 
 
 def _padding_sides(*models: LoadedModel) -> set[str]:

@@ -53,13 +53,15 @@ class Architecture:
     positions            the configuration's key for the rows of its position table; None = it has no such table
     offset_by_padding    positions are numbered from behind the padding's id, which wastes the rows before them
     inner                the configuration's key for the width of the feed-forward networks
-    flops                the rule of size.py: "plain", "bottleneck", "apart", or None where they are not counted
+    flops                the rule of size.py: "plain", "bottleneck", "apart", "recurrent", or None where they are not counted
     layer_weights        layers and embeddings can be copied and sliced between types of one such name
     end_weights          embeddings and heads can be copied between types of one such name, or within one type
     bert_names           regular expressions of parameter names -> BERT's names for them
     experts              "task": it has a head per task, and may have experts; "convertible": it can become such a model
     wraps                the configuration's key for that of the model within, whose facts are its own
-    reads_apart          its classifier reads the two texts of a pair one by one, so that no token of it sees the other text
+    reads_apart          its classifier reads the two texts of a pair one by one, so that no token of it sees the other text;
+                         where that is a matter of the configuration, its key `siamese` says so: `reads_apart`
+    recurrent            no Transformer: it has no layers to compare, and of another model it can take word embeddings alone
     """
 
     stack: str | None = None
@@ -74,6 +76,7 @@ class Architecture:
     experts: str | None = None
     reads_apart: bool = False
     wraps: str | None = None
+    recurrent: bool = False
 
 
 GENERIC = Architecture()
@@ -96,6 +99,7 @@ ARCHITECTURES = {
     "mbert-routed-bert": Architecture(stack="encoder.layer", flops="plain", experts="task"),
     "mbert-bi-encoder": Architecture(stack="encoder.layer", flops="apart", layer_weights="bert", reads_apart=True),
     "mbert-early-exit": Architecture(wraps="classifier_config"),
+    "mbert-bilstm": Architecture(positions=None, flops="recurrent", recurrent=True),
     "data2vec-text": _OFFSET,
     "ibert": _OFFSET,
     "lilt": _OFFSET,
@@ -204,9 +208,14 @@ def check_length(max_length: int, config: Any, *, where: str) -> None:
         )
 
 
+def reads_apart(config: Any) -> bool:
+    """Whether a model reads the two texts of a pair one by one."""
+    return architecture_of(config).reads_apart or bool(getattr(config, "siamese", False))
+
+
 def check_texts(texts: int, config: Any, *, where: str, fix: str = "Choose another student: mbert list students") -> None:
     """Raises M324 if rows of single texts are to be read by a model that compares two."""
-    if texts == 1 and architecture_of(config).reads_apart:
+    if texts == 1 and reads_apart(config):
         raise MbertError(
             "M324",
             "this model reads the two texts of a pair apart and compares them, and here a row is one text",

@@ -40,23 +40,29 @@ TEACHER = "teacher"  # in a description: the teacher's value, perhaps times or d
 
 def build_model(
     student: dict[str, Any], *, kind: str, tokenizer: Any, seed: int, like: Any = None, head: TaskKind | None = None,
-    where: str = "student",
+    texts: int = 1, where: str = "student",
 ) -> Any:  # fmt: skip
     """Builds a model from a student description (its TOML with numbers filled in), initialised from `seed`.
 
-    like  the teacher's configuration: what the description says relative to the teacher, positions and padding
-    Raises M042 for what is no description, M011 for heads that do not divide the width, M223 for what no memory holds.
+    like   the teacher's configuration: what the description says relative to the teacher, positions and padding
+    texts  of a row: a recurrent network reads those of a pair apart, unless its description says otherwise
+    Raises M042 for what is no description, M011 for heads that do not divide the width, M223 for what no memory holds, M327 for
+    a type that is no masked-LM where one is wanted.
     """
     is_of_teachers_type = student.get("model_type") == TEACHER
     student = _relative_to_teacher(student, like, where)
     fields = {key: value for key, value in student.items() if key not in ("title", "model_type")}
     fields |= {"vocab_size": rows_needed(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    if like is not None and "max_position_embeddings" not in student:
+    architecture = architecture_of(student.get("model_type", ""))
+    if like is not None and architecture.positions and "max_position_embeddings" not in student:
         wasted = wasted_positions(student.get("model_type", ""), tokenizer.pad_token_id)
         fields["max_position_embeddings"] = (positions_of(like) or MAX_LENGTH) + wasted
     try:
-        fields["num_attention_heads"] = _heads(fields, like)
-        if architecture_of(student["model_type"]).reads_apart:
+        if architecture.recurrent and head is not None:
+            fields.setdefault("siamese", texts == 2)
+        if not architecture.recurrent:
+            fields["num_attention_heads"] = _heads(fields, like)
+        if architecture.reads_apart or fields.get("siamese"):
             fields["separator_token_id"] = separator_id(tokenizer, where=where)
         register_model_type(student)
         config = without_code(_config(student["model_type"], fields, like if is_of_teachers_type else None))
@@ -75,10 +81,15 @@ def build_model(
             allowed="A width that is a multiple of the number of heads.",
             fix="Choose another student: mbert list students",
         )
-    if torch.get_default_device().type != "meta":  # on which nothing is allocated
-        check_memory(student_parameters(config, kind), where=where, fix="Choose a smaller student: mbert list students")
-    torch.manual_seed(seed)
-    model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
+    if architecture.recurrent and kind == "masked-lm":
+        raise _no_masked_lm(where, student["model_type"])
+    try:
+        if torch.get_default_device().type != "meta":  # on which nothing is allocated
+            check_memory(student_parameters(config, kind), where=where, fix="Choose a smaller student: mbert list students")
+        torch.manual_seed(seed)
+        model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
+    except ValueError as error:  # a word that is none of an architecture's own
+        raise _no_student(where, error) from error
     show_scores(model)
     return model
 
@@ -98,6 +109,7 @@ def _relative_to_teacher(student: dict[str, Any], like: Any, where: str) -> dict
         "num_hidden_layers": shape.layers,
         "hidden_size": shape.width,
         "intermediate_size": shape.inner or 4 * shape.width,
+        "embedding_size": shape.embedding,
     }
     filled = {key: _multiplied(sizes[key], student[key]) for key in relative if key in sizes}
     same_type = architecture_of(like).layer_weights is not None and shape.embedding == shape.width
@@ -156,6 +168,16 @@ def _no_student(where: str, error: Exception) -> MbertError:
         where=where,
         allowed="The keys of a configuration of transformers: model_type, num_hidden_layers, num_attention_heads ...",
         fix="Start from one: mbert copy students tinybert-4l-312",
+    )
+
+
+def _no_masked_lm(where: str, model_type: str) -> MbertError:
+    return MbertError(
+        "M327",
+        f'"{model_type}" has no masked-LM head, and this stage predicts hidden words',
+        where=where,
+        allowed="Transformers; a recurrent student learns a task: it begins with its teacher's word embeddings.",
+        fix="Choose another student (mbert list students), or leave the stage out: --stages finetune,task-distill,evaluate",
     )
 
 
@@ -218,7 +240,14 @@ def classifier(
     tokens, config = load_vocabulary(tokenizer, where="tokenizer")
     description, tokens = read_student(name, catalog), pad_right(tokens)
     model = build_model(
-        description, kind="classifier", tokenizer=tokens, seed=seed, like=like or config, head=task.kind, where=where
+        description,
+        kind="classifier",
+        tokenizer=tokens,
+        seed=seed,
+        like=like or config,
+        head=task.kind,
+        texts=len(task.text),
+        where=where,
     )
     return LoadedModel(model, tokens, name, [], start(model) if start else None)
 

@@ -30,6 +30,7 @@ from microbert_cli.models.graphs.embeddings import Format, quantise_tables
 from microbert_cli.models.graphs.first_token import first_token_on_top
 from microbert_cli.models.graphs.layer_norm import separate_sums
 from microbert_cli.models.graphs.products import Row, prepare_products
+from microbert_cli.models.graphs.recurrent import fold_lstm_weights
 from microbert_cli.models.size import count_parameters
 
 ONNX_FILES = {
@@ -181,6 +182,7 @@ def write_graph(module: nn.Module, path: Path, example: Mapping[str, Tensor], *,
             verbose=False,
         )
     assert program is not None  # None only without dynamo
+    fold_lstm_weights(program)
     graph = program.model_proto
     _forget_where_it_was_made(graph)
     separate_sums(graph)

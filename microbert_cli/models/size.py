@@ -113,6 +113,7 @@ def batch_flops(
     R rows; S = sum of their padded lengths; Q = sum of the squares of these; P predicted positions, V vocabulary.
     Texts of a pair that are read apart are taken for equally long, with a first token each: 2 R rows, S + R tokens,
     (Q + 2 S + R) / 2 squares, and a head of 2 R h C, h the width of what it reads.
+    A recurrent network's is 16 S H (x + H) for two directions of width H over inputs of width x, and a head of two products.
     In a mixture of experts F is the width that a token passes through, and a gate of tokens or rows adds its product.
     Returns None for architectures of another shape.
     """
@@ -120,6 +121,8 @@ def batch_flops(
     rule = architecture_of(config).flops
     if rule == "bottleneck" and config.use_bottleneck:
         return _bottleneck_flops(config, rows, tokens, squares, head, predicted)
+    if rule == "recurrent":
+        return _recurrent_flops(config, rows, tokens, head)
     if rule == "apart" and head == "classifier":
         squares, tokens = (squares + 2 * tokens + rows) / 2, tokens + rows
     elif rule not in ("plain", "apart"):
@@ -163,6 +166,18 @@ def _bottleneck_flops(config: Any, rows: float, tokens: float, squares: float, h
         "encoder": 0,
     }
     return int(2 * tokens * (L * matrices + pieces * e * d) + 4 * L * squares * w + heads[head])
+
+
+def _recurrent_flops(config: Any, rows: float, tokens: float, head: str) -> int:
+    """Counts those of a bidirectional LSTM: 16 S H (x + H) + head, four gates a direction over inputs of width x and states.
+
+    head  classifier: R (2 f c + 2 c C), f features of a row, c rows of the first product;  encoder: 0
+    Texts that are read apart have a first token each: S + R tokens.
+    """
+    H, hidden = model_shape(config).width, config.classifier_size
+    read = tokens + (rows if config.siamese else 0)
+    classifier = rows * (2 * config.head_width * hidden + 2 * hidden * config.num_labels)
+    return int(16 * read * H * (config.input_size + H) + (classifier if head == "classifier" else 0))
 
 
 def weights_bytes(path: Path) -> int:

@@ -206,10 +206,14 @@ def activations(job: Job, rows: int, length: int) -> int:
     block before and behind its activation (3 F). m = matrices of token pairs that losses read; SDPA keeps none.
     S padded tokens, Q = rows x length^2, A heads, P predicted positions, V vocabulary. Under a frozen backbone branches alone
     keep anything: what is narrowed, keys, values, and what comes of them (6 w).
+    Of a recurrent network, of width H over inputs of width x: 4 bytes x S (2 x + 2 (4 H + 3 H)), the inputs in both orders,
+    gates, cells and states in both orders.
     """
     if BACKBONE in job.freeze and has_exits(job.config):
         return FLOAT * rows * length * 6 * job.config.branch_width * len(job.config.exit_layers)
     shape = model_shape(job.config)
+    if architecture_of(job.config).recurrent:
+        return FLOAT * rows * length * (2 * job.config.input_size + 14 * shape.width)
     d, L, A = shape.width, shape.layers, shape.heads or 0
     F = shape.inner or 4 * d
     body = rows * length * (L * (14 * d + 3 * F) + _matrices(job, L, A) * length)

@@ -123,7 +123,7 @@ class Training(Strict):
     batch_size: Count = 32
     batch_tokens: Count | None = None
     learning_rate: Positive = 5e-5
-    optimizer: Literal["adamw", "adamw-distilbert", "bertadam", "adamax", "lamb"] = "adamw"
+    optimizer: Literal["adamw", "adamw-distilbert", "bertadam", "adamax", "lamb", "adadelta"] = "adamw"
     schedule: Literal["constant", "linear", "sqrt"] = "linear"
     warmup: Share = 0.1
     weight_decay: Decay = 0.01

@@ -8,6 +8,8 @@
                norm; biases and norms keep their own step
     adamax     Adam by the largest gradient seen instead of the mean square (MT-DNN's), bias correction, eps 1e-8, gradients
                clipped to one global norm; its weight decay is added to the gradient
+    adadelta   steps as long as the last ones were, rho 0.95, eps 1e-6, a rate of 1 by its authors (the BiLSTM of Tang et al.),
+               one global norm; its weight decay is added to the gradient
 
 Weight decay leaves biases and LayerNorm alone in all.
 """
@@ -20,7 +22,7 @@ from torch import nn
 
 from microbert_cli.training.progressive import Progressive, layer_of
 
-NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight")
+NO_DECAY = ("bias", "LayerNorm.weight", "layer_norm.weight", "bias_ih_l0", "bias_hh_l0")
 
 
 class _AdamWithoutCorrection(torch.optim.Optimizer):
@@ -124,6 +126,8 @@ def make_optimiser(
         return BertAdam(groups, lr=learning_rate, max_grad_norm=max_grad_norm)
     if name == "adamax":
         return torch.optim.Adamax(groups, lr=learning_rate)
+    if name == "adadelta":
+        return torch.optim.Adadelta(groups, lr=learning_rate, rho=0.95)
     if name == "adamw-distilbert":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
     if name == "lamb":

@@ -29,7 +29,6 @@ title = "Words left out, swapped, replaced by words as common, or masked"
 needs: set[str] = set()
 makes = "rows"
 bounds = {"dropout": (0, 1), "swap": (0, 1), "replace": (0, 1), "mask": (0, 1), "ngram": (0, 1), "nearby": (1, 100_000)}
-LONGEST_NGRAM = 5
 
 
 class Augmenter:
@@ -82,7 +81,7 @@ class Augmenter:
             words += new
             spaces += phrase.spaces[position : position + step][: len(new)]
             position += step
-        return self._cut(Phrase(tuple(words), tuple(spaces)), random)
+        return Phrase(tuple(words), tuple(spaces)).n_gram(self._ngram, random)
 
     def _as_common(self, word: str, random: Random) -> str:
         """Returns another word of about the same frequency; a punctuation mark stays."""
@@ -91,12 +90,6 @@ class Augmenter:
         rank = bisect_left(self._order, (-self._counts[word], word))
         others = [*range(max(0, rank - self._nearby), rank), *range(rank + 1, min(len(self._order), rank + 1 + self._nearby))]
         return self._order[random.choice(others)][1]
-
-    def _cut(self, phrase: Phrase, random: Random) -> Phrase:
-        if not self._ngram or random.random() >= self._ngram or not len(phrase):
-            return phrase
-        length = random.randint(1, min(LONGEST_NGRAM, len(phrase)))
-        return phrase.window(random.randint(0, len(phrase) - length), length)
 
 
 def _is_word(word: str) -> bool:

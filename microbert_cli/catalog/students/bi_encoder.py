@@ -31,6 +31,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from microbert_cli.models.tokenizers import separate
+
 MODEL_TYPE = "mbert-bi-encoder"
 FEATURES = ("first", "second", "difference", "product", "cosine")
 DEFAULT_FEATURES = ("difference", "product")
@@ -155,53 +157,6 @@ class BiEncoderForSequenceClassification(BertPreTrainedModel):
             return hidden_BTd[:, 0]
         mask_BT1 = mask_BT[..., None].to(hidden_BTd.dtype)
         return (hidden_BTd * mask_BT1).sum(1) / mask_BT1.sum(1)
-
-
-def separate(
-    ids_BT: Tensor, mask_BT: Tensor | None, segments_BT: Tensor | None, *, separator: int | None, pad: int
-) -> tuple[Tensor, Tensor]:
-    """Returns ids and mask [2 B, L] of the texts of pairs: B first texts, then B second ones; L tokens has the longest.
-
-    A row's first token, such as [CLS], begins its second text as well.
-    """
-    real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool()
-    if segments_BT is None:
-        first_BT, second_BT = _by_separator(ids_BT, real_BT, separator)
-    else:
-        first_BT, second_BT = real_BT & (segments_BT != 1), real_BT & (segments_BT == 1)
-    lengths_2B = torch.cat([first_BT.sum(1), second_BT.sum(1) + 1])
-    start_B = (real_BT.cumsum(1) == 0).sum(1)
-    second_start_B = (second_BT.cumsum(1) == 0).sum(1)
-    steps_L = torch.arange(_longest(lengths_2B, ids_BT.shape[1]), device=ids_BT.device)
-    positions = [start_B[:, None] + steps_L, torch.where(steps_L == 0, start_B[:, None], second_start_B[:, None] + steps_L - 1)]
-    texts_mask = (steps_L < lengths_2B[:, None]).long()
-    taken = torch.cat([ids_BT.gather(1, rows.clamp(max=ids_BT.shape[1] - 1)) for rows in positions])
-    return torch.where(texts_mask == 1, taken, pad), texts_mask
-
-
-def _by_separator(ids_BT: Tensor, real_BT: Tensor, separator: int | None) -> tuple[Tensor, Tensor]:
-    """Returns which tokens [B, T] are of the first text, its separator included, and which of the second.
-
-    A separator next to it is of neither: RoBERTa has two between texts. Of an empty second text the last one is left.
-    """
-    if separator is None:
-        raise ValueError("rows without token_type_ids are told apart by separator_token_id, and the configuration has none")
-    separators_BT = (torch.eq(ids_BT, separator) & real_BT).long()
-    earlier_BT = separators_BT.cumsum(1) - separators_BT
-    is_last_BT = real_BT.long().flip(1).cumsum(1).flip(1) == 1
-    begun_BT = ((earlier_BT > 0) & ((separators_BT == 0) | is_last_BT)).cumsum(1) > 0
-    return real_BT & (earlier_BT == 0), real_BT & begun_BT
-
-
-def _longest(lengths_2B: Tensor, width: int) -> Any:
-    """Returns the tokens of the longest text; all of a row's where values cannot be looked at."""
-    if lengths_2B.device.type == "meta":
-        return width
-    longest = lengths_2B.max().item()
-    if torch.compiler.is_exporting():
-        torch._check(longest >= 2)
-        torch._check(longest <= width)
-    return longest
 
 
 AutoConfig.register(MODEL_TYPE, BiEncoderConfig)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from microbert_cli.augmentation.tools import check_augmenters
 from microbert_cli.augmentation.word_vectors import SUFFIXES, load_word_table
 from microbert_cli.data.load import load_augmented
 from microbert_cli.errors import MbertError
@@ -34,6 +35,8 @@ def inputs(context: DoctorContext) -> Iterator[Finding]:
             if key not in checked and (key[1] or name not in {place for place, _ in checked}):
                 yield attempt(name, _input, context, step, role, name)
             checked.add(key)
+        if step.kind == "augment":
+            yield attempt("augment.sources", _augmenters, context, step)
     rows_by_data: dict[str, set[str]] = {}
     for step in context.steps:
         if step.stage.splits:
@@ -70,6 +73,12 @@ def _input(context: DoctorContext, step: Step, role: str, name: str) -> Finding:
     if head:
         check_head(directory, head, where=where)
     return passed("here" if directory == Path(name) else "in the Hub's local cache")
+
+
+def _augmenters(context: DoctorContext, step: Step) -> Finding:
+    settings = step.resolved.recipe.augment
+    check_augmenters(settings.sources, settings.options, context.catalog)
+    return passed(", ".join(settings.sources))
 
 
 def _vectors(name: str) -> Finding:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from microbert_cli.augmentation.tools import check_augmenters
 from microbert_cli.data.load import check_rows_present
 from microbert_cli.data.task_data import find_task
 from microbert_cli.distillation.layer_map import layer_map
@@ -39,7 +40,7 @@ def check_before_start(steps: Sequence[Step], root: Path, catalog: Catalog) -> N
     for step in context.steps:
         if str(step.out) not in context.to_come:
             continue
-        for check in (_packages, _models, _corpus, _rows, _layers):
+        for check in (_packages, _models, _augmenters, _corpus, _rows, _layers):
             for error in _errors_of(check, context, step):
                 errors.setdefault(str(error), error)
     errors |= {str(error): error for error in _errors_of(_disk, context, root)}
@@ -66,6 +67,12 @@ def _models(context: DoctorContext, step: Step) -> None:
         is_model = role in (*MODELS, "initial") and name not in context.to_come
         if is_model and not factory.is_description(name, context.catalog):
             context.directory(name, step.stage.input_keys.get(role, (role,))[0])
+
+
+def _augmenters(context: DoctorContext, step: Step) -> None:
+    if step.kind == "augment":
+        settings = step.resolved.recipe.augment
+        check_augmenters(settings.sources, settings.options, context.catalog)
 
 
 def _corpus(context: DoctorContext, step: Step) -> None:

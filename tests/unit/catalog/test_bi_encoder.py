@@ -9,11 +9,12 @@ from tiny_models import tiny_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, BertModel
 
-from microbert_cli.catalog.students.bi_encoder import BiEncoderConfig, BiEncoderForSequenceClassification, separate
+from microbert_cli.catalog.students.bi_encoder import BiEncoderConfig, BiEncoderForSequenceClassification
 from microbert_cli.errors import MbertError
 from microbert_cli.models.factory import build_model
 from microbert_cli.models.onnx import OnnxClassifier, write_onnx
 from microbert_cli.models.size import forward_flops
+from microbert_cli.models.tokenizers import separate
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.student_shapes import read_student
 
