@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LIKELY = 0.9  # chance, by the rows that choose, that the other rows will confirm the threshold
+LIKELY = 0.95  # chance, by the rows that choose, that the other rows will confirm the threshold
 QUANTILES = (np.arange(32) + 0.5) / 32  # of the share of wrong answers that is not known
 NEVER = 1.0  # the threshold above which no probability is: the big model answers every row
 
@@ -77,7 +77,7 @@ def most_wrong(rows: int, wish: float, confidence: float) -> int:
 
 
 def choose_threshold(seen: Answered, *, wish: float, confidence: float, rows: int) -> float:
-    """Returns the lowest threshold that `rows` other rows will confirm with a chance of 9 in 10; else 1, the big model alone.
+    """Returns the lowest threshold that `rows` other rows will confirm with a chance of 0.95; else 1, the big model alone.
 
     Of the n rows seen, the small model answers the j surest; x of the whole are then wrong. The share of wrong answers is
     taken to be s X, with X from Beta(x + 1, m - x + 1), m the rows that x was counted on: all n of them, s = 1; for an

@@ -43,8 +43,11 @@ def answer(*texts):
     return labels[str(shares.argmax())], float(shares.max())''')
 
 
-def cascade_card(name: str, data: TaskData, metrics: Mapping[str, Any], sources: Mapping[str, str]) -> str:
-    """Returns the text of README.md; `sources` are the two models as they were named."""
+def cascade_card(name: str, data: TaskData, metrics: Mapping[str, Any], sources: Mapping[str, str], command: str = "") -> str:
+    """Returns the text of README.md; what was not measured is left out.
+
+    sources  the two models as they were named;  command: what made the cascade, where it was not this one
+    """
     task, hub = data.task, data.task.hub
     scores = [
         Score(metric, value, task.name, "dev", dataset=hub.id if hub else None, config=hub.config if hub else None)
@@ -60,12 +63,12 @@ def cascade_card(name: str, data: TaskData, metrics: Mapping[str, Any], sources:
         f"Answers: {', '.join(map(escape_markdown, task.label.names or ()))}."
     )
     sections = {
-        "What was checked": checked_text(metrics),
+        "What was checked": checked_text(metrics) if "checked" in metrics else "",
         "Scores and speed": _table(metrics),
-        "Probabilities": _calibration(metrics),
+        "Probabilities": _calibration(metrics) if "calibration_error" in metrics else "",
         "Where it comes from": "\n".join(f"- {part}: {escape_markdown(sources[part])}" for part in PARTS),
         "Use": fenced(f"mbert predict {name} TEXT", "sh") + "\n\nWithout mbert:\n\n" + fenced(_code(metrics), "python"),
-        "Made by": fenced(" ".join(command_line())) + f"\n\nmbert {__version__}",
+        "Made by": fenced(command or " ".join(command_line())) + f"\n\nmbert {__version__}",
         "Limits": _limits(metrics, task.name),
     }
     body = "\n\n".join([opening, *(f"## {heading}\n\n{text}" for heading, text in sections.items() if text)])

@@ -82,15 +82,19 @@ def _granted(keys: Cascade, seen: Answered, checked: Answered, reporter: Reporte
         if bound < wish:
             raise _cannot_be_shown(keys, checked, threshold, bound)
         return threshold
-    if bound < wish:
-        reporter.warn(f"the threshold {threshold:.4f} is not confirmed: an agreement of {bound:.4f} at least, not of {wish}")
-        threshold = NEVER
-    if threshold >= NEVER:
-        reporter.warn(f"the big model answers every row: {_why_never(keys, len(checked))}")
+    if bound < wish or threshold >= NEVER:
+        reporter.warn(f"the big model answers every row: {_why_never(keys, len(checked), threshold, bound)}")
+        return NEVER
     return threshold
 
 
-def _why_never(keys: Cascade, rows: int) -> str:
+def _why_never(keys: Cascade, rows: int, threshold: float, bound: float) -> str:
+    if threshold < NEVER:
+        shown = math.floor(10_000 * bound) / 10_000
+        return (
+            f"the rows that check do not confirm the threshold {threshold:.4f}, with which the agreement is {shown:.4f} at least; "
+            f"wish for less, or name more rows of dev"
+        )
     needed = rows_needed(keys.agreement, keys.confidence)
     if needed is None:
         return "nothing less can be sure to agree always; wish for less, such as --agreement 0.98"
