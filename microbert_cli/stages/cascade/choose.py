@@ -92,8 +92,8 @@ def _why_never(keys: Cascade, rows: int, threshold: float, bound: float) -> str:
     if threshold < NEVER:
         shown = math.floor(10_000 * bound) / 10_000
         return (
-            f"the rows that check do not confirm the threshold {threshold:.4f}, with which the agreement is {shown:.4f} at least; "
-            f"wish for less, or name more rows of dev"
+            f"the rows that check do not confirm the threshold {threshold:.4f}, with which the agreement is {shown:.4f} at "
+            "least; wish for less, or name more rows of dev"
         )
     needed = rows_needed(keys.agreement, keys.confidence)
     if needed is None:

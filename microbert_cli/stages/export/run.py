@@ -42,7 +42,9 @@ def run(
     renew: bool = False,
     reporter: Reporter = SILENT,
 ) -> StageResult:
-    """Exports `model`, a cascade as `export_cascade` does; nothing is called done before its files gave the model's own logits on padded dev rows.
+    """Exports `model`; nothing is called done before its files gave the model's own logits on padded dev rows.
+
+    A cascade of two models is copied and compared instead (`cascade.py`).
 
     teacher  measured beside it in one interleaved run, if named
     metrics.json: per file size, largest difference of logits, dev scores, fused operators; speed; retention.
