@@ -291,7 +291,7 @@ def test_a_changed_cascade_is_noticed() -> None:
 
 @pytest.mark.real
 def test_the_bound_holds_on_200_splits_of_real_reviews(shared: Path) -> None:
-    """SST-2: a linear model of 1,000 rows asks one of 50,000; whatever dev set is drawn, the bound holds as often as it says."""
+    """SST-2: a linear model of 1,000 rows asks one of 50,000; the bound of 200 dev sets holds as often as it says."""
     from scipy.stats import binom
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression

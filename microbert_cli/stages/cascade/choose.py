@@ -33,17 +33,22 @@ class Choice:
     metrics: dict[str, Any]
 
 
+def check_rows(recipe: Recipe, data: TaskData) -> None:
+    """Checks that dev has labels, and rows enough to choose and to check: raises M260, M282."""
+    rows, share = data.rows["dev"], recipe.cascade.choosing
+    if rows.labels is None:
+        raise scoring.hidden_labels(data.task, "dev")
+    if min(map(len, split_rows(len(rows), share, recipe.seed))) < FEWEST_ROWS:
+        raise _too_few_rows(len(rows), share)
+
+
 def choose(recipe: Recipe, data: TaskData, logits: Logits, reporter: Reporter) -> Choice:
     """Returns the threshold for the wish of a recipe, or the recipe's own, checked; logits [n, C] of both models on dev.
 
     Where an agreement cannot be shown, the big model answers every row, with which it agrees; raises M614 for an accuracy.
     """
     keys, rows = recipe.cascade, data.rows["dev"]
-    if rows.labels is None:
-        raise scoring.hidden_labels(data.task, "dev")
     choosing, checking = split_rows(len(rows), keys.choosing, recipe.seed)
-    if min(len(choosing), len(checking)) < FEWEST_ROWS:
-        raise _too_few_rows(len(rows), keys.choosing)
     labels = np.asarray(rows.labels)
     temperature = {part: fit_temperature(logits[part][choosing], labels[choosing]) for part in PARTS}
     calibrated = {part: logits[part] / temperature[part] for part in PARTS}
@@ -153,7 +158,7 @@ def _too_few_rows(count: int, share: float) -> MbertError:
 
 def _cannot_be_shown(keys: Cascade, checked: Answered, threshold: float, bound: float) -> MbertError:
     alone = checked.bound(NEVER, keys.confidence)
-    most = math.floor(1000 * min(bound, alone)) / 1000
+    most = max(0.001, math.floor(1000 * min(bound, alone)) / 1000)
     return MbertError(
         "M614",
         f"an accuracy of {keys.score} cannot be shown: the rows that check say {bound:.4f} at least"

@@ -23,7 +23,7 @@ from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, place_seen_from, up_to_date, write_results
 from microbert_cli.stages.cascade import STAGE
-from microbert_cli.stages.cascade.choose import Choice, choose
+from microbert_cli.stages.cascade.choose import Choice, check_rows, choose
 
 
 def run(
@@ -47,6 +47,7 @@ def run(
     """
     data = load_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
     _check_task(data, small, big)
+    check_rows(recipe, data)
     sources = {SMALL: small, BIG: big}
     identity: dict[str, Any] = {
         "recipe": recipe.identity(*STAGE.keys),
