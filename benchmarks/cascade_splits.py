@@ -16,7 +16,7 @@ from microbert_cli.data.task_data import load_task_data
 from microbert_cli.evaluation.calibration import fit_temperature
 from microbert_cli.evaluation.guarantee import NEVER, Answered, choose_threshold, split_rows
 from microbert_cli.evaluation.scoring import predict_logits
-from microbert_cli.models.cascade.answers import PARTS, Rule, sureness
+from microbert_cli.models.cascade.answers import PARTS, sureness
 from microbert_cli.models.predictor import open_predictor
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
@@ -33,8 +33,6 @@ def dev_logits(directory: Path, task: str, folder: str | None) -> tuple[dict[str
     for part in PARTS:
         predictor = open_predictor(str(directory / part), data.task, where=part)
         logits[part] = predict_logits(data, "dev", predictor.answers, predictor)
-    outputs = len(logits[PARTS[0]][0])
-    Rule.read(directory, outputs, where="CASCADE")
     return logits, np.asarray(data.rows["dev"].labels)
 
 
