@@ -57,9 +57,9 @@ class Answered:
 
 def clopper_pearson(right: int, rows: int, confidence: float) -> float:
     """Returns the lower bound of a share of which `right` of `rows` were seen, one-sided; 0 without any row."""
-    from scipy.stats import beta
+    from scipy.special import betaincinv
 
-    return float(beta.ppf(1 - confidence, right, rows - right + 1)) if right else 0.0
+    return float(betaincinv(right, rows - right + 1, 1 - confidence)) if right else 0.0
 
 
 def rows_needed(wish: float, confidence: float) -> int | None:
@@ -99,11 +99,11 @@ def _most_sure(wrong: np.ndarray, rows: int, allowed: int) -> int:
     total, best = len(wrong), 0
     anchors = {*np.flatnonzero(wrong).tolist(), total - 1}  # the longest runs with one more, two more ... wrong answers
     for anchor in sorted(anchors, reverse=True):
-        errors = int(wrong[:anchor].sum())
+        shares = _posterior(int(wrong[:anchor].sum()), anchor)
         low, high = best, anchor
         while low < high:
             middle = -(-(low + high) // 2)
-            is_likely = _chance(errors, anchor, middle / total, rows, allowed) >= LIKELY
+            is_likely = _chance(shares * middle / total, rows, allowed) >= LIKELY
             low, high = (middle, high) if is_likely else (low, middle - 1)
         best = max(best, low)
     return best
@@ -112,15 +112,24 @@ def _most_sure(wrong: np.ndarray, rows: int, allowed: int) -> int:
 def _most_right(small: np.ndarray, big: np.ndarray, rows: int, allowed: int) -> int:
     """Returns how many of the surest rows the small model may answer, where wrong answers of both count."""
     wrong = np.concatenate([[0], np.cumsum(small)]) + big.sum() - np.concatenate([[0], np.cumsum(big)])
-    by_count = {count: _chance(count, len(small), 1.0, rows, allowed) >= LIKELY for count in set(wrong[:-1].tolist())}
-    return max((answered for answered, count in enumerate(wrong[:-1].tolist()) if by_count[count]), default=0)
+    counts = wrong[:-1].tolist()
+    is_likely = {count: _chance(_posterior(count, len(small)), rows, allowed) >= LIKELY for count in set(counts)}
+    return max((answered for answered, count in enumerate(counts) if is_likely[count]), default=0)
 
 
-def _chance(wrong: int, seen: int, scale: float, rows: int, allowed: int) -> float:
-    """Returns the chance that at most `allowed` of other rows are wrong."""
-    from scipy.stats import beta, binom
+def _posterior(wrong: int, seen: int) -> np.ndarray:
+    """Returns quantiles of the share of wrong answers of which some were seen: of Beta(wrong + 1, seen - wrong + 1)."""
+    from scipy.special import betaincinv
 
-    return float(binom.cdf(allowed, rows, scale * beta.ppf(QUANTILES, wrong + 1, seen - wrong + 1)).mean())
+    quantiles: np.ndarray = betaincinv(wrong + 1, seen - wrong + 1, QUANTILES)
+    return quantiles
+
+
+def _chance(shares: np.ndarray, rows: int, allowed: int) -> float:
+    """Returns the chance that at most `allowed` of other rows are wrong, on average over the shares that may be true."""
+    from scipy.special import bdtr
+
+    return float(bdtr(allowed, rows, shares).mean())
 
 
 def split_rows(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
