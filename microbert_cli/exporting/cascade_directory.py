@@ -17,8 +17,9 @@ from microbert_cli.exporting.directory import (
     refuse_difference,
 )
 from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL
+from microbert_cli.models.config import read_config
 from microbert_cli.models.find import CASCADE_FILE, find_model
-from microbert_cli.models.labels import match_labels
+from microbert_cli.models.labels import check_one_label, match_labels
 from microbert_cli.models.load import load_model
 from microbert_cli.models.moe.extract import is_routed, no_plain_model
 from microbert_cli.models.onnx import (
@@ -39,6 +40,16 @@ from microbert_cli.reporter import SILENT, Reporter
 PARITY_ROWS = 256
 TIMED_ROWS = 64  # each of them once, so that the mean is over as many hard rows as there are
 CASCADE = "cascade"
+
+
+def check_part(source: str, data: TaskData, *, where: str) -> None:
+    """Checks a model of a cascade by its configuration alone: raises M320, M321 for other labels than the task's."""
+    path = Path(source)
+    directory = find_model(path.parent if path.is_file() else source, where=where)
+    config = read_config(directory, where=where)
+    if not is_routed(config):  # of a model of several tasks the head of this one is known when it is loaded
+        check_one_label(config, where=f"{where} {source}")
+        match_labels(config, data.task, where=where, source=source)
 
 
 def write_part(

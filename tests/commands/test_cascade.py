@@ -243,6 +243,7 @@ def test_a_score_that_cannot_be_shown_is_refused(tmp_path: Path) -> None:
     error = refused(1, "M614", *words)
     assert "of the big model alone" in error["what"] or "at least" in error["what"]
     assert follow(error, words, tmp_path, {}) >= 1
+    assert not Path("no.partial").exists(), "the same -o is free for a smaller wish"
     works("cascade", "small", "big", *ROWS, "--score", "0.2", "-o", "scored-wish")
     checked = told("scored-wish")["checked"]
     assert checked["what"] == "accuracy" and checked["bound"] >= 0.2
@@ -257,14 +258,14 @@ def test_few_rows_are_refused() -> None:
 
 def test_a_cascade_is_no_single_model() -> None:
     for words in (
-        ("finetune", "--model", "both", *ROWS, "-o", "no"),
-        ("trim", "both", "-o", "no"),
-        ("cascade", "both", "big", *ROWS, "-o", "no"),
-        ("task-distill", "--teacher", "both", "--student", "bert-1x8", *ROWS, "--set", "method=kd", "-o", "no"),
+        ("finetune", "--model", "both", *ROWS, "-o", "no-finetune"),
+        ("trim", "both", "-o", "no-trim"),
+        ("cascade", "both", "big", *ROWS, "-o", "no-cascade"),
+        ("task-distill", "--teacher", "both", "--student", "bert-1x8", *ROWS, "--set", "method=kd", "-o", "no-distil"),
     ):
         assert "both" in refused(4, "M280", *words)["where"]
         assert mentions_cascade(*words)
-    refused(4, "M281", "evaluate", "both", "--set", "evaluate.precision=fp32", "-o", "no")
+    refused(4, "M281", "evaluate", "both", "--set", "evaluate.precision=fp32", "-o", "no-evaluate")
 
 
 def mentions_cascade(*words: str) -> bool:

@@ -1,5 +1,8 @@
 """A small and a big model as one: the small one answers where it is sure, as often as a wish allows that is checked on dev."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from microbert_cli.evaluation import scoring
 from microbert_cli.evaluation.alternatives.gather import training_rows
 from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.exporting.cascade_card import cascade_card, file_names
-from microbert_cli.exporting.cascade_directory import latency, measure_speed, write_labels, write_part
+from microbert_cli.exporting.cascade_directory import check_part, latency, measure_speed, write_labels, write_part
 from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL, Rule
 from microbert_cli.models.onnx import require_onnx
 from microbert_cli.models.predictor import Predictor, open_predictor
@@ -49,6 +52,8 @@ def run(
     _check_task(data, small, big)
     check_rows(recipe, data)
     sources = {SMALL: small, BIG: big}
+    for part, source in sources.items():
+        check_part(source, data, where=f"cascade.{part}")
     identity: dict[str, Any] = {
         "recipe": recipe.identity(*STAGE.keys),
         **{part: manifest.identify(source) for part, source in sources.items()},
@@ -62,14 +67,15 @@ def run(
             return up_to_date(STAGE.name, out)
         require_onnx("onnx", "onnxscript", "onnxruntime")
         train = training_rows(recipe, catalog)[0] if recipe.cascade.precision == "int8" else None
-        parts = {
-            part: write_part(
-                source, work.path / part, data, precision=recipe.cascade.precision, where=f"cascade.{part}", train=train
-            )
-            for part, source in sources.items()
-        }
-        logits = {part: _answers(data, predictor, sources[part], part, reporter) for part, predictor in parts.items()}
-        choice = choose(recipe, data, logits, reporter)
+        with _cleared_on_refusal(work.path):
+            parts = {
+                part: write_part(
+                    source, work.path / part, data, precision=recipe.cascade.precision, where=f"cascade.{part}", train=train
+                )
+                for part, source in sources.items()
+            }
+            logits = {part: _answers(data, predictor, sources[part], part, reporter) for part, predictor in parts.items()}
+            choice = choose(recipe, data, logits, reporter)
         columns = {part: predictor.columns for part, predictor in parts.items()}
         Rule(choice.threshold, choice.temperature, columns, choice.sent).write(work.path)
         write_labels(work.path, parts[SMALL], data)
@@ -91,6 +97,17 @@ def run(
             sources={part: source for part, source in sources.items()},
             data=data.facts(),
         )
+
+
+@contextmanager
+def _cleared_on_refusal(directory: Path) -> Iterator[None]:
+    """Removes the files of both models where they are refused: the same -o is then free for other models, or a smaller wish."""
+    try:
+        yield
+    except MbertError:
+        for part in PARTS:
+            shutil.rmtree(directory / part, ignore_errors=True)
+        raise
 
 
 def _answers(data: TaskData, predictor: Predictor, source: str, part: str, reporter: Reporter) -> np.ndarray:
