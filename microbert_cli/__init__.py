@@ -2,7 +2,7 @@
 
 The stage functions for use from Python, each the same work as the command of its name:
 
-    from microbert_cli import augment, distill, evaluate, export, extract, finetune, general_distill, predict, pretrain, trim
+    from microbert_cli import augment, cascade, distill, evaluate, export, extract, finetune, general_distill, predict
 
 Nothing heavy is imported before one of them is called.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from microbert_cli.api import (
         augment,
+        cascade,
         distill,
         evaluate,
         export,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "augment",
+    "cascade",
     "distill",
     "evaluate",
     "export",

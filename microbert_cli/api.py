@@ -66,6 +66,13 @@ def distill(
     return _stage("task-distill", out, keys, teacher__model=teacher, student=student, task=task, augmented=augmented)
 
 
+def cascade(
+    *, out: Place, small: Place | None = None, big: Place | None = None, task: Place | None = None, **keys: Any
+) -> StageResult:
+    """Makes one model of `small` and `big`, which answers where the small one is not sure; checked on dev rows of `task`."""
+    return _stage("cascade", out, keys, cascade__small=small, cascade__big=big, task=task)
+
+
 def evaluate(
     *, out: Place, model: Place | None = None, task: Place | None = None, teacher: Place | None = None,
     submission: bool = False, **keys: Any,

@@ -32,7 +32,7 @@ BRIEF = {
         "phases.prediction.warmup=0",
     ),
 }
-WRITES = {*BRIEF, "trim", "augment", "evaluate", "extract", "copy"}
+WRITES = {*BRIEF, "trim", "cascade", "augment", "evaluate", "extract", "copy"}
 USAGE, RECIPE = 2, 3
 
 

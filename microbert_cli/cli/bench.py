@@ -23,6 +23,7 @@ NUMBERS = {
     "MB": ("bytes", ".1f"),
     "MFLOPs/row": ("flops", ".1f"),
     "ms/row": ("latency_ms", ".2f"),
+    "mean": ("latency_mean_ms", ".2f"),
     "p90": ("latency_p90_ms", ".2f"),
     "rows/s": ("throughput", ",.0f"),
 }

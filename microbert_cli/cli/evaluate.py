@@ -19,6 +19,8 @@ mbert evaluate runs/sst2/task-distill --task sst2 --min-score accuracy=0.90 --dr
 
 mbert evaluate DIR --task mnli --teacher TEACHER --submission --dry-run"""
 
+BESIDE_METRICS = {"calibration_error": "calibration error", "sent": "sent to the big model"}
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
@@ -57,6 +59,7 @@ def _show_scores(metrics: dict[str, Any]) -> None:
     rows = []
     for split, scores in metrics["splits"].items():
         rows += [[split, name, f"{value:.4f}"] for name, value in scores["metrics"].items()]
+        rows += [[split, title, f"{scores[name]:.4f}"] for name, title in BESIDE_METRICS.items() if name in scores]
         rows += [[split, name, f"{value:.4f}"] for name, value in scores.get("teacher", {}).items()]
     show_table("", ["split", "metric", "value"], rows, err=True)
 

@@ -29,13 +29,16 @@ OPTION_OF_KEY = {
     "base": "--teacher", "teacher.model": "--teacher", "pretrain.model": "--model", "finetune.model": "--model",
     "evaluate.speed": "--speed", "export.speed": "--speed",
     "evaluate.model": "MODEL", "export.model": "MODEL", "trim.model": "MODEL",
+    "cascade.small": "SMALL", "cascade.big": "BIG", "cascade.agreement": "--agreement", "cascade.score": "--score",
+    "cascade.confidence": "--confidence", "cascade.threshold": "--threshold",
     "augment.masked_lm": "--masked-lm", "vectors.source": "--vectors",
     "corpus.source": "--corpus", "data.folder": "--data", "data.train_file": "--train-file", "data.dev_file": "--dev-file",
     "data.test_file": "--test-file", "data.transfer_file": "--transfer-file", "data.text": "--text", "data.label": "--label",
 }  # fmt: skip
 STAGE_TABLES = {
     "pretrain": ("pretrain",), "finetune": ("finetune",), "general-distill": ("general",), "augment": ("augment",),
-    "trim": ("vocabulary",), "evaluate": ("evaluate",), "export": ("export",), "run": ("finetune", "general"),
+    "trim": ("vocabulary",), "cascade": ("cascade",), "evaluate": ("evaluate",), "export": ("export",),
+    "run": ("finetune", "general"),
 }  # fmt: skip
 
 

@@ -23,6 +23,12 @@ TRANSFER = Annotated[str | None, typer.Option("--transfer-file", help="Unlabelle
 ANY_MODEL = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="A classifier, masked-LM or encoder: directory or Hub id.")
 ]
+SMALL = Annotated[str | None, typer.Argument(metavar="SMALL", help="The model that is asked first: directory, export, Hub id.")]
+BIG = Annotated[str | None, typer.Argument(metavar="BIG", help="The model that answers where the small one is not sure.")]
+AGREEMENT = Annotated[float | None, typer.Option(help="Share of rows answered as the big model does; default 0.98.")]
+SCORE = Annotated[float | None, typer.Option(help="Accuracy wished for, instead of an agreement.")]
+CONFIDENCE = Annotated[float | None, typer.Option(help="With which the wish holds on other rows; default 0.95.")]
+THRESHOLD = Annotated[float | None, typer.Option(help="Probability above which the small one answers; default: chosen.")]
 CLASSIFIER = Annotated[str | None, typer.Argument(metavar="MODEL", help="A classifier: directory or Hub id.")]
 
 
@@ -106,6 +112,23 @@ mbert trim runs/sst2/task-distill --corpus text.txt.gz --set vocabulary.keep_com
             "corpus": StageOption("corpus.source", options.CorpusName),
             "augmented": StageOption("augmented", AUGMENTED),
             "transfer_file": StageOption("data.transfer_file", TRANSFER),
+        },
+        of_trained_model=True,
+    ),
+    "cascade": StageCommand(
+        "Makes one model of two: the small one answers where it is sure, else the big one; checked on rows of dev.",
+        """Examples:
+
+mbert cascade runs/sst2/task-distill runs/sst2/finetune --agreement 0.98 --confidence 0.95 -o cascade --dry-run
+
+mbert cascade SMALL BIG --score 0.90 --task sst2 -o cascade --dry-run""",
+        {
+            "model": StageOption("cascade.small", SMALL),
+            "big": StageOption("cascade.big", BIG),
+            "agreement": StageOption("cascade.agreement", AGREEMENT),
+            "score": StageOption("cascade.score", SCORE),
+            "confidence": StageOption("cascade.confidence", CONFIDENCE),
+            "threshold": StageOption("cascade.threshold", THRESHOLD),
         },
         of_trained_model=True,
     ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import complete, load_augmented, load_split, load_transfer, own_task
 from microbert_cli.data.soft_labels import SoftColumns
-from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples, tokenizer_fingerprint
+from microbert_cli.data.tokenized import TokenizedExamples, for_cascade, tokenize_examples, tokenizer_fingerprint
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import check_length, check_texts, positions_of
 from microbert_cli.models.graphs.products import evenly
@@ -53,6 +53,8 @@ class TaskData:
             self._encoded[key] = replace(encoded, task=self.number)
             if cut := self._encoded[key].truncated:
                 self.reporter.note(f"{self.task.name} {split}: {cut} of {len(self.rows[split])} rows cut to {length} tokens")
+        if (big := getattr(loaded, "sends_to", None)) is not None:
+            return for_cascade(self._encoded[key], self.encode(split, big, where=where), big.tokenizer.pad_token_id)
         return self._encoded[key]
 
     def calibration_rows(

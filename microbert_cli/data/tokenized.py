@@ -102,6 +102,24 @@ class TokenizedExamples:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+@dataclass(frozen=True)
+class CascadeExamples(TokenizedExamples):
+    """Rows as the small model of a cascade reads them, and in `big` as the big one does, padded with `big_pad_id`."""
+
+    big: TokenizedExamples | None = None
+    big_pad_id: int | None = 0
+
+    def batch(self, indices: Sequence[int] | np.ndarray, pad_to: int | None = None, pad_id: int | None = 0) -> "dict[str, Any]":
+        """Returns rows as `TokenizedExamples.batch` does, and the same rows for the big model under "big"."""
+        assert self.big is not None
+        return {**super().batch(indices, pad_to, pad_id), "big": self.big.batch(indices, pad_id=self.big_pad_id)}
+
+
+def for_cascade(small: TokenizedExamples, big: TokenizedExamples, pad_id: int | None) -> CascadeExamples:
+    """Returns the rows of a cascade: those of both tokenizers, in the same order."""
+    return CascadeExamples(**vars(small), big=big, big_pad_id=pad_id)
+
+
 def _pad(flat: np.ndarray, positions: np.ndarray, real: np.ndarray, fill: int) -> np.ndarray:
     padded = np.full(real.shape, fill, dtype=np.int64)
     padded[real] = flat[positions]

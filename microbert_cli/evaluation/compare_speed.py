@@ -112,10 +112,11 @@ def _open(entrant: BenchmarkModel, data: TaskData) -> Predictor:
     )
 
 
-def _sizes(entrant: BenchmarkModel, model: Any, length: int) -> dict[str, Any]:
+def _sizes(entrant: BenchmarkModel, model: Predictor, length: int) -> dict[str, Any]:
     path = Path(entrant.source)
     weights = path / ONNX_FILES[entrant.precision] if entrant.precision in ONNX_FILES else path
     sizes: dict[str, Any] = {"bytes": weights_bytes(weights) if weights.exists() else None, "length": length}
     if hasattr(model.model, "parameters"):
         sizes["parameters"] = count_parameters(model.model).total
-    return sizes | {"flops": forward_flops(model.model.config, length)}
+    is_cascade = model.sends_to is not None
+    return sizes | {"flops": model.answers.flops(length) if is_cascade else forward_flops(model.model.config, length)}

@@ -82,7 +82,7 @@ def export_model(
     """
     if onnx:
         require_onnx("onnx", "onnxscript", "onnxruntime")
-    batches = list(parity_batches(rows, tokenizer.pad_token_id or 0, longest=_positions(tokenizer, model)))
+    batches = list(parity_batches(rows, tokenizer.pad_token_id or 0, longest=positions(tokenizer, model)))
     model_logits = torch_logits(model)
     expected = [model_logits(batch) for batch in batches]
     files: dict[str, dict[str, Any]] = {}
@@ -101,7 +101,7 @@ def export_model(
         reporter.note(_line(files[name]))
 
     inputs = inputs_of_export(model, tokenizer)
-    save_model(model, _exported_tokenizer(tokenizer, inputs, max_length), out)
+    save_model(model, exported_tokenizer(tokenizer, inputs, max_length), out)
     check("safetensors", torch_logits(read_back(out)), out / "model.safetensors", SAFETENSORS_TOLERANCE, None)
     if onnx:
         seconds = write_onnx(model, out / ONNX_FILES["fp32"], inputs=inputs)
@@ -146,7 +146,7 @@ def _write_exits(
     return {"exits": measured | {"layers": exit_ends(model.config), "speed": speed}}
 
 
-def _exported_tokenizer(tokenizer: Any, inputs: Sequence[str], max_length: int | None) -> Any:
+def exported_tokenizer(tokenizer: Any, inputs: Sequence[str], max_length: int | None) -> Any:
     """Returns the tokenizer as it is exported: it gives the graph's inputs, and cuts texts where training cut them."""
     exported = copy.deepcopy(tokenizer)
     # Its class's own names count too: they are what is read where the file names none.
@@ -176,8 +176,8 @@ def parity_batches(rows: Sequence[Row], pad: int, *, longest: int) -> Iterator[B
         raise ValueError("parity is checked on real rows; there are none")
     ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
     for count, width in SHAPES:
-        positions = np.linspace(0, len(ordered) - 1, count).round().astype(int)
-        chosen = [ordered[position] for position in positions]
+        places = np.linspace(0, len(ordered) - 1, count).round().astype(int)
+        chosen = [ordered[place] for place in places]
         yield _padded(chosen, min(width or len(chosen[-1]["input_ids"]), longest), pad)
 
 
@@ -204,7 +204,7 @@ def _padded(rows: Sequence[Row], width: int, pad: int) -> Batch:
     return batch
 
 
-def _positions(tokenizer: Any, model: Any) -> int:
+def positions(tokenizer: Any, model: Any) -> int:
     """Returns the longest input that both the model and its tokenizer allow."""
     return min(positions_of(model.config) or 512, tokenizer.model_max_length)
 

@@ -53,6 +53,7 @@ class Card:
     conditions  where and how speed was measured
     command     what reproduces the model
     worth       the verdict on the model and what else there is, as Markdown
+    library     the Hub's name of what loads it
     """
 
     name: str
@@ -74,6 +75,7 @@ class Card:
     max_length: int | None = None
     version: str | None = None
     worth: str = ""
+    library: str = "transformers"
 
 
 def model_card(card: Card) -> str:
@@ -112,7 +114,7 @@ def front_matter(card: Card) -> str:
     data = ModelCardData(
         language=card.language or None,
         license=card.license or None,
-        library_name="transformers",
+        library_name=card.library,
         pipeline_tag="text-classification",
         base_model=list(card.base_models) or None,
         datasets=list(card.datasets) or None,

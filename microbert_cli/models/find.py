@@ -30,25 +30,45 @@ READ_FILES = (
     "config.json", "model.safetensors", "model.safetensors.index.json", "adapter_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", "spiece.model", "sentencepiece.bpe.model", "model.onnx", "model.int8.onnx", "model.optimized.onnx",
-    "model.int8.optimized.onnx",
+    "model.int8.optimized.onnx", "cascade.json",
 )  # fmt: skip
+CASCADE_FILE = "cascade.json"
 TRACES = ("begun.json", "log.jsonl", "recipe.resolved.toml")
 
 
-def find_model(source: str | Path, *, where: str) -> Path:
-    """Returns the directory of a model: as named, or the local copy of a Hub id.
+def find_model(source: str | Path, *, where: str, cascade: bool = False) -> Path:
+    """Returns the directory of a model: as named, or the local copy of a Hub id; with `cascade` it may be one of two models.
 
-    Raises M203 (no such directory), M204 (the Hub did not give it), M210 (unfinished), M211 (no model in it), M301 and M306
-    (damaged since a stage made it).
+    Raises M203 (no such directory), M204 (the Hub did not give it), M210 (unfinished), M211 (no model in it), M280 (a cascade,
+    where a single model is wanted), M301 and M306 (damaged since a stage made it).
     """
     path = Path(source)
     if path.is_dir():
+        if is_cascade(path) and not cascade:
+            raise no_single_model(path, where)
         return _checked(path, where)
     if manifest.partial_path(path).is_dir():
         raise manifest.unfinished_output(path)
     if path.exists() or not is_hub_id(str(source)):
         raise _not_there(path, where)
     return _from_hub(str(source), where)
+
+
+def is_cascade(path: Path) -> bool:
+    """Whether a directory holds two models, of which a small one answers where it is sure, else a big one."""
+    return (path / CASCADE_FILE).is_file()
+
+
+def no_single_model(path: object, where: str) -> MbertError:
+    """Returns the error for a cascade where a single model is wanted."""
+    return MbertError(
+        "M280",
+        "this is a cascade of two models, and a single one is wanted here",
+        where=f"{where} {path}",
+        allowed="Cascades are for predict, evaluate, bench and export; what trains or cuts takes one of the models that they "
+        "were made of.",
+        fix=f"Name the model that the cascade was made of; mbert export {shlex.quote(str(path))} ships both",
+    )
 
 
 def cached_model(name: str) -> Path | None:

@@ -1,9 +1,10 @@
-"""Opens any classifier for prediction: a Hugging Face directory, a Hub id, or an export through ONNX Runtime."""
+"""Opens any classifier for prediction: a Hugging Face directory, a Hub id, an export through ONNX Runtime, or a cascade."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 
 from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import OutputRequest, forward_in_pieces
+from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL, CascadeAnswers, Rule
+from microbert_cli.models.config import read_config
 from microbert_cli.models.exits.answers import answer_early, chosen_speed
 from microbert_cli.models.exits.build import has_exits
 from microbert_cli.models.exits.graph import ExitSession, check_exits_file
-from microbert_cli.models.find import find_model
+from microbert_cli.models.find import find_model, is_cascade
 from microbert_cli.models.labels import check_names_differ, check_one_label, match_labels, names_settle_order
 from microbert_cli.models.load import frozen, load_model
 from microbert_cli.models.onnx import ONNX_FILES, OnnxClassifier, is_export, precisions
@@ -28,6 +31,7 @@ class Predictor:
 
     columns          the model's output for each label of the task; None: as they stand
     order_is_settled whether names have settled this, so that scores need not be asked
+    sends_to         of a cascade its big model, whose tokens a batch has beside its own; None for a single model
     """
 
     answers: Any
@@ -36,6 +40,7 @@ class Predictor:
     source: str
     columns: list[int] | None = None
     order_is_settled: bool = True
+    sends_to: "Predictor | None" = None
 
 
 def open_predictor(
@@ -59,6 +64,10 @@ def open_predictor(
     in_the_making  an export that this process writes, and measures before it has a manifest; all else is compared with its own
     """
     path = Path(source)
+    if is_cascade(path):
+        if speed:
+            raise _no_speed(path, where)
+        return _open_cascade(path, task, precision, where, in_the_making)
     if precision in ONNX_FILES or (precision == "auto" and is_export(path)):
         if path.exists() and not in_the_making:
             find_model(path.parent if path.is_file() else path, where=where)
@@ -118,6 +127,58 @@ def _no_default(path: Path, offered: Sequence[str], where: str) -> MbertError:
         where=f"{where} {path}",
         allowed=f"A whole export, or one of its files by name: {', '.join(offered)}.",
         fix=f"Name the file that shall answer, in place of its directory: {path / ONNX_FILES[offered[0]]}",
+    )
+
+
+def _open_cascade(path: Path, task: Task | None, precision: str, where: str, in_the_making: bool) -> Predictor:
+    """Opens both models of a cascade; whoever asks it gives the tokens of both (`data.tokenized.CascadeExamples`)."""
+    if precision != "auto":
+        raise _one_form(path, precision, where)
+    if not in_the_making:
+        find_model(path, where=where, cascade=True)
+    config = read_config(path, where=where)
+    rule = Rule.read(path, config.num_labels, where=where)
+    parts = {part: _open_export(path / part, None, "auto", where, None, speed=0.0) for part in PARTS}
+    for part, predictor in parts.items():
+        if predictor.model.config.num_labels != config.num_labels:
+            raise _other_outputs(path, part, where)
+        predictor.answers.columns = rule.columns[part]
+    columns = match_labels(config, task, where=where, source=str(path)) if task else None
+    answers = CascadeAnswers(
+        parts[SMALL].answers, parts[BIG].answers, rule, {part: parts[part].model.config for part in PARTS}, columns
+    )
+    settled = task is None or names_settle_order(config, task)
+    model = SimpleNamespace(config=config)
+    return Predictor(answers, model, parts[SMALL].tokenizer, str(path), columns, settled, sends_to=parts[BIG])
+
+
+def _one_form(path: Path, precision: str, where: str) -> MbertError:
+    return MbertError(
+        "M281",
+        f'a cascade answers with the two files that its threshold was checked with, and "{precision}" is asked for',
+        where=f"{where} {path}",
+        allowed="auto.",
+        fix="Leave the precision out. Another form is another cascade: mbert cascade SMALL BIG --set cascade.precision=int8",
+    )
+
+
+def _no_speed(path: Path, where: str) -> MbertError:
+    return MbertError(
+        "M158",
+        "both models of a cascade answer with all of their layers: its threshold was checked with these answers",
+        where=f"{where} {path}, --speed",
+        allowed="Speed 0.",
+        fix="Leave the speed out. A model with exits by itself takes it.",
+    )
+
+
+def _other_outputs(path: Path, part: str, where: str) -> MbertError:
+    return MbertError(
+        "M349",
+        f"the {part} model of this cascade has another number of outputs",
+        where=f"{where} {path / part}",
+        allowed="Two models with the labels of the config.json above them.",
+        fix="Make the cascade again: mbert cascade SMALL BIG",
     )
 
 

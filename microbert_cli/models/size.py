@@ -183,11 +183,13 @@ def _recurrent_flops(config: Any, rows: float, tokens: float, head: str) -> int:
 def weights_bytes(path: Path) -> int:
     """Returns the bytes on disk: of the file itself, or of the weights in a model directory (safetensors, else `.bin`).
 
+    Those of a cascade are the ONNX files of its two models.
+
     Raises FileNotFoundError if there are no weights at `path`.
     """
     if path.is_file():
         return path.stat().st_size
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+    for pattern in ("*.safetensors", "pytorch_model*.bin", "*/*.onnx"):
         if files := sorted(path.glob(pattern)):
             return sum(file.stat().st_size for file in files)
     raise FileNotFoundError(f"no weights in {path}")

@@ -23,8 +23,9 @@ from microbert_cli.data.corpus.vocabulary import train_vocabulary
 from microbert_cli.data.task_data import TaskData, load_task_data
 from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.models import factory
+from microbert_cli.models.cascade.answers import PARTS, SMALL, Rule
 from microbert_cli.models.config import read_config
-from microbert_cli.models.find import find_model
+from microbert_cli.models.find import find_model, is_cascade
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.moe.extract import is_routed
 from microbert_cli.models.tokenizers import load_tokenizer
@@ -80,6 +81,7 @@ class ExpectedInputs:
     prices: "Calibration"
     reporter: Reporter = SILENT
     planned_models: dict[str, ModelInfo] = field(default_factory=dict)
+    planned_cascades: dict[str, list[tuple[ModelInfo, float]]] = field(default_factory=dict)
     augmented: dict[str, float] = field(default_factory=dict)  # rows, by the directory of a planned stage
     _tasks: dict[str, tuple[TaskData, float]] = field(default_factory=dict)
     _vocabularies: dict[str, tuple[Any, float]] = field(default_factory=dict)
@@ -92,7 +94,9 @@ class ExpectedInputs:
         if name in self.planned_models:
             return self.planned_models[name]
         if not factory.is_description(name, self.catalog):
-            directory = find_model(name, where=where)
+            directory = find_model(name, where=where, cascade=True)
+            if is_cascade(directory):  # what decides labels and length is as in its small model
+                return self._part(directory, SMALL, where)
             config = read_config(directory, where=where)
             config = config.plain() if is_routed(config) else config  # of several tasks, the part that answers one
             return ModelInfo(config, load_tokenizer(directory, config, where=where), directory)
@@ -100,6 +104,21 @@ class ExpectedInputs:
             raise factory.missing_vocabulary(name, where)
         source = self.model(tokenizer, where="tokenizer")
         return self.described(name, source.tokenizer, like=like or source.config, where=where)
+
+    def answering(self, name: str, *, where: str) -> list[tuple[ModelInfo, float]]:
+        """Returns the models that answer under a name, each with the share of rows that it is asked: of a cascade both."""
+        if name in self.planned_cascades:
+            return self.planned_cascades[name]
+        if name in self.planned_models or not is_cascade(Path(name)):
+            return [(self.model(name, where=where), 1.0)]
+        small, big = (self._part(Path(name), part, where) for part in PARTS)
+        rule = Rule.read(Path(name), small.config.num_labels, where=where)
+        return [(small, 1.0), (big, rule.sent)]
+
+    def _part(self, directory: Path, part: str, where: str) -> ModelInfo:
+        """Returns a model of a cascade; it has no weights but its ONNX file, so that random ones stand in for them."""
+        config = read_config(directory / part, where=where)
+        return ModelInfo(config, load_tokenizer(directory / part, config, where=where))
 
     def described(self, name: str, tokenizer: Any, *, like: Any, where: str) -> ModelInfo:
         """Returns a student of the catalogue with this vocabulary; its weights are not allocated."""

@@ -6,14 +6,14 @@ from pathlib import Path
 from microbert_cli.data.tables.table import unreadable
 from microbert_cli.errors import MbertError, combine_errors
 from microbert_cli.hub import is_hub_id
-from microbert_cli.models.find import check_head, find_model, missing_head
+from microbert_cli.models.find import check_head, find_model, is_cascade, missing_head, no_single_model
 from microbert_cli.recipe.multitask import transfer_of
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.task import load_task
 from microbert_cli.runs.pipeline import step_state
-from microbert_cli.runs.stage_inputs import RUNS, Step
+from microbert_cli.runs.stage_inputs import CASCADE, RUNS, Step
 
-MODELS = ("model", "teacher", "student", "tokenizer", "masked_lm", "initial")
+MODELS = ("model", "teacher", "student", "tokenizer", "masked_lm", "initial", "small", "big")
 CORPUS = "source"
 VECTORS = "vectors"
 FILE_SUFFIXES = (".txt", ".gz", ".zip", ".parquet", ".vec", ".csv", ".tsv", ".jsonl")
@@ -64,6 +64,7 @@ def _unfit_inputs(step: Step, to_come: Mapping[str, Step]) -> Iterator[MbertErro
         role, path = name.partition(" ")[0], Path(place)
         where = step.stage.input_keys.get(role, (role,))[0]
         try:
+            check_cascade(step, role, path, to_come.get(place), where)
             if maker := to_come.get(place):
                 check_head_to_come(heads.get(role), maker, where)
             elif role in (CORPUS, VECTORS) and path.suffix in FILE_SUFFIXES:
@@ -74,6 +75,12 @@ def _unfit_inputs(step: Step, to_come: Mapping[str, Step]) -> Iterator[MbertErro
                 find_model(place, where=where)
         except MbertError as error:
             yield error
+
+
+def check_cascade(step: Step, role: str, path: Path, maker: Step | None, where: str) -> None:
+    """Raises M280 for a cascade, here or to come, as an input that has to be a single model."""
+    if role not in step.stage.cascades and (maker.kind == CASCADE if maker else is_cascade(path)):
+        raise no_single_model(path, where)
 
 
 def check_head_to_come(head: str | None, maker: Step, where: str) -> None:

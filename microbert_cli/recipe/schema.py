@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from microbert_cli.recipe.task_kinds import KindName
 from microbert_cli.recipe.values import (
     MULTITASK_KEYS,
+    Cascade,
     Count,
     Decay,
     Duration,
@@ -309,6 +310,7 @@ class Recipe(Strict):
     phases: dict[str, TaskPhase] = {}
     augment: Augment = Augment()
     trim: Trim = Trim()
+    cascade: Cascade = Cascade()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     variant: dict[str, dict[str, Any]] = {}

@@ -108,6 +108,32 @@ class Trim(Strict):
     model: Place | None = None
 
 
+class Cascade(Strict):
+    """Two models of one task, of which the small one answers where it is sure, else the big one; see `evaluation/guarantee.py`.
+
+    agreement   share of rows answered as the big model answers them, wished for;  score: instead, the accuracy wished for
+    confidence  with which the wish holds on rows that did not choose the threshold
+    threshold   the small model answers where its largest probability is above it; None = chosen for the wish
+    choosing    share of dev that chooses the threshold; the rest checks it
+    precision   of the ONNX files that are written; an export's file that is named is taken as it is
+    """
+
+    small: Place | None = None
+    big: Place | None = None
+    agreement: Annotated[Share, Field(gt=0)] = 0.98
+    score: Annotated[Share, Field(gt=0)] | None = None
+    confidence: Annotated[Share, Field(gt=0, lt=1)] = 0.95
+    threshold: Share | None = None
+    choosing: Annotated[Share, Field(gt=0, lt=1)] = 0.4
+    precision: Literal["fp32", "int8"] = "fp32"
+
+    @model_validator(mode="after")
+    def _check_wish(self) -> "Cascade":
+        if self.threshold is not None and self.score is not None:
+            raise ValueError("either a threshold, or a score that it is chosen for")
+        return self
+
+
 class Training(Strict):
     """How long and how fast anything is trained: `steps`, where given, else `epochs`, and `min_steps` at least.
 
@@ -257,6 +283,7 @@ LOCATION_KEYS = {
     "augment": ("masked_lm", "batch_size"),
     "evaluate": ("model", "batch_size"),
     "trim": ("model",),
+    "cascade": ("small", "big"),
     "export": ("model",),
 }
 

@@ -19,7 +19,7 @@ from microbert_cli.runs.stage_registry import Stage, find_stage
 from microbert_cli.table_format import name_of_files
 
 RUNS = Path("runs")
-TRIM, DISTIL = "trim", "task-distill"
+TRIM, DISTIL, CASCADE = "trim", "task-distill", "cascade"
 
 
 @dataclass(frozen=True)

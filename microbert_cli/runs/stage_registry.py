@@ -43,6 +43,7 @@ class Stage:
     is_method     its phases and losses are those of `recipe.method`
     extras        the optional dependencies that it needs
     heads         the heads that models among its inputs must have, by their role: "classifier" or "masked-lm"
+    cascades      the inputs, by their role, that may be a cascade of two models
     remark        what a person should know of a recipe's data before it runs
     split_tasks   a step of several tasks or teachers as steps of one each, to plan or try them one by one
     runs_as       the stage whose run, plan and trial it takes, with `overrides` laid over the recipe
@@ -61,6 +62,7 @@ class Stage:
     is_method: bool = False
     extras: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
     heads: Callable[[Recipe], Mapping[str, str]] = lambda recipe: {}
+    cascades: tuple[str, ...] = ()
     remark: Callable[[Recipe, Catalog], str | None] = lambda recipe, catalog: None
     split_tasks: Callable[["Step"], "list[Step]"] = lambda step: [step]
     runs_as: str | None = None

@@ -10,11 +10,11 @@ from microbert_cli.data.labels import and_more
 from microbert_cli.data.limits import check_text
 from microbert_cli.data.tables import AS_SHOWN, Table, read_table
 from microbert_cli.data.tables.content import decode, read_bytes
-from microbert_cli.data.tokenized import tokenize_examples
+from microbert_cli.data.tokenized import TokenizedExamples, for_cascade, tokenize_examples
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring
 from microbert_cli.models.architectures import check_length, check_texts, positions_of
-from microbert_cli.models.predictor import open_predictor
+from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
@@ -42,14 +42,20 @@ def run(
     if max_length:
         check_length(max_length, answers.model.config, where="--max-length")
     length = max_length or _trained_length(Path(model)) or 512
-    length = min(length, positions_of(answers.model.config) or length)
     _check_characters(texts)
-    encoded = tokenize_examples(Examples(texts), answers.tokenizer, length)
+    encoded = _tokenize(texts, answers, length)
+    if (big := answers.sends_to) is not None:
+        encoded = for_cascade(encoded, _tokenize(texts, big, length), big.tokenizer.pad_token_id)
     pad_id = answers.tokenizer.pad_token_id
     logits = scoring.logits_of(
         answers.answers, encoded, pad_id=pad_id, batch_size=batch_size, reporter=reporter, name="predict", place="text"
     )
     return kind_of_model(answers.model.config).answers(logits)
+
+
+def _tokenize(texts: Texts, answers: Predictor, length: int) -> TokenizedExamples:
+    positions = positions_of(answers.model.config) or length
+    return tokenize_examples(Examples(texts), answers.tokenizer, min(length, positions))
 
 
 def read_inputs(

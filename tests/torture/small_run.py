@@ -82,7 +82,7 @@ seeds = [1, 2]
 COMMAND = ["run", "../inputs/small.toml", "-o", "run", "--set", "device=cpu"]
 # What is measured of a machine, wherever it stands in a metrics.json.
 MEASURED = {
-    "speed", "seconds", "conditions", "latency_ms", "latency_p90_ms", "rows_per_second",
+    "speed", "seconds", "conditions", "latency_ms", "latency_p90_ms", "latency_mean_ms", "rows_per_second",
     "verdict", "speedup", "int8_speedup", "sentence",
 }  # fmt: skip
 TELLS = (".jsonl", ".md")  # logs and cards hold times

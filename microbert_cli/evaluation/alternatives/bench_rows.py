@@ -21,6 +21,7 @@ from microbert_cli.evaluation.alternatives.gather import (
 from microbert_cli.evaluation.alternatives.kinds import STUDENT, STUDENT_INT8, TEACHER, TEACHER_INT8
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.evaluation.scoring import predict_logits, score
+from microbert_cli.models.find import is_cascade
 from microbert_cli.models.onnx import ONNX_FILES
 from microbert_cli.models.predictor import open_predictor
 from microbert_cli.recipe.registry import Catalog
@@ -48,7 +49,12 @@ def bench_beside_alternatives(
     alternatives = find_alternatives(data, *training_rows(recipe, catalog))
     with_int8 = {str(Path(entrant.source)) for entrant in entrants if entrant.precision == "int8"}
     for entrant in entrants:
-        if not entrant.speed and entrant.precision not in ONNX_FILES and str(Path(entrant.source)) not in with_int8:
+        if (
+            not entrant.speed
+            and entrant.precision not in ONNX_FILES
+            and not is_cascade(Path(entrant.source))
+            and str(Path(entrant.source)) not in with_int8
+        ):
             name = _int8_name(entrant, named)
             alternatives.add_int8(name, entrant.source, label_order=entrant.label_order, reporter=reporter)
     timed, linear = [*entrants, *alternatives.entrants()], alternatives.linear_models()

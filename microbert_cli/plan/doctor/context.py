@@ -30,9 +30,17 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.task import Task
 from microbert_cli.runs import atomic
 from microbert_cli.runs.pipeline import step_state
-from microbert_cli.runs.stage_inputs import Step
+from microbert_cli.runs.stage_inputs import CASCADE, Step
 
-MODELS = ("model", "teacher", "student", "tokenizer", "masked_lm")  # inputs that are models or descriptions of some
+MODELS = (
+    "model",
+    "teacher",
+    "student",
+    "tokenizer",
+    "masked_lm",
+    "small",
+    "big",
+)  # inputs that are models or descriptions of some
 DOCUMENTS, SENTENCES = 50, 40  # of a corpus that one batch is cut from
 
 
@@ -151,7 +159,7 @@ class DoctorContext:
 
     def _directory(self, name: str, where: str) -> Path:
         if not is_hub_id(name):
-            return find_model(name, where=where)
+            return find_model(name, where=where, cascade=True)  # which stages take one, `check_cascade` says
         if copy := cached_model(name):
             return find_model(copy, where=where)
         if self.offline:
@@ -169,7 +177,8 @@ class DoctorContext:
             tokenizer, _ = self.seen.vocabulary(recipe, inputs["source"])
             model = self.seen.described(inputs["model"], tokenizer, like=None, where="pretrain.model")
         else:
-            model = self.known(inputs["model"], where=f"{step.kind}.model", tokenizer=inputs.get("tokenizer"))
+            role = "small" if step.kind == CASCADE else "model"  # of a cascade the labels and tokens that it reads
+            model = self.known(inputs[role], where=f"{step.kind}.{role}", tokenizer=inputs.get("tokenizer"))
         return ModelInfo(model.config, model.tokenizer)
 
     def _rows(self, step: Step, splits: tuple[str, ...]) -> TaskData:

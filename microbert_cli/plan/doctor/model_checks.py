@@ -14,7 +14,7 @@ from microbert_cli.models.tokenizers import same_tokens, same_vocabulary
 from microbert_cli.plan.doctor.context import DoctorContext, inputs_of
 from microbert_cli.plan.doctor.findings import Finding, Later, attempt, doubtful, passed
 from microbert_cli.plan.phases import losses_of
-from microbert_cli.plan.static_checks import check_head_to_come
+from microbert_cli.plan.static_checks import check_cascade, check_head_to_come
 from microbert_cli.runs import atomic
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import make_terms
@@ -58,6 +58,7 @@ def _new_rows(finding: Finding, known_parts: set[str]) -> Iterator[Finding]:
 def _input(context: DoctorContext, step: Step, role: str, name: str) -> Finding:
     head = step.stage.heads(step.resolved.recipe).get(role)
     where = step.stage.input_keys.get(role, (f"{step.kind}.{role}",))[0]
+    check_cascade(step, role, Path(name), context.to_come.get(name), where)
     if maker := context.to_come.get(name):
         check_head_to_come(head, maker, where)
         raise Later(f"made by {maker.name}")

@@ -29,6 +29,7 @@ STAGE = Stage(
     "evaluate",
     inputs,
     input_keys={"model": ("evaluate.model",), "teacher": ("teacher.model",)},
+    cascades=("model", "teacher"),
     heads=lambda recipe: {"model": "classifier", "teacher": "classifier"},
     keys=("task", "data", "evaluate"),
     splits=splits,

@@ -15,9 +15,11 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     for role in ("model", "teacher"):
         if not (name := step.inputs.get(role)):
             continue
-        model = seen.model(name, where=f"evaluate.{role}").classifying(data.task)
-        costs.open(role, model, "classifier")
-        for split in splits:
-            lengths = add_lengths(costs, seen, data, split, model)
-            size = recipe.evaluate.batch_size
-            costs.work(f"{role} on {split}", answer_job(model, size), answering_load(lengths, batch_size=size))
+        for answering, share in seen.answering(name, where=f"evaluate.{role}"):
+            model = answering.classifying(data.task)
+            costs.open(role, model, "classifier")
+            for split in splits:
+                lengths = add_lengths(costs, seen, data, split, model)
+                size = recipe.evaluate.batch_size
+                load = answering_load(lengths, batch_size=size)
+                costs.work(f"{role} on {split}", answer_job(model, size), load if share == 1 else load.times(share))

@@ -10,12 +10,14 @@ from microbert_cli import distributed
 from microbert_cli.data.load import default_splits
 from microbert_cli.data.task_data import TaskData, find_task, load_task_data
 from microbert_cli.evaluation import scoring, submission
+from microbert_cli.evaluation.calibration import expected_calibration_error
 from microbert_cli.evaluation.gates import Gates
 from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.evaluation.scoring import predict_logits, score
+from microbert_cli.models.cascade.answers import CascadeAnswers
 from microbert_cli.models.device import move_to_device
 from microbert_cli.models.exits.flops import exit_summary
-from microbert_cli.models.predictor import Predictor, open_predictor
+from microbert_cli.models.predictor import Predictor, open_predictor, probabilities
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
@@ -110,6 +112,7 @@ class _Evaluation:
         self.data, self.model, self.teacher, self.batch_size = data, model, teacher, batch_size
         self.logits: dict[str, np.ndarray] = {}
         self.left: dict[str, Counter[int]] = {}  # rows by the layer behind which they left, of a model with exits
+        self.sent_on: dict[str, dict[str, float]] = {}  # of a cascade, by split
 
     def of(self, split: str) -> np.ndarray:
         if split not in self.logits:
@@ -117,6 +120,8 @@ class _Evaluation:
             if (left := getattr(self.model.answers, "left", None)) is not None:
                 self.left[split] = sum(distributed.gather([Counter(left)]), Counter[int]())
                 left.clear()
+            if isinstance(self.model.answers, CascadeAnswers):
+                self.sent_on[split] = {"sent": self.model.answers.share_sent()}
         return self.logits[split]
 
     def scores(self, split: str) -> dict[str, Any]:
@@ -125,6 +130,10 @@ class _Evaluation:
         scores: dict[str, Any] = {"rows": len(rows), "metrics": score(task, self.of(split), rows)}
         scores |= self._exits(split)
         scores |= task.kind.report(task.kind.predictions(self.of(split)), rows.labels or [])
+        if task.kind.exclusive:
+            error = expected_calibration_error(probabilities(self.of(split)), rows.labels or [])
+            scores["calibration_error"] = error
+        scores |= self.sent_on.get(split, {})
         if self.teacher is not None:
             scores["teacher"] = self._compare(split)
         return scores

@@ -22,6 +22,7 @@ STAGE = Stage(
     "export",
     inputs,
     input_keys={"model": ("export.model",), "teacher": ("teacher.model",)},
+    cascades=("model",),
     heads=lambda recipe: {"model": "classifier", "teacher": "classifier"},
     keys=("task", "data", "export"),
     splits=(SELECTED_BY,),

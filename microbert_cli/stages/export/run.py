@@ -14,6 +14,7 @@ from microbert_cli.exporting.model_card import model_card
 from microbert_cli.models import factory
 from microbert_cli.models.exits.answers import chosen_speed
 from microbert_cli.models.exits.build import has_exits
+from microbert_cli.models.find import is_cascade
 from microbert_cli.models.labels import match_labels, names_settle_order
 from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.models.moe.extract import is_routed, no_plain_model
@@ -26,6 +27,7 @@ from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, place_seen_from, up_to_date, write_results
 from microbert_cli.stages.export import STAGE
 from microbert_cli.stages.export.alternatives import beside
+from microbert_cli.stages.export.cascade import export_cascade
 
 PARITY_ROWS = 256
 
@@ -44,9 +46,15 @@ def run(
 ) -> StageResult:
     """Exports `model`; nothing is called done before its files gave the model's own logits on padded dev rows.
 
+    A cascade of two models is copied and compared instead (`cascade.py`).
+
     teacher  measured beside it in one interleaved run, if named
     metrics.json: per file size, largest difference of logits, dev scores, fused operators; speed; retention.
     """
+    if is_cascade(Path(model)):
+        return export_cascade(
+            recipe, out, catalog=catalog, model=model, force=force, resume=resume, renew=renew, reporter=reporter
+        )
     data = load_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
     identity: dict[str, Any] = {
         "recipe": recipe.identity(*STAGE.keys),

@@ -1,0 +1,44 @@
+"""How far the probabilities of a classifier can be believed: expected calibration error, and temperature scaling.
+
+Source: Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+BINS = 15  # as published
+COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are tried: beyond them a softmax is a maximum, or uniform
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: Sequence[Any], *, bins: int = BINS) -> float:
+    """Returns the expected calibration error of `probabilities` [n, C], a share.
+
+        ECE = sum_b |b| / n * |acc(b) - conf(b)|
+
+    b the bins of equal width over (0, 1] of the largest probability of a row; acc(b) the share of right answers in a bin,
+    conf(b) the mean of that probability.
+    """
+    confidence = probabilities.max(-1)
+    right = probabilities.argmax(-1) == np.asarray(labels)
+    numbers = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(numbers, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+def fit_temperature(logits: np.ndarray, labels: Sequence[Any]) -> float:
+    """Returns the temperature T in [0.05, 20] with the least cross-entropy of softmax(logits / T); logits [n, C].
+
+    The loss is convex in 1 / T, so that it has a single minimum.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    logits, rows = logits.astype(np.float64), np.arange(len(logits))
+    ids = np.asarray(labels, dtype=np.int64)
+
+    def loss(inverse: float) -> float:
+        return float(-log_softmax(inverse * logits, axis=-1)[rows, ids].mean())
+
+    return float(1 / minimize_scalar(loss, bounds=(1 / HOTTEST, 1 / COLDEST), method="bounded").x)
