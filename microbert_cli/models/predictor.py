@@ -164,7 +164,7 @@ def _one_form(path: Path, precision: str, where: str) -> MbertError:
 
 def _no_speed(path: Path, where: str) -> MbertError:
     return MbertError(
-        "M158",
+        "M159",
         "both models of a cascade answer with all of their layers: its threshold was checked with these answers",
         where=f"{where} {path}, --speed",
         allowed="Speed 0.",

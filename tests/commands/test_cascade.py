@@ -219,6 +219,12 @@ def test_wishes_outside_their_range_are_refused() -> None:
     assert not Path("no").exists()
 
 
+def test_both_models_answer_with_all_of_their_layers() -> None:
+    error = refused(2, "M159", "predict", "both", "a text", "--speed", "0.5")
+    assert "--speed" in error["where"]
+    assert works("predict", "both", "a text", "--speed", "0").out == works("predict", "both", "a text").out
+
+
 def test_models_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     tiny_bert("other", labels=["boring", "gripping"])
     tiny_bert("three", num_labels=3)

@@ -33,7 +33,7 @@ CHECKED = ("threshold", "temperature", "rows", "checked", "scores", "calibration
 
 
 def export_cascade(
-    recipe: Recipe, out: Path, *, catalog: Catalog, model: str, reporter: Reporter, **controls: bool
+    recipe: Recipe, out: Path, *, catalog: Catalog, model: str, reporter: Reporter, **controls: Any
 ) -> StageResult:
     """Copies a cascade's files and compares their answers on dev with those of `model`; raises M612 where they differ.
 
