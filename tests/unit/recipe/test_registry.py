@@ -30,7 +30,8 @@ BUILT_IN = {
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
         "bilstm-quickstart", "bilstm-sst2", "cascade-quickstart", "cofi-quickstart", "compact-quickstart", "compact-sst2",
-        "distilbert-quickstart", "distilbert-sst2", "fastbert-quickstart", "fastbert-sst2", "glue-mt-dnn", "homodistil-quickstart",
+        "distilbert-quickstart", "distilbert-sst2", "fastbert-quickstart", "fastbert-sst2", "glue-mt-dnn",
+        "homodistil-quickstart",
         "kd-quickstart", "kd-sst2", "microbert-quickstart", "microbert-sst2", "microbert-tasks", "minilm-quickstart",
         "minilm-sst2", "minilmv2-quickstart", "minilmv2-sst2", "mobilebert-quickstart", "mobilebert-sst2",
         "moebert-quickstart", "moebert-sst2", "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
