@@ -21,8 +21,8 @@ INSIDE = {"hidden", "layers", "scores", "qkv", "token_logits"}  # what there is 
 def check_pair(terms: Mapping[str, LossTerm], teacher: LoadedModel, student: LoadedModel, *, where: str) -> None:
     """Raises the error of the first loss, by its key in the recipe, that cannot compare this student with this teacher.
 
-    M326 one of them reads pairs apart or is no Transformer, M312 their token ids differ, M337 one of them pads on the left,
-    M014 one of them does not give attention scores, M013 their numbers of heads differ, M094 their
+    M329 one of them is no Transformer, M326 one of them reads pairs apart, M312 their token ids differ,
+    M337 one of them pads on the left, M014 one of them does not give attention scores, M013 their numbers of heads differ, M094 their
     widths differ, M095 the loss's own number of heads does not divide the widths
     """
     inside = [key for key, term in terms.items() if term.asks_teacher and term.needs & INSIDE]
@@ -76,7 +76,7 @@ def _no_attention_scores(model_type: str, where: str, key: str) -> MbertError:
 
 def _no_transformer(model_type: str, where: str, keys: list[str]) -> MbertError:
     return MbertError(
-        "M326",
+        "M329",
         f'"{model_type}" is no Transformer and has no layers of tokens to compare, and {" and ".join(keys)} '
         f"compare{'s' * (len(keys) == 1)} layers",
         where=where,

@@ -23,12 +23,12 @@ AXES = {"flops": ("MFLOPs a row", 1e-6), "throughput": ("rows a second, in batch
 def at_speeds(entrants: Sequence[BenchmarkModel], speeds: Sequence[float]) -> list[BenchmarkModel]:
     """Returns the entrants, those with exits once for each speed, and as they are the others, which answer whole.
 
-    Raises M157 where none has exits.
+    Raises M160 where none has exits.
     """
     answering = [(entrant, _can_leave(entrant)) for entrant in entrants]
     if not any(leaves for _, leaves in answering):
         raise MbertError(
-            "M157",
+            "M160",
             "none of these models has exits, so that no row can leave them early",
             where="--speed",
             allowed="A model with exits, such as the method fastbert makes, or its export.",

@@ -138,7 +138,8 @@ def _open_cascade(path: Path, task: Task | None, precision: str, where: str, in_
         find_model(path, where=where, cascade=True)
     config = read_config(path, where=where)
     rule = Rule.read(path, config.num_labels, where=where)
-    parts = {part: _open_export(path / part, None, "auto", where, None, speed=0.0) for part in PARTS}
+    forms = {part: next(iter(precisions(path / part)), "auto") for part in PARTS}  # one file each: what was checked
+    parts = {part: _open_export(path / part, None, forms[part], where, None, speed=0.0) for part in PARTS}
     for part, predictor in parts.items():
         if predictor.model.config.num_labels != config.num_labels:
             raise _other_outputs(path, part, where)

@@ -151,13 +151,13 @@ def test_plan_doctor_and_lists_know_it() -> None:
 
 @pytest.mark.parametrize("loss", ["hidden_states", "attention_scores", "cosine", "closest_layers"])
 def test_losses_of_layers_are_refused(loss: str) -> None:
-    error = refused(5, "M326", *distil("sst2", "bilstm-4", "--set", f"phases.distillation.losses.{loss}=1", *BRIEF), "-o", "no")
+    error = refused(5, "M329", *distil("sst2", "bilstm-4", "--set", f"phases.distillation.losses.{loss}=1", *BRIEF), "-o", "no")
     assert f"--set phases.distillation.losses.{loss}=0" in error["fix"] and not Path("no").exists()
 
 
 def test_it_has_no_stage_of_plain_text() -> None:
     Path("text.txt").write_text("\n\n".join(["A boat.\nA kettle near the harbour."] * 30), encoding="utf-8")
-    error = refused(5, "M326", "general-distill", "--teacher", "base", "--student", "bilstm-4", "--corpus", "text.txt",
+    error = refused(5, "M329", "general-distill", "--teacher", "base", "--student", "bilstm-4", "--corpus", "text.txt",
                     "--set", "method=tinybert", "--set", "general.steps=2", "-o", "no")  # fmt: skip
     assert "Transformer" in error["what"]
     refused(5, "M327", "pretrain", "--model", "bilstm-4", "--corpus", "text.txt", "--set", "base=base",

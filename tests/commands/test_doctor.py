@@ -119,6 +119,7 @@ def test_inputs_are_here_or_will_be():
     assert {about: finding.state for about, finding in found.items()} == {
         "base": "pass", "text.txt": "pass", "bert-1x16": "pass", "rows of sst2": "pass", "runs/small/finetune": "later",
         "runs/small/general-distill": "later", "runs/small/augment": "later", "runs/small/task-distill": "later",
+        "augment.sources": "pass",
     }  # fmt: skip
     assert found["runs/small/finetune"].what == "later: made by finetune"
 

@@ -105,7 +105,7 @@ def test_bench_at_several_speeds(tmp_path: Path) -> None:
     assert rows[0]["layers"] == 3 and rows[2]["layers"] == 1 and rows[0]["layers"] >= rows[1]["layers"] >= rows[2]["layers"]
     assert {"teacher-sst2", "sst2, speed 0", "sst2, speed 1"} < measured["models"].keys()
     assert measured["models"]["sst2, speed 0"]["flops"] == measured["models"]["teacher-sst2"]["flops"]
-    error = refused(2, "M157", "bench", "teacher-sst2", "--task", "sst2", "--data", "glue", "--speed", "0.5")
+    error = refused(2, "M160", "bench", "teacher-sst2", "--task", "sst2", "--data", "glue", "--speed", "0.5")
     assert "method=fastbert" in error["fix"]
 
 

@@ -14,7 +14,7 @@ from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.distillation.pair_checks import encodings_differ
 from microbert_cli.errors import MbertError
-from microbert_cli.exporting.directory import _exported_tokenizer
+from microbert_cli.exporting.directory import exported_tokenizer
 from microbert_cli.models.architectures import input_names, positions_of, wasted_positions
 from microbert_cli.models.capture import OutputRequest, forward_outputs
 from microbert_cli.models.load import LoadedModel, check_forward, load_model, reorder_head
@@ -167,13 +167,13 @@ def test_labels_of_any_head_are_reordered(model_type: str, tmp_path: Path) -> No
         ("fnet", ["input_ids", "token_type_ids", "attention_mask"], ("input_ids", "token_type_ids")),
     ],
 )
-def test_the_exported_tokenizer_gives_what_the_graph_takes(
+def test_theexported_tokenizer_gives_what_the_graph_takes(
     model_type: str, gives: list[str], inputs: tuple[str, ...], tmp_path: Path
 ) -> None:
     tokenizer = wordpiece(tmp_path)
     tokenizer.model_input_names = gives
     assert inputs_of_export(on_meta(model_type, tokenizer), tokenizer) == inputs
-    _exported_tokenizer(tokenizer, inputs, 16).save_pretrained(tmp_path / "out")
+    exported_tokenizer(tokenizer, inputs, 16).save_pretrained(tmp_path / "out")
     exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert exported("a").keys() == set(inputs)
     assert len(exported("warm " * 99, truncation=True)["input_ids"]) == 16
