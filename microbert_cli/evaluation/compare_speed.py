@@ -9,6 +9,7 @@ import numpy as np
 
 from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.task_data import TaskData
+from microbert_cli.data.tokenized import CascadeExamples
 from microbert_cli.evaluation.baseline import LinearModel
 from microbert_cli.evaluation.benchmark import Batch, TimedModel, time_interleaved
 from microbert_cli.evaluation.scoring import check_finite
@@ -70,6 +71,9 @@ def benchmark_models(
         )
         length = round(float(lengths.mean()))
         measured[entrant.name] = _sizes(entrant, model, length)
+        if isinstance(encoded, CascadeExamples) and encoded.big is not None:
+            big_length = round(float(np.asarray(encoded.big.lengths)[positions].mean()))
+            measured[entrant.name]["flops"] = model.answers.flops(length, big_length)
         if hasattr(model.answers, "left"):
             measured[entrant.name] |= _exits(model, timed_models[entrant.name].batches, length)
     for name, model_of_texts in (linear or {}).items():
@@ -118,5 +122,4 @@ def _sizes(entrant: BenchmarkModel, model: Predictor, length: int) -> dict[str, 
     sizes: dict[str, Any] = {"bytes": weights_bytes(weights) if weights.exists() else None, "length": length}
     if hasattr(model.model, "parameters"):
         sizes["parameters"] = count_parameters(model.model).total
-    is_cascade = model.sends_to is not None
-    return sizes | {"flops": model.answers.flops(length) if is_cascade else forward_flops(model.model.config, length)}
+    return sizes | {"flops": forward_flops(model.model.config, length)}

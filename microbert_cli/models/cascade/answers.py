@@ -95,9 +95,12 @@ class CascadeAnswers:
         self.rows = self.sent = 0
         return float(counts[1] / max(1, counts[0]))
 
-    def flops(self, length: int) -> int | None:
-        """Returns the mean floating-point operations of a row: the small model's, and the big one's of the share sent on."""
-        small, big = (forward_flops(self.configs[part], length) for part in PARTS)
+    def flops(self, length: int, big_length: int) -> int | None:
+        """Returns the mean floating-point operations of a row: the small model's, and the big one's of the share sent on.
+
+        length, big_length  tokens of the row, as each of the two splits it
+        """
+        small, big = forward_flops(self.configs[SMALL], length), forward_flops(self.configs[BIG], big_length)
         return None if small is None or big is None else round(small + self.rule.sent * big)
 
 
