@@ -22,8 +22,8 @@ def check_pair(terms: Mapping[str, LossTerm], teacher: LoadedModel, student: Loa
     """Raises the error of the first loss, by its key in the recipe, that cannot compare this student with this teacher.
 
     M329 one of them is no Transformer, M326 one of them reads pairs apart, M312 their token ids differ,
-    M337 one of them pads on the left, M014 one of them does not give attention scores, M013 their numbers of heads differ, M094 their
-    widths differ, M095 the loss's own number of heads does not divide the widths
+    M337 one of them pads on the left, M014 one of them does not give attention scores, M013 their numbers of heads differ,
+    M094 their widths differ, M095 the loss's own number of heads does not divide the widths
     """
     inside = [key for key, term in terms.items() if term.asks_teacher and term.needs & INSIDE]
     for model in (teacher, student):
