@@ -87,6 +87,10 @@ class MultitaskExamples:
         """Returns a function like `endless_batches`, over all tasks."""
         return partial(mixed_batches, sizes=[len(part) for part in self.parts], shares=self.shares)
 
+    def distinct_ids(self, pad_id: int | None) -> np.ndarray:
+        """Returns the token ids that occur in a batch of any task; see `TokenizedExamples.distinct_ids`."""
+        return np.unique(np.concatenate([part.distinct_ids(pad_id) for part in self.parts]))
+
     def batch(self, indices: np.ndarray, pad_to: int | None = None, pad_id: int | None = 0) -> "dict[str, torch.Tensor]":
         """Returns rows of one task as tensors, `rows` numbered within the task; see `TokenizedExamples.batch`."""
         starts = np.cumsum([0, *(len(part) for part in self.parts)])

@@ -50,6 +50,10 @@ class TokenizedExamples:
         """Returns the number of tokens of each row."""
         return np.diff(self.offsets)
 
+    def distinct_ids(self, pad_id: int | None) -> np.ndarray:
+        """Returns the token ids that occur in a batch of these rows, the padding's among them, in ascending order."""
+        return np.union1d(self.ids, [] if pad_id is None else [pad_id]).astype(np.int64)
+
     def take(self, indices: np.ndarray) -> "TokenizedExamples":
         """Returns some of the rows, numbered anew."""
         lengths = self.lengths[indices]

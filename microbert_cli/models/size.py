@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import architecture_of, inner_config, model_shape
 
+OOM_MESSAGES = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
 MOST_COUNTED = 200_000_000  # parameters of a model that is made only to count its operations
 
 
@@ -193,6 +194,13 @@ def weights_bytes(path: Path) -> int:
         if files := sorted(path.glob(pattern)):
             return sum(file.stat().st_size for file in files)
     raise FileNotFoundError(f"no weights in {path}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator failed. Torch raises a class of its own for a GPU, and a bare RuntimeError for the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OOM_MESSAGES)
 
 
 def out_of_memory_error(error: BaseException, *, where: str, fix: str) -> MbertError:

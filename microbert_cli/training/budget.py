@@ -150,7 +150,7 @@ def _seconds(phase: Phase, model: Any, seed: int, pad_id: int, device: str, scor
             phase.name, phase.training, phase.rows.lengths, table=phase.table, drop_last=phase.drop_last, seed=seed
         )
         short = replace(plan, steps=WARM + TIMED, evaluate_every=0, checkpoint_seconds=1e9, checkpoint_steps=0)
-        train(objective, batches, short, directory=Path(folder), seed=seed)
+        train(objective, batches, short, directory=Path(folder), seed=seed, token_ids=phase.rows.distinct_ids(pad_id))
         ended = time.monotonic()
         if (evaluation := phase.evaluation(objective, score)) is not None:
             evaluation()

@@ -15,23 +15,25 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from microbert_cli import distributed
+from microbert_cli.data.corpus.masking import split_batch
 from microbert_cli.errors import DivergedError
 from microbert_cli.models.capture import Batch
 from microbert_cli.models.save import RESUME
-from microbert_cli.models.size import out_of_memory_error
+from microbert_cli.models.size import is_out_of_memory, out_of_memory_error
 from microbert_cli.reporter import SILENT, Log, Reporter
 from microbert_cli.signals import Interrupted, StopSignal, WorkInterrupted, collected_signals
 from microbert_cli.training import checkpoint
 from microbert_cli.training.checkpoint import BestWeights, RandomState, random_state, set_random_state
 from microbert_cli.training.freeze import frozen
 from microbert_cli.training.objective import Objective
-from microbert_cli.training.oom import is_out_of_memory, split_batch
-from microbert_cli.training.optimisers import clips_globally, make_optimiser, set_rates
+from microbert_cli.training.optimisers import clips_globally, optimiser_of, set_rates
 from microbert_cli.training.plan import TrainingPlan, TrainingResult
+from microbert_cli.training.word_rows import WordRows
 
 Score = Callable[[], dict[str, float]]
 LOSS = "loss"  # the name of a phase's loss on dev among its scores
@@ -47,23 +49,31 @@ def train(
     score: Score | None = None,
     primary: str = "",
     bests: BestWeights | None = None,
+    token_ids: np.ndarray | None = None,
     reporter: Reporter = SILENT,
 ) -> TrainingResult:
     """Trains `objective.student` in place; with `score`, it ends with the weights of the best `primary` score.
 
     batches    a function from the number of batches to skip to an iterator over the rest
     bests      collects the best weights by further metrics
+    token_ids  of all rows, where they are known: other word vectors only decay, and are not walked through (`word_rows.py`)
     directory  holds log.jsonl and the resume state, of a finished phase too, so that a resumed stage skips that phase
     When memory runs out, batches are split in halves from then on; a second time raises M222. Raises M401 when the loss or the
     gradient norm is not finite (last good state and batch are saved), Interrupted on SIGINT and SIGTERM once the step is saved.
     """
     parts = frozen(objective.student, plan.freeze, where=f"{plan.table}.freeze")
-    with parts, Log(directory / "log.jsonl") as log, collected_signals() as stop:
-        run = _TrainingRun(objective, plan, directory, seed, score, primary, reporter)
+    with (
+        parts,
+        Log(directory / "log.jsonl") as log,
+        collected_signals() as stop,
+        WordRows.of(objective, plan.optimizer, token_ids) as words,
+    ):
+        run = _TrainingRun(objective, plan, directory, seed, score, primary, reporter, words)
         run.bests = bests or run.bests
         torch.manual_seed(seed)
         run.restore()
-        distributed.broadcast_tensors(run.tensors)
+        with words.whole():
+            distributed.broadcast_tensors(run.tensors)
         source = batches(run.step * plan.accumulate)
         run.evaluate_if_due(log, stop)
         while not run.is_over:
@@ -80,20 +90,13 @@ class _TrainingRun:
 
     def __init__(
         self, objective: Objective, plan: TrainingPlan, directory: Path, seed: int, score: Score | None, primary: str,
-        reporter: Reporter,
+        reporter: Reporter, words: WordRows,
     ):  # fmt: skip
+        self.words = words
         self.objective, self.plan, self.directory, self.seed = objective, plan, directory, seed
         self.score, self.primary, self.reporter = score, primary, reporter
         self.state_directory = directory / RESUME / "phases" / plan.name
-        self.optimiser = make_optimiser(
-            plan.optimizer,
-            [objective.student, objective],
-            learning_rate=plan.learning_rate,
-            weight_decay=plan.weight_decay,
-            max_grad_norm=plan.max_grad_norm,
-            leave_out=[p for adversary in objective.adversaries.values() for p in adversary.parameters()],
-            progressive=objective.progressive,
-        )
+        self.optimiser = optimiser_of(objective, plan)
         self.adversaries = {name: adversary.optimiser() for name, adversary in objective.adversaries.items()}
         self.pruner = objective.pruner
         self.step = 0
@@ -140,6 +143,7 @@ class _TrainingRun:
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+        self.words.decay(self.optimiser)
         self.objective.note(parts)
         self.step += 1
         if self.pruner:
@@ -162,7 +166,7 @@ class _TrainingRun:
         # Evaluating must leave no trace in training: a run evaluated more often draws the same dropout.
         random = random_state()
         try:
-            with stop.interruptible():
+            with stop.interruptible(), self.words.whole():
                 scores = self.score()
         except WorkInterrupted:
             set_random_state(random)
@@ -174,7 +178,8 @@ class _TrainingRun:
         self.result.history.append({"step": self.step, **scores})
         if self.pruner and not self.pruner.finished:
             return  # a larger student than the one that is wanted is never the best
-        self.bests.update(self.step, scores, self.objective.student)
+        with self.words.whole():
+            self.bests.update(self.step, scores, self.objective.student)
         better = not self.result.best or self._is_better(scores)
         if better or not self.plan.keep_best:
             self.result.best, self.result.best_step = scores, self.step
@@ -214,6 +219,8 @@ class _TrainingRun:
             "optimiser": self.optimiser.state_dict(),
             "adversaries": {name: optimiser.state_dict() for name, optimiser in self.adversaries.items()},
             "random": random_state(),
+            "word_rows": self.words.count,
+            "word_factor": self.words.factor,
             "result": vars(self.result),
             **({"pruner": self.pruner.state_dict()} if self.pruner else {}),
         }
@@ -229,7 +236,12 @@ class _TrainingRun:
         self.bests.records = state.get("bests", {})
         if self.pruner:
             self.pruner.load_state_dict(state["pruner"])
-        self._load(state["weights"])
+        if state.get("word_rows", 0) != self.words.count:  # of a run that walked through the whole table
+            self.words.give_up()
+            self.optimiser = optimiser_of(self.objective, self.plan)
+        with self.words.whole():
+            self._load(state["weights"])
+            self.words.restored(state.get("word_factor", 1.0))
         self.optimiser.load_state_dict(state["optimiser"])
         for name, optimiser in self.adversaries.items():
             optimiser.load_state_dict(state["adversaries"][name])
@@ -311,7 +323,8 @@ class _TrainingRun:
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         modules: dict[str, nn.Module] = {"student": self.objective.student, "objective": self.objective}
-        return {name: {k: v.detach().clone() for k, v in m.state_dict().items()} for name, m in modules.items()}
+        with self.words.whole():
+            return {name: {k: v.detach().clone() for k, v in m.state_dict().items()} for name, m in modules.items()}
 
     def _load(self, weights: dict[str, dict[str, Tensor]]) -> None:
         self.objective.student.load_state_dict(weights["student"])

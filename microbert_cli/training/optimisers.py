@@ -98,6 +98,19 @@ class Lamb(_AdamWithoutCorrection):
         parameter.add_(update, alpha=-group["lr"])
 
 
+def optimiser_of(objective: Any, plan: Any) -> torch.optim.Optimizer:
+    """Makes the optimiser of a phase, whose `plan` is a TrainingPlan, for a student and its objective without adversaries."""
+    return make_optimiser(
+        plan.optimizer,
+        [objective.student, objective],
+        learning_rate=plan.learning_rate,
+        weight_decay=plan.weight_decay,
+        max_grad_norm=plan.max_grad_norm,
+        leave_out=[weight for adversary in objective.adversaries.values() for weight in adversary.parameters()],
+        progressive=objective.progressive,
+    )
+
+
 def make_optimiser(
     name: str,
     modules: Iterable[nn.Module],

@@ -257,6 +257,7 @@ class _PhaseRunner:
             score=phase.evaluation(objective, self.score),
             primary=self.primary,
             bests=tracker,
+            token_ids=phase.rows.distinct_ids(self.pad_id),
             reporter=self.reporter,
         )
         if objective.pruner:

@@ -7,7 +7,7 @@ Sources: BERT (Devlin et al. 2019), with RoBERTa's re-drawing; DistilBERT's rele
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -100,3 +100,19 @@ def rank_rows(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     positions = (rows[on_this_rank] // world) * width + columns[on_this_rank]
     idle = {} if rank < len(batch["input_ids"]) else {"idle": torch.ones(1)}
     return {**rank_batch, "token_positions": positions, "token_labels": batch["token_labels"][on_this_rank], **idle}
+
+
+def split_batch(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Splits a batch in two halves by rows, masked positions with their rows; a batch of one row is returned alone."""
+    rows, width = batch["input_ids"].shape
+    middle = (rows + 1) // 2
+    return [_part(batch, first, last, width) for first, last in ((0, middle), (middle, rows)) if last > first]
+
+
+def _part(batch: Mapping[str, Tensor], first: int, last: int, width: int) -> dict[str, Tensor]:
+    part = {name: value[first:last] for name, value in batch.items() if name not in MASK_KEYS}
+    if "token_positions" in batch:
+        positions = batch["token_positions"]  # into the flattened [B x T]
+        inside = (positions >= first * width) & (positions < last * width)
+        part |= {"token_positions": positions[inside] - first * width, "token_labels": batch["token_labels"][inside]}
+    return part

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_bert
 
 from microbert_cli.data.batching import endless_batches
+from microbert_cli.data.corpus.masking import split_batch
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
@@ -25,7 +26,6 @@ from microbert_cli.training import checkpoint, loop
 from microbert_cli.training.loop import Interrupted, train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
-from microbert_cli.training.oom import split_batch
 from microbert_cli.training.phases import make_plan
 from microbert_cli.training.plan import TrainingPlan
 
