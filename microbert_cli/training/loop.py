@@ -140,10 +140,10 @@ class _TrainingRun:
             raise self._diverged(f"the loss is {parts['loss']} and the gradient norm {norm}", batches)
         if self.pruner:
             self.pruner.observe()
+        self.words.decay(self.optimiser)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        self.words.decay(self.optimiser)
         self.objective.note(parts)
         self.step += 1
         if self.pruner:

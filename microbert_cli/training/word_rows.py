@@ -99,8 +99,8 @@ class WordRows:
                 self._narrow()
 
     def decay(self, optimiser: torch.optim.Optimizer) -> None:
-        """Notes what a step has done to the vectors that do not occur."""
-        if self.rows is None:
+        """Notes what the step to come does to the vectors that do not occur: nothing where the table gets no gradient at all."""
+        if self.rows is None or self.part.grad is None:
             return
         (group,) = (group for group in optimiser.param_groups if any(weight is self.part for weight in group["params"]))
         self.factor *= 1.0 - group["lr"] * group["weight_decay"]

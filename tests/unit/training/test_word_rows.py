@@ -89,6 +89,15 @@ def test_the_same_weights_as_by_the_whole_table(places, tmp_path, optimizer):
     assert table.weight.shape == expected[TABLE].shape and not table._forward_pre_hooks and table.padding_idx == 0
 
 
+def test_a_table_that_the_losses_do_not_reach_does_not_decay(places, tmp_path):
+    objective = objective_of(places, "wide")
+    table = objective.student.get_input_embeddings()
+    before = table.weight.detach().clone()
+    table.register_forward_hook(lambda *inputs: inputs[-1].detach())
+    train(objective, batches, plan_of(), directory=tmp_path, seed=1, token_ids=OCCUR)
+    assert torch.equal(table.weight, before)
+
+
 def test_a_clipped_step_differs_by_the_order_of_a_sum_alone(places, tmp_path):
     _, expected, _ = run(places, tmp_path / "whole", ids=None)
     _, weights, _ = run(places, tmp_path / "rows")
