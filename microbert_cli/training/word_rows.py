@@ -99,7 +99,7 @@ class WordRows:
                 self._narrow()
 
     def decay(self, optimiser: torch.optim.Optimizer) -> None:
-        """Notes what the step to come does to the vectors that do not occur: nothing where the table gets no gradient at all."""
+        """Notes what the coming step does to the vectors that do not occur: nothing where the table gets no gradient."""
         if self.rows is None or self.part.grad is None:
             return
         (group,) = (group for group in optimiser.param_groups if any(weight is self.part for weight in group["params"]))
