@@ -13,10 +13,11 @@ from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.multitask_batching import MultitaskExamples, chunks_of_rows
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
-from microbert_cli.distillation.initialise import InitialWeights, initial_weights, layers_of
 from microbert_cli.distillation.pair_checks import check_pair
 from microbert_cli.distillation.pruning.build import layer_maps, pruning_of
 from microbert_cli.distillation.results import expert_usage, logged_ask, save_best_weights
+from microbert_cli.distillation.start.initialise import InitialWeights, initial_weights, layers_of
+from microbert_cli.distillation.start.words import WordVectorStart, word_vector_start
 from microbert_cli.distillation.task_set import TaskSet
 from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
 from microbert_cli.models import factory
@@ -64,7 +65,7 @@ class Distiller:
 
     def __init__(
         self, recipe: Recipe, catalog: Catalog, data: Sequence[TaskData], teacher: Teachers, student: str,
-        identities: Mapping[str, Any], reporter: Reporter, initial: str | None = None,
+        identities: Mapping[str, Any], reporter: Reporter, initial: str | None = None, vectors: str | None = None,
     ):  # fmt: skip
         self.recipe, self.catalog, self.reporter = recipe, catalog, reporter
         self.student, self.started = student, time.monotonic()
@@ -88,6 +89,7 @@ class Distiller:
             pruning_of(recipe, catalog, teacher_model.loaded, student, self.terms) if teacher_model is not None else None
         )
         self._neuron_importance: Mapping[int, Tensor] | None = None
+        self._from_vectors = vectors and partial(word_vector_start, vectors, limit=recipe.vectors.limit, reporter=reporter)
         self._start = self._initial_weights(initial)
         self._check(self.load(recipe.seed))
 
@@ -166,7 +168,7 @@ class Distiller:
             return {"start": {"by": "pruning", "of": self._first_teacher.source}}
         return {"start": self._start.record} if self._start else {}
 
-    def _initial_weights(self, initial: str | None) -> InitialWeights | None:
+    def _initial_weights(self, initial: str | None) -> InitialWeights | WordVectorStart | None:
         """Returns what a new student takes from the first teacher, or from the model `initial`."""
         settings, teacher = self.recipe.initialise, self._first_teacher
         described = factory.is_description(self.student, self.catalog)
@@ -174,6 +176,8 @@ class Distiller:
             return None
         if teacher is None:
             return self._weights_without_teacher(initial) if taught_by_table(self.recipe) else None
+        if self._from_vectors:
+            return self._from_vectors(teacher.loaded)
         columns, measure = teacher.teacher.columns, None
         if settings.neurons == "sensitivity" and has_neurons(teacher.loaded.model):
             measure = cache(lambda layers: self._sensitivity(teacher.loaded, layers, columns=columns, rows=settings.rows))
@@ -188,11 +192,13 @@ class Distiller:
             reporter=self.reporter,
         )
 
-    def _weights_without_teacher(self, initial: str | None) -> InitialWeights | None:
+    def _weights_without_teacher(self, initial: str | None) -> InitialWeights | WordVectorStart | None:
         """Returns what a new student takes from `initial` where no model teaches."""
         if initial is None:
             return None
         settings, source = self.recipe.initialise, load_model(initial, "encoder", where="base", new_head=True)
+        if self._from_vectors:
+            return self._from_vectors(source)
         config = partial(factory.student_config, self.student, self.catalog, source)
         return initial_weights(settings.by, settings.layers, source, None, student=config, reporter=self.reporter)
 

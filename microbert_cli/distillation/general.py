@@ -10,9 +10,9 @@ from torch import nn
 from microbert_cli import distributed
 from microbert_cli.data.corpus.blocks import Blocks
 from microbert_cli.data.corpus.masking import Masking
-from microbert_cli.distillation.initialise import initial_weights
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.pair_checks import check_pair
+from microbert_cli.distillation.start.initialise import initial_weights
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
 from microbert_cli.models import factory

@@ -204,7 +204,7 @@ def student_config(name: str, catalog: Catalog, teacher: LoadedModel) -> Any:
     return described_config(name, catalog, tokenizer=pad_right(teacher.tokenizer), like=teacher.model.config)
 
 
-Initializer = Callable[[Any], dict[str, torch.Tensor] | None]  # changes a new model's weights: distillation/initialise.py
+Initializer = Callable[[Any], dict[str, torch.Tensor] | None]  # changes a new model's weights: distillation/start/initialise.py
 
 
 def is_description(name: str, catalog: Catalog) -> bool:

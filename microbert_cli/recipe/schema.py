@@ -139,7 +139,7 @@ class Moe(Strict):
 
 
 class Initialise(Strict):
-    """What the weights of a new student begin as; see `distillation/initialise.py`. A checkpoint stays what it is.
+    """What the weights of a new student begin as; see `distillation/start/initialise.py`. A checkpoint stays what it is.
 
     layers  which of the teacher's: a rule of `layer_map` for all layers, or one number for each of the student's, from 0 as in
             published lists
@@ -147,7 +147,7 @@ class Initialise(Strict):
     neurons what a slice keeps of a feed-forward network: by its weights alone, or by sensitivity, |w dL/dw| on `rows` rows
     """
 
-    by: Literal["auto", "random", "teacher-layers", "teacher-slice", "teacher-ends", "svd-embed"] = "auto"
+    by: Literal["auto", "random", "teacher-layers", "teacher-slice", "teacher-ends", "svd-embed", "word-vectors"] = "auto"
     layers: Literal["uniform", "first", "last"] | list[int] = "uniform"
     model: Place | None = None
     neurons: Literal["weights", "sensitivity"] = "weights"

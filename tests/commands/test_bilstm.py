@@ -9,9 +9,10 @@ import torch
 from mbert_command import refused, works
 from safetensors.torch import load_file
 from tiny_models import tiny_bert, tiny_glue
+from transformers import AutoTokenizer
 
 from microbert_cli import api
-from microbert_cli.distillation.initialise import right_vectors
+from microbert_cli.distillation.start.initialise import right_vectors
 
 METHOD = ("--set", "method=bilstm", "--set", "teacher.allow_weak=true", "--set", "phases.distillation.batch_size=8")
 ROWS = {"data__folder": "glue", "data__max_length": 48}
@@ -147,6 +148,40 @@ def test_plan_doctor_and_lists_know_it() -> None:
         planned = works("plan", f"{task}.toml", "--json").json["stages"][0]
         assert planned["steps"] == 2 and planned["flops"] > 0
         assert works("doctor", f"{task}.toml").code == 0
+
+
+VECTORS = ("--set", "initialise.by=word-vectors", "--set", "vectors.source=vectors.txt")
+
+
+def test_word_embeddings_of_a_file_of_word_vectors() -> None:
+    """Tokens that are words get its vectors, as long as the random ones; other tokens stay as they were."""
+    Path("vectors.txt").write_text("boat 3 0 0 4\nkettle 0 1 0 0\nno-such-token 1 1 1 1\n", encoding="utf-8")
+    done = works(*distil("sst2", "bilstm-4x4", *BRIEF, *VECTORS), "-o", "of-vectors")
+    assert "2 of" in done.err and "tokens have one" in done.err
+    start = json.loads(Path("of-vectors/metrics.json").read_text())["start"]
+    assert start == {"by": "word-vectors", "of": "vectors.txt", "tokens": 2}
+    tokens = AutoTokenizer.from_pretrained("of-vectors")
+    table, length = weights("of-vectors")[TABLE], 4**0.5 * 0.1
+    for word, unit in (("boat", (0.6, 0.0, 0.0, 0.8)), ("kettle", (0.0, 1.0, 0.0, 0.0))):
+        torch.testing.assert_close(table[tokens.vocab[word]], length * torch.tensor(unit), atol=1e-5, rtol=0)
+    works(*distil("sst2", "bilstm-4x4", *BRIEF, "--set", "initialise.by=random"), "-o", "no-vectors")
+    others = [i for i in range(len(table)) if i not in (tokens.vocab["boat"], tokens.vocab["kettle"])]
+    assert torch.allclose(table[others], weights("no-vectors")[TABLE][others], atol=1e-6)
+    assert "up to date" in works(*distil("sst2", "bilstm-4x4", *BRIEF, *VECTORS), "-o", "of-vectors").err
+    Path("vectors.txt").write_text("boat 0 0 1 0\n", encoding="utf-8")
+    refused(2, "M110", *distil("sst2", "bilstm-4x4", *BRIEF, *VECTORS), "-o", "of-vectors")
+
+
+def test_word_vectors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    Path("vectors.txt").write_text("boat 3 0 0 4\n", encoding="utf-8")
+    command = (*distil("sst2", "bilstm-4x6", *BRIEF, *VECTORS), "-o", "no")
+    error = refused(3, "M049", *command)
+    assert "bilstm-4x4" in error["fix"] and "4 numbers" in error["what"]
+    refused(3, "M047", *distil("sst2", "bert-1x16", *BRIEF, *VECTORS), "-o", "no")
+    refused(3, "M022", *distil("sst2", "bilstm-4x4", *BRIEF, "--set", "initialise.by=word-vectors"), "-o", "no")
+    missing = ("--set", "initialise.by=word-vectors", "--set", "vectors.source=gone.txt")
+    refused(4, "M242", *distil("sst2", "bilstm-4x4", *BRIEF, *missing), "-o", "no")
+    assert not Path("no").exists()
 
 
 @pytest.mark.parametrize("loss", ["hidden_states", "attention_scores", "cosine", "closest_layers"])

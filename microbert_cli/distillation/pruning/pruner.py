@@ -21,7 +21,7 @@ from microbert_cli.distillation.pruning import cut as cutting
 from microbert_cli.distillation.pruning.gates import LayerGates
 from microbert_cli.distillation.pruning.importance import Key, Tensors, sensitivities, update
 from microbert_cli.distillation.pruning.shape import Sizes, set_sizes
-from microbert_cli.distillation.slice import top_indices
+from microbert_cli.distillation.start.slice import top_indices
 from microbert_cli.recipe.values import Prune
 from microbert_cli.training.objective import Objective
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from microbert_cli.distillation.slice import axes_of
+from microbert_cli.distillation.start.slice import axes_of
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import architecture_of, bert_name, model_shape, model_type_of
 

@@ -29,13 +29,23 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
     """Returns teachers, student and augmented rows, and the model that a new student takes weights from."""
     student = _student(recipe, earlier, catalog)
     if taught_by_table(recipe):
-        return {"teacher": None, "student": student, "augmented": None, **_base(recipe, earlier, catalog, student)}
+        base = _base(recipe, earlier, catalog, student)
+        return {"teacher": None, "student": student, "augmented": None, **base, **_vectors(recipe)}
     return {
         "teacher": _teachers(recipe, earlier),
         "student": student,
         "augmented": augmented_input(recipe, earlier),
         **initial_input(recipe, earlier),
+        **_vectors(recipe),
     }
+
+
+def _vectors(recipe: Recipe) -> dict[str, str]:
+    """Returns the word vectors that a new student begins with; none where it begins otherwise."""
+    if recipe.initialise.by != "word-vectors":
+        return {}
+    what = "word vectors, such as GloVe's"
+    return {"vectors": required_input(recipe.vectors.source, "vectors.source", what, "--set vectors.source=FILE")}
 
 
 def _base(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog, student: str) -> dict[str, Any]:
@@ -176,7 +186,10 @@ def _part(step: Step, label: str, recipe: Recipe, task: str, teacher: str | None
 STAGE = Stage(
     "task-distill",
     inputs,
-    input_keys={"teacher": ("teacher.model",), "student": ("student", "init"), "augmented": ("augmented",)},
+    input_keys={
+        "teacher": ("teacher.model",), "student": ("student", "init"), "augmented": ("augmented",),
+        "vectors": ("vectors.source",),
+    },
     keys=(
         "task", "data", "teacher", "phases", "normalisation", "layer_map", "initialise", "moe", "early_exit", "cache",
         "seed", "seeds", "budget", *PRECISION_KEYS, *MULTITASK_KEYS,

@@ -29,6 +29,7 @@ def run(
     student: str,
     augmented: str | Mapping[str, str] | None = None,
     initial: str | None = None,
+    vectors: str | None = None,
     force: bool = False,
     resume: bool = True,
     renew: bool = False,
@@ -40,6 +41,7 @@ def run(
                None where columns of the task's table teach
     student    the output of general-distill, any encoder, or a student of the catalogue (random weights)
     augmented  a directory made by `augment`, of several tasks one by name; without it the original training set is used
+    vectors    a file of word vectors, where a new student begins with them
     initial    whose weights a new student takes where the recipe says that it takes any; else the teacher's
     """
     if remark := STAGE.remark(recipe, catalog):
@@ -48,12 +50,13 @@ def run(
     input_sources = dict(named_inputs("teacher", teacher)) | {"student": student}
     if len(input_sources) == 1 and recipe.base is not None:
         input_sources["base"] = recipe.base  # nobody teaches: a new student's tokens are those of the base model
-    input_sources |= {"initial": initial} if initial else {}
+    input_sources |= {name: source for name, source in (("initial", initial), ("vectors", vectors)) if source}
     inputs = {name: factory.identify(source, catalog) for name, source in input_sources.items()}
     identity = {
         "recipe": recipe.identity(*STAGE.keys),
         "own_files": catalog.own_files(),
         **inputs,
+        **({"vectors_limit": recipe.vectors.limit} if vectors else {}),
         "data": fingerprints_of(data),
     }
     with stage_output(
@@ -63,7 +66,7 @@ def run(
             return up_to_date(STAGE.name, out)
         for _, source in named_inputs("teacher", teacher) if recipe.moe.side in ("teacher", "both") else ():
             check_expert_teacher(source, side=recipe.moe.side, experts=recipe.moe.experts)
-        distiller = Distiller(recipe, catalog, data, teacher, student, inputs, reporter, initial)
+        distiller = Distiller(recipe, catalog, data, teacher, student, inputs, reporter, initial, vectors)
         distiller.work = work.path
         task_set, seeds = distiller.task_set, recipe.seeds or [recipe.seed]
         teacher_scores = task_set.score_teachers()

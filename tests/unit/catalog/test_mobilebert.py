@@ -19,7 +19,7 @@ from microbert_cli.catalog.losses.feature_statistics import feature_statistics
 from microbert_cli.catalog.losses.masked_lm import masked_lm
 from microbert_cli.catalog.losses.token_mixed_target import token_mixed_target
 from microbert_cli.distillation.general import _disable_dropout, make_objective, make_student, required_heads
-from microbert_cli.distillation.initialise import initial_weights
+from microbert_cli.distillation.start.initialise import initial_weights
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import OutputRequest, forward_outputs

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from microbert_cli import api
-from microbert_cli.distillation.initialise import InitialWeights, bert_parameters, choose_start, layers_of, right_vectors
-from microbert_cli.distillation.slice import column_importance, head_rows, neuron_importance, top_indices
+from microbert_cli.distillation.start.initialise import InitialWeights, bert_parameters, choose_start, layers_of, right_vectors
+from microbert_cli.distillation.start.slice import column_importance, head_rows, neuron_importance, top_indices
 from microbert_cli.errors import MbertError
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import ModelShape

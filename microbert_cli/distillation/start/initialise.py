@@ -9,7 +9,7 @@ svd-embed       E ~ (E V) V^T, V [D, d] the d largest right singular vectors of 
                 table P becomes P V, all else stays random. Squared error: the sum of the squared singular values left out
 
 A recurrent student has word embeddings alone that can be its teacher's, of any type: teacher-ends takes them as they are,
-svd-embed narrower, auto whichever fits.
+svd-embed narrower, auto whichever fits; or those of a file of word vectors (word-vectors, `words.py`).
 
 The trained map from student to teacher width, where a method has one, starts as what undoes the cut: V, or the kept columns.
 
@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from microbert_cli.distillation.layer_map import layer_map
-from microbert_cli.distillation.slice import axes_of, kept_indices, sliced
+from microbert_cli.distillation.start.slice import axes_of, kept_indices, sliced
+from microbert_cli.distillation.start.words import WORD_VECTORS, no_recurrent_student
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import (
     ModelShape,
@@ -175,6 +176,8 @@ def initial_weights(by: str, layers: str | Sequence[int], teacher: LoadedModel, 
     """
     if by == "random":
         return None
+    if by == WORD_VECTORS:
+        raise no_recurrent_student(model_type_of(student()))
     source = teacher
     if initial is not None and initial != teacher.source:
         source = load_model(initial, "encoder", where="initialise.model", new_head=True)
