@@ -17,7 +17,7 @@ import torch
 from microbert_cli.augmentation.word_vectors import WordTable, load_word_table
 from microbert_cli.augmentation.words import Spelling
 from microbert_cli.errors import MbertError
-from microbert_cli.models.architectures import architecture_of, model_type_of
+from microbert_cli.models.architectures import architecture_of, model_shape, model_type_of
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.reporter import Reporter
 
@@ -87,5 +87,5 @@ def _other_width(width: int, student_width: int, config: Any, file: str) -> Mber
         f"these word vectors have {width} numbers, and the student's word embeddings {student_width}",
         where=f"vectors.source {file}, student",
         allowed="Vectors as wide as the student's embeddings.",
-        fix=f"--student bilstm-{config.hidden_size}x{width}, or vectors of {student_width} numbers",
+        fix=f"--student bilstm-{model_shape(config).width}x{width}, or vectors of {student_width} numbers",
     )
