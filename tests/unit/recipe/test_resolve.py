@@ -302,7 +302,7 @@ def test_a_method_without_some_of_its_parts():
     weights = {name: term.weight for name, term in recipe.phases["all"].losses.items()}
     assert weights == {"feature_alignment": 0.0, "soft_target": 0.0, "hard_label": 1.0, "discriminator": 0.1}
     single = of("method=microbert", 'ablate=["fal_max"]').recipe.phases["alignment"].losses["feature_alignment"]
-    assert single.weight == 1.0 and single.parameters == {"cls": 0.5, "max": 0.0, "mean": 0.5}
+    assert single.weight == 1.0 and single.parameters == {"distance": "cosine", "cls": 0.5, "max": 0.0, "mean": 0.5}
     variant = overlay(of("method=microbert"), {"ablate": ["dis"]}, "variant v", CATALOG)
     assert variant.origins["phases.all.losses.discriminator.weight"] == "method microbert without dis"
 
