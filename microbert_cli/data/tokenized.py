@@ -52,7 +52,11 @@ class TokenizedExamples:
 
     def distinct_ids(self, pad_id: int | None) -> np.ndarray:
         """Returns the token ids that occur in a batch of these rows, the padding's among them, in ascending order."""
-        return np.union1d(self.ids, [] if pad_id is None else [pad_id]).astype(np.int64)
+        occurs = np.zeros(max(int(self.ids.max(initial=0)), pad_id or 0) + 1, dtype=bool)
+        occurs[self.ids] = True  # no sorting: there may be hundreds of millions
+        if pad_id is not None:
+            occurs[pad_id] = True
+        return np.flatnonzero(occurs)
 
     def take(self, indices: np.ndarray) -> "TokenizedExamples":
         """Returns some of the rows, numbered anew."""
