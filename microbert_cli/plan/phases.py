@@ -30,7 +30,7 @@ from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.values import PhaseSpec, Term, Training
 from microbert_cli.runs.stage_inputs import Step
-from microbert_cli.training.freeze import frozen_by_stage, parts_of
+from microbert_cli.training.freeze import parts_of, staged
 from microbert_cli.training.loop import LOSS
 from microbert_cli.training.loss_terms import LAYERWISE, make_terms, output_request
 from microbert_cli.training.phases import make_plan, rows_processed
@@ -71,12 +71,9 @@ def asked_once(
 def stages_of(name: str, spec: Spec, lengths: np.ndarray, config: Any, *, table: str) -> Iterator[tuple[str, Spec, np.ndarray]]:
     """Yields name, numbers and lengths of rows of every stage of a phase, as `training/freeze.py` makes them."""
     chunks = evenly_spaced_chunks(len(lengths), getattr(spec, "chunk_rows", None))
-    unfreeze = getattr(spec, "unfreeze", [])
-    parts = parts_of(meta_model(config, "classifier")) if unfreeze else []
-    stages = frozen_by_stage(unfreeze, spec.freeze, parts, where=f"{table}.unfreeze")
-    whole = len(chunks) == len(stages) == 1 and not unfreeze
-    for number, (stage, chunk) in enumerate(((stage, chunk) for stage in stages for chunk in chunks), 1):
-        yield name if whole else f"{name}.{number}", spec.model_copy(update={"freeze": stage}), lengths[chunk]
+    parts = parts_of(meta_model(config, "classifier")) if getattr(spec, "unfreeze", []) else []
+    for stage, frozen, chunk in staged(name, spec, chunks, parts, where=f"{table}.unfreeze"):
+        yield stage, spec.model_copy(update={"freeze": frozen}), lengths[chunk]
 
 
 def add_phase(

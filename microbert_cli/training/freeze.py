@@ -19,7 +19,7 @@ Source: gradual unfreezing, Howard and Ruder 2018 (ULMFiT, arXiv 1801.06146); as
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.models.architectures import layer_index
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 EMBEDDINGS, HEAD, BRANCHES, BACKBONE = "embeddings", "head", "branches", "backbone"
 TOP_DOWN = "top-down"
 Order = str | Sequence[str | Sequence[str]]
+Chunk = TypeVar("Chunk")
 
 
 @contextmanager
@@ -115,23 +116,36 @@ def frozen_by_stage(
     return [[part for part in parts if part not in stage] for stage in trained]
 
 
+def staged(
+    name: str, training: Any, chunks: Sequence[Chunk], parts: Sequence[str], *, where: str
+) -> list[tuple[str, list[str], Chunk]]:
+    """Returns name, frozen parts and chunk of every stage of a phase, all chunks in each; one that has no stages is its own.
+
+    training  numbers of the phase;  chunks  of its rows;  parts  of the model, from the top down
+    """
+    unfreeze = getattr(training, "unfreeze", [])
+    stages = frozen_by_stage(unfreeze, training.freeze, parts, where=where)
+    if len(stages) == len(chunks) == 1 and not unfreeze:
+        return [(name, stages[0], chunks[0])]
+    pairs = ((stage, chunk) for stage in stages for chunk in chunks)
+    return [(f"{name}.{number}", stage, chunk) for number, (stage, chunk) in enumerate(pairs, 1)]
+
+
 def in_stages(chunks: Sequence["Phase"], parts: Sequence[str]) -> Iterator["Phase"]:
     """Yields the stages of a phase as phases of their own, named PHASE.1, PHASE.2 ..; every stage goes through all chunks.
 
     chunks  the phase, once for each chunk of its rows;  parts  of the model, from the top down
     """
     first = chunks[0]
-    unfreeze, freeze = getattr(first.training, "unfreeze", []), first.training.freeze
-    stages = frozen_by_stage(unfreeze, freeze, parts, where=f"{first.table}.unfreeze")
-    if len(stages) == len(chunks) == 1 and not unfreeze:
-        yield first
-        return
-    for number, (stage, chunk) in enumerate(((stage, chunk) for stage in stages for chunk in chunks), 1):
+    for number, (name, stage, chunk) in enumerate(
+        staged(first.name, first.training, chunks, parts, where=f"{first.table}.unfreeze")
+    ):
+        if name == first.name:
+            yield first
+            return
         training = chunk.training.model_copy(update={"freeze": stage, "unfreeze": []})
         trained = tuple(part for part in parts if part not in stage)
-        yield replace(
-            chunk, name=f"{first.name}.{number}", training=training, stage_of=first.name, trained=trained, continues=number > 1
-        )
+        yield replace(chunk, name=name, training=training, stage_of=first.name, trained=trained, continues=number > 0)
 
 
 def _frozen_throughout(part: str, where: str) -> MbertError:

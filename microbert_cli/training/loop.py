@@ -180,10 +180,9 @@ class _TrainingRun:
             return  # a larger student than the one that is wanted is never the best
         with self.words.whole():
             self.bests.update(self.step, scores, self.objective.student)
-        better = not self.result.best or self._is_better(scores)
-        if better or not self.plan.keep_best:
-            self.result.best, self.result.best_step = scores, self.step
-            self.best_weights = self._weights()
+            if not self.result.best or self._is_better(scores) or not self.plan.keep_best:
+                self.result.best, self.result.best_step = scores, self.step
+                self.best_weights = self._weights()
 
     def _is_better(self, scores: dict[str, float]) -> bool:
         best = self.result.best
