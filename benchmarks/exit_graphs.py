@@ -22,9 +22,9 @@ from transformers import BertConfig, BertForSequenceClassification
 from microbert_cli.evaluation.benchmark import in_turn
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.exits.answers import answer_early
-from microbert_cli.models.exits.build import ExitSettings, add_exits
+from microbert_cli.models.exits.build import ExitSettings, add_exits, exit_ends
 from microbert_cli.models.exits.graph import EXITS_FILE, ExitSession, write_exits
-from microbert_cli.models.exits.segments import exit_ends, write_segments
+from microbert_cli.models.exits.segments import write_segments
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.onnx import open_session, write_onnx
 

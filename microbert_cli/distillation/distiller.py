@@ -226,12 +226,12 @@ class Distiller:
         """
         if not factory.is_description(self.student, self.catalog):
             return partial(self._importance, loaded)
-        start, teacher = self._start, self._first_teacher
-        if start is None or teacher is None or start.by != "teacher-layers" or start.source is not teacher.loaded:
+        init, teacher = self._start, self._first_teacher
+        if not (isinstance(init, InitialWeights) and teacher and init.by == "teacher-layers" and init.source is teacher.loaded):
             return None
         depths = (model_shape(teacher.loaded.model.config).layers, model_shape(loaded.model.config).layers)
         # Both sides count layers from 1, `layers_of` from 0.
-        teacher_layer = dict(enumerate((layer + 1 for layer in layers_of(start.layers, *depths)), 1))
+        teacher_layer = dict(enumerate((layer + 1 for layer in layers_of(init.layers, *depths)), 1))
 
         def measure(layers: Sequence[int]) -> Mapping[int, Tensor]:
             values = self._importance(teacher.loaded, [teacher_layer[layer] for layer in layers], teacher.teacher.columns)

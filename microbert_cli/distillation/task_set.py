@@ -17,7 +17,7 @@ from microbert_cli.evaluation.scoring import EVALUATION_BATCH, predict_logits, s
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import Batch, OptionalTeacherFunction, OutputRequest
 from microbert_cli.models.exits.answers import ExitLogits
-from microbert_cli.models.exits.build import ExitSettings, add_exits, has_exits
+from microbert_cli.models.exits.build import ExitSettings, add_exits, exit_ends, has_exits
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.recipe.phase_data import ANSWERS, AUGMENTED, SELECTED_BY, needs_model, phase_split
 from microbert_cli.recipe.registry import Catalog
@@ -107,7 +107,7 @@ class TaskSet:
             return {}
         data, exits = self.tasks[0].data, ExitLogits(model)
         logits = predict_logits(data, "dev", exits, loaded)
-        numbers = [*model.config.exit_layers, model_shape(model.config).layers]
+        numbers = exit_ends(model.config)
         by_exit = np.split(logits, len(numbers), axis=-1)
         return {str(number): score(data.task, part, data.rows["dev"]) for number, part in zip(numbers, by_exit, strict=True)}
 

@@ -62,6 +62,11 @@ def clopper_pearson(right: int, rows: int, confidence: float) -> float:
     return float(betaincinv(right, rows - right + 1, 1 - confidence)) if right else 0.0
 
 
+def rounded_down(bound: float) -> str:
+    """Returns a lower bound as text; rounded up it would promise too much."""
+    return f"{math.floor(10_000 * bound) / 10_000:.4f}"
+
+
 def rows_needed(wish: float, confidence: float) -> int | None:
     """Returns how many rows without any wrong answer it takes to be sure of a share; None for a share of 1."""
     return math.ceil(math.log(1 - confidence) / math.log(wish)) if 0 < wish < 1 else None

@@ -1,12 +1,12 @@
 """The card of a cascade: README.md, with what was checked, and code that asks both files without this package."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from microbert_cli.data.task_data import TaskData
+from microbert_cli.evaluation.guarantee import rounded_down
 from microbert_cli.exporting.model_card import Card, Score, fenced, front_matter, megabytes
 from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL
 from microbert_cli.text import command_line, escape_markdown
@@ -86,11 +86,6 @@ def checked_text(metrics: Mapping[str, Any]) -> str:
         f"{checked['confidence']:.0%} it is at least {rounded_down(checked['bound'])} on rows of the same kind{wish} "
         "(Clopper and Pearson, one-sided)."
     )
-
-
-def rounded_down(bound: float) -> str:
-    """Returns a lower bound as text; rounded up it would promise too much."""
-    return f"{math.floor(10_000 * bound) / 10_000:.4f}"
 
 
 def _table(metrics: Mapping[str, Any]) -> str:

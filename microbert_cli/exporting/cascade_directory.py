@@ -11,9 +11,9 @@ from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_mod
 from microbert_cli.exporting.directory import (
     FP32_TOLERANCE,
     compare,
+    comparison_batches,
     exported_tokenizer,
-    parity_batches,
-    positions,
+    parity_rows,
     refuse_difference,
 )
 from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL
@@ -37,7 +37,6 @@ from microbert_cli.models.tokenizers import load_tokenizer
 from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
 
-PARITY_ROWS = 256
 TIMED_ROWS = 64  # each of them once, so that the mean is over as many hard rows as there are
 CASCADE = "cascade"
 
@@ -86,10 +85,8 @@ def _write_file(
     if is_routed(loaded.model.config):
         raise no_plain_model(data.task.name)
     match_labels(loaded.model.config, data.task, where=where, source=source)
-    encoded = data.encode("dev", loaded, where=where)
-    rows = [encoded.row(index) for index in range(min(len(encoded), PARITY_ROWS))]
-    longest = positions(loaded.tokenizer, loaded.model)
-    batches = list(parity_batches(rows, loaded.tokenizer.pad_token_id or 0, longest=longest))
+    rows = parity_rows(data.encode("dev", loaded, where=where))
+    batches = comparison_batches(rows, loaded.tokenizer, loaded.model)
     model_logits = torch_logits(loaded.model)
     expected = [model_logits(batch) for batch in batches]
     inputs, fp32 = inputs_of_export(loaded.model, loaded.tokenizer), directory / ONNX_FILES["fp32"]

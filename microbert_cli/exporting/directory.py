@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import MbertError
 from microbert_cli.exporting.onnx_fusion import operators, write_optimized
 from microbert_cli.models.architectures import positions_of
-from microbert_cli.models.exits.build import has_exits
+from microbert_cli.models.exits.build import exit_ends, has_exits
 from microbert_cli.models.exits.graph import EXITS_FILE, ExitSession, write_exits
-from microbert_cli.models.exits.segments import exit_ends
 from microbert_cli.models.graphs.embeddings import Format, table_errors
 from microbert_cli.models.graphs.products import Row
 from microbert_cli.models.onnx import (
@@ -39,6 +39,7 @@ from microbert_cli.reporter import SILENT, Reporter
 SAFETENSORS_TOLERANCE = 1e-6  # safetensors read back by transformers alone
 FP32_TOLERANCE = 1e-4  # ONNX in float32
 MAX_INT8_DROP = 0.02  # loss of score by int8 that deserves a warning
+PARITY_ROWS = 256
 SHAPES = ((1, 8), (3, 17), (8, 64), (32, None))  # rows x length; None = as long as the longest of the rows
 
 Scores = Mapping[str, float]
@@ -82,7 +83,7 @@ def export_model(
     """
     if onnx:
         require_onnx("onnx", "onnxscript", "onnxruntime")
-    batches = list(parity_batches(rows, tokenizer.pad_token_id or 0, longest=positions(tokenizer, model)))
+    batches = comparison_batches(rows, tokenizer, model)
     model_logits = torch_logits(model)
     expected = [model_logits(batch) for batch in batches]
     files: dict[str, dict[str, Any]] = {}
@@ -166,6 +167,16 @@ def read_back(directory: Path) -> Any:
     )
 
 
+def parity_rows(encoded: TokenizedExamples) -> list[Row]:
+    """Returns the rows that files are compared on: the first PARITY_ROWS."""
+    return [encoded.row(index) for index in range(min(len(encoded), PARITY_ROWS))]
+
+
+def comparison_batches(rows: Sequence[Row], tokenizer: Any, model: Any) -> list[Batch]:
+    """Returns the batches of these rows that a model and its files are compared on; see `parity_batches`."""
+    return list(parity_batches(rows, tokenizer.pad_token_id or 0, longest=_positions(tokenizer, model)))
+
+
 def parity_batches(rows: Sequence[Row], pad: int, *, longest: int) -> Iterator[Batch]:
     """Yields batches of real rows, padded on the right, in the shapes of SHAPES (cut to `longest` tokens).
 
@@ -176,8 +187,8 @@ def parity_batches(rows: Sequence[Row], pad: int, *, longest: int) -> Iterator[B
         raise ValueError("parity is checked on real rows; there are none")
     ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
     for count, width in SHAPES:
-        places = np.linspace(0, len(ordered) - 1, count).round().astype(int)
-        chosen = [ordered[place] for place in places]
+        positions = np.linspace(0, len(ordered) - 1, count).round().astype(int)
+        chosen = [ordered[position] for position in positions]
         yield _padded(chosen, min(width or len(chosen[-1]["input_ids"]), longest), pad)
 
 
@@ -204,7 +215,7 @@ def _padded(rows: Sequence[Row], width: int, pad: int) -> Batch:
     return batch
 
 
-def positions(tokenizer: Any, model: Any) -> int:
+def _positions(tokenizer: Any, model: Any) -> int:
     """Returns the longest input that both the model and its tokenizer allow."""
     return min(positions_of(model.config) or 512, tokenizer.model_max_length)
 

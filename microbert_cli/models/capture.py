@@ -290,13 +290,21 @@ torch.set_float32_matmul_precision("highest")
 
 def forward_in_pieces(model: Any, batch: Mapping[str, Tensor], request: OutputRequest) -> ModelOutputs:
     """`forward_outputs` of a large batch in pieces of `tokens_at_once` tokens; whole in training and for token logits."""
+    if model.training or request.token_logits:
+        return forward_outputs(model, batch, request)
+    pieces = [forward_outputs(model, piece, request) for piece in in_pieces(batch)]
+    return pieces[0] if len(pieces) == 1 else _concatenated(pieces)
+
+
+def in_pieces(batch: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """Yields a batch in pieces of rows with `tokens_at_once` tokens; whole where it has no more."""
     rows, width = batch["input_ids"].shape
     step = max(1, tokens_at_once(batch["input_ids"].device.type) // width)
-    if rows <= step or model.training or request.token_logits:
-        return forward_outputs(model, batch, request)
-    starts = range(0, rows, step)
-    pieces = ({name: value[i : i + step] for name, value in batch.items() if len(value) == rows} for i in starts)
-    return _concatenated([forward_outputs(model, piece, request) for piece in pieces])
+    if rows <= step:
+        yield batch
+        return
+    for first in range(0, rows, step):
+        yield {name: value[first : first + step] for name, value in batch.items() if len(value) == rows}
 
 
 def tokens_at_once(device: str) -> int:

@@ -13,7 +13,9 @@ from microbert_cli.recipe.task import load_task
 from microbert_cli.runs.pipeline import step_state
 from microbert_cli.runs.stage_inputs import CASCADE, RUNS, Step
 
-MODELS = ("model", "teacher", "student", "tokenizer", "masked_lm", "initial", "small", "big")
+# Inputs that are models, or students of the catalogue.
+LOADED = ("model", "teacher", "student", "tokenizer", "masked_lm", "small", "big")
+MODELS = (*LOADED, "initial")
 CORPUS = "source"
 VECTORS = "vectors"
 FILE_SUFFIXES = (".txt", ".gz", ".zip", ".parquet", ".vec", ".csv", ".tsv", ".jsonl")

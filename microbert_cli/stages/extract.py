@@ -10,9 +10,9 @@ import numpy as np
 from microbert_cli.data.task_data import TaskData, find_task, load_task_data
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.scoring import predict_logits, score
-from microbert_cli.exporting.directory import compare, parity_batches, read_back, refuse_difference
+from microbert_cli.exporting.directory import compare, comparison_batches, parity_rows, read_back, refuse_difference
 from microbert_cli.exporting.encoder import write_encoder
-from microbert_cli.models.architectures import architecture_of, model_shape, positions_of
+from microbert_cli.models.architectures import architecture_of, model_shape
 from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model
 from microbert_cli.models.labels import match_labels
@@ -30,7 +30,6 @@ from microbert_cli.runs.stage_result import StageResult, up_to_date, write_resul
 
 NAME = "extract"
 KEYS = ("task", "data")
-PARITY_ROWS = 256
 TOLERANCE = 1e-6  # of logits up to 1; of larger ones in proportion
 
 
@@ -118,10 +117,8 @@ def _extract_task(loaded: LoadedModel, name: str, data: TaskData, directory: Pat
     plain = dense_model(routed, name)
     save_model(plain, tokenizer, directory)
     reread = LoadedModel(read_back(directory), tokenizer, str(directory), [])
-    encoded = data.encode("dev", reread, where="MODEL")
-    rows = [encoded.row(i) for i in range(min(len(encoded), PARITY_ROWS))]
-    longest = min(positions_of(plain.config) or 512, tokenizer.model_max_length)
-    batches = list(parity_batches(rows, tokenizer.pad_token_id or 0, longest=longest))
+    rows = parity_rows(data.encode("dev", reread, where="MODEL"))
+    batches = comparison_batches(rows, tokenizer, plain)
     with routed.answering(name):
         expected = [torch_logits(routed)(batch) for batch in batches]
     parity = compare(torch_logits(reread.model), batches, expected, data.task.kind)

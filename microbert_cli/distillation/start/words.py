@@ -35,8 +35,6 @@ class WordVectorStart:
     file: str
     ids: np.ndarray
     vectors_nD: np.ndarray
-    by: str = WORD_VECTORS
-    layers: str = ""
 
     @torch.no_grad()
     def __call__(self, student: Any) -> None:
@@ -52,7 +50,7 @@ class WordVectorStart:
     @property
     def record(self) -> dict[str, Any]:
         """What metrics.json says of it."""
-        return {"by": self.by, "of": self.file, "tokens": len(self.ids)}
+        return {"by": WORD_VECTORS, "of": self.file, "tokens": len(self.ids)}
 
 
 def word_vector_start(file: str, teacher: LoadedModel, *, limit: int, reporter: Reporter) -> WordVectorStart:

@@ -26,10 +26,10 @@ from microbert_cli.models.capture import (
     OutputRequest,
     first_token_layer,
     forward_outputs,
+    in_pieces,
     is_skipped,
     removable_layers,
     replaced,
-    tokens_at_once,
 )
 from microbert_cli.models.exits.build import has_exits
 
@@ -54,12 +54,7 @@ def uncertainty(logits_BC: Tensor) -> Tensor:
 
 def answer_early(model: Any, batch: Batch, speed: float) -> EarlyAnswers:
     """Runs a model with exits on a batch; large batches in pieces, as `forward_in_pieces` does."""
-    rows, width = batch["input_ids"].shape
-    step = max(1, tokens_at_once(batch["input_ids"].device.type) // width)
-    pieces = [
-        _answer_piece(model, {name: value[first : first + step] for name, value in batch.items() if len(value) == rows}, speed)
-        for first in range(0, rows, step)
-    ]
+    pieces = [_answer_piece(model, piece, speed) for piece in in_pieces(batch)]
     return EarlyAnswers(torch.cat([piece.logits for piece in pieces]), torch.cat([piece.layers for piece in pieces]))
 
 

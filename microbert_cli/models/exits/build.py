@@ -76,6 +76,11 @@ def exit_config(classifier: Any, settings: ExitSettings, *, spread: float | None
     )
 
 
+def exit_ends(config: Any) -> list[int]:
+    """Returns the layers behind which rows leave, the last one included."""
+    return [*map(int, config.exit_layers), model_shape(config).layers]
+
+
 def exit_layers(requested: str | Sequence[int], depth: int) -> list[int]:
     """Returns the layers with a branch, from 1; raises M036 for one that is not there, or where none is left."""
     layers = list(range(1, depth)) if requested == "all" else sorted(int(layer) for layer in requested)

@@ -22,7 +22,8 @@ import torch
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import input_names
 from microbert_cli.models.exits.answers import ExitLogits, answer_early
-from microbert_cli.models.exits.segments import exit_ends, write_segments
+from microbert_cli.models.exits.build import exit_ends
+from microbert_cli.models.exits.segments import write_segments
 from microbert_cli.models.onnx import open_session, require_onnx
 
 EXITS_FILE = "model.exits.onnx"

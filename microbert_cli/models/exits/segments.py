@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import removable_layers, replaced
+from microbert_cli.models.exits.build import exit_ends
 from microbert_cli.models.graphs.first_token import first_token_on_top
 from microbert_cli.models.onnx import not_exportable, resting, write_graph
 
@@ -35,11 +36,6 @@ def write_segments(model: Any, folder: Path, *, inputs: Sequence[str]) -> list[P
     except Exception as error:
         raise not_exportable(model, f"segment to layer {last}: {type(error).__name__}: {error}") from error
     return files
-
-
-def exit_ends(config: Any) -> list[int]:
-    """Returns the layers behind which rows leave, the last one included."""
-    return [*map(int, config.exit_layers), model_shape(config).layers]
 
 
 def _write_segment(model: Any, path: Path, first: int, last: int, names: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from microbert_cli.models.load import LoadedModel
 from microbert_cli.plan.calibration import Calibration
 from microbert_cli.plan.doctor.findings import Later
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo, standing_in
+from microbert_cli.plan.static_checks import LOADED
 from microbert_cli.recipe.phase_data import TRAIN
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.task import Task
@@ -32,15 +33,6 @@ from microbert_cli.runs import atomic
 from microbert_cli.runs.pipeline import step_state
 from microbert_cli.runs.stage_inputs import CASCADE, Step
 
-MODELS = (
-    "model",
-    "teacher",
-    "student",
-    "tokenizer",
-    "masked_lm",
-    "small",
-    "big",
-)  # inputs that are models or descriptions of some
 DOCUMENTS, SENTENCES = 50, 40  # of a corpus that one batch is cut from
 
 
@@ -235,7 +227,7 @@ def localised(step: Step, context: DoctorContext) -> Step:
     """Returns the stage with directories for Hub ids; raises Later where one is not here yet."""
 
     def directory_of(role: str, value: Any) -> Any:
-        is_model = role in MODELS and isinstance(value, str) and value not in context.to_come
+        is_model = role in LOADED and isinstance(value, str) and value not in context.to_come
         if not is_model or factory.is_description(value, context.catalog):
             return value
         return str(context.directory(value, f"{step.kind}.{role}"))

@@ -18,11 +18,11 @@ from microbert_cli.models import factory
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.onnx import require_onnx
 from microbert_cli.models.size import weights_bytes
-from microbert_cli.plan.doctor.context import MODELS, DoctorContext, inputs_of
+from microbert_cli.plan.doctor.context import DoctorContext, inputs_of
 from microbert_cli.plan.doctor.findings import Later
 from microbert_cli.plan.doctor.machine_checks import check_room
 from microbert_cli.plan.phases import losses_of
-from microbert_cli.plan.static_checks import check_static, own_files
+from microbert_cli.plan.static_checks import MODELS, check_static, own_files
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import LAYERWISE, make_terms
@@ -64,7 +64,7 @@ def _packages(context: DoctorContext, step: Step) -> None:
 
 def _models(context: DoctorContext, step: Step) -> None:
     for role, name in inputs_of(step).items():
-        is_model = role in (*MODELS, "initial") and name not in context.to_come
+        is_model = role in MODELS and name not in context.to_come
         if is_model and not factory.is_description(name, context.catalog):
             context.directory(name, step.stage.input_keys.get(role, (role,))[0])
 

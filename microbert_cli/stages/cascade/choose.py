@@ -12,7 +12,15 @@ from microbert_cli.data.task_data import TaskData
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring
 from microbert_cli.evaluation.calibration import expected_calibration_error, fit_temperature
-from microbert_cli.evaluation.guarantee import NEVER, Answered, choose_threshold, clopper_pearson, rows_needed, split_rows
+from microbert_cli.evaluation.guarantee import (
+    NEVER,
+    Answered,
+    choose_threshold,
+    clopper_pearson,
+    rounded_down,
+    rows_needed,
+    split_rows,
+)
 from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL, sureness
 from microbert_cli.models.predictor import probabilities
 from microbert_cli.recipe.schema import Recipe
@@ -95,10 +103,9 @@ def _granted(keys: Cascade, seen: Answered, checked: Answered, reporter: Reporte
 
 def _why_never(keys: Cascade, rows: int, threshold: float, bound: float) -> str:
     if threshold < NEVER:
-        shown = math.floor(10_000 * bound) / 10_000
         return (
-            f"the rows that check do not confirm the threshold {threshold:.4f}, with which the agreement is {shown:.4f} at "
-            "least; wish for less, or name more rows of dev"
+            f"the rows that check do not confirm the threshold {threshold:.4f}, with which the agreement is "
+            f"{rounded_down(bound)} at least; wish for less, or name more rows of dev"
         )
     needed = rows_needed(keys.agreement, keys.confidence)
     if needed is None:
@@ -106,7 +113,7 @@ def _why_never(keys: Cascade, rows: int, threshold: float, bound: float) -> str:
     if rows < needed:
         most = clopper_pearson(rows, rows, keys.confidence)
         return (
-            f"{rows:,} rows that all agree show {math.floor(10_000 * most) / 10_000:.4f}; {needed:,} would be needed for "
+            f"{rows:,} rows that all agree show {rounded_down(most)}; {needed:,} would be needed for "
             f"{keys.agreement}: more rows of dev, a smaller cascade.choosing, or a smaller --agreement"
         )
     return "the two models disagree too often even where the small one is surest; wish for less with --agreement"
@@ -139,10 +146,10 @@ def _calibration(
 
 def _tell(metrics: dict[str, Any], reporter: Reporter) -> None:
     checked = metrics["checked"]
-    bound = math.floor(10_000 * checked["bound"]) / 10_000
     reporter.note(
         f"threshold {metrics['threshold']:.4f}: {checked['sent']:.1%} of the checking rows go to the big model; "
-        f"{checked['what']} {checked['value']:.4f}, at least {bound:.4f} with a confidence of {checked['confidence']:.0%}"
+        f"{checked['what']} {checked['value']:.4f}, at least {rounded_down(checked['bound'])} "
+        f"with a confidence of {checked['confidence']:.0%}"
     )
 
 

@@ -1,7 +1,7 @@
 """What a cascade costs: counted as run.py does the work."""
 
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
-from microbert_cli.exporting.cascade_directory import PARITY_ROWS
+from microbert_cli.exporting.directory import PARITY_ROWS
 from microbert_cli.models.cascade.answers import PARTS
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.phases import ONNX, add_lengths, add_race, add_rows, answer_job

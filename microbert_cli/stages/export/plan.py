@@ -2,6 +2,7 @@
 
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
+from microbert_cli.exporting.directory import PARITY_ROWS
 from microbert_cli.models.onnx import onnx_forms
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.phases import (
@@ -17,7 +18,6 @@ from microbert_cli.plan.phases import (
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import answering_load
 from microbert_cli.runs.stage_inputs import Step
-from microbert_cli.stages.export.run import PARITY_ROWS
 
 
 def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:

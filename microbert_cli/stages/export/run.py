@@ -9,7 +9,7 @@ from microbert_cli.evaluation.alternatives.gather import training_rows
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.exporting.card_facts import Facts, card
-from microbert_cli.exporting.directory import export_model
+from microbert_cli.exporting.directory import export_model, parity_rows
 from microbert_cli.exporting.model_card import model_card
 from microbert_cli.models import factory
 from microbert_cli.models.exits.answers import chosen_speed
@@ -28,8 +28,6 @@ from microbert_cli.runs.stage_result import StageResult, place_seen_from, up_to_
 from microbert_cli.stages.export import STAGE
 from microbert_cli.stages.export.alternatives import beside
 from microbert_cli.stages.export.cascade import export_cascade
-
-PARITY_ROWS = 256
 
 
 def run(
@@ -81,12 +79,11 @@ def run(
         speed = chosen_speed(loaded.model.config, recipe.export.speed, where=f"export.model {model}")
         if has_exits(loaded.model.config):
             loaded.model.config.speed = speed
-        encoded = data.encode("dev", loaded, where="export.model")
         measured = export_model(
             loaded.model,
             loaded.tokenizer,
             work.path,
-            [encoded.row(i) for i in range(min(len(encoded), PARITY_ROWS))],
+            parity_rows(data.encode("dev", loaded, where="export.model")),
             score=_scorer(data, loaded, columns),
             primary=data.task.primary,
             onnx=recipe.export.onnx,
