@@ -1,0 +1,75 @@
+"""Draws score against the latency of one row for what `mbert bench --json` measured: one point a model, and the front of the best.
+
+    mbert bench MODEL... --task sst2 --json > bench.json
+    python benchmarks/front.py bench.json [--label NAME=TEXT ...] -o front.svg
+
+`--label` says what a model is called in the plot; with it, models that have no label are left out. Needs matplotlib.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+STYLE = {"svg.hashsalt": "mbert", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+Point = tuple[str, float, float]
+
+
+def points_of(measured: dict[str, Any], labels: dict[str, str]) -> list[Point]:
+    """Returns label, milliseconds a row, and score of every model that has both."""
+    points = []
+    for row in measured["rows"]:
+        name = row["model"]
+        latency = row.get("latency_ms") or measured["models"].get(name, {}).get("latency_ms")
+        if latency and row.get("score") is not None and (not labels or name in labels):
+            points.append((labels.get(name, name), latency, row["score"]))
+    return sorted(points, key=lambda point: point[1])
+
+
+def front_of(points: list[Point]) -> list[Point]:
+    """Returns the points that no faster one is as good as; `points` are sorted by latency."""
+    best = []
+    for point in points:
+        if not best or point[2] > best[-1][2]:
+            best.append(point)
+    return best
+
+
+def draw(points: list[Point], path: Path, score: str) -> None:
+    """Draws the points, the front among them joined by a line."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    front = front_of(points)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+        panel = figure.subplots()
+        panel.step([x for _, x, _ in front], [y for *_, y in front], where="post", color="#8a8a8a", linewidth=1.0, zorder=1)
+        for label, x, y in points:
+            on_front = (label, x, y) in front
+            panel.plot(x, y, marker="o", color="C0" if on_front else "#8a8a8a", linestyle="", zorder=2)
+            panel.annotate(label, (x, y), textcoords="offset points", xytext=(6, -3), fontsize=8)
+        panel.set_xscale("log")
+        panel.margins(x=0.25, y=0.08)
+        panel.set_xlabel("milliseconds for one row (logarithmic)")
+        panel.set_ylabel(score)
+        panel.grid(color="#e6e6e6", linewidth=0.7)
+        panel.set_axisbelow(True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)  # no date: equal bytes
+
+
+def main() -> None:
+    """Reads the arguments and draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measured", type=Path)
+    parser.add_argument("--label", action="append", default=[], metavar="NAME=TEXT")
+    parser.add_argument("--score", default="accuracy on dev")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    given = parser.parse_args()
+    labels = dict(item.rsplit("=", 1) for item in given.label)
+    draw(points_of(json.loads(given.measured.read_text()), labels), given.out, given.score)
+
+
+if __name__ == "__main__":
+    main()
