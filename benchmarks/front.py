@@ -1,4 +1,4 @@
-"""Draws score against the latency of one row for what `mbert bench --json` measured: one point a model, and the front of the best.
+"""Draws score against the latency of one row, of what `mbert bench --json` measured: a point a model, and the front of the best.
 
     mbert bench MODEL... --task sst2 --json > bench.json
     python benchmarks/front.py bench.json [--label NAME=TEXT ...] -o front.svg
@@ -39,6 +39,7 @@ def draw(points: list[Point], path: Path, score: str) -> None:
     """Draws the points, the front among them joined by a line."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     front = front_of(points)
     with matplotlib.rc_context(STYLE):
@@ -50,6 +51,9 @@ def draw(points: list[Point], path: Path, score: str) -> None:
             panel.plot(x, y, marker="o", color="C0" if on_front else "#8a8a8a", linestyle="", zorder=2)
             panel.annotate(label, (x, y), textcoords="offset points", xytext=(6, -3), fontsize=8)
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.margins(x=0.25, y=0.08)
         panel.set_xlabel("milliseconds for one row (logarithmic)")
         panel.set_ylabel(score)
