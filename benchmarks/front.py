@@ -1,4 +1,4 @@
-"""Draws score against the latency of one row, of what `mbert bench --json` measured: a point a model, and the front of the best.
+"""Draws score against the latency of one row, of what `mbert bench --json` measured: a point a model; the best are joined.
 
     mbert bench MODEL... --task sst2 --json > bench.json
     python benchmarks/front.py bench.json [--label NAME=TEXT ...] -o front.svg
