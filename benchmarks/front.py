@@ -16,11 +16,11 @@ Point = tuple[str, float, float]
 
 
 def points_of(measured: dict[str, Any], labels: dict[str, str]) -> list[Point]:
-    """Returns label, milliseconds a row, and score of every model that has both."""
+    """Returns label, mean milliseconds a row, and score of every model that has both."""
     points = []
     for row in measured["rows"]:
         name = row["model"]
-        latency = row.get("latency_ms") or measured["models"].get(name, {}).get("latency_ms")
+        latency = measured["models"].get(name, {}).get("latency_mean_ms")  # the mean: some rows leave early, or are sent on
         if latency and row.get("score") is not None and (not labels or name in labels):
             points.append((labels.get(name, name), latency, row["score"]))
     return sorted(points, key=lambda point: point[1])
@@ -43,22 +43,22 @@ def draw(points: list[Point], path: Path, score: str) -> None:
 
     front = front_of(points)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+        figure = Figure(figsize=(8.6, 4.2), layout="constrained")
         panel = figure.subplots()
         panel.step([x for _, x, _ in front], [y for *_, y in front], where="post", color="#8a8a8a", linewidth=1.0, zorder=1)
-        for label, x, y in points:
-            on_front = (label, x, y) in front
-            panel.plot(x, y, marker="o", color="C0" if on_front else "#8a8a8a", linestyle="", zorder=2)
-            panel.annotate(label, (x, y), textcoords="offset points", xytext=(6, -3), fontsize=8)
+        for number, (label, x, y) in enumerate(points, start=1):
+            colour = "C0" if (label, x, y) in front else "#8a8a8a"
+            panel.plot(x, y, marker="o", color=colour, linestyle="", zorder=2, label=f"{number}  {label}")
+            panel.annotate(str(number), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.margins(x=0.25, y=0.08)
-        panel.set_xlabel("milliseconds for one row (logarithmic)")
+        panel.set_xlabel("milliseconds for one row, mean (logarithmic)")
         panel.set_ylabel(score)
         panel.grid(color="#e6e6e6", linewidth=0.7)
         panel.set_axisbelow(True)
+        figure.legend(loc="outside right upper", frameon=False, handlelength=1.0)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)  # no date: equal bytes
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--score", default="accuracy on dev")
     parser.add_argument("-o", "--out", type=Path, required=True)
     given = parser.parse_args()
-    labels = dict(item.rsplit("=", 1) for item in given.label)
+    labels: dict[str, str] = dict(item.rsplit("=", 1) for item in given.label)
     draw(points_of(json.loads(given.measured.read_text()), labels), given.out, given.score)
 
 

@@ -10,7 +10,7 @@ from microbert_cli.evaluation.compare_speed import BenchmarkModel
 from microbert_cli.models.config import read_config
 from microbert_cli.models.exits.build import has_exits
 from microbert_cli.models.exits.graph import EXITS_FILE
-from microbert_cli.models.find import find_model
+from microbert_cli.models.find import find_model, is_cascade
 
 PLOT = "speed.svg"
 STYLE = {
@@ -48,6 +48,8 @@ def speed_name(name: str, speed: float) -> str:
 
 def _can_leave(entrant: BenchmarkModel) -> bool:
     """Whether rows can leave this entrant early: a model with exits, or an export's file for that, listed as fp32."""
+    if is_cascade(Path(entrant.source)):
+        return False  # has a threshold of its own
     if entrant.precision in ("auto", "torch"):
         return has_exits(read_config(find_model(entrant.source, where=entrant.where), where=entrant.where))
     return entrant.precision == "fp32" and (Path(entrant.source) / EXITS_FILE).is_file()

@@ -234,6 +234,7 @@ def test_wishes_outside_their_range_are_refused() -> None:
 def test_both_models_answer_with_all_of_their_layers() -> None:
     error = refused(2, "M159", "predict", "both", "a text", "--speed", "0.5")
     assert "--speed" in error["where"]
+    refused(2, "M160", "bench", "both", *ROWS, "--speed", "0.5")
     assert works("predict", "both", "a text", "--speed", "0").out == works("predict", "both", "a text").out
 
 
