@@ -20,6 +20,8 @@ from microbert_cli.models.cascade.answers import sureness
 from microbert_cli.models.predictor import open_predictor
 from microbert_cli.runs import manifest
 
+pytestmark = pytest.mark.slow  # they share two models and a cascade, which take 18 s to make
+
 ROWS = ("--task", "sst2", "--data", "glue")
 TEXTS = ("the lovely boat", "a gloomy day", "awful", "the baker sold the warm boat . it is lovely", "kettle")
 OUTER = ("small", "big")
@@ -141,7 +143,6 @@ def test_a_shipped_cascade_answers_the_same_with_and_without_mbert() -> None:
         assert label == answer["label"] and probability == pytest.approx(answer["score"], abs=1e-5)
 
 
-@pytest.mark.slow
 def test_the_threshold_is_chosen_by_some_rows_and_checked_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the functions say, asked with the answers of both files; the bound is that of the rows that did not choose."""
     wish = ("--agreement", "0.6", "--confidence", "0.6")
@@ -174,7 +175,6 @@ def answered_by_files(metrics: dict[str, Any]) -> Answered:
     return Answered(sureness(logits["small"]), differs, np.zeros(len(differs), dtype=bool))
 
 
-@pytest.mark.slow
 def test_thresholds_at_the_ends_are_the_models_themselves() -> None:
     for threshold, part, sent in (("0", "small", 0.0), ("1", "big", 1.0)):
         works("cascade", "small", "big", *ROWS, "--threshold", threshold, "-o", f"only-{part}")
@@ -183,14 +183,12 @@ def test_thresholds_at_the_ends_are_the_models_themselves() -> None:
         assert labels == [answer["label"] for answer in answers(part)]
 
 
-@pytest.mark.slow
 def test_too_few_rows_for_a_wish_send_every_row() -> None:
     done = works("cascade", "small", "big", *ROWS, "-o", "never")
     assert "30 rows that all agree show 0.9049; 149 would be needed for 0.98" in done.err
     assert told("never")["threshold"] == told("never")["checked"]["bound"] == 1.0
 
 
-@pytest.mark.slow
 def test_exports_and_their_files_are_taken_as_they_are() -> None:
     works("export", "big", *ROWS, "--set", "export.optimize=false", "-o", "exported")
     works("cascade", "small", "exported/model.int8.onnx", *ROWS, "--threshold", "0.6", "-o", "mixed")
@@ -201,7 +199,6 @@ def test_exports_and_their_files_are_taken_as_they_are() -> None:
     assert set(told("int8")["files"].values()) == {"model.int8.onnx"} and not list(Path("int8").rglob("model.onnx"))
 
 
-@pytest.mark.slow
 def test_a_recipe_runs_plans_and_checks_it() -> None:
     Path("run.toml").write_text(
         'task = "sst2"\nbase = "big"\nstages = ["finetune", "cascade", "evaluate"]\n'
@@ -238,7 +235,6 @@ def test_both_models_answer_with_all_of_their_layers() -> None:
     assert works("predict", "both", "a text", "--speed", "0").out == works("predict", "both", "a text").out
 
 
-@pytest.mark.slow
 def test_models_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     tiny_bert("other", labels=["boring", "gripping"])
     tiny_bert("three", num_labels=3)
@@ -258,7 +254,6 @@ def test_models_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     assert follow(error, words, tmp_path, {"BIG": "of-sst2"}) == 1
 
 
-@pytest.mark.slow
 def test_a_score_that_cannot_be_shown_is_refused(tmp_path: Path) -> None:
     words = ("cascade", "small", "big", *ROWS, "--score", "0.99", "-o", "no")
     error = refused(1, "M614", *words)

@@ -88,6 +88,7 @@ def test_every_stage_trains_its_parts_from_the_best_weights_before(here: Path, m
     assert [line["rows"] for line in lines if line["phase"] == "representation"] == [9, 8, 8]
 
 
+@pytest.mark.slow
 def test_chunks_stages_and_patience_resume_bit_by_bit(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = {f"phases__{name}__patience": 1 for name in ("representation", "logits", "labels")}
     more = {**short, "phases__representation__losses__representation__layers": "all", "phases__labels__unfreeze": ["head"]}
