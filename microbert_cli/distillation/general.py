@@ -8,8 +8,12 @@ import torch
 from torch import nn
 
 from microbert_cli import distributed
-from microbert_cli.data.corpus.blocks import Blocks
+from microbert_cli.data.corpus.blocks import Blocks, BlockSettings, make_blocks
+from microbert_cli.data.corpus.joint_vocabulary import JointVocabulary
 from microbert_cli.data.corpus.masking import Masking
+from microbert_cli.data.corpus.mixed_blocks import MixedBlocks, make_mixed_blocks
+from microbert_cli.distillation.dual.pair import check_random_start, dual_models, with_teacher_rows
+from microbert_cli.distillation.dual.teacher import DualTeacher
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.pair_checks import check_pair
 from microbert_cli.distillation.start.initialise import initial_weights
@@ -24,36 +28,73 @@ from microbert_cli.models.tokenizers import same_tokens
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
-from microbert_cli.training.loss_terms import ENCODER_OUTPUTS, PAIR_INPUTS, TOKEN_INPUTS, LossTerm, check_depth, make_terms
+from microbert_cli.training.loss_terms import (
+    DUAL_INPUTS,
+    ENCODER_OUTPUTS,
+    PAIR_INPUTS,
+    TOKEN_INPUTS,
+    LossTerm,
+    check_depth,
+    make_terms,
+)
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.progressive import Progressive, check_layers
 
+PREDICTED = frozenset({"token_labels", "teacher_token_labels"})
+
 
 def make_student(
-    recipe: Recipe, catalog: Catalog, teacher: LoadedModel, name: str, initial: str | None = None, reporter: Reporter = SILENT
-) -> LoadedModel:
-    """Returns the student before training: the checkpoint `name`, or a new model that starts as `initialise` says."""
+    recipe: Recipe, catalog: Catalog, teacher: LoadedModel, name: str, initial: str | None = None, reporter: Reporter = SILENT,
+    tokenizer: Any = None,
+) -> LoadedModel:  # fmt: skip
+    """Returns the student before training: the checkpoint `name`, or a new model that starts as `initialise` says.
+
+    tokenizer  of a new student; None = its teacher's
+    """
     start = None
-    if factory.is_description(name, catalog):
+    if tokenizer is not None:
+        check_random_start(recipe)
+    elif factory.is_description(name, catalog):
         settings = recipe.initialise
         config = partial(factory.student_config, name, catalog, teacher)
         start = initial_weights(settings.by, settings.layers, teacher, initial, student=config, reporter=reporter)
     head, _ = required_heads(recipe, catalog)
-    student = factory.encoder(name, catalog, seed=recipe.seed, teacher=teacher, where="student", start=start, head=head)
+    student = factory.encoder(
+        name, catalog, seed=recipe.seed, teacher=teacher, where="student", start=start, head=head, tokenizer=tokenizer
+    )
     if not recipe.general.dropout:
         _disable_dropout(student.model)
     return student
 
 
+def make_teacher(recipe: Recipe, catalog: Catalog, loaded: LoadedModel, joint: JointVocabulary | None) -> Teacher | DualTeacher:
+    """Returns what is asked: a frozen model, or one of two vocabularies, which may learn with its student."""
+    if joint is None:
+        return Teacher(loaded)
+    teacher = DualTeacher(loaded.model, joint, trained=trains_teacher(recipe, catalog))
+    if not recipe.general.dropout:
+        _disable_dropout(teacher.model)
+    return teacher
+
+
+def trains_teacher(recipe: Recipe, catalog: Catalog) -> bool:
+    """Whether the teacher learns with its student: where it predicts its own hidden words."""
+    return any("teacher_token_labels" in term.needs for term in general_terms(recipe, catalog))
+
+
 def make_objective(
-    recipe: Recipe, catalog: Catalog, teacher: Teacher, loaded_teacher: LoadedModel, student: LoadedModel
+    recipe: Recipe, catalog: Catalog, teacher: Teacher | DualTeacher, loaded_teacher: LoadedModel, student: LoadedModel
 ) -> Objective:
     """Returns the stage's losses over the layer map, on the run's device; checks first that they can compare the two models."""
     terms = general_terms(recipe, catalog)
     terms_by_key = {f"general.losses.{term.name}": term for term in terms}
     teacher_shape, student_shape = model_shape(loaded_teacher.model.config), model_shape(student.model.config)
     check_pair(terms_by_key, loaded_teacher, student, where="student")
-    same_tokens(loaded_teacher.tokenizer, student.tokenizer, where="student")
+    dual = None
+    if isinstance(teacher, DualTeacher):
+        dual = dual_models(recipe, terms, teacher, student.model)
+    else:
+        same_tokens(loaded_teacher.tokenizer, student.tokenizer, where="student")
     check_depth(terms_by_key, student_shape.layers)
     precision = choose_precision(pick_device(recipe.device), **recipe.numerics())
     torch.manual_seed(recipe.seed)  # for the projection and the losses' own modules, which are drawn here
@@ -72,6 +113,7 @@ def make_objective(
         normalisation=recipe.normalisation,
         numerics=precision,
         progressive=_progressive(recipe, terms_by_key, student),
+        dual=dual,
     )
     # A checkpoint that was distilled before brings the projection that its hidden states were trained with.
     if objective.projection is not None and student.projection is not None:
@@ -84,10 +126,9 @@ def make_objective(
 def general_terms(recipe: Recipe, catalog: Catalog) -> list[LossTerm]:
     """Returns the stage's losses; raises M091 where one predicts masked words and the recipe masks none."""
     losses = {name: (term.weight, term.parameters) for name, term in recipe.general.losses.items()}
-    terms = make_terms(
-        losses, catalog, available=ENCODER_OUTPUTS | TOKEN_INPUTS | PAIR_INPUTS | {"teacher"}, where="general.losses"
-    )
-    if (predicting := [term.name for term in terms if "token_labels" in term.needs]) and not recipe.general.masked:
+    inputs = ENCODER_OUTPUTS | TOKEN_INPUTS | PAIR_INPUTS | {"teacher"} | (DUAL_INPUTS if recipe.general.dual.vocabulary else set())
+    terms = make_terms(losses, catalog, available=inputs, where="general.losses")
+    if (predicting := [term.name for term in terms if term.needs & PREDICTED]) and not recipe.general.masked:
         raise _no_masked_words(predicting[0])
     return terms
 
@@ -114,18 +155,34 @@ def _disable_dropout(model: nn.Module) -> None:
 def required_heads(recipe: Recipe, catalog: Catalog) -> tuple[str, str]:
     """Returns the model kinds of student and teacher: "encoder", or "masked-lm" where a loss predicts words.
 
-    With `initialise.by = "teacher-ends"` both are masked-LMs, since the student starts with the teacher's head.
+    With `initialise.by = "teacher-ends"` both are masked-LMs, since the student starts with the teacher's head; with two
+    vocabularies too, since the teacher may learn words, and the weights of both heads are compared.
     """
     terms = general_terms(recipe, catalog)
-    if recipe.initialise.by == "teacher-ends":
+    if recipe.initialise.by == "teacher-ends" or recipe.general.dual.vocabulary:
         return "masked-lm", "masked-lm"
     word_losses = [term for term in terms if term.needs & TOKEN_INPUTS]
     teacher_predicts = any("token_head" in term.needs and term.asks_teacher for term in word_losses)
     return "masked-lm" if word_losses else "encoder", "masked-lm" if teacher_predicts else "encoder"
 
 
+def make_text_blocks(
+    recipe: Recipe, source: str, tokenizer: Any, joint: JointVocabulary | None, reporter: Reporter = SILENT
+) -> tuple[Blocks, Blocks]:
+    """Returns training and held-out blocks of the corpus, in one vocabulary or in two."""
+    settings = BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed)
+    if joint is None:
+        return make_blocks(source, tokenizer, settings, reporter=reporter)
+    return make_mixed_blocks(source, joint, settings, reporter=reporter)
+
+
 def batch_maker(recipe: Recipe, tokenizer: Any, blocks: Blocks) -> Callable[[Blocks, Any, int], Batch]:
     """Returns a function (blocks, rows, batch number) -> this process's rows, with words masked where the recipe masks any."""
+    make = _student_batches(recipe, tokenizer, blocks)
+    return with_teacher_rows(recipe, blocks.joint, make) if isinstance(blocks, MixedBlocks) else make
+
+
+def _student_batches(recipe: Recipe, tokenizer: Any, blocks: Blocks) -> Callable[[Blocks, Any, int], Batch]:
     spec, device = recipe.general, pick_device(recipe.device)
     # The released code pads to the full length, and its means count padding.
     pad_to = recipe.corpus.max_length if recipe.normalisation == "reference" else None

@@ -295,11 +295,12 @@ def encoder(
     where: str,
     start: Initializer | None = None,
     head: str = "encoder",
+    tokenizer: Any = None,
 ) -> LoadedModel:
-    """Returns an encoder, or a masked-LM: a checkpoint to train further, or a new student with the teacher's vocabulary."""
+    """Returns an encoder, or a masked-LM: a checkpoint, or a new student, with the teacher's vocabulary or one of its own."""
     if not is_description(name, catalog):
         return load_model(name, head, where=where, new_head=True, seed=seed)
-    description, tokens = read_student(name, catalog), pad_right(teacher.tokenizer)
+    description, tokens = read_student(name, catalog), pad_right(tokenizer or teacher.tokenizer)
     like = teacher.model.config
     model = build_model(description, kind=head, tokenizer=tokens, seed=seed, like=like, where=where)
     return LoadedModel(model, tokens, name, [], start(model) if start else None)

@@ -14,6 +14,7 @@ from microbert_cli.recipe.values import (
     Cascade,
     Count,
     Decay,
+    Dual,
     Duration,
     EarlyExit,
     LayerRates,
@@ -205,6 +206,7 @@ class General(PhaseSpec):
     smoothing: Smoothing = 0.0
     dropout: bool = True
     layer_by_layer: LayerRates = False
+    dual: Dual = Dual()
 
 
 class Finetune(Staged, Training):

@@ -190,6 +190,22 @@ class PhaseSpec(Training):
     leave_out: bool = False
 
 
+class Dual(Strict):
+    """A student with a vocabulary of its own, and a teacher that learns with it; see `distillation/dual/`.
+
+    vocabulary       pieces of the student's, a WordPiece vocabulary that is trained on the corpus; false = the teacher's tokens
+    share            of the words that the teacher reads in the student's pieces, the others in its own
+    teacher_rate, projection_rate   learning rates of a teacher that is trained, and of what maps weights; None = learning_rate
+    keep             whether such a teacher is saved too, in the folder `teacher` of the output
+    """
+
+    vocabulary: Literal[False] | Annotated[Whole, Field(ge=8)] = False
+    share: Share = 0.5
+    teacher_rate: Positive | None = None
+    projection_rate: Positive | None = None
+    keep: bool = False
+
+
 class Prune(Strict):
     """Cuts a student, which begins as its teacher, to its own shape in the course of a phase (`distillation/pruning/`).
 
@@ -245,7 +261,13 @@ MULTITASK_KEYS = ("tasks", "sampling", "teachers")  # without tasks they say not
 CADENCE = ("checkpoint_seconds", "checkpoint_steps", "gradient_norms")
 # Defaults of keys that came later than the table they stand in: as if not said, so that older outputs keep their identity.
 NEUTRAL_DEFAULTS: dict[str, dict[str, Any]] = {
-    "general": {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False},
+    "general": {
+        "masked": 0,
+        "smoothing": 0,
+        "dropout": True,
+        "layer_by_layer": False,
+        "dual": {"vocabulary": False, "share": 0.5, "teacher_rate": None, "projection_rate": None, "keep": False},
+    },
     "pretrain": {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False},
     "data": {
         "encoding": None,

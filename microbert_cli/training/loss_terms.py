@@ -1,7 +1,7 @@
 """Terms of the training objective: a loss of the catalogue, its weight, its parameters, and the inputs it needs."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -23,7 +23,24 @@ LAYER_SLICES = {
 }  # of mapped layers
 LAYERWISE = LAYER_SLICES.keys() - {"embedding"}  # what a loss is `over` that compares a student's layers with mapped ones
 TOKEN_INPUTS = frozenset({"token_logits", "token_labels", "token_head"})  # of a masked-LM
+DUAL_INPUTS = frozenset({"weights", "teacher_token_logits", "teacher_token_labels"})  # of a teacher of two vocabularies
 CLASSIFICATION_INPUTS = ENCODER_OUTPUTS | {"logits", "labels", "augmented"}
+
+
+WeightPair = tuple[str, str, Tensor, Tensor]  # the side of a projection, a name, the teacher's tensor, the student's
+
+
+@dataclass(frozen=True)
+class DualModels:
+    """A teacher of two vocabularies beside its student: what an objective trains and compares of the two.
+
+    teacher  the model, where it is trained too;  weights  returns the tensors of both, pair by pair, for the losses that need them
+    rates    learning rates of parameters of the objective, by the beginning of their names; the others have the phase's
+    """
+
+    teacher: nn.Module | None
+    weights: Callable[[], Iterable[WeightPair]]
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,6 +140,14 @@ def without_teacher_terms(terms: Sequence[LossTerm]) -> list[LossTerm]:
     ]
 
 
+def make_projection(student_width: int, teacher_width: int) -> nn.Linear:
+    """Makes TinyBERT's `fit_dense`: one biased linear map for all layers, initialised as BERT's layers are."""
+    linear = nn.Linear(student_width, teacher_width)
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
 @cache
 def parameter_names(function: Callable[..., Any]) -> tuple[str, ...]:
     """Returns the names of a function's parameters; cached, since `inspect` is slow and every step asks for every term."""
@@ -146,7 +171,7 @@ def output_request(
 
     return OutputRequest(
         logits=any("logits" in term.needs for term in terms),
-        token_logits=any("token_logits" in term.needs for term in terms),
+        token_logits=any(("teacher_token_logits" if of_teacher else "token_logits") in term.needs for term in terms),
         token_head=any("token_head" in term.needs for term in terms),
         hidden=of("hidden") | frozenset(free if any("layers" in term.needs for term in terms) else ()),
         scores=of("scores"),

@@ -18,7 +18,15 @@ from microbert_cli.errors import DivergedError, MbertError
 from microbert_cli.models.capture import Batch, ModelOutputs, OptionalTeacherFunction, OutputRequest, forward_outputs
 from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.recipe.task_kinds import Standardisation
-from microbert_cli.training.loss_terms import LAYER_SLICES, LossTerm, output_request, parameter_names, without_teacher_terms
+from microbert_cli.training.loss_terms import (
+    LAYER_SLICES,
+    DualModels,
+    LossTerm,
+    make_projection,
+    output_request,
+    parameter_names,
+    without_teacher_terms,
+)
 from microbert_cli.training.progressive import Progressive
 from microbert_cli.training.pruner import Pruner
 
@@ -35,6 +43,7 @@ class Objective(nn.Module):
     classes, tasks   outputs of the head and tasks of the run, for the modules that terms train
     numerics         precision of the forward passes and the projection; losses are computed in float32
     progressive      trains the student's layers one after the other; evaluation uses all of them
+    dual             a teacher that reads other tokens than the student and may be trained with it
     pruner           cuts the student while it is trained, where one is set; the loop calls it
     """
 
@@ -57,6 +66,7 @@ class Objective(nn.Module):
         always_project: bool = False,
         numerics: Precision = PLAIN,
         progressive: Progressive | None = None,
+        dual: DualModels | None = None,
     ):
         super().__init__()
         if not terms:
@@ -73,9 +83,11 @@ class Objective(nn.Module):
         self.layers = list(range(len(self.map_layers)))  # of the student, 0 = embeddings; a pruned one may have gaps
         self._student = [student]  # in a list, so that it is no submodule: see `student`
         self._ask_teacher = ask_teacher
+        self.dual = dual
+        self.trained_teacher = dual.teacher if dual else None  # a submodule: its weights are saved and trained
         self.projection: nn.Linear | None = None
         if any(term.projects for term in terms) and (student_width != teacher_width or always_project):
-            self.projection = _make_projection(student_width, teacher_width)
+            self.projection = make_projection(student_width, teacher_width)
         sizes = {"classes": classes, "tasks": tasks, "student_width": student_width, "teacher_width": teacher_width}
         sizes["depth"] = len(self.map_layers) - 1
         modules = {term.name: term.make_module(**sizes) for term in self.terms}
@@ -86,6 +98,11 @@ class Objective(nn.Module):
     def student(self) -> nn.Module:
         """The model in training; it is not a submodule, so that its weights are not in the objective's state."""
         return self._student[0]
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """The models in training: the student, and a teacher that is trained with it."""
+        return [self.student, *([self.trained_teacher] if self.trained_teacher is not None else [])]
 
     def with_teacher(self, ask: OptionalTeacherFunction | None) -> "Objective":
         """Replaces the teacher function, such as by one that reads the cache; returns the objective."""
@@ -245,6 +262,9 @@ class Objective(nn.Module):
             "shares": student.routing and student.routing[0],
             "gates": student.routing and student.routing[1],
             "exits": student.exits,
+            "teacher_token_logits": teacher.token_logits,
+            "teacher_token_labels": batch.get("teacher_token_labels"),
+            "weights": self.dual.weights() if self.dual and "weights" in term.needs else (),
         }
         named = {name: inputs[short] for name in names if (short := name.rpartition("_")[0]) in inputs}
         return function(**named, **{name: value for name, value in self._keywords(term, layer).items() if name in names})
@@ -324,10 +344,3 @@ def _no_loss(total: float) -> DivergedError:
         fix="The same command with --no-resume and a smaller learning rate",
     )
 
-
-def _make_projection(student_width: int, teacher_width: int) -> nn.Linear:
-    """Makes TinyBERT's `fit_dense`: one biased linear map for all layers, initialised as BERT's layers are."""
-    linear = nn.Linear(student_width, teacher_width)
-    nn.init.normal_(linear.weight, std=0.02)
-    nn.init.zeros_(linear.bias)
-    return linear

@@ -14,7 +14,7 @@
 Weight decay leaves biases and LayerNorm alone in all.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,6 +108,7 @@ def optimiser_of(objective: Any, plan: Any) -> torch.optim.Optimizer:
         max_grad_norm=plan.max_grad_norm,
         leave_out=[weight for adversary in objective.adversaries.values() for weight in adversary.parameters()],
         progressive=objective.progressive,
+        rates=objective.dual.rates if objective.dual else {},
     )
 
 
@@ -120,9 +121,12 @@ def make_optimiser(
     max_grad_norm: float,
     leave_out: Iterable[nn.Parameter] = (),
     progressive: Progressive | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """Makes the optimiser `name` of all trainable parameters of `modules`, the student first, but for `leave_out`.
 
+    rates        learning rates of parameters of the other modules, by the beginning of their names: groups with the key "factor",
+                 by which `set_rates` multiplies
     progressive  gives each layer of the student parameter groups of its own, with the key "layer"
     """
     left_out_ids = {id(parameter) for parameter in leave_out}
@@ -132,7 +136,7 @@ def make_optimiser(
     )
     other_pairs = [pair for named in others for pair in named]
     if progressive is None:
-        groups = _by_decay([*student, *other_pairs], weight_decay)
+        groups = _by_rate([*student, *other_pairs], weight_decay, {k: rate / learning_rate for k, rate in (rates or {}).items()})
     else:
         groups = [*_by_layer(student, weight_decay), *_by_decay(other_pairs, weight_decay, layer=None)]
     if name == "bertadam":
@@ -153,6 +157,17 @@ def _by_layer(named_parameters: Sequence[tuple[str, nn.Parameter]], decay: float
     layers = sorted({layer_of(name) for name, _ in named_parameters})
     parts = [(layer, [pair for pair in named_parameters if layer_of(pair[0]) == layer]) for layer in layers]
     return [group for layer, pairs in parts for group in _by_decay(pairs, decay, layer=layer)]
+
+
+def _by_rate(
+    named_parameters: Sequence[tuple[str, nn.Parameter]], decay: float, factors: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Returns the groups of the parameters with the phase's rate, then those of each factor on it."""
+    rest = [pair for pair in named_parameters if not pair[0].startswith(tuple(factors))]
+    groups = _by_decay(rest, decay)
+    for prefix, factor in factors.items():
+        groups += _by_decay([pair for pair in named_parameters if pair[0].startswith(prefix)], decay, factor=factor)
+    return groups
 
 
 def _by_decay(named_parameters: Sequence[tuple[str, nn.Parameter]], decay: float, **options: Any) -> list[dict[str, Any]]:
@@ -176,7 +191,8 @@ def set_rates(optimiser: torch.optim.Optimizer, plan: Any, step: int, progressiv
     schedule_step, steps = progressive.step_in_layer(step, plan.steps) if progressive else (step, plan.steps)
     rate = plan.learning_rate * schedule_factor(plan.schedule, schedule_step, steps, plan.warmup)
     for group in optimiser.param_groups:
-        group["lr"] = rate * progressive.rate_factor(group["layer"], step, plan.steps) if progressive else rate
+        factor = progressive.rate_factor(group["layer"], step, plan.steps) if progressive else group.get("factor", 1.0)
+        group["lr"] = rate * factor
 
 
 def schedule_factor(schedule: str, step: int, total: int, warmup: float) -> float:

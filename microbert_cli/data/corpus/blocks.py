@@ -19,7 +19,7 @@ Source: BERT's data preparation as the released TinyBERT uses it, without the ma
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -60,8 +60,8 @@ class Blocks:
     """Blocks of one part (train or held out), read from disk on demand."""
 
     def __init__(self, directory: Path, part: str, tokenizer: Any):
-        self.ranges = _positions(directory / f"{part}.bin").reshape(-1, 4)
-        self.begins = _positions(directory / "sentences.bin")[_positions(directory / "documents.bin")]
+        self.ranges = read_positions(directory / f"{part}.bin").reshape(-1, 4)
+        self.begins = read_positions(directory / "sentences.bin")[read_positions(directory / "documents.bin")]
         self.tokens = np.memmap(directory / "tokens.bin", dtype=_dtype(tokenizer), mode="r")
         self._cls, self._sep, self._pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
 
@@ -79,17 +79,7 @@ class Blocks:
 
         unrelated [B]: 1 where segment B is of another document, 0 where it goes on, ALONE where there is none
         """
-        rows = [self._row(*self.ranges[i]) for i in indices]
-        length = max(pad_to or 0, *(len(ids) for ids, _ in rows))
-        batch = {
-            "input_ids": torch.full((len(rows), length), self._pad),
-            "token_type_ids": torch.zeros(len(rows), length, dtype=torch.long),
-            "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
-        }
-        for row, (ids, first) in enumerate(rows):
-            batch["input_ids"][row, : len(ids)] = torch.from_numpy(ids)
-            batch["token_type_ids"][row, first : len(ids)] = 1
-            batch["attention_mask"][row, : len(ids)] = 1
+        batch = padded([self._row(*self.ranges[i]) for i in indices], self._pad, pad_to)
         a, _, b, b_end = np.asarray(self.ranges[indices]).T
         unrelated = np.where(b_end > b, self._document(a) != self._document(b), NO_SECOND_SEGMENT)
         batch["unrelated"] = torch.from_numpy(unrelated.astype(np.int64))
@@ -103,6 +93,21 @@ class Blocks:
         if b_end > b:
             parts += [self.tokens[b:b_end], [self._sep]]
         return np.concatenate(parts).astype(np.int64), int(a_end - a + 2)
+
+
+def padded(rows: Sequence[tuple[np.ndarray, int]], pad: int, pad_to: int | None = None) -> dict[str, Tensor]:
+    """Returns rows of (ids, where segment B begins) as input_ids, token_type_ids and attention_mask [B, T]."""
+    length = max(pad_to or 0, *(len(ids) for ids, _ in rows))
+    batch = {
+        "input_ids": torch.full((len(rows), length), pad),
+        "token_type_ids": torch.zeros(len(rows), length, dtype=torch.long),
+        "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
+    }
+    for row, (ids, first) in enumerate(rows):
+        batch["input_ids"][row, : len(ids)] = torch.from_numpy(ids)
+        batch["token_type_ids"][row, first : len(ids)] = 1
+        batch["attention_mask"][row, : len(ids)] = 1
+    return batch
 
 
 def make_blocks(
@@ -146,7 +151,7 @@ def cut_blocks(
 ) -> tuple[Blocks, Blocks]:
     """Cuts documents into training and held-out blocks in `directory`; by itself it does not use the cache."""
     _write_tokens(documents, tokenizer, directory, reporter)
-    _write_blocks(directory, settings, _dtype(tokenizer), where)
+    write_blocks(directory, settings, lambda: TokenizedCorpus(directory, _dtype(tokenizer)), where)
     return _open_parts(directory, tokenizer)
 
 
@@ -165,17 +170,17 @@ def _write_tokens(documents: Iterable[list[str]], tokenizer: Any, directory: Pat
         (directory / "sentences.bin").open("wb") as sentence_file,
         (directory / "documents.bin").open("wb") as document_file,
     ):
-        _append(sentence_file, [0])
-        _append(document_file, [0])
+        append_positions(sentence_file, [0])
+        append_positions(document_file, [0])
         while group := list(islice(documents, DOCUMENTS_PER_CALL)):
             number += len(group)
             for document in _encode(group, tokenizer):
                 if not document:
                     continue
                 token_file.write(np.concatenate(document).astype(_dtype(tokenizer)).tobytes())
-                _append(sentence_file, tokens + np.cumsum([len(sentence) for sentence in document]))
+                append_positions(sentence_file, tokens + np.cumsum([len(sentence) for sentence in document]))
                 tokens, count = tokens + sum(map(len, document)), count + len(document)
-                _append(document_file, [count])
+                append_positions(document_file, [count])
             reporter.progress("tokenise", number, 0, tokens=tokens)
 
 
@@ -187,8 +192,9 @@ def _encode(documents: list[list[str]], tokenizer: Any) -> Iterator[list[list[in
         yield [ids for ids in islice(encoded, len(document)) if ids]
 
 
-def _write_blocks(directory: Path, settings: BlockSettings, dtype: type, where: str) -> None:
-    count = len(_positions(directory / "documents.bin")) - 1
+def write_blocks(directory: Path, settings: BlockSettings, read: Callable[[], "TokenizedCorpus"], where: str) -> None:
+    """Writes the blocks of both parts of the corpus that `read` returns; raises M331 where it has too few documents."""
+    count = len(read_positions(directory / "documents.bin")) - 1
     if count < 2:
         raise MbertError(
             "M331",
@@ -197,8 +203,7 @@ def _write_blocks(directory: Path, settings: BlockSettings, dtype: type, where: 
             allowed="At least two: one is held out, and segments B come from another document. A blank line ends a document.",
             fix="Put a blank line between documents, or name a larger corpus.",
         )
-    text = _TokenizedCorpus(directory, dtype)
-    numbers = range(count)
+    text, numbers = read(), range(count)
     is_held_out = np.fromiter((text.is_held_out(document, settings.heldout) for document in numbers), dtype=bool)
     if is_held_out.all() or not is_held_out.any():
         is_held_out = np.arange(len(is_held_out)) == len(is_held_out) - 1
@@ -207,30 +212,34 @@ def _write_blocks(directory: Path, settings: BlockSettings, dtype: type, where: 
         with (directory / f"{part}.bin").open("wb") as file:
             for index, document in enumerate(members.tolist()):
                 draw = random.Random(f"{settings.seed} {document}")
-                _append(file, list(cut(text, index, members, settings, draw)))
+                append_positions(file, list(cut(text, index, members, settings, draw)))
 
 
-class _TokenizedCorpus:
+class TokenizedCorpus:
     """Random access to the tokenised corpus."""
 
     def __init__(self, directory: Path, dtype: type):
         self.tokens = np.memmap(directory / "tokens.bin", dtype=dtype, mode="r")
-        self.sentences = _positions(directory / "sentences.bin")
-        self.documents = _positions(directory / "documents.bin")
+        self.sentences = read_positions(directory / "sentences.bin")
+        self.documents = read_positions(directory / "documents.bin")
 
     def bounds(self, document: int) -> list[int]:
         """Token positions where the document's sentences begin, and its end."""
         first, last = self.documents[document], self.documents[document + 1]
         return [int(position) for position in self.sentences[first : last + 1]]
 
-    def is_held_out(self, document: int, share: float) -> bool:
+    def tokens_of(self, document: int) -> np.ndarray:
+        """Returns the tokens of a document."""
         bounds = self.bounds(document)
-        value = hashlib.sha256(self.tokens[bounds[0] : bounds[-1]].tobytes()).digest()
+        return self.tokens[bounds[0] : bounds[-1]]
+
+    def is_held_out(self, document: int, share: float) -> bool:
+        value = hashlib.sha256(self.tokens_of(document).tobytes()).digest()
         return int.from_bytes(value[:8]) < share * 2**64
 
 
 def _packed_blocks(
-    text: _TokenizedCorpus, index: int, part: np.ndarray, settings: BlockSettings, draw: random.Random
+    text: TokenizedCorpus, index: int, part: np.ndarray, settings: BlockSettings, draw: random.Random
 ) -> Iterator[Range]:
     """Yields the blocks of the document `part[index]`, sentences packed up to the maximum length."""
     room = settings.max_length - 2
@@ -248,7 +257,7 @@ def _packed_blocks(
 
 
 def _pair_blocks(
-    text: _TokenizedCorpus, index: int, part: np.ndarray, settings: BlockSettings, draw: random.Random
+    text: TokenizedCorpus, index: int, part: np.ndarray, settings: BlockSettings, draw: random.Random
 ) -> Iterator[Range]:
     """Yields the pairs of the document `part[index]`; random segments B come from other documents of the same part."""
     room = settings.max_length - 3
@@ -271,7 +280,7 @@ def _pair_blocks(
         i = last
 
 
-def _random_next(text: _TokenizedCorpus, index: int, part: np.ndarray, wanted: int, draw: random.Random) -> tuple[int, int]:
+def _random_next(text: TokenizedCorpus, index: int, part: np.ndarray, wanted: int, draw: random.Random) -> tuple[int, int]:
     """Returns consecutive sentences of another document, about `wanted` tokens."""
     other = draw.randrange(len(part))
     if other == index:
@@ -295,11 +304,13 @@ def _truncate_pair(a: int, a_end: int, b: int, b_end: int, room: int, draw: rand
     return a, a_end, b, b_end
 
 
-def _append(file: IO[bytes], positions: Any) -> None:
+def append_positions(file: IO[bytes], positions: Any) -> None:
+    """Writes positions behind those of a file."""
     file.write(np.asarray(positions, dtype=np.int64).tobytes())
 
 
-def _positions(path: Path) -> np.ndarray:
+def read_positions(path: Path) -> np.ndarray:
+    """Returns the positions of a file, memory-mapped."""
     return np.memmap(path, dtype=np.int64, mode="r")
 
 

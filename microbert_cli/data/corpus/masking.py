@@ -17,6 +17,7 @@ from torch import Tensor
 from microbert_cli import distributed
 
 MASK_KEYS = ("token_positions", "token_labels")
+TEACHER = "teacher_"  # begins the names of what a batch has for a teacher that reads other tokens
 
 
 def mask_batch(
@@ -109,7 +110,22 @@ def split_batch(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     return [_part(batch, first, last, width) for first, last in ((0, middle), (middle, rows)) if last > first]
 
 
+def teacher_part(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns what a batch has for a teacher that reads other tokens, under the names that models know."""
+    return {name.removeprefix(TEACHER): value for name, value in batch.items() if name.startswith(TEACHER)}
+
+
+def with_teacher_part(batch: Mapping[str, Tensor], part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a batch with what a teacher reads of the same rows."""
+    return {**batch, **{f"{TEACHER}{name}": value for name, value in part.items()}}
+
+
 def _part(batch: Mapping[str, Tensor], first: int, last: int, width: int) -> dict[str, Tensor]:
+    if other := teacher_part(batch):
+        shared = {name: value for name, value in batch.items() if not name.startswith(TEACHER)}
+        return with_teacher_part(
+            _part(shared, first, last, width), _part(other, first, last, other["input_ids"].shape[1])
+        )
     part = {name: value[first:last] for name, value in batch.items() if name not in MASK_KEYS}
     if "token_positions" in batch:
         positions = batch["token_positions"]  # into the flattened [B x T]

@@ -8,10 +8,19 @@ import torch
 
 from microbert_cli import distributed
 from microbert_cli.data.batching import endless_batches
-from microbert_cli.data.corpus.blocks import HELDOUT, Blocks, BlockSettings, heldout_groups, make_blocks
+from microbert_cli.data.corpus.blocks import HELDOUT, Blocks, heldout_groups
 from microbert_cli.data.corpus.documents import identify_corpus
-from microbert_cli.distillation.general import batch_maker, make_objective, make_student, required_heads
-from microbert_cli.distillation.teacher import Teacher
+from microbert_cli.data.corpus.joint_vocabulary import JointVocabulary
+from microbert_cli.distillation.dual.pair import join_vocabularies, student_tokenizer
+from microbert_cli.distillation.dual.teacher import cut_vocabulary
+from microbert_cli.distillation.general import (
+    batch_maker,
+    make_objective,
+    make_student,
+    make_teacher,
+    make_text_blocks,
+    required_heads,
+)
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import check_length
 from microbert_cli.models.capture import Batch
@@ -28,6 +37,8 @@ from microbert_cli.training.loop import train
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import make_plan
 from microbert_cli.training.progressive import check_step_count
+
+TEACHER_FOLDER = "teacher"
 
 
 def run(
@@ -50,7 +61,7 @@ def run(
     student  a student of the catalogue, or an encoder to go on from
     initial  whose weights a new student takes where the recipe says that it takes any; else the teacher's
     The output is the bare encoder, or where words are predicted a masked-LM; the trained map to the teacher's width lies
-    under resume/ for stage two.
+    under resume/ for stage two. A teacher that was trained too is kept in teacher/ where the recipe asks for it.
     """
     identity = {
         "recipe": recipe.identity(*STAGE.keys),
@@ -67,25 +78,26 @@ def run(
             return up_to_date(STAGE.name, out)
         _, head = required_heads(recipe, catalog)
         teacher_model = load_model(teacher, head, where="base", new_head=head == "encoder")
-        student_model = make_student(recipe, catalog, teacher_model, student, initial, reporter)
-        objective = make_objective(recipe, catalog, Teacher(teacher_model), teacher_model, student_model)
+        tokenizer = student_tokenizer(recipe, catalog, teacher_model, student, source, reporter)
+        student_model = make_student(recipe, catalog, teacher_model, student, initial, reporter, tokenizer)
+        joint = join_vocabularies(recipe, teacher_model, student_model)
+        asked = make_teacher(recipe, catalog, teacher_model, joint)
+        objective = make_objective(recipe, catalog, asked, teacher_model, student_model)
         check_length(recipe.corpus.max_length, student_model.model.config, where="corpus.max_length")
         check_length(recipe.corpus.max_length, teacher_model.model.config, where="corpus.max_length")
-        blocks, heldout = make_blocks(
-            source,
-            student_model.tokenizer,
-            BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed),
-            reporter=reporter,
-        )
+        blocks, heldout = make_text_blocks(recipe, source, student_model.tokenizer, joint, reporter)
         metrics = _train(recipe, objective, blocks, heldout, student_model.tokenizer, work.path, reporter)
         projection = objective.projection.state_dict() if objective.projection is not None else None
         save_model(student_model.model, student_model.tokenizer, work.path, projection=projection)
+        if joint is not None and objective.trained_teacher is not None and recipe.general.dual.keep:
+            cut_vocabulary(teacher_model.model, joint)
+            save_model(teacher_model.model, teacher_model.tokenizer, work.path / TEACHER_FOLDER)
         checkpoint.drop_states(work.path)
         return write_results(
             work,
             stage=STAGE.name,
             recipe=recipe.keys(*STAGE.keys),
-            metrics=metrics | {"parameters": count_all_parameters(student_model.model)},
+            metrics=metrics | {"parameters": count_all_parameters(student_model.model)} | _vocabularies(joint),
             inputs={name: value for name, value in identity.items() if name not in ("recipe", "own_files")},
             sources={"teacher": teacher, "student": student, "corpus": source, **({"initial": initial} if initial else {})},
             data={"corpus": source, "blocks": len(blocks), "heldout_blocks": len(heldout)},
@@ -128,10 +140,16 @@ def _train(
     return {"heldout": trained.best, "heldout_before": before, "steps": trained.steps, "best_step": trained.best_step}
 
 
+def _vocabularies(joint: JointVocabulary | None) -> dict[str, Any]:
+    """Returns what metrics.json says of a student's own vocabulary: its size, and how many pieces its teacher lacked."""
+    return {"vocabulary": len(joint.student), "new_pieces": len(joint.new_pieces)} if joint is not None else {}
+
+
 def _mean_losses(objective: Objective, batches: Iterable[Batch], count: int, reporter: Reporter) -> dict[str, float]:
     """Returns mean losses over `count` batches, dropout off; `minus_loss` is the one to maximise."""
     training = objective.student.training
-    objective.student.eval()
+    for model in objective.models:
+        model.eval()
     sums: dict[str, float] = {"loss": 0.0}
     with torch.no_grad():
         for number, batch in enumerate(batches, 1):
@@ -139,6 +157,7 @@ def _mean_losses(objective: Objective, batches: Iterable[Batch], count: int, rep
             for name, value in {"loss": loss, **parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / count
             reporter.progress(HELDOUT, number, count)
-    objective.student.train(training)
+    for model in objective.models:
+        model.train(training)
     sums = distributed.all_reduce_mean(sums)
     return {**sums, "minus_loss": -sums["loss"]}

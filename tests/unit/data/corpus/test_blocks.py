@@ -326,7 +326,7 @@ def test_blocks_are_made_once(source, tokenizer, monkeypatch):
 
 def test_a_stopped_making_leaves_nothing_that_is_read(source, tokenizer, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("microbert_cli.data.corpus.blocks._write_blocks", lambda *_: 1 / 0)
+        patch.setattr("microbert_cli.data.corpus.blocks.write_blocks", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make_blocks(source, tokenizer, settings())
     assert len(make_blocks(source, tokenizer, settings())[0]) > 0
