@@ -7,7 +7,7 @@ are exact; those of blocks are where the corpus is small or was cut before, else
 import copy
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ import torch
 
 from microbert_cli.data.corpus.blocks import BlockSettings, cut_blocks, find_blocks
 from microbert_cli.data.corpus.documents import identify_corpus
+from microbert_cli.data.corpus.joint_vocabulary import JointVocabulary
+from microbert_cli.data.corpus.mixed_blocks import cut_mixed_blocks, find_mixed_blocks
 from microbert_cli.data.corpus.vocabulary import train_vocabulary
 from microbert_cli.data.task_data import TaskData, load_task_data
 from microbert_cli.data.tokenized import tokenizer_fingerprint
@@ -156,15 +158,20 @@ class ExpectedInputs:
         identify_corpus(source)
         return time.perf_counter() - started
 
-    def vocabulary(self, recipe: Recipe, source: str) -> tuple[Any, float]:
-        """Returns the tokenizer that `pretrain` would train, from a sample of a large corpus, and the seconds it takes."""
+    def vocabulary(self, recipe: Recipe, source: str, settings: Mapping[str, Any] | None = None) -> tuple[Any, float]:
+        """Returns the tokenizer that a stage would train, from a sample of a large corpus, and the seconds it takes.
+
+        settings  size, lowercase and max_length; None = those of `pretrain`
+        """
         from transformers import AutoTokenizer
 
-        key = atomic.digest([identify_corpus(source), recipe.vocabulary.model_dump(), recipe.corpus.documents])
+        vocabulary = recipe.vocabulary
+        settings = settings or {"size": vocabulary.size or 0, "lowercase": vocabulary.lowercase, "max_length": 512}
+        key = atomic.digest([identify_corpus(source), dict(settings), recipe.corpus.documents])
         if key not in self._vocabularies:
             with self._vocabulary_directory(key) as (directory, ready):
                 if not ready:
-                    self._train_vocabulary(recipe, source, directory)
+                    self._train_vocabulary(recipe, source, settings, directory)
                 seconds = float((directory / "seconds").read_text(encoding="utf-8"))
                 self._vocabularies[key] = AutoTokenizer.from_pretrained(directory, trust_remote_code=False), seconds
         return self._vocabularies[key]
@@ -179,37 +186,47 @@ class ExpectedInputs:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder), False
 
-    def blocks(self, recipe: Recipe, source: str, tokenizer: Any) -> CorpusBlocks:
-        """Returns the corpus's blocks; they cost nothing if cached, or made by an earlier stage of this run."""
+    def blocks(self, recipe: Recipe, source: str, tokenizer: Any, joint: JointVocabulary | None = None) -> CorpusBlocks:
+        """Returns the corpus's blocks; they cost nothing if cached, or made by an earlier stage of this run.
+
+        joint  of two vocabularies, where each word is kept in both
+        """
         settings = BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed)
-        if cached := find_blocks(source, tokenizer, settings):
+        cached = find_mixed_blocks(source, joint, settings) if joint else find_blocks(source, tokenizer, settings)
+        if cached:
             return CorpusBlocks(cached[0].lengths, cached[1].lengths, 0.0, 0)
         key = [identify_corpus(source), tokenizer_fingerprint(tokenizer), vars(settings)]
-        stored = self.prices.once("blocks", key, lambda: self._measure_blocks(recipe, source, tokenizer, settings))
+        key += [tokenizer_fingerprint(joint.teacher)] if joint else []
+        stored = self.prices.once("blocks", key, lambda: self._measure_blocks(recipe, source, tokenizer, settings, joint))
         is_planned = atomic.digest(key) in self._planned_blocks
         self._planned_blocks.add(atomic.digest(key))
         scale = stored["scale"]
         lengths, held = (_scaled(stored[part], scale) for part in ("lengths", "held"))
         tokens, blocks = int(lengths.sum()), len(lengths) + len(held)
-        size = 0 if is_planned else int(tokens * (TOKENS + SENTENCE) + blocks * BLOCK)
+        texts = 2 if joint else 1  # the teacher's pieces, and positions in them
+        size = 0 if is_planned else int(texts * tokens * (TOKENS + SENTENCE) + blocks * BLOCK)
         note = "" if scale == 1.0 else f"blocks from a sample of the corpus, 1 in {scale:.1f}"
         return CorpusBlocks(lengths, held, 0.0 if is_planned else stored["seconds"], size, note)
 
-    def _train_vocabulary(self, recipe: Recipe, source: str, directory: Path) -> None:
+    def _train_vocabulary(self, recipe: Recipe, source: str, settings: Mapping[str, Any], directory: Path) -> None:
         sample = self.sample(recipe, source)
         started = time.perf_counter()
-        tokenizer = train_vocabulary(
-            lambda: sample.documents, size=recipe.vocabulary.size or 0, lowercase=recipe.vocabulary.lowercase, max_length=512
-        )
+        tokenizer = train_vocabulary(lambda: sample.documents, **settings)
         seconds = (time.perf_counter() - started) * sample.scale + 2 * sample.read_seconds
         tokenizer.save_pretrained(directory)
         (directory / "seconds").write_text(str(seconds), encoding="utf-8")
 
-    def _measure_blocks(self, recipe: Recipe, source: str, tokenizer: Any, settings: BlockSettings) -> dict[str, Any]:
+    def _measure_blocks(
+        self, recipe: Recipe, source: str, tokenizer: Any, settings: BlockSettings, joint: JointVocabulary | None
+    ) -> dict[str, Any]:
         sample = self.sample(recipe, source)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            parts = cut_blocks(sample.documents, tokenizer, settings, Path(folder))
+            parts = (
+                cut_mixed_blocks(sample.documents, joint, settings, Path(folder))
+                if joint
+                else cut_blocks(sample.documents, tokenizer, settings, Path(folder))
+            )
             seconds = (time.perf_counter() - started) * sample.scale + sample.read_seconds
             lengths, held = (part.lengths.tolist() for part in parts)
         return {"lengths": lengths, "held": held, "scale": sample.scale, "seconds": seconds}

@@ -38,10 +38,14 @@ class Hardware:
         flops = job.flops(load)
         if flops is None:
             return None
-        rate = {"fp32": self.fp32_tflops, "bf16": self.bf16_tflops}[precision] * 1e12
         passes = 3 if job.kind == "train" else 1
         kernels = KERNELS * passes * model_shape(job.config).layers + (OPTIMISER if job.kind == "train" else 0)
-        return max(flops / (rate * self.utilisation * self.devices), load.batches * kernels * self.launch_us / 1e6)
+        return max(self.products(flops, precision=precision), load.batches * kernels * self.launch_us / 1e6)
+
+    def products(self, flops: float, *, precision: str = "fp32") -> float:
+        """What products of matrices take that no launch of a kernel slows down."""
+        rate = {"fp32": self.fp32_tflops, "bf16": self.bf16_tflops}[precision] * 1e12
+        return flops / (rate * self.utilisation * self.devices)
 
     def assumptions(self, precision: str) -> str:
         """What the seconds rest on, in one line."""

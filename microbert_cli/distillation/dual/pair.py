@@ -38,15 +38,14 @@ def student_tokenizer(
     """
     if not (size := recipe.general.dual.vocabulary) or not factory.is_description(student, catalog):
         return None
-    check_word_piece({"base": teacher.tokenizer})
-    return corpus_vocabulary(source, documents=recipe.corpus.documents, reporter=reporter, **vocabulary_settings(size, teacher))
+    settings = vocabulary_settings(size, teacher.tokenizer, teacher.model.config)
+    return corpus_vocabulary(source, documents=recipe.corpus.documents, reporter=reporter, **settings)
 
 
-def vocabulary_settings(size: int, teacher: Any) -> dict[str, Any]:
+def vocabulary_settings(size: int, tokenizer: Any, config: Any) -> dict[str, Any]:
     """Returns what a student's vocabulary is trained with, by its teacher's tokenizer and configuration."""
-    config = teacher.model.config if isinstance(teacher, LoadedModel) else teacher.config
-    max_length = positions_of(config) or MAX_LENGTH
-    return {"size": size, "lowercase": lowers_case(teacher.tokenizer), "max_length": max_length}
+    check_word_piece({"base": tokenizer})
+    return {"size": size, "lowercase": lowers_case(tokenizer), "max_length": positions_of(config) or MAX_LENGTH}
 
 
 def join_vocabularies(recipe: Recipe, teacher: LoadedModel, student: LoadedModel) -> JointVocabulary | None:

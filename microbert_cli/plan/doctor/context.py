@@ -15,6 +15,8 @@ from typing import Any
 
 from microbert_cli.data.corpus.blocks import Blocks, BlockSettings, cut_blocks, find_blocks
 from microbert_cli.data.corpus.documents import BUILT_IN_CORPUS, is_corpus_file, read_documents
+from microbert_cli.data.corpus.joint_vocabulary import JointVocabulary
+from microbert_cli.data.corpus.mixed_blocks import cut_mixed_blocks, find_mixed_blocks
 from microbert_cli.data.task_data import TaskData, find_task
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import MbertError, RowsMissingError
@@ -24,6 +26,7 @@ from microbert_cli.models.find import cached_model, find_model
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.plan.calibration import Calibration
 from microbert_cli.plan.doctor.findings import Later
+from microbert_cli.plan.dual import own_vocabulary
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo, standing_in
 from microbert_cli.plan.static_checks import LOADED
 from microbert_cli.recipe.phase_data import TRAIN
@@ -106,17 +109,20 @@ class DoctorContext:
         return self._once(("corpus", source), lambda: self._find_corpus(step, source))
 
     @contextmanager
-    def blocks(self, step: Step) -> Iterator[Blocks]:
-        """Yields blocks of the stage's corpus: those in the cache, or some cut from its first documents."""
+    def blocks(self, step: Step, joint: JointVocabulary | None = None) -> Iterator[Blocks]:
+        """Yields blocks of the stage's corpus, in one vocabulary or two: those in the cache, or some of its first documents."""
         self.find_corpus(step)
         tokenizer, settings = self.output(step).tokenizer, _settings(step)
-        if cached := find_blocks(step.inputs["source"], tokenizer, settings):
+        source = step.inputs["source"]
+        if cached := find_mixed_blocks(source, joint, settings) if joint else find_blocks(source, tokenizer, settings):
             yield cached[0]
             return
         documents = read_documents(step.inputs["source"], limit=settings.documents)
         sample = [document[:SENTENCES] for document in islice(documents, DOCUMENTS)]
         with tempfile.TemporaryDirectory() as folder:
-            yield cut_blocks(sample, tokenizer, settings, Path(folder))[0]
+            place = Path(folder)
+            cut = cut_mixed_blocks(sample, joint, settings, place) if joint else cut_blocks(sample, tokenizer, settings, place)
+            yield cut[0]
 
     @contextmanager
     def standing(self, name: str, head: str, *, where: str, task: Task | None = None) -> Iterator[str]:
@@ -163,6 +169,10 @@ class DoctorContext:
         if step.distils:
             source = str(step.vocabulary)
             teacher = self.known(source, where=step.stage.input_keys["teacher"][0])
+            if trains_vocabulary(step) and factory.is_description(inputs["student"], self.catalog):
+                self.find_corpus(step)
+                tokenizer, _ = own_vocabulary(self.seen, recipe, inputs["source"], teacher)
+                return self.seen.described(inputs["student"], tokenizer, like=teacher.config, where="student")
             model = self.known(inputs["student"], where="student", tokenizer=source, like=teacher.config)
         elif trains_vocabulary(step) and factory.is_description(inputs["model"], self.catalog):
             self.find_corpus(step)
@@ -211,7 +221,10 @@ class DoctorContext:
 
 def trains_vocabulary(step: Step) -> bool:
     """Whether the stage trains a vocabulary on its corpus, instead of taking another model's."""
-    return "pretrain" in step.stage.keys and step.resolved.recipe.vocabulary.size is not None
+    recipe = step.resolved.recipe
+    if "pretrain" in step.stage.keys:
+        return recipe.vocabulary.size is not None
+    return "general" in step.stage.keys and bool(recipe.general.dual.vocabulary)
 
 
 def inputs_of(step: Step) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from microbert_cli.augmentation.tools import check_augmenters
 from microbert_cli.augmentation.word_vectors import SUFFIXES, load_word_table
+from microbert_cli.data.corpus.joint_vocabulary import check_word_piece
 from microbert_cli.data.load import load_augmented
 from microbert_cli.errors import MbertError
 from microbert_cli.models import factory
@@ -119,6 +120,9 @@ def _tokenizers(context: DoctorContext, step: Step) -> Finding:
         same_vocabulary(teacher, student, where=where, keys=token_losses)
     elif task and teacher.get_vocab() != student.get_vocab():
         return passed("no loss compares token by token, so each reads a text in its own tokens")
+    elif not task and step.resolved.recipe.general.dual.vocabulary:
+        check_word_piece({"base": teacher, "student": student})
+        return passed("the student has a vocabulary of its own, and its teacher reads both")
     else:
         same_tokens(teacher, student, where=where)
     texts = [*PROBES, *(_texts(context, step) if task else [])]
