@@ -126,6 +126,8 @@ def make_objective(
 def general_terms(recipe: Recipe, catalog: Catalog) -> list[LossTerm]:
     """Returns the stage's losses; raises M091 where one predicts masked words and the recipe masks none."""
     losses = {name: (term.weight, term.parameters) for name, term in recipe.general.losses.items()}
+    if not recipe.general.dual.vocabulary:
+        _check_one_vocabulary(recipe, catalog)
     inputs = ENCODER_OUTPUTS | TOKEN_INPUTS | PAIR_INPUTS | {"teacher"} | (DUAL_INPUTS if recipe.general.dual.vocabulary else set())
     terms = make_terms(losses, catalog, available=inputs, where="general.losses")
     if (predicting := [term.name for term in terms if term.needs & PREDICTED]) and not recipe.general.masked:
@@ -196,6 +198,19 @@ def _student_batches(recipe: Recipe, tokenizer: Any, blocks: Blocks) -> Callable
         return {name: value.to(device) for name, value in batch.items()}
 
     return make
+
+
+def _check_one_vocabulary(recipe: Recipe, catalog: Catalog) -> None:
+    """Raises M394 where a loss is about a teacher of two vocabularies and there is one."""
+    for name, term in recipe.general.losses.items():
+        if term.weight and DUAL_INPUTS & set(catalog.loss_facts(name).get("needs") or ()):
+            raise MbertError(
+                "M394",
+                "this loss is about a student with a vocabulary of its own, and this one takes its teacher's",
+                where=f"general.losses.{name}",
+                allowed="A number of pieces of the student's vocabulary; 4928 in DualTrain.",
+                fix=f"--set general.dual.vocabulary=4928, or leave the loss out: --set general.losses.{name}=0",
+            )
 
 
 def _no_masked_words(loss: str) -> MbertError:

@@ -30,6 +30,10 @@ stages  = ["finetune", "task-distill"]
 """
 DISTIL = ("task-distill", "--teacher", "taught", "--student", "bert-1x16", "--task", "sst2", "--set", "teacher.allow_weak=true")
 GENERAL = ("general-distill", "--teacher", "base", "--student", "bert-2x16", "--corpus", "text.txt", "--set", "general.steps=1")
+DUAL = (
+    "general-distill", "--teacher", "base", "--corpus", "text.txt", "--set", "method=dualtrain", "--set", "general.steps=1",
+    "--set", "general.dual.vocabulary=90",
+)  # fmt: skip
 PRUNE = (
     "task-distill", "--teacher", "taught", "--task", "sst2", "--set", "teacher.allow_weak=true", "--set", "method=kd",
     "--set", "init=teacher", "--set", "phases.distillation.steps=2", "--set", "phases.distillation.prune.every=1", "--student",
@@ -92,6 +96,9 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "exits and experts": ("M039", (*EXITS, "--set", "moe.side=student")),
     "a speed above 1": ("M155", ("predict", "taught", "fine", "--speed", "2")),
     "a student of pairs and a task of single texts": ("M324", (*DISTIL[:4], "bi-1x16x16", *DISTIL[5:])),
+    "a projection of weights and one vocabulary": ("M394", (*GENERAL, "--set", "general.losses.shared_projection=1")),
+    "a projection onto fewer layers": ("M392", (*DUAL, "--student", "bert-1x8")),
+    "a second vocabulary and the teacher's weights": ("M393", (*DUAL, "--student", "bert-2x8x32", "--set", "initialise=teacher-slice")),
     "another number of labels": ("M320", ("evaluate", "taught", "--teacher", "three", "--task", "sst2")),
 }  # fmt: skip
 

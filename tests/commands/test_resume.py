@@ -109,6 +109,8 @@ def student_of(method: str) -> str:
     """A small one; of the teacher's width where the method takes what is the teacher's, recurrent where the method's is."""
     if (of_method(method).student or "").startswith("bilstm"):
         return "bilstm-8"
+    if of_method(method).general.dual.vocabulary:  # a feed-forward network as many times its width as the teacher's
+        return "bert-2x8x16"
     return "bert-2x16x32" if of_method(method).initialise.by in ("teacher-layers", "teacher-ends") else "bert-2x8"
 
 

@@ -98,7 +98,7 @@ def check_word_piece(tokenizers: Mapping[str, Any]) -> None:
                 "pieces of one of them",
                 where=where,
                 allowed="Models with a WordPiece tokenizer.json, as those of BERT, DistilBERT, MobileBERT and ELECTRA.",
-                fix="Take such a model, or one vocabulary for both: --set general.dual.vocabulary=false",
+                fix="Take such a model, or a method without a second vocabulary.",
             )
 
 

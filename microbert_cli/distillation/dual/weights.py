@@ -11,7 +11,6 @@ width, such as the bias of the vocabulary's logits, is left out.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from microbert_cli.distillation.start.slice import axes_of
@@ -52,10 +51,12 @@ def check_shapes(teacher: Any, student: Any) -> None:
     """Checks that every weight of a student has one of the teacher beside it: raises M392."""
     family = architecture_of(teacher).layer_weights
     shapes = model_shape(teacher), model_shape(student)
+    fitting = _fitting(*shapes)
     if family is None or family != architecture_of(student).layer_weights or any(s.embedding != s.width for s in shapes):
         raise _no_pair(
             f'those of "{model_type_of(student)}" have no place in "{model_type_of(teacher)}"',
             f"Within one of {'; '.join(', '.join(names) for names in families('layer_weights').values())}.",
+            fitting,
         )
     sizes = [_sizes(shape) for shape in shapes]
     if different := [name for name in sizes[0] if sizes[0][name] != sizes[1][name]]:
@@ -63,9 +64,17 @@ def check_shapes(teacher: Any, student: Any) -> None:
         raise _no_pair(
             f"teacher and student differ in {text}",
             "The teacher's depth and heads, and as many times its width in the feed-forward network; any width.",
+            fitting,
         )
     if (shapes[1].position_rows or 0) > (shapes[0].position_rows or 0):
-        raise _no_pair("the student has more positions than its teacher", "At most the teacher's positions.")
+        raise _no_pair("the student has more positions than its teacher", "At most the teacher's positions.", fitting)
+
+
+def _fitting(teacher: ModelShape, student: ModelShape) -> str:
+    """Returns the name of a student of about the same width whose weights have places in the teacher's."""
+    heads = teacher.heads or 1
+    width = heads * -(-student.width // heads)
+    return f"bert-{teacher.layers}x{width}x{round(width * (teacher.inner or 4 * teacher.width) / teacher.width)}"
 
 
 def _sizes(shape: ModelShape) -> dict[str, float]:
@@ -100,11 +109,11 @@ def _in_blocks(name: str, weight: Tensor, width: int) -> Tensor:
     return weight.view(-1, width, width)
 
 
-def _no_pair(what: str, allowed: str) -> MbertError:
+def _no_pair(what: str, allowed: str, fitting: str) -> MbertError:
     return MbertError(
         "M392",
         f"the weights of teacher and student cannot be compared pair by pair: {what}",
         where="general.losses.shared_projection, student",
         allowed=allowed,
-        fix="--student bert-Nx192, N the teacher's layers, or leave the loss out: --set general.losses.shared_projection=0",
+        fix=f"--student {fitting}, or leave the loss out: --set general.losses.shared_projection=0",
     )

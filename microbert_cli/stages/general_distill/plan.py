@@ -44,12 +44,13 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
         job = replace(job, head=head, logits=True, predicted=spec.masked, heads=head_passes)
     if spec.layer_by_layer:
         costs.plan.notes.append("layer by layer: counted as if every step went through all layers, which only the last ones do")
-    costs.train("distillation", job, load, plan, scored=True, asked=(ask, load))
+    costs.train("distillation", job, load, plan, scored=True, asked=None if joint else (ask, load))
     held_out = answering_load(blocks.held[heldout_sample(len(blocks.held))], batch_size=spec.batch_size).times(
         1 + evaluations(plan)
     )
     costs.work("held-out text", replace(job, kind="judge"), held_out)
-    costs.work("held-out text: teacher", ask, held_out)
+    if joint is None:
+        costs.work("held-out text: teacher", ask, held_out)
     if joint is not None:
         reading = extended(teacher, joint)
         if "teacher_token_labels" in dual:

@@ -89,9 +89,12 @@ def run(
         metrics = _train(recipe, objective, blocks, heldout, student_model.tokenizer, work.path, reporter)
         projection = objective.projection.state_dict() if objective.projection is not None else None
         save_model(student_model.model, student_model.tokenizer, work.path, projection=projection)
-        if joint is not None and objective.trained_teacher is not None and recipe.general.dual.keep:
-            cut_vocabulary(teacher_model.model, joint)
-            save_model(teacher_model.model, teacher_model.tokenizer, work.path / TEACHER_FOLDER)
+        if joint is not None and recipe.general.dual.keep:
+            if objective.trained_teacher is None:
+                reporter.note("general.dual.keep: no loss trains the teacher, so there is nothing to keep")
+            else:
+                cut_vocabulary(teacher_model.model, joint)
+                save_model(teacher_model.model, teacher_model.tokenizer, work.path / TEACHER_FOLDER)
         checkpoint.drop_states(work.path)
         return write_results(
             work,
