@@ -228,6 +228,10 @@ class TokenizedCorpus:
         first, last = self.documents[document], self.documents[document + 1]
         return [int(position) for position in self.sentences[first : last + 1]]
 
+    def cut_before(self, begin: int, limit: int) -> int:
+        """Returns where a block that begins at `begin`, in one sentence, ends at `limit` at the latest."""
+        return limit
+
     def tokens_of(self, document: int) -> np.ndarray:
         """Returns the tokens of a document."""
         bounds = self.bounds(document)
@@ -249,8 +253,9 @@ def _packed_blocks(
             yield start, end, end, end
             start = sentence
         while sentence_end - start > room:
-            yield start, start + room, start + room, start + room
-            start += room
+            cut = text.cut_before(start, start + room)
+            yield start, cut, cut, cut
+            start = cut
         end = sentence_end
     if end > start:
         yield start, end, end, end

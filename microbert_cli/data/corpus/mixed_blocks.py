@@ -5,8 +5,8 @@
     pieces.bin     where each sentence begins in the two files
     documents.bin, train.bin, heldout.bin   as in `blocks.py`, in the unit of sentences.bin
 
-So a block of at most `max_length` is that in the student's pieces, in the teacher's, and in any mixture of both. A word that a
-block would begin or end in is left out of it.
+So a block of at most `max_length` is that in the student's pieces, in the teacher's, and in any mixture of both. Blocks of
+format "packed" end between words; a word that loses a part where a pair is too long is left out.
 
     student  every word in its own pieces
     teacher  each word in the student's pieces with probability `share`, else in its own: all pieces of a word from one
@@ -54,6 +54,14 @@ class Words:
     def __len__(self) -> int:
         return len(self.student_counts)
 
+    def only(self, chosen: np.ndarray) -> "Words":
+        """Returns the words `chosen` [W]."""
+        student, teacher = (
+            ids[np.repeat(chosen, counts)]
+            for ids, counts in ((self.student, self.student_counts), (self.teacher, self.teacher_counts))
+        )
+        return Words(student, self.student_counts[chosen], teacher, self.teacher_counts[chosen])
+
     def mixed(self, chosen: np.ndarray, student_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns joint ids, the words `chosen` [W] in the student's pieces; and which of the ids are of those words."""
         from_student = np.repeat(chosen, np.where(chosen, self.student_counts, self.teacher_counts))
@@ -72,11 +80,8 @@ class MixedBlocks(Blocks):
     def __init__(self, directory: Path, part: str, joint: JointVocabulary):
         super().__init__(directory, part, joint.student)
         self.joint = joint
-        self._sentences = read_positions(directory / "sentences.bin")
-        self._pieces = read_positions(directory / "pieces.bin").reshape(-1, 2)
-        self._student = np.memmap(directory / "tokens.bin", dtype=_dtype(joint.student), mode="r")
-        self._teacher = np.memmap(directory / "teacher.bin", dtype=_dtype(joint.teacher), mode="r")
-        self.tokens: Any = _Unmarked(self._student)
+        self._files = _WordFiles(directory, joint)
+        self.tokens: Any = _Unmarked(self._files.student)
 
     def mixed(self, indices: np.ndarray, share: float, seed: tuple[int, ...], pad_to: int | None = None) -> dict[str, Tensor]:
         """Returns the teacher's batch: input_ids, token_type_ids, attention_mask and from_student [B, T].
@@ -115,20 +120,8 @@ class MixedBlocks(Blocks):
 
     def words(self, begin: int, end: int) -> Words:
         """Returns the words that lie wholly within a range."""
-        if end <= begin:
-            return _no_words()
-        first = int(np.searchsorted(self._sentences, begin, side="right")) - 1
-        last = int(np.searchsorted(self._sentences, end, side="left"))
-        pieces, counts = [], []
-        for column, file in enumerate((self._student, self._teacher)):
-            part = np.asarray(file[self._pieces[first, column] : self._pieces[last, column]])
-            starts = np.flatnonzero(part & _mark(part.dtype))
-            counts.append(np.diff(starts, append=len(part)))
-            pieces.append((part & ~_mark(part.dtype)).astype(np.int64))
-        bounds = self._sentences[first] + np.cumsum([0, *np.maximum(*counts)])
-        inside = (bounds[:-1] >= begin) & (bounds[1:] <= end)
-        student, teacher = (ids[np.repeat(inside, count)] for ids, count in zip(pieces, counts, strict=True))
-        return Words(student, counts[0][inside], teacher, counts[1][inside])
+        words, bounds = self._files.read(begin, end)
+        return words.only((bounds[:-1] >= begin) & (bounds[1:] <= end))
 
 
 def make_mixed_blocks(
@@ -159,21 +152,48 @@ def cut_mixed_blocks(
 ) -> tuple[MixedBlocks, MixedBlocks]:
     """Cuts documents into training and held-out blocks in `directory`; by itself it does not use the cache."""
     _write_pieces(documents, joint, directory, reporter)
-    write_blocks(directory, settings, lambda: _PieceCorpus(directory, _dtype(joint.student)), where)
+    write_blocks(directory, settings, lambda: _WordCorpus(directory, joint), where)
     return _open_parts(directory, joint)
 
 
-class _PieceCorpus(TokenizedCorpus):
-    """Random access to a corpus whose positions are not those of tokens.bin."""
+class _WordFiles:
+    """Random access to the words of a corpus in two vocabularies."""
 
-    def __init__(self, directory: Path, dtype: type):
-        super().__init__(directory, dtype)
-        self._starts = read_positions(directory / "pieces.bin").reshape(-1, 2)[:, 0]
+    def __init__(self, directory: Path, joint: JointVocabulary):
+        self.sentences = read_positions(directory / "sentences.bin")
+        self.pieces = read_positions(directory / "pieces.bin").reshape(-1, 2)
+        self.student = np.memmap(directory / "tokens.bin", dtype=_dtype(joint.student), mode="r")
+        self.teacher = np.memmap(directory / "teacher.bin", dtype=_dtype(joint.teacher), mode="r")
+
+    def read(self, begin: int, end: int) -> tuple[Words, np.ndarray]:
+        """Returns the words of the sentences that a range touches, and their bounds [W + 1] in the unit of sentences.bin."""
+        first = int(np.searchsorted(self.sentences, begin, side="right")) - 1
+        last = max(first, int(np.searchsorted(self.sentences, end, side="left")))
+        pieces, counts = [], []
+        for column, file in enumerate((self.student, self.teacher)):
+            part = np.asarray(file[self.pieces[first, column] : self.pieces[last, column]])
+            counts.append(np.diff(np.flatnonzero(part & _mark(part.dtype)), append=len(part)))
+            pieces.append((part & ~_mark(part.dtype)).astype(np.int64))
+        bounds = self.sentences[first] + np.cumsum([0, *np.maximum(*counts)])
+        return Words(pieces[0], counts[0], pieces[1], counts[1]), bounds
+
+
+class _WordCorpus(TokenizedCorpus):
+    """Random access to a corpus whose positions are not those of tokens.bin, and whose words stay whole."""
+
+    def __init__(self, directory: Path, joint: JointVocabulary):
+        super().__init__(directory, _dtype(joint.student))
+        self._files = _WordFiles(directory, joint)
+
+    def cut_before(self, begin: int, limit: int) -> int:
+        """Returns the last end of a word up to `limit`; `limit` itself where the first word is longer."""
+        _, bounds = self._files.read(begin, limit)
+        return int(max(bounds[(bounds > begin) & (bounds <= limit)], default=limit))
 
     def tokens_of(self, document: int) -> np.ndarray:
         """Returns the student's pieces of a document."""
         first, last = self.documents[document], self.documents[document + 1]
-        return self.tokens[self._starts[first] : self._starts[last]]
+        return self.tokens[self._files.pieces[first, 0] : self._files.pieces[last, 0]]
 
 
 class _Unmarked:
@@ -233,11 +253,6 @@ def _mark(dtype: Any) -> Any:
 
 def _dtype(tokenizer: Any) -> type:
     return np.uint16 if len(tokenizer) <= 2**15 else np.uint32
-
-
-def _no_words() -> Words:
-    empty = np.zeros(0, dtype=np.int64)
-    return Words(empty, empty, empty, empty)
 
 
 def _open_parts(directory: Path, joint: JointVocabulary) -> tuple[MixedBlocks, MixedBlocks]:
