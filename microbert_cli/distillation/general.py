@@ -128,7 +128,9 @@ def general_terms(recipe: Recipe, catalog: Catalog) -> list[LossTerm]:
     losses = {name: (term.weight, term.parameters) for name, term in recipe.general.losses.items()}
     if not recipe.general.dual.vocabulary:
         _check_one_vocabulary(recipe, catalog)
-    inputs = ENCODER_OUTPUTS | TOKEN_INPUTS | PAIR_INPUTS | {"teacher"} | (DUAL_INPUTS if recipe.general.dual.vocabulary else set())
+    inputs = (
+        ENCODER_OUTPUTS | TOKEN_INPUTS | PAIR_INPUTS | {"teacher"} | (DUAL_INPUTS if recipe.general.dual.vocabulary else set())
+    )
     terms = make_terms(losses, catalog, available=inputs, where="general.losses")
     if (predicting := [term.name for term in terms if term.needs & PREDICTED]) and not recipe.general.masked:
         raise _no_masked_words(predicting[0])

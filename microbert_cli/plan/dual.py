@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from microbert_cli.data.corpus.joint_vocabulary import JointVocabulary
-from microbert_cli.distillation.dual.pair import joint_vocabulary, vocabulary_settings
+from microbert_cli.distillation.dual.pair import vocabulary_settings
 from microbert_cli.distillation.dual.weights import WeightPairs
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import model_shape
@@ -63,13 +63,15 @@ def add_teacher_steps(
         costs.keep(teacher, "masked-lm")
 
 
-def add_projection(costs: Costs, term: LossTerm, teacher: ModelInfo, student: ModelInfo, joint: JointVocabulary, steps: int) -> None:
+def add_projection(
+    costs: Costs, term: LossTerm, teacher: ModelInfo, student: ModelInfo, joint: JointVocabulary, steps: int
+) -> None:
     """Adds comparing the weights of both models at every step: products of matrices, whatever the batch."""
     flops = PASSES * projection_flops(teacher.config, student.config, joint, weights=str(term.parameter("weights"))) * steps
 
     def measure() -> dict[str, Any]:
-        models = [random_model(model.config, "masked-lm") for model in (teacher, student)]
-        pairs = WeightPairs(*models, torch.from_numpy(joint.student_ids))
+        of_teacher, of_student = (random_model(model.config, "masked-lm") for model in (teacher, student))
+        pairs = WeightPairs(of_teacher, of_student, torch.from_numpy(joint.student_ids))
         widths = {"student_width": model_shape(student.config).width, "teacher_width": model_shape(teacher.config).width}
         module, seconds = term.make_module(**widths), []
         for _ in range(ROUNDS):

@@ -34,7 +34,7 @@ WeightPair = tuple[str, str, Tensor, Tensor]  # the side of a projection, a name
 class DualModels:
     """A teacher of two vocabularies beside its student: what an objective trains and compares of the two.
 
-    teacher  the model, where it is trained too;  weights  returns the tensors of both, pair by pair, for the losses that need them
+    teacher  the model, where it is trained too;  weights  returns the tensors of both, pair by pair, for losses that need them
     rates    learning rates of parameters of the objective, by the beginning of their names; the others have the phase's
     """
 

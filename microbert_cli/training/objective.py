@@ -343,4 +343,3 @@ def _no_loss(total: float) -> DivergedError:
         allowed="Finite losses; a smaller learning rate or a longer warm-up usually mends it.",
         fix="The same command with --no-resume and a smaller learning rate",
     )
-

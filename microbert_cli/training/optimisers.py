@@ -125,7 +125,7 @@ def make_optimiser(
 ) -> torch.optim.Optimizer:
     """Makes the optimiser `name` of all trainable parameters of `modules`, the student first, but for `leave_out`.
 
-    rates        learning rates of parameters of the other modules, by the beginning of their names: groups with the key "factor",
+    rates        learning rates of parameters of the other modules, by the beginning of a name: groups with the key "factor",
                  by which `set_rates` multiplies
     progressive  gives each layer of the student parameter groups of its own, with the key "layer"
     """
@@ -136,7 +136,8 @@ def make_optimiser(
     )
     other_pairs = [pair for named in others for pair in named]
     if progressive is None:
-        groups = _by_rate([*student, *other_pairs], weight_decay, {k: rate / learning_rate for k, rate in (rates or {}).items()})
+        factors = {prefix: rate / learning_rate for prefix, rate in (rates or {}).items()}
+        groups = _by_rate([*student, *other_pairs], weight_decay, factors)
     else:
         groups = [*_by_layer(student, weight_decay), *_by_decay(other_pairs, weight_decay, layer=None)]
     if name == "bertadam":

@@ -1,4 +1,4 @@
-"""DualTrain as a user has it: a student with a small vocabulary of its own, its teacher kept, then the task in two vocabularies."""
+"""DualTrain as a user has it: a student with a vocabulary of its own, its teacher kept, then the task in two vocabularies."""
 
 import json
 from collections.abc import Iterator

@@ -345,9 +345,19 @@ def finetune(*words, model="dropout", out, steps=8):
 def test_a_teacher_that_is_trained_too(place, monkeypatch):
     """Both read the same mixture of vocabularies, hide the same pieces, and move teacher, student and projections alike."""
     monkeypatch.chdir(place)
-    words = ("general-distill", "--teacher", "base", "--student", "bert-2x8x16", "--corpus", "text.txt", "--set", "method=dualtrain")
-    numbers = {"general.steps": 4, "general.batch_size": 7, "general.dual.vocabulary": 90, "corpus.max_length": 24, "corpus.heldout": 0.2,
-               "general.dropout": "false", "general.dual.keep": "true"}  # fmt: skip
+    words = (
+        "general-distill",
+        "--teacher",
+        "base",
+        "--student",
+        "bert-2x8x16",
+        "--corpus",
+        "text.txt",
+        "--set",
+        "method=dualtrain",
+    )
+    numbers = {"general.steps": 4, "general.batch_size": 7, "general.dual.vocabulary": 90, "general.dual.keep": "true"}
+    numbers |= {"corpus.max_length": 24, "corpus.heldout": 0.2, "general.dropout": "false"}
     words += tuple(word for key, value in numbers.items() for word in ("--set", f"{key}={value}"))
     works(*words, "-o", "dual-one")
     mbert_together(2, *words, "-o", "dual-two", cwd=place)

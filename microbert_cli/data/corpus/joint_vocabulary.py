@@ -1,6 +1,6 @@
 """Two vocabularies as one: the tokens of a teacher, followed by the pieces that only its student's vocabulary has.
 
-    joint id of a student's token = the teacher's id, where the teacher has the same piece or the special token of the same role;
+    joint id of a student's token   the teacher's id, where the teacher has the same piece, or for a special token its like;
                                     else R, R + 1 ... in the student's order, behind the R rows of the teacher's table
 
 Both vocabularies are WordPiece's and read the same words, so that a word can be written in either (`mixed_blocks.py`).
@@ -46,7 +46,7 @@ class JointVocabulary:
         return self.rows + len(self.new_pieces)
 
     def teacher_pieces(self, piece: str) -> list[int]:
-        """Returns the teacher's ids for a piece, by the longest match first; that of the unknown token where it cannot write it."""
+        """Returns the teacher's ids for a piece, by the longest match first; the unknown token's where it cannot write it."""
         vocabulary = self.teacher.get_vocab()
         prefix, rest = (CONTINUES, piece[len(CONTINUES) :]) if piece.startswith(CONTINUES) else ("", piece)
         ids: list[int] = []

@@ -123,9 +123,7 @@ def with_teacher_part(batch: Mapping[str, Tensor], part: Mapping[str, Tensor]) -
 def _part(batch: Mapping[str, Tensor], first: int, last: int, width: int) -> dict[str, Tensor]:
     if other := teacher_part(batch):
         shared = {name: value for name, value in batch.items() if not name.startswith(TEACHER)}
-        return with_teacher_part(
-            _part(shared, first, last, width), _part(other, first, last, other["input_ids"].shape[1])
-        )
+        return with_teacher_part(_part(shared, first, last, width), _part(other, first, last, other["input_ids"].shape[1]))
     part = {name: value[first:last] for name, value in batch.items() if name not in MASK_KEYS}
     if "token_positions" in batch:
         positions = batch["token_positions"]  # into the flattened [B x T]

@@ -90,7 +90,7 @@ class MixedBlocks(Blocks):
         """
         draw = np.random.default_rng(seed)
         ends = (self.joint.teacher.cls_token_id, self.joint.teacher.sep_token_id)
-        rows = [self._mixed_row(*self.ranges[i], share, draw, ends) for i in indices]
+        rows = [self._mixed_row(self.ranges[i], share, draw, ends) for i in indices]
         batch = padded([(ids, first) for ids, first, _ in rows], self.joint.teacher.pad_token_id, pad_to)
         from_student = torch.zeros_like(batch["input_ids"])
         for row, (_, _, pieces) in enumerate(rows):
@@ -105,8 +105,9 @@ class MixedBlocks(Blocks):
         return np.concatenate(parts).astype(np.int64), len(first) + 2
 
     def _mixed_row(
-        self, a: int, a_end: int, b: int, b_end: int, share: float, draw: np.random.Generator, ends: tuple[int, int]
+        self, bounds: np.ndarray, share: float, draw: np.random.Generator, ends: tuple[int, int]
     ) -> tuple[np.ndarray, int, np.ndarray]:
+        a, a_end, b, b_end = bounds.tolist()
         ids: list[Any] = [[ends[0]]]
         marks: list[Any] = [[False]]
         first = 0
@@ -241,7 +242,8 @@ def _write_pieces(documents: Iterable[list[str]], joint: JointVocabulary, direct
 
 def _marked(pieces: Pieces, dtype: type) -> bytes:
     """Returns the ids of a sentence for its file, with a mark at the first piece of each word."""
-    ids, counts = np.array(pieces[0], dtype=dtype), np.array(pieces[1])
+    ids: np.ndarray = np.array(pieces[0], dtype=dtype)
+    counts = np.array(pieces[1])
     ids[np.cumsum(counts) - counts] |= _mark(ids.dtype)
     return ids.tobytes()
 

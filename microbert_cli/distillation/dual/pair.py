@@ -1,4 +1,4 @@
-"""What stage one builds for a student with a vocabulary of its own: the vocabulary, the pair of models, the teacher's batches."""
+"""What stage one builds for a student with a vocabulary of its own: the vocabulary, both models, the teacher's batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

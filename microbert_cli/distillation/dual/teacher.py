@@ -36,7 +36,7 @@ def cut_vocabulary(model: Any, joint: JointVocabulary) -> None:
 class DualTeacher:
     """Answers on the teacher's part of a batch, with gradients where it is trained; else it is frozen.
 
-    A hidden piece is predicted among the pieces of the vocabulary that its word was read in, as if each had a softmax of its own.
+    A hidden piece is predicted among the pieces of the vocabulary that its word was read in: each has a softmax of its own.
     """
 
     def __init__(self, model: nn.Module, joint: JointVocabulary, *, trained: bool):

@@ -97,7 +97,9 @@ def test_the_teachers_masked_lm_by_hand() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("dual")
     tiny_bert(place / "teacher", kind="masked-lm", hidden=16, intermediate=64, dropout=0.0, vocab=("the", "baker", "boat"))
-    tiny_bert(place / "student", kind="masked-lm", hidden=8, intermediate=32, dropout=0.0, vocab=("bakers", "sold", "boat"), seed=1)
+    tiny_bert(
+        place / "student", kind="masked-lm", hidden=8, intermediate=32, dropout=0.0, vocab=("bakers", "sold", "boat"), seed=1
+    )
     return place
 
 
@@ -135,7 +137,9 @@ def test_new_rows_begin_as_the_mean_of_the_teachers_pieces_and_old_ones_stay(fol
 def test_every_weight_of_the_student_has_its_like_but_the_bias_of_logits(folder: Path) -> None:
     teacher, student, joint = joined(folder)
     pairs = WeightPairs(teacher.model, student.model, torch.from_numpy(joint.student_ids))
-    left_out = {name for name, _ in student.model.named_parameters()} - {f"bert.{name}" for name in pairs.names} - set(pairs.names)
+    left_out = (
+        {name for name, _ in student.model.named_parameters()} - {f"bert.{name}" for name in pairs.names} - set(pairs.names)
+    )
     assert left_out == {"cls.predictions.bias"}
     shapes = {name: (side, tuple(big.shape), tuple(small.shape)) for side, name, big, small in pairs}
     layer = "encoder.layer.1."
@@ -186,7 +190,9 @@ def batch_of(joint: JointVocabulary) -> dict[str, torch.Tensor]:
 LOSSES = {"masked_lm": 1.0, "teacher_masked_lm": 1.0, "shared_projection": 10.0}
 
 
-def objective_of(folder: Path, losses: dict[str, float], rates: dict[str, float]) -> tuple[Objective, LoadedModel, JointVocabulary]:
+def objective_of(
+    folder: Path, losses: dict[str, float], rates: dict[str, float]
+) -> tuple[Objective, LoadedModel, JointVocabulary]:
     teacher, student, joint = joined(folder)
     terms = make_terms({name: (weight, {}) for name, weight in losses.items()}, Catalog())
     asked = DualTeacher(teacher.model, joint, trained="teacher_masked_lm" in losses)
@@ -226,7 +232,11 @@ def test_the_teachers_own_loss_gives_the_student_no_gradient_and_the_projection_
     objective, teacher, joint = objective_of(folder, LOSSES, {})
     parts = next(objective.losses(batch_of(joint)))[2]
     student, of_teacher = objective.student.get_input_embeddings().weight, teacher.model.get_input_embeddings().weight
-    for name, reaches in (("masked_lm", (True, False)), ("teacher_masked_lm", (False, True)), ("shared_projection", (True, True))):
+    for name, reaches in (
+        ("masked_lm", (True, False)),
+        ("teacher_masked_lm", (False, True)),
+        ("shared_projection", (True, True)),
+    ):
         gradients = torch.autograd.grad(parts[name], [student, of_teacher], retain_graph=True, allow_unused=True)
         assert tuple(gradient is not None for gradient in gradients) == reaches
 
@@ -270,7 +280,7 @@ PUBLISHED = {192: 5.74, 96: 19.41, 48: 61.94}
 
 @pytest.mark.parametrize("width", PARAMETERS)
 def test_published_factors_are_not_those_of_the_shapes(width: int) -> None:
-    """BERT-base has 110,106,428 parameters with its heads; 12 layers of this width over 4,928 pieces are smaller than published.
+    """BERT-base has 110,106,428 parameters with its heads; 12 layers of this width over 4,928 pieces have fewer.
 
     The published factors would be those of models of about 19.2, 5.67 and 1.78 million: about three times as many.
     """
@@ -285,5 +295,3 @@ def heads(config: BertConfig) -> int:
     """The parameters of BERT's two heads of pre-training: words, with tied embeddings, and next sentences."""
     d, V = config.hidden_size, config.vocab_size
     return d * d + d + 2 * d + V + 2 * d + 2
-
-

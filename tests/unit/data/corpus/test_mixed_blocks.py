@@ -1,4 +1,4 @@
-"""A corpus in two vocabularies: every word in the pieces of one of them, the right share of words, nothing beyond the length."""
+"""A corpus in two vocabularies: every word in the pieces of one of them, the right share, nothing beyond the length."""
 
 import math
 import random
@@ -98,7 +98,10 @@ def test_all_pieces_of_a_word_are_of_one_vocabulary_and_the_share_is_right(block
             read = blocks.words(begin, end)
             student, teacher = (
                 np.split(pieces, np.cumsum(counts)[:-1]) if len(counts) else []
-                for pieces, counts in ((joint.student_ids[read.student], read.student_counts), (read.teacher, read.teacher_counts))
+                for pieces, counts in (
+                    (joint.student_ids[read.student], read.student_counts),
+                    (read.teacher, read.teacher_counts),
+                )
             )
             for by_student, by_teacher in zip(student, teacher, strict=True):
                 word = by_student if marks[place] else by_teacher
