@@ -1,6 +1,9 @@
 """DualTrain as a user has it: a student with a vocabulary of its own, its teacher kept, then the task in two vocabularies."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +120,33 @@ def general(out: Path, reporter: Reporter, **changed: object) -> StageResult:
 def test_stopped_anywhere_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kept teacher too, which is trained with dropout; the vocabulary is trained anew in a cache that is empty."""
     assert stopped_everywhere(general, tmp_path / "stopped", fresh_cache=monkeypatch) >= 5
+
+
+KILLED = (
+    "general-distill", "dual.toml", "--set", "general.steps=30", "--set", "general.checkpoint_steps=1",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_it_ends_the_same(place: Path) -> None:
+    """Twice without a warning, after some steps; then to its end."""
+    assert mbert(*KILLED, "-o", "whole").code == 0
+    for steps in (4, 12):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "microbert_cli", *KILLED, "-o", "killed"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        log = place / "killed.partial" / "log.jsonl"
+        while process.poll() is None and (not log.is_file() or log.read_text().count('"norm"') < steps):
+            time.sleep(0.01)
+        assert process.poll() is None, "it was over before it was killed"
+        process.kill()
+        process.wait()
+    done = mbert(*KILLED, "-o", "killed")
+    assert done.code == 0 and "going on after step" in done.err
+    for file in ("model.safetensors", "teacher/model.safetensors", "tokenizer.json"):
+        assert (place / "killed" / file).read_bytes() == (place / "whole" / file).read_bytes(), file
 
 
 def test_pairs_of_segments_and_a_student_that_goes_on(tmp_path: Path) -> None:
