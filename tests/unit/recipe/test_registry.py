@@ -13,12 +13,14 @@ BUILT_IN = {
         "attention_distribution", "attention_scores", "attention_transfer", "closest_layers", "cosine", "discriminator",
         "embedding", "feature_alignment", "feature_maps", "feature_statistics", "hard_label", "hidden_states",
         "load_balance", "logit_mse", "masked_lm", "next_sentence", "patience", "relations", "representation",
-        "self_distillation", "shared_projection", "soft_target", "teacher_masked_lm", "token_mixed_target", "token_soft_target", "value_relation",
+        "self_distillation", "shared_projection", "soft_target", "teacher_masked_lm", "token_mixed_target",
+        "token_soft_target", "value_relation",
     ],
     "methods": [
         "bilstm", "bilstm-reference", "cofi", "compact", "distilbert", "dualtrain", "dualtrain-alone", "dualtrain-down",
-        "dualtrain-up", "fastbert", "homodistil", "kd", "labels-alone", "microbert", "microbert-plus", "minilm", "minilmv2", "mobilebert", "mobilebert-auxiliary", "mobilebert-transfer",
-        "moebert", "mt-dnn", "pd", "pkd", "sharedproj", "soft-targets", "tinybert", "tinybert-reference", "xtremedistil",
+        "dualtrain-up", "fastbert", "homodistil", "kd", "labels-alone", "microbert", "microbert-plus", "minilm",
+        "minilmv2", "mobilebert", "mobilebert-auxiliary", "mobilebert-transfer", "moebert", "mt-dnn", "pd",
+        "pkd", "sharedproj", "soft-targets", "tinybert", "tinybert-reference", "xtremedistil",
         "xtremedistil-2019",
     ],
     "students": [
@@ -30,8 +32,8 @@ BUILT_IN = {
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-docs", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
         "bilstm-quickstart", "bilstm-sst2", "cascade-quickstart", "cofi-quickstart", "compact-quickstart", "compact-sst2",
-        "distilbert-quickstart", "distilbert-sst2", "dualtrain-quickstart", "fastbert-quickstart", "fastbert-sst2", "glue-mt-dnn",
-        "homodistil-quickstart",
+        "distilbert-quickstart", "distilbert-sst2", "dualtrain-quickstart", "fastbert-quickstart", "fastbert-sst2",
+        "glue-mt-dnn", "homodistil-quickstart",
         "kd-quickstart", "kd-sst2", "microbert-quickstart", "microbert-sst2", "microbert-tasks", "minilm-quickstart",
         "minilm-sst2", "minilmv2-quickstart", "minilmv2-sst2", "mobilebert-quickstart", "mobilebert-sst2",
         "moebert-quickstart", "moebert-sst2", "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
