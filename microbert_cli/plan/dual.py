@@ -14,11 +14,11 @@ from microbert_cli.distillation.dual.pair import vocabulary_settings
 from microbert_cli.distillation.dual.weights import WeightPairs
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import model_shape
-from microbert_cli.models.factory import meta_model
+from microbert_cli.models.factory import config_parameters, meta_model
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.rehearsal import random_model
 from microbert_cli.plan.stage_cost import Costs, Part
-from microbert_cli.plan.work import Job, Workload, shape
+from microbert_cli.plan.work import FLOAT, Job, Workload, activations, shape, training_bytes
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.training.loss_terms import DUAL_INPUTS, LossTerm
 from microbert_cli.training.plan import TrainingPlan
@@ -57,7 +57,9 @@ def add_teacher_steps(
     spec = recipe.general
     job = Job("train", teacher.config, spec.batch_size, "masked-lm", losses={"masked_lm": (1.0, {})}, predicted=spec.masked,
               optimizer=spec.optimizer, accumulate=spec.accumulate)  # fmt: skip
+    before = costs.plan.memory  # the student's: both models are in memory at once
     costs.train("teacher, trained too", job, load, plan, scored=True, asked=None)
+    costs.plan.memory = before + training_bytes(job, scored=True) + activations(job, *load.widest)
     costs.work("held-out text: teacher", replace(job, kind="judge"), held_out)
     if spec.dual.keep:
         costs.keep(teacher, "masked-lm")
@@ -67,6 +69,8 @@ def add_projection(
     costs: Costs, term: LossTerm, teacher: ModelInfo, student: ModelInfo, joint: JointVocabulary, steps: int
 ) -> None:
     """Adds comparing the weights of both models at every step: products of matrices, whatever the batch."""
+    # The mapped weights and their errors stay until the backward pass; a teacher that is not trained is beside them.
+    costs.plan.memory += 2 * FLOAT * config_parameters(teacher.config, "masked-lm")
     flops = PASSES * projection_flops(teacher.config, student.config, joint, weights=str(term.parameter("weights"))) * steps
 
     def measure() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.phases import add_corpus, distil_jobs, drawn
 from microbert_cli.plan.stage_cost import SMALL, Costs, evaluations
 from microbert_cli.plan.work import answering_load
+from microbert_cli.recipe.values import Term
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.phases import make_plan
 
@@ -36,7 +37,7 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     dual = dual_terms(terms)
     # What two vocabularies add is counted by itself: the student's own step is that of the other losses.
     own_losses = {name: term for name, term in spec.losses.items() if name not in {term.name for term in dual.values()}}
-    own_spec = spec.model_copy(update={"losses": own_losses})
+    own_spec = spec.model_copy(update={"losses": own_losses or {"masked_lm": Term()}})
     job, ask = distil_jobs(recipe, own_spec, seen.catalog, teacher, student, "encoder")
     if head != "encoder":
         token_head_needs = [term.needs for term in terms if "token_head" in term.needs]
