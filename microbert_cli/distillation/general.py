@@ -203,11 +203,11 @@ def _student_batches(recipe: Recipe, tokenizer: Any, blocks: Blocks) -> Callable
 
 
 def _check_one_vocabulary(recipe: Recipe, catalog: Catalog) -> None:
-    """Raises M164 where a loss is about a teacher of two vocabularies and there is one."""
+    """Raises M396 where a loss is about a teacher of two vocabularies and there is one."""
     for name, term in recipe.general.losses.items():
         if term.weight and DUAL_INPUTS & set(catalog.loss_facts(name).get("needs") or ()):
             raise MbertError(
-                "M164",
+                "M396",
                 "this loss is about a student with a vocabulary of its own, and this one takes its teacher's",
                 where=f"general.losses.{name}",
                 allowed="A number of pieces of the student's vocabulary; 4928 in DualTrain.",

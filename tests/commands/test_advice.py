@@ -96,10 +96,10 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "exits and experts": ("M039", (*EXITS, "--set", "moe.side=student")),
     "a speed above 1": ("M155", ("predict", "taught", "fine", "--speed", "2")),
     "a student of pairs and a task of single texts": ("M324", (*DISTIL[:4], "bi-1x16x16", *DISTIL[5:])),
-    "a projection of weights and one vocabulary": ("M164", (*GENERAL, "--set", "general.losses.shared_projection=1")),
-    "a projection onto fewer layers": ("M162", (*DUAL, "--student", "bert-1x8")),
+    "a projection of weights and one vocabulary": ("M396", (*GENERAL, "--set", "general.losses.shared_projection=1")),
+    "a projection onto fewer layers": ("M388", (*DUAL, "--student", "bert-1x8")),
     "a second vocabulary and the teacher's weights": (
-        "M163", (*DUAL, "--student", "bert-2x8x32", "--set", "initialise=teacher-slice"),
+        "M389", (*DUAL, "--student", "bert-2x8x32", "--set", "initialise=teacher-slice"),
     ),
     "another number of labels": ("M320", ("evaluate", "taught", "--teacher", "three", "--task", "sst2")),
 }  # fmt: skip

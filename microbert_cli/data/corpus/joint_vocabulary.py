@@ -89,11 +89,11 @@ def lowers_case(tokenizer: Any) -> bool:
 
 
 def check_word_piece(tokenizers: Mapping[str, Any]) -> None:
-    """Raises M161 where one of the tokenizers, by the keys of their models, is no WordPiece one."""
+    """Raises M384 where one of the tokenizers, by the keys of their models, is no WordPiece one."""
     for where, tokenizer in tokenizers.items():
         if not is_word_piece(tokenizer):
             raise MbertError(
-                "M161",
+                "M384",
                 "this vocabulary is not made of WordPiece's pieces, and a teacher of two vocabularies reads each word in the "
                 "pieces of one of them",
                 where=where,

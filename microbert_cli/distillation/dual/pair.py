@@ -34,7 +34,7 @@ def student_tokenizer(
 ) -> Any:
     """Returns the vocabulary of a new student, trained on the corpus; None where it has its teacher's, or is a checkpoint.
 
-    It reads capital letters as the teacher does. Raises M161 where the teacher's vocabulary is not WordPiece's.
+    It reads capital letters as the teacher does. Raises M384 where the teacher's vocabulary is not WordPiece's.
     """
     if not (size := recipe.general.dual.vocabulary) or not factory.is_description(student, catalog):
         return None
@@ -51,7 +51,7 @@ def vocabulary_settings(size: int, tokenizer: Any, config: Any) -> dict[str, Any
 def join_vocabularies(recipe: Recipe, teacher: LoadedModel, student: LoadedModel) -> JointVocabulary | None:
     """Returns both vocabularies as one, and gives the teacher rows for it; None where both read the same tokens.
 
-    Raises M161 where one of them is not WordPiece's.
+    Raises M384 where one of them is not WordPiece's.
     """
     if not recipe.general.dual.vocabulary:
         return None
@@ -61,16 +61,16 @@ def join_vocabularies(recipe: Recipe, teacher: LoadedModel, student: LoadedModel
 
 
 def joint_vocabulary(teacher: Any, student: Any, config: Any) -> JointVocabulary:
-    """Returns both vocabularies as one, behind the rows of the table of the teacher's configuration; raises M161."""
+    """Returns both vocabularies as one, behind the rows of the table of the teacher's configuration; raises M384."""
     check_word_piece({"base": teacher, "student": student})
     return JointVocabulary(teacher, student, model_shape(config).vocabulary)
 
 
 def check_random_start(recipe: Recipe) -> None:
-    """Raises M163 where a student with a vocabulary of its own is to take weights."""
+    """Raises M389 where a student with a vocabulary of its own is to take weights."""
     if recipe.initialise.by not in ("random", "auto"):
         raise MbertError(
-            "M163",
+            "M389",
             f'a student with a vocabulary of its own begins with random weights, and initialise is "{recipe.initialise.by}"',
             where="initialise, general.dual.vocabulary",
             allowed="random: the rows of its teacher's tables are those of other tokens.",
@@ -79,7 +79,7 @@ def check_random_start(recipe: Recipe) -> None:
 
 
 def dual_models(recipe: Recipe, terms: Sequence[LossTerm], teacher: DualTeacher, student: Any) -> DualModels:
-    """Returns teacher and student as an objective takes them; raises M162 where a loss compares weights that do not match."""
+    """Returns teacher and student as an objective takes them; raises M388 where a loss compares weights that do not match."""
     compared = any("weights" in term.needs for term in terms)
     pairs = WeightPairs(teacher.model, student, torch.from_numpy(teacher.joint.student_ids)) if compared else ()
     rates = {TRAINED: recipe.general.dual.teacher_rate, PROJECTIONS: recipe.general.dual.projection_rate}

@@ -25,7 +25,7 @@ class WeightPairs:
     """The weights of two models, pair by pair; each pass yields their values of the moment, with gradients.
 
     student_ids  the row of the teacher's table of every piece of the student [V]
-    Raises M162 where the weights of one have no place in the other.
+    Raises M388 where the weights of one have no place in the other.
     """
 
     def __init__(self, teacher: Any, student: Any, student_ids: Tensor):
@@ -48,7 +48,7 @@ class WeightPairs:
 
 
 def check_shapes(teacher: Any, student: Any) -> None:
-    """Checks that every weight of a student has one of the teacher beside it: raises M162."""
+    """Checks that every weight of a student has one of the teacher beside it: raises M388."""
     family = architecture_of(teacher).layer_weights
     shapes = model_shape(teacher), model_shape(student)
     fitting = _fitting(*shapes)
@@ -111,7 +111,7 @@ def _in_blocks(name: str, weight: Tensor, width: int) -> Tensor:
 
 def _no_pair(what: str, allowed: str, fitting: str) -> MbertError:
     return MbertError(
-        "M162",
+        "M388",
         f"the weights of teacher and student cannot be compared pair by pair: {what}",
         where="general.losses.shared_projection, student",
         allowed=allowed,
