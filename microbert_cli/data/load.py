@@ -68,7 +68,23 @@ def _python_docs(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
     return [(text,) for text in texts], labels
 
 
-BUILT_IN_TASKS: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]]]] = {"python-docs": _python_docs}
+def _python_backwards(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
+    from microbert_cli.data.corpus import python_tasks
+
+    return python_tasks.backwards_rows(split)
+
+
+def _python_pairs(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
+    from microbert_cli.data.corpus import python_tasks
+
+    return python_tasks.pair_rows(split)
+
+
+BUILT_IN_TASKS: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]]]] = {
+    "python-docs": _python_docs,
+    "python-backwards": _python_backwards,
+    "python-pairs": _python_pairs,
+}
 
 
 def _built_in(task: Task, split: str) -> Examples:

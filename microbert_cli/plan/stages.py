@@ -42,7 +42,7 @@ def plan_steps(
             plan.state = "copied"
             plan.notes.append(f"copied from {source}, where it was made of the same inputs")
         if not plan.is_done:
-            anew.add(str(step.out))
+            anew.update(step.outputs)
         try:
             step.stage.plan(step, seen, Costs(plan, here, machine))
             plan.parts = [part for part in plan.parts if part.flops or part.seconds is None or part.seconds > 0]

@@ -34,7 +34,7 @@ def check_static(steps: Sequence[Step], catalog: Catalog) -> None:
             for error in (*_missing_files(part, catalog), *_unfit_inputs(part, to_come)):
                 errors.setdefault(str(error), error)
         if step_state(step) != "done":
-            to_come[str(step.out)] = step
+            to_come |= dict.fromkeys(step.outputs, step)
     if errors:
         raise combine_errors(list(errors.values()))
 

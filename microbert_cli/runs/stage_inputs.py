@@ -3,6 +3,7 @@
 Static: nothing is opened, torch is not imported, so `--dry-run` can tell what would happen.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from microbert_cli.runs.stage_registry import Stage, find_stage
 from microbert_cli.table_format import name_of_files
 
 RUNS = Path("runs")
+SEED = re.compile(r"seed-\d+")  # the directory of one of several seeds in a stage's output
 TRIM, DISTIL, CASCADE = "trim", "task-distill", "cascade"
 
 
@@ -36,6 +38,12 @@ class Step:
     def stage(self) -> Stage:
         """Returns the record of its kind."""
         return find_stage(self.kind)
+
+    @property
+    def outputs(self) -> list[str]:
+        """Returns the directories that later stages may take as models: the output, and the model of each of several seeds."""
+        seeds = self.resolved.recipe.seeds if self.stage.compared else []
+        return [str(self.out), *(str(self.out / f"seed-{seed}") for seed in seeds if len(seeds) > 1)]
 
     @property
     def distils(self) -> bool:
@@ -138,10 +146,12 @@ class EarlierOutputs:
         return self.directory(stage) if stage in self.planned else None
 
     def resolve(self, value: str | None) -> str | None:
-        """Returns a key's value, where the name of an earlier stage stands for its output."""
+        """Returns a key's value, where the name of an earlier stage stands for its output, and `STAGE/seed-1` for one seed's."""
         if value is None or Path(value).exists():
             return value
-        return (self.directory(value) if "/" not in value else None) or value
+        stage, _, seed = value.partition("/")
+        directory = self.directory(stage) if not seed or SEED.fullmatch(seed) else None
+        return str(Path(directory) / seed) if directory else value
 
 
 def new_model_input(value: str | None, key: str, earlier: EarlierOutputs, catalog: Catalog) -> str | None:

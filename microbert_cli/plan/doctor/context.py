@@ -253,7 +253,7 @@ def _to_come(steps: Sequence[Step]) -> dict[str, Step]:
     to_come: dict[str, Step] = {}
     for step in steps:
         if step_state(step) != "done" or any(place in to_come for place in step.places.values()):
-            to_come[str(step.out)] = step.stage.split_tasks(step)[0]
+            to_come |= dict.fromkeys(step.outputs, step.stage.split_tasks(step)[0])
     return to_come
 
 

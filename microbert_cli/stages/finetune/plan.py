@@ -33,4 +33,4 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
             part = replace(job, freeze=tuple(stage.freeze))
             add_phase(costs, label, part, stage, lengths, dev, seed, first=number == 0, scored=True)
     costs.keep(model, "classifier", copies_of(seeds))
-    seen.planned_models[str(step.out)] = ModelInfo(model.config, model.tokenizer)
+    seen.planned_models |= dict.fromkeys(step.outputs, ModelInfo(model.config, model.tokenizer))

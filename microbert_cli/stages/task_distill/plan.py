@@ -115,4 +115,4 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
             costs.shorten(before, seconds_of(recipe.budget))
         costs.work("dev", answer_job(student), answering_load(dev, batch_size=EVALUATION_BATCH))
     costs.keep(student, "classifier", copies_of(seeds))
-    seen.planned_models[str(step.out)] = ModelInfo(student.config, student.tokenizer)
+    seen.planned_models |= dict.fromkeys(step.outputs, ModelInfo(student.config, student.tokenizer))
