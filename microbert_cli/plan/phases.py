@@ -140,12 +140,15 @@ def with_own_steps(parts: Sequence[Step], whole: Step, seen: ExpectedInputs) -> 
     """
     recipe = whole.resolved.recipe
     rows = [seen.task(part.resolved.recipe, trained_splits(recipe, seen.catalog))[0].rows for part in parts]
+    tasks = [part.resolved.recipe.task for part in parts]  # an ensemble has a part for each of its teachers
     steps: list[dict[str, int]] = [{} for _ in parts]
     for name, spec in recipe.run_phases.items():
-        sizes = [len(splits[phase_split(spec, seen.catalog, splits)]) for splits in rows]
-        total = make_plan(name, spec, np.ones(sum(sizes), dtype=np.int64)).steps
-        for task_steps, share in zip(steps, task_shares(sizes, recipe.sampling.by, cap=recipe.sampling.cap), strict=True):
-            task_steps[name] = max(1, round(total * share))
+        sizes = {task: len(splits[phase_split(spec, seen.catalog, splits)]) for task, splits in zip(tasks, rows, strict=True)}
+        total = make_plan(name, spec, np.ones(sum(sizes.values()), dtype=np.int64)).steps
+        shares = task_shares(list(sizes.values()), recipe.sampling.by, cap=recipe.sampling.cap)
+        by_task = dict(zip(sizes, shares, strict=True))
+        for task, task_steps in zip(tasks, steps, strict=True):
+            task_steps[name] = max(1, round(total * by_task[task] / tasks.count(task)))
     return [_for_steps(part, task_steps) for part, task_steps in zip(parts, steps, strict=True)]
 
 

@@ -47,6 +47,22 @@ def teachers_of(recipe: "Recipe") -> dict[str, list[str]]:
     return {name: [location.replace(TASK_PLACEHOLDER, name) for location in pattern] for name in names}
 
 
+def untaught_tasks(recipe: "Recipe") -> list[str]:
+    """Returns the names of those of several tasks that have no teacher."""
+    return [task for task, teachers in teachers_of(recipe).items() if not teachers]
+
+
+def untaught_note(recipe: "Recipe", catalog: Catalog) -> str | None:
+    """Returns a note on tasks without a teacher, and on what they learn from; None where each of them has one."""
+    if not (tasks := untaught_tasks(recipe)):
+        return None
+    terms = (name for phase in recipe.run_phases.values() for name, term in phase.losses.items() if term.weight)
+    losses = [name for name in dict.fromkeys(terms) if not catalog.loss_asks_teacher(name)]
+    left_out = ", on its original rows: nobody could label augmented ones" if recipe.augmented else ""
+    have, learn = ("has", "is learnt") if len(tasks) == 1 else ("have", "are learnt")
+    return f"{', '.join(tasks)} {have} no teacher and {learn} from labels alone ({', '.join(losses)}){left_out}"
+
+
 def augmented_of(recipe: "Recipe") -> dict[str, str]:
     """Returns the augmented data of each task by name: `augmented` with the task's name in it."""
     pattern = recipe.augmented or ""
@@ -62,6 +78,12 @@ def transfer_of(recipe: "Recipe") -> str | None:
 def recipe_of_task(recipe: "Recipe", task: str) -> "Recipe":
     """Returns the recipe for one of its tasks alone."""
     return recipe.model_copy(update={"task": task, "tasks": []})
+
+
+def single_teacher(recipe: "Recipe", task: str) -> str | None:
+    """Returns the one teacher of one of several tasks; None where it has none, or an ensemble, which is no single model."""
+    teachers = teachers_of(recipe)[task_name(task)]
+    return teachers[0] if len(teachers) == 1 else None
 
 
 def named_inputs(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -4,15 +4,22 @@ Static: nothing is opened, torch is not imported, so `--dry-run` can tell what w
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from microbert_cli.errors import MAX_ERRORS, MbertError, combine_errors, nearest
 from microbert_cli.recipe.layers import Layer
 from microbert_cli.recipe.loss_checks import check_stage
-from microbert_cli.recipe.multitask import TASK_PLACEHOLDER, augmented_of, named_inputs, task_name
+from microbert_cli.recipe.multitask import (
+    TASK_PLACEHOLDER,
+    augmented_of,
+    named_inputs,
+    recipe_of_task,
+    single_teacher,
+    task_name,
+)
 from microbert_cli.recipe.registry import Catalog, stage_names
 from microbert_cli.recipe.resolve import Resolved, overlay
 from microbert_cli.recipe.schema import Recipe
@@ -81,12 +88,18 @@ def _root_of_file(file: str) -> Path:
 
 
 def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
-    """Returns the recipe's stages in order, variants resolved; raises every missing input at once."""
+    """Returns the recipe's stages in order, variants resolved; raises every missing input at once.
+
+    A stage about one task is there for each of several tasks.
+    """
     planned: list[Step] = []
     errors: list[MbertError] = []
     for name in resolved.recipe.stages:
         try:
-            planned.append(step(name, resolved, root, catalog, planned=[earlier.name for earlier in planned]))
+            names = [earlier.name for earlier in planned]
+            whole = step(name, resolved, root, catalog, planned=names)
+            errors += _unfit_members(whole, planned)
+            planned += _by_task(whole, EarlierOutputs(root, tuple(names)))
         except MbertError as error:
             errors.append(error)
         if len(errors) > MAX_ERRORS:
@@ -94,6 +107,23 @@ def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
     if errors:
         raise combine_errors(errors)
     return planned
+
+
+def _by_task(whole: Step, earlier: "EarlierOutputs") -> list[Step]:
+    """Returns a stage about one task once for each of the recipe's several, in `NAME-TASK`; any other stage as it is."""
+    recipe = whole.resolved.recipe
+    if not (whole.stage.by_task and recipe.tasks):
+        return [whole]
+    parts = []
+    for task in recipe.tasks:
+        name = f"{whole.name}-{task_name(task)}"
+        alone = recipe_of_task(recipe, task).model_copy(update={"teachers": {}})
+        inputs = {**whole.inputs, "teacher": earlier.resolve(single_teacher(recipe, task))}
+        inputs = _fill_in_task(inputs, task)
+        parts.append(
+            replace(whole, name=name, out=whole.out.with_name(name), inputs=inputs, resolved=replace(whole.resolved, recipe=alone))
+        )
+    return parts
 
 
 def step(
@@ -224,6 +254,43 @@ def augmented_input(recipe: Recipe, earlier: EarlierOutputs) -> str | dict[str, 
 def corpus_input(recipe: Recipe) -> str:
     """Returns the corpus; raises M022 where none is named."""
     return required_input(recipe.corpus.source, "corpus.source", "plain text", "--corpus python-docs, or --corpus text.txt.gz")
+
+
+def _unfit_members(step: Step, planned: Sequence[Step]) -> Iterator[MbertError]:
+    """Yields an error for each input that a stage of this run will not make: of a seed or of a task that it has not."""
+    for name, place in step.places.items():
+        maker = next((earlier for earlier in planned if place in earlier.outputs or Path(place).parent == earlier.out), None)
+        if maker is None:
+            continue
+        recipe, role = maker.resolved.recipe, name.split()
+        if place not in maker.outputs:
+            yield _no_such_seed(maker, Path(place).name, name)
+        elif recipe.tasks and role[0] == "teacher" and len(role) > 1 and step.resolved.recipe.tasks:
+            if role[1] not in (tasks := [task_name(task) for task in recipe.tasks]):
+                yield _task_not_learnt(maker.name, role[1], tasks)
+
+
+def _no_such_seed(maker: Step, seed: str, name: str) -> MbertError:
+    places = [Path(place).name for place in maker.outputs[1:]]
+    return MbertError(
+        "M161",
+        f'"{maker.name}/{seed}" is wanted as {name}, and the stage {maker.name} makes no such model',
+        where=f"variant.{maker.name}, seeds",
+        allowed=f"Models of its seeds: {', '.join(f'{maker.name}/{place}' for place in places)}."
+        if places
+        else f'One model, of its one seed: "{maker.name}".',
+        fix=f"Name one of these, or add the seed: seeds = [1, 2, 3] for {maker.name}.",
+    )
+
+
+def _task_not_learnt(maker: str, task: str, tasks: Sequence[str]) -> MbertError:
+    return MbertError(
+        "M162",
+        f'{maker} is to teach "{task}", and it does not learn that task',
+        where=f"teachers.{task}",
+        allowed=f"A model that learns it; {maker} learns {', '.join(tasks)}.",
+        fix=f"Add {task} to the tasks of {maker}, or leave out teachers.{task}: it is then learnt from labels alone.",
+    )
 
 
 def _unknown_stage(variant: str, kind: str) -> MbertError:

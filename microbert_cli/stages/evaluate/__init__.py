@@ -30,6 +30,7 @@ STAGE = Stage(
     inputs,
     input_keys={"model": ("evaluate.model",), "teacher": ("teacher.model",)},
     cascades=("model", "teacher"),
+    by_task=True,
     heads=lambda recipe: {"model": "classifier", "teacher": "classifier"},
     keys=("task", "data", "evaluate"),
     splits=splits,

@@ -23,6 +23,7 @@ STAGE = Stage(
     inputs,
     input_keys={"model": ("export.model",), "teacher": ("teacher.model",)},
     cascades=("model",),
+    by_task=True,
     heads=lambda recipe: {"model": "classifier", "teacher": "classifier"},
     keys=("task", "data", "export"),
     splits=(SELECTED_BY,),

@@ -17,7 +17,16 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
     compared = {stage.name for stage in all_stages() if stage.compared}
     kinds = {name: recipe.variant.get(name, {}).get("stage", name) for name in earlier.planned}
     models = {name: earlier.directory(name) for name, kind in kinds.items() if kind in compared}
-    return {"models": models, "exported": earlier.directory("export"), "teacher": _teachers(recipe, earlier, kinds.values())}
+    return {"models": models, "exported": _exported(recipe, earlier), "teacher": _teachers(recipe, earlier, kinds.values())}
+
+
+def _exported(recipe: Recipe, earlier: EarlierOutputs) -> str | dict[str, str] | None:
+    """Returns what was exported in this run or an earlier one: for several tasks each one's by its name."""
+    if not recipe.tasks:
+        return earlier.directory("export")
+    names = [task_name(task) for task in recipe.tasks]
+    exported = {name: earlier.directory(f"export-{name}") for name in names}
+    return {name: place for name, place in exported.items() if place} or None
 
 
 def _teachers(recipe: Recipe, earlier: EarlierOutputs, kinds: Iterable[str]) -> str | dict[str, str] | None:
@@ -35,7 +44,7 @@ def _teachers(recipe: Recipe, earlier: EarlierOutputs, kinds: Iterable[str]) -> 
 
 def split_tasks(step: Step) -> list[Step]:
     """Splits the report on several tasks into one for each."""
-    recipe, teachers = step.resolved.recipe, step.inputs["teacher"] or {}
+    recipe, teachers, exported = step.resolved.recipe, step.inputs["teacher"] or {}, step.inputs["exported"] or {}
     if not recipe.tasks:
         return [step]
     return [
@@ -43,7 +52,11 @@ def split_tasks(step: Step) -> list[Step]:
             step,
             name=f"{step.name} {task_name(task)}",
             resolved=replace(step.resolved, recipe=recipe_of_task(recipe, task)),
-            inputs={**step.inputs, "teacher": teachers.get(task_name(task))},
+            inputs={
+                **step.inputs,
+                "teacher": teachers.get(task_name(task)),
+                "exported": exported.get(task_name(task)),
+            },
         )
         for task in recipe.tasks
     ]

@@ -20,6 +20,7 @@ from microbert_cli.evaluation.alternatives.kinds import EXPORT, STUDENT, STUDENT
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.evaluation.report_table import as_markdown
 from microbert_cli.models.onnx import ONNX_FILES
+from microbert_cli.recipe.multitask import named_inputs
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
@@ -35,7 +36,7 @@ def run(
     *,
     catalog: Catalog,
     models: dict[str, str],
-    exported: str | None = None,
+    exported: str | Mapping[str, str] | None = None,
     teacher: str | Mapping[str, str] | None = None,
     force: bool = False,
     resume: bool = True,
@@ -44,6 +45,7 @@ def run(
 ) -> StageResult:
     """Gathers dev scores of `models` (name -> directory), measures all of them and `exported` in one interleaved run.
 
+    exported  what `export` made, or of several tasks each one's
     teacher   the teacher's directory, or of several tasks each one's: one of `models`, or any other classifier
     metrics.json and report.md hold the table: the commonest class, a linear model, the teacher, its int8 file, then each
     student with mean and spread over its seeds; and the verdict on the student that was exported, else on the last step's.
@@ -52,7 +54,7 @@ def run(
     tasks = load_all_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
     teachers = teacher if isinstance(teacher, Mapping) else {tasks[0].task.name: teacher} if teacher else {}
     others = {_name_of(task, recipe): path for task, path in teachers.items() if path not in models.values()}
-    sources = {**models, **({"exported": exported} if exported else {}), **others}
+    sources = {**models, **dict(named_inputs("exported", exported)), **others}
     identity = {
         "recipe": recipe.identity(*STAGE.keys),
         "models": {name: manifest.identify(path) for name, path in sources.items()},
@@ -65,7 +67,7 @@ def run(
             return up_to_date(STAGE.name, out)
         order = recipe.teacher.label_order
         sections = {
-            data.task.name: _section(data, models, exported, teachers.get(data.task.name), order, reporter) for data in tasks
+            data.task.name: _section(data, models, _of_task(exported, data), teachers.get(data.task.name), order, reporter) for data in tasks
         }
         metrics: dict[str, Any] = {"tasks": sections} if recipe.tasks else next(iter(sections.values()))
         text = "\n".join(
@@ -76,6 +78,10 @@ def run(
         return write_results(
             work, stage=STAGE.name, recipe=recipe.keys(*STAGE.keys), metrics=metrics, inputs=identity["models"], sources=sources
         )
+
+
+def _of_task(exported: str | Mapping[str, str] | None, data: TaskData) -> str | None:
+    return exported.get(data.task.name) if isinstance(exported, Mapping) else exported
 
 
 def _name_of(task: str, recipe: Recipe) -> str:

@@ -31,13 +31,35 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
     if taught_by_table(recipe):
         base = _base(recipe, earlier, catalog, student)
         return {"teacher": None, "student": student, "augmented": None, **base, **_vectors(recipe)}
+    teacher = _teachers(recipe, earlier)
     return {
-        "teacher": _teachers(recipe, earlier),
+        "teacher": teacher,
         "student": student,
-        "augmented": augmented_input(recipe, earlier),
-        **initial_input(recipe, earlier),
+        "augmented": _augmented(recipe, earlier, teacher),
+        **(_tokens(recipe, earlier, catalog, student) if untaught(teacher) else initial_input(recipe, earlier)),
         **_vectors(recipe),
     }
+
+
+def untaught(teacher: Teachers) -> bool:
+    """Whether several tasks are learnt from labels alone, without a teacher for any of them."""
+    return isinstance(teacher, Mapping) and not any(teacher.values())
+
+
+def _tokens(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog, student: str) -> dict[str, str]:
+    """Returns the model whose tokens a new student takes that nobody teaches; none for a checkpoint, which has its own."""
+    if not _is_described(student, catalog):
+        return {}
+    base = earlier.resolve(recipe.base) or earlier.directory("pretrain")
+    return {"initial": base} if base else {}
+
+
+def _augmented(recipe: Recipe, earlier: EarlierOutputs, teacher: Teachers) -> str | dict[str, str] | None:
+    """Returns the augmented rows; those of a task without a teacher are left out, since nobody could label them."""
+    augmented = augmented_input(recipe, earlier)
+    if not isinstance(augmented, Mapping) or not isinstance(teacher, Mapping):
+        return augmented
+    return {task: source for task, source in augmented.items() if teacher[task]} or None
 
 
 def _vectors(recipe: Recipe) -> dict[str, str]:
@@ -48,9 +70,14 @@ def _vectors(recipe: Recipe) -> dict[str, str]:
     return {"vectors": required_input(recipe.vectors.source, "vectors.source", what, "--set vectors.source=FILE")}
 
 
+def _is_described(student: str, catalog: Catalog) -> bool:
+    """Whether the student is one of the catalogue, not a checkpoint."""
+    return not Path(student).is_dir() and not list(catalog.check("students", student, ""))
+
+
 def _base(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog, student: str) -> dict[str, Any]:
     """Returns the model whose tokens and weights a new student takes where a table teaches; none for a checkpoint."""
-    if Path(student).is_dir() or list(catalog.check("students", student, "")):
+    if not _is_described(student, catalog):
         return {}
     named = initial_input(recipe, earlier).get("initial") or earlier.resolve(recipe.base)
     return {"initial": required_input(named, "base", "a pre-trained model, for a new student's tokens", "--set base=MODEL")}
@@ -164,7 +191,7 @@ def split_tasks(step: Step) -> list[Step]:
     recipe, by_task = step.resolved.recipe, isinstance(teacher, Mapping)
     recipes = {task_name(task): recipe_of_task(recipe, task) for task in recipe.tasks} if by_task else {"": recipe}
     teachers = teacher if by_task else {"": teacher}
-    tokenizer = next((name for names in teachers.values() for name in names), recipe.base)
+    tokenizer = next((name for names in teachers.values() for name in names), step.inputs.get("initial") or recipe.base)
     parts = []
     for task, names in teachers.items():
         for number, name in enumerate(names or [None], 1):

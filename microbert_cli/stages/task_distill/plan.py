@@ -19,6 +19,7 @@ from microbert_cli.plan.phases import (
 from microbert_cli.plan.pruning import parts_of, pruned_student
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import answering_load
+from microbert_cli.recipe.multitask import untaught_note
 from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase_split
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.runs.stage_inputs import Step
@@ -35,6 +36,7 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     if parts == [step]:
         _one_task(step, seen, costs)
         return
+    costs.plan.notes += filter(None, [untaught_note(step.resolved.recipe, seen.catalog)])
     for part in with_own_steps(parts, step, seen):
         _one_task(part, seen, costs) if part.kind == step.kind else part.stage.plan(part, seen, costs)
 

@@ -8,14 +8,14 @@ from microbert_cli.distillation.distiller import Distiller, Teachers
 from microbert_cli.distillation.results import summarize
 from microbert_cli.models import factory
 from microbert_cli.models.moe.convert import check_expert_teacher
-from microbert_cli.recipe.multitask import named_inputs
+from microbert_cli.recipe.multitask import named_inputs, untaught_note
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
-from microbert_cli.stages.task_distill import STAGE
+from microbert_cli.stages.task_distill import STAGE, untaught
 from microbert_cli.training.budget import record_of_budget
 from microbert_cli.training.phases import train_over_seeds
 
@@ -46,10 +46,14 @@ def run(
     """
     if remark := STAGE.remark(recipe, catalog):
         reporter.warn(remark)
+    if note := untaught_note(recipe, catalog):
+        reporter.note(note)
     data = load_all_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), augmented=augmented, reporter=reporter)
     input_sources = dict(named_inputs("teacher", teacher)) | {"student": student}
+    if untaught(teacher):  # a new student's tokens are those of the base model
+        recipe, initial = recipe.model_copy(update={"base": initial or recipe.base}), None
     if len(input_sources) == 1 and recipe.base is not None:
-        input_sources["base"] = recipe.base  # nobody teaches: a new student's tokens are those of the base model
+        input_sources["base"] = recipe.base
     input_sources |= {name: source for name, source in (("initial", initial), ("vectors", vectors)) if source}
     inputs = {name: factory.identify(source, catalog) for name, source in input_sources.items()}
     identity = {
