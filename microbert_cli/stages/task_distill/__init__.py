@@ -32,6 +32,8 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
         base = _base(recipe, earlier, catalog, student)
         return {"teacher": None, "student": student, "augmented": None, **base, **_vectors(recipe)}
     teacher = _teachers(recipe, earlier)
+    for task, members in teacher.items() if isinstance(teacher, Mapping) else [("", teacher)]:
+        _check_once(task, members)
     return {
         "teacher": teacher,
         "student": student,
@@ -39,6 +41,18 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
         **(_tokens(recipe, earlier, catalog, student) if untaught(teacher) else initial_input(recipe, earlier)),
         **_vectors(recipe),
     }
+
+
+def _check_once(task: str, members: str | list[str] | None) -> None:
+    """Raises M163 for an ensemble that has a model twice: the mean would lean towards it."""
+    if isinstance(members, list) and (twice := [member for member in members if members.count(member) > 1]):
+        raise MbertError(
+            "M163",
+            f"an ensemble asks each of its models once, and this one is named {members.count(twice[0])} times: {twice[0]}",
+            where=f"teachers.{task}" if task else "teacher.models",
+            allowed="Different models; those of several seeds of one stage are STAGE/seed-1, STAGE/seed-2 ...",
+            fix="Name each model once.",
+        )
 
 
 def untaught(teacher: Teachers) -> bool:
