@@ -98,7 +98,7 @@ def steps(resolved: Resolved, root: Path, catalog: Catalog) -> list[Step]:
         try:
             names = [earlier.name for earlier in planned]
             whole = step(name, resolved, root, catalog, planned=names)
-            errors += _unfit_members(whole, planned)
+            errors += {str(error): error for error in _unfit_members(whole, planned)}.values()
             planned += _by_task(whole, EarlierOutputs(root, tuple(names)))
         except MbertError as error:
             errors.append(error)
@@ -273,7 +273,7 @@ def _unfit_members(step: Step, planned: Sequence[Step]) -> Iterator[MbertError]:
 def _no_such_seed(maker: Step, seed: str, name: str) -> MbertError:
     places = [Path(place).name for place in maker.outputs[1:]]
     return MbertError(
-        "M161",
+        "M029",
         f'"{maker.name}/{seed}" is wanted as {name}, and the stage {maker.name} makes no such model',
         where=f"variant.{maker.name}, seeds",
         allowed=f"Models of its seeds: {', '.join(f'{maker.name}/{place}' for place in places)}."
@@ -285,7 +285,7 @@ def _no_such_seed(maker: Step, seed: str, name: str) -> MbertError:
 
 def _task_not_learnt(maker: str, task: str, tasks: Sequence[str]) -> MbertError:
     return MbertError(
-        "M162",
+        "M054",
         f'{maker} is to teach "{task}", and it does not learn that task',
         where=f"teachers.{task}",
         allowed=f"A model that learns it; {maker} learns {', '.join(tasks)}.",

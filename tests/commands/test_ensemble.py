@@ -270,9 +270,9 @@ def test_the_second_sentences_alone_say_nothing_of_a_pair() -> None:
 @pytest.mark.parametrize(
     ("code", "line"),
     [
-        ("M161", 'teachers.mrpc = ["ensemble/seed-2", "ensemble/seed-7"]'),
-        ("M162", 'teachers.mrpc = ["pair/seed-1", "pair/seed-2"]'),
-        ("M163", 'teachers.mrpc = ["ensemble/seed-2", "ensemble/seed-2"]'),
+        ("M029", 'teachers.mrpc = ["ensemble/seed-2", "ensemble/seed-7"]'),
+        ("M054", 'teachers.mrpc = ["pair/seed-1", "pair/seed-2"]'),
+        ("M075", 'teachers.mrpc = ["ensemble/seed-2", "ensemble/seed-2"]'),
         ("M082", 'teachers.rte = "ensemble/seed-2"'),
     ],
 )

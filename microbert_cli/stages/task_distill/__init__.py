@@ -44,10 +44,10 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
 
 
 def _check_once(task: str, members: str | list[str] | None) -> None:
-    """Raises M163 for an ensemble that has a model twice: the mean would lean towards it."""
+    """Raises M075 for an ensemble that has a model twice: the mean would lean towards it."""
     if isinstance(members, list) and (twice := [member for member in members if members.count(member) > 1]):
         raise MbertError(
-            "M163",
+            "M075",
             f"an ensemble asks each of its models once, and this one is named {members.count(twice[0])} times: {twice[0]}",
             where=f"teachers.{task}" if task else "teacher.models",
             allowed="Different models; those of several seeds of one stage are STAGE/seed-1, STAGE/seed-2 ...",
