@@ -68,22 +68,24 @@ def _python_docs(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
     return [(text,) for text in texts], labels
 
 
-def _python_backwards(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
+def _python_shuffled(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
     from microbert_cli.data.corpus import python_tasks
 
-    return python_tasks.backwards_rows(split)
+    texts, labels = python_tasks.shuffled_rows(split)
+    return [(text,) for text in texts], labels
 
 
-def _python_pairs(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
+def _python_areas(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
     from microbert_cli.data.corpus import python_tasks
 
-    return python_tasks.pair_rows(split)
+    texts, labels = python_tasks.area_rows(split)
+    return [(text,) for text in texts], labels
 
 
 BUILT_IN_TASKS: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]]]] = {
     "python-docs": _python_docs,
-    "python-backwards": _python_backwards,
-    "python-pairs": _python_pairs,
+    "python-shuffled": _python_shuffled,
+    "python-areas": _python_areas,
 }
 
 

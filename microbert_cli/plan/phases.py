@@ -147,8 +147,9 @@ def with_own_steps(parts: Sequence[Step], whole: Step, seen: ExpectedInputs) -> 
         total = make_plan(name, spec, np.ones(sum(sizes.values()), dtype=np.int64)).steps
         shares = task_shares(list(sizes.values()), recipe.sampling.by, cap=recipe.sampling.cap)
         by_task = dict(zip(sizes, shares, strict=True))
-        for task, task_steps in zip(tasks, steps, strict=True):
-            task_steps[name] = max(1, round(total * by_task[task] / tasks.count(task)))
+        for number, (task, task_steps) in enumerate(zip(tasks, steps, strict=True)):
+            before, members, of_task = tasks[:number].count(task), tasks.count(task), round(total * by_task[task])
+            task_steps[name] = max(1, of_task * (before + 1) // members - of_task * before // members)
     return [_for_steps(part, task_steps) for part, task_steps in zip(parts, steps, strict=True)]
 
 

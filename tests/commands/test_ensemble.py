@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_bert, tiny_glue
 
 from microbert_cli import api
-from microbert_cli.data.corpus.python_tasks import RUN, backwards_rows, pair_rows
+from microbert_cli.data.corpus.python_tasks import AREAS, ORDERS, _sentences, area_rows, shuffled_rows
 from microbert_cli.data.task_data import load_task_data
 from microbert_cli.distillation.ensemble import ask_by_task, average_logits, ensemble_ask
 from microbert_cli.evaluation.scoring import predict_logits, score
@@ -186,11 +186,11 @@ def test_stopped_and_resumed_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_pa
 @pytest.mark.slow
 def test_plan_and_doctor_know_each_seed_and_each_task() -> None:
     planned = works("plan", "small.toml", "--json").json["stages"]
-    assert [stage["stage"] for stage in planned][-7:-1] == [
+    assert [stage["name"] for stage in planned][-7:-1] == [
         f"{kind}-{task}" for kind in ("evaluate", "export") for task in ("sst2", "mrpc", "stsb")
     ]
     assert all(stage["seconds"] is not None for stage in planned), planned
-    by_name = {stage["stage"]: stage for stage in planned}
+    by_name = {stage["name"]: stage for stage in planned}
     assert (by_name["ensemble"]["steps"], by_name["labels"]["steps"], by_name["task-distill"]["steps"]) == (18, 9, 9)
     assert any("stsb has no teacher" in note for note in by_name["task-distill"]["notes"])
     done = works("doctor", "small.toml")
@@ -237,31 +237,22 @@ def test_augmented_rows_are_for_tasks_with_a_teacher() -> None:
 # --- the embedded tasks ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [backwards_rows, pair_rows])
-def test_the_embedded_tasks_are_balanced_and_their_splits_apart(rows: Any) -> None:
-    texts, labels = {}, {}
+@pytest.mark.parametrize(("rows", "labels", "least"), [(shuffled_rows, ORDERS, 0.45), (area_rows, tuple(AREAS), 0.08)])
+def test_the_embedded_tasks_have_all_labels_and_splits_apart(rows: Any, labels: tuple[str, ...], least: float) -> None:
+    texts, given = {}, {}
     for split in ("train", "dev", "test"):
-        texts[split], labels[split] = rows(split)
-        assert len(texts[split]) == len(labels[split]) > 250 and rows(split) == (texts[split], labels[split])
-        counts = {label: labels[split].count(label) / len(labels[split]) for label in set(labels[split])}
-        assert len(counts) == 2 and min(counts.values()) > 0.43, counts
+        texts[split], given[split] = rows(split)
+        assert len(texts[split]) == len(given[split]) > 500 and rows(split) == (texts[split], given[split])
+        assert {label: given[split].count(label) / len(texts[split]) >= least for label in labels} == dict.fromkeys(labels, True)
+        assert set(given[split]) == set(labels)
     assert not set(texts["train"]) & {*texts["dev"], *texts["test"]}
 
 
-def test_a_run_of_words_is_backwards() -> None:
-    texts, labels = backwards_rows("dev")
-    plain = {text for (text,), label in zip(texts, labels, strict=True) if label == "forward"}
-    turned = [text.split() for (text,), label in zip(texts, labels, strict=True) if label == "backwards"]
-    assert not plain & set(map(" ".join, turned)) and all(len(words) >= RUN for words in turned)
-
-
-def test_the_second_sentences_alone_say_nothing_of_a_pair() -> None:
-    texts, labels = pair_rows("train")
-    by_label = {label: [text for text, other in zip(texts, labels, strict=True) if other == label] for label in set(labels)}
-    firsts = {first for first, _ in texts}
-    # About as many sentences that follow some other are first sentences too, whether the pair is a true one or not.
-    share = {label: np.mean([second in firsts for _, second in pairs]) for label, pairs in by_label.items()}
-    assert share["next"] == pytest.approx(share["other"], abs=0.05)
+def test_shuffled_rows_have_the_words_of_a_sentence() -> None:
+    plain = {tuple(sorted(words)): words for _, words in _sentences("dev")}
+    for text, label in zip(*shuffled_rows("dev"), strict=True):
+        words = plain[tuple(sorted(text.split()))]
+        assert text.split() == words or label == "shuffled"
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------------

@@ -46,10 +46,11 @@ class Docstring:
 
 @dataclass(frozen=True)
 class Passage:
-    """One paragraph of prose as sentences; `document` counts the docstrings, in the order of their sources."""
+    """One paragraph of prose as sentences; `document` counts the docstrings, in the order of their sources; `module` is its."""
 
     document: int
     sentences: tuple[str, ...]
+    module: str = ""
 
     @property
     def split(self) -> str:
@@ -144,7 +145,7 @@ def passages() -> tuple[Passage, ...]:
             new_sentences = tuple(sentence for words, sentence in reversed(by_words.items()) if words not in earlier)
             earlier.update(by_words)
             if new_sentences:
-                collected.append(Passage(number, new_sentences))
+                collected.append(Passage(number, new_sentences, docstring.module))
     return tuple(collected)
 
 
