@@ -121,7 +121,9 @@ def _by_task(whole: Step, earlier: "EarlierOutputs") -> list[Step]:
         inputs = {**whole.inputs, "teacher": earlier.resolve(single_teacher(recipe, task))}
         inputs = _fill_in_task(inputs, task)
         parts.append(
-            replace(whole, name=name, out=whole.out.with_name(name), inputs=inputs, resolved=replace(whole.resolved, recipe=alone))
+            replace(
+                whole, name=name, out=whole.out.with_name(name), inputs=inputs, resolved=replace(whole.resolved, recipe=alone)
+            )
         )
     return parts
 

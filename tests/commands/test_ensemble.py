@@ -146,7 +146,9 @@ def test_one_recipe_trains_the_ensemble_and_what_it_teaches() -> None:
     # The two members of sst2 are the two seeds; the mean of their probabilities has the score that is recorded.
     seeds = [load_file(f"run/ensemble/seed-{seed}/model.safetensors") for seed in (1, 2)]
     assert seeds[0].keys() == seeds[1].keys() and any(not torch.equal(seeds[0][name], seeds[1][name]) for name in seeds[0])
-    recipe = resolve(catalog=CATALOG, flags={"task": "sst2", "data": {"folder": "glue", "max_length": 24}}, environment={}).recipe
+    recipe = resolve(
+        catalog=CATALOG, flags={"task": "sst2", "data": {"folder": "glue", "max_length": 24}}, environment={}
+    ).recipe
     data = load_task_data(recipe, CATALOG, splits=("dev",))
     answers = []
     for seed in (1, 2):
@@ -229,7 +231,18 @@ def test_seeds_of_a_fine_tuned_teacher_are_an_ensemble_too() -> None:
 
 
 def test_augmented_rows_are_for_tasks_with_a_teacher() -> None:
-    words = ("--tasks", "sst2,stsb", "--student", "bert-1x8", "--data", "glue", "--set", "method=mt-dnn", "--augmented", "more-{task}")
+    words = (
+        "--tasks",
+        "sst2,stsb",
+        "--student",
+        "bert-1x8",
+        "--data",
+        "glue",
+        "--set",
+        "method=mt-dnn",
+        "--augmented",
+        "more-{task}",
+    )
     shown = works("task-distill", *words, "--set", "teachers.sst2=sst2-a", "--dry-run", "--json").json["stages"][0]
     assert shown["augmented sst2"] == "more-sst2" and "augmented stsb" not in shown
 
@@ -243,7 +256,9 @@ def test_the_embedded_tasks_have_all_labels_and_splits_apart(rows: Any, labels: 
     for split in ("train", "dev", "test"):
         texts[split], given[split] = rows(split)
         assert len(texts[split]) == len(given[split]) > 500 and rows(split) == (texts[split], given[split])
-        assert {label: given[split].count(label) / len(texts[split]) >= least for label in labels} == dict.fromkeys(labels, True)
+        assert {label: given[split].count(label) / len(texts[split]) >= least for label in labels} == dict.fromkeys(
+            labels, True
+        )
         assert set(given[split]) == set(labels)
     assert not set(texts["train"]) & {*texts["dev"], *texts["test"]}
 

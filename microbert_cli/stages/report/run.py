@@ -67,7 +67,8 @@ def run(
             return up_to_date(STAGE.name, out)
         order = recipe.teacher.label_order
         sections = {
-            data.task.name: _section(data, models, _of_task(exported, data), teachers.get(data.task.name), order, reporter) for data in tasks
+            data.task.name: _section(data, models, _of_task(exported, data), teachers.get(data.task.name), order, reporter)
+            for data in tasks
         }
         metrics: dict[str, Any] = {"tasks": sections} if recipe.tasks else next(iter(sections.values()))
         text = "\n".join(
