@@ -178,7 +178,7 @@ class EarlierOutputs:
         return self.directory(stage) if stage in self.planned else None
 
     def resolve(self, value: str | None) -> str | None:
-        """Returns a key's value, where the name of an earlier stage stands for its output, and `STAGE/seed-1` for one seed's."""
+        """Returns a key's value; the name of an earlier stage stands for its output, `STAGE/seed-1` for one seed's model."""
         if value is None or Path(value).exists():
             return value
         stage, _, seed = value.partition("/")

@@ -55,7 +55,7 @@ def _check_once(task: str, members: str | list[str] | None) -> None:
         )
 
 
-def untaught(teacher: Teachers) -> bool:
+def untaught(teacher: object) -> bool:
     """Whether several tasks are learnt from labels alone, without a teacher for any of them."""
     return isinstance(teacher, Mapping) and not any(teacher.values())
 
