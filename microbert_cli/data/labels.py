@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from microbert_cli.data.limits import check_text
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import CLASSES, Task
 from microbert_cli.recipe.task_kinds import WHOLE_NUMBER, Labels
@@ -25,8 +26,13 @@ SPARSE = 3  # of whole numbers from the first to the last, no more than a third 
 
 def read_labels(values: Sequence[Any], task: Task, table: "Table") -> Labels | None:
     """Returns the labels of a column; None where those of all rows are hidden (empty, or -1 as on the Hub)."""
-    check_one_label_a_row(values, table, task.label.column)
-    cells = [plain(value) for value in values]
+    if task.kind.writes:  # texts, as they stand
+        cells = ["" if _is_missing(value) else str(value) for value in values]
+        for row, cell in enumerate(cells):
+            check_text(cell, table.where(row))
+    else:
+        check_one_label_a_row(values, table, task.label.column)
+        cells = [plain(value) for value in values]
     if cells and set(cells) <= task.kind.hidden:
         return None
     return task.kind.read_labels(cells, table.where_all)
@@ -34,12 +40,16 @@ def read_labels(values: Sequence[Any], task: Task, table: "Table") -> Labels | N
 
 def plain(value: Any) -> str:
     """Returns a cell of a label column as text: 1.0 is "1", true is "true", a missing value is empty."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if _is_missing(value):
         return ""
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value).strip()
     return text.split(".")[0] if "." in text and WHOLE_NUMBER.fullmatch(text) else text
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def missing_labels(cells: Sequence[str], names: Sequence[str] = ()) -> set[int]:

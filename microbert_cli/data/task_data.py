@@ -17,7 +17,7 @@ from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import Task, load_task
-from microbert_cli.recipe.task_kinds import Standardisation
+from microbert_cli.recipe.task_kinds import Standardisation, TaskKind, kind_class
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
 from microbert_cli.table_format import TableFormat
@@ -173,13 +173,14 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
     """Returns the task that a recipe names; raises M020 where it names none."""
     data = recipe.data
     if data.train_file or data.dev_file or data.test_file:
-        text = (data.text,) if isinstance(data.text, str) else tuple(data.text or ("text",))
+        text_column, label_column = (kind_class(data.kind) if data.kind else TaskKind).columns
+        text = (data.text,) if isinstance(data.text, str) else tuple(data.text or (text_column,))
         return own_task(
             train_file=data.train_file,
             dev_file=data.dev_file,
             test_file=data.test_file,
             text=text,
-            label=data.label or "label",
+            label=data.label or label_column,
             labels=data.labels,
             kind=data.kind,
             name=recipe.task,

@@ -140,13 +140,13 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int, kind: Tas
     A pair that is too long loses tokens from the end of its longer text, of the second where both are equally long.
     Source: `_truncate_seq_pair` of BERT's and TinyBERT's released code.
     """
-    frame = _special_token_parts(tokenizer, len(rows.texts[0]) if rows.texts else 1)
+    frame = special_token_parts(tokenizer, len(rows.texts[0]) if rows.texts else 1)
     room = max(0, max_length - sum(len(ids) for ids, _ in frame[::2]))
     flat: list[np.ndarray] = []
     lengths: list[int] = []
     segments: list[np.ndarray] = []
     truncated = 0
-    for pieces in _token_ids(rows, tokenizer):
+    for pieces in token_ids(rows, tokenizer):
         cut = _truncate(pieces, room)
         truncated += sum(map(len, cut)) < sum(map(len, pieces))
         ids, types = _assemble(cut, frame)
@@ -193,7 +193,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return atomic.digest({**json.loads(backend.to_str()), "padding": None, "truncation": None})
 
 
-def _token_ids(rows: Examples, tokenizer: Any) -> Iterable[tuple[list[int], ...]]:
+def token_ids(rows: Examples, tokenizer: Any) -> Iterable[tuple[list[int], ...]]:
     """Yields the token ids of each row's texts, without special tokens and not truncated."""
     for start in range(0, len(rows.texts), ROWS_PER_CALL):
         columns = zip(*rows.texts[start : start + ROWS_PER_CALL], strict=True)
@@ -229,7 +229,7 @@ def _truncate(pieces: tuple[list[int], ...], room: int) -> tuple[list[int], ...]
 Part = tuple[list[int], int]
 
 
-def _special_token_parts(tokenizer: Any, texts: int) -> list[Part]:
+def special_token_parts(tokenizer: Any, texts: int) -> list[Part]:
     """Returns the special tokens around and between texts, with the segment of each part: [CLS], text, [SEP], text, [SEP].
 
     Read off one encoded example, so that it holds for every tokenizer. Even parts are special tokens with their first

@@ -92,9 +92,9 @@ def cached_ask(
             "chunk": (tokens := tokens_at_once(teacher.device.type)),
         }
     )
-    if not distributed.on_main_process(lambda: _may_cache(layout, key, settings, reporter)):
+    if not distributed.on_main_process(lambda: may_cache(layout, key, settings, reporter)):
         return teacher.ask
-    with _entry(key, reporter) as (directory, ready):
+    with open_entry(key, reporter) as (directory, ready):
         if not ready:
             chunks = token_budget_batches(layout.lengths, np.arange(layout.rows), tokens)
             distributed.on_main_process(
@@ -111,7 +111,7 @@ def _vectors(request: OutputRequest) -> list[list[int]]:
 
 
 @contextmanager
-def _entry(key: str, reporter: Reporter) -> Iterator[tuple[Path, bool]]:
+def open_entry(key: str, reporter: Reporter) -> Iterator[tuple[Path, bool]]:
     """Yields the entry's directory and whether it is complete; the main process keeps the lock until all have filled it."""
     if distributed.is_main():
         with cache.entry(KIND, key, resumable=True, reporter=reporter) as (directory, ready):
@@ -180,6 +180,11 @@ class Layout:
         return {name: (shape, dtype) for name, (shape, dtype) in shapes.items() if 0 not in shape}
 
     @property
+    def is_large(self) -> bool:
+        """Whether the entry has to fit the budget: it holds more than logits, which are a few bytes a row."""
+        return bool(self.hidden or self.scores or self.vectors)
+
+    @property
     def bytes(self) -> int:
         """The size of the entry on disk."""
         return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.shapes.values())
@@ -189,6 +194,7 @@ class CachedOutputs:
     """A complete entry, read through memory-mapped files."""
 
     mode: Literal["r", "r+"] = "r"
+    by_token: tuple[str, ...] = ("hidden",)  # files of a row a token
 
     def __init__(self, directory: Path, layout: Layout):
         self.layout = layout
@@ -294,7 +300,7 @@ class CacheWriter(CachedOutputs):
         """Returns the CRC-32 of a chunk's part of all files, never 0, which stands for a chunk that is not written."""
         slots = self.chunks[number]
         width = int(self.layout.lengths[slots].max())
-        positions_of = {"hidden": self._tokens, "scores": self._pairs}
+        positions_of = {**dict.fromkeys(self.by_token, self._tokens), "scores": self._pairs}
         checksum = 0
         for name, file in self.files.items():
             positions = positions_of[name](slots, width)[0] if name in positions_of else slots
@@ -315,7 +321,7 @@ def cache_budget(settings: CacheSettings, *, taken: int = 0) -> int:
     return parse_size(settings.budget) if settings.budget else int(DEFAULT_SHARE * (cache.free_bytes() + taken))
 
 
-def _may_cache(layout: Layout, key: str, settings: CacheSettings, reporter: Reporter) -> bool:
+def may_cache(layout: Layout, key: str, settings: CacheSettings, reporter: Reporter) -> bool:
     """Whether the entry may be written, with a note on its size or on why not; logits alone need only a place on the disk."""
     if not cache.is_writable():
         reporter.note(
@@ -328,7 +334,7 @@ def _may_cache(layout: Layout, key: str, settings: CacheSettings, reporter: Repo
             f"teacher cache: {layout.bytes / 1e9:.2f} GB do not fit on the disk of {cache.root()}; asked anew every time"
         )
         return False
-    if not (layout.hidden or layout.scores or layout.vectors):
+    if not layout.is_large:
         return True
     budget = cache_budget(settings, taken=cache.used_bytes(KIND, key))
     size = f"{layout.rows:,} distinct rows of {len(layout.slot):,}, {layout.bytes / 1e9:.2f} GB"

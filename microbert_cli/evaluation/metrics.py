@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from microbert_cli.errors import MbertError, nearest
+from microbert_cli.evaluation.generation.text_metrics import TEXT_METRICS, text_scores
 from microbert_cli.recipe.task_kinds import MEAN
 from microbert_cli.reporter import SILENT, Reporter
 
@@ -35,6 +36,8 @@ def compute(
         raise _hidden()
     if len(predictions) != len(labels) or not len(labels):
         raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
+    if set(names) & {*TEXT_METRICS}:
+        return text_scores(names, [*map(str, predictions)], [*map(str, labels)])
     predicted, expected = np.asarray(predictions, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if not np.isfinite(predicted).all():
         raise _not_finite(int((~np.isfinite(predicted)).sum()), len(predicted))

@@ -35,6 +35,7 @@ HEAD_WEIGHTS = {  # that a checkpoint may lack, by the kind of model that is mad
     "classifier": r"classifier\.|pre_classifier\.|score\.|pooler\.|.*\.pooler\.|head\.",
     "masked-lm": r"cls\.|lm_head\.|generator_|vocab_|predictions\.|head\.|decoder\.|.*\.pooler\.",
     "encoder": r"pooler\.",
+    "seq2seq": r"lm_head\.|final_logits_bias",
 }
 UNUSED_WEIGHTS = (  # of heads that a checkpoint may have in excess
     r"(.*\.)?(position_ids|fit_dense\..*|cls\..*|lm_head\..*|(pre_|sop_)?classifier\..*|pooler\..*|vocab_.*|score\..*)"
@@ -262,6 +263,7 @@ def input_names(model: Any) -> tuple[str, ...]:
         "attention_mask": parameters is None or "attention_mask" in parameters,  # FNet has none
         "token_type_ids": _takes_segments(parameters, segments),
         "task": getattr(config, "tasks", None) is not None,
+        "decoder_input_ids": parameters is not None and "decoder_input_ids" in parameters,
     }
     return ("input_ids", *(name for name, is_taken in optional.items() if is_taken))
 

@@ -30,7 +30,10 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class OutputRequest:
-    """The outputs that a forward pass is to return. Layers: 0 = embedding output, 1..N; of `vectors` the first token alone."""
+    """The outputs that a forward pass is to return. Layers: 0 = embedding output, 1..N; of `vectors` the first token alone.
+
+    top_k, copies   of a teacher that fills in targets: its likeliest tokens at every position, asked with so many masked copies
+    """
 
     logits: bool = False
     token_logits: bool = False
@@ -41,6 +44,8 @@ class OutputRequest:
     routing: bool = False
     exits: bool = False
     vectors: frozenset[int] = frozenset()
+    top_k: int = 0
+    copies: int = 0
 
 
 @dataclass
@@ -52,6 +57,7 @@ class ModelOutputs:
     mask     real tokens [B, T], where they are not the batch's: of a teacher with a tokenizer of its own
     routing  of a mixture of experts: (share of tokens, mean gate) of every expert, both [layers, E]
     exits    of a model with exits: the logits of all, [exits, B, C], the last layer's at the end
+    top      of a teacher that fills in targets: the largest logits of every position, and whose they are, both [B, T, k]
     """
 
     logits: Tensor | None = None
@@ -63,6 +69,7 @@ class ModelOutputs:
     mask: Tensor | None = None
     routing: tuple[Tensor, Tensor] | None = None
     exits: Tensor | None = None
+    top: tuple[Tensor, Tensor] | None = None
 
 
 class _Recorder:

@@ -43,6 +43,7 @@ CLASSES = {
     "classifier": "AutoModelForSequenceClassification",
     "masked-lm": "AutoModelForMaskedLM",
     "encoder": "AutoModel",
+    "seq2seq": "AutoModelForSeq2SeqLM",
 }
 
 
@@ -85,7 +86,7 @@ def load_model(
     task: str | None = None,
     label_order: Sequence[str] | None = None,
 ) -> LoadedModel:
-    """Loads a model of `kind` (classifier, masked-lm, encoder) from a directory or Hub id.
+    """Loads a model of `kind` (classifier, masked-lm, encoder, seq2seq) from a directory or Hub id.
 
     where     the option or key that named it, for errors
     head, new_head   a fresh head is made where the checkpoint has none that fits, from `seed`; a classifier's for these labels
@@ -108,9 +109,11 @@ def load_model(
     _check_finite(model.state_dict(), where, path)
     if columns is not None and all("pooler" in name for name in new):
         reorder_head(model, columns)
-    show_scores(model)
+    if kind != "seq2seq":  # whose decoder takes transformers' own attention
+        show_scores(model)
     tokenizer = load_tokenizer(path, config, where=where)
-    check_forward(model, where=f"{where} {path}")
+    if kind != "seq2seq":
+        check_forward(model, where=f"{where} {path}")
     return LoadedModel(model, tokenizer, str(source), new, _projection(path, where))
 
 

@@ -17,6 +17,7 @@ from microbert_cli.recipe.values import (
     Dual,
     Duration,
     EarlyExit,
+    Evaluate,
     LayerRates,
     NotNegativeCount,
     PhaseSpec,
@@ -210,7 +211,7 @@ class General(PhaseSpec):
 
 
 class Finetune(Staged, Training):
-    """Training on a task's labels alone."""
+    """Training on a task's labels alone; `masked`: the share of a target that a teacher of C-MLM learns to fill in."""
 
     model: Place | None = None
     learning_rate: Positive = 5e-5
@@ -218,6 +219,7 @@ class Finetune(Staged, Training):
     race: RaceShare = 1.0
     evaluations: NotNegativeCount = 4
     losses: dict[str, Term] = {"hard_label": Term()}
+    masked: Annotated[Share, Field(gt=0)] = 0.15
 
 
 class Augment(Strict):
@@ -234,16 +236,6 @@ class Augment(Strict):
     batch_size: Count = 64
     format: Literal["parquet", "tsv"] = "parquet"
     options: dict[str, dict[str, Any]] = {}
-
-
-class Evaluate(Strict):
-    """What the evaluator looks at. `speed` of a model with exits: how unsure an answer may be that leaves early."""
-
-    model: Place | None = None
-    splits: list[str] | None = None
-    batch_size: Count = 64
-    precision: Literal["auto", "torch", "fp32", "int8", "fp32-optimized", "int8-optimized"] = "auto"
-    speed: Share | None = None
 
 
 class Export(Strict):

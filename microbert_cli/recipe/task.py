@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from microbert_cli.errors import MbertError, combine_errors, nearest
+from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.task_kinds import MEAN, KindName, TaskKind, all_metrics, kind_class, kinds
 from microbert_cli.recipe.toml import read_toml
 from microbert_cli.table_format import TABLE_FILES, Delimiter, Encoding, TableFormat, is_table
@@ -263,6 +264,17 @@ def load_task(source: str | Path | Mapping[str, Any], *, folder: Path | None = N
         return Task.model_validate(values)
     except ValidationError as error:
         raise combine_errors(_task_error(dict(e), where) for e in error.errors()) from None
+
+
+def writes_text(recipe: Any, catalog: Catalog | None = None) -> bool:
+    """Whether the task of a recipe is to write a text, as far as its keys and the task's TOML say."""
+    data = recipe.data
+    if data.train_file or data.dev_file or data.test_file:
+        return data.kind is not None and kind_class(data.kind).writes
+    catalog = catalog or Catalog()
+    names = [recipe.task] if recipe.task else recipe.tasks
+    paths = [catalog.path("tasks", name, where="task") for name in names if not list(catalog.check("tasks", name, "task"))]
+    return any(load_task(path).kind.writes for path in paths)
 
 
 def _split_file(value: Any) -> Any:

@@ -25,7 +25,7 @@ else:  # the names in the catalogue: pydantic checks a task's `label.kind` and a
     KindName = Literal[tuple(Catalog().names("kinds"))]
 
 
-Labels = list[int] | list[float]
+Labels = list[int] | list[float] | list[str]
 Where = Callable[[Sequence[int]], str]  # where these rows stand: `file, line 12`
 WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 MEAN = "mean"  # of a task's other metrics: allowed for every kind
@@ -56,6 +56,8 @@ class TaskKind(ABC):
     metric_refusal   the error for the metric of another kind; {} is the metric
     exclusive        whether a row's prediction is one of `names`, so that outputs can be matched by name and counted
     dtype            Arrow's name for the type of a label in a table
+    writes           whether a model writes the answers word by word, instead of choosing among the outputs of a head
+    columns          of texts and label in a table of one's own where nobody names them
     """
 
     names: tuple[str, ...] = ()
@@ -68,6 +70,8 @@ class TaskKind(ABC):
     metric_refusal: ClassVar[str]
     exclusive: ClassVar[bool]
     dtype: ClassVar[str]
+    writes: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, str]] = ("text", "label")
 
     @classmethod
     @abstractmethod

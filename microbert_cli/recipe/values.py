@@ -134,6 +134,21 @@ class Cascade(Strict):
         return self
 
 
+class Evaluate(Strict):
+    """What the evaluator looks at. `speed` of a model with exits: how unsure an answer may be that leaves early.
+
+    beams, length_penalty  of the beam search of a model that writes
+    """
+
+    model: Place | None = None
+    splits: list[str] | None = None
+    batch_size: Count = 64
+    precision: Literal["auto", "torch", "fp32", "int8", "fp32-optimized", "int8-optimized"] = "auto"
+    speed: Share | None = None
+    beams: Count = 5
+    length_penalty: Number = 0.6
+
+
 class Training(Strict):
     """How long and how fast anything is trained: `steps`, where given, else `epochs`, and `min_steps` at least.
 
@@ -150,7 +165,7 @@ class Training(Strict):
     batch_tokens: Count | None = None
     learning_rate: Positive = 5e-5
     optimizer: Literal["adamw", "adamw-distilbert", "bertadam", "adamax", "lamb", "adadelta"] = "adamw"
-    schedule: Literal["constant", "linear", "sqrt"] = "linear"
+    schedule: Literal["constant", "linear", "sqrt", "noam"] = "linear"
     warmup: Share = 0.1
     weight_decay: Decay = 0.01
     max_grad_norm: Positive = 1.0
@@ -278,7 +293,8 @@ NEUTRAL_DEFAULTS: dict[str, dict[str, Any]] = {
         "label_probabilities": None,
         "label_score": None,
     },
-    "evaluate": {"speed": None},
+    "finetune": {"masked": 0.15},
+    "evaluate": {"speed": None, "beams": 5, "length_penalty": 0.6},
     "export": {"embeddings": "int8", "speed": None},
     "initialise": {"neurons": "weights", "rows": 1024},
     "augment": {"options": {}},

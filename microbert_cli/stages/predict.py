@@ -12,8 +12,12 @@ from microbert_cli.data.tables import AS_SHOWN, Table, read_table
 from microbert_cli.data.tables.content import decode, read_bytes
 from microbert_cli.data.tokenized import TokenizedExamples, for_cascade, tokenize_examples
 from microbert_cli.errors import MbertError
+from microbert_cli.data.generation.rows import Lengths, text_pairs
 from microbert_cli.evaluation import scoring
+from microbert_cli.evaluation.generation.writing import written_texts
 from microbert_cli.models.architectures import check_length, check_texts, positions_of
+from microbert_cli.models.generation.writer import SEQ2SEQ, directory_writes
+from microbert_cli.models.load import frozen, load_model
 from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
@@ -35,6 +39,8 @@ def run(
     reporter: Reporter = SILENT,
 ) -> list[dict[str, Any]]:
     """Returns one record a text: {"label", "score", "probabilities"}; {"score"} for scores; `task` for a model of several."""
+    if directory_writes(model):
+        return _write(model, texts, max_length=max_length, batch_size=batch_size, reporter=reporter)
     answers = open_predictor(model, None, task_name=task, speed=speed)
     if not texts:
         return []
@@ -51,6 +57,26 @@ def run(
         answers.answers, encoded, pad_id=pad_id, batch_size=batch_size, reporter=reporter, name="predict", place="text"
     )
     return kind_of_model(answers.model.config).answers(logits)
+
+
+def _write(model: str, texts: Texts, *, max_length: int | None, batch_size: int, reporter: Reporter) -> list[dict[str, Any]]:
+    """Returns one record a text, {"text"}: what a model that writes makes of it, by the beam search of its generation_config."""
+    if not texts:
+        return []
+    if len(texts[0]) > 1:
+        raise _reads_single_texts(model)
+    _check_characters(texts)
+    loaded = load_model(model, SEQ2SEQ, where=f"MODEL {model}")
+    config, search = loaded.model.config, loaded.model.generation_config
+    if max_length:
+        check_length(max_length, config, where="--max-length")
+    length = min(max_length or _trained_length(Path(model)) or 512, positions_of(config) or 512)
+    pairs = text_pairs(Examples(texts), loaded.tokenizer, Lengths(length, length))
+    written = written_texts(
+        frozen(loaded.model), loaded.tokenizer, pairs, beams=search.num_beams or 1, length_penalty=search.length_penalty or 1.0,
+        most=length, batch_size=batch_size, reporter=reporter, name="predict",
+    )  # fmt: skip
+    return [{"text": text} for text in written]
 
 
 def _tokenize(texts: Texts, answers: Predictor, length: int) -> TokenizedExamples:
@@ -99,7 +125,12 @@ def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
     """Records as text, one a line; a label of a foreign model may hold line feeds, and what else its author put there."""
     if as_json:
         return [json_line(answer) for answer in answers]
-    return [one_line(str(answer["label"])) if "label" in answer else f"{answer['score']:.4f}" for answer in answers]
+    return [_as_line(answer) for answer in answers]
+
+
+def _as_line(answer: dict[str, Any]) -> str:
+    named = next((answer[name] for name in ("label", "text") if name in answer), None)
+    return f"{answer['score']:.4f}" if named is None else one_line(str(named))
 
 
 def _trained_length(model: Path) -> int | None:
@@ -204,6 +235,16 @@ def _split_pair(line: str, number: int) -> tuple[str, ...]:
             fix="Leave out --pairs for single texts.",
         )
     return first, second
+
+
+def _reads_single_texts(model: str) -> MbertError:
+    return MbertError(
+        "M542",
+        "this model writes a text for a text, and here are pairs of texts",
+        where=f"MODEL {model}",
+        allowed="One text a row.",
+        fix="Leave out --pairs, or name one column: --text source",
+    )
 
 
 def _no_table() -> MbertError:

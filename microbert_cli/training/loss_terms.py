@@ -25,6 +25,7 @@ LAYERWISE = LAYER_SLICES.keys() - {"embedding"}  # what a loss is `over` that co
 TOKEN_INPUTS = frozenset({"token_logits", "token_labels", "token_head"})  # of a masked-LM
 DUAL_INPUTS = frozenset({"weights", "teacher_token_logits", "teacher_token_labels"})  # of a teacher of two vocabularies
 CLASSIFICATION_INPUTS = ENCODER_OUTPUTS | {"logits", "labels", "augmented"}
+GENERATION_INPUTS = frozenset({"logits", "labels", "augmented", "top_k"})  # of a text that is written
 
 
 WeightPair = tuple[str, str, Tensor, Tensor]  # the side of a projection, a name, the teacher's tensor, the student's
@@ -179,6 +180,8 @@ def output_request(
         routing=any("routing" in term.needs for term in terms),
         exits=any("exits" in term.needs for term in terms),
         vectors=of("hidden", first_token=True) - of("hidden"),
+        top_k=max((term.parameter("k") for term in terms if "top_k" in term.needs), default=0),
+        copies=max((term.parameter("copies") for term in terms if "top_k" in term.needs), default=0),
     )
 
 

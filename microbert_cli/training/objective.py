@@ -265,6 +265,8 @@ class Objective(nn.Module):
             "teacher_token_logits": teacher.token_logits,
             "teacher_token_labels": batch.get("teacher_token_labels"),
             "weights": self.dual.weights() if self.dual and "weights" in term.needs else (),
+            "teacher_values": teacher.top and teacher.top[0],
+            "teacher_tokens": teacher.top and teacher.top[1],
         }
         named = {name: inputs[short] for name in names if (short := name.rpartition("_")[0]) in inputs}
         return function(**named, **{name: value for name, value in self._keywords(term, layer).items() if name in names})
@@ -323,7 +325,8 @@ def _empty_outputs(outputs: ModelOutputs) -> ModelOutputs:
         None if value is None else value[:0] for value in (outputs.logits, outputs.token_logits, outputs.mask)
     )
     exits = None if outputs.exits is None else outputs.exits[:, :0]
-    return ModelOutputs(logits, token_logits, outputs.token_head, hidden, scores, qkv, mask, outputs.routing, exits)
+    top = None if outputs.top is None else (outputs.top[0][:0], outputs.top[1][:0])
+    return ModelOutputs(logits, token_logits, outputs.token_head, hidden, scores, qkv, mask, outputs.routing, exits, top)
 
 
 def _nothing_to_learn() -> MbertError:

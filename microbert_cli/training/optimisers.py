@@ -202,10 +202,13 @@ def schedule_factor(schedule: str, step: int, total: int, warmup: float) -> floa
     constant  1
     linear    x / w while x < w, then (1 - x) / (1 - w), with x = step / total and w the warm-up share
     sqrt      min(x / w, 0.9 + 0.1 sqrt(1 - x)): all but constant (MobileBERT's, of each layer's part)
+    noam      min(x / w, sqrt(w / x)): the Transformer's (Vaswani et al. 2017), as a share of its highest rate, which is at x = w
     """
     if schedule == "constant":
         return 1.0
     x = step / total
+    if schedule == "noam":
+        return min(x / warmup, (warmup / x) ** 0.5) if x and warmup else float(not warmup)
     if schedule == "sqrt":
         return min(x / warmup if warmup else 1.0, 0.9 + 0.1 * (1.0 - x) ** 0.5)
     return x / warmup if x < warmup else max((x - 1.0) / (warmup - 1.0), 0.0) if warmup < 1.0 else 1.0

@@ -4,6 +4,7 @@ from typing import Any
 
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.task import writes_text
 from microbert_cli.runs.stage_inputs import EarlierOutputs, required_input, student_output, teacher_input
 from microbert_cli.runs.stage_registry import Stage
 
@@ -31,7 +32,7 @@ STAGE = Stage(
     input_keys={"model": ("evaluate.model",), "teacher": ("teacher.model",)},
     cascades=("model", "teacher"),
     by_task=True,
-    heads=lambda recipe: {"model": "classifier", "teacher": "classifier"},
+    heads=lambda recipe: {} if writes_text(recipe) else {"model": "classifier", "teacher": "classifier"},
     keys=("task", "data", "evaluate"),
     splits=splits,
     distributed=True,

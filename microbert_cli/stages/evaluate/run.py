@@ -1,6 +1,7 @@
 """The GLUE evaluator, for own tasks too: official metrics, predictions per example, agreement with a teacher, submissions."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, place_seen_from, up_to_date, write_results
 from microbert_cli.stages.evaluate import STAGE
+from microbert_cli.stages.evaluate.generation import TextEvaluation
 
 
 def run(
@@ -77,13 +79,11 @@ def run(
     ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
-        model_predictor = open_predictor(
-            model, task, precision=recipe.evaluate.precision, where="evaluate.model", speed=recipe.evaluate.speed
-        )
-        teacher_predictor = open_predictor(teacher, task, where="teacher.model", label_order=order) if teacher else None
-        for predictor in (model_predictor, teacher_predictor):
-            move_to_device(predictor, recipe.device)
-        evaluation = _Evaluation(data, model_predictor, teacher_predictor, recipe.evaluate.batch_size)
+        evaluation: Any
+        if task.kind.writes:
+            evaluation = TextEvaluation(recipe, data, model, teacher)
+        else:
+            evaluation = _open(recipe, data, model, teacher, order)
         scored = {split: evaluation.scores(split) for split in labelled}
         for split in unlabelled:
             evaluation.of(split)  # by all processes; what follows is written by one
@@ -103,6 +103,19 @@ def run(
             sources={"model": model, "teacher": teacher},
             data=data.facts(),
         )
+
+
+def _open(
+    recipe: Recipe, data: TaskData, model: str, teacher: str | None, order: Sequence[str] | None
+) -> "_Evaluation":
+    """Opens a classifier, and the teacher that it is compared with."""
+    model_predictor = open_predictor(
+        model, data.task, precision=recipe.evaluate.precision, where="evaluate.model", speed=recipe.evaluate.speed
+    )
+    teacher_predictor = open_predictor(teacher, data.task, where="teacher.model", label_order=order) if teacher else None
+    for predictor in (model_predictor, teacher_predictor):
+        move_to_device(predictor, recipe.device)
+    return _Evaluation(data, model_predictor, teacher_predictor, recipe.evaluate.batch_size)
 
 
 class _Evaluation:

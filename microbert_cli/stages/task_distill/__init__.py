@@ -10,6 +10,7 @@ from microbert_cli.recipe.multitask import recipe_of_task, task_name, teachers_o
 from microbert_cli.recipe.phase_data import taught_by_table, trained_splits, unused_transfer_note
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
+from microbert_cli.recipe.task import writes_text
 from microbert_cli.recipe.values import MULTITASK_KEYS
 from microbert_cli.runs.stage_inputs import (
     EarlierOutputs,
@@ -27,6 +28,8 @@ Teachers = str | list[str] | dict[str, list[str]] | None
 
 def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
     """Returns teachers, student and augmented rows, and the model that a new student takes weights from."""
+    if writes_text(recipe, catalog):
+        return _of_texts(recipe, earlier, catalog)
     student = _student(recipe, earlier, catalog)
     if taught_by_table(recipe):
         base = _base(recipe, earlier, catalog, student)
@@ -74,6 +77,42 @@ def _augmented(recipe: Recipe, earlier: EarlierOutputs, teacher: Teachers) -> st
     if not isinstance(augmented, Mapping) or not isinstance(teacher, Mapping):
         return augmented
     return {task: source for task, source in augmented.items() if teacher[task]} or None
+
+
+def _of_texts(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
+    """Returns the teacher that fills in targets and the student that writes them; M541 for what neither of them can do."""
+    pruned = recipe.pruning_phase
+    phases = recipe.run_phases.items()
+    chunked, by_loss = ([name for name, spec in phases if getattr(spec, key) not in (None, "score")] for key in ("chunk_rows", "best_by"))
+    conflicts = {
+        "several tasks": (bool(recipe.tasks), "Name one task: --task TASK"),
+        "several teachers": (bool(recipe.teacher.models), "--set 'teacher.models=[]' --teacher DIR"),
+        "columns of a table that teach": (taught_by_table(recipe), "Leave out data.label_probabilities and data.label_score."),
+        "a transfer set": (recipe.data.transfer_file is not None, "Leave out data.transfer_file."),
+        "a student that begins as its teacher": (recipe.init == "teacher", "--set init=auto --student seq2seq"),
+        "pruning": (pruned is not None, f"--set phases.{pruned}.prune=false"),
+        "experts": (recipe.moe.side != "none", "--set moe.side=none"),
+        "early exits": (recipe.early_exit.branch != "none", "--set early_exit.branch=none"),
+        "an int8 teacher": (recipe.teacher.precision != "fp32", "--set teacher.precision=fp32"),
+        "rows in chunks": (bool(chunked), "Leave out chunk_rows."),
+        "the best weights by a loss": (bool(by_loss), f"--set phases.{'.'.join(by_loss[:1])}.best_by=score"),
+    }
+    for what, (is_there, fix) in conflicts.items():
+        if is_there:
+            raise MbertError(
+                "M541",
+                f"{what}: not where the task is to write a text",
+                where="task-distill",
+                allowed="One task, one teacher that fills in targets, one new student that writes, or one that was begun so.",
+                fix=fix,
+            )
+    named = recipe.init if recipe.init not in ("auto", "random", "new") else None
+    student = earlier.resolve(named) if named else new_model_input(recipe.student, "student", earlier, catalog)
+    teacher = taught_input(recipe, earlier)
+    return {
+        "teacher": required_input(teacher, "teacher.model", "a teacher that fills in targets (mbert finetune)", "--teacher DIR"),
+        "student": required_input(student, "student", "a student that writes: seq2seq", "--student seq2seq"),
+    }
 
 
 def _vectors(recipe: Recipe) -> dict[str, str]:
@@ -242,7 +281,7 @@ STAGE = Stage(
     compared=True,
     makes_model=True,
     is_method=True,
-    heads=lambda recipe: {"teacher": "classifier"},
+    heads=lambda recipe: {} if writes_text(recipe) else {"teacher": "classifier"},
     extras=lambda recipe: ("onnx",) if recipe.teacher.precision == "int8" else (),
     remark=unused_transfer_note,
     split_tasks=split_tasks,

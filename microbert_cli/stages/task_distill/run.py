@@ -16,6 +16,7 @@ from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.task_distill import STAGE, untaught
+from microbert_cli.stages.task_distill.generation import distil_text
 from microbert_cli.training.budget import record_of_budget
 from microbert_cli.training.phases import train_over_seeds
 
@@ -68,6 +69,18 @@ def run(
     ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
+        if data[0].task.kind.writes:
+            metrics = distil_text(recipe, catalog, data[0], str(teacher), student, inputs["teacher"], work.path, reporter)
+            return write_results(
+                work,
+                stage=STAGE.name,
+                recipe=recipe.keys(*STAGE.keys),
+                metrics=metrics | record_of_budget(work.path),
+                inputs=inputs,
+                sources=input_sources,
+                data=facts_of(data),
+                seeds=recipe.seeds or [recipe.seed],
+            )
         for _, source in named_inputs("teacher", teacher) if recipe.moe.side in ("teacher", "both") else ():
             check_expert_teacher(source, side=recipe.moe.side, experts=recipe.moe.experts)
         distiller = Distiller(recipe, catalog, data, teacher, student, inputs, reporter, initial, vectors)

@@ -1,0 +1,1 @@
+"""Scores of texts that a model wrote, and the writing itself."""
