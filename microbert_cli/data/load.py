@@ -82,10 +82,18 @@ def _python_areas(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
     return [(text,) for text in texts], labels
 
 
+def _python_gaps(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
+    from microbert_cli.data.corpus import python_gaps
+
+    sources, targets = python_gaps.python_gap_rows(split)
+    return [(source,) for source in sources], targets
+
+
 BUILT_IN_TASKS: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]]]] = {
     "python-docs": _python_docs,
     "python-shuffled": _python_shuffled,
     "python-areas": _python_areas,
+    "python-gaps": _python_gaps,
 }
 
 

@@ -158,7 +158,7 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int, kind: Tas
         ids=np.concatenate(flat) if flat else np.empty(0, np.int32),
         types=(np.concatenate(segments) if segments else np.empty(0, np.int8)) if with_types else None,
         offsets=np.cumsum([0, *lengths], dtype=np.int64),
-        labels=kind.label_array(rows.labels) if kind and rows.labels is not None else None,
+        labels=kind.label_array(rows.labels) if kind and not kind.writes and rows.labels is not None else None,
         augmented=None if rows.augmented is None else np.asarray(rows.augmented, dtype=bool),
         truncated=truncated,
         pad_left=tokenizer.padding_side == "left",

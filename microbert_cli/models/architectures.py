@@ -248,6 +248,13 @@ def families(kind: str) -> dict[str, list[str]]:
     return groups
 
 
+def writes_texts(config: Any) -> bool:
+    """Whether a checkpoint is an encoder with a decoder that writes; one with a classifier on top is a classifier."""
+    names = [str(name) for name in getattr(config, "architectures", None) or ()]
+    is_classifier = any(name.endswith("Classification") for name in names)
+    return bool(getattr(config, "is_encoder_decoder", False)) and not is_classifier
+
+
 def input_names(model: Any) -> tuple[str, ...]:
     """Returns the names of a batch's tensors that the model takes: token_type_ids with segments, `task` with heads by task.
 

@@ -14,6 +14,7 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import architecture_of, model_shape, model_type_of, positions_of, wasted_positions
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import NO_CODE, register_model_type, without_code
+from microbert_cli.models.find import writes_no_classes
 from microbert_cli.models.load import (
     CLASSES,
     LoadedModel,
@@ -46,9 +47,11 @@ def build_model(
 
     like   the teacher's configuration: what the description says relative to the teacher, positions and padding
     texts  of a row: a recurrent network reads those of a pair apart, unless its description says otherwise
-    Raises M042 for what is no description, M011 for heads that do not divide the width, M223 for what no memory holds, M327 for
+    Raises M042 for what is no description, M544 for one that writes, M011 for heads that do not divide the width, M223 for what no memory holds, M327 for
     a type that is no masked-LM where one is wanted.
     """
+    if "decoder_layers" in student:
+        raise writes_no_classes(where)
     is_of_teachers_type = student.get("model_type") == TEACHER
     student = _relative_to_teacher(student, like, where)
     fields = {key: value for key, value in student.items() if key not in ("title", "model_type")}

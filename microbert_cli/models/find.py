@@ -249,6 +249,17 @@ def _config_values(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def writes_no_classes(where: str, fix: str = "Choose another student: mbert list students") -> MbertError:
+    """Returns the error for a model that writes texts where one is wanted that reads them."""
+    return MbertError(
+        "M544",
+        "this model writes a text, an encoder with a decoder, and what is wanted here reads texts: a classifier or an encoder",
+        where=where,
+        allowed='Models that write are for tasks of the kind "text_generation": finetune, task-distill, evaluate, predict.',
+        fix=fix,
+    )
+
+
 def missing_head(kind: str, where: str, path: object, missing: list[str] | None = None) -> MbertError:
     """Returns the error for a model that lacks the head a stage must have."""
     what = "classification" if kind == "classifier" else "masked-LM"

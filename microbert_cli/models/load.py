@@ -26,10 +26,11 @@ from microbert_cli.models.architectures import (
     architecture_of,
     model_shape,
     model_type_of,
+    writes_texts,
 )
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import NO_CODE, read_config
-from microbert_cli.models.find import find_model, missing_head
+from microbert_cli.models.find import find_model, missing_head, writes_no_classes
 from microbert_cli.models.labels import check_one_label, match_names, output_names
 from microbert_cli.models.moe import bert  # noqa: F401 - registers its model type with transformers' Auto classes
 from microbert_cli.models.moe.extract import check_routing, dense_for_task, is_routed
@@ -100,6 +101,8 @@ def load_model(
         return _routed(path, kind, config, task, str(source), where)
     columns = None
     if kind == "classifier" and not new_head:
+        if writes_texts(config):
+            raise writes_no_classes(f"{where} {path}", "Take a classifier: what mbert finetune and task-distill make of classes.")
         check_one_label(config, where=f"{where} {path}")
     if new_head and head is not None:
         columns = _head_order(config, head, label_order)

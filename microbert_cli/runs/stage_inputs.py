@@ -23,6 +23,7 @@ from microbert_cli.recipe.multitask import (
 from microbert_cli.recipe.registry import Catalog, stage_names
 from microbert_cli.recipe.resolve import Resolved, overlay
 from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.task import writes_text
 from microbert_cli.runs.stage_registry import Stage, find_stage
 from microbert_cli.table_format import name_of_files
 
@@ -144,6 +145,8 @@ def step(
         raise _unknown_stage(name, kind)
     check_stage(kind, resolved.recipe.model_dump(), catalog, resolved.origins)
     stage = find_stage(kind)
+    if stage.no_texts and writes_text(resolved.recipe, catalog):
+        raise _no_texts(stage, resolved.recipe)
     inputs = _fill_in_task(stage.inputs(resolved.recipe, EarlierOutputs(root, tuple(planned)), catalog), resolved.recipe.task)
     if stage.runs_as is not None:
         resolved = overlay(resolved, stage.overrides(resolved.recipe), f"stage {kind}", catalog)
@@ -302,6 +305,17 @@ def _unknown_stage(variant: str, kind: str) -> MbertError:
         where=f"variant.{variant}.stage",
         allowed=f"Stages: {nearest(kind, stage_names())}",
         fix=f'Say which stage it varies: variant.{variant}.stage = "finetune"',
+    )
+
+
+def _no_texts(stage: Stage, recipe: Recipe) -> MbertError:
+    return MbertError(
+        "M543",
+        f"{stage.name} is not for a task whose answers are texts: {stage.no_texts}",
+        where=f"task {recipe.task or recipe.data.train_file or recipe.data.dev_file or recipe.data.test_file}",
+        allowed="Stages for it: pretrain, finetune, task-distill, evaluate. What task-distill makes is a plain directory, "
+        "which AutoModelForSeq2SeqLM of transformers loads.",
+        fix=f"Leave {stage.name} out of the stages.",
     )
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from microbert_cli.errors import MbertError
 from microbert_cli.models import factory
-from microbert_cli.models.architectures import model_type_of, positions_of
+from microbert_cli.models.architectures import model_type_of, positions_of, writes_texts
 from microbert_cli.models.config import NO_CODE, read_config, without_code
 from microbert_cli.models.find import find_model
 from microbert_cli.models.generation.vocabulary import check_special_tokens
@@ -27,18 +27,12 @@ POSITIONS = 512  # of a new student
 HEAD_WIDTHS = (64, 32, 16, 8)  # of a new student's attention, the first that divides the width
 
 
-def writes(config: Any) -> bool:
-    """Whether a configuration is that of an encoder with a decoder that writes."""
-    return bool(getattr(config, "is_encoder_decoder", False))
-
-
 def directory_writes(source: str | Path) -> bool:
     """Whether a model, where it can be looked at, has a decoder that writes."""
     path = Path(source)
     if not (path / "config.json").is_file():
         return False
-    config = read_config(path, where="model")
-    return writes(config) and not any(str(name).endswith("Classification") for name in config.architectures or ())
+    return writes_texts(read_config(path, where="model"))
 
 
 def describes_writer(name: str, catalog: Catalog) -> bool:
@@ -56,7 +50,7 @@ def new_or_loaded(
     """
     if not factory.is_description(name, catalog):
         config = read_config(find_model(name, where=where), where=where)
-        if not writes(config):
+        if not writes_texts(config):
             raise writes_nothing(f"{where} {name}", model_type_of(config))
         return load_model(name, SEQ2SEQ, where=where)
     config = student_config(read_student(name, catalog), tokenizer, where=f"{where} {name}", positions=positions)
@@ -92,7 +86,7 @@ def student_config(description: Mapping[str, Any], tokenizer: Any, *, where: str
             allowed="The keys of BART's or Marian's configuration: model_type, d_model, encoder_layers, decoder_layers ...",
             fix="Start from one: mbert copy students seq2seq",
         ) from error
-    if not writes(config):
+    if not writes_texts(config):
         raise writes_nothing(where, model_type)
     return config
 
@@ -155,12 +149,12 @@ def is_lower_case(tokenizer: Any) -> bool:
     return bool(encoded[0] == encoded[1])
 
 
-def writes_nothing(where: str, model_type: str) -> MbertError:
+def writes_nothing(where: str, model_type: str, fix: str = "--student seq2seq") -> MbertError:
     """Returns the error for a model that cannot write a text."""
     return MbertError(
         "M395",
         f'a model of type "{model_type}" has no decoder, so that it writes nothing, and the task is to write a text',
         where=where,
         allowed="Students with an encoder and a decoder: seq2seq, seq2seq-LxH, marian-LxH, or a checkpoint of such a type.",
-        fix="--student seq2seq",
+        fix=fix,
     )

@@ -12,11 +12,11 @@ from microbert_cli.distillation.generation.trainers import COPIES
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.generation.text_metrics import check_installed, signatures
 from microbert_cli.evaluation.generation.writing import PERPLEXITY, perplexity, scores_of_texts, written_texts
-from microbert_cli.models.architectures import model_type_of, positions_of
+from microbert_cli.models.architectures import model_type_of, positions_of, writes_texts
 from microbert_cli.models.config import read_config
 from microbert_cli.models.device import pick_device
 from microbert_cli.models.find import find_model
-from microbert_cli.models.generation.writer import SEQ2SEQ, is_lower_case, writes, writes_nothing
+from microbert_cli.models.generation.writer import SEQ2SEQ, is_lower_case, writes_nothing
 from microbert_cli.models.load import frozen, load_model
 from microbert_cli.recipe.schema import Recipe
 
@@ -30,8 +30,9 @@ class TextEvaluation:
         check_installed()
         path = find_model(model, where=WHERE)
         config = read_config(path, where=WHERE)
-        if not writes(config):
-            raise _fills_in(model) if is_filler(path) else writes_nothing(f"{WHERE} {model}", model_type_of(config))
+        if not writes_texts(config):
+            advice = "Take a student that writes: what task-distill makes on this task."
+            raise _fills_in(model) if is_filler(path) else writes_nothing(f"{WHERE} {model}", model_type_of(config), advice)
         self.recipe, self.data, self.teacher = recipe, data, teacher
         loaded = load_model(model, SEQ2SEQ, where=WHERE)
         self.model = frozen(loaded.model).to(pick_device(recipe.device))

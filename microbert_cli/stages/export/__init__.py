@@ -27,6 +27,8 @@ STAGE = Stage(
     heads=lambda recipe: {"model": "classifier", "teacher": "classifier"},
     keys=("task", "data", "export"),
     splits=(SELECTED_BY,),
+    no_texts="an encoder, a decoder and one that goes on from earlier keys and values would be three graphs with a "
+    "search around them, and what export checks is logits of classes",
     makes_model=True,
     extras=lambda recipe: ("onnx",) if recipe.export.onnx else (),
 )

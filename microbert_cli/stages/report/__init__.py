@@ -68,5 +68,6 @@ STAGE = Stage(
     input_keys={"teacher": ("teacher.model",)},
     keys=("task", "data"),
     splits=(TRAIN, SELECTED_BY),
+    no_texts="it weighs a classifier against linear models and int8 files",
     split_tasks=split_tasks,
 )

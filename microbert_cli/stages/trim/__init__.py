@@ -69,5 +69,6 @@ STAGE = Stage(
     input_keys={"model": ("trim.model",), "augmented": ("augmented",), "source": ("corpus.source",)},
     keys=("task", "data", "corpus", "vocabulary", "trim"),
     splits=splits,
+    no_texts="a student that writes takes the tokens of its rows when it begins, and no others",
     makes_model=True,
 )

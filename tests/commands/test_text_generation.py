@@ -1,0 +1,244 @@
+"""A task of texts through the commands: teacher, student, scores, texts; what resumes; what is refused."""
+
+import csv
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from mbert_command import mbert, refused, works
+from stopping import stopped_everywhere
+from tiny_models import tiny_bert, tiny_glue
+
+from microbert_cli import api
+from microbert_cli.reporter import Reporter
+from microbert_cli.runs.stage_result import StageResult
+
+sacrebleu = pytest.importorskip("sacrebleu")
+pytest.importorskip("rouge_score")
+
+WORDS = ("good", "dull", "long", "slow", "movie", "story", "actor", "plot")
+OTHERS = dict(zip(WORDS, WORDS[1:] + WORDS[:1], strict=True))  # the "translation" of a word
+DATA = ("--train-file", "train.csv", "--dev-file", "dev.csv", "--set", "data.kind=text_generation", "--set", "data.max_length=32")
+ROWS = {"data__train_file": "train.csv", "data__dev_file": "dev.csv", "data__kind": "text_generation", "data__max_length": 32}
+C_MLM = ("--set", "method=c-mlm", "--set", "phases.distillation.batch_size=16", "--set", "phases.distillation.evaluations=1")
+DISTIL = ("task-distill", "--teacher", "teacher", "--student", "seq2seq-1x32", *DATA, *C_MLM)
+
+
+def write_rows(name: str, count: int, seed: int) -> None:
+    generator = random.Random(seed)
+    with open(name, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["source", "target"])
+        for _ in range(count):
+            words = [generator.choice(WORDS) for _ in range(generator.randint(3, 5))]
+            rows.writerow([" ".join(words), " ".join(OTHERS[word] for word in words)])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A table, a masked-LM, the teacher that it becomes, and a student of it."""
+    folder = tmp_path_factory.mktemp("texts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MBERT_CACHE", str(folder / "cache"))
+        write_rows("train.csv", 240, 0)
+        write_rows("dev.csv", 24, 1)
+        tiny_bert("base", kind="masked-lm", dropout=0.0, hidden=32, vocab=WORDS)
+        works("finetune", "--model", "base", *DATA, "-o", "teacher", "--set", "finetune.steps=150", "--set",
+              "finetune.learning_rate=5e-3", "--set", "finetune.evaluations=1")  # fmt: skip
+        works(*DISTIL, "-o", "student", "--set", "phases.distillation.steps=150",
+              "--set", "phases.distillation.learning_rate=1e-2")  # fmt: skip
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+def metrics(directory: str) -> dict[str, object]:
+    values: dict[str, object] = json.loads(Path(directory, "metrics.json").read_text(encoding="utf-8"))
+    return values
+
+
+# --- the chain ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_is_a_plain_masked_lm_with_the_vocabulary_of_its_student() -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    of_teacher = metrics("teacher")
+    assert of_teacher["primary"] == "token_accuracy" and of_teacher["dev"]["token_accuracy"] > of_teacher["majority"]  # type: ignore[index,operator]
+    model, info = AutoModelForMaskedLM.from_pretrained("teacher", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.tie_word_embeddings is False
+    target = AutoTokenizer.from_pretrained("teacher/target")
+    assert set(target.get_vocab()) <= set(AutoTokenizer.from_pretrained("teacher").get_vocab())
+    assert set(WORDS) <= set(target.get_vocab())
+
+
+def test_a_student_learns_from_the_cache_and_stands_beside_its_teachers_warning() -> None:
+    of_student = metrics("student")
+    assert of_student["teacher"] is None and of_student["retention"] is None
+    assert set(of_student["teacher_sees_the_future"]) == {"token_accuracy", "perplexity"}  # type: ignore[call-overload]
+    assert of_student["dev"]["perplexity"] < len(WORDS) / 2  # type: ignore[index,operator]
+    assert set(of_student["phases"]["distillation"]["losses"]) == {"loss", "bidirectional_target", "hard_label"}  # type: ignore[index]
+    log = json.loads(Path("student/teacher.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert (log["kept"], log["rows"], log["asked"]) == (True, 240, 240)
+
+
+def test_transformers_alone_writes_what_the_command_writes() -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("student").eval(), AutoTokenizer.from_pretrained("student")
+    assert model.generation_config.num_beams == 5 and model.generation_config.length_penalty == 0.6
+    batch = tokenizer(["good movie plot"], return_tensors="pt", return_token_type_ids=False)
+    (ids,) = model.generate(**batch, max_new_tokens=32, max_length=None)
+    assert works("predict", "student", "good movie plot").out == tokenizer.decode(ids, skip_special_tokens=True) + "\n"
+
+
+def test_scores_are_those_of_sacrebleu_with_its_signature(tmp_path: Path) -> None:
+    done = works("evaluate", "student", *DATA, "--teacher", "teacher", "-o", tmp_path / "scores", "--json").json
+    rows = pq.read_table(tmp_path / "scores" / "predictions.parquet").to_pydict()
+    assert rows["label"] == [row["target"] for row in csv.DictReader(Path("dev.csv").open(encoding="utf-8"))]
+    bleu = sacrebleu.metrics.BLEU(lowercase=True)
+    scores = done["splits"]["dev"]
+    assert scores["metrics"]["bleu"] == pytest.approx(bleu.corpus_score(rows["prediction"], [rows["label"]]).score)
+    assert scores["signatures"]["bleu"] == str(bleu.get_signature()) and "case:lc" in scores["signatures"]["bleu"]
+    chrf = sacrebleu.metrics.CHRF(lowercase=True).corpus_score(rows["prediction"], [rows["label"]]).score
+    assert scores["metrics"]["chrf"] == pytest.approx(chrf)
+    assert scores["perplexity"] == pytest.approx(metrics("student")["dev"]["perplexity"], rel=1e-5)  # type: ignore[index]
+    assert scores["teacher_sees_the_future"] == pytest.approx(metrics("student")["teacher_sees_the_future"], rel=1e-5)
+
+
+def test_texts_from_a_table_and_as_json(tmp_path: Path) -> None:
+    lines = works("predict", "student", "--file", "dev.csv", "--json").out.splitlines()
+    assert len(lines) == 24 and set(json.loads(lines[0])) == {"text"}
+    assert works("predict", "student", "--file", "dev.csv", "--text", "source", "-o", tmp_path / "texts.txt")
+    assert (tmp_path / "texts.txt").read_text(encoding="utf-8").splitlines() == [json.loads(line)["text"] for line in lines]
+    assert api.predict("student", ["good movie"])[0].keys() == {"text"}
+
+
+def test_labels_alone_ask_no_teacher_and_need_no_cache(tmp_path: Path) -> None:
+    words = ("--set", "phases.distillation.losses.bidirectional_target=0", "--set", "phases.distillation.steps=3")
+    works(*DISTIL, *words, "-o", tmp_path / "alone")
+    assert set(metrics(str(tmp_path / "alone"))["phases"]["distillation"]["losses"]) == {"loss", "hard_label"}  # type: ignore[index]
+    assert not (tmp_path / "alone" / "teacher.jsonl").exists()
+    works("finetune", "--model", "seq2seq-1x32", *DATA, "--set", "base=base", "--set", "finetune.steps=3", "-o", tmp_path / "own")
+    assert metrics(str(tmp_path / "own"))["primary"] == "bleu"
+    # A checkpoint that was begun so goes on, in its own tokens.
+    more = ("--set", "phases.distillation.steps=2", "-o", tmp_path / "more")
+    works("task-distill", "--teacher", "teacher", "--student", tmp_path / "own", *DATA, *C_MLM, *more)
+
+
+def test_marian_s_shape_and_more_of_the_teachers_answer(tmp_path: Path) -> None:
+    words = ("--set", "phases.distillation.steps=2", "--set", "phases.distillation.losses.bidirectional_target.k=128")
+    works("task-distill", "--teacher", "teacher", "--student", "marian-1x32", *DATA, *C_MLM, *words, "-o", tmp_path / "marian")
+    assert works("predict", tmp_path / "marian", "good movie").out.endswith("\n")
+
+
+# --- resume -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(out: Path, reporter: Reporter) -> StageResult:
+        return api.finetune(model="base", out=out, reporter=reporter, **ROWS, finetune__steps=4, finetune__batch_size=8,
+                            finetune__evaluations=2, finetune__accumulate=2)  # fmt: skip
+
+    assert stopped_everywhere(make, tmp_path / "teacher", fresh_cache=monkeypatch) >= 3
+
+
+def test_a_student_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the extraction of the teacher's answers, in training, while it writes dev, between two seeds."""
+
+    def make(out: Path, reporter: Reporter) -> StageResult:
+        return api.distill(
+            out=out, reporter=reporter, teacher="teacher", student="seq2seq-1x16", method="c-mlm", seeds=[1, 2], **ROWS,
+            **{f"phases__distillation__{key}": value for key, value in {"steps": 4, "batch_size": 8, "evaluations": 2}.items()},
+        )  # fmt: skip
+
+    assert stopped_everywhere(make, tmp_path / "student", fresh_cache=monkeypatch) >= 5
+
+
+# --- looking before -----------------------------------------------------------------------------------------------------------
+
+
+def write_recipe(path: Path) -> Path:
+    path.write_text(
+        'student = "seq2seq-1x32"\nmethod = "c-mlm"\nstages = ["finetune", "task-distill", "evaluate"]\n'
+        'finetune = { model = "base", steps = 3 }\nphases = { distillation = { steps = 3 } }\n'
+        'data = { train_file = "train.csv", dev_file = "dev.csv", kind = "text_generation", max_length = 32 }\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_a_plan_tells_the_size_of_the_cache(tmp_path: Path) -> None:
+    plan = works("plan", write_recipe(tmp_path / "texts.toml"), "--json").json
+    stages = {stage["name"]: stage for stage in plan["stages"]}
+    assert list(stages) == ["finetune", "task-distill", "evaluate"]
+    assert all(stage["steps"] == 3 for stage in list(stages.values())[:2]) and all(s["seconds"] > 0 for s in stages.values())
+    tokens = sum(len(row["target"].split()) + 1 for row in csv.DictReader(Path("train.csv").open(encoding="utf-8")))
+    assert any(f"{tokens:,} target tokens" in note and "k = 8" in note for note in stages["task-distill"]["notes"])
+
+
+def test_the_doctor_takes_a_first_step(tmp_path: Path) -> None:
+    done = mbert("doctor", write_recipe(tmp_path / "texts.toml"), "--json")
+    checks = {check["name"]: check for check in done.json["checks"]}
+    assert done.code == 0, done.err
+    assert "finite losses" in json.dumps(checks["first step"])
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["augment", "trim", "cascade", "export", "report", "expert-teacher"])
+def test_stages_of_classes_refuse_a_task_of_texts(stage: str) -> None:
+    words = {"augment": ("--masked-lm", "base"), "trim": ("base",), "cascade": ("student", "student"), "export": ("student",),
+             "expert-teacher": ("--teacher", "teacher")}  # fmt: skip
+    assert stage in refused(2, "M543", stage, *words.get(stage, ()), *DATA)["what"]
+
+
+def test_models_that_write_and_those_that_read(tmp_path: Path) -> None:
+    tiny_glue(tmp_path / "glue", ["sst2"], rows=16)
+    sst2 = ("--task", "sst2", "--data", tmp_path / "glue")
+    refused(2, "M544", "evaluate", "student", *sst2)
+    refused(2, "M544", "finetune", "--model", "seq2seq-1x32", *sst2, "--set", "base=base")
+    refused(2, "M544", "bench", "student")
+    refused(2, "M540", "evaluate", "teacher", *DATA)
+    refused(2, "M395", "evaluate", "base", *DATA)
+    refused(2, "M395", "task-distill", "--teacher", "teacher", "--student", "bert-1x32", *DATA, *C_MLM)
+    refused(2, "M394", "task-distill", "--teacher", "base", "--student", "seq2seq-1x32", *DATA, *C_MLM)
+    refused(2, "M542", "predict", "student", "a\tb", "--pairs")
+
+
+def test_a_student_of_other_tokens_is_refused(tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "foreign", kind="masked-lm", vocab=("unheard", *WORDS))
+    write = ("--set", f"base={tmp_path / 'foreign'}", "--set", "finetune.steps=1", "-o", tmp_path / "foreign-student")
+    Path("foreign.csv").write_text("source,target\nunheard movie,unheard plot\ngood,dull\nlong,slow\n", encoding="utf-8")
+    works("finetune", "--model", "seq2seq-1x16", "--train-file", "foreign.csv", "--dev-file", "foreign.csv", *DATA[4:], *write)
+    error = refused(2, "M393", "task-distill", "--teacher", "teacher", "--student", tmp_path / "foreign-student", *DATA, *C_MLM)
+    assert "unheard" in error["what"]
+
+
+@pytest.mark.parametrize("key", [
+    "moe.side=student", "early_exit.branch=linear", "teacher.precision=int8", "init=teacher",
+    "phases.distillation.chunk_rows=10", "phases.distillation.best_by=loss", "phases.distillation.prune.every=1",
+])  # fmt: skip
+def test_what_a_student_that_writes_cannot_be(key: str) -> None:
+    refused(2, "M541", *DISTIL, "--set", key)
+
+
+def test_losses_of_classes_and_of_layers_are_refused() -> None:
+    for loss in ("hidden_states", "soft_target"):
+        refused(3, "M008", *DISTIL, "--set", f"phases.distillation.losses.{loss}=1")
+
+
+def test_rows_that_hold_no_target(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("source,target\na,b\nc, \n", encoding="utf-8")
+    words = ("--train-file", tmp_path / "rows.csv", "--set", "data.kind=text_generation")
+    assert "line 3" in refused(5, "M391", "finetune", "--model", "base", *words)["where"]
+    refused(4, "M253", "finetune", "--model", "base", *words, "--label", "answer")
+    refused(3, "M397", "finetune", "--model", "base", *DATA[:6], "--set", "data.max_length=100")
