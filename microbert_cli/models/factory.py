@@ -47,8 +47,8 @@ def build_model(
 
     like   the teacher's configuration: what the description says relative to the teacher, positions and padding
     texts  of a row: a recurrent network reads those of a pair apart, unless its description says otherwise
-    Raises M042 for what is no description, M544 for one that writes, M011 for heads that do not divide the width, M223 for what no memory holds, M327 for
-    a type that is no masked-LM where one is wanted.
+    Raises M042 for what is no description, M376 for one that writes, M011 for heads that do not divide the width, M223 for what
+    no memory holds, M327 for a type that is no masked-LM where one is wanted.
     """
     if "decoder_layers" in student:
         raise writes_no_classes(where)

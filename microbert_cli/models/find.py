@@ -252,7 +252,7 @@ def _config_values(path: Path) -> dict[str, Any]:
 def writes_no_classes(where: str, fix: str = "Choose another student: mbert list students") -> MbertError:
     """Returns the error for a model that writes texts where one is wanted that reads them."""
     return MbertError(
-        "M544",
+        "M376",
         "this model writes a text, an encoder with a decoder, and what is wanted here reads texts: a classifier or an encoder",
         where=where,
         allowed='Models that write are for tasks of the kind "text_generation": finetune, task-distill, evaluate, predict.',

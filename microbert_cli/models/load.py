@@ -102,7 +102,9 @@ def load_model(
     columns = None
     if kind == "classifier" and not new_head:
         if writes_texts(config):
-            raise writes_no_classes(f"{where} {path}", "Take a classifier: what mbert finetune and task-distill make of classes.")
+            raise writes_no_classes(
+                f"{where} {path}", "Take a classifier: what mbert finetune and task-distill make of classes."
+            )
         check_one_label(config, where=f"{where} {path}")
     if new_head and head is not None:
         columns = _head_order(config, head, label_order)

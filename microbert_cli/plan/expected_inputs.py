@@ -28,12 +28,14 @@ from microbert_cli.models import factory
 from microbert_cli.models.cascade.answers import PARTS, SMALL, Rule
 from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model, is_cascade
+from microbert_cli.models.generation.writer import describes_writer, student_config
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.moe.extract import is_routed
 from microbert_cli.models.tokenizers import load_tokenizer
 from microbert_cli.plan.corpus_sample import CorpusSample, sample_corpus
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.recipe.task import Task
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, cache
@@ -124,6 +126,8 @@ class ExpectedInputs:
 
     def described(self, name: str, tokenizer: Any, *, like: Any, where: str) -> ModelInfo:
         """Returns a student of the catalogue with this vocabulary; its weights are not allocated."""
+        if describes_writer(name, self.catalog):
+            return ModelInfo(student_config(read_student(name, self.catalog), tokenizer, where=where), tokenizer)
         return ModelInfo(factory.described_config(name, self.catalog, tokenizer=tokenizer, like=like, where=where), tokenizer)
 
     def task(self, recipe: Recipe, splits: tuple[str, ...]) -> tuple[TaskData, float]:

@@ -310,7 +310,7 @@ def _unknown_stage(variant: str, kind: str) -> MbertError:
 
 def _no_texts(stage: Stage, recipe: Recipe) -> MbertError:
     return MbertError(
-        "M543",
+        "M149",
         f"{stage.name} is not for a task whose answers are texts: {stage.no_texts}",
         where=f"task {recipe.task or recipe.data.train_file or recipe.data.dev_file or recipe.data.test_file}",
         allowed="Stages for it: pretrain, finetune, task-distill, evaluate. What task-distill makes is a plain directory, "

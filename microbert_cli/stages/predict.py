@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from microbert_cli.data.examples import Examples
+from microbert_cli.data.generation.rows import Lengths, text_pairs
 from microbert_cli.data.labels import and_more
 from microbert_cli.data.limits import check_text
 from microbert_cli.data.tables import AS_SHOWN, Table, read_table
 from microbert_cli.data.tables.content import decode, read_bytes
 from microbert_cli.data.tokenized import TokenizedExamples, for_cascade, tokenize_examples
 from microbert_cli.errors import MbertError
-from microbert_cli.data.generation.rows import Lengths, text_pairs
 from microbert_cli.evaluation import scoring
 from microbert_cli.evaluation.generation.writing import written_texts
 from microbert_cli.models.architectures import check_length, check_texts, positions_of
@@ -239,7 +239,7 @@ def _split_pair(line: str, number: int) -> tuple[str, ...]:
 
 def _reads_single_texts(model: str) -> MbertError:
     return MbertError(
-        "M542",
+        "M150",
         "this model writes a text for a text, and here are pairs of texts",
         where=f"MODEL {model}",
         allowed="One text a row.",

@@ -21,7 +21,16 @@ pytest.importorskip("rouge_score")
 
 WORDS = ("good", "dull", "long", "slow", "movie", "story", "actor", "plot")
 OTHERS = dict(zip(WORDS, WORDS[1:] + WORDS[:1], strict=True))  # the "translation" of a word
-DATA = ("--train-file", "train.csv", "--dev-file", "dev.csv", "--set", "data.kind=text_generation", "--set", "data.max_length=32")
+DATA = (
+    "--train-file",
+    "train.csv",
+    "--dev-file",
+    "dev.csv",
+    "--set",
+    "data.kind=text_generation",
+    "--set",
+    "data.max_length=32",
+)
 ROWS = {"data__train_file": "train.csv", "data__dev_file": "dev.csv", "data__kind": "text_generation", "data__max_length": 32}
 C_MLM = ("--set", "method=c-mlm", "--set", "phases.distillation.batch_size=16", "--set", "phases.distillation.evaluations=1")
 DISTIL = ("task-distill", "--teacher", "teacher", "--student", "seq2seq-1x32", *DATA, *C_MLM)
@@ -126,7 +135,9 @@ def test_labels_alone_ask_no_teacher_and_need_no_cache(tmp_path: Path) -> None:
     works(*DISTIL, *words, "-o", tmp_path / "alone")
     assert set(metrics(str(tmp_path / "alone"))["phases"]["distillation"]["losses"]) == {"loss", "hard_label"}  # type: ignore[index]
     assert not (tmp_path / "alone" / "teacher.jsonl").exists()
-    works("finetune", "--model", "seq2seq-1x32", *DATA, "--set", "base=base", "--set", "finetune.steps=3", "-o", tmp_path / "own")
+    works(
+        "finetune", "--model", "seq2seq-1x32", *DATA, "--set", "base=base", "--set", "finetune.steps=3", "-o", tmp_path / "own"
+    )
     assert metrics(str(tmp_path / "own"))["primary"] == "bleu"
     # A checkpoint that was begun so goes on, in its own tokens.
     more = ("--set", "phases.distillation.steps=2", "-o", tmp_path / "more")
@@ -198,20 +209,20 @@ def test_the_doctor_takes_a_first_step(tmp_path: Path) -> None:
 def test_stages_of_classes_refuse_a_task_of_texts(stage: str) -> None:
     words = {"augment": ("--masked-lm", "base"), "trim": ("base",), "cascade": ("student", "student"), "export": ("student",),
              "expert-teacher": ("--teacher", "teacher")}  # fmt: skip
-    assert stage in refused(2, "M543", stage, *words.get(stage, ()), *DATA)["what"]
+    assert stage in refused(2, "M149", stage, *words.get(stage, ()), *DATA)["what"]
 
 
 def test_models_that_write_and_those_that_read(tmp_path: Path) -> None:
     tiny_glue(tmp_path / "glue", ["sst2"], rows=16)
     sst2 = ("--task", "sst2", "--data", tmp_path / "glue")
-    refused(2, "M544", "evaluate", "student", *sst2)
-    refused(2, "M544", "finetune", "--model", "seq2seq-1x32", *sst2, "--set", "base=base")
-    refused(2, "M544", "bench", "student")
-    refused(2, "M540", "evaluate", "teacher", *DATA)
-    refused(2, "M395", "evaluate", "base", *DATA)
-    refused(2, "M395", "task-distill", "--teacher", "teacher", "--student", "bert-1x32", *DATA, *C_MLM)
-    refused(2, "M394", "task-distill", "--teacher", "base", "--student", "seq2seq-1x32", *DATA, *C_MLM)
-    refused(2, "M542", "predict", "student", "a\tb", "--pairs")
+    refused(5, "M376", "evaluate", "student", *sst2)
+    refused(5, "M376", "finetune", "--model", "seq2seq-1x32", *sst2, "--set", "base=base")
+    refused(5, "M376", "bench", "student")
+    refused(5, "M375", "evaluate", "teacher", *DATA)
+    refused(5, "M395", "evaluate", "base", *DATA)
+    refused(5, "M395", "task-distill", "--teacher", "teacher", "--student", "bert-1x32", *DATA, *C_MLM)
+    refused(5, "M394", "task-distill", "--teacher", "base", "--student", "seq2seq-1x32", *DATA, *C_MLM)
+    refused(2, "M150", "predict", "student", "a\tb", "--pairs")
 
 
 def test_a_student_of_other_tokens_is_refused(tmp_path: Path) -> None:
@@ -219,7 +230,7 @@ def test_a_student_of_other_tokens_is_refused(tmp_path: Path) -> None:
     write = ("--set", f"base={tmp_path / 'foreign'}", "--set", "finetune.steps=1", "-o", tmp_path / "foreign-student")
     Path("foreign.csv").write_text("source,target\nunheard movie,unheard plot\ngood,dull\nlong,slow\n", encoding="utf-8")
     works("finetune", "--model", "seq2seq-1x16", "--train-file", "foreign.csv", "--dev-file", "foreign.csv", *DATA[4:], *write)
-    error = refused(2, "M393", "task-distill", "--teacher", "teacher", "--student", tmp_path / "foreign-student", *DATA, *C_MLM)
+    error = refused(5, "M393", "task-distill", "--teacher", "teacher", "--student", tmp_path / "foreign-student", *DATA, *C_MLM)
     assert "unheard" in error["what"]
 
 
@@ -228,7 +239,7 @@ def test_a_student_of_other_tokens_is_refused(tmp_path: Path) -> None:
     "phases.distillation.chunk_rows=10", "phases.distillation.best_by=loss", "phases.distillation.prune.every=1",
 ])  # fmt: skip
 def test_what_a_student_that_writes_cannot_be(key: str) -> None:
-    refused(2, "M541", *DISTIL, "--set", key)
+    refused(3, "M028", *DISTIL, "--set", key)
 
 
 def test_losses_of_classes_and_of_layers_are_refused() -> None:
@@ -241,4 +252,4 @@ def test_rows_that_hold_no_target(tmp_path: Path) -> None:
     words = ("--train-file", tmp_path / "rows.csv", "--set", "data.kind=text_generation")
     assert "line 3" in refused(5, "M391", "finetune", "--model", "base", *words)["where"]
     refused(4, "M253", "finetune", "--model", "base", *words, "--label", "answer")
-    refused(3, "M397", "finetune", "--model", "base", *DATA[:6], "--set", "data.max_length=100")
+    refused(3, "M027", "finetune", "--model", "base", *DATA[:6], "--set", "data.max_length=100")

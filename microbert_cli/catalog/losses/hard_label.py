@@ -4,8 +4,9 @@
     score     mean over original rows of (z - y)^2
     texts     mean over all tokens of the texts to be written of -log softmax(z)_y, each a choice among the vocabulary
 
-z student logits [B, C], y gold class or score [B]; of texts [B, T, V] and [B, T], -100 behind a text's end. Augmented rows are left out: a word was replaced, so that the
-label may be wrong, or the row was made anew and has none. A batch of augmented rows only gives 0.
+z student logits [B, C], y gold class or score [B]; of texts [B, T, V] and [B, T], -100 behind a text's end. Augmented rows are
+left out: a word was replaced, so that the label may be wrong, or the row was made anew and has none. A batch of augmented rows
+only gives 0.
 """
 
 import torch.nn.functional as F

@@ -83,7 +83,7 @@ class TextPairs(TokenizedExamples):
 
 @dataclass(frozen=True)
 class FilledRows(TokenizedExamples):
-    """Rows [CLS] X [SEP] Y [SEP] in a teacher's tokens; the last targets[i] tokens of row i are its target, [SEP] among them."""
+    """Rows [CLS] X [SEP] Y [SEP] in a teacher's tokens; the last targets[i] of row i are its target, [SEP] among them."""
 
     targets: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
@@ -118,7 +118,7 @@ class Lengths:
     def of(cls, data: TaskData, config: Any, *, both: bool, where: str) -> "Lengths":
         """Returns the lengths of a task's rows for a model; `both` = it reads source and target as one row, as a teacher does.
 
-        Raises M397 where the recipe names more than the model has positions.
+        Raises M027 where the recipe names more than the model has positions.
         """
         positions = positions_of(config)
         most = positions if positions is None or not both else positions // 2
@@ -151,9 +151,7 @@ def target_pieces(rows: Examples, tokenizer: Any, lengths: Lengths) -> list[list
     return [[*ids[: lengths.target - 1], tokenizer.sep_token_id] for (ids,) in token_ids(texts, tokenizer)]
 
 
-def filled_rows(
-    rows: Examples, pairs: TextPairs, tokenizer: Any, teacher_ids: np.ndarray, lengths: Lengths
-) -> FilledRows:
+def filled_rows(rows: Examples, pairs: TextPairs, tokenizer: Any, teacher_ids: np.ndarray, lengths: Lengths) -> FilledRows:
     """Returns what a teacher reads for the rows of `pairs`: sources in its own tokens, targets in the student's.
 
     teacher_ids  [V] the teacher's id of each of the student's tokens
@@ -195,7 +193,7 @@ def check_frame(tokenizer: Any, *, where: str) -> None:
 def _too_long(length: int, most: int, both: bool, where: str) -> MbertError:
     what = f"source and target of {length} tokens each" if both else f"texts of {length} tokens"
     return MbertError(
-        "M397",
+        "M027",
         f"{what} are beyond what the model has positions for",
         where=where,
         allowed=f"At most {most} tokens" + (", for each of the two." if both else "."),

@@ -57,7 +57,9 @@ def copied_batches(batch: Batch, copies: int, *, mask_id: int) -> "list[tuple[di
     return pieces
 
 
-def positions_hidden_at_random(targets: Sequence[int], rows: Sequence[int], *, share: float, seed: int, step: int) -> list[np.ndarray]:
+def positions_hidden_at_random(
+    targets: Sequence[int], rows: Sequence[int], *, share: float, seed: int, step: int
+) -> list[np.ndarray]:
     """Returns the positions of each target that a training step hides: every one with the chance `share`, at least one.
 
     rows  the rows' numbers in their data set: what is hidden is a function of seed, step and row alone, so that it is the same

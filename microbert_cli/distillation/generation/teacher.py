@@ -22,7 +22,7 @@ from microbert_cli import distributed
 from microbert_cli.data.generation.rows import FilledRows
 from microbert_cli.distillation.generation.copies import Batch, copied_batches, positions_hidden_at_random
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
-from microbert_cli.models.capture import ModelOutputs, OutputRequest, TeacherFunction, forward_outputs
+from microbert_cli.models.capture import ModelOutputs, OutputRequest, forward_outputs
 from microbert_cli.models.load import frozen
 from microbert_cli.training.loss_terms import LossTerm
 from microbert_cli.training.objective import Objective
@@ -143,7 +143,9 @@ class FillingObjective(Objective):
         return super()._value(term, replace(student, token_logits=student.token_logits[:, columns]), teacher, batch)
 
 
-def score_teacher(filler: Filler, rows: FilledRows, pairs_labels: Callable[[np.ndarray], Tensor], copies: int) -> dict[str, float]:
+def score_teacher(
+    filler: Filler, rows: FilledRows, pairs_labels: Callable[[np.ndarray], Tensor], copies: int
+) -> dict[str, float]:
     """Returns how a teacher fills in every token of all targets, each hidden once: its accuracy, and its perplexity.
 
     pairs_labels  the student's tokens [B, T] of rows by their numbers, negative behind a target's end
@@ -151,14 +153,20 @@ def score_teacher(filler: Filler, rows: FilledRows, pairs_labels: Callable[[np.n
     model, was_training = filler.model, filler.model.training
     model.eval()
     sums = np.zeros(3)
-    batches = [rows_of for number, rows_of in enumerate(_groups(rows)) if number % distributed.world_size() == distributed.rank()]
+    batches = [
+        rows_of for number, rows_of in enumerate(_groups(rows)) if number % distributed.world_size() == distributed.rank()
+    ]
     with torch.no_grad():
         for numbers in batches:
             labels_BT = pairs_labels(numbers).to(filler.device)
             batch = rows.batch(numbers, pad_id=filler.tokenizer.pad_token_id)
             for logits, row, place in filler.pieces({name: value.to(filler.device) for name, value in batch.items()}, copies):
                 gold = labels_BT[row, place]
-                sums += (float((logits.argmax(-1) == gold).sum()), F.cross_entropy(logits.float(), gold, reduction="sum").item(), len(gold))
+                sums += (
+                    float((logits.argmax(-1) == gold).sum()),
+                    F.cross_entropy(logits.float(), gold, reduction="sum").item(),
+                    len(gold),
+                )
     model.train(was_training)
     right, loss, count = sum(distributed.gather([sums]))
     return {TOKEN_ACCURACY: right / count, "perplexity": math.exp(min(loss / count, 700.0))}
@@ -168,5 +176,3 @@ def _groups(rows: FilledRows) -> list[np.ndarray]:
     """Returns all rows once, longest first, in batches."""
     order = np.argsort(-rows.lengths, kind="stable")
     return [order[first : first + EVALUATION_BATCH] for first in range(0, len(order), EVALUATION_BATCH)]
-
-

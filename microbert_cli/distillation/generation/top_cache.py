@@ -9,7 +9,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, manifest
 
 FORMAT = 1
+AS_USUAL = CacheSettings()
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def cached_top(
     request: OutputRequest,
     *,
     identity: Mapping[str, Any],
-    settings: CacheSettings = CacheSettings(),
+    settings: CacheSettings = AS_USUAL,
     total_rows: int | None = None,
     numerics: Precision = PLAIN,
     reporter: Reporter = SILENT,

@@ -171,7 +171,9 @@ class WriterTrainer:
         return alone.mean_loss(batches, None)
 
 
-def writer_terms(losses: Mapping[str, tuple[float, Mapping[str, Any]]], catalog: Catalog, *, where: str, taught: bool) -> list[LossTerm]:
+def writer_terms(
+    losses: Mapping[str, tuple[float, Mapping[str, Any]]], catalog: Catalog, *, where: str, taught: bool
+) -> list[LossTerm]:
     """Returns the losses of a student that writes; raises M008 for one that needs what such a student does not show."""
     available = GENERATION_INPUTS | ({"teacher"} if taught else set())
     return make_terms(losses, catalog, available=frozenset(available), where=where)

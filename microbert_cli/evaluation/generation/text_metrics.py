@@ -85,5 +85,3 @@ def _module(name: str) -> Any:
             allowed="Both packages.",
             fix=INSTALL,
         ) from error
-
-

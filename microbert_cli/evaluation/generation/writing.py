@@ -55,7 +55,7 @@ def written_texts(
 
 
 def perplexity(model: Any, tokenizer: Any, pairs: TextPairs, *, batch_size: int = EVALUATION_BATCH) -> float:
-    """Returns exp of the mean over the tokens of all targets of -log of what a model gives them, the target so far before it."""
+    """Returns exp of the mean over all targets' tokens of -log of what a model gives them, the target so far before it."""
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     sums = np.zeros(2)

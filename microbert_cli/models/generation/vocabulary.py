@@ -25,9 +25,7 @@ TEXTS_AT_ONCE = 4096
 NEEDED = {"cls_token_id": "begins a text", "sep_token_id": "ends a text", "pad_token_id": "fills up a row"}
 
 
-def vocabulary_of_texts(
-    tokenizer: Any, config: Any, texts: Iterable[str], *, where: str, reporter: Reporter = SILENT
-) -> Any:
+def vocabulary_of_texts(tokenizer: Any, config: Any, texts: Iterable[str], *, where: str, reporter: Reporter = SILENT) -> Any:
     """Returns a tokenizer of the tokens that `texts` use and of what any text can be written with.
 
     config  of the model that the tokenizer belongs to, whose type decides the tokenizer's class
@@ -77,7 +75,7 @@ def check_special_tokens(tokenizer: Any, *, where: str, hides: bool = False) -> 
             "M392",
             f"this tokenizer has no token that {missing[0]}",
             where=where,
-            allowed="Tokenizers like those of BERT, RoBERTa and DistilBERT: with [CLS], [SEP], [PAD], of a teacher also [MASK].",
+            allowed="Tokenizers like those of BERT and RoBERTa: with [CLS], [SEP], [PAD], of a teacher also [MASK].",
             fix="Take a model with such a tokenizer: --set base=google-bert/bert-base-uncased",
         )
 

@@ -21,7 +21,6 @@ from microbert_cli.models.tokenizers import pad_right, rows_needed
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.student_shapes import read_student
 
-
 SEQ2SEQ = "seq2seq"  # the kind of model, as load.CLASSES names it
 POSITIONS = 512  # of a new student
 HEAD_WIDTHS = (64, 32, 16, 8)  # of a new student's attention, the first that divides the width
@@ -80,7 +79,7 @@ def student_config(description: Mapping[str, Any], tokenizer: Any, *, where: str
         config = without_code(AutoConfig.for_model(model_type, **fields))
     except Exception as error:  # a description fails in as many ways as transformers has configurations
         raise MbertError(
-            "M396",
+            "M026",
             f"this description makes no student that writes: {type(error).__name__}: {str(error)[:200]}",
             where=where,
             allowed="The keys of BART's or Marian's configuration: model_type, d_model, encoder_layers, decoder_layers ...",
@@ -102,7 +101,7 @@ def _special_ids(tokenizer: Any) -> dict[str, int | None]:
 
 
 def set_generation(model: Any, tokenizer: Any) -> None:
-    """Writes into a new model how it generates where nobody says otherwise; training keeps no keys and values of earlier tokens."""
+    """Writes into a new model how it generates where nobody says otherwise; in training it keeps no keys and values."""
     model.config.use_cache = False
     generation = model.generation_config
     for name, value in {**_special_ids(tokenizer), "pad_token_id": tokenizer.pad_token_id}.items():

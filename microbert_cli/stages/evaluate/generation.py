@@ -84,7 +84,7 @@ class TextEvaluation:
 
 def _fills_in(model: str) -> MbertError:
     return MbertError(
-        "M540",
+        "M375",
         "this model fills in hidden words of a target, and writes none: there is no text to score",
         where=f"{WHERE} {model}",
         allowed="A student that writes, as task-distill makes it. How well a teacher fills in is in its own metrics.json.",

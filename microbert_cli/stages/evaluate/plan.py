@@ -3,6 +3,7 @@
 from microbert_cli.plan.expected_inputs import ExpectedInputs
 from microbert_cli.plan.phases import add_lengths, add_rows, answer_job
 from microbert_cli.plan.stage_cost import Costs
+from microbert_cli.plan.texts import add_writing, texts_of_writer
 from microbert_cli.plan.work import answering_load
 from microbert_cli.runs.stage_inputs import Step
 
@@ -12,6 +13,11 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     recipe = step.resolved.recipe
     splits = step.stage.splits_of(recipe, seen.catalog)
     data = add_rows(costs, seen, recipe, splits)
+    if data.task.kind.writes:
+        student = seen.model(step.inputs["model"], where="evaluate.model")
+        for split in splits:
+            add_writing(costs, texts_of_writer(data, student), student, split, beams=recipe.evaluate.beams)
+        return
     for role in ("model", "teacher"):
         if not (name := step.inputs.get(role)):
             continue

@@ -105,9 +105,7 @@ def run(
         )
 
 
-def _open(
-    recipe: Recipe, data: TaskData, model: str, teacher: str | None, order: Sequence[str] | None
-) -> "_Evaluation":
+def _open(recipe: Recipe, data: TaskData, model: str, teacher: str | None, order: Sequence[str] | None) -> "_Evaluation":
     """Opens a classifier, and the teacher that it is compared with."""
     model_predictor = open_predictor(
         model, data.task, precision=recipe.evaluate.precision, where="evaluate.model", speed=recipe.evaluate.speed

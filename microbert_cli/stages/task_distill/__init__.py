@@ -80,10 +80,12 @@ def _augmented(recipe: Recipe, earlier: EarlierOutputs, teacher: Teachers) -> st
 
 
 def _of_texts(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[str, Any]:
-    """Returns the teacher that fills in targets and the student that writes them; M541 for what neither of them can do."""
+    """Returns the teacher that fills in targets and the student that writes them; M028 for what neither of them can do."""
     pruned = recipe.pruning_phase
     phases = recipe.run_phases.items()
-    chunked, by_loss = ([name for name, spec in phases if getattr(spec, key) not in (None, "score")] for key in ("chunk_rows", "best_by"))
+    chunked, by_loss = (
+        [name for name, spec in phases if getattr(spec, key) not in (None, "score")] for key in ("chunk_rows", "best_by")
+    )
     conflicts = {
         "several tasks": (bool(recipe.tasks), "Name one task: --task TASK"),
         "several teachers": (bool(recipe.teacher.models), "--set 'teacher.models=[]' --teacher DIR"),
@@ -100,7 +102,7 @@ def _of_texts(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict
     for what, (is_there, fix) in conflicts.items():
         if is_there:
             raise MbertError(
-                "M541",
+                "M028",
                 f"{what}: not where the task is to write a text",
                 where="task-distill",
                 allowed="One task, one teacher that fills in targets, one new student that writes, or one that was begun so.",
@@ -110,7 +112,9 @@ def _of_texts(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict
     student = earlier.resolve(named) if named else new_model_input(recipe.student, "student", earlier, catalog)
     teacher = taught_input(recipe, earlier)
     return {
-        "teacher": required_input(teacher, "teacher.model", "a teacher that fills in targets (mbert finetune)", "--teacher DIR"),
+        "teacher": required_input(
+            teacher, "teacher.model", "a teacher that fills in targets (mbert finetune)", "--teacher DIR"
+        ),
         "student": required_input(student, "student", "a student that writes: seq2seq", "--student seq2seq"),
     }
 

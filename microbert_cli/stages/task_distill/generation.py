@@ -134,5 +134,3 @@ class TaughtText:
                 took = round(time.monotonic() - begun, 3)
                 log.write(phase=phase, kept=ask != teacher.ask, rows=len(pairs), asked=teacher.rows_asked, took=took)
         return ask
-
-

@@ -1,8 +1,10 @@
 """What task distillation costs: counted as run.py does the work."""
 
+from microbert_cli.data.task_data import TaskData
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
 from microbert_cli.models.exits.build import ExitSettings, exit_config, has_exits
 from microbert_cli.models.exits.flops import exit_flops
+from microbert_cli.models.factory import is_description
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.phases import (
     add_lengths,
@@ -13,11 +15,13 @@ from microbert_cli.plan.phases import (
     augmented_lengths,
     copies_of,
     distil_jobs,
+    losses_of,
     stages_of,
     with_own_steps,
 )
 from microbert_cli.plan.pruning import parts_of, pruned_student
 from microbert_cli.plan.stage_cost import Costs
+from microbert_cli.plan.texts import add_writer_training, described_writer, texts_of_teacher
 from microbert_cli.plan.work import answering_load
 from microbert_cli.recipe.multitask import untaught_note
 from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase_split
@@ -25,6 +29,7 @@ from microbert_cli.recipe.schema import Recipe
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.stages.task_distill import split_tasks
 from microbert_cli.training.budget import seconds_of
+from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.phases import make_plan
 
 NOTED_LENGTH = 128  # tokens of the row whose cost is noted
@@ -57,6 +62,9 @@ def _with_exits(student: ModelInfo, recipe: Recipe, costs: Costs) -> ModelInfo:
 def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     recipe = step.resolved.recipe
     data = add_rows(costs, seen, recipe, step.stage.splits_of(recipe, seen.catalog))
+    if data.task.kind.writes:
+        _plan_texts(step, seen, costs, data)
+        return
     costs.plan.notes += filter(None, [step.stage.remark(recipe, seen.catalog)])
     taught_by_model, source = step.inputs["teacher"] is not None, str(step.vocabulary)
     # Where columns of a table teach, the base model stands for the teacher: it gives a student its shape, and is never asked.
@@ -117,4 +125,20 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
             costs.shorten(before, seconds_of(recipe.budget))
         costs.work("dev", answer_job(student), answering_load(dev, batch_size=EVALUATION_BATCH))
     costs.keep(student, "classifier", copies_of(seeds))
+    seen.planned_models |= dict.fromkeys(step.outputs, ModelInfo(student.config, student.tokenizer))
+
+
+def _plan_texts(step: Step, seen: ExpectedInputs, costs: Costs, data: TaskData) -> None:
+    """Adds the cost of a student that learns to write targets from a teacher that fills them in."""
+    recipe, name = step.resolved.recipe, step.inputs["student"]
+    texts = texts_of_teacher(data, seen.model(step.inputs["teacher"], where="teacher.model"), where="teacher.model")
+    if is_description(name, seen.catalog):
+        student = described_writer(name, seen.catalog, texts.task.tokenizer, texts.task)
+    else:
+        student = seen.model(name, where="student")
+    phases = {phase: (spec, make_terms(losses_of(spec.losses), seen.catalog)) for phase, spec in recipe.run_phases.items()}
+    before = costs.mark()
+    add_writer_training(costs, texts.task, student, phases, recipe.seeds or [recipe.seed], recipe, texts)
+    if recipe.budget is not None:
+        costs.shorten(before, seconds_of(recipe.budget))
     seen.planned_models |= dict.fromkeys(step.outputs, ModelInfo(student.config, student.tokenizer))
