@@ -60,7 +60,7 @@ def run(
 
 
 def _write(model: str, texts: Texts, *, max_length: int | None, batch_size: int, reporter: Reporter) -> list[dict[str, Any]]:
-    """Returns one record a text, {"text"}: what a model that writes makes of it, by the beam search of its generation_config."""
+    """Returns one record a text, {"text"}: what a model that writes makes of it, by the search of its generation_config."""
     if not texts:
         return []
     if len(texts[0]) > 1:

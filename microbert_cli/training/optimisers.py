@@ -202,7 +202,7 @@ def schedule_factor(schedule: str, step: int, total: int, warmup: float) -> floa
     constant  1
     linear    x / w while x < w, then (1 - x) / (1 - w), with x = step / total and w the warm-up share
     sqrt      min(x / w, 0.9 + 0.1 sqrt(1 - x)): all but constant (MobileBERT's, of each layer's part)
-    noam      min(x / w, sqrt(w / x)): the Transformer's (Vaswani et al. 2017), as a share of its highest rate, which is at x = w
+    noam      min(x / w, sqrt(w / x)): the Transformer's (Vaswani et al. 2017), as a share of its highest rate, at x = w
     """
     if schedule == "constant":
         return 1.0

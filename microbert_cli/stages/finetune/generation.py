@@ -25,7 +25,7 @@ from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import Reporter
 
 WHERE = "finetune.model"
-FORESIGHT = "the teacher sees what comes after a hidden token: its accuracy is no upper bound of a student that writes from left to right"
+FORESIGHT = "the teacher sees what comes after a hidden token: its accuracy is no upper bound of a student"
 
 
 def text_trainer(

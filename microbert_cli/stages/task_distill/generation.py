@@ -88,8 +88,8 @@ class TaughtText:
         rows = self.task.filled("dev", self.filler)
         scores = score_teacher(self.filler, rows, lambda numbers: self.task.labels("dev", numbers), COPIES)
         self.reporter.note(
-            f"teacher: fills in {scores['token_accuracy']:.1%} of the hidden tokens of dev, with what comes after them before its "
-            "eyes: no upper bound of the student"
+            f"teacher: fills in {scores['token_accuracy']:.1%} of the hidden tokens of dev, and sees what comes after them: "
+            "no upper bound of the student"
         )
         return scores
 
