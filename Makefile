@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV); the first time takes a few minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	@$(PIP) install -e ".[onnx,plot,dev]" -c constraints.txt
+	@$(PIP) install -e ".[onnx,plot,text,dev]" -c constraints.txt
 	@touch $@
 
 demo: setup ## the whole pipeline on the text inside Python: teacher to exported student

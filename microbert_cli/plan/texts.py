@@ -159,10 +159,10 @@ def _add_training(
     seeds: list[int],
 ) -> None:
     def measure() -> dict[str, Any]:
-        return {"seconds_per_token": _timed_steps(objective(), spec, rows)}
+        return {"seconds": _timed_steps(objective(), spec, rows)}
 
     key = [shape(config), head, spec.batch_size, [int(rows.lengths.sum()), len(rows)]]
-    rate = costs.once("text steps", key, measure)["seconds_per_token"]
+    rate = costs.once("text steps", key, measure)["seconds"]
     for number, seed in enumerate(seeds):
         for share in shares_of_first_seed(spec) if number == 0 else [1.0]:
             plan = make_plan(name, spec, rows.lengths, seed=seed, share=share)
@@ -213,10 +213,10 @@ def _extraction_rate(costs: Costs, texts: PlannedTexts, request: OutputRequest) 
         teacher.top(batch, request)
         begun = time.perf_counter()
         teacher.top(batch, request)
-        return {"seconds_per_token": (time.perf_counter() - begun) / float(rows.lengths[sample].sum())}
+        return {"seconds": (time.perf_counter() - begun) / float(rows.lengths[sample].sum())}
 
     key = [shape(texts.teacher.config), request.copies, int(rows.lengths.sum()), len(rows)]
-    result = costs.once("text extraction", key, measure)["seconds_per_token"]
+    result = costs.once("text extraction", key, measure)["seconds"]
     texts.filler.model.requires_grad_(True)
     return float(result)
 

@@ -19,7 +19,7 @@ from microbert_cli.models.architectures import check_length, check_texts, positi
 from microbert_cli.models.generation.writer import SEQ2SEQ, directory_writes
 from microbert_cli.models.load import frozen, load_model
 from microbert_cli.models.predictor import Predictor, open_predictor
-from microbert_cli.recipe.task_kinds import kind_of_model
+from microbert_cli.recipe.task_kinds import TaskKind, kind_class, kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.table_format import TABLE_SUFFIXES, TableFormat, is_table
@@ -152,7 +152,7 @@ def _trained_columns(model: str | None) -> list[str]:
     data = manifest.read(home).get("recipe", {}).get("data", {})
     if not data.get("train_file"):
         return []
-    columns = data.get("text") or "text"
+    columns = data.get("text") or (kind_class(data["kind"]) if data.get("kind") else TaskKind).columns[0]
     return [columns] if isinstance(columns, str) else [str(column) for column in columns]
 
 

@@ -206,10 +206,16 @@ def test_the_doctor_takes_a_first_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["augment", "trim", "cascade", "export", "report", "expert-teacher"])
-def test_stages_of_classes_refuse_a_task_of_texts(stage: str) -> None:
-    words = {"augment": ("--masked-lm", "base"), "trim": ("base",), "cascade": ("student", "student"), "export": ("student",),
-             "expert-teacher": ("--teacher", "teacher")}  # fmt: skip
-    assert stage in refused(2, "M149", stage, *words.get(stage, ()), *DATA)["what"]
+def test_stages_of_classes_refuse_a_task_of_texts(stage: str, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "texts.toml")
+    stages = f'stages=["finetune", "task-distill", "{stage}"]'
+    assert stage in refused(2, "M149", "run", recipe, "--set", stages)["what"]
+
+
+def test_commands_refuse_a_student_that_writes() -> None:
+    assert "AutoModelForSeq2SeqLM" in refused(2, "M149", "export", "student")["allowed"]
+    refused(2, "M149", "augment", "--masked-lm", "base", *DATA)
+    refused(2, "M151", "compare", "c-mlm", "labels-alone", "--teacher", "teacher", "--student", "seq2seq-1x32", *DATA)
 
 
 def test_models_that_write_and_those_that_read(tmp_path: Path) -> None:

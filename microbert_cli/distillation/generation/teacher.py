@@ -168,7 +168,8 @@ def score_teacher(
                     len(gold),
                 )
     model.train(was_training)
-    right, loss, count = sum(distributed.gather([sums]))
+    # Plain numbers: they are kept in resume states, which hold no object of a library's own.
+    right, loss, count = (float(value) for value in sum(distributed.gather([sums])))
     return {TOKEN_ACCURACY: right / count, "perplexity": math.exp(min(loss / count, 700.0))}
 
 

@@ -15,6 +15,7 @@ from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.generation.writer import new_or_loaded
 from microbert_cli.models.load import LoadedModel, count_all_parameters
 from microbert_cli.models.save import save_model
+from microbert_cli.recipe.loss_checks import missing_inputs
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.values import Training
@@ -176,4 +177,8 @@ def writer_terms(
 ) -> list[LossTerm]:
     """Returns the losses of a student that writes; raises M008 for one that needs what such a student does not show."""
     available = GENERATION_INPUTS | ({"teacher"} if taught else set())
-    return make_terms(losses, catalog, available=frozenset(available), where=where)
+    terms = make_terms(losses, catalog, available=frozenset(available), where=where)
+    for term in terms:
+        if term.asks_teacher and "top_k" not in term.needs:  # which a teacher that fills in has of the likeliest tokens alone
+            raise missing_inputs(f"{where}.{term.name}", ["the teacher's logits"], ", ".join(sorted(GENERATION_INPUTS)))
+    return terms

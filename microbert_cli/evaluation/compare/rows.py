@@ -18,6 +18,7 @@ from microbert_cli.recipe.multitask import named_inputs
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import Resolved, overlay
 from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.task import writes_text
 from microbert_cli.recipe.toml import read_toml
 from microbert_cli.runs.stage_inputs import Step, step, steps
 from microbert_cli.runs.stage_registry import all_stages, method_stage
@@ -269,7 +270,16 @@ def _refuse_clashes(rows: Sequence[Row], before: Sequence[Step], root: Path) -> 
 
 
 def _refuse_other_tasks(rows: Sequence[Row], catalog: Catalog) -> None:
-    sources = {row.name: _data_source(row.step(catalog).resolved.recipe) for row in rows}
+    recipes = {row.name: row.step(catalog).resolved.recipe for row in rows}
+    if writing := [name for name, recipe in recipes.items() if writes_text(recipe, catalog)]:
+        raise MbertError(
+            "M151",
+            f'the row "{writing[0]}" is about a task whose answers are texts, and a comparison measures classifiers',
+            where="task",
+            allowed="Tasks of classes or scores. Students that write are rows of one run: a stage for each, with its evaluation.",
+            fix="See c-mlm-quickstart, which trains a student with its teacher and without: mbert show recipes c-mlm-quickstart",
+        )
+    sources = {name: _data_source(recipe) for name, recipe in recipes.items()}
     for name, source in sources.items():
         if not any(source):
             raise MbertError(

@@ -35,5 +35,6 @@ STAGE = Stage(
     heads=lambda recipe: {} if writes_text(recipe) else {"model": "classifier", "teacher": "classifier"},
     keys=("task", "data", "evaluate"),
     splits=splits,
+    extras=lambda recipe: ("text",) if writes_text(recipe) else (),
     distributed=True,
 )

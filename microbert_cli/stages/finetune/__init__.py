@@ -5,6 +5,7 @@ from typing import Any
 from microbert_cli.recipe.phase_data import SELECTED_BY, TRAIN
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import PRECISION_KEYS, Recipe
+from microbert_cli.recipe.task import writes_text
 from microbert_cli.runs.stage_inputs import EarlierOutputs, masked_lm_input, new_model_input, required_input
 from microbert_cli.runs.stage_registry import Stage
 
@@ -26,6 +27,7 @@ STAGE = Stage(
     keys=("task", "data", "finetune", "seed", "seeds", *PRECISION_KEYS),
     splits=(TRAIN, SELECTED_BY),
     phases=lambda recipe: {"finetune": recipe.finetune},
+    extras=lambda recipe: ("text",) if writes_text(recipe) else (),
     distributed=True,
     reusable=True,
     compared=True,

@@ -286,7 +286,9 @@ STAGE = Stage(
     makes_model=True,
     is_method=True,
     heads=lambda recipe: {} if writes_text(recipe) else {"teacher": "classifier"},
-    extras=lambda recipe: ("onnx",) if recipe.teacher.precision == "int8" else (),
+    extras=lambda recipe: (
+        ("text",) if writes_text(recipe) else ("onnx",) if recipe.teacher.precision == "int8" else ()
+    ),
     remark=unused_transfer_note,
     split_tasks=split_tasks,
 )  # fmt: skip
