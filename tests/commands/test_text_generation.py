@@ -36,14 +36,14 @@ C_MLM = ("--set", "method=c-mlm", "--set", "phases.distillation.batch_size=16", 
 DISTIL = ("task-distill", "--teacher", "teacher", "--student", "seq2seq-1x32", *DATA, *C_MLM)
 
 
-def write_rows(name: str, count: int, seed: int) -> None:
+def write_rows(name: str, rows_wanted: int, seed: int) -> None:
     generator = random.Random(seed)
     with open(name, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["source", "target"])
-        for _ in range(count):
-            words = [generator.choice(WORDS) for _ in range(generator.randint(3, 5))]
-            rows.writerow([" ".join(words), " ".join(OTHERS[word] for word in words)])
+        for _ in range(rows_wanted):
+            word, count = generator.choice(WORDS), generator.randint(1, 3)
+            rows.writerow([" ".join([word] * count), " ".join([OTHERS[word]] * count)])
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         works("finetune", "--model", "base", *DATA, "-o", "teacher", "--set", "finetune.steps=150", "--set",
               "finetune.learning_rate=5e-3", "--set", "finetune.evaluations=1")  # fmt: skip
         works(*DISTIL, "-o", "student", "--set", "phases.distillation.steps=150",
-              "--set", "phases.distillation.learning_rate=1e-2")  # fmt: skip
+              "--set", "phases.distillation.learning_rate=5e-3")  # fmt: skip
         yield folder
 
 
@@ -92,7 +92,7 @@ def test_a_student_learns_from_the_cache_and_stands_beside_its_teachers_warning(
     of_student = metrics("student")
     assert of_student["teacher"] is None and of_student["retention"] is None
     assert set(of_student["teacher_sees_the_future"]) == {"token_accuracy", "perplexity"}  # type: ignore[call-overload]
-    assert of_student["dev"]["perplexity"] < len(WORDS) / 2  # type: ignore[index,operator]
+    assert of_student["dev"]["perplexity"] < 3  # type: ignore[index,operator]
     assert set(of_student["phases"]["distillation"]["losses"]) == {"loss", "bidirectional_target", "hard_label"}  # type: ignore[index]
     log = json.loads(Path("student/teacher.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert (log["kept"], log["rows"], log["asked"]) == (True, 240, 240)

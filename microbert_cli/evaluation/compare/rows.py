@@ -276,8 +276,8 @@ def _refuse_other_tasks(rows: Sequence[Row], catalog: Catalog) -> None:
             "M151",
             f'the row "{writing[0]}" is about a task whose answers are texts, and a comparison measures classifiers',
             where="task",
-            allowed="Tasks of classes or scores. Students that write are rows of one run: a stage for each, with its evaluation.",
-            fix="See c-mlm-quickstart, which trains a student with its teacher and without: mbert show recipes c-mlm-quickstart",
+            allowed="Tasks of classes or scores. Students that write are stages of one run, each with its own evaluation.",
+            fix="A recipe trains a student with its teacher and without: mbert show recipes c-mlm-quickstart",
         )
     sources = {name: _data_source(recipe) for name, recipe in recipes.items()}
     for name, source in sources.items():
