@@ -21,7 +21,7 @@ from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.stage_result import StageResult
 
-METHODS = Catalog().names("methods")
+METHODS = [name for name in Catalog().names("methods") if name != "c-mlm"]  # of texts: test_text_generation.py
 
 
 def table(name: str, **values: object) -> dict[str, object]:

@@ -58,7 +58,7 @@ def load_filler(source: str, data: TaskData, *, where: str) -> tuple[Filler, Tex
 
     Raises M394 for a model that was not trained so.
     """
-    tokenizer = load_target_tokenizer(find_model(source, where=where), where=where)
+    tokenizer = load_target_tokenizer(find_model(source, where=where), where=where, about=data.task.options)
     loaded = load_model(source, "masked-lm", where=where)
     return filler_of(loaded.model, loaded.tokenizer, tokenizer, data, where=f"{where} {source}")
 

@@ -98,8 +98,11 @@ def teacher_ids(student: Any, teacher: Any, *, where: str) -> np.ndarray:
     return ids
 
 
-def load_target_tokenizer(directory: str | Path, *, where: str) -> Any:
-    """Loads the student's tokenizer beside a teacher; raises M394 for a model that was not trained as such a teacher."""
+def load_target_tokenizer(directory: str | Path, *, where: str, about: str = "--task TASK") -> Any:
+    """Loads the student's tokenizer beside a teacher; raises M394 for a model that was not trained as such a teacher.
+
+    about  the options of a command that name the task
+    """
     folder = Path(directory) / FOLDER
     if not folder.is_dir():
         raise MbertError(
@@ -107,7 +110,7 @@ def load_target_tokenizer(directory: str | Path, *, where: str) -> Any:
             "this model was not trained to fill in targets: it has no target vocabulary",
             where=f"{where} {directory}",
             allowed="What `mbert finetune` makes of a masked-LM on the rows of this task.",
-            fix=f"Train it first: mbert finetune --model {directory} --task TASK",
+            fix=f"Train it first: mbert finetune --model {directory} {about}",
         )
     try:
         return AutoTokenizer.from_pretrained(folder, **NO_CODE)

@@ -32,7 +32,11 @@ class TextEvaluation:
         config = read_config(path, where=WHERE)
         if not writes_texts(config):
             advice = "Take a student that writes: what task-distill makes on this task."
-            raise _fills_in(model) if is_filler(path) else writes_nothing(f"{WHERE} {model}", model_type_of(config), advice)
+            raise (
+                _fills_in(model, data.task.options)
+                if is_filler(path)
+                else writes_nothing(f"{WHERE} {model}", model_type_of(config), advice)
+            )
         self.recipe, self.data, self.teacher = recipe, data, teacher
         loaded = load_model(model, SEQ2SEQ, where=WHERE)
         self.model = frozen(loaded.model).to(pick_device(recipe.device))
@@ -82,11 +86,11 @@ class TextEvaluation:
         pq.write_table(pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), path)
 
 
-def _fills_in(model: str) -> MbertError:
+def _fills_in(model: str, about: str) -> MbertError:
     return MbertError(
         "M375",
         "this model fills in hidden words of a target, and writes none: there is no text to score",
         where=f"{WHERE} {model}",
         allowed="A student that writes, as task-distill makes it. How well a teacher fills in is in its own metrics.json.",
-        fix=f"Teach a student with it: mbert task-distill --teacher {model} --student seq2seq --set method=c-mlm",
+        fix=f"Teach a student with it: mbert task-distill --teacher {model} --student seq2seq --set method=c-mlm {about}",
     )

@@ -145,7 +145,10 @@ def test_which_rows_a_phase_trains_on(said: str, needs_labels: bool, there: str,
 
 def test_which_losses_need_labels(tmp_path: Path) -> None:
     """One that looks at labels where there are any does not; one whose adversary needs them does."""
-    assert [name for name in CATALOG.names("losses") if CATALOG.loss_needs_labels(name)] == ["hard_label"]
+    assert [name for name in CATALOG.names("losses") if CATALOG.loss_needs_labels(name)] == [
+        "bidirectional_target",
+        "hard_label",
+    ]
     (tmp_path / "losses").mkdir()
     head = 'needs = {"logits", "labels"}\nover = "batch"\ndef mine(student_BC, teacher_BC): ...\n'
     (tmp_path / "losses" / "mine.py").write_text(head + "def against(student_BC, labels_B): ...\n", encoding="utf-8")
