@@ -4,6 +4,7 @@ import csv
 import json
 import random
 from collections.abc import Iterator
+from itertools import islice, permutations
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -196,7 +197,9 @@ def test_a_plan_tells_the_size_of_the_cache(tmp_path: Path) -> None:
 
 
 def test_the_doctor_takes_a_first_step(tmp_path: Path) -> None:
-    done = mbert("doctor", write_recipe(tmp_path / "texts.toml"), "--json")
+    words = [" ".join(triple) for triple in islice(permutations(WORDS, 3), 12)]  # none of which is in train
+    Path("other.csv").write_text("source,target\n" + "".join(f"{text},{text}\n" for text in words), encoding="utf-8")
+    done = mbert("doctor", write_recipe(tmp_path / "texts.toml"), "--set", "data.dev_file=other.csv", "--json")
     checks = {check["name"]: check for check in done.json["checks"]}
     assert done.code == 0, done.err
     assert "finite losses" in json.dumps(checks["first step"])

@@ -71,7 +71,7 @@ class TeacherTrainer:
             reporter=self.reporter,
         )
         save_model(model, loaded.tokenizer, directory)
-        return {"dev": score(), "phases": results, "parameters": count_all_parameters(model)}
+        return {"dev": list(results.values())[-1]["dev"], "phases": results, "parameters": count_all_parameters(model)}
 
     def phase(self, filler: Filler, task: TextTask, seed: int) -> Phase:
         """Returns the one phase of the teacher's training."""
@@ -140,7 +140,7 @@ class WriterTrainer:
             model, planned, directory=directory, **context, primary=self.primary, choices=self.choices, reporter=self.reporter
         )
         save_model(model, task.tokenizer, directory)
-        return {"dev": score(), "phases": results, "parameters": count_all_parameters(model)}
+        return {"dev": list(results.values())[-1]["dev"], "phases": results, "parameters": count_all_parameters(model)}
 
     def phase(self, name: str) -> Phase:
         """Returns a phase of the student's training."""
