@@ -25,7 +25,7 @@ else:  # the names in the catalogue: pydantic checks a task's `label.kind` and a
     KindName = Literal[tuple(Catalog().names("kinds"))]
 
 
-Labels = list[int] | list[float] | list[str]
+Labels = list[int] | list[float]  # a kind that `writes` has texts in their place
 Where = Callable[[Sequence[int]], str]  # where these rows stand: `file, line 12`
 WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 MEAN = "mean"  # of a task's other metrics: allowed for every kind

@@ -64,7 +64,8 @@ class Kind(TaskKind):
                 allowed="A text of whole characters in every row, with at least one that is no space.",
                 fix="Correct or delete the rows, or name the column of the texts to be written: --label COLUMN",
             )
-        return list(cells)
+        texts: Any = list(cells)
+        return texts
 
     def label_text(self, label: Any) -> str:
         return str(label)

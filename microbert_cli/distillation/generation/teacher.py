@@ -91,7 +91,8 @@ class FillingTeacher:
 
 def untie(model: Any) -> None:
     """Gives a masked-LM's output layer rows of its own, which begin as the embeddings of the same tokens."""
-    output, table = model.get_output_embeddings(), model.get_input_embeddings()
+    output: Any = model.get_output_embeddings()
+    table = model.get_input_embeddings()
     if output is not None and getattr(output, "weight", None) is table.weight:
         output.weight = nn.Parameter(table.weight.detach().clone())
         if getattr(output, "bias", None) is not None:  # which is tied too, and would be written once and wanted twice
@@ -169,7 +170,7 @@ def score_teacher(
                 )
     model.train(was_training)
     # Plain numbers: they are kept in resume states, which hold no object of a library's own.
-    right, loss, count = (float(value) for value in sum(distributed.gather([sums])))
+    right, loss, count = (float(value) for value in np.sum(distributed.gather([sums]), axis=0))
     return {TOKEN_ACCURACY: right / count, "perplexity": math.exp(min(loss / count, 700.0))}
 
 

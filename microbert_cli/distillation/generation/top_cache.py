@@ -118,7 +118,8 @@ def cached_top(
             chunks = token_budget_batches(rows.lengths, order, tokens)
             distributed.on_main_process(lambda: TopWriter(directory, layout, chunks))  # creates the files
             with torch.inference_mode(), numerics.forward():
-                TopWriter(directory, layout, chunks).fill(_Rows(teacher), rows, request, 0, reporter)
+                asked: Any = _Rows(teacher)
+                TopWriter(directory, layout, chunks).fill(asked, rows, request, teacher.filler.tokenizer.pad_token_id, reporter)
     return CachedTop(directory, layout).ask
 
 

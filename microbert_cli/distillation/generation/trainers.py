@@ -27,7 +27,7 @@ from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases
 
 COPIES = 7  # of a dev row, when a teacher is scored
-FILLING = {"masked_lm": (1.0, {})}  # what a teacher is trained by
+FILLING: dict[str, tuple[float, dict[str, Any]]] = {"masked_lm": (1.0, {})}  # what a teacher is trained by
 Make = Callable[[int], LoadedModel]
 
 

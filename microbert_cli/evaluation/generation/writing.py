@@ -70,7 +70,7 @@ def perplexity(model: Any, tokenizer: Any, pairs: TextPairs, *, batch_size: int 
             loss = F.cross_entropy(logits.float().flatten(0, 1), labels, ignore_index=NO_TOKEN, reduction="sum")
             sums += (loss.item(), int((labels != NO_TOKEN).sum()))
     model.train(was_training)
-    total, count = (float(value) for value in sum(distributed.gather([sums])))
+    total, count = (float(value) for value in np.sum(distributed.gather([sums]), axis=0))
     return math.exp(min(total / max(1.0, count), MAX_LOSS))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from microbert_cli.data.task_data import TaskData
+from microbert_cli.distillation.generation.text_task import texts_of_training
 from microbert_cli.models.generation.vocabulary import vocabulary_of_texts
 from microbert_cli.models.generation.writer import describes_writer, directory_writes
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
@@ -13,7 +14,6 @@ from microbert_cli.plan.texts import (
     add_writer_training,
     described_writer,
     texts_of_teacher,
-    texts_of_training,
     texts_of_writer,
 )
 from microbert_cli.plan.work import Job
