@@ -17,6 +17,7 @@ from microbert_cli.recipe.multitask import ambiguous_task, task_name
 from microbert_cli.recipe.registry import Catalog, stage_names
 from microbert_cli.recipe.resolve import Resolved
 from microbert_cli.recipe.task import load_task
+from microbert_cli.recipe.task_kinds import kind_class
 from microbert_cli.runs import manifest
 from microbert_cli.runs.stage_inputs import RUNS, Step, default_root, step, steps
 
@@ -140,6 +141,8 @@ def _columns_of_model(model: Path, about: TaskOptions, remembered: dict[str, Any
     The files it was trained on are left out: what is scored is what was typed.
     """
     kept = {key: remembered.get(key) for key in ("data__text", "data__label", "data__max_length")}
+    if (kind := remembered.get("data__kind")) and kind_class(kind).writes:
+        kept["data__kind"] = kind
     task = None if about.task else remembered["task"]
     if task and kept["data__text"] is None:
         with suppress(MbertError):  # a task file of the user's own may be gone: then its columns have to be typed
@@ -149,6 +152,7 @@ def _columns_of_model(model: Path, about: TaskOptions, remembered: dict[str, Any
                 "data__text": list(task_columns.text),
                 "data__label": task_columns.label.column,
                 "data__max_length": length,
+                **({"data__kind": task_columns.kind.name} if task_columns.kind.writes else {}),
             }
     return kept if about.train_file else kept | _labels_of_model(model)
 

@@ -123,6 +123,13 @@ def test_scores_are_those_of_sacrebleu_with_its_signature(tmp_path: Path) -> Non
     assert scores["teacher_sees_the_future"] == pytest.approx(metrics("student")["teacher_sees_the_future"], rel=1e-5)
 
 
+def test_another_table_is_read_as_the_students_own(tmp_path: Path) -> None:
+    """Kind and columns come from the student's manifest, of a file that is named now as of the one that it was trained on."""
+    Path("new.csv").write_text("source,target\ngood,dull\nmovie movie,story story\n", encoding="utf-8")
+    scores = works("evaluate", "student", "--dev-file", "new.csv", "-o", tmp_path / "scores", "--json").json
+    assert scores["splits"]["dev"]["rows"] == 2 and "bleu" in scores["dev"]
+
+
 def test_texts_from_a_table_and_as_json(tmp_path: Path) -> None:
     lines = works("predict", "student", "--file", "dev.csv", "--json").out.splitlines()
     assert len(lines) == 24 and set(json.loads(lines[0])) == {"text"}

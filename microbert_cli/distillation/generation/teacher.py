@@ -95,8 +95,9 @@ def untie(model: Any) -> None:
     table = model.get_input_embeddings()
     if output is not None and getattr(output, "weight", None) is table.weight:
         output.weight = nn.Parameter(table.weight.detach().clone())
-        if getattr(output, "bias", None) is not None:  # which is tied too, and would be written once and wanted twice
-            output.bias = nn.Parameter(output.bias.detach().clone())
+        bias: Any = getattr(output, "bias", None)
+        if bias is not None:  # which is tied too, and would be written once and wanted twice
+            output.bias = nn.Parameter(bias.detach().clone())
     model.config.tie_word_embeddings = False
 
 

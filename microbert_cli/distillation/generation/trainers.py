@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from microbert_cli import distributed
 from microbert_cli.distillation.generation.teacher import TOKEN_ACCURACY, Filler, FillingObjective, score_teacher, untie
 from microbert_cli.distillation.generation.text_task import TextTask
 from microbert_cli.evaluation.generation.writing import score_writer
 from microbert_cli.models.capture import TeacherFunction
 from microbert_cli.models.device import choose_precision, pick_device
+from microbert_cli.models.generation.vocabulary import FOLDER
 from microbert_cli.models.generation.writer import new_or_loaded
 from microbert_cli.models.load import LoadedModel, count_all_parameters
 from microbert_cli.models.save import save_model
@@ -71,6 +73,8 @@ class TeacherTrainer:
             reporter=self.reporter,
         )
         save_model(model, loaded.tokenizer, directory)
+        if distributed.is_main():
+            self.target_tokenizer.save_pretrained(directory / FOLDER)
         return {"dev": list(results.values())[-1]["dev"], "phases": results, "parameters": count_all_parameters(model)}
 
     def phase(self, filler: Filler, task: TextTask, seed: int) -> Phase:
