@@ -1,9 +1,9 @@
 """The built-in task of texts: which small words were removed from a sentence of Python's documentation?
 
-A sentence of 6 to 24 words, in lower case and without its last punctuation mark; every word of REMOVED is a gap in the source,
-and the target is these words, in their order:
+A sentence of 6 to 24 words, in lower case and without its last punctuation mark; every word of REMOVED is a numbered gap in the
+source, and the target is these words, in their order:
 
-    returns _ list _ _ keys     ->     a of the
+    returns 1 list 2 3 keys     ->     a of the
 
 A row has at least two gaps. Splits are those of `python_docs`: by the hash of a passage, so that no sentence of dev is in the
 corpus that a teacher is pre-trained on.
@@ -11,7 +11,6 @@ corpus that a teacher is pre-trained on.
 
 from microbert_cli.data.corpus.python_docs import MAX_ROW_WORDS, MIN_ROW_WORDS, passages, stable_hash
 
-GAP = "_"
 MIN_GAPS = 2
 REMOVED = frozenset(
     """a an the of to in on at by for from with as into and or but not no if is are was be been it its this that these those
@@ -34,4 +33,6 @@ def python_gap_rows(split: str) -> tuple[list[str], list[str]]:
 
 
 def _row(words: list[str]) -> tuple[str, str]:
-    return " ".join(GAP if word in REMOVED else word for word in words), " ".join(word for word in words if word in REMOVED)
+    removed = [word for word in words if word in REMOVED]
+    numbers = iter(range(1, len(removed) + 1))
+    return " ".join(str(next(numbers)) if word in REMOVED else word for word in words), " ".join(removed)

@@ -160,6 +160,8 @@ def test_schedules():
     assert [schedule_factor("linear", step, 10, 0.2) for step in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
     assert schedule_factor("constant", 0, 10, 0.5) == 1
     assert schedule_factor("linear", 0, 10, 0.0) == 1
+    noam = [schedule_factor("noam", step, 1000, 0.1) for step in (0, 50, 100, 400, 900)]
+    assert noam == pytest.approx([0.0, 0.5, 1.0, 0.5, 1 / 3])
 
 
 STUDENT_TOKENS = tensor([[1.0, 2.0], [3.0, 0.0], [9.0, 9.0]])
