@@ -70,6 +70,8 @@ def student_config(description: Mapping[str, Any], tokenizer: Any, *, where: str
     for side in ("encoder", "decoder"):
         if fields.get(f"{side}_attention_heads") in (None, factory.TEACHER):
             fields[f"{side}_attention_heads"] = heads
+    if width:  # as the Transformer's: with BART's 0.02 a narrow student hardly attends to anything for hundreds of steps
+        fields.setdefault("init_std", width**-0.5)
     fields.setdefault("max_position_embeddings", positions or POSITIONS)
     fields |= {"vocab_size": rows_needed(tokenizer), "pad_token_id": tokenizer.pad_token_id, **_special_ids(tokenizer)}
     fields |= {"decoder_vocab_size": fields["vocab_size"]} if model_type == "marian" else {}

@@ -27,7 +27,7 @@ BUILT_IN = {
     "students": [
         "bert-4l-768", "bert-LxH", "bert-LxHxF", "bert-small-4l-512", "bi-LxHxF", "bi-compact", "bi_encoder",
         "bilstm", "bilstm-H", "bilstm-HxE", "compact", "demo-2l-64", "demo-4l-128", "demo-4l-64", "demo-ib-bert",
-        "demo-mobilebert", "distilbert-LxH", "early_exit", "ib-bert",
+        "demo-mobilebert", "demo-seq2seq", "distilbert-LxH", "early_exit", "ib-bert",
         "inverted_bottleneck", "marian-LxH", "mobilebert", "mobilebert-tiny", "routed_bert", "seq2seq", "seq2seq-LxH",
         "tinybert-4l-312", "tinybert-6l-768",
     ],
