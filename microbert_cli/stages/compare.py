@@ -13,11 +13,13 @@ from microbert_cli.evaluation.compare.costs import costs
 from microbert_cli.evaluation.compare.fairness import differences, remarks
 from microbert_cli.evaluation.compare.run import Entry
 from microbert_cli.evaluation.compare.table import as_markdown
+from microbert_cli.evaluation.compare.texts import text_section
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.models.config import read_json
 from microbert_cli.recipe.multitask import named_inputs
 from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.task import writes_text
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, manifest
 from microbert_cli.runs.output_dir import stage_output
@@ -57,12 +59,12 @@ def run(
         tasks = {task: _task_section(rows, out, catalog, baselines, reporter) for task, rows in entries.items()}
         metrics: Section = {"tasks": tasks, "average": _average_rows(tasks), "plot": None}
         metrics["average_alternatives"] = _average_lines(tasks)
-        if identity["plot"]:
+        if identity["plot"] and any(section["conditions"] for section in tasks.values()):
             from microbert_cli.evaluation.compare.plot import draw
 
             draw(metrics, work.path / PLOT)
             metrics["plot"] = PLOT
-        else:
+        elif not identity["plot"]:
             reporter.note(
                 'no plot: matplotlib is not installed; pip install "microbert-cli[plot]", then the same command again'
             )
@@ -85,6 +87,8 @@ def _task_section(entries: Sequence[Entry], out: Path, catalog: Catalog, baselin
     primary = metrics[0]["primary"]
     distilled = next((pair for pair in zip(entries, metrics, strict=True) if pair[1].get("teacher")), None)
     directories = {row["row"]: str(entry.out) for row, entry in zip(rows, entries, strict=True)}
+    if writes_text(entries[0].step.resolved.recipe, catalog):
+        return text_section(rows, metrics, directories)
     teacher: Section = {}
     teacher_is_measured = False
     if distilled:

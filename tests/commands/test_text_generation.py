@@ -212,6 +212,27 @@ def test_the_doctor_takes_a_first_step(tmp_path: Path) -> None:
     assert "finite losses" in json.dumps(checks["first step"])
 
 
+ALONE = """
+[variant.alone]
+stage  = "task-distill"
+phases = { distillation = { losses = { bidirectional_target = 0, hard_label = 1.0 } } }
+"""
+
+
+def test_with_the_teacher_and_without_in_one_table(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "texts.toml")
+    recipe.write_text(recipe.read_text(encoding="utf-8") + ALONE, encoding="utf-8")
+    stages = 'stages=["finetune", "alone", "task-distill"]'
+    done = works("compare", recipe, "--set", stages, "--seeds", "1,2", "-o", tmp_path / "compared", "--json").json
+    (section,) = done["tasks"].values()
+    assert [row["row"] for row in section["rows"]] == ["alone", "task-distill"]
+    assert all(set(row["by_seed"]) == {"1", "2"} and row["megabytes"] > 0 for row in section["rows"])
+    assert section["signatures"]["bleu"].startswith("nrefs:1|case:lc") and section["teacher"] == {}
+    assert section["differences"][0]["against"] == "alone" and section["differences"][0]["paired"]["seeds"] == 2
+    page = (tmp_path / "compared" / "comparison" / "table.md").read_text(encoding="utf-8")
+    assert "no upper bound" in page and "| commonest text | " in page and "Signature of bleu" in page
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------------------
 
 
@@ -222,10 +243,10 @@ def test_stages_of_classes_refuse_a_task_of_texts(stage: str, tmp_path: Path) ->
     assert stage in refused(2, "M149", "run", recipe, "--set", stages)["what"]
 
 
-def test_commands_refuse_a_student_that_writes() -> None:
+def test_commands_refuse_a_student_that_writes(tmp_path: Path) -> None:
     assert "AutoModelForSeq2SeqLM" in refused(2, "M149", "export", "student")["allowed"]
     refused(2, "M149", "augment", "--masked-lm", "base", *DATA)
-    refused(2, "M151", "compare", "c-mlm", "labels-alone", "--teacher", "teacher", "--student", "seq2seq-1x32", *DATA)
+    refused(2, "M151", "compare", write_recipe(tmp_path / "teacher.toml"), "--set", 'stages=["finetune"]')
 
 
 def test_models_that_write_and_those_that_read(tmp_path: Path) -> None:
@@ -269,3 +290,14 @@ def test_rows_that_hold_no_target(tmp_path: Path) -> None:
     assert "line 3" in refused(5, "M391", "finetune", "--model", "base", *words)["where"]
     refused(4, "M253", "finetune", "--model", "base", *words, "--label", "answer")
     refused(3, "M027", "finetune", "--model", "base", *DATA[:6], "--set", "data.max_length=100")
+
+
+def test_targets_that_are_too_long_are_told_by_their_row(tmp_path: Path) -> None:
+    """A target that is cut would teach a student to end in mid-sentence; one of dev is scored as it stands."""
+    rows = "source,target\ngood,dull\nlong," + "story " * 40 + "\nslow,movie\n"
+    (tmp_path / "rows.csv").write_text(rows, encoding="utf-8")
+    length = ("--set", "data.kind=text_generation", "--set", "data.max_length=32")
+    error = refused(5, "M397", "finetune", "--model", "base", "--train-file", tmp_path / "rows.csv", *DATA[2:4], *length)
+    assert error["what"].startswith("1 of 3 targets have more than 32 tokens, the longest 41") and "id 1" in error["where"]
+    done = works("evaluate", "student", "--dev-file", tmp_path / "rows.csv", "-o", tmp_path / "scores")
+    assert "1 targets are longer than 32" in done.err

@@ -29,11 +29,13 @@ class TextPairs(TokenizedExamples):
 
     target_ids      [M] int32, every target's tokens with the one that ends it;  target_offsets [n + 1] int64
     start_id        the token that a decoder begins with
+    whole_lengths   [n] int64, the tokens of each target before it was cut
     """
 
     target_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     target_offsets: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     start_id: int = 0
+    whole_lengths: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def target_lengths(self) -> np.ndarray:
@@ -53,8 +55,10 @@ class TextPairs(TokenizedExamples):
         """Returns some of the rows, numbered anew."""
         sources = replace(self.sources, labels=None).take(indices)
         targets = TokenizedExamples(self.target_ids, None, self.target_offsets).take(indices)
-        return replace(self, ids=sources.ids, types=sources.types, offsets=sources.offsets,
-                       target_ids=targets.ids, target_offsets=targets.offsets)  # fmt: skip
+        return replace(
+            self, ids=sources.ids, types=sources.types, offsets=sources.offsets, target_ids=targets.ids,
+            target_offsets=targets.offsets, whole_lengths=self.whole_lengths[indices],
+        )  # fmt: skip
 
     @property
     def sources(self) -> TokenizedExamples:
@@ -132,7 +136,8 @@ class Lengths:
 def text_pairs(rows: Examples, tokenizer: Any, lengths: Lengths) -> TextPairs:
     """Tokenizes rows for a student; targets are cut to lengths.target tokens, their end kept. Hidden targets are empty."""
     sources = tokenize_examples(Examples(rows.texts), tokenizer, lengths.source)
-    targets = target_pieces(rows, tokenizer, lengths)
+    whole = target_pieces(rows, tokenizer)
+    targets = [ids if len(ids) <= lengths.target else [*ids[: lengths.target - 1], tokenizer.sep_token_id] for ids in whole]
     flat = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in targets]) if targets else np.empty(0, np.int32)
     return TextPairs(
         ids=sources.ids,
@@ -142,13 +147,14 @@ def text_pairs(rows: Examples, tokenizer: Any, lengths: Lengths) -> TextPairs:
         target_ids=flat,
         target_offsets=np.cumsum([0, *map(len, targets)], dtype=np.int64),
         start_id=tokenizer.cls_token_id,
+        whole_lengths=np.asarray([*map(len, whole)], dtype=np.int64),
     )
 
 
-def target_pieces(rows: Examples, tokenizer: Any, lengths: Lengths) -> list[list[int]]:
-    """Returns the student's token ids of every target, with the one that ends it."""
+def target_pieces(rows: Examples, tokenizer: Any) -> list[list[int]]:
+    """Returns the student's token ids of every target, however long, with the one that ends it."""
     texts = Examples([(str(label),) for label in rows.labels or [""] * len(rows)])
-    return [[*ids[: lengths.target - 1], tokenizer.sep_token_id] for (ids,) in token_ids(texts, tokenizer)]
+    return [[*ids, tokenizer.sep_token_id] for (ids,) in token_ids(texts, tokenizer)]
 
 
 def filled_rows(rows: Examples, pairs: TextPairs, tokenizer: Any, teacher_ids: np.ndarray, lengths: Lengths) -> FilledRows:

@@ -10,9 +10,11 @@ from torch import Tensor
 from microbert_cli.data.generation.rows import FilledRows, Lengths, TextPairs, check_frame, filled_rows, text_pairs
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.distillation.generation.teacher import Filler
+from microbert_cli.errors import MbertError
 from microbert_cli.models.find import find_model
 from microbert_cli.models.generation.vocabulary import check_special_tokens, load_target_tokenizer, teacher_ids
 from microbert_cli.models.load import load_model
+from microbert_cli.text import one_line
 
 
 @dataclass
@@ -25,17 +27,35 @@ class TextTask:
     _pairs: dict[str, TextPairs] = field(default_factory=dict)
 
     def pairs(self, split: str) -> TextPairs:
-        """Returns a split's rows as the student reads them; says how many were cut."""
+        """Returns a split's rows as the student reads them; says how many were cut.
+
+        Raises M397 for a target of the training rows that is too long: cut, it would teach a student to end in mid-sentence.
+        """
         if split not in self._pairs:
             pairs = text_pairs(self.data.rows[split], self.tokenizer, self.lengths)
-            whole = int((pairs.target_lengths == self.lengths.target).sum())
-            if pairs.truncated or whole:
+            long = np.flatnonzero(pairs.whole_lengths > self.lengths.target)
+            if len(long) and split == "train":
+                raise self._too_long(pairs, long)
+            if pairs.truncated or len(long):
                 self.data.reporter.note(
                     f"{self.data.task.name} {split}: {pairs.truncated} of {len(pairs)} sources are cut to "
-                    f"{self.lengths.source} tokens; {whole} targets have {self.lengths.target} or more, and are cut there"
+                    f"{self.lengths.source} tokens; {len(long)} targets are longer than {self.lengths.target}: perplexity is "
+                    "that of what comes before, and no text that is written is as long"
                 )
             self._pairs[split] = pairs
         return self._pairs[split]
+
+    def _too_long(self, pairs: TextPairs, long: np.ndarray) -> MbertError:
+        rows, first, longest = self.data.rows["train"], int(long[0]), int(pairs.whole_lengths.max())
+        text, named = one_line(str((rows.labels or [])[first])), (rows.ids or [])[first]
+        return MbertError(
+            "M397",
+            f"{len(long):,} of {len(pairs):,} targets have more than {self.lengths.target} tokens, the longest {longest:,}",
+            where=f"{self.data.task.name} train, the row with id {named}, whose target begins {text[:60]!r}",
+            allowed="Whole targets: one that is cut would teach a student to end in mid-sentence. Sources may be cut.",
+            fix=f"--set data.max_length={longest}, where the models have the positions (the teacher twice as many); or shorten "
+            "these rows.",
+        )
 
     def filled(self, split: str, filler: Filler) -> FilledRows:
         """Returns a split's rows as a teacher reads them."""

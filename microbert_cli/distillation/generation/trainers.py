@@ -10,11 +10,12 @@ from typing import Any
 from microbert_cli import distributed
 from microbert_cli.distillation.generation.teacher import TOKEN_ACCURACY, Filler, FillingObjective, score_teacher, untie
 from microbert_cli.distillation.generation.text_task import TextTask
-from microbert_cli.evaluation.generation.writing import score_writer
+from microbert_cli.evaluation.generation.text_metrics import signatures
+from microbert_cli.evaluation.generation.writing import commonest_text_score, score_writer
 from microbert_cli.models.capture import TeacherFunction
 from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.generation.vocabulary import FOLDER
-from microbert_cli.models.generation.writer import new_or_loaded
+from microbert_cli.models.generation.writer import is_lower_case, new_or_loaded
 from microbert_cli.models.load import LoadedModel, count_all_parameters
 from microbert_cli.models.save import save_model
 from microbert_cli.recipe.loss_checks import missing_inputs
@@ -118,6 +119,14 @@ class WriterTrainer:
     def primary(self) -> str:
         """The metric by which the best weights are chosen."""
         return self.task.data.task.primary
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what scores of dev are read with: how they were computed, and what the commonest target scores."""
+        data, tokenizer = self.task.data, self.task.tokenizer
+        return {
+            "majority": commonest_text_score(data.task, tokenizer, data.rows["dev"]),
+            "signatures": signatures(data.task.metrics, lower=is_lower_case(tokenizer)),
+        }
 
     def load(self, seed: int) -> LoadedModel:
         """Returns the student before training."""

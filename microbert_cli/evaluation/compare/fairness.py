@@ -49,10 +49,12 @@ def verdict(difference: Mapping[str, Any]) -> str:
     return "larger than the spread" if difference["beyond_spread"] else "within the spread: no difference is shown"
 
 
-def remarks(rows: Sequence[Row], *, majority: float, machine: Mapping[str, Any] | None = None) -> list[str]:
-    """Returns what a reader must know before comparing these rows, a line each."""
+def remarks(
+    rows: Sequence[Row], *, majority: float, machine: Mapping[str, Any] | None = None, floor: str = "commonest class"
+) -> list[str]:
+    """Returns what a reader must know before comparing these rows, a line each; `floor` has the score `majority`."""
     return [
-        *_below_majority(rows, majority),
+        *_below_majority(rows, majority, floor),
         *_group_by("Training or dev rows differ", rows, "data"),
         *_group_by("Augmentation differs", rows, "augmented", lambda row: "with" if row["about"]["augmented"] else "without"),
         *_group_by("Transfer sets differ", rows, "transfer", _transfer_rows),
@@ -67,9 +69,9 @@ def remarks(rows: Sequence[Row], *, majority: float, machine: Mapping[str, Any] 
     ]
 
 
-def _below_majority(rows: Sequence[Row], majority: float) -> Iterator[str]:
+def _below_majority(rows: Sequence[Row], majority: float, floor: str = "commonest class") -> Iterator[str]:
     if poor := [row for row in rows if row["score"] <= majority]:
-        yield f"No better than the commonest class: {_names(poor)}. They learnt nothing; differences from them show nothing."
+        yield f"No better than the {floor}: {_names(poor)}. They learnt nothing; differences from them show nothing."
 
 
 def _group_by(topic: str, rows: Sequence[Row], key: str, describe: Callable[[Row], str] | None = None) -> Iterator[str]:

@@ -271,14 +271,8 @@ def _refuse_clashes(rows: Sequence[Row], before: Sequence[Step], root: Path) -> 
 
 def _refuse_other_tasks(rows: Sequence[Row], catalog: Catalog) -> None:
     recipes = {row.name: row.step(catalog).resolved.recipe for row in rows}
-    if writing := [name for name, recipe in recipes.items() if writes_text(recipe, catalog)]:
-        raise MbertError(
-            "M151",
-            f'the row "{writing[0]}" is about a task whose answers are texts, and a comparison measures classifiers',
-            where="task",
-            allowed="Tasks of classes or scores. Students that write are stages of one run, each with its own evaluation.",
-            fix="A recipe trains a student with its teacher and without: mbert show recipes c-mlm-quickstart",
-        )
+    for row in rows:
+        _refuse_what_fills_in(row.step(catalog), catalog)
     sources = {name: _data_source(recipe) for name, recipe in recipes.items()}
     for name, source in sources.items():
         if not any(source):
@@ -298,6 +292,23 @@ def _refuse_other_tasks(rows: Sequence[Row], catalog: Catalog) -> None:
             where="task",
             allowed="One task for all rows, from the same files.",
             fix="Name it for all of them: --task sst2",
+        )
+
+
+def _refuse_what_fills_in(step: Step, catalog: Catalog) -> None:
+    """Raises M151 for a row that trains a teacher of a task of texts: it writes none that could be scored."""
+    if step.stage.is_method or not writes_text(step.resolved.recipe, catalog):
+        return
+    from microbert_cli.models.generation.writer import describes_writer, directory_writes
+
+    model = step.inputs["model"]
+    if not (describes_writer(model, catalog) or directory_writes(model)):
+        raise MbertError(
+            "M151",
+            f'the row "{step.name}" trains a teacher that fills in words of a target, and the others write targets',
+            where="finetune.model",
+            allowed="Rows of students that write, from task-distill, or from finetune without a teacher.",
+            fix="Leave that row out, or fine-tune a student: --set finetune.model=seq2seq",
         )
 
 

@@ -50,6 +50,8 @@ def remarks(section: Mapping[str, Any]) -> list[str]:
     """Returns the lines below a table: the verdict on the best row, why rows lack numbers, what must be known."""
     verdict = [verdict_line(section["verdict"])] if section["verdict"] else []
     notes = [f"{row['row']}: {row['note']}" for row in section["alternatives"] if row.get("note")]
+    if not section["conditions"]:  # of students that write, of which no floor and no int8 file is measured
+        return [*notes, *section["remarks"]]
     lines = [
         "Above floor: (score - floor) / (teacher's score - floor); the floor is the score of the answer that looks at no text."
     ]

@@ -79,6 +79,12 @@ def scores_of_texts(task: Task, tokenizer: Any, written: Sequence[str], rows: Ex
     return text_scores(task.metrics, written, [str(label) for label in rows.labels or []], lower=is_lower_case(tokenizer))
 
 
+def commonest_text_score(task: Task, tokenizer: Any, rows: Examples) -> float:
+    """Returns what the commonest of the rows' targets scores, written for every row."""
+    text = task.kind.constant(rows.labels or [])
+    return scores_of_texts(task, tokenizer, [text] * len(rows), rows)[task.primary]
+
+
 def score_writer(
     task: Task, rows: Examples, model: Any, tokenizer: Any, pairs: TextPairs, *, most: int, reporter: Reporter = SILENT
 ) -> dict[str, float]:

@@ -12,7 +12,6 @@ from microbert_cli.data.task_data import TaskData
 from microbert_cli.distillation.generation.text_task import TextTask, filler_of, is_filler, texts_of_training
 from microbert_cli.distillation.generation.trainers import TeacherTrainer, WriterTrainer, writer_terms
 from microbert_cli.evaluation.generation.text_metrics import check_installed
-from microbert_cli.evaluation.scoring import majority_of_split
 from microbert_cli.models import factory
 from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model
@@ -38,14 +37,17 @@ def text_trainer(
     return _teacher(recipe, catalog, data, model, tokenizer, work, reporter)
 
 
-def majority(trainer: TeacherTrainer | WriterTrainer, data: TaskData) -> float:
-    """Returns what the trivial answer scores: the commonest target, of a teacher the commonest token of all targets."""
+def facts_of_texts(trainer: TeacherTrainer | WriterTrainer, data: TaskData) -> dict[str, Any]:
+    """Returns what metrics.json says beside the scores: what the trivial answer scores, and how texts were scored.
+
+    The trivial answer is the commonest target, of a teacher the commonest token of all targets.
+    """
     if isinstance(trainer, WriterTrainer):
-        return majority_of_split(data, "dev")
+        return trainer.facts()
     assert trainer.target_tokenizer is not None
     task = TextTask(data, trainer.target_tokenizer, Lengths(data.max_length, data.max_length))
     counts = np.bincount(task.pairs("dev").target_ids)
-    return float(counts.max() / max(1, counts.sum()))
+    return {"majority": float(counts.max() / max(1, counts.sum())), "warning": FORESIGHT}
 
 
 def _writer(

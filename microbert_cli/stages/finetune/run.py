@@ -15,7 +15,7 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, up_to_date, write_results
 from microbert_cli.stages.finetune import STAGE
-from microbert_cli.stages.finetune.generation import majority, text_trainer
+from microbert_cli.stages.finetune.generation import facts_of_texts, text_trainer
 from microbert_cli.training.freeze import in_stages, parts_of
 from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
 from microbert_cli.training.objective import Objective
@@ -62,8 +62,8 @@ def run(
             trainer = _Trainer(recipe, catalog, data, model, tokenizer, reporter)
             train_one, choices, primary = trainer.train_one, trainer.choices, data.task.primary
         metrics = train_over_seeds(seeds, work.path, primary, train_one, choices, reporter)
-        trivial = majority(writing, data) if data.task.kind.writes else majority_of_split(data, "dev")
-        metrics |= {"task": data.task.name, "primary": primary, "majority": trivial}
+        metrics |= {"task": data.task.name, "primary": primary}
+        metrics |= facts_of_texts(writing, data) if data.task.kind.writes else {"majority": majority_of_split(data, "dev")}
         return write_results(
             work,
             stage=STAGE.name,

@@ -13,7 +13,6 @@ from microbert_cli.distillation.generation.trainers import COPIES, WriterTrainer
 from microbert_cli.distillation.results import TEACHER_LOG
 from microbert_cli.distillation.teacher_cache import CacheSettings
 from microbert_cli.evaluation.generation.text_metrics import check_installed
-from microbert_cli.evaluation.scoring import majority_of_split
 from microbert_cli.models import factory
 from microbert_cli.models.capture import OutputRequest, TeacherFunction
 from microbert_cli.models.config import read_config
@@ -47,7 +46,7 @@ def distil_text(
         "task": data.task.name,
         "teacher": None,  # it writes nothing: there is no score of its own to compare with
         "teacher_sees_the_future": of_teacher,
-        "majority": majority_of_split(data, "dev"),
+        **trainer.facts(),
         "retention": None,
     }
 
