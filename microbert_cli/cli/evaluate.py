@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from microbert_cli.cli import options
-from microbert_cli.cli.console import show_table
+from microbert_cli.cli.console import show_note, show_table
 from microbert_cli.cli.execute import resolve_for_model, run_stage, shown_before_checks
 from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.errors import MbertError
@@ -19,7 +19,8 @@ mbert evaluate runs/sst2/task-distill --task sst2 --min-score accuracy=0.90 --dr
 
 mbert evaluate DIR --task mnli --teacher TEACHER --submission --dry-run"""
 
-BESIDE_METRICS = {"calibration_error": "calibration error", "sent": "sent to the big model"}
+BESIDE_METRICS = {"calibration_error": "calibration error", "sent": "sent to the big model", "perplexity": "perplexity"}
+FORESIGHT = "teacher_sees_the_future"  # of a task of texts
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +62,13 @@ def _show_scores(metrics: dict[str, Any]) -> None:
         rows += [[split, name, f"{value:.4f}"] for name, value in scores["metrics"].items()]
         rows += [[split, title, f"{scores[name]:.4f}"] for name, title in BESIDE_METRICS.items() if name in scores]
         rows += [[split, name, f"{value:.4f}"] for name, value in scores.get("teacher", {}).items()]
+        rows += [
+            [split, f"teacher's {name}, no upper bound", f"{value:.4f}"] for name, value in scores.get(FORESIGHT, {}).items()
+        ]
     show_table("", ["split", "metric", "value"], rows, err=True)
+    signed = [pair for scores in metrics["splits"].values() for pair in scores.get("signatures", {}).items()]
+    for name, signature in dict.fromkeys(signed):
+        show_note(f"{name}: {signature}")
 
 
 def _parse_minimum(text: str) -> tuple[str, float]:

@@ -27,6 +27,7 @@ SPARSE = 3  # of whole numbers from the first to the last, no more than a third 
 def read_labels(values: Sequence[Any], task: Task, table: "Table") -> Labels | None:
     """Returns the labels of a column; None where those of all rows are hidden (empty, or -1 as on the Hub)."""
     if task.kind.writes:  # texts, as they stand
+        _check_texts(values, task.label.column, table)
         cells = ["" if _is_missing(value) else str(value) for value in values]
         for row, cell in enumerate(cells):
             check_text(cell, table.where(row))
@@ -36,6 +37,21 @@ def read_labels(values: Sequence[Any], task: Task, table: "Table") -> Labels | N
     if cells and set(cells) <= task.kind.hidden:
         return None
     return task.kind.read_labels(cells, table.where_all)
+
+
+def _check_texts(values: Sequence[Any], column: str, table: "Table") -> None:
+    """Raises M399 for what is no text to be written: a list, an object, true or false. Numbers are texts."""
+    rows = [
+        row for row, value in enumerate(values) if isinstance(value, bool) or not isinstance(value, str | int | float | None)
+    ]
+    if rows:
+        raise MbertError(
+            "M399",
+            f'there is a {type(values[rows[0]]).__name__}, no text, in column "{column}"{and_more(len(rows))}',
+            where=table.where_all(rows),
+            allowed="One text to be written in every row; a number is a text.",
+            fix="Correct these rows, or name the column of the texts to be written: --label COLUMN",
+        )
 
 
 def plain(value: Any) -> str:

@@ -12,10 +12,12 @@ from microbert_cli.data.limits import check_text
 from microbert_cli.data.tables import AS_SHOWN, Table, read_table
 from microbert_cli.data.tables.content import decode, read_bytes
 from microbert_cli.data.tokenized import TokenizedExamples, for_cascade, tokenize_examples
+from microbert_cli.distillation.generation.text_task import fills_in, is_filler
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring
 from microbert_cli.evaluation.generation.writing import written_texts
 from microbert_cli.models.architectures import check_length, check_texts, positions_of
+from microbert_cli.models.exits.answers import chosen_speed
 from microbert_cli.models.generation.writer import SEQ2SEQ, directory_writes
 from microbert_cli.models.load import frozen, load_model
 from microbert_cli.models.predictor import Predictor, open_predictor
@@ -40,7 +42,9 @@ def run(
 ) -> list[dict[str, Any]]:
     """Returns one record a text: {"label", "score", "probabilities"}; {"score"} for scores; `task` for a model of several."""
     if directory_writes(model):
-        return _write(model, texts, max_length=max_length, batch_size=batch_size, reporter=reporter)
+        return _write(model, texts, max_length=max_length, batch_size=batch_size, speed=speed, reporter=reporter)
+    if is_filler(model):
+        raise fills_in(f"MODEL {model}", model)
     answers = open_predictor(model, None, task_name=task, speed=speed)
     if not texts:
         return []
@@ -59,7 +63,9 @@ def run(
     return kind_of_model(answers.model.config).answers(logits)
 
 
-def _write(model: str, texts: Texts, *, max_length: int | None, batch_size: int, reporter: Reporter) -> list[dict[str, Any]]:
+def _write(
+    model: str, texts: Texts, *, max_length: int | None, batch_size: int, speed: float | None, reporter: Reporter
+) -> list[dict[str, Any]]:
     """Returns one record a text, {"text"}: what a model that writes makes of it, by the search of its generation_config."""
     if not texts:
         return []
@@ -68,10 +74,15 @@ def _write(model: str, texts: Texts, *, max_length: int | None, batch_size: int,
     _check_characters(texts)
     loaded = load_model(model, SEQ2SEQ, where=f"MODEL {model}")
     config, search = loaded.model.config, loaded.model.generation_config
+    chosen_speed(config, speed, where=f"MODEL {model}")
     if max_length:
         check_length(max_length, config, where="--max-length")
     length = min(max_length or _trained_length(Path(model)) or 512, positions_of(config) or 512)
     pairs = text_pairs(Examples(texts), loaded.tokenizer, Lengths(length, length))
+    if pairs.truncated:
+        reporter.warn(
+            f"{pairs.truncated:,} of {len(texts):,} texts are longer than {length} tokens: the rest of them is not read"
+        )
     written = written_texts(
         frozen(loaded.model), loaded.tokenizer, pairs, beams=search.num_beams or 1, length_penalty=search.length_penalty or 1.0,
         most=length, batch_size=batch_size, reporter=reporter, name="predict",

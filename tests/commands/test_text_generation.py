@@ -260,6 +260,10 @@ def test_models_that_write_and_those_that_read(tmp_path: Path) -> None:
     refused(5, "M395", "task-distill", "--teacher", "teacher", "--student", "bert-1x32", *DATA, *C_MLM)
     refused(5, "M394", "task-distill", "--teacher", "base", "--student", "seq2seq-1x32", *DATA, *C_MLM)
     refused(2, "M150", "predict", "student", "a\tb", "--pairs")
+    refused(5, "M375", "predict", "teacher", "good movie")
+    refused(2, "M157", "predict", "student", "good movie", "--speed", "0.5")
+    refused(2, "M157", "evaluate", "student", *DATA, "--speed", "0.5", "-o", tmp_path / "scores")
+    refused(2, "M161", "evaluate", "student", *DATA, "--set", "evaluate.precision=int8", "-o", tmp_path / "scores")
 
 
 def test_a_student_of_other_tokens_is_refused(tmp_path: Path) -> None:
@@ -289,6 +293,15 @@ def test_rows_that_hold_no_target(tmp_path: Path) -> None:
     words = ("--train-file", tmp_path / "rows.csv", "--set", "data.kind=text_generation")
     assert "line 3" in refused(5, "M391", "finetune", "--model", "base", *words)["where"]
     refused(4, "M253", "finetune", "--model", "base", *words, "--label", "answer")
+    lists = '{"source": "a", "target": 3}\n{"source": "b", "target": ["c", "d"]}\n'
+    (tmp_path / "rows.jsonl").write_text(lists, encoding="utf-8")
+    error = refused(5, "M399", "finetune", "--model", "base", "--train-file", tmp_path / "rows.jsonl", *words[2:])
+    assert "line 2" in error["where"] and "list" in error["what"]
+    (tmp_path / "empty.tsv").write_text("source\ttarget\na\tb\n \tc\n", encoding="utf-8")
+    assert (
+        "line 3"
+        in refused(5, "M352", "finetune", "--model", "base", "--train-file", tmp_path / "empty.tsv", *words[2:])["where"]
+    )
     refused(3, "M027", "finetune", "--model", "base", *DATA[:6], "--set", "data.max_length=100")
 
 

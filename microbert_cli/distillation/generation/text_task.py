@@ -102,3 +102,14 @@ def is_filler(source: str | Path) -> bool:
     from microbert_cli.models.generation.vocabulary import FOLDER
 
     return (Path(source) / FOLDER).is_dir()
+
+
+def fills_in(where: str, model: str, about: str = "--task TASK") -> MbertError:
+    """Returns the error for a teacher where a model is wanted that writes; `about` = the options that name the task."""
+    return MbertError(
+        "M375",
+        "this model fills in hidden words of a target, and writes none: it has no text to show",
+        where=where,
+        allowed="A student that writes, as task-distill makes it. How well a teacher fills in is in its own metrics.json.",
+        fix=f"Teach a student with it: mbert task-distill --teacher {model} --student seq2seq --set method=c-mlm {about}",
+    )

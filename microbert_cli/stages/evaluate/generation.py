@@ -7,7 +7,7 @@ from microbert_cli import distributed
 from microbert_cli.data.generation.rows import Lengths
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.distillation.generation.teacher import score_teacher
-from microbert_cli.distillation.generation.text_task import TextTask, is_filler, load_filler
+from microbert_cli.distillation.generation.text_task import TextTask, fills_in, is_filler, load_filler
 from microbert_cli.distillation.generation.trainers import COPIES
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.generation.text_metrics import check_installed, signatures
@@ -15,6 +15,7 @@ from microbert_cli.evaluation.generation.writing import PERPLEXITY, perplexity, 
 from microbert_cli.models.architectures import model_type_of, positions_of, writes_texts
 from microbert_cli.models.config import read_config
 from microbert_cli.models.device import pick_device
+from microbert_cli.models.exits.answers import chosen_speed
 from microbert_cli.models.find import find_model
 from microbert_cli.models.generation.writer import SEQ2SEQ, is_lower_case, writes_nothing
 from microbert_cli.models.load import frozen, load_model
@@ -33,11 +34,14 @@ class TextEvaluation:
         if not writes_texts(config):
             advice = "Take a student that writes: what task-distill makes on this task."
             raise (
-                _fills_in(model, data.task.options)
+                fills_in(f"{WHERE} {model}", model, data.task.options)
                 if is_filler(path)
                 else writes_nothing(f"{WHERE} {model}", model_type_of(config), advice)
             )
         self.recipe, self.data, self.teacher = recipe, data, teacher
+        if recipe.evaluate.precision not in ("auto", "torch"):
+            raise _no_file(model, recipe.evaluate.precision)
+        chosen_speed(config, recipe.evaluate.speed, where=f"{WHERE} {model}")
         loaded = load_model(model, SEQ2SEQ, where=WHERE)
         self.model = frozen(loaded.model).to(pick_device(recipe.device))
         self.task = TextTask(data, loaded.tokenizer, Lengths.of(data, loaded.model.config, both=False, where=WHERE))
@@ -86,11 +90,11 @@ class TextEvaluation:
         pq.write_table(pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), path)
 
 
-def _fills_in(model: str, about: str) -> MbertError:
+def _no_file(model: str, precision: str) -> MbertError:
     return MbertError(
-        "M375",
-        "this model fills in hidden words of a target, and writes none: there is no text to score",
-        where=f"{WHERE} {model}",
-        allowed="A student that writes, as task-distill makes it. How well a teacher fills in is in its own metrics.json.",
-        fix=f"Teach a student with it: mbert task-distill --teacher {model} --student seq2seq --set method=c-mlm {about}",
+        "M161",
+        f'there is no "{precision}" file of a model that writes: it is not exported',
+        where=f"evaluate.precision, {WHERE} {model}",
+        allowed="auto and torch: the weights as they were trained.",
+        fix="--set evaluate.precision=auto",
     )
