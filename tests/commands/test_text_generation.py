@@ -96,7 +96,8 @@ def test_a_student_learns_from_the_cache_and_stands_beside_its_teachers_warning(
     assert of_student["dev"]["perplexity"] < 3  # type: ignore[index,operator]
     assert set(of_student["phases"]["distillation"]["losses"]) == {"loss", "bidirectional_target", "hard_label"}  # type: ignore[index]
     log = json.loads(Path("student/teacher.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert (log["kept"], log["rows"], log["asked"]) == (True, 240, 240)
+    tokens = sum(len(row["target"].split()) + 1 for row in csv.DictReader(Path("train.csv").open(encoding="utf-8")))
+    assert (log["kept"], log["rows"], log["asked"], log["bytes"]) == (True, 240, 240, 48 * tokens)  # 8 fp16 values, 8 numbers
 
 
 def test_transformers_alone_writes_what_the_command_writes() -> None:

@@ -92,7 +92,7 @@ class FillingTeacher:
 def untie(model: Any) -> None:
     """Gives a masked-LM's output layer rows of its own, which begin as the embeddings of the same tokens."""
     output: Any = model.get_output_embeddings()
-    table = model.get_input_embeddings()
+    table: Any = model.get_input_embeddings()
     if output is not None and getattr(output, "weight", None) is table.weight:
         output.weight = nn.Parameter(table.weight.detach().clone())
         bias: Any = getattr(output, "bias", None)

@@ -1,9 +1,9 @@
 """What an evaluation costs: counted as run.py does the work."""
 
 from microbert_cli.plan.expected_inputs import ExpectedInputs
+from microbert_cli.plan.generation.cost import add_writing, texts_of_writer
 from microbert_cli.plan.phases import add_lengths, add_rows, answer_job
 from microbert_cli.plan.stage_cost import Costs
-from microbert_cli.plan.texts import add_writing, texts_of_writer
 from microbert_cli.plan.work import answering_load
 from microbert_cli.runs.stage_inputs import Step
 

@@ -7,15 +7,15 @@ from microbert_cli.distillation.generation.text_task import texts_of_training
 from microbert_cli.models.generation.vocabulary import vocabulary_of_texts
 from microbert_cli.models.generation.writer import describes_writer, directory_writes
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
-from microbert_cli.plan.phases import add_lengths, add_phase, add_rows, copies_of, losses_of, stages_of
-from microbert_cli.plan.stage_cost import Costs
-from microbert_cli.plan.texts import (
+from microbert_cli.plan.generation.cost import (
     add_teacher_training,
     add_writer_training,
     described_writer,
     texts_of_teacher,
     texts_of_writer,
 )
+from microbert_cli.plan.phases import add_lengths, add_phase, add_rows, copies_of, losses_of, stages_of
+from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import Job
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import make_terms

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli import distributed
+from microbert_cli.data.generation.rows import TextPairs
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.distillation.generation.teacher import FillingTeacher, score_teacher
 from microbert_cli.distillation.generation.text_task import TextTask, load_filler
-from microbert_cli.distillation.generation.top_cache import cached_top
+from microbert_cli.distillation.generation.top_cache import TopLayout, cached_top
 from microbert_cli.distillation.generation.trainers import COPIES, WriterTrainer, writer_terms
 from microbert_cli.distillation.results import TEACHER_LOG
 from microbert_cli.distillation.teacher_cache import CacheSettings
@@ -130,6 +131,12 @@ class TaughtText:
         )
         if self.work is not None and distributed.is_main():
             with Log(self.work / TEACHER_LOG) as log:
-                took = round(time.monotonic() - begun, 3)
-                log.write(phase=phase, kept=ask != teacher.ask, rows=len(pairs), asked=teacher.rows_asked, took=took)
+                took, kept = round(time.monotonic() - begun, 3), ask != teacher.ask
+                size = self._bytes_kept(pairs, request) if kept else 0
+                log.write(phase=phase, kept=kept, rows=len(pairs), asked=teacher.rows_asked, took=took, bytes=size)
         return ask
+
+    def _bytes_kept(self, pairs: TextPairs, request: OutputRequest) -> int:
+        """Returns how many bytes of the cache the teacher's answers take."""
+        k = min(request.top_k, len(self.filler.teacher_ids))
+        return TopLayout.of_targets(pairs.target_lengths, k, self.recipe.cache.precision).bytes

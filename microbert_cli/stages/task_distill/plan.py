@@ -6,6 +6,7 @@ from microbert_cli.models.exits.build import ExitSettings, exit_config, has_exit
 from microbert_cli.models.exits.flops import exit_flops
 from microbert_cli.models.factory import is_description
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
+from microbert_cli.plan.generation.cost import add_writer_training, described_writer, texts_of_teacher
 from microbert_cli.plan.phases import (
     add_lengths,
     add_phase,
@@ -21,7 +22,6 @@ from microbert_cli.plan.phases import (
 )
 from microbert_cli.plan.pruning import parts_of, pruned_student
 from microbert_cli.plan.stage_cost import Costs
-from microbert_cli.plan.texts import add_writer_training, described_writer, texts_of_teacher
 from microbert_cli.plan.work import answering_load
 from microbert_cli.recipe.multitask import untaught_note
 from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase_split

@@ -1,0 +1,1 @@
+"""What stages of tasks of texts cost."""
