@@ -2,7 +2,7 @@
 
 CORPUS is a text file, plain or gzipped, a paragraph a line and an empty line between articles. What an article's first sentence
 says its subject is, "X is a French fast food chain headquartered in ...", is the target, two to eight words (`French fast food
-chain`); the source is the rest of the first paragraph, at most 24 words of it: a summary. train.csv and dev.csv, every tenth row
+chain`); the source is the rest of the first paragraph, at most 24 words of it: a summary. train.csv and dev.csv, each tenth row
 in dev, by the hash of its source; a source that occurs twice is written once.
 """
 

@@ -1,6 +1,6 @@
 """The table of a comparison of students that write: python benchmarks/texts_table.py DIRECTORY
 
-DIRECTORY is what `mbert compare` wrote. Means over seeds with their standard deviations, of dev rows, written greedily; below it
+DIRECTORY is what `mbert compare` wrote. Means over seeds, standard deviations, of dev rows written greedily; below it
 the signature, how well the teacher fills in, and what its answers took: seconds, rows a second, bytes of the cache.
 """
 

@@ -135,7 +135,7 @@ class Cascade(Strict):
 
 
 class Evaluate(Strict):
-    """What the evaluator looks at. `speed` of a model with exits; `beams`, `length_penalty` of the search of one that writes."""
+    """What the evaluator looks at. `speed` of a model with exits; `beams`, `length_penalty` of one that writes."""
 
     model: Place | None = None
     splits: list[str] | None = None

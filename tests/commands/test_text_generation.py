@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from itertools import islice, permutations
 from pathlib import Path
@@ -180,6 +184,35 @@ def test_a_student_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path, monk
         )  # fmt: skip
 
     assert stopped_everywhere(make, tmp_path / "student", fresh_cache=monkeypatch) >= 5
+
+
+KILLED = (
+    *("--set", "phases.distillation.steps=40", "--set", "phases.distillation.checkpoint_steps=1"),
+    *("--set", "phases.distillation.learning_rate=1e-3"),
+)
+
+
+@pytest.mark.slow
+def test_a_student_killed_at_any_time_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a warning: once the cache of the teacher's answers is begun, then after some steps; at the end the same bits."""
+    works(*DISTIL, *KILLED, "-o", tmp_path / "whole")
+    monkeypatch.setenv("MBERT_CACHE", str(tmp_path / "cache"))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    log, command = tmp_path / "killed.partial" / "log.jsonl", [sys.executable, "-m", "microbert_cli", *DISTIL, *KILLED]
+    moments = (
+        lambda: any((tmp_path / "cache").rglob("values.bin")),
+        lambda: log.is_file() and log.read_text().count('"norm"') >= 3,
+        lambda: log.is_file() and log.read_text().count('"norm"') >= 12,
+    )
+    for has_come in moments:
+        with subprocess.Popen([*command, "-o", tmp_path / "killed"], env=environment, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and not has_come():
+                time.sleep(0.01)
+            assert process.poll() is None, "it was over before it was killed"
+            process.kill()
+    assert "going on after step" in works(*DISTIL, *KILLED, "-o", tmp_path / "killed").err
+    for file in ("model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
 # --- looking before -----------------------------------------------------------------------------------------------------------
