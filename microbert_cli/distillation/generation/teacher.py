@@ -92,9 +92,9 @@ class FillingTeacher:
 def untie(model: Any) -> None:
     """Gives a masked-LM's output layer rows of its own, which begin as the embeddings of the same tokens."""
     output: Any = model.get_output_embeddings()
-    table: Any = model.get_input_embeddings()
-    if output is not None and getattr(output, "weight", None) is table.weight:
-        output.weight = nn.Parameter(table.weight.detach().clone())
+    table: Tensor = model.get_input_embeddings().weight
+    if output is not None and getattr(output, "weight", None) is table:
+        output.weight = nn.Parameter(table.detach().clone())
         bias: Any = getattr(output, "bias", None)
         if bias is not None:  # which is tied too, and would be written once and wanted twice
             output.bias = nn.Parameter(bias.detach().clone())
