@@ -10,7 +10,7 @@ from microbert_cli import distributed
 from microbert_cli.cli.console import show, show_json, show_note, show_table
 from microbert_cli.cli.execute import explain, resolve_for_model
 from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
-from microbert_cli.evaluation.report_table import COLUMNS, cells, remarks
+from microbert_cli.evaluation.report_table import remarks
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs.stage_inputs import default_root
 from microbert_cli.text import NOT_COUNTED, format_cells
@@ -101,18 +101,6 @@ def bench(
         show_json(measured)
         return
     _show(measured)
-
-
-def show_report(metrics: dict[str, Any], *, err: bool = False) -> None:
-    """Shows the table of the stage `report`, of several tasks each one's, and the verdict below it."""
-    for section in metrics.get("tasks", {}).values():
-        show_report(section, err=err)
-    if "table" not in metrics:
-        return
-    title = f"{metrics['task']}, {metrics['primary']} on dev"
-    show_table(title, list(COLUMNS), [cells(row) for row in metrics["table"]], err=err)
-    for line in remarks(metrics["table"], metrics.get("verdict")):
-        show_note(line)
 
 
 def _curves(entrants: list[Any], measured: dict[str, Any], data: Any, out: Path, reporter: Reporter) -> dict[str, Any]:

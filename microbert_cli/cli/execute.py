@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.options import CommonOptions, TaskOptions
 from microbert_cli.errors import MbertError
+from microbert_cli.evaluation.summary import result_line
 from microbert_cli.plan.static_checks import check_static
 from microbert_cli.recipe.layers import Layer, flatten
 from microbert_cli.recipe.multitask import ambiguous_task, task_name
@@ -76,15 +77,21 @@ def _root_with_inputs(root: Path, resolved: Resolved, common: CommonOptions) -> 
     return root if any((neighbour / "manifest.json").is_file() for neighbour in neighbours) else default
 
 
-def show_result(result: "StageResult | None", common: CommonOptions) -> None:
-    """The output directory on stdout, alone; or with --json what is in its metrics.json, and the directory."""
+def show_result(result: "StageResult | None", common: CommonOptions, *, with_line: bool = True) -> None:
+    """The output directory on stdout, alone; or with --json what is in its metrics.json, and the directory.
+
+    with_line  says on stderr what the stage came to
+    """
     if result is None:
         return
     if common.as_json:
         show_json(with_out(result))
         return
+    line = result_line(result.stage, result.metrics) if with_line else ""
     if result.up_to_date:
-        common.reporter().note(f"{result.stage}: up to date")
+        common.reporter().note(f"{result.stage}: up to date{', ' if line else ''}{line}")
+    elif line:
+        common.reporter().note(f"{result.stage}: {line}")
     show(str(result.out))
 
 
@@ -97,7 +104,7 @@ def with_out(result: "StageResult") -> dict[str, Any]:
 def shown_before_checks(result: "StageResult", common: CommonOptions) -> Iterator[None]:
     """Shows the result before a check; with --json after it, so that one object holds both metrics and error."""
     if not common.as_json:
-        show_result(result, common)
+        show_result(result, common, with_line=False)  # a table of its scores follows
         yield
         return
     try:

@@ -20,7 +20,7 @@ from microbert_cli.version import __version__
 
 COMMANDS = (
     "run", "plan", "doctor", "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "trim", "task-distill",
-    "cascade", "evaluate", "predict", "extract", "export", "bench", "compare", "verify", "names", "env",
+    "cascade", "evaluate", "predict", "extract", "export", "bench", "compare", "report", "verify", "names", "env",
 )  # fmt: skip
 
 HELP = """Two-stage distillation of BERT-style encoders: a good but slow classifier becomes a small fast one.

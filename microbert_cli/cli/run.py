@@ -5,13 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from microbert_cli.cli.bench import show_report
-from microbert_cli.cli.console import show, show_json, show_note
+from microbert_cli.cli.console import show, show_json, show_note, show_table
 from microbert_cli.cli.execute import recipe_steps
 from microbert_cli.cli.options import CommonOptions, RecipeName, TaskOptions, with_options
+from microbert_cli.evaluation import summary
 from microbert_cli.runs import run_record
+from microbert_cli.runs.manifest import PAGE
 from microbert_cli.runs.stage_inputs import Step
-from microbert_cli.runs.stage_result import read_metrics
+from microbert_cli.runs.stage_result import StageResult, read_metrics
 
 EPILOG = """Examples:
 
@@ -60,30 +61,41 @@ def _run(common: CommonOptions, planned: list[Step], root: Path) -> None:
     reporter = common.reporter()
     results = []
     try:
-        for result in run_steps(planned, catalog=common.catalog(), reporter=reporter, force=common.force, resume=common.resume):
+        done = run_steps(planned, catalog=common.catalog(), reporter=reporter, force=common.force, resume=common.resume)
+        for step, result in zip(planned, done, strict=True):
             results.append(result)
-            reporter.note(f"{result.out.name}: {'up to date' if result.up_to_date else 'done'}")
+            reporter.note(f"{result.out.name}: {_state(step, result)}")
     finally:
         reporter.close()
     unchanged = all(result.up_to_date for result in results)
     _show(common, root, [result.metrics for result in results], planned, unchanged=unchanged)
 
 
-def _show_results(metrics: list[dict[str, Any]], planned: list[Step]) -> None:
-    """Shows the table of the last report; without one the verdict of the last export, if there is one."""
-    by_kind = {step.kind: values for step, values in zip(planned, metrics, strict=True)}
-    if "report" in by_kind:
-        show_report(by_kind["report"], err=True)
-    elif verdict := by_kind.get("export", {}).get("verdict"):
-        show_note(verdict["sentence"])
+def _state(step: Step, result: StageResult) -> str:
+    """Returns that a stage is done, and what it came to."""
+    line = summary.result_line(step.kind, result.metrics)
+    return ("up to date" if result.up_to_date else "done") + (f", {line}" if line else "")
+
+
+def _show_summary(sections: list[dict[str, Any]]) -> None:
+    """Shows what the run came to: a table for each task, and below it the verdict on the student."""
+    for section in sections:
+        table = [summary.cells(row) for row in section["table"]]
+        show_table(f"{section['task']}, {section['primary']} on dev", list(summary.COLUMNS), table, err=True)
+        for line in summary.remarks(section):
+            show_note(line)
 
 
 def _show(common: CommonOptions, root: Path, metrics: list[dict[str, Any]], planned: list[Step], *, unchanged: bool) -> None:
+    sections = summary.run_summary([(step.name, step.kind, values) for step, values in zip(planned, metrics, strict=True)])
     if common.as_json:
-        show_json({step.name: {**values, "out": str(step.out)} for step, values in zip(planned, metrics, strict=True)})
+        stages = {step.name: {**values, "out": str(step.out)} for step, values in zip(planned, metrics, strict=True)}
+        show_json({**stages, **({} if "summary" in stages else {"summary": sections})})
         return
     if unchanged:
         common.reporter().note(f"everything up to date ({len(planned)} stages)")
     if not common.quiet:
-        _show_results(metrics, planned)
+        _show_summary(sections)
+        if page := next((step.out / PAGE for step in planned if (step.out / PAGE).is_file()), None):
+            show_note(f"page: {page}")
     show(str(root))

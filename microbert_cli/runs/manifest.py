@@ -35,6 +35,7 @@ from microbert_cli.text import command_line, without_secrets
 from microbert_cli.version import __version__
 
 FILE = "manifest.json"
+PAGE = "report.html"  # beside the outputs of a report or a comparison: it shows them, and may be written anew
 SCHEMA = 2
 WITHOUT_MANIFEST = (
     "Run the stage that writes it again. Of a copy of a finished output bring manifest.json along; or leave out "
@@ -247,7 +248,7 @@ def output_digests(directory: Path) -> dict[str, str]:
 
 
 def _is_output(name: str) -> bool:
-    return name not in (FILE, "begun.json") and not any(part.startswith(".") for part in name.split("/"))
+    return name not in (FILE, "begun.json", PAGE) and not any(part.startswith(".") for part in name.split("/"))
 
 
 def is_result(name: str) -> bool:

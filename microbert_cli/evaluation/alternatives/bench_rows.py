@@ -9,16 +9,13 @@ from microbert_cli.data.task_data import TaskData
 from microbert_cli.evaluation.alternatives.gather import (
     TEACHER_INT8_NAME,
     Alternatives,
-    Row,
     find_alternatives,
     known_result,
-    over_seeds,
     score_of,
-    table_row,
     training_rows,
-    verdict_on,
 )
 from microbert_cli.evaluation.alternatives.kinds import STUDENT, STUDENT_INT8, TEACHER, TEACHER_INT8
+from microbert_cli.evaluation.alternatives.rows import Row, over_seeds, table_row, verdict_on
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.evaluation.scoring import predict_logits, score
 from microbert_cli.models.find import is_cascade

@@ -4,7 +4,7 @@ Every table of results has these rows beside the students'. A row that cannot be
 says why.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.data.task_data import TaskData, load_task_data
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.alternatives.int8_copy import Int8Copy, int8_copy
-from microbert_cli.evaluation.alternatives.kinds import LINEAR, MAJORITY, TEACHER, TEACHER_INT8
-from microbert_cli.evaluation.alternatives.verdict import MISSING, Figures, above_floor, retention, verdict
+from microbert_cli.evaluation.alternatives.kinds import LINEAR, MAJORITY
+from microbert_cli.evaluation.alternatives.rows import Row, table_row
 from microbert_cli.evaluation.baseline import LinearModel
 from microbert_cli.evaluation.compare_speed import BenchmarkModel
 from microbert_cli.evaluation.scoring import majority_of_split, predict_logits, score
@@ -28,7 +28,6 @@ from microbert_cli.runs.stage_result import METRICS, read_metrics
 
 LINEAR_NAME = "linear, TF-IDF"
 TEACHER_INT8_NAME = "teacher, int8"
-Row = dict[str, Any]
 
 
 @dataclass
@@ -132,15 +131,6 @@ def _part_of(metrics: Mapping[str, Any], task: str) -> dict[str, Any]:
     return part
 
 
-def over_seeds(result: Mapping[str, Any], primary: str) -> dict[str, Any]:
-    """Returns score, spread and number of seeds of an output's metrics: of several seeds their mean and standard deviation."""
-    return {
-        "score": result.get("mean", result["dev"])[primary],
-        "spread": result.get("spread", {}).get(primary),
-        "seeds": len(result["seeds"]) if "seeds" in result else 1,
-    }
-
-
 def score_of(source: str, data: TaskData, *, where: str, label_order: Any = None) -> float:
     """Returns a classifier's primary score on dev: as its own metrics.json has it, else computed.
 
@@ -150,52 +140,3 @@ def score_of(source: str, data: TaskData, *, where: str, label_order: Any = None
         return float(result["dev"][data.task.primary])
     predictor = open_predictor(source, data.task, where=where, label_order=label_order)
     return score(data.task, predict_logits(data, "dev", predictor.answers, predictor), data.rows["dev"])[data.task.primary]
-
-
-def table_row(
-    name: str, kind: str, score: float | None, *, teacher: float | None, floor: float | None,
-    speed: Mapping[str, Any] | None = None, spread: float | None = None, seeds: int | None = None, note: str | None = None,
-) -> Row:  # fmt: skip
-    """Returns a row of a table: score, its share of the teacher's, its share above the floor, size and speed.
-
-    speed  what `benchmark_models` says of the model; None where it was not timed
-    """
-    row: Row = {
-        "model": name,
-        "kind": kind,
-        "score": score,
-        "spread": spread,
-        "seeds": seeds,
-        "retention": retention(score, teacher),
-        "above_floor": above_floor(score, teacher, floor),
-        **speed_columns(speed or {}),
-    }
-    return row | ({"note": note} if note else {})
-
-
-def speed_columns(speed: Mapping[str, Any]) -> Row:
-    """Returns what a table says of size and speed."""
-    return {
-        "parameters": speed.get("parameters"),
-        "megabytes": speed["bytes"] / 1e6 if speed.get("bytes") else None,
-        "latency_ms": speed.get("latency_ms"),
-        "rows_per_second": speed.get("throughput"),
-    }
-
-
-def verdict_on(student: Row, rows: Sequence[Row], *, int8: Row | None = None) -> dict[str, Any]:
-    """Returns the verdict on one row, beside the table's rows of the other kinds; `int8` is the student's int8 file."""
-    by_kind = {row["kind"]: row for row in reversed(rows)}
-    judged = verdict(
-        _figures(student),
-        int8=_figures(int8),
-        teacher=_figures(by_kind.get(TEACHER)),
-        teacher_int8=_figures(by_kind.get(TEACHER_INT8)),
-        linear=_figures(by_kind.get(LINEAR)),
-        floor=_figures(by_kind.get(MAJORITY)).score,
-    )
-    return {"student": student["model"], **judged}
-
-
-def _figures(row: Row | None) -> Figures:
-    return Figures(row.get("score"), row.get("spread"), row.get("latency_ms")) if row else MISSING

@@ -4,15 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from microbert_cli.data.task_data import TaskData
-from microbert_cli.evaluation.alternatives.gather import (
-    TEACHER_INT8_NAME,
-    Alternatives,
-    find_alternatives,
-    table_row,
-    training_rows,
-    verdict_on,
-)
+from microbert_cli.evaluation.alternatives.gather import TEACHER_INT8_NAME, Alternatives, find_alternatives, training_rows
 from microbert_cli.evaluation.alternatives.kinds import MAJORITY, STUDENT, STUDENT_INT8, TEACHER, TEACHER_INT8
+from microbert_cli.evaluation.alternatives.rows import table_row, verdict_on
 from microbert_cli.evaluation.compare_speed import BenchmarkModel
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe

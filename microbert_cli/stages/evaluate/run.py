@@ -122,6 +122,7 @@ class _Evaluation:
     def __init__(self, data: TaskData, model: Any, teacher: Any, batch_size: int):
         self.data, self.model, self.teacher, self.batch_size = data, model, teacher, batch_size
         self.logits: dict[str, np.ndarray] = {}
+        self.teacher_logits: dict[str, np.ndarray] = {}  # of the labelled splits alone
         self.left: dict[str, Counter[int]] = {}  # rows by the layer behind which they left, of a model with exits
         self.sent_on: dict[str, dict[str, float]] = {}  # of a cascade, by split
 
@@ -159,7 +160,10 @@ class _Evaluation:
         return {"exits": exit_summary(config, left, length=length, speed=self.model.answers.speed)}
 
     def write_predictions(self, path: Path) -> None:
-        """Writes a row an example: split, id, prediction, gold label, and the probability of every class."""
+        """Writes a row an example: split, id, prediction, gold label, and the probability of every class; the teacher's too.
+
+        The teacher's columns begin with `teacher_`; they are there where a teacher is, and empty for unlabelled splits.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -168,7 +172,7 @@ class _Evaluation:
             for name, values in self._columns(split).items():
                 columns.setdefault(name, []).extend(values)
         dtype = pa.type_for_alias(self.data.task.kind.dtype)
-        kinds = {"prediction": dtype, "label": dtype}
+        kinds = {"prediction": dtype, "label": dtype, "teacher_prediction": dtype}
         pq.write_table(pa.table({name: pa.array(v, kinds.get(name)) for name, v in columns.items()}), path)
 
     def _columns(self, split: str) -> dict[str, Any]:
@@ -178,11 +182,22 @@ class _Evaluation:
         columns["prediction"] = predicted.pop("prediction")
         labels = rows.labels
         columns["label"] = [None] * len(rows) if labels is None else [task.kind.label_text(label) for label in labels]
-        return columns | predicted
+        return columns | predicted | self._teacher_columns(split)
+
+    def _teacher_columns(self, split: str) -> dict[str, list[Any]]:
+        """Returns the teacher's columns of a split; of one that it was not asked about they are empty."""
+        if not self.teacher_logits:
+            return {}
+        kind = self.data.task.kind
+        asked = self.teacher_logits.get(split)
+        predicted = kind.prediction_columns(asked if asked is not None else next(iter(self.teacher_logits.values())))
+        empty = [None] * len(self.data.rows[split])
+        return {f"teacher_{name}": empty if asked is None else values for name, values in predicted.items()}
 
     def _compare(self, split: str) -> dict[str, float]:
         task, logits, teacher_logits = self.data.task, self.of(split), self._ask(self.teacher, split)
         self._check_order(self.teacher, split, teacher_logits, "teacher.model")
+        self.teacher_logits[split] = teacher_logits
         comparison = {f"teacher_{name}": value for name, value in score(task, teacher_logits, self.data.rows[split]).items()}
         return comparison | task.kind.compare_with_teacher(logits, teacher_logits)
 

@@ -7,15 +7,13 @@ from microbert_cli.data.task_data import TaskData
 from microbert_cli.evaluation.alternatives.gather import (
     TEACHER_INT8_NAME,
     Alternatives,
-    Row,
     find_alternatives,
     known_result,
     score_of,
-    table_row,
     training_rows,
-    verdict_on,
 )
 from microbert_cli.evaluation.alternatives.kinds import STUDENT, STUDENT_INT8, TEACHER, TEACHER_INT8
+from microbert_cli.evaluation.alternatives.rows import Row, table_row, verdict_on
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import Reporter

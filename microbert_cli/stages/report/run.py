@@ -8,15 +8,12 @@ from microbert_cli.data.task_data import TaskData, fingerprints_of, load_all_tas
 from microbert_cli.evaluation.alternatives.gather import (
     TEACHER_INT8_NAME,
     Alternatives,
-    Row,
     find_alternatives,
     known_result,
-    over_seeds,
     score_of,
-    table_row,
-    verdict_on,
 )
 from microbert_cli.evaluation.alternatives.kinds import EXPORT, STUDENT, STUDENT_INT8, TEACHER, TEACHER_INT8
+from microbert_cli.evaluation.alternatives.rows import Row, over_seeds, table_row, verdict_on
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.evaluation.report_table import as_markdown
 from microbert_cli.models.onnx import ONNX_FILES

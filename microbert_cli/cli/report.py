@@ -1,0 +1,46 @@
+"""`mbert report`: the page of a run, of several runs, or of a comparison."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from microbert_cli.cli.console import show, show_json, show_note
+
+EPILOG = """Examples:
+
+mbert report runs/quickstart
+
+mbert report runs/small runs/large -o runs/both.html
+
+mbert report runs/compare-quickstart"""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("report", epilog=EPILOG)(report)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or one of `mbert compare`.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; default: report.html in the run's report.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows answered differently that are shown at most; 0: no texts.")] = 20,
+    include: Annotated[list[Path] | None, typer.Option("--include", help="A folder with tasks of your own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the path of the page.")] = False,
+) -> None:
+    """Shows finished runs in one HTML file: results, curves, answers, lineage, costs; no model is loaded.
+
+    Of one run the page lies beside its report, report.md and report.html; where it has none, in the run's folder. Of several
+    runs it has one table and one chart a task. A page that would be the same is left as it is.
+    """
+    from microbert_cli.evaluation.page.write import write_page
+    from microbert_cli.recipe.registry import Catalog
+
+    page, is_new = write_page(runs, out, rows=rows, catalog=Catalog(include or ()))
+    if as_json:
+        show_json({"page": str(page), "written": is_new})
+        return
+    if not (is_new or quiet):
+        show_note("report: up to date")
+    show(str(page))
