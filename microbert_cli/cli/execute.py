@@ -92,6 +92,8 @@ def show_result(result: "StageResult | None", common: CommonOptions, *, with_lin
         common.reporter().note(f"{result.stage}: up to date{', ' if line else ''}{line}")
     elif line:
         common.reporter().note(f"{result.stage}: {line}")
+    if with_line and (verdict := result.metrics.get("verdict")):
+        common.reporter().note(f"{verdict['student']}: {verdict['sentence']}")
     show(str(result.out))
 
 

@@ -14,9 +14,7 @@ Metrics = Mapping[str, Any]
 Section = dict[str, Any]
 COLUMNS = {"model": "", "score": ".4f", "kept": ".1%", "MB": ".1f", "ms/row": ".2f", "rows/s": ",.0f"}
 KEYS = {"kept": "retention", "MB": "megabytes", "ms/row": "latency_ms", "rows/s": "rows_per_second"}
-NO_BASELINE = (
-    'no linear baseline and no verdict here: they are measured by the stage report, the last of `stages`: [..., "report"]'
-)
+NO_BASELINE = "No linear baseline and no verdict: the stage report measures them, as the last of the recipe's `stages`."
 
 
 def run_summary(stages: Sequence[tuple[str, str, Metrics]]) -> list[Section]:
@@ -40,9 +38,18 @@ def _section(metrics: Metrics, table: Sequence[Row], verdict: Metrics | None) ->
     return {
         "task": metrics.get("task") or "task",
         "primary": metrics.get("primary") or "score",
-        "table": list(table),
+        "table": [_whole_row(row) for row in table],
         "verdict": dict(verdict) if verdict else None,
     }
+
+
+def _whole_row(row: Row) -> Row:
+    """Returns a row with all columns and a kind: reports of earlier versions lack some."""
+    name = str(row["model"])
+    beginnings = {"commonest": MAJORITY, "mean score": MAJORITY, "linear": LINEAR, "teacher": TEACHER}
+    beginnings |= {"export, int8-": EXPORT, "export, int8": STUDENT_INT8, "export": EXPORT}
+    kind = next((kind for beginning, kind in beginnings.items() if name.startswith(beginning)), STUDENT)
+    return {**table_row(name, kind, None, teacher=None, floor=None), **row}
 
 
 def _is_scored(kind: str, metrics: Metrics) -> bool:
@@ -96,10 +103,15 @@ def cells(row: Row) -> list[str]:
     return texts
 
 
+def lacks_baseline(section: Section) -> bool:
+    """Whether a table has no row of a linear model, so that nothing says what its students are worth."""
+    return not any(row["kind"] == LINEAR for row in section["table"])
+
+
 def remarks(section: Section) -> list[str]:
     """Returns the lines below the closing table: what the student is worth, and why rows lack numbers."""
     verdict = section["verdict"]
-    lines = [f"{verdict['student']}: {verdict['sentence']}"] if verdict else [NO_BASELINE]
+    lines = [f"{verdict['student']}: {verdict['sentence']}"] if verdict else [NO_BASELINE] if lacks_baseline(section) else []
     return lines + [f"{row['model']}: {row['note']}" for row in section["table"] if row.get("note")]
 
 
@@ -144,12 +156,11 @@ def _split_line(split: str, scores: Metrics) -> str:
 
 
 def _export_line(metrics: Metrics) -> str:
-    files, primary = metrics["files"], metrics.get("primary")
-    sizes = ", ".join(f"{measured['file']} {measured['bytes'] / 1e6:.1f} MB" for measured in files.values())
+    files = metrics["files"]
     smallest = min(files.values(), key=lambda measured: measured["bytes"])
-    score = (smallest.get("scores") or {}).get(primary)
-    text = sizes if score is None else f"{sizes}; {primary} {score:.4f} on dev with {smallest['file']}"
-    return f"{text}. {metrics['verdict']['sentence']}" if metrics.get("verdict") else text
+    text = f"{len(files)} files, the smallest {smallest['file']} with {smallest['bytes'] / 1e6:.1f} MB"
+    score = (smallest.get("scores") or {}).get(metrics.get("primary"))
+    return text if score is None else f"{text}, {metrics['primary']} {score:.4f} on dev"
 
 
 def _report_line(metrics: Metrics) -> str:

@@ -10,9 +10,11 @@ from itertools import pairwise
 from typing import Any
 
 WIDTH, HEIGHT = 440, 270
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 62, 24, 14, 44
 LABEL_WIDTH, LABEL_HEIGHT = 16, 13  # of the number beside a mark
 SMALLEST, LARGEST = 4.0, 15.0  # radius of a mark
+CROWDED, TALL = 12, 460  # a chart of more points is taller
+FAR = 4.0  # distances from the best score to the lower quartile: a point that is further below it is left out
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,7 @@ class Chart:
     right: int = WIDTH - RIGHT
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
-
-
-def _axes(
-    xs: Sequence[float], ys: Sequence[float], *, log_x: bool = False, limits: tuple[float, float] | None = None
-) -> tuple[Scale, Scale]:
-    low_x, high_x = _padded(xs, log=log_x)
-    low_y, high_y = limits or _padded(ys)
-    return Scale(low_x, high_x, LEFT, WIDTH - RIGHT, log_x), Scale(low_y, high_y, HEIGHT - BOTTOM, TOP)
+    note: str = ""
 
 
 def _padded(values: Sequence[float], *, log: bool = False) -> tuple[float, float]:
@@ -135,7 +130,7 @@ def curve_chart(
     if not drawn:
         return None
     everything = [point for points in drawn.values() for point in points]
-    x, y = _axes([0.0, *(step for step, _ in everything)], [value for _, value in everything])
+    y = Scale(*_padded([value for _, value in everything]), HEIGHT - BOTTOM, TOP)
     x = Scale(0.0, max(step for step, _ in everything), LEFT, WIDTH - RIGHT)
     lines, marks, words = [], [], []
     for number, (seed, points) in enumerate(drawn.items()):
@@ -156,28 +151,53 @@ def front_chart(title: str, score: str, points: Sequence[Mapping[str, Any]]) -> 
     """Returns score against latency; None where fewer than two points have both.
 
     points  {"name", "label", "style", "score", "latency_ms", "megabytes"}: the area of a mark grows with the size
-    The line joins the points that no other one beats in both.
+    The line joins the points that no other one beats in both. Points far below all others are left out, and said to be.
     """
-    both = [p for p in points if p["score"] is not None and p["latency_ms"]]
-    if len(both) < 2:
+    timed = [p for p in points if p["score"] is not None and p["latency_ms"]]
+    lowest = _lowest([p["score"] for p in timed])
+    shown = [p for p in timed if p["score"] >= lowest or p["style"] == "linear"]
+    if len(shown) < 2:
         return None
-    x, y = _axes([p["latency_ms"] for p in both], [p["score"] for p in both], log_x=True)
-    largest = max((p["megabytes"] or 0.0 for p in both), default=0.0)
-    taken: list[tuple[float, float]] = []
-    marks = []
-    for point in sorted(both, key=lambda p: -(p["megabytes"] or 0.0)):
-        share = (point["megabytes"] or 0.0) / largest if largest else 0.0
-        radius = round(SMALLEST + (LARGEST - SMALLEST) * math.sqrt(share), 1)
-        at = x(point["latency_ms"]), y(point["score"])
-        size = f", {point['megabytes']:,.1f} MB" if point["megabytes"] else ""
-        text = f"{point['label']}: {point['name']}, {score} {point['score']:.4f}, {point['latency_ms']:.2f} ms{size}"
-        label = _free_place(at, radius, taken)
-        marks.append(Mark(*at, radius, point["style"], text, point["label"], *label))
-    best = _front(both)
+    height = HEIGHT if len(shown) <= CROWDED else TALL
+    x = Scale(*_padded([p["latency_ms"] for p in shown], log=True), LEFT, WIDTH - RIGHT, True)
+    y = Scale(*_padded([p["score"] for p in shown]), height - BOTTOM, TOP)
+    best = _front(shown)
     lines = [Line(" ".join(f"{x(p['latency_ms'])},{y(p['score'])}" for p in best), "front", "the front")] if best[1:] else []
     words = ", ".join(f"{p['name']} ({p['score']:.4f}, {p['latency_ms']:.2f} ms)" for p in best)
     description = f"Up is better, left is faster; the area is the size. Not beaten in both: {words}."
-    return Chart(title, description, "ms a row, one at a time (logarithmic)", score, _ticks(x), _ticks(y), lines, marks)
+    below = [f"{p['label']} {p['name']} ({p['score']:.4f})" for p in timed if p not in shown]
+    return Chart(
+        title, description, "ms a row, one at a time (logarithmic)", score, _ticks(x), _ticks(y), lines,
+        _numbered_marks(score, shown, x, y), height=height, bottom=height - BOTTOM,
+        note=f"Below the chart: {', '.join(below)}." if below else "",
+    )  # fmt: skip
+
+
+def _lowest(scores: Sequence[float]) -> float:
+    """Returns the score below which a point would squeeze all others into a stripe."""
+    if not scores:
+        return 0.0
+    quarter = sorted(scores)[len(scores) // 4]
+    return quarter - FAR * (max(scores) - quarter)
+
+
+def _numbered_marks(score: str, points: Sequence[Mapping[str, Any]], x: Scale, y: Scale) -> list[Mark]:
+    largest = max((p["megabytes"] or 0.0 for p in points), default=0.0)
+    ordered = sorted(points, key=lambda p: -(p["megabytes"] or 0.0))  # small marks are drawn over large ones
+    circles = [(x(p["latency_ms"]), y(p["score"]), _radius(p["megabytes"], largest)) for p in ordered]
+    taken: list[tuple[float, float]] = []
+    marks = []
+    for point, circle in zip(ordered, circles, strict=True):
+        size = f", {point['megabytes']:,.1f} MB" if point["megabytes"] else ""
+        text = f"{point['label']}: {point['name']}, {score} {point['score']:.4f}, {point['latency_ms']:.2f} ms{size}"
+        label = _free_place(circle, circles, taken, y.start)
+        marks.append(Mark(*circle, point["style"], text, point["label"], *label))
+    return marks
+
+
+def _radius(megabytes: float | None, largest: float) -> float:
+    share = (megabytes or 0.0) / largest if largest else 0.0
+    return round(SMALLEST + (LARGEST - SMALLEST) * math.sqrt(share), 1)
 
 
 def _front(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -188,17 +208,26 @@ def _front(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return front
 
 
-def _free_place(at: tuple[float, float], radius: float, taken: list[tuple[float, float]]) -> tuple[float, float]:
-    """Returns a place for the number of a mark that no earlier number has: right of it, left, above, below, then further."""
-    x, y = at
-    reach = radius + 3
-    tries = [(x + reach + 5, y), (x - reach - 5, y), (x, y - reach - 6), (x, y + reach + 6)]
-    tries += [(x + reach + 5, y + step) for step in (13, -13, 26, -26)] + [(x - reach - 5, y + step) for step in (13, -13)]
-    inside = [(px, py) for px, py in tries if LEFT + 6 < px < WIDTH - RIGHT - 4 and TOP + 4 < py < HEIGHT - BOTTOM - 4]
-    free = [p for p in inside if all(abs(p[0] - a) > LABEL_WIDTH or abs(p[1] - b) > LABEL_HEIGHT for a, b in taken)]
-    place = (free or inside or tries)[0]
-    taken.append(place)
-    return round(place[0], 1), round(place[1], 1)
+def _free_place(
+    mark: tuple[float, float, float],
+    circles: Sequence[tuple[float, float, float]],
+    taken: list[tuple[float, float]],
+    bottom: float,
+) -> tuple[float, float]:
+    """Returns a place for the number of a mark, around it, where it covers the fewest other numbers and marks."""
+    x, y, radius = mark
+    angles = [math.radians(angle) for angle in (0, 180, 270, 90, 315, 225, 45, 135)]
+    rings = [radius + 9, radius + 20]
+    places = [(x + ring * math.cos(angle), y + ring * math.sin(angle)) for ring in rings for angle in angles]
+    inside = [(px, py) for px, py in places if LEFT + 6 < px < WIDTH - RIGHT - 4 and TOP + 4 < py < bottom - 6]
+
+    def covered(place: tuple[float, float]) -> int:
+        numbers = sum(abs(place[0] - a) < LABEL_WIDTH and abs(place[1] - b) < LABEL_HEIGHT for a, b in taken)
+        return 3 * numbers + sum(math.hypot(place[0] - a, place[1] - b) < r + 6 for a, b, r in circles)
+
+    best = min(inside or places, key=covered)  # of equal ones the first: right of the mark
+    taken.append(best)
+    return round(best[0], 1), round(best[1], 1)
 
 
 def reliability_chart(title: str, curves: Mapping[str, Sequence[tuple[float, float, int]]]) -> Chart:

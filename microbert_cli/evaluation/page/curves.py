@@ -1,9 +1,9 @@
 """Loss and dev score over the steps of a training, read from `log.jsonl`: one line a seed, phase after phase."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,10 @@ def _measure(dev: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 
 
 def _thinned(points: Points) -> Points:
-    size = math.ceil(len(points) / POINTS)
-    if size <= 1:
+    if len(points) <= POINTS:
         return points
-    stretches = [points[start : start + size] for start in range(0, len(points), size)]
+    ends = [round(number * len(points) / POINTS) for number in range(POINTS + 1)]
+    stretches = [points[start:end] for start, end in pairwise(ends)]
     return [(stretch[-1][0], sum(value for _, value in stretch) / len(stretch)) for stretch in stretches]
 
 

@@ -21,7 +21,7 @@ from microbert_cli.evaluation.page.run_folder import (
     sources_of,
 )
 from microbert_cli.evaluation.page.split_part import SplitPart, split_parts
-from microbert_cli.evaluation.summary import NO_BASELINE, lead_sentence, result_line
+from microbert_cli.evaluation.summary import NO_BASELINE, lacks_baseline, lead_sentence, result_line
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.runs import manifest
 
@@ -50,6 +50,7 @@ class Training:
     stage: str
     kind: str
     charts: list[Chart]
+    notes: list[str]
 
 
 @dataclass
@@ -111,7 +112,7 @@ def _task_part(run: RunFolder, section: dict[str, Any], rows: int, catalog: Cata
     table = numbered_rows(section["table"])
     agreement = next((part.agreement for part in splits if part.agreement is not None), None)
     notes = [f"{row['model']}: {row['note']}" for row in table if row.get("note")]
-    if section["verdict"] is None:
+    if lacks_baseline(section):
         notes.append(NO_BASELINE)
     if not splits:
         notes.append("No stage evaluated the student: no confusion matrices, calibration and rows answered differently.")
@@ -128,16 +129,22 @@ def _trainings(run: RunFolder) -> list[Training]:
         chosen = str(stage.metrics.get("seed", ""))
         charts = [
             curve_chart("Loss", "loss", curves.loss, curves.starts, chosen=chosen),
-            curve_chart(f"{curves.measure} on dev", curves.measure, curves.dev, curves.starts, chosen=chosen),
         ]
-        trainings.append(Training(stage.name, stage.kind, [chart for chart in charts if chart]))
+        is_curve = any(len(points) > 1 for points in curves.dev.values())
+        if is_curve:
+            charts.append(curve_chart(f"{curves.measure} on dev", curves.measure, curves.dev, curves.starts, chosen=chosen))
+        notes = [] if is_curve else ["It was scored on held-out rows once at most: no curve of that."]
+        trainings.append(Training(stage.name, stage.kind, [chart for chart in charts if chart], notes))
     return trainings
 
 
 def _lineage(run: RunFolder) -> list[Node]:
-    """Returns the exports of a run, or else its students, each with what it was made from."""
-    tops = [stage for stage in run.stages if stage.kind == "export"]
-    tops = tops or [stage for section in run.sections if (stage := judged_output(run, section))] or run.stages[-1:]
+    """Returns the exports of a run's students, or else its students, each with what it was made from."""
+    judged = [stage for section in run.sections if (stage := judged_output(run, section))]
+    students = {stage.out.resolve() for stage in judged}
+    exports = [stage for stage in run.stages if stage.kind == "export"]
+    of_students = [stage for stage in exports if any(path and path.resolve() in students for _, _, path in sources_of(stage))]
+    tops = of_students or judged or exports or run.stages[-1:]
     seen: set[Path] = set()
     return [_node("", stage, seen) for stage in tops if stage.out.resolve() not in seen]
 
@@ -157,9 +164,8 @@ def _node(role: str, output: StageOutput, seen: set[Path]) -> Node:
 
 
 def _fact_line(output: StageOutput) -> str:
-    if output.kind == "export":
-        return ", ".join(str(measured["file"]) for measured in output.metrics.get("files", {}).values())
-    return result_line(output.kind, output.metrics)
+    files = output.metrics.get("files", {}) if output.kind == "export" else {}
+    return ", ".join(str(measured["file"]) for measured in files.values()) or result_line(output.kind, output.metrics)
 
 
 def _logs(out: Path) -> list[Path]:

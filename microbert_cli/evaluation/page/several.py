@@ -13,7 +13,19 @@ from microbert_cli.evaluation.page.run_page import front_of, numbered_rows
 from microbert_cli.evaluation.summary import lead_sentence
 
 Row = dict[str, Any]
-NAMES = ("model", "kind", "score", "spread", "seeds", "retention", "parameters", "megabytes", "latency_ms", "rows_per_second")
+NAMES = (
+    "model",
+    "kind",
+    "score",
+    "spread",
+    "seeds",
+    "retention",
+    "above_floor",
+    "parameters",
+    "megabytes",
+    "latency_ms",
+    "rows_per_second",
+)
 
 
 def several_context(runs: Sequence[RunFolder], page: Path) -> dict[str, Any]:

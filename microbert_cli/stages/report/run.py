@@ -1,6 +1,6 @@
 """The table at the end of a run: what each way of making a student came to, beside what a user would take instead."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from microbert_cli.evaluation.alternatives.gather import (
 from microbert_cli.evaluation.alternatives.kinds import EXPORT, STUDENT, STUDENT_INT8, TEACHER, TEACHER_INT8
 from microbert_cli.evaluation.alternatives.rows import Row, over_seeds, table_row, verdict_on
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
+from microbert_cli.evaluation.page.write import write_page
 from microbert_cli.evaluation.report_table import as_markdown
 from microbert_cli.models.onnx import ONNX_FILES
 from microbert_cli.recipe.multitask import named_inputs
@@ -44,7 +45,7 @@ def run(
 
     exported  what `export` made, or of several tasks each one's
     teacher   the teacher's directory, or of several tasks each one's: one of `models`, or any other classifier
-    metrics.json and report.md hold the table: the commonest class, a linear model, the teacher, its int8 file, then each
+    metrics.json, report.md and report.html hold the table: the commonest class, a linear model, the teacher, its int8 file, then each
     student with mean and spread over its seeds; and the verdict on the student that was exported, else on the last step's.
     With several tasks there is a table for each of them, in "tasks".
     """
@@ -61,21 +62,50 @@ def run(
         out, stage=STAGE.name, identity=identity, force=force, resume=resume, renew=renew, reporter=reporter
     ) as work:
         if work.done:
-            return up_to_date(STAGE.name, out)
-        order = recipe.teacher.label_order
-        sections = {
-            data.task.name: _section(data, models, _of_task(exported, data), teachers.get(data.task.name), order, reporter)
-            for data in tasks
-        }
-        metrics: dict[str, Any] = {"tasks": sections} if recipe.tasks else next(iter(sections.values()))
-        text = "\n".join(
-            (f"## {task}\n\n" if recipe.tasks else "") + as_markdown(section["table"], section["verdict"])
-            for task, section in sections.items()
+            result = up_to_date(STAGE.name, out)
+        else:
+            metrics = _metrics(recipe, tasks, models, exported, teachers, reporter)
+            (work.path / "report.md").write_text(_as_markdown(metrics), encoding="utf-8")
+            result = write_results(
+                work, stage=STAGE.name, recipe=recipe.keys(*STAGE.keys), metrics=metrics, inputs=identity["models"],
+                sources=sources,
+            )  # fmt: skip
+    if not (result.up_to_date and (out / manifest.PAGE).is_file()):
+        _add_page(out, catalog, reporter)
+    return result
+
+
+def _add_page(out: Path, catalog: Catalog, reporter: Reporter) -> None:
+    """Writes report.html beside the finished report: it tells of all stages of the run, this one among them."""
+    try:
+        write_page([out], out / manifest.PAGE, catalog=catalog)
+    except Exception as error:  # the measurements are worth more than their picture
+        reporter.warn(
+            f"{manifest.PAGE} was not written: {type(error).__name__}: {error}; mbert report {out.parent} tries again"
         )
-        (work.path / "report.md").write_text(text, encoding="utf-8")
-        return write_results(
-            work, stage=STAGE.name, recipe=recipe.keys(*STAGE.keys), metrics=metrics, inputs=identity["models"], sources=sources
-        )
+
+
+def _metrics(
+    recipe: Recipe,
+    tasks: Sequence[TaskData],
+    models: Mapping[str, str],
+    exported: str | Mapping[str, str] | None,
+    teachers: Mapping[str, str],
+    reporter: Reporter,
+) -> dict[str, Any]:
+    order = recipe.teacher.label_order
+    sections = {
+        data.task.name: _section(data, models, _of_task(exported, data), teachers.get(data.task.name), order, reporter)
+        for data in tasks
+    }
+    return {"tasks": sections} if recipe.tasks else next(iter(sections.values()))
+
+
+def _as_markdown(metrics: Mapping[str, Any]) -> str:
+    if "tasks" not in metrics:
+        return as_markdown(metrics["table"], metrics["verdict"])
+    parts = (f"## {task}\n\n{as_markdown(part['table'], part['verdict'])}" for task, part in metrics["tasks"].items())
+    return "\n".join(parts)
 
 
 def _of_task(exported: str | Mapping[str, str] | None, data: TaskData) -> str | None:
