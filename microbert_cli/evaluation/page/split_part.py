@@ -72,9 +72,7 @@ def split_parts(evaluation: StageOutput, *, rows: int, catalog: Catalog) -> list
         if name in splits:
             _add_answers(part, splits[name], evaluation, rows, catalog)
         else:
-            part.notes.append(
-                f"{row_answers.PREDICTIONS} of {evaluation.name} is not there: no matrices, calibration and rows."
-            )
+            part.notes.append(f"{evaluation.name} has no {row_answers.PREDICTIONS}: no matrices, calibration and rows.")
         parts.append(part)
     return parts
 
@@ -108,11 +106,9 @@ def _teacher_missing(evaluation: StageOutput) -> str:
     sources = evaluation.record.get("sources", {})
     if "teacher" not in sources:
         return f"{evaluation.name} had no teacher beside the student: its answers are not shown."
-    model, teacher = (str(sources[role]).removeprefix("../") for role in ("model", "teacher"))
-    command = f"mbert evaluate {model} --teacher {teacher} -o {evaluation.name} --force"
-    return (
-        f"The teacher's answers, row by row, were not recorded by {evaluation.name}. In the run's folder, this does: {command}"
-    )
+    model, teacher = (str(sources.get(role, role)).removeprefix("../") for role in ("model", "teacher"))
+    command = f"mbert evaluate RUN/{model} --teacher RUN/{teacher} -o RUN/{evaluation.name} --force"
+    return f"{evaluation.name} did not record the teacher's answers row by row; this does, RUN being this folder: {command}"
 
 
 def _add_classes(part: SplitPart, split: Split, present: Mapping[str, Answers]) -> None:

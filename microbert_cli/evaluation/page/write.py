@@ -30,7 +30,7 @@ def write_page(
     places  folders of runs, outputs in them, or one folder of `mbert compare`
     out     the file; default: report.html beside the run's report, in the run's folder, or of several runs in their folder
     rows    how many rows that student and teacher answer differently are shown at most
-    A page that would be the same stays as it is. Raises M450 where a place is neither, M451 where `out` is another file.
+    A page that would be the same stays as it is. Raises M227 where a place is neither, M138 where `out` is another file.
     """
     comparison = comparison_of(places[0]) if len(places) == 1 else None
     if comparison is not None:
@@ -49,7 +49,7 @@ def _read(place: Path) -> RunFolder:
     root = run_of(place)
     if root is None:
         raise MbertError(
-            "M450",
+            "M227",
             "there is nothing here to show: no finished output of a stage" if place.is_dir() else "there is no such folder",
             where=str(place),
             allowed="The folder of a run, such as runs/quickstart, or several; or a folder of `mbert compare`.",
@@ -70,7 +70,7 @@ def _write(path: Path, text: str) -> bool:
         return False
     if before and MARK not in before:
         raise MbertError(
-            "M451",
+            "M138",
             "this is no page that mbert wrote, and it would be written over",
             where=f"-o {path}",
             allowed="A new file, or a page of mbert's.",

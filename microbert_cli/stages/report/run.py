@@ -45,8 +45,9 @@ def run(
 
     exported  what `export` made, or of several tasks each one's
     teacher   the teacher's directory, or of several tasks each one's: one of `models`, or any other classifier
-    metrics.json, report.md and report.html hold the table: the commonest class, a linear model, the teacher, its int8 file, then each
-    student with mean and spread over its seeds; and the verdict on the student that was exported, else on the last step's.
+    metrics.json, report.md and report.html hold the table: the commonest class, a linear model, the teacher, its int8 file,
+    then each student with mean and spread over its seeds; and the verdict on the student that was exported, else on the
+    last step's.
     With several tasks there is a table for each of them, in "tasks".
     """
     tasks = load_all_task_data(recipe, catalog, splits=STAGE.splits_of(recipe, catalog), reporter=reporter)
