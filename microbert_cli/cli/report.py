@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or one of `mbert compare`.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs and of `mbert compare`.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; default: report.html in the run's report.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows answered differently that are shown at most; 0: no texts.")] = 20,
     include: Annotated[list[Path] | None, typer.Option("--include", help="A folder with tasks of your own.")] = None,
@@ -31,8 +31,8 @@ def report(
 ) -> None:
     """Shows finished runs in one HTML file: results, curves, answers, lineage, costs; no model is loaded.
 
-    Of one run the page lies beside its report, report.md and report.html; where it has none, in the run's folder. Of several
-    runs it has one table and one chart a task. A page that would be the same is left as it is.
+    The page of a run lies beside report.md of its stage `report`, and in the run's folder where there is none. A page of
+    several runs or of a comparison has one table and one chart a task. A page that would be the same is left as it is.
     """
     from microbert_cli.evaluation.page.write import write_page
     from microbert_cli.recipe.registry import Catalog

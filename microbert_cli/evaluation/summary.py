@@ -82,7 +82,8 @@ def _rows_without_report(scored: Sequence[tuple[str, str, Metrics]], export: Met
     """Returns what the trainings of a run say themselves: the teacher as distillation measured it, then each of them."""
     last = scored[-1][2]
     primary, floor = last["primary"], last.get("majority")
-    teacher = next((metrics["teacher"][primary] for _, _, metrics in scored if metrics.get("teacher", {}).get(primary)), None)
+    of_teacher = [(metrics.get("teacher") or {}).get(primary) for _, _, metrics in scored]
+    teacher = next((score for score in of_teacher if score is not None), None)
     rows = [] if floor is None else [table_row("commonest class", MAJORITY, floor, teacher=teacher, floor=floor)]
     if teacher is not None:
         rows.append(table_row("teacher", TEACHER, teacher, teacher=teacher, floor=floor))

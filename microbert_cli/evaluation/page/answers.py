@@ -105,7 +105,7 @@ def reliability(split: Split, answers: Answers) -> Reliability | None:
     for number in np.unique(numbers):
         rows = numbers == number
         points.append((float(confidence[rows].mean()), float(right[rows].mean()), int(rows.sum())))
-    return Reliability(points, expected_calibration_error(answers.probabilities, labels))
+    return Reliability(points, expected_calibration_error(answers.probabilities, labels.tolist()))
 
 
 @dataclass(frozen=True)

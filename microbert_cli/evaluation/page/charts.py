@@ -154,7 +154,7 @@ def front_chart(title: str, score: str, points: Sequence[Mapping[str, Any]]) -> 
     The line joins the points that no other one beats in both. Points far below all others are left out, and said to be.
     """
     timed = [p for p in points if p["score"] is not None and p["latency_ms"]]
-    lowest = _lowest([p["score"] for p in timed])
+    lowest = _lowest([p["score"] for p in timed if p["style"] != "linear"])
     shown = [p for p in timed if p["score"] >= lowest or p["style"] == "linear"]
     if len(shown) < 2:
         return None

@@ -1,8 +1,7 @@
 """What lies in a run's folder: its finished stages, what they were made from, and which evaluation shows the student."""
 
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.summary import judged_row, run_summary
-from microbert_cli.runs import manifest, run_record
+from microbert_cli.runs import manifest
 from microbert_cli.runs.stage_result import METRICS, read_metrics
 
 COMPARISON = "comparison"
@@ -67,7 +66,7 @@ class RunFolder:
 
 
 def read_run(root: Path) -> RunFolder:
-    """Reads the finished stages of a run; those that the recipe names first, in its order, then by their end."""
+    """Reads the finished stages of a run, in the order in which they were made."""
     stages, problems = [], []
     for path in sorted(root.glob(f"*/{manifest.FILE}")):
         if path.parent.name.startswith(".") or ".old-" in path.parent.name or path.parent.name.endswith(".partial"):
@@ -76,10 +75,7 @@ def read_run(root: Path) -> RunFolder:
             stages.append(read_output(path.parent))
         except MbertError as error:
             problems.append(f"{path.parent.name}: {error.what}")
-    order = _recipe_order(root)
-    place = {name: number for number, name in enumerate(order)}
-    stages.sort(key=lambda stage: (place.get(stage.name, len(order)), str(stage.record.get("finished"))))
-    return RunFolder(root, stages, problems)
+    return RunFolder(root, _in_order(stages), problems)
 
 
 def read_output(out: Path) -> StageOutput:
@@ -104,11 +100,21 @@ def comparison_of(place: Path) -> Path | None:
     return None
 
 
-def _recipe_order(root: Path) -> list[str]:
-    try:
-        return list(json.loads((root / run_record.FILE).read_text(encoding="utf-8")).get("results", {}))
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return []
+def _in_order(stages: Sequence[StageOutput]) -> list[StageOutput]:
+    """Returns stages by their end, to the second, and each behind those of the run that it was made from."""
+    waiting = sorted(stages, key=lambda stage: (str(stage.record.get("finished")), stage.name))
+    places = {stage.out.resolve() for stage in waiting}
+    ordered: list[StageOutput] = []
+    while waiting:
+        behind = {stage.out.resolve() for stage in ordered}
+        ready = [stage for stage in waiting if _own_sources(stage, places) <= behind] or waiting  # no circle holds it up
+        ordered.append(ready[0])
+        waiting.remove(ready[0])
+    return ordered
+
+
+def _own_sources(stage: StageOutput, places: set[Path]) -> set[Path]:
+    return {path.resolve() for _, _, path in sources_of(stage) if path is not None} & places
 
 
 def sources_of(output: StageOutput) -> Iterator[tuple[str, str, Path | None]]:

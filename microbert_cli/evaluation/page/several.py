@@ -28,9 +28,10 @@ NAMES = (
 )
 
 
-def several_context(runs: Sequence[RunFolder], page: Path) -> dict[str, Any]:
-    """Returns what the template takes of several runs: their students and exports, once each what is the same for all.
+def several_context(runs: Sequence[RunFolder], comparisons: Sequence[StageOutput], page: Path) -> dict[str, Any]:
+    """Returns what the template takes of runs and comparisons.
 
+    Of runs the students and exports, and once what is the same for all of them; of comparisons all their rows.
     page  where the page will lie, so that it can point to the pages of the runs
     """
     by_task: dict[tuple[str, str], list[tuple[RunFolder, dict[str, Any]]]] = {}
@@ -39,12 +40,17 @@ def several_context(runs: Sequence[RunFolder], page: Path) -> dict[str, Any]:
             by_task.setdefault((section["task"], section["primary"]), []).append((run, section))
     names = names_of(runs)
     without = [names[run.root] for run in runs if not run.sections]
+    parts = [_task(task, primary, entries, names, page) for (task, primary), entries in by_task.items()]
+    averages: list[dict[str, Any]] = []
+    for comparison in comparisons:
+        tasks, means = _comparison_parts(comparison, named=bool(runs) or len(comparisons) > 1)
+        parts, averages = [*parts, *tasks], [*averages, *means]
     return {
-        "title": ", ".join(names.values()),
-        "tasks": [_task(task, primary, entries, names, page) for (task, primary), entries in by_task.items()],
+        "title": ", ".join([*names.values(), *map(_folder_of, comparisons)]),
+        "tasks": parts,
         "problems": [f"{name}: no stage has scores on dev" for name in without]
         + [f"{names[run.root]}: {problem}" for run in runs for problem in run.problems],
-        "average": None,
+        "averages": averages,
     }
 
 
@@ -90,18 +96,19 @@ def _link(run: RunFolder, page: Path) -> str:
     return quote(Path(os.path.relpath(place.absolute(), page.absolute().parent)).as_posix()) if place.is_file() else ""
 
 
-def comparison_context(output: StageOutput) -> dict[str, Any]:
-    """Returns what the template takes of a comparison, from its metrics."""
-    metrics = output.metrics
-    average = None
-    if metrics.get("average"):
-        average = {"columns": table.AVERAGED, "rows": table.average_lines(metrics), "note": table.AVERAGE}
-    return {
-        "title": output.out.absolute().parent.name,
-        "tasks": [_compared(task, section) for task, section in metrics["tasks"].items()],
-        "problems": [],
-        "average": average,
-    }
+def _comparison_parts(output: StageOutput, *, named: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns the parts of a comparison, from its metrics: one a task, and the means over them; `named` = by its folder."""
+    metrics, before = output.metrics, f"{_folder_of(output)}: " if named else ""
+    parts = [_compared(f"{before}{task}", section) for task, section in metrics["tasks"].items()]
+    if not metrics.get("average"):
+        return parts, []
+    title = f"{before}mean over the tasks"
+    means = {"title": title, "columns": table.AVERAGED, "rows": table.average_lines(metrics), "note": table.AVERAGE}
+    return parts, [means]
+
+
+def _folder_of(output: StageOutput) -> str:
+    return output.out.absolute().parent.name
 
 
 def _compared(task: str, section: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +116,7 @@ def _compared(task: str, section: Mapping[str, Any]) -> dict[str, Any]:
     teacher = [_row({**section["teacher"], "row": "teacher", "kind": TEACHER, "retention": 1.0})] if section["teacher"] else []
     others = section.get("alternatives") or [{"row": "commonest class", "kind": MAJORITY, "score": section["majority"]}]
     rows = numbered_rows([*students, *teacher, *map(_row, others)])
-    costs = {
+    costs: dict[str, Any] = {
         "title": "What the rows cost",
         "columns": ["row", "steps", "rows seen", "train s", "teacher s"],
         "rows": [_cost_cells(row) for row in section["rows"]],

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.page.run_folder import RunFolder, comparison_of, read_output, read_run, run_of
 from microbert_cli.evaluation.page.run_page import run_context
-from microbert_cli.evaluation.page.several import comparison_context, several_context
+from microbert_cli.evaluation.page.several import several_context
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.runs import atomic
 from microbert_cli.runs.manifest import PAGE
@@ -25,24 +25,23 @@ ROWS = 20  # differing rows that are shown, where nobody says how many
 def write_page(
     places: Sequence[Path], out: Path | None = None, *, rows: int = ROWS, catalog: Catalog | None = None
 ) -> tuple[Path, bool]:
-    """Writes the page of a run, of several runs, or of a comparison; returns where it lies and whether it was written.
+    """Writes the page of a run, or one of several runs and comparisons; returns where it lies and whether it was written.
 
-    places  folders of runs, outputs in them, or one folder of `mbert compare`
-    out     the file; default: report.html beside the run's report, in the run's folder, or of several runs in their folder
-    rows    how many rows that student and teacher answer differently are shown at most
+    places  folders of runs, outputs in them, and folders of `mbert compare`
+    out     the file; default: report.html beside a run's report or a comparison's table, else in the folder of the first place
+    rows    how many rows that student and teacher answer differently are shown at most, of a single run
     A page that would be the same stays as it is. Raises M227 where a place is neither, M138 where `out` is another file.
     """
-    comparison = comparison_of(places[0]) if len(places) == 1 else None
-    if comparison is not None:
-        target = out or comparison / PAGE
-        return target, _write(target, _render("several.html.jinja", comparison_context(read_output(comparison))))
-    runs = [_read(place) for place in dict.fromkeys(places)]
-    if len(runs) == 1:
+    chosen = list(dict.fromkeys(places))
+    folders = {place: folder for place in chosen if (folder := comparison_of(place)) is not None}
+    runs = [_read(place) for place in chosen if place not in folders]
+    if len(runs) == 1 == len(chosen):
         target = out or runs[0].page_place()
-        context = run_context(runs[0], rows=rows, catalog=catalog or Catalog())
-        return target, _write(target, _render("run.html.jinja", context))
-    target = out or runs[0].root.absolute().parent / PAGE
-    return target, _write(target, _render("several.html.jinja", several_context(runs, target)))
+        return target, _write(target, _render("run.html.jinja", run_context(runs[0], rows=rows, catalog=catalog or Catalog())))
+    alone = next(iter(folders.values())) if len(chosen) == 1 else chosen[0].absolute().parent
+    target = out or alone / PAGE
+    comparisons = [read_output(folder) for folder in folders.values()]
+    return target, _write(target, _render("several.html.jinja", several_context(runs, comparisons, target)))
 
 
 def _read(place: Path) -> RunFolder:
