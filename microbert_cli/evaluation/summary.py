@@ -12,8 +12,8 @@ from microbert_cli.text import format_cells
 
 Metrics = Mapping[str, Any]
 Section = dict[str, Any]
-COLUMNS = {"model": "", "score": ".4f", "kept": ".1%", "MB": ".1f", "ms/row": ".2f", "rows/s": ",.0f"}
-KEYS = {"kept": "retention", "MB": "megabytes", "ms/row": "latency_ms", "rows/s": "rows_per_second"}
+COLUMNS = {"model": "", "score": ".4f", "±": ".4f", "kept": ".1%", "MB": ".1f", "ms/row": ".2f", "rows/s": ",.0f"}
+KEYS = {"±": "spread", "kept": "retention", "MB": "megabytes", "ms/row": "latency_ms", "rows/s": "rows_per_second"}
 NO_BASELINE = "No linear baseline and no verdict: the stage report measures them, as the last of the recipe's `stages`."
 
 
@@ -96,12 +96,8 @@ def _rows_without_report(scored: Sequence[tuple[str, str, Metrics]], export: Met
 
 
 def cells(row: Row) -> list[str]:
-    """Returns a row of the closing table as text, in the order of `COLUMNS`; the spread stands behind its score."""
-    values = {"model": row["model"], **{column: row.get(key) for column, key in KEYS.items()}}
-    texts = format_cells({**values, "score": row.get("score")}, COLUMNS)
-    if row.get("spread") and texts[1]:
-        texts[1] += f" ± {row['spread']:.4f}"
-    return texts
+    """Returns a row of the closing table as text, in the order of `COLUMNS`."""
+    return format_cells({column: row.get(KEYS.get(column, column)) for column in COLUMNS}, COLUMNS)
 
 
 def lacks_baseline(section: Section) -> bool:

@@ -123,7 +123,7 @@ def metrics(stage: str, run: str = "runs/small") -> dict:
 def check_ending(text: str) -> None:
     table, verdict = metrics("report")["table"], metrics("report")["verdict"]
     lines = text.splitlines()
-    head = next(i for i, line in enumerate(lines) if line.split() == ["model", "score", "kept", "MB", "ms/row", "rows/s"])
+    head = next(i for i, line in enumerate(lines) if line.split() == ["model", "score", "±", "kept", "MB", "ms/row", "rows/s"])
     for row, line in zip(table, lines[head + 1 :], strict=False):
         assert line.startswith(row["model"]) and f"{row['score']:.4f}" in line, line
     assert f"task-distill: {verdict['sentence']}" in lines
