@@ -220,12 +220,14 @@ def test_every_example_of_the_help_runs(line: str, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     text = shlex.split(line.partition(" | ")[0])[1] if " | " in line else ""
     words = shlex.split(line.rpartition("| ")[2])
-    if words[1] in ("predict", "verify"):
+    if words[1] in ("predict", "verify", "report"):
         if not (home / "teacher").exists():
             monkeypatch.chdir(home)
             works("finetune", "short.toml", "-o", "teacher")
             monkeypatch.chdir(tmp_path)
-        shutil.copytree(home / "teacher", words[2])
+        places = [Path(word) for word in words[2:] if "/" in word and not word.endswith(".html")]
+        for place in [place / "finetune" for place in places] if words[1] == "report" else [Path(words[2])]:
+            shutil.copytree(home / "teacher", place)
     if words[1] == "predict":
         Path("reviews.jsonl").write_text('{"review": "a fine film"}\n', encoding="utf-8")
     if "recipes/quickstart.toml" in words:

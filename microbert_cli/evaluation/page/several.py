@@ -70,9 +70,9 @@ def _task(
     sentences = []
     for run, section in entries:
         name = names[run.root]
-        own = [row for row in section["table"] if row["kind"] in (STUDENT, STUDENT_INT8, EXPORT)]
-        shared = [row for row in section["table"] if row not in own]
-        rows += [{**row, "model": f"{name}: {row['model']}", "run": name} for row in own]
+        students = [row for row in section["table"] if row["kind"] in (STUDENT, STUDENT_INT8, EXPORT)]
+        shared = [row for row in section["table"] if row not in students]
+        rows += [{**row, "model": f"{name}: {row['model']}", "run": name} for row in students]
         for row in shared:
             same = next((other for other in rows if other["kind"] == row["kind"] and other["score"] == row["score"]), None)
             if same is None:
