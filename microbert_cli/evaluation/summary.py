@@ -84,7 +84,8 @@ def _rows_without_report(scored: Sequence[tuple[str, str, Metrics]], export: Met
     primary, floor = last["primary"], last.get("majority")
     of_teacher = [(metrics.get("teacher") or {}).get(primary) for _, _, metrics in scored]
     teacher = next((score for score in of_teacher if score is not None), None)
-    rows = [] if floor is None else [table_row("commonest class", MAJORITY, floor, teacher=teacher, floor=floor)]
+    floor_name = "commonest text" if "signatures" in last else "commonest class"
+    rows = [] if floor is None else [table_row(floor_name, MAJORITY, floor, teacher=teacher, floor=floor)]
     if teacher is not None:
         rows.append(table_row("teacher", TEACHER, teacher, teacher=teacher, floor=floor))
     for name, kind, metrics in scored:

@@ -40,6 +40,11 @@ class Split:
     student: Answers
     teacher: Answers | None = None
 
+    @property
+    def are_texts(self) -> bool:
+        """Whether the answers are neither classes nor scores, but were written."""
+        return not self.classes and any(isinstance(label, str) for label in self.labels)
+
 
 @dataclass(frozen=True)
 class Reliability:

@@ -69,7 +69,11 @@ def split_parts(evaluation: StageOutput, *, rows: int, catalog: Catalog) -> list
         part = SplitPart(
             evaluation.name, name, int(scores["rows"]), _scores(scores), scores.get("teacher", {}).get("agreement")
         )
-        if name in splits:
+        if name in splits and splits[name].are_texts:
+            part.notes.append(
+                f"The answers are texts: {row_answers.PREDICTIONS} of {evaluation.name} has them beside the targets."
+            )
+        elif name in splits:
             _add_answers(part, splits[name], evaluation, rows, catalog)
         else:
             part.notes.append(f"{evaluation.name} has no {row_answers.PREDICTIONS}: no matrices, calibration and rows.")

@@ -201,6 +201,18 @@ def test_numbers_that_are_none_leave_cells_empty(tmp_path: Path) -> None:
     assert "0.8900" in body and "None" not in body and "nan" not in body
 
 
+def test_texts_that_were_written_are_no_scores(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    make_output(
+        run / "task-distill", "task-distill", DISTILLED | {"primary": "bleu", "dev": {"bleu": 3.0}, "mean": {"bleu": 3.0}}
+    )
+    splits = {"dev": {"rows": 1, "metrics": {"bleu": 3.0}, "signatures": {"bleu": "x"}}}
+    make_output(run / "evaluate", "evaluate", {"task": "sst2", "primary": "bleu", "splits": splits})
+    columns = {"split": ["dev"], "id": ["0"], "prediction": ["a text"], "label": ["the text"]}
+    pq.write_table(pa.table(columns), run / "evaluate" / "predictions.parquet")
+    assert "The answers are texts" in write_page([run])[0].read_text(encoding="utf-8")
+
+
 def test_comparisons_are_shown_beside_each_other(tmp_path: Path) -> None:
     row = {"row": "kd", "score": 0.8, "spread": 0.01, "by_seed": {"1": 0.8, "2": 0.8}, "latency_ms": 2.0, "megabytes": 5.0,
            "steps": 10, "rows_seen": 320, "seconds": 1.0, "teacher_seconds": None}  # fmt: skip
