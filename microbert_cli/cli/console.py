@@ -4,15 +4,16 @@ import errno
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from microbert_cli import distributed
+from microbert_cli.cli.tables import layout
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs import disk
@@ -20,6 +21,7 @@ from microbert_cli.signals import silence_broken_streams
 from microbert_cli.text import escape_control_characters, json_line, one_line, safe_text
 
 INTERVAL = 10.0
+UNLIMITED = 100_000  # cells: of a file or pipe
 ASCII_SIGNS = str.maketrans({"✓": "+", "✗": "x", "·": "-"})
 
 
@@ -161,24 +163,30 @@ def show_json(value: Any) -> None:
     show(json_line(value))
 
 
-def show_table(title: str, columns: list[str], rows: list[list[str]], *, err: bool = False) -> None:
-    """Prints a table: a result on stdout, or with `err` a message on stderr."""
-    table = Table(
-        title=escape(escape_control_characters(title)) or None,
-        title_justify="left",
-        header_style="bold",
-        box=None,
-        pad_edge=False,
-    )
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    for row in rows:
-        table.add_row(*(escape(one_line(cell)) for cell in row))
-    width = None if sys.stdout.isatty() else 200
-    console = Console(width=width, highlight=False, stderr=err, quiet=err and not distributed.is_main())
+def show_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False, texts: Sequence[str] = ()
+) -> None:
+    """Prints a table: a result on stdout, or with `err` a message on stderr.
+
+    texts  columns that may be broken over lines. On a terminal that is too narrow the other columns are not cut: what does
+           not fit stands in a second table below. A file or pipe gets lines as long as they are.
+    """
+    console = Console(highlight=False, stderr=err, quiet=err and not distributed.is_main())
+    if not console.is_terminal:
+        console = Console(width=UNLIMITED, highlight=False, stderr=err, quiet=console.quiet)
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    tables = list(layout(columns, cells, console.width, texts))
     if err:
-        console.print(table)
+        with suppress(OSError):  # a full disk that takes no messages stops no work
+            _print_tables(console, title, tables)
         return
     with console.capture() as captured:
-        console.print(table)
+        _print_tables(console, title, tables)
     _print("\n".join(line.rstrip() for line in captured.get().rstrip().split("\n")))
+
+
+def _print_tables(console: Console, title: str, tables: Sequence[Any]) -> None:
+    if title:
+        console.print(escape(escape_control_characters(title)), style="italic", soft_wrap=True)
+    for number, table in enumerate(tables):
+        console.print(*([""] if number else []), table, sep="\n")

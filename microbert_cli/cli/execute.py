@@ -3,12 +3,12 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microbert_cli.cli.console import show, show_json, show_table
+from microbert_cli.cli.console import show, show_json, show_note, show_table
 from microbert_cli.cli.options import CommonOptions, TaskOptions
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.summary import result_line
@@ -21,15 +21,18 @@ from microbert_cli.recipe.task import load_task
 from microbert_cli.recipe.task_kinds import kind_class
 from microbert_cli.runs import manifest
 from microbert_cli.runs.stage_inputs import RUNS, Step, default_root, step, steps
+from microbert_cli.runs.stage_registry import find_stage
 
 if TYPE_CHECKING:
     from microbert_cli.runs.stage_result import StageResult
+
+DEFAULT = "built-in default"
 
 
 def run_stage(kind: str, common: CommonOptions, resolved: Resolved, **options: Any) -> "StageResult | None":
     """Runs one stage by itself; None where only a look was asked for."""
     if common.explain:
-        explain(resolved, as_json=common.as_json)
+        explain(resolved, [kind], as_json=common.as_json, everything=common.verbose)
         return None
     catalog = common.catalog()
     root = common.out.parent if common.out else default_root(resolved, explicit=common.recipe is not None)
@@ -50,7 +53,7 @@ def run_stage(kind: str, common: CommonOptions, resolved: Resolved, **options: A
 def recipe_steps(common: CommonOptions, resolved: Resolved, *, will_run: bool = False) -> tuple[list[Step], Path] | None:
     """Returns the recipe's steps and their folder; None for --explain-config and --dry-run. Raises M023 for no stages."""
     if common.explain:
-        explain(resolved, as_json=common.as_json)
+        explain(resolved, _kinds_of_stages(resolved), as_json=common.as_json, everything=common.verbose)
         return None
     if not resolved.recipe.stages:
         raise MbertError(
@@ -190,20 +193,34 @@ def recipe_of_model(model: str | None) -> Layer:
     return Layer(str(output / manifest.FILE), manifest.read(output).get("recipe", {})) if output else Layer("no manifest", {})
 
 
-def explain(resolved: Resolved, *, as_json: bool = False) -> None:
-    """Shows every key, its value and its origin."""
+def explain(resolved: Resolved, kinds: Iterable[str] = (), *, as_json: bool = False, everything: bool = False) -> None:
+    """Shows keys, their values and their origins: those that stages of these kinds read, and all that anybody has set.
+
+    kinds  none = every key;  everything  every key, too. As JSON it is always every key
+    """
     from microbert_cli.recipe.toml import to_toml
 
     values = flatten(resolved.recipe.model_dump(mode="json"))
-    origins = {key: resolved.origins.get(key, "built-in default") for key in values}
+    origins = {key: resolved.origins.get(key, DEFAULT) for key in values}
     if as_json:
         show_json({key: {"value": value, "from": origins[key]} for key, value in values.items()})
         return
+    tables = {table for kind in kinds for table in find_stage(kind).tables}
     rows = []
     for key, value in values.items():
-        text = to_toml({"value": value}).removeprefix("value = ").strip() or "(none)"
-        rows.append([key, text, origins[key]])
-    show_table("", ["key", "value", "from"], rows)
+        if not tables or everything or origins[key] != DEFAULT or key.partition(".")[0] in tables:
+            text = to_toml({"value": value}).removeprefix("value = ").strip() or "(none)"
+            rows.append([key, text, origins[key]])
+    show_table("", ["key", "value", "from"], rows, texts=["value", "from"])
+    if len(rows) < len(values):
+        show_note(f"{len(values) - len(rows)} keys that are not read here have their defaults; -v shows them too")
+
+
+def _kinds_of_stages(resolved: Resolved) -> list[str]:
+    """Returns the kinds of a recipe's stages, as far as there are such stages."""
+    variants = resolved.recipe.variant
+    kinds = [str(variants.get(name, {}).get("stage", name)) for name in resolved.recipe.stages]
+    return [kind for kind in dict.fromkeys(kinds) if kind in stage_names()]
 
 
 def dry_run(planned: list[Step], common: CommonOptions) -> None:

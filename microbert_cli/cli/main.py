@@ -20,7 +20,7 @@ from microbert_cli.version import __version__
 
 COMMANDS = (
     "run", "plan", "doctor", "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "trim", "task-distill",
-    "cascade", "evaluate", "predict", "extract", "export", "bench", "compare", "report", "verify", "names", "env",
+    "cascade", "evaluate", "predict", "extract", "export", "bench", "compare", "report", "verify", "names", "cache", "env",
 )  # fmt: skip
 
 HELP = """Two-stage distillation of BERT-style encoders: a good but slow classifier becomes a small fast one.
@@ -32,7 +32,7 @@ checkpoint corrupt, 6 diverged, 7 optional dependency missing, 70 bug, 130/143 i
 GRACE_SECONDS = 20.0  # seconds; on a busy machine it takes a few until one that has left is missed
 
 app = typer.Typer(
-    name="mbert", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="mbert", help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None,
 )  # fmt: skip
 

@@ -55,7 +55,13 @@ class CommonOptions:
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with work that was begun.")] = True
     force: Annotated[bool, typer.Option("--force", help="Move an old output aside and begin anew.")] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show what would happen; touch nothing.")] = False
-    explain: Annotated[bool, typer.Option("--explain-config", help="Show every value and where it comes from.")] = False
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain-config",
+            help="Show the keys that are read here, their values and where these come from; with -v all keys.",
+        ),
+    ] = False
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks, too.")] = False

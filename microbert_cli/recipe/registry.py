@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
@@ -94,6 +95,21 @@ class Catalog:
             for stem in self._files(kind)
             if numbers and len(re.findall(r"[A-Z]", stem)) == len(numbers)
         ]
+
+    def about(self, kind: str, name: str) -> tuple[str, str]:
+        """Returns what the file of a name says it is, in a line, and where that is from; empty where it does not say.
+
+        TOML: its title and source, a recipe's comment "What:";  code: the first line and "Source:" of its docstring
+        """
+        text = self.path(kind, name, where=kind).read_text(encoding="utf-8")
+        if kind == "recipes":
+            return _first_sentence(text), ""
+        if self.path(kind, name, where=kind).suffix == ".toml":
+            values = tomllib.loads(text)
+            return str(values.get("title", "")), str(values.get("source", ""))
+        paragraphs = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")
+        sources = [" ".join(part.removeprefix("Source:").split()) for part in paragraphs if part.startswith("Source:")]
+        return " ".join(paragraphs[0].split()), " ".join(sources)
 
     def recipe_path(self, recipe: str | Path) -> Path:
         """Returns a recipe's file, given its path or its catalogued name."""
@@ -220,6 +236,13 @@ def stage_names() -> tuple[str, ...]:
     """The stages a recipe may name, sorted: the folders of stages/. Their records are runs/stage_registry.py's matter."""
     files = (PACKAGE / "stages").glob("*/__init__.py")
     return tuple(sorted(file.parent.name.replace("_", "-") for file in files))
+
+
+def _first_sentence(recipe: str) -> str:
+    """Returns the first sentence of a recipe's comment "What:", which may go over several lines."""
+    comment = recipe.partition("# What: ")[2].partition("\n\n")[0]
+    text = " ".join(line.removeprefix("#").removeprefix(" ") for line in comment.splitlines())
+    return re.split(r"\.? {2,}|\. (?=[A-Z0-9])(?<!al\. )|\. ?(?=mbert )|\.$", text)[0]
 
 
 def _assigned_literals(module: ast.Module) -> dict[str, Any]:

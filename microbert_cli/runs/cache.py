@@ -6,6 +6,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 
 from microbert_cli.errors import MbertError
@@ -14,6 +16,7 @@ from microbert_cli.runs import atomic
 from microbert_cli.signals import Interrupted, WorkInterrupted
 
 COMPLETE = "complete"
+USERS = ".users"  # beside an entry: the outputs that were made with it, one a line
 DIGESTS = "digests"
 SETTLED_NS = 2 * 10**9  # a file changed later than that may change again without a new time of change
 TRIES = 3
@@ -44,6 +47,19 @@ def find(kind: str, key: str) -> Path | None:
     return directory if (directory / COMPLETE).is_file() and not _damaged_files(directory) else None
 
 
+_output: ContextVar[Path | None] = ContextVar("_output", default=None)
+
+
+@contextmanager
+def used_for(output: Path) -> Iterator[None]:
+    """Within the block, entries that are made or read are noted as those of this output."""
+    token = _output.set(output)
+    try:
+        yield
+    finally:
+        _output.reset(token)
+
+
 @contextmanager
 def entry(kind: str, key: str, *, resumable: bool = False, reporter: Reporter = SILENT) -> Iterator[tuple[Path, bool]]:
     """Yields (directory, ready): where `ready` is False the block fills the directory, which is kept if the block ends well.
@@ -57,6 +73,7 @@ def entry(kind: str, key: str, *, resumable: bool = False, reporter: Reporter = 
         ready = False
         try:
             ready = _is_ready(directory, resumable, reporter)
+            _note_user(directory)
             yield directory, ready
             if not ready:
                 _mark_complete(directory)
@@ -145,6 +162,25 @@ def _damaged_files(directory: Path) -> list[str]:
         return [f"{COMPLETE} is damaged"]
 
 
+def _note_user(directory: Path) -> None:
+    """Adds the output at work to the users of an entry; a memory that cannot be written costs nothing."""
+    if (output := _output.get()) is None:
+        return
+    line = str(output.absolute())
+    with suppress(OSError):
+        if line not in users_of(directory):
+            with directory.with_suffix(USERS).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def users_of(directory: Path) -> list[str]:
+    """Returns the outputs that were made with an entry, the first one first."""
+    try:
+        return directory.with_suffix(USERS).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
 def _touch(directory: Path) -> None:
     """Sets when the entry was last used; by our clock, since the file system has a coarse one."""
     os.utime(directory / COMPLETE, ns=(time.time_ns(), time.time_ns()))
@@ -199,6 +235,47 @@ def used_bytes(kind: str, key: str = "") -> int:
     """Returns the bytes of one entry, or of all entries of a kind."""
     folder = entry_path(kind, key) if key else root() / kind
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the cache: its bytes, when it was last used (seconds since 1970), the outputs that were made with it."""
+
+    kind: str
+    directory: Path
+    size: int
+    used: float
+    users: list[str]
+
+
+def entries() -> list[Entry]:
+    """Returns the entries of the cache by kind, complete or begun; creates nothing."""
+    listed = []
+    for folder in sorted(path for path in root().glob("*/*") if path.is_dir() or path.suffix == ".json"):
+        files = [folder] if folder.is_file() else [file for file in folder.rglob("*") if file.is_file()]
+        with suppress(FileNotFoundError):  # another process may clean up at the same time
+            stats = [file.stat() for file in files]
+            used = max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime)
+            listed.append(Entry(folder.parent.name, folder, sum(stat.st_size for stat in stats), used, users_of(folder)))
+    return listed
+
+
+def remove(entry: Entry) -> bool:
+    """Removes an entry; False where a run is making it or reading it in at this moment."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(entry.directory.with_suffix(".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except (Timeout, FileNotFoundError):
+        return False
+    try:
+        (entry.directory / COMPLETE).unlink(missing_ok=True)  # first: a folder without its mark is never read
+        shutil.rmtree(entry.directory) if entry.directory.is_dir() else entry.directory.unlink(missing_ok=True)
+        entry.directory.with_suffix(USERS).unlink(missing_ok=True)
+    finally:
+        lock.release()
+    return True
 
 
 def evict(kind: str, room: int, *, keep: str) -> list[Path]:

@@ -101,6 +101,10 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "a second vocabulary and the teacher's weights": (
         "M389", (*DUAL, "--student", "bert-2x8x32", "--set", "initialise=teacher-slice"),
     ),
+    "a stage, and names that have none": ("M170", ("list", "methods", "export")),
+    "keys of no stage": ("M171", ("list", "keys", "exprot")),
+    "a kind that the cache does not hold": ("M172", ("cache", "--kind", "teachers")),
+    "a time that is none": ("M173", ("cache", "--older", "soon")),
     "another number of labels": ("M320", ("evaluate", "taught", "--teacher", "three", "--task", "sst2")),
 }  # fmt: skip
 

@@ -98,7 +98,7 @@ def test_names_are_listed_shown_and_copied(tmp_path: Path) -> None:
     everything = works("list", "--json").json
     assert {"losses", "methods", "students", "tasks", "augmenters", "recipes", "machines"} == set(everything)
     assert "tinybert" in everything["methods"] and "soft_target" in everything["losses"] and "sst2" in everything["tasks"]
-    assert works("list", "tasks").out.split() == everything["tasks"]
+    assert works("list", "tasks", "--names").out.split() == everything["tasks"]
     for kind, names in everything.items():
         for name in names:
             assert works("show", kind, name).out.strip()
