@@ -19,8 +19,9 @@ from microbert_cli.signals import Halted, Interrupted, raise_on_signal
 from microbert_cli.version import __version__
 
 COMMANDS = (
-    "run", "plan", "doctor", "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "trim", "task-distill",
-    "cascade", "evaluate", "predict", "extract", "export", "bench", "compare", "report", "verify", "names", "cache", "env",
+    "distill", "run", "plan", "doctor", "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "trim",
+    "task-distill", "cascade", "evaluate", "predict", "extract", "export", "bench", "compare", "report", "verify", "names",
+    "cache", "env",
 )  # fmt: skip
 
 HELP = """Two-stage distillation of BERT-style encoders: a good but slow classifier becomes a small fast one.

@@ -9,6 +9,7 @@ from microbert_cli.cli.console import show, show_json, show_note, show_table
 from microbert_cli.cli.execute import recipe_steps
 from microbert_cli.cli.options import CommonOptions, RecipeName, TaskOptions, with_options
 from microbert_cli.evaluation import summary
+from microbert_cli.recipe.resolve import Resolved
 from microbert_cli.runs import run_record
 from microbert_cli.runs.manifest import PAGE
 from microbert_cli.runs.stage_inputs import Step
@@ -40,7 +41,11 @@ def run(
 ) -> None:
     """Runs all stages of a recipe; skips what is up to date and says why it runs the rest."""
     common.recipe = recipe_name or common.recipe
-    resolved = common.resolve(base=base, **about.keys())
+    run_recipe(common, common.resolve(base=base, **about.keys()))
+
+
+def run_recipe(common: CommonOptions, resolved: Resolved) -> None:
+    """Runs the stages of a resolved recipe and shows what came out."""
     if (planned_steps := recipe_steps(common, resolved, will_run=True)) is None:
         return
     planned, root = planned_steps

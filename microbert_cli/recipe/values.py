@@ -51,7 +51,15 @@ Unfreezing = (
 LayerRates = Literal[False] | tuple[Positive, NotNegative]  # of the current layer, of the lower ones
 
 DURATION = r"(?i)^\s*(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|d)\s*$"  # a number and its unit
-Duration = Annotated[str, Field(pattern=DURATION)]
+
+
+def _check_duration(text: str) -> str:
+    if not re.match(DURATION, text):
+        raise ValueError("a number and its unit s, m, h or d, such as 30m or 1.5h")
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_check_duration)]
 
 FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases
 MAX_NAME_BYTES, MAX_PATH_BYTES = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME

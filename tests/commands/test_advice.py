@@ -105,6 +105,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "keys of no stage": ("M171", ("list", "keys", "exprot")),
     "a kind that the cache does not hold": ("M172", ("cache", "--kind", "teachers")),
     "a time that is none": ("M173", ("cache", "--older", "soon")),
+    "two tables": ("M174", ("distill", "reviews.csv", "--task", "sst2")),
     "another number of labels": ("M320", ("evaluate", "taught", "--teacher", "three", "--task", "sst2")),
 }  # fmt: skip
 

@@ -75,6 +75,25 @@ def test_the_recipe_own_data_in_one_command() -> None:
 
 
 @pytest.mark.slow
+def test_a_table_to_a_student_in_one_command() -> None:
+    words = ("distill", "reviews.csv", "--label", "stars", "--base", "base", "--budget", "10m", *SETS)
+    done = works(*words)
+    assert done.out.strip() == "runs/reviews" and metrics_of("runs/reviews/report")["verdict"]["sentence"] in done.err
+    budget = metrics_of("runs/reviews/task-distill")["budget"]
+    assert budget["budget"] == "10m" and budget["share"] == 1
+    assert "everything up to date" in works(*words).err
+    taught = works("distill", "reviews.csv", "--label", "stars", "--teacher", "runs/reviews/finetune", *SETS, "-o", "taught")
+    assert taught.out.strip() == "taught" and not Path("taught/finetune").exists()
+    assert metrics_of("taught/report")["verdict"]["sentence"] in taught.err
+
+
+def test_one_table_and_a_time_that_is_some() -> None:
+    assert "reviews.csv" in refused(2, "M174", "distill", "reviews.csv", "--train-file", "pairs.jsonl")["fix"]
+    assert refused(2, "M174", "distill", "reviews.csv", "--task", "sst2")["fix"] == "mbert run own-data --task sst2"
+    assert "30m" in refused(3, "M003", "distill", "reviews.csv", "--label", "stars", "--budget", "soon")["allowed"]
+
+
+@pytest.mark.slow
 def test_pairs_are_paired_anew() -> None:
     done = run("pairs.jsonl", "--text", "a", "--text", "b", "--label", "same", out="pairs")
     assert "windows is left out: it makes rows of one text" in done.err
