@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,6 +40,14 @@ class Reporter:
 
     def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
         """Reports step `step` of `total` with its numbers."""
+
+    def begin(self, stage: str, step: int, total: int) -> None:
+        """Reports that the first of `total` steps is about to be taken, or that after `step` ones."""
+
+    @contextmanager
+    def working(self, stage: str) -> Iterator[None]:
+        """Reports for the block that a stage is at work, also where no steps are counted."""
+        yield
 
 
 SILENT = Reporter()

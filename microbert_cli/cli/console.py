@@ -2,17 +2,16 @@
 
 import errno
 import sys
-import time
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from microbert_cli import distributed
+from microbert_cli.cli.progress import Bars, Lines
 from microbert_cli.cli.tables import layout
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.reporter import Reporter
@@ -20,16 +19,15 @@ from microbert_cli.runs import disk
 from microbert_cli.signals import silence_broken_streams
 from microbert_cli.text import escape_control_characters, json_line, one_line, safe_text
 
-INTERVAL = 10.0
 UNLIMITED = 100_000  # cells: of a file or pipe
 ASCII_SIGNS = str.maketrans({"✓": "+", "✗": "x", "·": "-"})
 
 
 class MessageConsole(Console):
-    """stderr; where no disk takes the messages, the work goes on without them."""
+    """stderr as it is now, also while a library's own talk is caught; where no disk takes the messages, the work goes on."""
 
     def __init__(self, *, quiet: bool = False):
-        super().__init__(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        super().__init__(file=sys.stderr, highlight=False, soft_wrap=True, quiet=quiet)
 
     def print(self, *objects: Any, **options: Any) -> None:
         with suppress(OSError):  # rich makes an exit of a broken pipe
@@ -42,69 +40,54 @@ def error_console() -> Console:
 
 
 class ConsoleReporter(Reporter):
-    """Bars on a terminal, `key=value` lines every ten seconds in a log file, nothing but warnings under --quiet."""
+    """Bars on a terminal, lines every ten seconds in a log file, nothing but warnings under --quiet."""
 
     def __init__(self, *, quiet: bool = False):
         self.console = error_console()
         self.quiet = quiet
-        self._bars: Progress | None = None
-        self._tasks: dict[str, Any] = {}
-        self._begun: dict[str, float] = {}
-        self._told: dict[str, float] = {}
+        self._bars = Bars(self.console) if self.console.is_terminal else None
+        self._lines = Lines(lambda line: self.console.print(escape(line)))
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self._stop_bars()
-            self.console.print(escape(safe_text(text)))
+            self._print(escape(safe_text(text)))
 
     def warn(self, text: str) -> None:
-        self._stop_bars()
-        self.console.print(f"[yellow]warning:[/yellow] {escape(safe_text(text))}")
+        self._print(f"[yellow]warning:[/yellow] {escape(safe_text(text))}")
+
+    def begin(self, stage: str, step: int, total: int) -> None:
+        if not self.quiet:
+            self._display.begin(stage, step, total)
 
     def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
+        if not self.quiet:
+            self._display.update(stage, step, total, numbers)
+
+    @contextmanager
+    def working(self, stage: str) -> Iterator[None]:
         if self.quiet:
+            yield
             return
-        if self.console.is_terminal:
-            self._show_bar(stage, step, total, numbers)
-        else:
-            self._show_line(stage, step, total, numbers)
+        self._display.enter(stage)
+        try:
+            yield
+        finally:
+            self._display.leave()
 
     def close(self) -> None:
-        self._stop_bars()
+        self._display.close()
 
-    def _show_bar(self, stage: str, step: int, total: int, numbers: dict[str, float]) -> None:
-        if self._bars is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bars = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console, transient=True)
-            self._bars.start()
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total or None, numbers="")
-        self._bars.update(self._tasks[stage], completed=step, numbers=_format_numbers(numbers))
-        if step >= total > 0:
-            self._bars.remove_task(self._tasks.pop(stage))
+    @property
+    def _display(self) -> Bars | Lines:
+        return self._bars or self._lines
 
-    def _show_line(self, stage: str, step: int, total: int, numbers: dict[str, float]) -> None:
-        now = time.monotonic()
-        begun = self._begun.setdefault(stage, now)
-        if step >= total > 0:
-            self._begun.pop(stage)
-            if self._told.pop(stage, None) is None:
-                return
-        elif now - self._told.get(stage, begun) < INTERVAL:
-            return
-        self._told[stage] = now
-        left = (now - begun) / max(1, step) * max(0, total - step)
-        eta = f" eta={int(left) // 3600}:{int(left) % 3600 // 60:02d}:{int(left) % 60:02d}" if total else ""
-        self.console.print(escape(f"{stage} step={step}/{total or '?'} {_format_numbers(numbers)}{eta}"))
-
-    def _stop_bars(self) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars, self._tasks = None, {}
-
-
-def _format_numbers(numbers: dict[str, float]) -> str:
-    return " ".join(f"{name}={value:.4g}" for name, value in numbers.items())
+    def _print(self, text: str) -> None:
+        if self._bars:
+            self._bars.pause()
+        self.console.print(text)
+        self._lines.wrote()
+        if self._bars:
+            self._bars.resume()
 
 
 def show_error(error: MbertError) -> None:

@@ -8,7 +8,8 @@ import typer
 from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.cli.run import Base, run_recipe
 from microbert_cli.errors import MbertError
-from microbert_cli.runs.stage_inputs import RUNS, name_of_files
+from microbert_cli.runs.stage_inputs import RUNS
+from microbert_cli.table_format import name_of_files
 
 RECIPE = "own-data"
 EPILOG = """Examples:

@@ -52,12 +52,20 @@ def run_recipe(common: CommonOptions, resolved: Resolved) -> None:
     if not (common.force or common.include) and run_record.is_unchanged(root, resolved.name, planned):
         _show(common, root, [read_metrics(step.out) for step in planned], planned, unchanged=True)
         return
-    from microbert_cli.plan.doctor.preflight import check_before_start
-
-    check_before_start(planned, root, common.catalog())
+    _check(common, planned, root)
     run_record.claim(root, resolved.name, force=common.force)
     _run(common, planned, root)
     run_record.write(root, resolved.name, planned)
+
+
+def _check(common: CommonOptions, planned: list[Step], root: Path) -> None:
+    """Makes the checks that come before the first stage; loading torch for them takes seconds."""
+    reporter = common.reporter()
+    with reporter.working("checks before the start"):
+        from microbert_cli.plan.doctor.preflight import check_before_start
+
+        check_before_start(planned, root, common.catalog())
+    reporter.close()
 
 
 def _run(common: CommonOptions, planned: list[Step], root: Path) -> None:

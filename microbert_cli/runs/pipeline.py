@@ -30,7 +30,7 @@ def run_step(
         return step.stage.run(step.resolved.recipe, step.out, catalog=catalog, reporter=reporter, **step.inputs, **options)
 
     try:
-        with cache.used_for(step.out):
+        with cache.used_for(step.out), reporter.working(step.name):
             result = run() if step.stage.distributed else distributed.on_main_process(run)
     except Exception as error:
         if tries <= 1 or distributed.world_size() > 1 or not cache.was_deleted(error):

@@ -74,6 +74,7 @@ def train(
         run.restore()
         with words.whole():
             distributed.broadcast_tensors(run.tensors)
+        reporter.begin(plan.name, run.step, plan.steps)
         source = batches(run.step * plan.accumulate)
         run.evaluate_if_due(log, stop)
         while not run.is_over:
@@ -94,7 +95,8 @@ class _TrainingRun:
     ):  # fmt: skip
         self.words = words
         self.objective, self.plan, self.directory, self.seed = objective, plan, directory, seed
-        self.score, self.primary, self.reporter = score, primary, reporter
+        self.score, self.reporter = score, reporter
+        self.by = LOSS if plan.best_by == LOSS else primary
         self.state_directory = directory / RESUME / "phases" / plan.name
         self.optimiser = optimiser_of(objective, plan)
         self.adversaries = {name: adversary.optimiser() for name, adversary in objective.adversaries.items()}
@@ -151,7 +153,8 @@ class _TrainingRun:
         self.result.losses = parts
         rate = max(group["lr"] for group in self.optimiser.param_groups)
         log.write(phase=self.plan.name, step=self.step, lr=rate, norm=norm, **parts)
-        self.reporter.progress(self.plan.name, self.step, self.plan.steps, loss=parts["loss"])
+        scores = self.result.dev_scores(self.by)
+        self.reporter.progress(self.plan.name, self.step, self.plan.steps, loss=parts["loss"], **scores)
 
     def evaluate_if_due(self, log: Log, stop: StopSignal) -> None:
         """Evaluates at the planned steps, once each.
@@ -185,8 +188,8 @@ class _TrainingRun:
                 self.best_weights = self._weights()
 
     def _is_better(self, scores: dict[str, float]) -> bool:
-        best = self.result.best
-        return scores[LOSS] < best[LOSS] if self.plan.best_by == LOSS else scores[self.primary] > best[self.primary]
+        new, best = scores[self.by], self.result.best[self.by]
+        return new < best if self.plan.best_by == LOSS else new > best
 
     def save_and_stop(self, stop: StopSignal) -> NoReturn:
         """Saves the state and raises Interrupted."""

@@ -48,6 +48,11 @@ class TrainingResult:
     history: list[dict[str, float]] = field(default_factory=list)
     halved_after: int | None = None
 
+    def dev_scores(self, name: str) -> dict[str, float]:
+        """Returns the last and the best score of a name on dev, where there are any."""
+        scores = {"dev": self.history[-1] if self.history else {}, "best": self.best}
+        return {key: values[name] for key, values in scores.items() if name in values}
+
     def is_exhausted(self, patience: int) -> bool:
         """Whether the last `patience` evaluations brought nothing better; a resumed run finds the same in the record."""
         return bool(patience) and sum(scores["step"] > self.best_step for scores in self.history) >= patience

@@ -1,0 +1,106 @@
+"""Progress in a log file and on a terminal, with a clock of the test's own."""
+
+import io
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from microbert_cli.cli import progress
+from microbert_cli.cli.console import ConsoleReporter
+from microbert_cli.cli.progress import Bars, Lines, Pace, format_line
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(Lines, "_keep_talking", lambda self: None)
+    return clock
+
+
+def test_a_phase_has_a_line_at_its_beginning_every_ten_seconds_and_at_its_end(clock: Clock) -> None:
+    written: list[str] = []
+    lines = Lines(written.append)
+    lines.begin("finetune", 0, 100)
+    for step in range(1, 101):
+        clock.now += 0.25
+        lines.update("finetune", step, 100, {"loss": 0.5, "dev": 0.8})
+    assert written == [
+        "finetune step=0/100",
+        "finetune step=40/100 loss=0.5 dev=0.8 rate=4/s eta=0:00:15",
+        "finetune step=80/100 loss=0.5 dev=0.8 rate=4/s eta=0:00:05",
+        "finetune step=100/100 loss=0.5 dev=0.8 rate=4/s eta=0:00:00",
+    ]
+
+
+def test_a_resumed_phase_has_the_pace_of_the_steps_that_it_takes(clock: Clock) -> None:
+    pace = Pace(900)
+    clock.now += 10
+    pace.step, pace.total = 920, 1000
+    assert format_line("finetune", pace) == "finetune step=920/1000 rate=2/s eta=0:00:40"
+    clock.now += 1190
+    assert format_line("finetune", pace) == "finetune step=920/1000 rate=1/min eta=1:20:00"
+
+
+def test_what_is_over_at_once_writes_nothing(clock: Clock) -> None:
+    written: list[str] = []
+    lines = Lines(written.append)
+    for step in range(1, 4):
+        lines.update("teacher", step, 3, {})
+    assert written == []
+
+
+def test_a_step_that_takes_long_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 0.2)
+    written: list[str] = []
+    lines = Lines(written.append)
+    lines.enter("export")
+    deadline = time.monotonic() + 20
+    while not written and time.monotonic() < deadline:
+        time.sleep(0.05)
+    lines.begin("finetune", 3, 9)
+    count = len(written)
+    while len(written) == count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    lines.close()
+    assert re.fullmatch(r"export: \d:\d\d:\d\d so far", written[0])
+    assert written[count - 1] == written[-1] == "finetune step=3/9"
+
+
+def test_bars_come_back_after_a_note_and_go_when_they_are_full() -> None:
+    screen = io.StringIO()
+    bars = Bars(Console(file=screen, force_terminal=True, width=100))
+    bars.enter("finetune")
+    bars.begin("finetune", 0, 4)
+    bars.update("finetune", 1, 4, {"loss": 0.25})
+    bars.pause()
+    screen.truncate(0)
+    bars.resume()
+    bars.pause()
+    assert "finetune" in screen.getvalue() and "1/4" in screen.getvalue()
+    bars.resume()
+    for step in (2, 3, 4):
+        bars.update("finetune", step, 4, {})
+    bars.leave()
+    assert bars._tasks == {}
+    bars.close()
+
+
+def test_nothing_is_shown_under_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = ConsoleReporter(quiet=True)
+    with reporter.working("export"):
+        reporter.begin("a", 0, 2)
+        reporter.progress("a", 2, 2)
+        reporter.note("note")
+        reporter.warn("a warning")
+    reporter.close()
+    assert capsys.readouterr().err == "warning: a warning\n"
