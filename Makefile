@@ -12,7 +12,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 SOURCES := microbert_cli tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo methods test slow check format lint types architecture encoders real torture bench gpu clean
+.PHONY: help setup demo methods test slow check format lint types architecture docs encoders real torture bench gpu clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV); the first time takes a few minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	@$(PIP) install -e ".[onnx,plot,text,dev]" -c constraints.txt
+	@$(PIP) install -e ".[onnx,plot,text,dev,docs]" -c constraints.txt
 	@touch $@
 
 demo: setup ## the whole pipeline on the text inside Python: teacher to exported student
@@ -44,7 +44,7 @@ test: setup ## the fast tests, with coverage
 slow: setup ## tests of whole chains that take longer; part of check
 	$(BIN)/python -m pytest -q -m "slow and not real and not gpu and not torture" -n $(WORKERS) --dist worksteal
 
-check: setup format lint types architecture test slow ## all that must be green: format, lint, types, architecture, tests
+check: setup format lint types architecture docs test slow ## all that must be green: format, lint, types, architecture, docs, tests
 
 format: setup
 	$(BIN)/ruff format --check $(SOURCES)
@@ -57,6 +57,9 @@ types: setup
 
 architecture: setup
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+docs: setup ## the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 encoders: setup ## every encoder type through every command: docs/architectures.md anew; half an hour
 	MBERT_WRITE_PAGE=1 $(BIN)/python -m pytest -q -m slow tests/cases/test_encoder_types.py -n $(WORKERS) --dist worksteal

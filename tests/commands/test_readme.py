@@ -1,8 +1,6 @@
-"""README's examples run: the Python one whole on tiny models, the commands with --dry-run."""
+"""README's Python example runs on tiny models; its commands are test_docs.py's."""
 
 import re
-import shlex
-import sys
 
 import pytest
 from tiny_models import tiny_bert
@@ -42,39 +40,3 @@ def test_python_example(readme, workplace, monkeypatch, capsys):
     assert "accuracy" in said and "agreement" in said and "probabilities" in said
     for name in ("teacher", "student", "report"):
         assert (workplace / "runs" / "py" / name / "manifest.json").is_file()
-
-
-def commands(readme):
-    joined = re.sub(r"\\\n\s*", "", readme)
-    for block in re.findall(r"^```\w*\n(.*?)^```", joined, re.DOTALL | re.MULTILINE):
-        for line in block.splitlines():
-            line = line.split("#")[0].strip()
-            if line.startswith("mbert "):
-                yield line
-
-
-def test_commands_are_there(readme):
-    assert len(list(commands(readme))) >= 9
-
-
-def test_every_command_is_understood(readme, workplace, monkeypatch):
-    """With --dry-run each of README's commands is resolved and wired; nothing is touched."""
-    from microbert_cli.cli.main import app
-
-    for earlier in ("finetune", "general-distill", "augment", "task-distill", "export"):
-        for root in ("reviews", "sst2"):
-            place = workplace / "runs" / root / earlier
-            place.mkdir(parents=True)
-            (place / "manifest.json").write_text(
-                '{"schema": 1, "identity": {}, "identity_hash": "", "result": "", "outputs": {}}'
-            )
-    for name in ("my-texts.txt.gz", "sentences.txt", "glove.6B.300d.txt"):
-        (workplace / name).touch()
-    before = sorted(workplace.rglob("*"))
-    for line in commands(readme):
-        words = shlex.split(line)[1:]
-        if words[0] in ("predict", "copy", "list", "show"):
-            continue
-        monkeypatch.setattr(sys, "argv", ["mbert", *words, "--dry-run"])
-        app([*words, *([] if "--dry-run" in words else ["--dry-run"])], standalone_mode=False)
-    assert sorted(workplace.rglob("*")) == before
