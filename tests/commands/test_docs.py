@@ -68,6 +68,16 @@ def test_pages_have_commands() -> None:
     assert {"README.md", "tutorial.md", "own-data.md", "cascade.md"} <= {page for page, _ in LINES}
 
 
+def test_links_of_the_readme_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(((?!https?:)[^)#]+)(?:#([^)]+))?\)", text):
+        assert (ROOT / target).exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", (ROOT / target).read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
+    assert len(text.splitlines()) <= 150
+
+
 @pytest.mark.parametrize(
     ("page", "words"),
     [

@@ -1,4 +1,4 @@
-"""README's Python example runs on tiny models; its commands are test_docs.py's."""
+"""The Python example of docs/running.md runs on tiny models; commands are tried in test_docs.py."""
 
 import re
 
@@ -9,8 +9,8 @@ REVIEWS = ["arrived late and broken", "a fine film", "good story and great actin
 
 
 @pytest.fixture
-def readme(repo):
-    return (repo / "README.md").read_text(encoding="utf-8")
+def page(repo):
+    return (repo / "docs" / "running.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_python_example(readme, workplace, monkeypatch, capsys):
-    example = re.search(r"```python\n(.*?)```", readme, re.DOTALL).group(1)
+def test_python_example(page, workplace, monkeypatch, capsys):
+    example = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
     assert len(example.strip().splitlines()) <= 10
     example = example.replace('"google-bert/bert-base-uncased"', '"bert"')
     for key, value in {
@@ -35,7 +35,7 @@ def test_python_example(readme, workplace, monkeypatch, capsys):
         "teacher__allow_weak": "true",
     }.items():
         monkeypatch.setenv(f"MBERT_SET_{key.upper()}", str(value))
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(example, "running.md", "exec"), {})
     said = capsys.readouterr().out
     assert "accuracy" in said and "agreement" in said and "probabilities" in said
     for name in ("teacher", "student", "report"):
