@@ -1,4 +1,4 @@
-"""Files under examples/: the service answers as mbert does, the image takes what an export has, the workflow's command exists."""
+"""Files under examples/: the service answers as mbert does, the image has what an export has, the workflow names a command."""
 
 import importlib.util
 import json
