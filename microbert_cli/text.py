@@ -109,6 +109,7 @@ def is_valid_text(text: str) -> bool:
     return True
 
 
+TIME_UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", re.IGNORECASE)
 
@@ -125,3 +126,16 @@ def command_line() -> list[str]:
     """Returns the command as typed, with the program's bare name, and without secrets."""
     name = Path(sys.argv[0]).name
     return ["mbert" if name == "__main__.py" else name, *map(without_secrets, sys.argv[1:])]
+
+
+def seconds_of(duration: str) -> float:
+    """Returns the seconds of a duration, such as "90s", "20min", "1.5h"; raises ValueError for any other text."""
+    if (match := re.match(r"(?i)^\s*(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|d)\s*$", duration)) is None:
+        raise ValueError("a number and its unit s, m, h or d, such as 30m or 1.5h")
+    return float(match[1]) * TIME_UNITS[match[2].lower()]
+
+
+def check_duration(duration: str) -> str:
+    """Returns a duration as it is; raises ValueError where it is none."""
+    seconds_of(duration)
+    return duration

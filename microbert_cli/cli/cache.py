@@ -1,6 +1,5 @@
 """`mbert cache`: what the cache holds, and what of it may go."""
 
-import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,10 +8,9 @@ import typer
 
 from microbert_cli.cli.console import show, show_json, show_note, show_table
 from microbert_cli.errors import MbertError
-from microbert_cli.recipe.values import DURATION
 from microbert_cli.runs import cache
+from microbert_cli.text import seconds_of
 
-SECONDS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
 NOBODY = "(not noted)"  # made before users were noted, or by no stage
 
 
@@ -84,16 +82,16 @@ def _chosen(entries: list[cache.Entry], kind: str | None, run: Path | None, olde
 
 
 def _seconds(duration: str) -> float:
-    match = re.match(DURATION, duration)
-    if match is None:
+    try:
+        return seconds_of(duration)
+    except ValueError as error:
         raise MbertError(
             "M173",
             f'"{duration}" is no length of time',
             where="--older",
-            allowed="A number and its unit: s, m, h or d.",
+            allowed=f"{str(error).capitalize()}.",
             fix="mbert cache --clean --older 30d --dry-run",
-        )
-    return float(match[1]) * SECONDS[match[2].lower()]
+        ) from None
 
 
 def _is_within(user: str, run: Path) -> bool:

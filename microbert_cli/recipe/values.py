@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from microbert_cli.text import check_duration
+
 
 def _check_no_truth_value(value: Any) -> Any:
     if isinstance(value, bool):
@@ -50,16 +52,7 @@ Unfreezing = (
 )
 LayerRates = Literal[False] | tuple[Positive, NotNegative]  # of the current layer, of the lower ones
 
-DURATION = r"(?i)^\s*(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|d)\s*$"  # a number and its unit
-
-
-def _check_duration(text: str) -> str:
-    if not re.match(DURATION, text):
-        raise ValueError("a number and its unit s, m, h or d, such as 30m or 1.5h")
-    return text
-
-
-Duration = Annotated[str, AfterValidator(_check_duration)]
+Duration = Annotated[str, AfterValidator(check_duration)]
 
 FOLDER_NAME = re.compile(r"\w[\w .+-]{0,99}")  # what names a folder of the output: stages, variants, phases
 MAX_NAME_BYTES, MAX_PATH_BYTES = 240, 4000  # bytes; systems take 255 and 4095, and NAME.partial lies beside NAME

@@ -14,7 +14,6 @@ and the other seeds take as many.
 import copy
 import json
 import math
-import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,10 +25,9 @@ import torch
 
 from microbert_cli import distributed
 from microbert_cli.errors import MbertError
-from microbert_cli.recipe.values import DURATION
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
-from microbert_cli.text import dump_json
+from microbert_cli.text import dump_json, seconds_of
 from microbert_cli.training.loop import train
 from microbert_cli.training.phases import Phase, make_plan, row_batches
 from microbert_cli.training.plan import shares_of_first_seed
@@ -38,14 +36,6 @@ FILE = "budget.json"
 FEWEST = 50  # steps of a phase; fewer teach a student nothing
 WARM, TIMED = 3, 12  # steps of a phase; the first ones allocate
 MARGIN = 0.95  # of the time left is planned with: saving, and batches that are longer than those timed
-UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-
-
-def seconds_of(duration: str) -> float:
-    """Returns the seconds of a duration, such as "90s", "20min", "1.5h"."""
-    match = re.match(DURATION, duration)
-    assert match is not None  # the schema checked it
-    return float(match[1]) * UNITS[match[2].lower()]
 
 
 @dataclass

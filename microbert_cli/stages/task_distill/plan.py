@@ -28,7 +28,7 @@ from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.stages.task_distill import split_tasks
-from microbert_cli.training.budget import seconds_of
+from microbert_cli.text import seconds_of
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.phases import make_plan
 
