@@ -208,6 +208,21 @@ def heavy_at_start(modules: dict[str, Module]) -> list[str]:
     return sorted(wrong)
 
 
+# What answers with an export: neither these files nor what they import may load what takes seconds.
+ANSWER_EXPORTS = ("stages.predict", "stages.evaluate.run", "evaluation.compare_speed", "evaluation.alternatives.bench_rows")
+SECONDS_TO_LOAD = {"torch", "transformers", "datasets", "sklearn", "accelerate"}
+
+
+def slow_at_start(name: str, modules: dict[str, Module]) -> list[str]:
+    """Libraries of SECONDS_TO_LOAD that importing a module would load."""
+    return [
+        f"{modules[loaded].path}:{found.line} {' -> '.join(chain)} loads {found.target}"
+        for loaded, chain in loaded_by(name, modules).items()
+        for found in imports_of(modules[loaded], modules)
+        if found.at_start and found.target.split(".")[0] in SECONDS_TO_LOAD
+    ]
+
+
 def circles(modules: dict[str, Module]) -> list[str]:
     """Modules that import each other at start, directly or through others."""
     edges = {
@@ -345,6 +360,12 @@ def test_nothing_heavy_at_start_in_a_real_process(modules: dict[str, Module]) ->
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.parametrize("name", ANSWER_EXPORTS)
+def test_what_answers_with_an_export_loads_no_torch(name: str, modules: dict[str, Module]) -> None:
+    wrong = slow_at_start(name, modules)
+    assert not wrong, report(wrong)
+
+
 def test_only_the_console_prints(modules: dict[str, Module]) -> None:
     wrong = [
         f"{module.path}:{node.lineno} prints"
@@ -429,6 +450,8 @@ def test_the_rules_notice(broken_package: dict[str, Module]) -> None:
     assert len(siblings(modules)) == 1 and "imports its sibling stages.b" in siblings(modules)[0]
     heavy = heavy_at_start(modules)
     assert len(heavy) == 2 and all("recipe.registry -> catalog.losses.one" in line for line in heavy)
+    assert [line.split()[-1] for line in slow_at_start("catalog.losses.one", modules)] == ["torch", "torch"]
+    assert not slow_at_start("recipe.schema", modules), "what a function imports is loaded when it is called"
     assert {"data.load", "data.tables"} <= set(circles(modules)) and "reduce" not in circles(modules)
     assert [line.split()[-1] for line in undocumented(modules)] == ["Open", "f", "f"]
     assert sorted(line.split()[-1] for line in banned_locals(modules["data.tables"])) == ["found", "one", "said"]

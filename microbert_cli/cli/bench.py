@@ -121,7 +121,7 @@ def _curves(entrants: list[Any], measured: dict[str, Any], data: Any, out: Path,
 
 def _benchmark_models(models: list[str], speed: str | None = None) -> list[Any]:
     from microbert_cli.evaluation.compare_speed import BenchmarkModel
-    from microbert_cli.models.onnx import precisions
+    from microbert_cli.models.exported.files import precisions
 
     entrants = []
     for model in models:
@@ -130,7 +130,7 @@ def _benchmark_models(models: list[str], speed: str | None = None) -> list[Any]:
     if speed is None:
         return entrants
     from microbert_cli.evaluation.speed_curve import at_speeds
-    from microbert_cli.models.exits.answers import parse_speeds
+    from microbert_cli.models.exits.speed import parse_speeds
 
     return at_speeds(entrants, parse_speeds(speed))
 

@@ -3,16 +3,17 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache as remembered
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
 from microbert_cli import distributed, signals
-from microbert_cli.cli import stage_commands
 from microbert_cli.cli.console import error_console, show, show_error, show_json, show_traceback
-from microbert_cli.cli.options import keys_of_option, phases_of_method
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.runs import cache, disk
 from microbert_cli.signals import Halted, Interrupted, raise_on_signal
@@ -23,6 +24,7 @@ COMMANDS = (
     "task-distill", "cascade", "evaluate", "predict", "extract", "export", "bench", "compare", "report", "verify", "names",
     "cache", "env",
 )  # fmt: skip
+NO_COMMANDS = ("names",)  # files that are called otherwise than their commands
 
 HELP = """Two-stage distillation of BERT-style encoders: a good but slow classifier becomes a small fast one.
 
@@ -32,28 +34,43 @@ checkpoint corrupt, 6 diverged, 7 optional dependency missing, 70 bug, 130/143 i
 
 GRACE_SECONDS = 20.0  # seconds; on a busy machine it takes a few until one that has left is missed
 
-app = typer.Typer(
-    name="mbert", help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None,
-)  # fmt: skip
+
+def __getattr__(name: str) -> Any:
+    """`app`, the command line with all its commands, which is built when it is asked for: each takes time."""
+    if name == "app":
+        return command_line(COMMANDS)
+    raise AttributeError(name)
 
 
-@app.callback(invoke_without_command=True)
+@remembered
+def command_line(names: Sequence[str]) -> typer.Typer:
+    """Returns the command line with these of COMMANDS, in the order of the help."""
+    app = typer.Typer(
+        name="mbert", help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None,
+    )  # fmt: skip
+    app.callback(invoke_without_command=True)(_root)
+    for name in names:
+        if Path(__file__).with_name(f"{name}.py").is_file():
+            import_module(f"microbert_cli.cli.{name}").register(app)
+        else:  # it runs one stage and does no more
+            import_module("microbert_cli.cli.stage_commands").register(app, name)
+    for command in app.registered_commands:  # click cuts what it takes from the help itself, and not what is called short
+        text = command.help or (command.callback.__doc__ if command.callback else None) or ""
+        command.short_help = " ".join(text.split("\n\n")[0].split())
+    return app
+
+
+def _typed_commands() -> Sequence[str]:
+    """Returns the command that was typed, alone; all where it is none, or where the help or an error names the others."""
+    typed = sys.argv[1:2]
+    return tuple(typed) if set(typed) & set(COMMANDS) - set(NO_COMMANDS) else COMMANDS
+
+
 def _root(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
     if version:
         show(f"mbert {__version__}")
         raise typer.Exit
-
-
-for _name in COMMANDS:  # in the order of the help
-    if _name in stage_commands.COMMANDS:
-        stage_commands.register(app, _name)
-    else:
-        import_module(f"microbert_cli.cli.{_name}").register(app)
-
-for _command in app.registered_commands:  # click cuts what it takes from the help itself, and not what is called short
-    _help = _command.help or (_command.callback.__doc__ if _command.callback else None) or ""
-    _command.short_help = " ".join(_help.split("\n\n")[0].split())
 
 
 def main() -> None:
@@ -76,7 +93,7 @@ def _run() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         with raise_on_signal():
-            code = app(standalone_mode=False, prog_name="mbert")
+            code = command_line(_typed_commands())(standalone_mode=False, prog_name="mbert")
             distributed.shutdown()
         sys.exit(code or int(Exit.DONE))
     except MbertError as error:
@@ -138,6 +155,8 @@ def _exit_with_usage_error(error: Any) -> NoReturn:
     if len(sys.argv) == 1:
         error.show()
         sys.exit(int(Exit.USAGE))
+    from microbert_cli.cli.options import keys_of_option, phases_of_method
+
     fix = f"See all options: {command} --help"
     if keys := keys_of_option(
         getattr(error, "option_name", None) or "", command.rpartition(" ")[2], phases_of_method(sys.argv)

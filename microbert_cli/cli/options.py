@@ -10,19 +10,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from microbert_cli import distributed
 from microbert_cli.cli.console import ConsoleReporter
 from microbert_cli.errors import MbertError
-from microbert_cli.recipe.layers import SHORTHAND, Layer
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.resolve import Resolved, resolve
-from microbert_cli.recipe.schema import Recipe
-from microbert_cli.recipe.toml import parse_value, read_toml
-from microbert_cli.recipe.values import PhaseSpec, Strict
+
+if TYPE_CHECKING:  # the schema of recipes takes a tenth of a second, and some commands have none
+    from microbert_cli.recipe.layers import Layer
+    from microbert_cli.recipe.resolve import Resolved
 
 DEFAULT_RECIPE = Path("mbert.toml")
 OPTION_OF_KEY = {
@@ -74,11 +73,13 @@ class CommonOptions:
         """Returns the reporter that writes to stderr."""
         return ConsoleReporter(quiet=self.quiet or not distributed.is_main())
 
-    def resolve(self, *, beneath: Layer | None = None, **flags: Any) -> Resolved:
+    def resolve(self, *, beneath: "Layer | None" = None, **flags: Any) -> "Resolved":
         """Resolves the recipe with all its layers; `mbert.toml` here is the one if none is named. Flags: `teacher__model="x"`.
 
         beneath  values where the recipe says nothing
         """
+        from microbert_cli.recipe.resolve import resolve
+
         recipe = self.recipe or (str(DEFAULT_RECIPE) if DEFAULT_RECIPE.is_file() else None)
         named = {key.replace("__", "."): value for key, value in flags.items() if value not in (None, [])}
         named |= {"seed": self.seed, "device": self.device}
@@ -128,6 +129,8 @@ def seed_list(text: str | None) -> list[int] | None:
     """Parses `1,2,3` as numbers; raises M102."""
     if text is None:
         return None
+    from microbert_cli.recipe.toml import parse_value
+
     values = parse_value(f"[{text}]")
     if isinstance(values, list) and values and all(type(value) is int for value in values) and len({*values}) == len(values):
         return values
@@ -184,6 +187,10 @@ def keys_of_option(option: str, command: str, phases: Sequence[str]) -> list[str
 
     phases  of the method
     """
+    from microbert_cli.recipe.layers import SHORTHAND
+    from microbert_cli.recipe.schema import Recipe
+    from microbert_cli.recipe.values import PhaseSpec, Strict
+
     name = option.lstrip("-").partition("=")[0].replace("-", "_")
     if command in ("task-distill", "expert-teacher") and name in PhaseSpec.model_fields:
         return [f"phases.{phase}.{name}" for phase in phases][:3]
@@ -198,6 +205,9 @@ def keys_of_option(option: str, command: str, phases: Sequence[str]) -> list[str
 
 def phases_of_method(words: Sequence[str]) -> list[str]:
     """Returns the phases of the method that `--set method=NAME` names, else of the default one; words: of the command."""
+    from microbert_cli.recipe.schema import Recipe
+    from microbert_cli.recipe.toml import read_toml
+
     typed = [word.partition("=")[2].strip("\"'") for word in words if word.startswith("method=")]
     catalog = Catalog()
     with suppress(MbertError):

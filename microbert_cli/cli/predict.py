@@ -1,7 +1,9 @@
 """`mbert predict`: labels for lines of text, a file, or what comes in on stdin."""
 
+import os
 import shlex
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,6 @@ from microbert_cli.cli.console import ConsoleReporter, show
 from microbert_cli.cli.options import Speed
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.resolve import resolve
 from microbert_cli.runs.disk import check_writable, is_standard_output, write_file
 from microbert_cli.table_format import TableFormat
 
@@ -49,7 +50,8 @@ def predict(
 ) -> None:
     """One label a line, in the order of the texts; a score for regression."""
     distributed.require_single_process("mbert predict")
-    from microbert_cli.stages.predict import as_lines, read_inputs, run
+    from microbert_cli.data.tables.texts import open_inputs
+    from microbert_cli.stages.predict import answer, as_lines
 
     if out is not None:
         check_writable(out)  # not after an hour of answers
@@ -58,16 +60,19 @@ def predict(
     reporter = ConsoleReporter(quiet=quiet)
     piped = sys.stdin.buffer if not texts and (file is None or str(file) == "-") else None
     form = _file_format(sets or [])
-    inputs = read_inputs(texts or [], file, piped, columns=text or [], pairs=pairs, model=model, form=form, reporter=reporter)
-    answers = run(model, inputs, task=task, max_length=max_length, batch_size=batch_size, speed=speed, reporter=reporter)
-    reporter.close()
+    inputs = open_inputs(texts or [], file, piped, columns=text or [], pairs=pairs, model=model, form=form, reporter=reporter)
+    answers = answer(model, inputs, task=task, max_length=max_length, batch_size=batch_size, speed=speed, reporter=reporter)
+    blocks = (as_lines(records, as_json=as_json) for records in answers)
     if out is not None:
-        write_file(out, "".join(f"{line}\n" for line in as_lines(answers, as_json=as_json)))
+        write_file(out, (f"{line}\n" for line in chain.from_iterable(blocks)))
+        reporter.close()
         if not is_standard_output(out):  # the path would stand among the answers
             show(str(out))
     else:
-        for line in as_lines(answers, as_json=as_json):
-            show(line)
+        for lines in blocks:
+            reporter.close()  # a bar and answers would be written over each other
+            show("\n".join(lines))
+        reporter.close()
 
 
 def _same_file(out: Path) -> MbertError:
@@ -92,5 +97,9 @@ def _file_format(sets: list[str]) -> TableFormat:
                 allowed=nearest(key, keys),
                 fix="Leave it out; what a model is was said when it was trained.",
             )
+    if not sets and not any(name.startswith("MBERT_SET_") for name in os.environ):
+        return TableFormat()
+    from microbert_cli.recipe.resolve import resolve
+
     data = resolve(catalog=Catalog(), sets=sets).recipe.data
     return TableFormat(**data.model_dump(include=set(FILE_KEYS)))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,13 +82,23 @@ class TokenizedExamples:
     def batch(
         self, indices: Sequence[int] | np.ndarray, pad_to: int | None = None, pad_id: int | None = 0
     ) -> "dict[str, torch.Tensor]":
-        """Returns rows as tensors, padded to the longest, or to `pad_to` tokens if that is more.
+        """Returns rows as tensors; which, and of what shapes, says `arrays`."""
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in self.arrays(indices, pad_to, pad_id).items()}
+
+    def batch_for(self, answers: Any, indices: Sequence[int] | np.ndarray, pad_id: int | None = 0) -> dict[str, Any]:
+        """Returns rows as what answers them reads: as arrays where it has no need of tensors, which load torch."""
+        return (self.arrays if getattr(answers, "reads_arrays", False) else self.batch)(indices, pad_id=pad_id)
+
+    def arrays(
+        self, indices: Sequence[int] | np.ndarray, pad_to: int | None = None, pad_id: int | None = 0
+    ) -> dict[str, np.ndarray]:
+        """Returns rows as arrays, padded to the longest, or to `pad_to` tokens if that is more.
 
         input_ids, attention_mask and token_type_ids [B, T] int64; rows [B] int64, their numbers; labels [B] int64 or float32;
         augmented [B] bool; task [B] int64, where it has a number.
         """
-        import torch
-
         indices = np.asarray(indices, dtype=np.int64)
         starts = self.offsets[indices]
         lengths = self.offsets[indices + 1] - starts
@@ -107,7 +118,7 @@ class TokenizedExamples:
             arrays["augmented"] = self.augmented[indices]
         if self.task is not None:
             arrays["task"] = np.full(len(indices), self.task)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return arrays
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,12 @@ class CascadeExamples(TokenizedExamples):
         """Returns rows as `TokenizedExamples.batch` does, and the same rows for the big model under "big"."""
         assert self.big is not None
         return {**super().batch(indices, pad_to, pad_id), "big": self.big.batch(indices, pad_id=self.big_pad_id)}
+
+    def batch_for(self, answers: Any, indices: Sequence[int] | np.ndarray, pad_id: int | None = 0) -> dict[str, Any]:
+        """Returns rows as `TokenizedExamples.batch_for` does, and the same rows for the big model under "big"."""
+        assert self.big is not None
+        small = super().batch_for(answers, indices, pad_id)
+        return {**small, "big": self.big.batch_for(answers, indices, self.big_pad_id)}
 
 
 def for_cascade(small: TokenizedExamples, big: TokenizedExamples, pad_id: int | None) -> CascadeExamples:
@@ -142,22 +159,17 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int, kind: Tas
     """
     frame = special_token_parts(tokenizer, len(rows.texts[0]) if rows.texts else 1)
     room = max(0, max_length - sum(len(ids) for ids, _ in frame[::2]))
-    flat: list[np.ndarray] = []
-    lengths: list[int] = []
-    segments: list[np.ndarray] = []
+    blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     truncated = 0
-    for pieces in token_ids(rows, tokenizer):
-        cut = _truncate(pieces, room)
-        truncated += sum(map(len, cut)) < sum(map(len, pieces))
-        ids, types = _assemble(cut, frame)
-        flat.append(ids)
-        segments.append(types)
-        lengths.append(len(ids))
+    for columns in _token_columns(rows, tokenizer):
+        truncated += _cut_columns(columns, room)
+        blocks.append(_assemble(columns, frame))
+    ids, types, lengths = (list(arrays) for arrays in zip(*blocks, strict=True)) if blocks else ([], [], [])
     with_types = "token_type_ids" in tokenizer.model_input_names
     return TokenizedExamples(
-        ids=np.concatenate(flat) if flat else np.empty(0, np.int32),
-        types=(np.concatenate(segments) if segments else np.empty(0, np.int8)) if with_types else None,
-        offsets=np.cumsum([0, *lengths], dtype=np.int64),
+        ids=np.concatenate(ids) if ids else np.empty(0, np.int32),
+        types=(np.concatenate(types) if types else np.empty(0, np.int8)) if with_types else None,
+        offsets=np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum(),
         labels=kind.label_array(rows.labels) if kind and not kind.writes and rows.labels is not None else None,
         augmented=None if rows.augmented is None else np.asarray(rows.augmented, dtype=bool),
         truncated=truncated,
@@ -193,11 +205,34 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return atomic.digest({**json.loads(backend.to_str()), "padding": None, "truncation": None})
 
 
+Column = list[list[int]]  # the token ids of one text of each row
+
+
 def token_ids(rows: Examples, tokenizer: Any) -> Iterable[tuple[list[int], ...]]:
     """Yields the token ids of each row's texts, without special tokens and not truncated."""
+    for columns in _token_columns(rows, tokenizer):
+        yield from zip(*columns, strict=True)
+
+
+def _token_columns(rows: Examples, tokenizer: Any) -> Iterable[list[Column]]:
+    """Yields the token ids of some rows at a time, a column a text, without special tokens and not truncated."""
     for start in range(0, len(rows.texts), ROWS_PER_CALL):
         columns = zip(*rows.texts[start : start + ROWS_PER_CALL], strict=True)
-        yield from zip(*(_ids(list(column), tokenizer) for column in columns), strict=True)
+        yield [_ids(list(column), tokenizer) for column in columns]
+
+
+def _cut_columns(columns: list[Column], room: int) -> int:
+    """Cuts the rows that are longer than `room` tokens, in place; returns how many they are."""
+    too_long = np.flatnonzero(np.sum([_lengths(column) for column in columns], axis=0) > room).tolist()
+    for row in too_long:
+        pieces = _truncate(tuple(column[row] for column in columns), room)
+        for column, piece in zip(columns, pieces, strict=True):
+            column[row] = piece
+    return len(too_long)
+
+
+def _lengths(column: Column) -> np.ndarray:
+    return np.fromiter(map(len, column), np.int64, len(column))
 
 
 def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
@@ -251,11 +286,23 @@ def special_token_parts(tokenizer: Any, texts: int) -> list[Part]:
     return frame
 
 
-def _assemble(pieces: tuple[list[int], ...], frame: list[Part]) -> tuple[np.ndarray, np.ndarray]:
-    ids: list[int] = []
-    types: list[int] = []
+def _assemble(columns: list[Column], frame: list[Part]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns ids int32 and segments int8 of whole rows, one behind the other, and the rows' lengths int64 [n]."""
+    text_lengths = [_lengths(column) for column in columns]
+    lengths = np.sum(text_lengths, axis=0) + sum(len(special) for special, _ in frame[::2])
+    ends = np.cumsum(lengths)
+    ids, types = np.empty(ends[-1], np.int32), np.empty(ends[-1], np.int8)
+    starts = ends - lengths  # of the next part in every row
     for number, (special, segment) in enumerate(frame):
-        part = pieces[number // 2] if number % 2 else special
-        ids += part
-        types += [segment] * len(part)
-    return np.asarray(ids, dtype=np.int32), np.asarray(types, dtype=np.int8)
+        if number % 2 == 0:
+            for token in special:
+                ids[starts], types[starts] = token, segment
+                starts = starts + 1
+            continue
+        part = text_lengths[number // 2]
+        part_ends = np.cumsum(part)
+        places = np.repeat(starts - (part_ends - part), part) + np.arange(part_ends[-1])
+        ids[places] = np.fromiter(chain.from_iterable(columns[number // 2]), np.int32, int(part_ends[-1]))
+        types[places] = segment
+        starts = starts + part
+    return ids, types, lengths

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from microbert_cli.models.exported.session import thread_count
 from microbert_cli.reporter import SILENT, Reporter
 
 Batch = Mapping[str, Any]
@@ -113,7 +112,7 @@ def time_interleaved(
     first = next(iter(models.values()))
     timings = Timings(
         speeds={name: _speed(row_seconds[name], pass_seconds[name], rows) for name in models},
-        threads=torch.get_num_threads(),
+        threads=thread_count(),
         cores=cores(),
         rows=rows,
         batch_size=max(_rows_of(batch) for batch in first.batches),

@@ -14,7 +14,7 @@ from microbert_cli.evaluation.baseline import LinearModel
 from microbert_cli.evaluation.benchmark import Batch, TimedModel, time_interleaved
 from microbert_cli.evaluation.scoring import check_finite
 from microbert_cli.models.exits.flops import exit_summary
-from microbert_cli.models.onnx import ONNX_FILES
+from microbert_cli.models.exported.files import ONNX_FILES
 from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.models.size import count_parameters, forward_flops, weights_bytes
 from microbert_cli.reporter import SILENT, Reporter
@@ -62,12 +62,15 @@ def benchmark_models(
         positions = np.arange(len(encoded))[:: max(1, len(encoded) // rows)][:rows]
         pad_id = model.tokenizer.pad_token_id
         lengths = np.asarray(encoded.lengths)[positions]
-        first_answer = model.answers.logits(encoded.batch([int(positions[0])], pad_id=pad_id))
+        first_answer = model.answers.logits(encoded.batch_for(model.answers, [int(positions[0])], pad_id))
         check_finite(first_answer, place=f"{entrant.name}, row")
         timed_models[entrant.name] = TimedModel(
             answer=model.answers.logits,
-            single=[encoded.batch([int(i)], pad_id=pad_id) for i in positions[:64]],
-            batches=[encoded.batch(positions[i], pad_id=pad_id) for i in batches_by_length(lengths, batch_size=batch_size)],
+            single=[encoded.batch_for(model.answers, [int(i)], pad_id) for i in positions[:64]],
+            batches=[
+                encoded.batch_for(model.answers, positions[i], pad_id)
+                for i in batches_by_length(lengths, batch_size=batch_size)
+            ],
         )
         length = round(float(lengths.mean()))
         measured[entrant.name] = _sizes(entrant, model, length)

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from microbert_cli import distributed
 from microbert_cli.data.batching import batches_by_length
@@ -11,7 +10,6 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import DivergedError, MbertError
 from microbert_cli.evaluation import metrics
-from microbert_cli.models.capture import OutputRequest, forward_outputs
 from microbert_cli.recipe.task import Task
 from microbert_cli.reporter import SILENT, Reporter
 
@@ -34,11 +32,14 @@ def logits_of(
     reporter: Reporter = SILENT,
     name: str = "evaluate",
     place: str = "row",
+    before: int = 0,
+    total: int | None = None,
 ) -> np.ndarray:
     """Logits [n, C] in the rows' order. `model` is a torch model, or anything with `logits(batch) -> [B, C]`.
 
     Several processes share the batches and gather all logits, so every process returns what one alone would.
-    place  what a row is called, before its number: "dev, row"
+    place   what a row is called, before its number: "dev, row"
+    before  how many rows were answered in earlier calls, of `total` in all calls; 0 where nobody knows
     Raises M317 naming the rows whose logits are no finite numbers; for a torch model, which is in training, M401.
     """
     groups = batches_by_length(encoded.lengths, batch_size=batch_size)
@@ -46,25 +47,28 @@ def logits_of(
     rows_done = 0
     for number, indices in enumerate(groups):
         if number % distributed.world_size() == distributed.rank():
-            outputs.append((indices, _answer(model, encoded.batch(indices, pad_id=pad_id))))
+            outputs.append((indices, _answer(model, encoded.batch_for(model, indices, pad_id))))
         rows_done += len(indices)
-        reporter.progress(name, rows_done, len(encoded))
+        reporter.progress(name, before + rows_done, len(encoded) if total is None else total)
     logits: list[np.ndarray | None] = [None] * len(encoded)
     for indices, rows in distributed.gather(outputs):
         for i, row in zip(indices, rows, strict=True):
             logits[i] = row
     stacked = np.stack([row for row in logits if row is not None])
-    check_finite(stacked, place=place, in_training=not hasattr(model, "logits"))
+    check_finite(stacked, place=place, in_training=not hasattr(model, "logits"), before=before)
     return stacked
 
 
-def check_finite(logits: np.ndarray, *, place: str, in_training: bool = False) -> None:
-    """Raises M317, in training M401, where a row's logits are no finite numbers: any class would be an arbitrary answer."""
-    broken = np.flatnonzero(~np.isfinite(logits).all(-1)) + 1
+def check_finite(logits: np.ndarray, *, place: str, in_training: bool = False, before: int = 0) -> None:
+    """Raises M317, in training M401, where a row's logits are no finite numbers: any class would be an arbitrary answer.
+
+    before  rows that were checked earlier, and are counted too
+    """
+    broken = np.flatnonzero(~np.isfinite(logits).all(-1)) + 1 + before
     if not len(broken):
         return
     numbers = ", ".join(map(str, broken[:NAMED_ROWS])) + (", ..." if len(broken) > NAMED_ROWS else "")
-    what = f"the logits of {len(broken)} of {len(logits)} rows are no finite numbers"
+    what = f"the logits of {len(broken)} of {before + len(logits)} rows are no finite numbers"
     if in_training:
         raise DivergedError(
             what,
@@ -81,9 +85,13 @@ def check_finite(logits: np.ndarray, *, place: str, in_training: bool = False) -
     )
 
 
-def _answer(model: Any, batch: dict[str, torch.Tensor]) -> np.ndarray:
+def _answer(model: Any, batch: dict[str, Any]) -> np.ndarray:
     if hasattr(model, "logits"):
         return np.asarray(model.logits(batch))
+    import torch
+
+    from microbert_cli.models.capture import OutputRequest, forward_outputs
+
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

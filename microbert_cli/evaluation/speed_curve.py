@@ -7,9 +7,8 @@ from typing import Any
 
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.compare_speed import BenchmarkModel
-from microbert_cli.models.config import read_config
-from microbert_cli.models.exits.build import has_exits
-from microbert_cli.models.exits.graph import EXITS_FILE
+from microbert_cli.models.exits.speed import has_exits
+from microbert_cli.models.exported.files import EXITS_FILE
 from microbert_cli.models.find import find_model, is_cascade
 
 PLOT = "speed.svg"
@@ -51,6 +50,8 @@ def _can_leave(entrant: BenchmarkModel) -> bool:
     if is_cascade(Path(entrant.source)):
         return False  # has a threshold of its own
     if entrant.precision in ("auto", "torch"):
+        from microbert_cli.models.config import read_config  # loads transformers
+
         return has_exits(read_config(find_model(entrant.source, where=entrant.where), where=entrant.where))
     return entrant.precision == "fp32" and (Path(entrant.source) / EXITS_FILE).is_file()
 

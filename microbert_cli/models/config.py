@@ -1,6 +1,5 @@
 """Reads the configurations of checkpoints, without anything in them that would run code."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import transformers
 from transformers import AutoConfig
 
 from microbert_cli.errors import MbertError, unreadable_model
+from microbert_cli.models.find import read_json as read_json
 from microbert_cli.recipe.registry import Catalog
 
 NO_CODE = {"trust_remote_code": False}  # without it transformers asks on stdin, from which `mbert predict` reads texts
@@ -40,17 +40,6 @@ def register_model_type(model: str | Path | Mapping[str, Any]) -> None:
     model_type = str(description.get("model_type", ""))
     if model_type.startswith(OWN_MODEL_TYPES):
         Catalog().register_model_type(model_type)
-
-
-def read_json(path: Path, *, where: str) -> dict[str, Any]:
-    """Reads a JSON object from a file; raises M302 where it is none."""
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"{path.name} is JSON, but no object")
-        return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise unreadable_model(path.parent, where, error) from error
 
 
 def without_code(config: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from microbert_cli.errors import MbertError, nearest
+from microbert_cli.errors import MbertError, nearest, unreadable_model
 from microbert_cli.hub import ask_hub, hub_errors, is_hub_id, is_offline, unreachable
 from microbert_cli.models.architectures import VOCABULARY
 from microbert_cli.models.labels import check_one_label
@@ -258,6 +258,17 @@ def writes_no_classes(where: str, fix: str = "Choose another student: mbert list
         allowed='Models that write are for tasks of the kind "text_generation": finetune, task-distill, evaluate, predict.',
         fix=fix,
     )
+
+
+def read_json(path: Path, *, where: str) -> dict[str, Any]:
+    """Reads a JSON object from a file; raises M302 where it is none."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"{path.name} is JSON, but no object")
+        return value
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable_model(path.parent, where, error) from error
 
 
 def missing_head(kind: str, where: str, path: object, missing: list[str] | None = None) -> MbertError:

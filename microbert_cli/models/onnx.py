@@ -1,15 +1,10 @@
-"""A sequence classifier as an ONNX file: written, quantised to int8, and answering like any model.
+"""A sequence classifier as an ONNX file: written, and quantised to int8. What the files are called and how they answer is in
+`exported/`, which needs no torch.
 
-    DIR/model.onnx        float32, any batch size, any length
-    DIR/model.int8.onnx   weights as int8, activations quantised on the way (dynamic)
-    DIR/config.json       beside them, with the tokenizer: together an export directory
-    DIR/model.optimized.onnx, DIR/model.int8.optimized.onnx    the same for ONNX Runtime alone: onnx_fusion.py
-
-ONNX Runtime quantises and answers; it comes with `pip install "microbert-cli[onnx]"`.
+ONNX Runtime quantises; it comes with `pip install "microbert-cli[onnx]"`.
 """
 
 import contextlib
-import importlib
 import io
 import logging
 import re
@@ -25,7 +20,14 @@ from torch import Tensor, nn
 
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import input_names
-from microbert_cli.models.config import read_config
+from microbert_cli.models.exported.files import ONNX_FILES as ONNX_FILES
+from microbert_cli.models.exported.files import is_export as is_export
+from microbert_cli.models.exported.files import onnx_forms as onnx_forms
+from microbert_cli.models.exported.files import precisions as precisions
+from microbert_cli.models.exported.files import require_onnx as require_onnx
+from microbert_cli.models.exported.session import Batch as Batch
+from microbert_cli.models.exported.session import OnnxClassifier as OnnxClassifier
+from microbert_cli.models.exported.session import open_session as open_session
 from microbert_cli.models.graphs.embeddings import Format, quantise_tables
 from microbert_cli.models.graphs.first_token import first_token_on_top
 from microbert_cli.models.graphs.layer_norm import separate_sums
@@ -33,86 +35,10 @@ from microbert_cli.models.graphs.products import Row, prepare_products
 from microbert_cli.models.graphs.recurrent import fold_lstm_weights
 from microbert_cli.models.size import count_parameters
 
-ONNX_FILES = {
-    "fp32": "model.onnx",
-    "int8": "model.int8.onnx",
-    "fp32-optimized": "model.optimized.onnx",
-    "int8-optimized": "model.int8.optimized.onnx",
-}
 LEVELS = 64  # the largest of ONNX Runtime's int8 with a reduced range
 MOST_BYTES = 2**31 - 2**25  # one ONNX file is one protocol buffer, and those end at 2 GiB
 
-Batch = Mapping[str, Any]
 LogitsFunction = Callable[[Batch], np.ndarray]
-
-
-def require_onnx(*packages: str) -> None:
-    """Raises M510 if one of the optional packages for ONNX is not installed."""
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise MbertError(
-                "M510",
-                f"the package {package} is not installed",
-                where="ONNX",
-                allowed="Writing and running ONNX files takes onnx, onnxscript and onnxruntime, an optional extra.",
-                fix='Install them: pip install "microbert-cli[onnx]"',
-            ) from error
-
-
-def precisions(path: Path) -> tuple[str, ...]:
-    """Which ONNX models `path` offers, the default first; none if it is no export.
-
-    An export directory holds config.json and at least one of the ONNX files; if nothing else is said it answers in
-    fp32. The path of one of the files stands for the directory at that precision: `DIR/model.int8.onnx`.
-    """
-    home = path.parent if path.is_file() else path
-    if not (home / "config.json").is_file():
-        return ()
-    forms = tuple(name for name, file in ONNX_FILES.items() if (home / file).is_file())
-    return tuple(name for name in forms if ONNX_FILES[name] == path.name) if path.is_file() else forms
-
-
-def onnx_forms(*, onnx: bool = True, int8: bool = True, optimize: bool = True) -> tuple[str, ...]:
-    """The precisions that an export with these parts offers."""
-    left_out = [""] * (not onnx) + ["int8"] * (not int8)
-    return tuple(name for name in ONNX_FILES if not name.startswith(tuple(left_out)) and (optimize or "-" not in name))
-
-
-def is_export(path: Path) -> bool:
-    """Whether `path` is an export directory, or one of its ONNX files."""
-    return bool(precisions(path))
-
-
-class OnnxClassifier:
-    """An exported classifier that answers through ONNX Runtime.
-
-    path       an export directory, or one of its ONNX files
-    precision  one of FILES, or None: what the path says, else fp32
-    threads    for one operation; None = as many as torch uses
-    Raises M510 (no onnxruntime), M231 (no such export or precision), M333 (unreadable file).
-    """
-
-    def __init__(self, path: Path, *, precision: str | None = None, threads: int | None = None):
-        require_onnx("onnxruntime")
-        self.precision = _chosen(path, precision)
-        self.directory = path.parent if path.is_file() else path
-        self.path = self.directory / ONNX_FILES[self.precision]
-        self.config = _config(self.directory)
-        self._session = open_session(self.path, threads or torch.get_num_threads())
-        self.input_names = tuple(each.name for each in self._session.get_inputs())
-
-    def logits(self, batch: Batch) -> np.ndarray:
-        """Logits [B, C] float32 of a batch of torch tensors, arrays or lists.
-
-        What the model does not take (labels, segments) is left alone; missing segments are 0, as in transformers.
-        """
-        feed = {name: _integers(batch[name]) for name in self.input_names if name in batch}
-        if "token_type_ids" in self.input_names:
-            feed.setdefault("token_type_ids", np.zeros_like(feed["input_ids"]))
-        answer: np.ndarray = self._session.run(["logits"], feed)[0]
-        return answer
 
 
 def torch_logits(model: Any) -> LogitsFunction:
@@ -233,52 +159,6 @@ class _OnlyLogits(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         logits: Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
         return logits
-
-
-def _chosen(path: Path, precision: str | None) -> str:
-    offered = precisions(path)
-    if offered and precision in (None, *offered):
-        return precision or offered[0]
-    raise MbertError(
-        "M231",
-        f"there is no {precision or 'ONNX'} model" if precision in (None, *ONNX_FILES) else f'no precision "{precision}"',
-        where=str(path),
-        allowed=f"An export directory holds config.json and {' or '.join(ONNX_FILES.values())} ({', '.join(ONNX_FILES)}). "
-        f"Here: {', '.join(offered) or 'none'}.",
-        fix="Make one: mbert export MODEL -o DIR",
-    )
-
-
-def _config(directory: Path) -> Any:
-    return read_config(directory, where="model")
-
-
-def open_session(path: Path, threads: int) -> Any:
-    """Returns the session of an ONNX file on the CPU; raises M333."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Idle threads would spin, and steal the processor from whatever runs next: with a 4 x 312 model on 2 cores torch's
-    # forward pass went from 5 to 15 ms in turn with a spinning session; without spinning neither is slower.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # what fails is raised; it need not be logged as well
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise MbertError(
-            "M333",
-            f"ONNX Runtime cannot read this file: {str(error).splitlines()[0]}",
-            where=str(path),
-            allowed="It has to be a whole ONNX model; a copy that was cut short is the usual cause.",
-            fix=f"Export it again: mbert export MODEL -o {path.parent} --force",
-        ) from error
-
-
-def _integers(values: Any) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    return np.ascontiguousarray(values, dtype=np.int64)
 
 
 def _refuse_too_large(model: Any) -> None:

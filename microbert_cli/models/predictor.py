@@ -8,20 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.capture import OutputRequest, forward_in_pieces
 from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL, CascadeAnswers, Rule
-from microbert_cli.models.config import read_config
-from microbert_cli.models.exits.answers import answer_early, chosen_speed
-from microbert_cli.models.exits.build import has_exits
-from microbert_cli.models.exits.graph import ExitSession, check_exits_file
+from microbert_cli.models.exits.speed import check_exits_file, chosen_speed, has_exits
+from microbert_cli.models.exported.config import read_exported_config
+from microbert_cli.models.exported.files import ONNX_FILES, is_export, precisions
+from microbert_cli.models.exported.session import ExitSession, OnnxClassifier
+from microbert_cli.models.exported.tokenizer import read_exported_tokenizer
 from microbert_cli.models.find import find_model, is_cascade
 from microbert_cli.models.labels import check_names_differ, check_one_label, match_labels, names_settle_order
-from microbert_cli.models.load import frozen, load_model
-from microbert_cli.models.onnx import ONNX_FILES, OnnxClassifier, is_export, precisions
-from microbert_cli.models.tokenizers import load_tokenizer
 from microbert_cli.recipe.task import Task
 
 
@@ -72,6 +68,15 @@ def open_predictor(
         if path.exists() and not in_the_making:
             find_model(path.parent if path.is_file() else path, where=where)
         return _open_export(path, task, precision, where, label_order, speed)
+    return _open_torch(source, task, where, task_name, label_order, speed)
+
+
+def _open_torch(
+    source: str, task: Task | None, where: str, task_name: str | None, label_order: Sequence[str] | None, speed: float | None
+) -> Predictor:
+    from microbert_cli.models.exits.frozen import ExitingModel, TorchModel
+    from microbert_cli.models.load import load_model
+
     loaded = load_model(source, "classifier", where=where, task=task.name if task else task_name)
     if task is None:
         check_names_differ(loaded.model.config, where=f"{where} {source}")
@@ -79,7 +84,7 @@ def open_predictor(
     settled = task is None or names_settle_order(loaded.model.config, task, label_order)
     speed = chosen_speed(loaded.model.config, speed, where=f"{where} {source}")
     answers = (
-        _ExitingModel(loaded.model, columns, speed) if has_exits(loaded.model.config) else _TorchModel(loaded.model, columns)
+        ExitingModel(loaded.model, columns, speed) if has_exits(loaded.model.config) else TorchModel(loaded.model, columns)
     )
     return Predictor(answers, loaded.model, loaded.tokenizer, source, columns, settled)
 
@@ -96,11 +101,12 @@ def _open_export(
 ) -> Predictor:
     if precision == "auto" and path.is_dir() and "fp32" not in precisions(path):
         raise _no_default(path, precisions(path), where)
-    session = OnnxClassifier(path, precision=None if precision == "auto" or path.is_file() else precision)
+    config, tokenizer = _read_without_transformers(path.parent if path.is_file() else path)
+    session = OnnxClassifier(path, precision=None if precision == "auto" or path.is_file() else precision, config=config)
     check_one_label(session.config, where=f"{where} {path}")
     if task is None:
         check_names_differ(session.config, where=f"{where} {path}")
-    tokenizer = load_tokenizer(session.directory, session.config, where=where)
+    tokenizer = tokenizer or _load_tokenizer(session, where)
     # A file that is named is asked whole, unless a speed is named too.
     default = speed is None and (path.is_file() or precision != "auto")
     speed = 0.0 if default else chosen_speed(session.config, speed, where=f"{where} {path}")
@@ -109,6 +115,19 @@ def _open_export(
         check_exits_file(session.precision, where=f"{where} {path}")
         predictor.answers = _ExitSessionModel(ExitSession(session.directory, speed), predictor.columns, speed)
     return predictor
+
+
+def _read_without_transformers(directory: Path) -> tuple[Any, Any]:
+    """Returns configuration and tokenizer of an export, or None for both where transformers has to read them."""
+    config = read_exported_config(directory)
+    tokenizer = None if config is None else read_exported_tokenizer(directory, config)
+    return (None, None) if tokenizer is None else (config, tokenizer)
+
+
+def _load_tokenizer(session: OnnxClassifier, where: str) -> Any:
+    from microbert_cli.models.tokenizers import load_tokenizer
+
+    return load_tokenizer(session.directory, session.config, where=where)
 
 
 def session_predictor(
@@ -136,7 +155,7 @@ def _open_cascade(path: Path, task: Task | None, precision: str, where: str, in_
         raise _one_form(path, precision, where)
     if not in_the_making:
         find_model(path, where=where, cascade=True)
-    config = read_config(path, where=where)
+    config = read_exported_config(path) or _read_config(path, where)
     rule = Rule.read(path, config.num_labels, where=where)
     forms = {part: next(iter(precisions(path / part)), "auto") for part in PARTS}  # one file each: what was checked
     parts = {part: _open_export(path / part, None, forms[part], where, None, speed=0.0) for part in PARTS}
@@ -151,6 +170,12 @@ def _open_cascade(path: Path, task: Task | None, precision: str, where: str, in_
     settled = task is None or names_settle_order(config, task)
     model = SimpleNamespace(config=config)
     return Predictor(answers, model, parts[SMALL].tokenizer, str(path), columns, settled, sends_to=parts[BIG])
+
+
+def _read_config(path: Path, where: str) -> Any:
+    from microbert_cli.models.config import read_config
+
+    return read_config(path, where=where)
 
 
 def _one_form(path: Path, precision: str, where: str) -> MbertError:
@@ -183,41 +208,10 @@ def _other_outputs(path: Path, part: str, where: str) -> MbertError:
     )
 
 
-class _TorchModel:
-    """A frozen torch classifier whose class columns are in the task's order."""
-
-    def __init__(self, model: Any, columns: list[int] | None):
-        self.model, self.columns = frozen(model), columns
-
-    def logits(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
-        """[B, C] of a batch of one task; its number, where it has one, is left out."""
-        device = next(self.model.parameters()).device
-        inputs = {name: value.to(device) for name, value in batch.items() if name != "task"}
-        with torch.no_grad():
-            logits = forward_in_pieces(self.model, inputs, OutputRequest(logits=True)).logits
-        assert logits is not None
-        return (logits[:, self.columns] if self.columns else logits).float().cpu().numpy()
-
-
-class _ExitingModel(_TorchModel):
-    """A frozen model with exits. `left` counts the rows by the layer behind which they left, from 1."""
-
-    def __init__(self, model: Any, columns: list[int] | None, speed: float):
-        super().__init__(model, columns)
-        self.speed, self.left = speed, Counter[int]()
-
-    def logits(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
-        device = next(self.model.parameters()).device
-        with torch.no_grad():
-            answers = answer_early(
-                self.model, {name: value.to(device) for name, value in batch.items() if name != "task"}, self.speed
-            )
-        self.left.update(answers.layers.tolist())
-        return (answers.logits[:, self.columns] if self.columns else answers.logits).float().cpu().numpy()
-
-
 class _ExitSessionModel:
-    """An exported model with exits; `left` as above."""
+    """An exported model with exits; `left` counts the rows by the layer behind which they left, from 1."""
+
+    reads_arrays = True
 
     def __init__(self, session: ExitSession, columns: list[int] | None, speed: float):
         self.session, self.columns = session, columns
@@ -231,6 +225,8 @@ class _ExitSessionModel:
 
 class _OnnxModel:
     """An ONNX session whose class columns are in the task's order."""
+
+    reads_arrays = True
 
     def __init__(self, session: OnnxClassifier, columns: list[int] | None):
         self.session, self.columns = session, columns

@@ -7,15 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSequenceClassification
+from typing import TYPE_CHECKING, Any
 
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import architecture_of, inner_config, model_shape
+
+if TYPE_CHECKING:
+    from torch import nn
 
 OOM_MESSAGES = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
 MOST_COUNTED = 200_000_000  # parameters of a model that is made only to count its operations
@@ -33,8 +31,10 @@ class Parameters:
         return self.total - self.embedding
 
 
-def count_parameters(model: nn.Module) -> Parameters:
+def count_parameters(model: "nn.Module") -> Parameters:
     """Counts the parameters of a model, and those of its embedding tables (words, positions, segments)."""
+    from torch import nn
+
     total = sum(parameter.numel() for parameter in model.parameters())
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     return Parameters(total, sum(table.numel() for table in tables))
@@ -78,6 +78,9 @@ def _counted_flops(config_json: str, config_class: Any, length: int) -> int | No
 def _flops_on(device: str, config: Any, length: int, *, with_mask: bool) -> int | None:
     if device == "cpu" and count_parameters(_classifier(config, "meta")).total > MOST_COUNTED:
         return None
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model = _classifier(config, device)
         ids_1T = torch.zeros(1, length, dtype=torch.long, device=device)
@@ -88,6 +91,9 @@ def _flops_on(device: str, config: Any, length: int, *, with_mask: bool) -> int 
 
 
 def _classifier(config: Any, device: str) -> Any:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
     with torch.device(device):
         return AutoModelForSequenceClassification.from_config(
             copy.deepcopy(config), attn_implementation="eager", trust_remote_code=False
@@ -198,6 +204,8 @@ def weights_bytes(path: Path) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator failed. Torch raises a class of its own for a GPU, and a bare RuntimeError for the CPU."""
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OOM_MESSAGES)

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,10 +26,11 @@ _digests: dict[Path, tuple[str, FileStamp]] = {}
 
 
 @contextmanager
-def atomic_write(path: Path, *, like: os.stat_result | None = None) -> Iterator[Path]:
+def atomic_write(path: Path, *, like: os.stat_result | None = None, in_place: Collection[int] = ()) -> Iterator[Path]:
     """Yields a temporary path beside `path`; when the block ends well the file is synced and renamed to `path`.
 
     The file gets the mode that the umask says, or owner and mode of `like`, the file that it replaces.
+    in_place  numbers of the system's errors by which a file that cannot be replaced is written into instead
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the same file at once
     try:
@@ -40,7 +42,13 @@ def atomic_write(path: Path, *, like: os.stat_result | None = None) -> Iterator[
                 os.chown(temporary, like.st_uid, like.st_gid)
             temporary.chmod(stat.S_IMODE(like.st_mode))
         fsync(temporary)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            if error.errno not in in_place:
+                raise
+            shutil.copyfile(temporary, path)
+            temporary.unlink()
         fsync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)

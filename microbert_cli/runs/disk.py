@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from microbert_cli import distributed
@@ -21,14 +22,15 @@ DISK_ERRORS = (
 )  # fmt: skip
 
 
-def write_file(path: Path, text: str) -> None:
-    """Writes a result where the user wants it; raises M220, M221.
+def write_file(path: Path, parts: str | Iterable[str]) -> None:
+    """Writes a result, or its parts as they come, where the user wants it; raises M220, M221.
 
     A plain file is there whole or not at all, with the mode that it had; of a link the target is written, and the link stays.
     Anything else, such as /dev/null, /dev/stdout or a FIFO, is written into.
     """
     if not distributed.is_main():
         return
+    parts = [parts] if isinstance(parts, str) else parts
     try:
         target = _follow_links(path)
         if (stream := _stream_number(target)) is not None:
@@ -36,10 +38,10 @@ def write_file(path: Path, text: str) -> None:
         elif target.exists() and not target.is_file():
             opened = os.open(target, os.O_WRONLY)
         else:
-            _replace(target, text)
+            _replace(target, parts)
             return
         with open(opened, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+            file.writelines(parts)
     except OSError as error:
         raise cannot_write(error, path) from error
 
@@ -89,17 +91,22 @@ def _stream_number(path: Path) -> int | None:
     return STREAMS.get(name)
 
 
-def _replace(target: Path, text: str) -> None:
+def _replace(target: Path, parts: Iterable[str]) -> None:
     """Writes a plain file, atomically where its folder allows it."""
     before = target.stat() if target.exists() else None
+    # A file that is ours in a folder that is not, or one that a container mounts by itself, can only be written into.
+    into = () if before is None else (errno.EACCES, errno.EPERM, errno.EBUSY)
+    opened = False
     try:
-        with atomic.atomic_write(target, like=before) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+        with atomic.atomic_write(target, like=before, in_place=into) as temporary:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                opened = True
+                file.writelines(parts)
     except OSError as error:
-        # A file that is ours in a folder that is not, or one that a container mounts by itself, can only be written into.
-        if before is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EBUSY):
+        if opened or error.errno not in into:
             raise
-        target.write_text(text, encoding="utf-8", newline="\n")
+        with target.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(parts)
 
 
 def disk_error(error: BaseException, out: Path) -> int | None:

@@ -46,7 +46,6 @@ from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.errors import FAMILIES, MbertError
 from microbert_cli.evaluation.metrics import compute
 from microbert_cli.evaluation.submission import assemble_zip, write_submission
-from microbert_cli.models import predictor
 from microbert_cli.models.labels import match_names
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.layers import flatten
@@ -169,7 +168,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(root)
         patch.setenv("MBERT_CACHE", str(root / "cache"))
         patch.setattr(predict, "open_predictor", functools.cache(predict.open_predictor))
-        patch.setattr(predictor, "load_model", functools.cache(load_model))
+        patch.setattr("microbert_cli.models.load.load_model", functools.cache(load_model))
         tiny_glue("glue", FOLDERS, rows=12)
         tiny_bert("classifier", labels=["bad", "good"], positions=48, dropout=0.0)
         tiny_bert("filler", kind="masked-lm", positions=48, dropout=0.0)

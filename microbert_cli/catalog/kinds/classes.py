@@ -151,12 +151,11 @@ class Kind(TaskKind):
         return columns | {f"p_{name}": shares[:, i].tolist() for i, name in enumerate(self.names)}
 
     def answers(self, logits: "np.ndarray") -> list[dict[str, Any]]:
-        return [self._answer(shares) for shares in _probabilities(logits)]
-
-    def _answer(self, shares: "np.ndarray") -> dict[str, Any]:
-        best = int(shares.argmax())
-        probabilities = {name: float(share) for name, share in zip(self.names, shares, strict=True)}
-        return {"label": self.names[best], "score": float(shares[best]), "probabilities": probabilities}
+        shares = _probabilities(logits)
+        return [
+            {"label": self.names[best], "score": row[best], "probabilities": dict(zip(self.names, row, strict=True))}
+            for best, row in zip(shares.argmax(-1).tolist(), shares.tolist(), strict=True)
+        ]
 
     def submission_text(self, prediction: Any, form: str) -> str:
         """The class's name, or its number where `form` is "ids"."""
@@ -166,6 +165,6 @@ class Kind(TaskKind):
 
 
 def _probabilities(logits: "np.ndarray") -> "np.ndarray":
-    from microbert_cli.models.predictor import probabilities  # loads torch, which a task's TOML is read without
+    from microbert_cli.models.predictor import probabilities  # loads numpy, which a task's TOML is read without
 
     return probabilities(logits)

@@ -119,7 +119,7 @@ def decode(data: bytes, path: Path, encoding: str | None = None, *, reporter: Re
     except (UnicodeDecodeError, UnicodeError) as error:
         start = error.start if isinstance(error, UnicodeDecodeError) else 0
         if encoding == "utf-8-sig":
-            raise _not_utf8(data, path, start + (3 if data.startswith(UTF8_MARK) else 0)) from None
+            raise not_utf8(data, path, start + (3 if data.startswith(UTF8_MARK) else 0)) from None
         line = data.count(b"\n", 0, start) + 1
         raise _undecodable(
             f"this is not {encoding}: byte 0x{data[start]:02x} at offset {start}" if data else f"this is not {encoding}",
@@ -166,9 +166,10 @@ def utf16_without_mark(data: bytes) -> str | None:
     return None
 
 
-def _not_utf8(data: bytes, path: Path, start: int) -> MbertError:
-    line = data.count(b"\n", 0, start) + 1
-    what = f"this is not UTF-8: byte 0x{data[start]:02x} at offset {start}"
+def not_utf8(data: bytes, path: Path, start: int, *, line: int = 1, offset: int = 0) -> MbertError:
+    """The error for the byte at `start` of data that begin at `offset`, in that line, of a file or stream."""
+    line += data.count(b"\n", 0, start)
+    what = f"this is not UTF-8: byte 0x{data[start]:02x} at offset {offset + start}"
     where = f"{path}, line {line}"
     name, encoding = name_encoding(data, start)
     if encoding is None:

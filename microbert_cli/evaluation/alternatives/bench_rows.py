@@ -18,8 +18,8 @@ from microbert_cli.evaluation.alternatives.kinds import STUDENT, STUDENT_INT8, T
 from microbert_cli.evaluation.alternatives.rows import Row, over_seeds, table_row, verdict_on
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.evaluation.scoring import predict_logits, score
+from microbert_cli.models.exported.files import ONNX_FILES
 from microbert_cli.models.find import is_cascade
-from microbert_cli.models.onnx import ONNX_FILES
 from microbert_cli.models.predictor import open_predictor
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe

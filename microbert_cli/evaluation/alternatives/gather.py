@@ -7,12 +7,11 @@ says why.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.task_data import TaskData, load_task_data
 from microbert_cli.errors import MbertError
-from microbert_cli.evaluation.alternatives.int8_copy import Int8Copy, int8_copy
 from microbert_cli.evaluation.alternatives.kinds import LINEAR, MAJORITY
 from microbert_cli.evaluation.alternatives.rows import Row, table_row
 from microbert_cli.evaluation.baseline import LinearModel
@@ -25,6 +24,9 @@ from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.stage_result import METRICS, read_metrics
+
+if TYPE_CHECKING:
+    from microbert_cli.evaluation.alternatives.int8_copy import Int8Copy
 
 LINEAR_NAME = "linear, TF-IDF"
 TEACHER_INT8_NAME = "teacher, int8"
@@ -46,7 +48,7 @@ class Alternatives:
     linear: LinearModel | None = None
     linear_score: float | None = None
     linear_note: str | None = None
-    copies: dict[str, Int8Copy] = field(default_factory=dict)
+    copies: dict[str, "Int8Copy"] = field(default_factory=dict)
     train: Examples | None = None
 
     @property
@@ -56,6 +58,8 @@ class Alternatives:
 
     def add_int8(self, name: str, source: str, *, label_order: Any = None, reporter: Reporter = SILENT) -> None:
         """Makes and scores the int8 copy of a model, for the row `name`."""
+        from microbert_cli.evaluation.alternatives.int8_copy import int8_copy  # loads torch
+
         self.copies[name] = int8_copy(name, source, self.data, train=self.train, label_order=label_order, reporter=reporter)
 
     def entrants(self) -> list[BenchmarkModel]:

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from microbert_cli import distributed
 from microbert_cli.errors import MbertError
-from microbert_cli.models.config import read_json
-from microbert_cli.models.find import CASCADE_FILE
+from microbert_cli.models.find import CASCADE_FILE, read_json
 from microbert_cli.models.size import forward_flops
 from microbert_cli.text import dump_json
 
@@ -73,6 +71,8 @@ class CascadeAnswers:
     small, big  with `logits(batch)`, outputs in the cascade's order;  configs: of both models
     """
 
+    reads_arrays = True
+
     def __init__(self, small: Any, big: Any, rule: Rule, configs: Mapping[str, Any], columns: Columns = None):
         self.small, self.big, self.rule, self.configs, self.columns = small, big, rule, configs, columns
         self.rows = self.sent = 0
@@ -111,13 +111,12 @@ def sureness(logits: np.ndarray) -> np.ndarray:
     return largest
 
 
-def narrowed(batch: Mapping[str, torch.Tensor], rows: np.ndarray) -> dict[str, torch.Tensor]:
+def narrowed(batch: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
     """Returns some rows of a batch, without the columns that are padding in all of them."""
     if len(rows) == len(batch["input_ids"]):
         return dict(batch)
-    chosen = torch.from_numpy(rows)
-    columns = batch["attention_mask"][chosen].any(0)
-    return {name: values[chosen][:, columns] if values.ndim == 2 else values[chosen] for name, values in batch.items()}
+    columns = batch["attention_mask"][rows].any(0)
+    return {name: values[rows][:, columns] if values.ndim == 2 else values[rows] for name, values in batch.items()}
 
 
 def _share(values: Mapping[str, Any], name: str) -> float:

@@ -10,7 +10,7 @@ Source: FastBERT (Liu et al., ACL 2020), whose code answers one row at a time.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import input_names
 from microbert_cli.models.capture import (
     FirstToken,
@@ -31,7 +30,8 @@ from microbert_cli.models.capture import (
     removable_layers,
     replaced,
 )
-from microbert_cli.models.exits.build import has_exits
+from microbert_cli.models.exits.speed import chosen_speed as chosen_speed
+from microbert_cli.models.exits.speed import parse_speeds as parse_speeds
 
 Batch = Mapping[str, Tensor]
 
@@ -167,51 +167,3 @@ class ExitLogits:
         assert exits_EBC is not None
         logits: np.ndarray = exits_EBC.transpose(0, 1).flatten(1).float().cpu().numpy()
         return logits
-
-
-def chosen_speed(config: Any, speed: float | None, *, where: str, option: str = "--speed") -> float:
-    """Returns the speed that a model answers with: what is asked for, else what its configuration says; 0 without exits.
-
-    Raises M155 for a speed outside [0, 1], M157 for one above 0 of a model without exits.
-    """
-    if speed is None:
-        return float(config.speed) if has_exits(config) else 0.0
-    check_speed(speed, where=option)
-    if speed > 0 and not has_exits(config):
-        raise MbertError(
-            "M157",
-            "this model has no exits, so that no row can leave it early",
-            where=f"{where}, {option} {speed:g}",
-            allowed="A model with exits, such as the method fastbert makes; of any other, speed 0: the whole model.",
-            fix="Leave the speed out, or put exits in: mbert task-distill --teacher MODEL --set method=fastbert -o OUT",
-        )
-    return speed
-
-
-def check_speed(speed: float, *, where: str) -> None:
-    """Raises M155 for a speed outside [0, 1]."""
-    if not 0 <= speed <= 1:  # false for NaN too
-        raise MbertError(
-            "M155",
-            f"{speed:g} is no speed: it is compared with an uncertainty between 0 and 1",
-            where=where,
-            allowed="0, where every row runs through all layers, to 1, where every row leaves at the first exit.",
-            fix=f"{where.split()[0]} 0, or a larger one",
-        )
-
-
-def parse_speeds(text: str) -> Sequence[float]:
-    """Returns the speeds of `0,0.1,0.5`; raises M156 where that is no list of numbers, M155 for one outside [0, 1]."""
-    try:
-        speeds = [float(word) for word in text.split(",")]
-    except ValueError:
-        raise MbertError(
-            "M156",
-            f'"{text}" is no list of speeds',
-            where="--speed",
-            allowed="Numbers from 0 to 1 with commas between.",
-            fix="Write them as in 0,0.1,0.3,0.5,0.8",
-        ) from None
-    for speed in speeds:
-        check_speed(speed, where="--speed")
-    return list(dict.fromkeys(speeds))

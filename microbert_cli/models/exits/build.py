@@ -12,9 +12,10 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import ARCHITECTURES, architecture_of, inner_model, model_shape, model_type_of
 from microbert_cli.models.capture import removable_layers, show_scores
 from microbert_cli.models.config import register_model_type
+from microbert_cli.models.exits.speed import MODEL_TYPE
+from microbert_cli.models.exits.speed import has_exits as has_exits
 from microbert_cli.models.load import LoadedModel
 
-MODEL_TYPE = "mbert-early-exit"
 RUNTIME_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
@@ -26,11 +27,6 @@ class ExitSettings:
     layers: str | Sequence[int] = "all"
     width: int = 128
     heads: int = 2
-
-
-def has_exits(config: Any) -> bool:
-    """Whether a configuration is that of a model with exits."""
-    return model_type_of(config) == MODEL_TYPE
 
 
 def add_exits(loaded: LoadedModel, settings: ExitSettings, *, seed: int, spread: float | None = None) -> LoadedModel:

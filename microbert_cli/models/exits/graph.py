@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import input_names
 from microbert_cli.models.exits.answers import ExitLogits, answer_early
 from microbert_cli.models.exits.build import exit_ends
 from microbert_cli.models.exits.segments import write_segments
-from microbert_cli.models.onnx import open_session, require_onnx
-
-EXITS_FILE = "model.exits.onnx"
-Batch = Mapping[str, Any]
+from microbert_cli.models.exported.files import EXITS_FILE as EXITS_FILE
+from microbert_cli.models.exported.files import require_onnx
+from microbert_cli.models.exported.session import Batch, feed, open_session, thread_count
+from microbert_cli.models.exported.session import ExitSession as ExitSession
 
 
 def write_exits(model: Any, path: Path, *, inputs: Sequence[str] = (), batches: Iterable[Batch] = ()) -> tuple[float, float]:
@@ -50,39 +49,6 @@ def write_exits(model: Any, path: Path, *, inputs: Sequence[str] = (), batches: 
     return seconds, max(differences, default=0.0)
 
 
-class ExitSession:
-    """An exported model with exits; `logits` as those of `onnx.OnnxClassifier`.
-
-    path  of the file, or of the directory that it is in. Raises M234 where there is none, M333 where it cannot be read.
-    """
-
-    def __init__(self, path: Path, speed: float, *, threads: int | None = None):
-        require_onnx("onnxruntime")
-        path = path / EXITS_FILE if path.is_dir() else path
-        if not path.is_file():
-            raise _no_exits(path)
-        self.speed = speed
-        self._session = open_session(path, threads or torch.get_num_threads())
-        self.input_names = tuple(each.name for each in self._session.get_inputs() if each.name != "speed")
-
-    def answer(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """Returns logits [B, C] and layers [B]."""
-        feed = {**_feed(batch, self.input_names), "speed": np.array(self.speed, np.float32)}
-        logits, layers = self._session.run(["logits", "layers"], feed)
-        return logits, layers
-
-    def logits(self, batch: Batch) -> np.ndarray:
-        """Returns the logits [B, C]."""
-        return self.answer(batch)[0]
-
-
-def _feed(batch: Batch, names: Sequence[str]) -> dict[str, np.ndarray]:
-    feed = {name: np.asarray(batch[name], dtype=np.int64) for name in names if name in batch}
-    if "token_type_ids" in names:
-        feed.setdefault("token_type_ids", np.zeros_like(feed["input_ids"]))
-    return feed
-
-
 @torch.no_grad()
 def _answers(model: Any, batch: Batch, speed: float) -> np.ndarray:
     inputs = {name: torch.as_tensor(value, device=model.device) for name, value in batch.items()}
@@ -93,9 +59,9 @@ def _answers(model: Any, batch: Batch, speed: float) -> np.ndarray:
 def _difference_of_exits(segments: Sequence[Path], model: Any, batch: Batch) -> float:
     """Returns the largest difference of the logits of all exits, none of which any row leaves at."""
     expected = ExitLogits(model).logits({name: torch.as_tensor(value) for name, value in batch.items()})
-    state, logits = _feed(batch, ("input_ids", "attention_mask", "token_type_ids")), []
+    state, logits = feed(batch, ("input_ids", "attention_mask", "token_type_ids")), []
     for path in segments:
-        session = open_session(path, torch.get_num_threads())
+        session = open_session(path, thread_count())
         *hidden, exit_logits = session.run(None, {each.name: state[each.name] for each in session.get_inputs()})
         state |= {"hidden": hidden[0]} if hidden else {}
         logits.append(exit_logits)
@@ -223,25 +189,3 @@ def _values(logits: str, layers: str) -> list[Any]:
 
     kinds = {logits: TensorProto.FLOAT, layers: TensorProto.INT64}
     return [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
-
-
-def check_exits_file(precision: str, *, where: str) -> None:
-    """Raises M158 for a file of an export that answers whole: rows leave `model.exits.onnx` alone, which is float32."""
-    if precision != "fp32":
-        raise MbertError(
-            "M158",
-            f"the {precision} file answers whole, and rows are to leave early",
-            where=where,
-            allowed=f"The export's directory, whose {EXITS_FILE} is float32; any of its files without a speed.",
-            fix="Name the export's directory in its place, or leave the speed out",
-        )
-
-
-def _no_exits(path: Path) -> MbertError:
-    return MbertError(
-        "M234",
-        f"this export answers whole: it has no {EXITS_FILE}, which rows could leave early",
-        where=str(path.parent),
-        allowed="An export of a model with exits, which has that file; or its safetensors: evaluate.precision torch.",
-        fix=f"Leave the speed out, or export the model with exits again: mbert export MODEL -o {path.parent} --force",
-    )

@@ -16,7 +16,6 @@ from microbert_cli.evaluation.gates import Gates
 from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.evaluation.scoring import predict_logits, score
 from microbert_cli.models.cascade.answers import CascadeAnswers
-from microbert_cli.models.device import move_to_device
 from microbert_cli.models.exits.flops import exit_summary
 from microbert_cli.models.predictor import Predictor, open_predictor, probabilities
 from microbert_cli.recipe.registry import Catalog
@@ -26,7 +25,6 @@ from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_result import StageResult, place_seen_from, up_to_date, write_results
 from microbert_cli.stages.evaluate import STAGE
-from microbert_cli.stages.evaluate.generation import TextEvaluation
 
 
 def run(
@@ -81,6 +79,8 @@ def run(
             return up_to_date(STAGE.name, out)
         evaluation: Any
         if task.kind.writes:
+            from microbert_cli.stages.evaluate.generation import TextEvaluation  # loads torch, which exports do without
+
             evaluation = TextEvaluation(recipe, data, model, teacher)
         else:
             evaluation = _open(recipe, data, model, teacher, order)
@@ -112,7 +112,10 @@ def _open(recipe: Recipe, data: TaskData, model: str, teacher: str | None, order
     )
     teacher_predictor = open_predictor(teacher, data.task, where="teacher.model", label_order=order) if teacher else None
     for predictor in (model_predictor, teacher_predictor):
-        move_to_device(predictor, recipe.device)
+        if hasattr(getattr(predictor, "model", None), "parameters"):
+            from microbert_cli.models.device import move_to_device
+
+            move_to_device(predictor, recipe.device)
     return _Evaluation(data, model_predictor, teacher_predictor, recipe.evaluate.batch_size)
 
 
