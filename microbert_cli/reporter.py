@@ -1,12 +1,14 @@
 """What the library reports without printing: notes, progress, and `log.jsonl`."""
 
 import os
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from microbert_cli import distributed
 from microbert_cli.text import dump_json
@@ -44,13 +46,67 @@ class Reporter:
     def begin(self, stage: str, step: int, total: int) -> None:
         """Reports that the first of `total` steps is about to be taken, or that after `step` ones."""
 
-    @contextmanager
-    def working(self, stage: str) -> Iterator[None]:
+    def working(self, stage: str) -> AbstractContextManager[None]:
         """Reports for the block that a stage is at work, also where no steps are counted."""
-        yield
+        return nullcontext()
 
 
 SILENT = Reporter()
+
+
+class Tracker(Protocol):
+    """What numbers of training can be sent to; see `catalog/trackers/`."""
+
+    def log(self, phase: str, step: int, numbers: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TrackedReporter(Reporter):
+    """Passes everything on to another reporter, and numbers of steps to trackers too.
+
+    A tracker that fails is told of once and left out: it stops no training. What trackers print goes to stderr.
+    """
+
+    def __init__(self, reporter: Reporter, trackers: Mapping[str, Callable[[], Tracker]]):
+        self.reporter = reporter
+        self._trackers: dict[str, Tracker] = {}
+        for name, make in trackers.items():
+            self._try(name, partial(self._open, name, make))
+
+    def note(self, text: str) -> None:
+        self.reporter.note(text)
+
+    def warn(self, text: str) -> None:
+        self.reporter.warn(text)
+
+    def begin(self, stage: str, step: int, total: int) -> None:
+        self.reporter.begin(stage, step, total)
+
+    def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
+        self.reporter.progress(stage, step, total, **numbers)
+        if numbers:
+            for name, tracker in list(self._trackers.items()):
+                self._try(name, partial(tracker.log, stage, step, numbers))
+
+    def working(self, stage: str) -> AbstractContextManager[None]:
+        return self.reporter.working(stage)
+
+    def close(self) -> None:
+        """Ends the trackers; the other reporter goes on."""
+        for name, tracker in list(self._trackers.items()):
+            self._try(name, tracker.close)
+
+    def _open(self, name: str, make: Callable[[], Tracker]) -> None:
+        self._trackers[name] = make()
+
+    def _try(self, name: str, action: Callable[[], None]) -> None:
+        try:
+            with redirect_stdout(sys.stderr):
+                action()
+        except Exception as error:
+            self._trackers.pop(name, None)
+            self.reporter.warn(f"trackers: {name} is left out from here on: {type(error).__name__}: {error}")
 
 
 class Log:

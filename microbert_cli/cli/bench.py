@@ -77,8 +77,7 @@ def bench(
     from microbert_cli.data.task_data import load_task_data
     from microbert_cli.evaluation.alternatives.bench_rows import bench_beside_alternatives
     from microbert_cli.evaluation.compare_speed import benchmark_models
-    from microbert_cli.models.find import writes_no_classes
-    from microbert_cli.models.generation.writer import directory_writes
+    from microbert_cli.models.find import directory_writes, writes_no_classes
 
     if writing := [model for model in models if directory_writes(model)]:
         raise writes_no_classes(f"MODEL {writing[0]}", "Leave it out: what it writes is scored by mbert evaluate.")

@@ -31,7 +31,7 @@ def list_names(
     names_only: Annotated[bool, typer.Option("--names", help="Names alone, one a line.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Lists what there is and what it is: losses, methods, students, tasks, augmenters, recipes, machines, keys of a recipe."""
+    """Lists what there is and what it is: losses, methods, students, tasks and so on, and the keys of a recipe."""
     if kind in (KEYS, "key"):
         _list_keys(stage, names_only, as_json)
         return

@@ -103,7 +103,7 @@ def _show(common: CommonOptions, root: Path, metrics: list[dict[str, Any]], plan
     sections = summary.run_summary([(step.name, step.kind, values) for step, values in zip(planned, metrics, strict=True)])
     if common.as_json:
         stages = {step.name: {**values, "out": str(step.out)} for step, values in zip(planned, metrics, strict=True)}
-        show_json({**stages, **({} if "summary" in stages else {"summary": sections})})
+        show_json({**stages, **({} if "summary" in stages else {"summary": {"tasks": sections, "out": str(root)}})})
         return
     if unchanged:
         common.reporter().note(f"everything up to date ({len(planned)} stages)")

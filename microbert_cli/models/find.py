@@ -11,7 +11,7 @@ from typing import Any
 
 from microbert_cli.errors import MbertError, nearest, unreadable_model
 from microbert_cli.hub import ask_hub, hub_errors, is_hub_id, is_offline, unreachable
-from microbert_cli.models.architectures import VOCABULARY
+from microbert_cli.models.architectures import VOCABULARY, writes_texts
 from microbert_cli.models.labels import check_one_label
 from microbert_cli.runs import manifest
 from microbert_cli.runs.disk import may_not_be_read, unreadable_part
@@ -247,6 +247,15 @@ def _config_values(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def directory_writes(source: str | Path) -> bool:
+    """Whether a model has a decoder that writes; what cannot be read is told by who loads it."""
+    path = Path(source)
+    if not path.exists() and is_hub_id(str(source)):
+        with suppress(MbertError):
+            path = find_model(source, where="model")
+    return writes_texts(SimpleNamespace(**_config_values(path)))
 
 
 def writes_no_classes(where: str, fix: str = "Choose another student: mbert list students") -> MbertError:

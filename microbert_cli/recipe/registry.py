@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parent.parent
 # An architecture that loading itself needs lies with the models, and is listed with the other students.
 OUTSIDE_CATALOG = {"students": {"routed_bert": PACKAGE / "models" / "moe" / "bert.py"}}
 # What users see and may add to. The kinds of task are found in the same way, but are no part of the list.
-KINDS = ("losses", "methods", "students", "tasks", "augmenters", "recipes", "machines")
+KINDS = ("losses", "methods", "students", "tasks", "augmenters", "recipes", "machines", "trackers")
 SUFFIXES = {
     "kinds": (".py",),
     "losses": (".py",),
@@ -38,6 +38,7 @@ SUFFIXES = {
     "augmenters": (".py",),
     "recipes": (".toml",),
     "machines": (".toml",),
+    "trackers": (".py",),
 }
 
 
@@ -207,8 +208,9 @@ class Catalog:
         return ast.parse(self.path("losses", name, where="losses").read_text(encoding="utf-8"))
 
     def own_files(self) -> dict[str, str]:
-        """Returns the hashes of the included files, by path: a run with a changed file is another run."""
+        """Returns the hashes of the included files, by path: a run with a changed file is another run; trackers change none."""
         files = [file for folder in self.include for file in sorted(folder.rglob("*")) if file.suffix in (".py", ".toml")]
+        files = [file for file in files if file.parent.name != "trackers"]
         return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
     def _find(self, kind: str, name: str) -> Path | None:

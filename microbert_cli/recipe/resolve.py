@@ -270,6 +270,7 @@ def _check_names(values: Mapping[str, Any], catalog: Catalog, origins: Mapping[s
     references += [
         ("augmenters", "augment.sources", augmenter) for augmenter in _strings(table_at(values, "augment").get("sources"))
     ]
+    references += [("trackers", "trackers", tracker) for tracker in _strings(values.get("trackers"))]
     for kind, key, reference in references:
         exists_elsewhere = _is_checkpoint(reference) or reference in _strings(values.get("stages"))
         unchecked = (kind == "students" and exists_elsewhere) or (kind == "tasks" and _has_own_files(values))

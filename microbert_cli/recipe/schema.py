@@ -281,6 +281,7 @@ class Recipe(Strict):
     tf32: bool = False
     compile: bool = False
     stages: list[str] = []
+    trackers: Annotated[list[str], AfterValidator(check_distinct)] = []
     budget: Duration | None = None
     init: Place = "auto"
     initialise: Initialise = Initialise()

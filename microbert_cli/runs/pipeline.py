@@ -2,13 +2,18 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from microbert_cli import distributed
+from microbert_cli.errors import MbertError
+from microbert_cli.recipe.layers import flatten
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.reporter import SILENT, Reporter, TrackedReporter
 from microbert_cli.runs import cache
 from microbert_cli.runs.manifest import FILE, partial_path
 from microbert_cli.runs.stage_inputs import Step
@@ -27,10 +32,10 @@ def run_step(
     reporter.note(f"{step.name}: {_format_inputs(step)}")
 
     def run() -> StageResult:
-        return step.stage.run(step.resolved.recipe, step.out, catalog=catalog, reporter=reporter, **step.inputs, **options)
+        return step.stage.run(step.resolved.recipe, step.out, catalog=catalog, reporter=tracked, **step.inputs, **options)
 
     try:
-        with cache.used_for(step.out), reporter.working(step.name):
+        with cache.used_for(step.out), reporter.working(step.name), _tracked(step, catalog, reporter) as tracked:
             result = run() if step.stage.distributed else distributed.on_main_process(run)
     except Exception as error:
         if tries <= 1 or distributed.world_size() > 1 or not cache.was_deleted(error):
@@ -41,6 +46,43 @@ def run_step(
         again = {**options, "force": False, "resume": True}
         return run_step(step, catalog=catalog, reporter=reporter, tries=tries - 1, **again)
     return replace(result, out=step.out)  # as it was named, whether it was made or found
+
+
+def check_trackers(step: Step, catalog: Catalog) -> None:
+    """Raises M530 where the package of one of the recipe's trackers is not installed."""
+    for name in step.resolved.recipe.trackers:
+        check_tracker(name, catalog.module("trackers", name).NEEDS, catalog)
+
+
+def check_tracker(name: str, package: str, catalog: Catalog) -> None:
+    """Raises M530 where a tracker's package is not installed."""
+    if package and find_spec(package) is None:
+        raise MbertError(
+            "M530",
+            f"the package {package} is not installed",
+            where=f"trackers: {name}",
+            allowed=f"A tracker whose package is there; known: {', '.join(catalog.names('trackers'))}.",
+            fix=f"pip install {package}, or no tracker: --set 'trackers=[]'",
+        )
+
+
+@contextmanager
+def _tracked(step: Step, catalog: Catalog, reporter: Reporter) -> Iterator[Reporter]:
+    """Yields a reporter that sends numbers of training to the recipe's trackers, too, from the main process alone."""
+    recipe = step.resolved.recipe
+    if not (recipe.trackers and step.stage.trains and distributed.is_main()):
+        yield reporter
+        return
+    check_trackers(step, catalog)
+    values = {key: value for key, value in flatten(recipe.model_dump(mode="json")).items() if key in step.resolved.origins}
+    folder = step.out.parent
+    name = f"{folder.name}-{step.name}"
+    makers = {each: partial(catalog.module("trackers", each).Tracker, name, folder, values) for each in recipe.trackers}
+    tracked = TrackedReporter(reporter, makers)
+    try:
+        yield tracked
+    finally:
+        tracked.close()
 
 
 def run_steps(

@@ -57,7 +57,7 @@ def answer(
     first = next(windows, None)  # texts that cannot be read are said before a model is opened
     if not (is_export(Path(model)) or is_cascade(Path(model))):
         from microbert_cli.distillation.generation.text_task import fills_in, is_filler  # loads torch
-        from microbert_cli.models.generation.writer import directory_writes
+        from microbert_cli.models.find import directory_writes
 
         if directory_writes(model):
             given = windows if first is None else chain([first], windows)

@@ -140,7 +140,7 @@ def test_one_recipe_trains_the_ensemble_and_what_it_teaches() -> None:
     done = works("run", "small.toml", "-o", "run", "--json")
     tasks, made = ("sst2", "mrpc", "stsb"), done.json
     expected = ["ensemble", "labels", "task-distill", *(f"{kind}-{task}" for kind in ("evaluate", "export") for task in tasks)]
-    assert list(made) == [*expected, "report"]
+    assert list(made) == [*expected, "report", "summary"]
     assert "stsb has no teacher and is learnt from labels alone (hard_label)" in done.err
 
     # The two members of sst2 are the two seeds; the mean of their probabilities has the score that is recorded.

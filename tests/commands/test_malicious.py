@@ -646,7 +646,7 @@ def test_secrets_are_not_in_tracebacks(workshop: Path, monkeypatch: pytest.Monke
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"Illegal header value b'Bearer {'x' * 20}' at https://me:pa55word@host with {TOKEN} \x1b[2J")
 
-    monkeypatch.setattr("microbert_cli.stages.predict.run", fail)
+    monkeypatch.setattr("microbert_cli.stages.predict.answer", fail)
     done = mbert("predict", workshop / "teacher", "a text")
     assert done.code == 70 and "Illegal header value" in done.err
     assert not [secret for secret in (TOKEN, "pa55word", "x" * 20, "\x1b") if secret in done.err]

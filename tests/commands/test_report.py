@@ -150,7 +150,7 @@ def test_an_unchanged_run_ends_with_it_too() -> None:
 
 def test_the_summary_is_in_json() -> None:
     report = metrics("report")
-    (section,) = works("run", "small.toml", "--json").json["summary"]
+    (section,) = works("run", "small.toml", "--json").json["summary"]["tasks"]
     assert section["verdict"] == report["verdict"] and section["task"] == report["task"]
     assert [row["model"] for row in section["table"]] == [row["model"] for row in report["table"]]
 
@@ -161,7 +161,7 @@ def test_a_run_without_a_report_ends_with_what_it_knows() -> None:
     rows = {line[:12].strip(): line for line in done.err.splitlines()}
     assert f"{metrics('task-distill')['mean']['accuracy']:.4f}" in rows["task-distill"]
     assert "No linear baseline and no verdict" in done.err
-    (section,) = works("run", "small.toml", "--set", stages, "-o", "runs/plain", "--json").json["summary"]
+    (section,) = works("run", "small.toml", "--set", stages, "-o", "runs/plain", "--json").json["summary"]["tasks"]
     assert [row["kind"] for row in section["table"]] == ["majority", "teacher", "student"] and section["verdict"] is None
     assert works("report", "runs/plain").out == "runs/plain/report.html\n"
     text = Page(Path("runs/plain/report.html").read_text(encoding="utf-8")).text

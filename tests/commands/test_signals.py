@@ -135,7 +135,7 @@ def strike(*_, **__):
     return 0
 
 from microbert_cli.cli import main
-main.app = strike
+main.command_line = lambda names: strike
 sys.argv = ["mbert", "--help"]
 __main__.main()
 """

@@ -299,7 +299,8 @@ def _refuse_what_fills_in(step: Step, catalog: Catalog) -> None:
     """Raises M151 for a row that trains a teacher of a task of texts: it writes none that could be scored."""
     if step.stage.is_method or not writes_text(step.resolved.recipe, catalog):
         return
-    from microbert_cli.models.generation.writer import describes_writer, directory_writes
+    from microbert_cli.models.find import directory_writes
+    from microbert_cli.models.generation.writer import describes_writer
 
     model = step.inputs["model"]
     if not (describes_writer(model, catalog) or directory_writes(model)):

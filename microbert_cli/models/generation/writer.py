@@ -2,8 +2,6 @@
 
 import copy
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +9,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from microbert_cli.errors import MbertError
-from microbert_cli.hub import is_hub_id
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import model_type_of, positions_of, writes_texts
 from microbert_cli.models.config import NO_CODE, read_config, without_code
@@ -26,17 +23,6 @@ from microbert_cli.recipe.student_shapes import read_student
 SEQ2SEQ = "seq2seq"  # the kind of model, as load.CLASSES names it
 POSITIONS = 512  # of a new student
 HEAD_WIDTHS = (64, 32, 16, 8)  # of a new student's attention, the first that divides the width
-
-
-def directory_writes(source: str | Path) -> bool:
-    """Whether a model has a decoder that writes; what cannot be read is told by who loads it."""
-    path = Path(source)
-    if not path.exists() and is_hub_id(str(source)):
-        with suppress(MbertError):
-            path = find_model(source, where="model")
-    if not (path / "config.json").is_file():
-        return False
-    return writes_texts(read_config(path, where="model"))
 
 
 def describes_writer(name: str, catalog: Catalog) -> bool:

@@ -24,6 +24,7 @@ from microbert_cli.plan.doctor.machine_checks import check_room
 from microbert_cli.plan.phases import losses_of
 from microbert_cli.plan.static_checks import MODELS, check_static, own_files
 from microbert_cli.recipe.registry import Catalog
+from microbert_cli.runs.pipeline import check_trackers
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import LAYERWISE, make_terms
 
@@ -60,6 +61,8 @@ def _errors_of(check: Callable[..., None], *arguments: Any) -> Iterator[MbertErr
 def _packages(context: DoctorContext, step: Step) -> None:
     if "onnx" in step.stage.extras(step.resolved.recipe):
         require_onnx(*ONNX_PACKAGES)
+    if step.stage.trains:
+        check_trackers(step, context.catalog)
 
 
 def _models(context: DoctorContext, step: Step) -> None:

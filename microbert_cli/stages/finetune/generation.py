@@ -14,9 +14,9 @@ from microbert_cli.distillation.generation.trainers import TeacherTrainer, Write
 from microbert_cli.evaluation.generation.text_metrics import check_installed
 from microbert_cli.models import factory
 from microbert_cli.models.config import read_config
-from microbert_cli.models.find import find_model
+from microbert_cli.models.find import directory_writes, find_model
 from microbert_cli.models.generation.vocabulary import FOLDER, load_target_tokenizer, vocabulary_of_texts
-from microbert_cli.models.generation.writer import describes_writer, directory_writes
+from microbert_cli.models.generation.writer import describes_writer
 from microbert_cli.models.load import LoadedModel, load_model, load_vocabulary
 from microbert_cli.models.tokenizers import load_tokenizer
 from microbert_cli.recipe.registry import Catalog

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.distillation.generation.text_task import texts_of_training
+from microbert_cli.models.find import directory_writes
 from microbert_cli.models.generation.vocabulary import vocabulary_of_texts
-from microbert_cli.models.generation.writer import describes_writer, directory_writes
+from microbert_cli.models.generation.writer import describes_writer
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.generation.cost import (
     add_teacher_training,
