@@ -12,7 +12,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 SOURCES := microbert_cli tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo methods test slow check format lint types architecture docs encoders real torture bench gpu clean
+.PHONY: help setup demo methods test slow check format lint types architecture docs encoders real torture bench screens gpu clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ torture: setup ## long proofs: kills, faults, damage, strange inputs; docs/relia
 
 bench: setup ## mbert against a plain implementation and a waste-free ceiling; a quiet machine and an hour
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+screens: demo ## what commands show at 80 and 140 columns, light and dark, as pictures in docs/img/screens
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/screens.py docs/img
 
 gpu: setup ## the same on a GPU: losses against the CPU's, shares of the card's matrix rate; says so where there is none
 	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
