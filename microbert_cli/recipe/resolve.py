@@ -215,7 +215,7 @@ def _explain(error: Mapping[str, Any], loc: Sequence[int | str], origins: Mappin
         f"{error['input']!r} does not fit",
         where=key_location(origin, key),
         allowed=f"{error['msg']}.",
-        fix="Correct it; every key with its default: mbert run --explain-config",
+        fix="Correct it; every key with its default: mbert list keys",
     )
 
 
@@ -232,7 +232,7 @@ def _unknown(key: str, origin: str, options: Iterable[str]) -> MbertError:
         f'there is no key "{key}"',
         where=key_location(origin, key),
         allowed=f"Known here: {nearest(key.split('.')[-1], options)}",
-        fix="See all of them: mbert run RECIPE --explain-config",
+        fix="See all of them: mbert list keys",
     )
 
 

@@ -103,7 +103,7 @@ def _too_deep(where: str) -> MbertError:
         "tables or lists lie too deep inside each other",
         where=where,
         allowed=f"At most {MAX_DEPTH} levels.",
-        fix="Correct it; every key with its default: mbert run --explain-config",
+        fix="Correct it; every key with its default: mbert list keys",
     )
 
 
