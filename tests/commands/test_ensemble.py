@@ -136,6 +136,7 @@ def test_each_task_learns_from_its_own_ensemble(task: int, soft: float | None, t
 # --- a recipe ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_recipe_trains_the_ensemble_and_what_it_teaches() -> None:
     done = works("run", "small.toml", "-o", "run", "--json")
     tasks, made = ("sst2", "mrpc", "stsb"), done.json
@@ -250,6 +251,7 @@ def test_augmented_rows_are_for_tasks_with_a_teacher() -> None:
 # --- the embedded tasks ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "labels", "least"), [(shuffled_rows, ORDERS, 0.45), (area_rows, tuple(AREAS), 0.08)])
 def test_the_embedded_tasks_have_all_labels_and_splits_apart(rows: Any, labels: tuple[str, ...], least: float) -> None:
     texts, given = {}, {}

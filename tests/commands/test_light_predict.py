@@ -163,6 +163,7 @@ def test_predicting_loads_no_torch(kind: str) -> None:
     assert loaded_after("predict", kind, *extra, "-q") == []
 
 
+@pytest.mark.slow
 def test_evaluating_and_timing_an_export_load_no_torch() -> None:
     rows = ("--task", "sst2", "--data", "glue")
     for words in (
