@@ -1,6 +1,5 @@
 """The directory of a cascade: two folders with an ONNX file each, written or copied, checked and measured."""
 
-import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from microbert_cli.exporting.directory import (
     refuse_difference,
 )
 from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL
-from microbert_cli.models.config import read_config
+from microbert_cli.models.config import read_config, writable_config
 from microbert_cli.models.find import CASCADE_FILE, find_model
 from microbert_cli.models.labels import check_one_label, match_labels
 from microbert_cli.models.load import load_model
@@ -72,7 +71,7 @@ def write_part(
         config, tokenizer = session.config, load_tokenizer(session.directory, session.config, where=where)
     else:
         config, tokenizer = _write_file(source, directory, data, precision, where, train)
-    config.save_pretrained(directory)
+    writable_config(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return open_predictor(str(directory), data.task, precision=form_of(directory), where=where, in_the_making=True)
 
@@ -105,7 +104,7 @@ def _write_file(
 
 def write_labels(directory: Path, small: Predictor, data: TaskData) -> None:
     """Writes the config.json of a cascade: the small model's, with the labels of the task in their order."""
-    config = copy.deepcopy(small.model.config)
+    config = writable_config(small.model.config)
     data.task.kind.configure(config)
     config.save_pretrained(directory)
 

@@ -1,5 +1,6 @@
 """Reads the configurations of checkpoints, without anything in them that would run code."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ from microbert_cli.recipe.registry import Catalog
 
 NO_CODE = {"trust_remote_code": False}  # without it transformers asks on stdin, from which `mbert predict` reads texts
 OWN_MODEL_TYPES = "mbert-"
+
+
+def writable_config(config: Any) -> Any:
+    """Returns a copy of a configuration that can be saved: of an export that was read without transformers, what these read."""
+    if hasattr(config, "save_pretrained"):
+        return copy.deepcopy(config)
+    return read_config(config.directory, where="model")
 
 
 def read_config(path: str | Path, *, where: str) -> Any:

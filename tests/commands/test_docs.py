@@ -14,11 +14,11 @@ from tiny_models import tiny_bert
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = ("", "sh", "console")  # languages of blocks that hold commands
-PLACES = """DIR FINE_TUNED SMALL BIG MODEL student general exits cascade cascade/small cascade/big runs/minilm
+PLACES = """DIR teacher FINE_TUNED SMALL BIG MODEL student general exits cascade cascade/small cascade/big runs/minilm
     runs/teacher/finetune runs/short/export runs/shared runs/routed"""
 FILES = "texts.txt texts.txt.gz my-texts.txt.gz text.txt.gz sentences.txt glove.6B.300d.txt"
 STAGES = "finetune general-distill augment task-distill export".split()  # of runs that pages go on from
-TABLES = "reviews.csv dev.csv tables/short.csv tables/short-dev.csv"
+TABLES = "reviews.csv pairs.csv dev.csv tables/short.csv tables/short-dev.csv"
 # What a reader puts in; benchmarks need what other commands make; the folder of extending.md is made in test_extending.py.
 LEFT_TO_READERS = re.compile(r"\bTASK\b|\.\.\. |benchmarks/|--include mine")
 
@@ -27,7 +27,10 @@ def commands(page: Path) -> Iterator[list[str]]:
     """Yields the words of the commands on a page, without comments and what is piped into them."""
     text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        variables = dict(re.findall(r'^(\w+)="(.*)"', block, re.MULTILINE))
         for line in block.splitlines() if language in SHELL else ():
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value)
             if match := re.search(r"(?:^|\| )(mbert [a-z].*)", line):
                 yield shlex.split(match[1], comments=True)[1:]
 
@@ -54,10 +57,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 tiny_bert(place, kind="classifier")
                 record = {"schema": 1, "identity": {}, "identity_hash": "", "result": "", "outputs": {}, "recipe": recipe}
                 (place / "manifest.json").write_text(json.dumps(record), encoding="utf-8")
-        rows = [f"text {n},{['low', 'high'][n % 2]},{['low', 'high'][n % 2]},0.4,0.6" for n in range(40)]
+        rows = [f"text {n},{['low', 'high'][n % 2]},{['low', 'high'][n % 2]},0.4,0.6,source {n},target {n}" for n in range(40)]
         for name in TABLES.split():
             Path(name).parent.mkdir(exist_ok=True)
-            Path(name).write_text("\n".join(["text,stars,label,p_bad,p_good", *rows, ""]), encoding="utf-8")
+            Path(name).write_text("\n".join(["text,stars,label,p_bad,p_good,source,target", *rows, ""]), encoding="utf-8")
         for name in FILES.split():
             Path(name).write_text("a text\n", encoding="utf-8")
         yield folder

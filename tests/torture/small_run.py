@@ -85,7 +85,7 @@ MEASURED = {
     "speed", "seconds", "conditions", "latency_ms", "latency_p90_ms", "latency_mean_ms", "rows_per_second",
     "verdict", "speedup", "int8_speedup", "sentence",
 }  # fmt: skip
-TELLS = (".jsonl", ".md")  # logs and cards hold times
+TELLS = (".jsonl", ".md", ".html")  # logs, cards and pages hold times
 RANDOM = re.compile(r"\.\d+\.tmp$|\.tmp\w{6}$")  # names of files on their way: ours, and those of safetensors
 STATE = re.compile(r"/phases/[^/]+/(state|step)[^/]*\.pt$")
 FOUR_PARTS = re.compile(r"^\[M\d\d\d\] .+: .+\n {7}\S.*\n {7}\S.*", re.MULTILINE)
