@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import sys
 import termios
@@ -58,7 +59,10 @@ def main(folder: Path) -> None:
                 console = Console(record=True, width=width, file=io.StringIO())
                 console.print(Text(f"$ mbert {command}", style="bold"))
                 console.print(Text.from_ansi("\n".join(lines).rstrip()), overflow="fold")  # as a terminal breaks lines
-                console.save_svg(str(folder / f"{name}-{width}-{theme}.svg"), title="mbert", theme=colours)
+                picture = re.sub(
+                    r"@font-face \{.*?\}\s*", "", console.export_svg(title="mbert", theme=colours), flags=re.DOTALL
+                )
+                (folder / f"{name}-{width}-{theme}.svg").write_text(picture, encoding="utf-8")  # no font from elsewhere
         print(folder / f"{name}-*.svg")
 
 
