@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -26,7 +26,7 @@ def show_cache(
     run: Annotated[Path | None, typer.Option("--run", help="Entries that this run or output alone was made with.")] = None,
     older: Annotated[
         str | None, typer.Option("--older", help="Entries that nobody has used for so long, such as 30d or 12h.")
-    ] = None,  # fmt: skip  # noqa: E501
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --clean: say what would go; touch nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -118,5 +118,5 @@ def _row(name: str, entries: list[cache.Entry]) -> list[str]:
     return [name, str(len(entries)), _megabytes(sum(entry.size for entry in entries)), last]
 
 
-def _megabytes(size: Any) -> str:
+def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f}"

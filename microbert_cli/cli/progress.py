@@ -59,8 +59,9 @@ class Lines:
     def begin(self, name: str, step: int, total: int) -> None:
         """Writes the first line of a stage, before its first step."""
         with self._lock:
-            pace = self._stages[name] = Pace(step)
+            pace = Pace(step)
             pace.total = total
+            self._stages = {name: pace}  # phases follow each other: one that ended before its last step is over, too
             self._show(name)
         self._keep_talking()
 
@@ -127,6 +128,8 @@ class Bars:
         self._remove(self._activities.pop())
 
     def begin(self, name: str, step: int, total: int) -> None:
+        for earlier in self._tasks.keys() - set(self._activities):  # phases follow each other, as in `Lines`
+            self._remove(earlier)
         self._add(name, step, total)
 
     def update(self, name: str, step: int, total: int, numbers: Numbers) -> None:

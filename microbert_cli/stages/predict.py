@@ -8,7 +8,6 @@ from typing import Any
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.generation.rows import Lengths, text_pairs
 from microbert_cli.data.tables.texts import Inputs, Texts, windows_of
-from microbert_cli.data.tables.texts import read_inputs as read_inputs
 from microbert_cli.data.tokenized import TokenizedExamples, for_cascade, tokenize_examples
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring

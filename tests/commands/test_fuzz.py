@@ -42,6 +42,7 @@ from microbert_cli.data.corpus.documents import read_documents, split_sentences
 from microbert_cli.data.examples import Examples, from_table
 from microbert_cli.data.load import complete, load_augmented, load_split, own_task, write_augmented
 from microbert_cli.data.tables import read_table
+from microbert_cli.data.tables.texts import open_inputs
 from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.errors import FAMILIES, MbertError
 from microbert_cli.evaluation.metrics import compute
@@ -658,7 +659,7 @@ def predicted(texts: list[tuple[str, ...]], **options: Any) -> None:
 @holds_for(st.tuples(st.lists(ANY_TEXT, max_size=5), st.sampled_from((None, 4, 48, 49, 10**6))), torture=4_000)
 def predictions(case: tuple[list[str], int | None]) -> None:
     texts, length = case
-    predicted(predict.read_inputs(texts, None, None, columns=(), pairs=False), max_length=length)
+    predicted(list(open_inputs(texts, None, None, columns=(), pairs=False).rows), max_length=length)
 
 
 @holds_for(st.tuples(damaged([b"one line\nanother\n\nlast", b"a\tb\r\nc\td\n"]), st.booleans()), torture=6_000)
@@ -667,9 +668,9 @@ def predicted_lines(case: tuple[bytes, bool]) -> None:
     content, pairs = case
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # UTF-16, whose line feeds are two bytes
         return
-    texts = predict.read_inputs((), None, io.BytesIO(content), columns=(), pairs=pairs)
+    texts = list(open_inputs((), None, io.BytesIO(content), columns=(), pairs=pairs).rows)
     assert len(texts) == content.count(b"\n") + (content != b"" and not content.endswith(b"\n") and content != b"\xef\xbb\xbf")
-    assert predict.read_inputs((), put("lines.txt", content), None, columns=(), pairs=pairs) == texts
+    assert list(open_inputs((), put("lines.txt", content), None, columns=(), pairs=pairs).rows) == texts
     if len(content) % 5 == 0:
         predicted(texts)
 
@@ -677,7 +678,7 @@ def predicted_lines(case: tuple[bytes, bool]) -> None:
 @holds_for(OWN_CASES, torture=2_000)
 def predicted_tables(case: tuple[str, bytes]) -> None:
     path = put(f"predict.{case[0]}", case[1])
-    texts = predict.read_inputs((), path, None, columns=["text"], pairs=False)
+    texts = list(open_inputs((), path, None, columns=["text"], pairs=False).rows)
     assert texts == [(str(value),) for value in read_table(path).column("text") if value is not None]
     predicted(texts)
 

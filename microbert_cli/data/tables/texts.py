@@ -51,22 +51,6 @@ def windows_of(rows: Iterable[Row]) -> Iterator[Texts]:
         yield window
 
 
-def read_inputs(
-    texts: Sequence[str],
-    file: Path | None,
-    stream: IO[bytes] | None,
-    *,
-    columns: Sequence[str],
-    pairs: bool,
-    model: str | None = None,
-    form: TableFormat = AS_SHOWN,
-    reporter: Reporter = SILENT,
-) -> Texts:
-    """Returns all texts of `open_inputs`."""
-    inputs = open_inputs(texts, file, stream, columns=columns, pairs=pairs, model=model, form=form, reporter=reporter)
-    return list(inputs.rows)
-
-
 def open_inputs(
     texts: Sequence[str],
     file: Path | None,

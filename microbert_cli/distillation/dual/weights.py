@@ -16,8 +16,8 @@ from torch import Tensor
 from microbert_cli.distillation.start.slice import axes_of
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import ModelShape, architecture_of, bert_name, families, model_shape, model_type_of
+from microbert_cli.training.loss_terms import WeightPair
 
-WeightPair = tuple[str, str, Tensor, Tensor]  # side, BERT's name, the teacher's and the student's
 WORDS = "embeddings.word_embeddings.weight"
 
 

@@ -5,7 +5,8 @@ It holds every token of the training sources and targets, special tokens, and wh
 vocabularies, which `teacher_ids` looks up by the token itself.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ from microbert_cli.errors import MbertError, unreadable_model
 from microbert_cli.models.config import NO_CODE
 from microbert_cli.models.tokenizers import rows_needed
 from microbert_cli.models.vocabulary import closure
-from microbert_cli.models.vocabulary.tokenizer import cut_tokenizer, encode, fall_backs, read_rules, renumbered
+from microbert_cli.models.vocabulary.tokenizer import cut_tokenizer, encode_each, fall_backs, read_rules, renumbered
 from microbert_cli.models.vocabulary.weights import cut_config, named_ids
 from microbert_cli.reporter import SILENT, Reporter
 
 FOLDER = "target"  # of a teacher's directory: the tokenizer of the student that it can teach
-TEXTS_AT_ONCE = 4096
 NEEDED = {"cls_token_id": "begins a text", "sep_token_id": "ends a text", "pad_token_id": "fills up a row"}
 
 
@@ -36,7 +36,8 @@ def vocabulary_of_texts(tokenizer: Any, config: Any, texts: Iterable[str], *, wh
         rules = read_rules(tokenizer, where=where)
         added = closure.added_numbers(rules) | named_ids(config) & set(closure.token_numbers(rules).values())
         parts = closure.parts_of(rules)
-        used = {part for number in _used(tokenizer, texts) | fall_backs(tokenizer, rules) for part in parts(number)}
+        tokens = set(chain.from_iterable(encode_each(tokenizer, texts)))
+        used = {part for number in tokens | fall_backs(tokenizer, rules) for part in parts(number)}
         numbers = renumbered(rules, added | used)
         smaller = cut_tokenizer(tokenizer, rules, numbers, cut_config(config, numbers), where=where)
     except MbertError as error:
@@ -46,25 +47,6 @@ def vocabulary_of_texts(tokenizer: Any, config: Any, texts: Iterable[str], *, wh
         return tokenizer
     reporter.note(f"the student takes {len(smaller):,} of the teacher's {len(tokenizer):,} tokens: those that the rows use")
     return smaller
-
-
-def _used(tokenizer: Any, texts: Iterable[str]) -> set[int]:
-    """Returns the ids of the tokens that texts use."""
-    used: set[int] = set()
-    for part in _in_parts(texts):
-        for ids in encode(tokenizer, part):
-            used.update(ids)
-    return used
-
-
-def _in_parts(texts: Iterable[str]) -> Iterator[list[str]]:
-    part: list[str] = []
-    for text in texts:
-        part.append(text)
-        if len(part) == TEXTS_AT_ONCE:
-            yield part
-            part = []
-    yield part
 
 
 def check_special_tokens(tokenizer: Any, *, where: str, hides: bool = False) -> None:

@@ -3,7 +3,8 @@
 import copy
 import json
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from microbert_cli.models.config import NO_CODE
 from microbert_cli.models.vocabulary import closure
 
 Numbers = dict[int, int]
+TEXTS_AT_ONCE = 4096
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 
@@ -123,10 +125,17 @@ def _cut_settings(path: Path, numbers: Mapping[int, int]) -> None:
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Returns the token ids of texts, without special tokens, whole."""
+    return list(encode_each(tokenizer, texts))
+
+
+def encode_each(tokenizer: Any, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Yields the token ids of each text, without special tokens, whole; texts are read a part at a time."""
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.no_truncation()
     backend.no_padding()
-    return [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
+    remaining = iter(texts)
+    while part := list(islice(remaining, TEXTS_AT_ONCE)):
+        yield from (encoding.ids for encoding in backend.encode_batch(part, add_special_tokens=False))
 
 
 def _uncuttable(what: str, where: str) -> MbertError:

@@ -1,7 +1,7 @@
 """Which tokens stay: those that texts use, the commonest of a corpus, and what any other text can be written with."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,13 @@ from microbert_cli.data.tokenized import tokenizer_fingerprint
 from microbert_cli.errors import MbertError
 from microbert_cli.models.tokenizers import rows_needed
 from microbert_cli.models.vocabulary import closure
-from microbert_cli.models.vocabulary.tokenizer import Numbers, encode, fall_backs, read_rules, renumbered
+from microbert_cli.models.vocabulary.tokenizer import Numbers, encode_each, fall_backs, read_rules, renumbered
 from microbert_cli.models.vocabulary.weights import named_ids
 from microbert_cli.recipe.phase_data import SELECTED_BY
 from microbert_cli.recipe.values import Vocabulary
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs import atomic, cache
 
-TEXTS_AT_ONCE = 4096
 COUNTS = "counts.npy"
 UNUSED = re.compile(r"\[unused\d+\]")
 
@@ -111,9 +110,8 @@ def texts_of(data: TaskData) -> list[str]:
 def count_tokens(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
     """Counts every token of texts, special tokens left out: [rows of the tokenizer] int64."""
     counts = np.zeros(rows_needed(tokenizer), np.int64)
-    for part in batches_of(texts):
-        for ids in encode(tokenizer, part):
-            np.add.at(counts, ids, 1)
+    for ids in encode_each(tokenizer, texts):
+        np.add.at(counts, ids, 1)
     return counts
 
 
@@ -127,18 +125,6 @@ def count_corpus(tokenizer: Any, source: str, documents: int | None, reporter: R
             np.save(directory / COUNTS, count_tokens(tokenizer, sentences))
         counts: np.ndarray = np.load(directory / COUNTS, allow_pickle=False)
         return counts
-
-
-def batches_of(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yields texts in lists of a size that a tokenizer takes at once."""
-    part: list[str] = []
-    for text in texts:
-        part.append(text)
-        if len(part) == TEXTS_AT_ONCE:
-            yield part
-            part = []
-    if part:
-        yield part
 
 
 def _too_few_rows(rows: int, needed: int, reason: str) -> MbertError:

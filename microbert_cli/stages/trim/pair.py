@@ -20,8 +20,7 @@ from microbert_cli.models.architectures import forward_parameters, positions_of
 from microbert_cli.models.labels import match_labels
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.tokenizers import CARRIED_INPUTS
-from microbert_cli.models.vocabulary.tokenizer import Numbers, encode
-from microbert_cli.stages.trim.choose import batches_of
+from microbert_cli.models.vocabulary.tokenizer import Numbers, encode, encode_each
 
 CHECKED_ROWS = 64
 CHECKED_LENGTH = 128  # tokens
@@ -42,13 +41,10 @@ class Pair:
         """Returns which texts have kept tokens alone, by position; raises M347 where one of them is split otherwise."""
         alike: list[int] = []
         wrong: list[int] = []
-        start = 0
-        for part in batches_of(texts):
-            old_rows, new_rows = encode(self.before.tokenizer, part), encode(self.after.tokenizer, part)
-            for row, (old, new) in enumerate(zip(old_rows, new_rows, strict=True), start):
-                if self.numbers.keys() >= set(old):
-                    (alike if [self.numbers[number] for number in old] == list(new) else wrong).append(row)
-            start += len(part)
+        both = zip(encode_each(self.before.tokenizer, texts), encode_each(self.after.tokenizer, texts), strict=True)
+        for row, (old, new) in enumerate(both):
+            if self.numbers.keys() >= set(old):
+                (alike if [self.numbers[number] for number in old] == list(new) else wrong).append(row)
         if wrong:
             raise _split_otherwise(len(wrong), texts[wrong[0]], self.before.source)
         return alike

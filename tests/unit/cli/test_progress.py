@@ -104,3 +104,15 @@ def test_nothing_is_shown_under_quiet(capsys: pytest.CaptureFixture[str]) -> Non
         reporter.warn("a warning")
     reporter.close()
     assert capsys.readouterr().err == "warning: a warning\n"
+
+
+def test_a_phase_that_ended_early_is_over_when_the_next_begins(clock: Clock) -> None:
+    written: list[str] = []
+    lines, bars = Lines(written.append), Bars(Console(file=io.StringIO(), force_terminal=True, width=100))
+    for display in (lines, bars):
+        display.enter("task-distill")
+        display.begin("first", 0, 100)
+        display.update("first", 7, 100, {})
+        display.begin("second", 0, 100)
+    assert list(lines._stages) == ["second"] and list(bars._tasks) == ["task-distill", "second"]
+    bars.close()
