@@ -4,7 +4,7 @@
 
     --device NAME   cuda; with cpu everything is done by the CPU, which tries the script and says nothing about a GPU
     --steps N       measured steps of mbert a row (500 for the extrapolated run); the plain code does a tenth of them
-    --only NAME[,NAME]   of agreement, general, intermediate, augment, run
+    --only NAME[,NAME]   of agreement, general, sizes, intermediate, augment, run
     --json FILE     writes the results
 
 Architectures are true, weights random, rows are those of SST-2 and the Wikipedia corpus (MBERT_SHARED, default ../shared).
@@ -100,6 +100,19 @@ def general_distillation(bench: Bench) -> Result:
     return _compared(bench, "encoder", plain.intermediate_step, INTERMEDIATE, few, many, length)
 
 
+def by_size(bench: Bench) -> Result:
+    """General distillation in bfloat16 by blocks a step: where a step stops costing the same, and memory of the card."""
+    blocks, rows = general.blocks_of(bench.setup, general.DOCUMENTS), {}
+    for size in (bench.blocks // 8, bench.blocks // 2, bench.blocks, 4 * bench.blocks):
+        if bench.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+        lap = _our_lap(bench, "encoder", INTERMEDIATE, _blocks(bench.setup, blocks, size), "bf16")
+        gib = torch.cuda.max_memory_allocated() / 2**30 if bench.device.startswith("cuda") else 0.0
+        milliseconds = 1e3 * sorted(lap.seconds)[len(lap.seconds) // 2]
+        rows[f"{size} blocks"] = bench.told(lap) | {"median_step_ms": round(milliseconds, 2), "gib": round(gib, 2)}
+    return rows
+
+
 def intermediate(bench: Bench) -> Result:
     """Intermediate stage at SST-2's lengths; mbert's batches are filled to a budget of tokens."""
     few = shuffled(bucketed(bench.setup, 16))
@@ -135,8 +148,7 @@ def whole_run(bench: Bench) -> Result:
     model = build(setup.teacher, "masked-lm", setup.tokenizer, seed=3).to(bench.device)
     table, _ = augmenting.vectors_of(setup)
     texts = [one for group in augmenting.sentences_of(setup, max(2, bench.plain_steps)) for one in group]
-    with bench.numerics("bf16").forward():
-        varied = augmenting.our_lap(setup, model, table, texts, "with-original", Watch(), QUERIES)
+    varied = augmenting.our_lap(setup, model, table, texts, "with-original", Watch(), QUERIES)  # in float32, as the stage does it
     augmented = rows * varied.facts["rows_per_sentence"]
     rates = {name: _our_lap(small, "classifier", losses, many, "bf16").rate for name, losses in STAGES.items()}
     seconds = {
@@ -154,6 +166,7 @@ STAGES = {"intermediate": INTERMEDIATE, "prediction": PREDICTION}
 ROWS: dict[str, Callable[[Bench], Result]] = {
     "agreement": agreement,
     "general": general_distillation,
+    "sizes": by_size,
     "intermediate": intermediate,
     "augment": augmentation,
     "run": whole_run,
@@ -240,7 +253,7 @@ def _parts(pair: Pair, losses: Mapping[str, float], batch: Batch) -> dict[str, f
 
 def _or_small(shape: Shape, wanted: Shape) -> Shape:
     """A miniature stays one."""
-    return wanted if shape.width > wanted.width else shape
+    return wanted if shape.width >= wanted.width else shape
 
 
 def _finished(device: str) -> None:
