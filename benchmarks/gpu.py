@@ -148,7 +148,8 @@ def whole_run(bench: Bench) -> Result:
     model = build(setup.teacher, "masked-lm", setup.tokenizer, seed=3).to(bench.device)
     table, _ = augmenting.vectors_of(setup)
     texts = [one for group in augmenting.sentences_of(setup, max(2, bench.plain_steps)) for one in group]
-    varied = augmenting.our_lap(setup, model, table, texts, "with-original", Watch(), QUERIES)  # in float32, as the stage does it
+    # In float32, as the stage does it.
+    varied = augmenting.our_lap(setup, model, table, texts, "with-original", Watch(), QUERIES)
     augmented = rows * varied.facts["rows_per_sentence"]
     rates = {name: _our_lap(small, "classifier", losses, many, "bf16").rate for name, losses in STAGES.items()}
     seconds = {
