@@ -5,8 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
-# Scripts that `make bench` runs, one after another; what else lies under benchmarks/ is theirs.
-BENCHMARKS ?= benchmarks/speed.py
+# Rows of `make bench` (names of benchmarks/speed.py --list), and how long each is measured.
+ROWS ?=
+STEPS ?= 4
+ROUNDS ?= 3
 # Tests are many small processes and tensors: one worker a core.
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 SOURCES := microbert_cli tests $(wildcard benchmarks)
@@ -80,8 +82,9 @@ runs/minilm: $(STAMP)
 torture: setup ## long proofs: kills, faults, damage, strange inputs; docs/reliability.md; two hours
 	$(BIN)/python -m pytest -q -m torture
 
-bench: setup ## mbert against a plain implementation and a waste-free ceiling; a quiet machine and an hour
-	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: setup ## mbert against a plain implementation and what a user could run instead: docs/speed.md anew; a quiet hour
+	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python benchmarks/speed.py $(if $(ROWS),--only $(ROWS)) \
+		--steps $(STEPS) --rounds $(ROUNDS) --json benchmarks/results/speed.json --page docs/speed.md
 
 screens: demo ## what commands show at 80 and 140 columns, light and dark, as pictures in docs/img/screens
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/screens.py docs/img

@@ -9,6 +9,7 @@ On a machine that does nothing else (load below 2.3 on 2 cores; 24 GiB for the p
     --autograd-teacher   auto, yes or no: whether the plain code's teacher runs under autograd in general distillation, as
                          published (16.8 GiB); auto = where 20 GiB are free
     --json FILE          writes the results, nothing else does; row by row, so that a run that is stopped keeps what it has
+    --page FILE          writes the page of them as well: docs/speed.md (`make bench`)
 
 Architectures are true (teacher 12 x 768, student 4 x 312), weights random, rows are those of SST-2 and of the Wikipedia corpus
 in the shared folder (MBERT_SHARED, default ../shared). Rates are medians over the laps of samples per second of measured steps.
@@ -18,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,7 +38,9 @@ import augmenting
 import distilling
 import evaluating
 import general
+import inference
 import peer_textbrewer
+import speed_page
 from ours import NoCache
 from shapes import Setup, real_setup, shared_folder
 
@@ -55,6 +59,7 @@ ROWS: dict[str, Row] = {
     "augment-alone": augmenting.alone,
     "evaluate": evaluating.evaluate,
     "general-memory": general.general_memory,
+    "inference": inference.inference,
     "textbrewer": peer_textbrewer.textbrewer,
 }
 UNITS = {"augment-with-original": "sentences/s", "augment-alone": "sentences/s"}
@@ -74,7 +79,8 @@ def _measured(name: str, row: Row, setup: Setup, steps: int, rounds: int) -> dic
     if name == peer_textbrewer.NAME and not peer_textbrewer.is_there():
         return {"what": what, "skipped": f"not installed: pip install textbrewer=={peer_textbrewer.VERSION}"}
     try:
-        return {"what": what, "unit": UNITS.get(name, "samples/s"), **row(setup, steps, rounds)}
+        when = {"date": time.strftime("%Y-%m-%d"), "commit": commit()}
+        return {"what": what, "unit": UNITS.get(name, "samples/s"), **when, **row(setup, steps, rounds)}
     except NoCache as error:
         return {"what": what, "skipped": str(error)}
 
@@ -85,7 +91,11 @@ def table_of(name: str, found: dict[str, Any]) -> str:
     if "skipped" in found:
         return "\n".join([*lines, f"  skipped: {found['skipped']}"])
     for who, each in found["contestants"].items():
-        extra = {key: each[key] for key in ("of_gemm_peak", "useful_tokens", "user_cpu_per_wall", "peak_gib") if key in each}
+        extra = {
+            key: each[key]
+            for key in ("latency_ms", "mb", "of_gemm_peak", "useful_tokens", "user_cpu_per_wall", "peak_gib")
+            if key in each
+        }
         lines.append(f"  {who:<12}{each['rate']:>10} {found['unit']:<12} {_plainly(extra)}")
     for pair, each in found.get("ratios", {}).items():
         lines.append(f"  {pair:<24} {each['ratio']:.3f}  target {each['target']}  {'ok' if each['reached'] else 'MISSED'}")
@@ -95,6 +105,13 @@ def table_of(name: str, found: dict[str, Any]) -> str:
 
 def _plainly(numbers: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in numbers.items())
+
+
+def commit() -> str:
+    """The commit that is measured, with a + where files differ from it; "" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def machine() -> dict[str, Any]:
@@ -123,9 +140,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--autograd-teacher", choices=["auto", "yes", "no"], default="auto")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path)
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     given = parser.parse_args(argv)
     given.names = [name.strip() for name in given.only.split(",")]
+    if given.page and not given.json:
+        parser.error("--page is made of the results: give --json as well")
     if unknown := [name for name in given.names if name not in ROWS]:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
     return given
@@ -142,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     rows = ROWS | {"general": partial(general.general, autograd=given.autograd_teacher)}
     whole: dict[str, Any] = {"machine": machine(), "load_at_start": load_average(), "steps": given.steps, "rows": {}}
+    whole["some_rows"] = set(given.names) != set(ROWS)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["MBERT_CACHE"] = cache
         setup = real_setup()
@@ -149,6 +170,8 @@ def main(argv: list[str] | None = None) -> int:
             whole["rows"] |= measure([name], setup, steps=given.steps, rounds=given.rounds, rows=rows)
             if given.json:
                 _write(given.json, whole)
+            if given.json and given.page:
+                speed_page.write(given.json, given.page)
     return 0
 
 

@@ -13,6 +13,7 @@ import ours
 import plain
 import pytest
 import speed
+import speed_page
 import torch
 from ours import INTERMEDIATE, Pair
 from shapes import Setup, Shape, bucketed, build, by_length, evenly, shuffled
@@ -178,6 +179,38 @@ def test_a_row_in_miniature(setup, monkeypatch, name, capsys):
         assert found["largest_difference"] < 1e-5
     if name == "augment-with-original":
         assert found["candidates"]["words"] > 0 and found["candidates"]["different"] == 0
+
+
+@pytest.mark.slow
+def test_what_could_run_instead_in_miniature_and_its_page(setup, tmp_path):
+    found = speed.measure(["inference"], setup, steps=1, rounds=1)
+    rates = {name: each["rate"] for name, each in found["inference"]["contestants"].items()}
+    assert {"teacher, PyTorch", "teacher, ONNX int8", "student, ONNX int8", "static vectors", "TF-IDF, linear"} <= rates.keys()
+    assert all(rate > 0 for rate in rates.values())
+    speed._write(tmp_path / "speed.json", {"machine": speed.machine(), "steps": 1, "rows": found, "some_rows": True})
+    speed_page.write(tmp_path / "speed.json", tmp_path / "speed.md")
+    page = (tmp_path / "speed.md").read_text(encoding="utf-8")
+    assert f"| TF-IDF, linear | {found['inference']['contestants']['TF-IDF, linear']['latency_ms']:.2f} |" in page
+    assert "ROWS=inference" in page and "## Training" not in page
+
+
+def test_a_page_says_when_where_and_whether_an_aim_was_missed():
+    row = {
+        "what": "A stage.",
+        "unit": "samples/s",
+        "date": "2026-11-29",
+        "commit": "abc1234+",
+        "contestants": {"plain": {"rate": 2.0}, "mbert": {"rate": 5.0, "of_gemm_peak": 0.8}},
+        "ratios": {"mbert / plain": {"ratio": 2.5, "target": 3.0, "reached": False}},
+        "rounds": 3,
+        "load_before": 0.5,
+        "load_after": 3.0,
+        "quiet": False,
+    }
+    rows = {"stage": row, "textbrewer": {"what": "a peer", "skipped": "not installed"}}
+    page = speed_page.page({"machine": speed.machine(), "steps": 4, "rows": rows})
+    assert "| A stage | samples/s | 2 | 5 | **2.5** | 0.8 |  | 0.5-3, not quiet | 2026-11-29, abc1234+ |" in page
+    assert "| stage | mbert / plain | 2.5 | 3 | missed |" in page and "- textbrewer: not installed" in page
 
 
 def test_the_plain_augmenter_varies_eligible_words(setup):
