@@ -23,12 +23,48 @@ LIGHT = TerminalTheme(
     [(60, 60, 60), (180, 30, 30), (30, 120, 50), (140, 100, 0), (30, 80, 170), (130, 40, 130), (0, 110, 120), (90, 90, 90)],
 )
 WIDTHS = (80, 140)
+# After the demo; those that train take a few steps, in runs/screens. What names the machine is left out: cache, env.
+TASK = "--task python-docs --set data.limit=600"
 COMMANDS = {
+    "help": "--help",
     "run": "run recipes/quickstart.toml -o runs/quickstart",
+    "distill": "distill runs/screens/short.csv --base runs/quickstart/pretrain -o runs/screens/short --dry-run",
+    "plan": "plan recipes/quickstart.toml -o runs/quickstart",
+    "doctor": "doctor recipes/quickstart.toml",
+    "pretrain": (
+        "pretrain --model demo-2l-64 --corpus python-docs --set vocabulary=4000 --set corpus.max_length=32 "
+        "--set pretrain.steps=20 -o runs/screens/pretrain"
+    ),
+    "finetune": f"finetune --model runs/quickstart/pretrain {TASK} --set finetune.steps=20 -o runs/screens/finetune",
+    "general-distill": (
+        "general-distill --teacher runs/quickstart/pretrain --student demo-2l-64 --corpus python-docs --set "
+        "corpus.max_length=32 --set general.steps=20 -o runs/screens/general"
+    ),
+    "augment": f"augment --masked-lm runs/quickstart/pretrain {TASK} --set augment.copies=1 -o runs/screens/augment",
+    "trim": f"trim runs/quickstart/finetune {TASK} --set vocabulary.keep_first=0 -o runs/screens/trim",
+    "task-distill": (
+        f"task-distill --teacher runs/quickstart/finetune --student demo-2l-64 --method kd {TASK} --set "
+        "phases.distillation.steps=20 -o runs/screens/kd"
+    ),
+    "expert-teacher": (
+        f"expert-teacher --teacher runs/quickstart/finetune {TASK} --set moe.experts=2 --set "
+        "moe.repair.steps=4 -o runs/screens/experts"
+    ),
+    "cascade": "cascade runs/quickstart/task-distill runs/quickstart/finetune --task python-docs -o runs/screens/cascade",
+    "evaluate": (
+        "evaluate runs/quickstart/export --teacher runs/quickstart/finetune --task python-docs -o runs/screens/evaluate"
+    ),
+    "predict": "predict runs/quickstart/export --file runs/screens/lines.txt",
+    "export": "export runs/quickstart/task-distill --task python-docs -o runs/screens/export",
+    "bench": "bench runs/quickstart/export --no-baselines --rounds 5 --passes 1",
+    "compare": "compare runs/screens/kd.toml runs/screens/pkd.toml -o runs/screens/compare",
+    "report": "report runs/quickstart -o runs/screens/report.html",
+    "verify": "verify runs/quickstart/export",
+    "push": "push runs/quickstart/export someone/python-docs-small --dry-run",
     "list": "list students",
     "keys": "list keys export",
-    "plan": "plan recipes/quickstart.toml -o runs/quickstart",
-    "bench": "bench runs/quickstart/export --no-baselines --rounds 5 --passes 1",
+    "show": "show methods kd",
+    "copy": "copy recipes own-data -o runs/screens/mine.toml",
     "error": "finetune --model google-bert/bert-base-uncased --task sst3 --set finetune.epoch=3",
 }
 
@@ -50,8 +86,29 @@ def on_terminal(words: list[str], width: int) -> str:
     return written.getvalue().decode(errors="replace")
 
 
+def prepare(folder: Path) -> None:
+    """Writes what some commands read: a small table, lines of text, two recipes to compare."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = [f"Return the {name} of the day number {i}." for i in range(40) for name in ("hour", "week")]
+    rows = [f"{text},{'hours' if 'hour' in text else 'weeks'}" for text in texts]
+    (folder / "short.csv").write_text("\n".join(["text,label", *rows, ""]), encoding="utf-8")
+    (folder / "lines.txt").write_text(
+        "Return the hour of the day.\nClose the socket and forget its address.\n", encoding="utf-8"
+    )
+    for method in ("kd", "pkd"):
+        lines = [
+            'task = "python-docs"',
+            f'method = "{method}"',
+            'teacher = "runs/quickstart/finetune"',
+            'student = "demo-2l-64"',
+        ]
+        text = "\n".join([*lines, "[data]", "limit = 600", "[phases.distillation]", "steps = 20", ""])
+        (folder / f"{method}.toml").write_text(text, encoding="utf-8")
+
+
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    prepare(Path("runs/screens"))
     for name, command in COMMANDS.items():
         for width in WIDTHS:
             lines = [line.rpartition("\r")[2] for line in on_terminal(command.split(), width).replace("\r\n", "\n").split("\n")]
