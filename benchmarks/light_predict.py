@@ -30,7 +30,7 @@ def answer_alone(export: Path, order: str, text: str | None, lines: Path | None)
     import onnxruntime
     from tokenizers import Tokenizer
 
-    file = export / "model.onnx" if export.is_dir() else export
+    file = export / "onnx/model.onnx" if export.is_dir() else export
     export = file.parent
     settings = json.loads((export / "tokenizer_config.json").read_text(encoding="utf-8"))
     labels = json.loads((export / "config.json").read_text(encoding="utf-8"))["id2label"]

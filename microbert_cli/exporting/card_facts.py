@@ -23,6 +23,8 @@ FORMS = {
     "int8": "ONNX, dynamic int8",
     "fp32-optimized": "float32 with fused operators, for ONNX Runtime alone",
     "int8-optimized": "dynamic int8 with fused operators, for ONNX Runtime alone",
+    "q4": "weights of products in 4 bits, for ONNX Runtime and browsers",
+    "openvino": "OpenVINO, int8 (its weights are the .bin beside it)",
 }
 EMBEDDINGS = {"int8": "int8, a scale per row", "int4": f"int4, a scale per block of {BLOCK} columns"}
 INT4_RUNS_ON = (

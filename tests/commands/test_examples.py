@@ -38,7 +38,7 @@ def test_the_service_answers_as_mbert_does(tmp_path: Path) -> None:
     with tiny_folder(tmp_path, RECIPE, name="recipe.toml", dropout=0.0) as patch:
         works("run", "recipe.toml", "-o", "run")
         works("export", "run/finetune", "-o", "run/export")
-        lines = works("predict", "run/export/model.int8.onnx", *TEXTS, "--json").out.splitlines()
+        lines = works("predict", "run/export/onnx/model_quantized.onnx", *TEXTS, "--json").out.splitlines()
         patch.setenv("EXPORT", "run/export")
         service = load_service()
         answers = service.predict(service.Texts(texts=TEXTS))

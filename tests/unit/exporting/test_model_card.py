@@ -30,7 +30,7 @@ def card(**changes: Any) -> Card:
             "sizes": {"parameters": ("14,350,248", "109,482,240"), "FLOPs at 128 tokens": ("1.2 G", None)},
             "files": [
                 File("model.safetensors", 57_400_000, "PyTorch", score=0.9, latency_ms=5.01, throughput=240.4),
-                File("model.int8.onnx", 14_700_000, "ONNX, int8", max_difference=0.05, score=0.897, latency_ms=1.5),
+                File("onnx/model_quantized.onnx", 14_700_000, "ONNX, int8", max_difference=0.05, score=0.897, latency_ms=1.5),
             ],
             "conditions": "2 threads, load 0.3.",
             "limits": ["English only.", "128 tokens at most."],
@@ -84,7 +84,7 @@ def test_body() -> None:
         "| sst2, validation (872 rows) | accuracy | 0.9000 | 0.9200 | 97.8 % |",
         "| sst2, validation | f1 | 0.8765 |  |  |",
         "| `model.safetensors` | PyTorch | 57.4 MB |  | 0.9000 | 5.01 | 240 |",
-        "| `model.int8.onnx` | ONNX, int8 | 14.7 MB | 5.0e-02 | 0.8970 | 1.50 |  |",
+        "| `onnx/model_quantized.onnx` | ONNX, int8 | 14.7 MB | 5.0e-02 | 0.8970 | 1.50 |  |",
         "2 threads, load 0.3.",
         "| parameters | 14,350,248 | 109,482,240 |",
         "1. general-distill: runs/teacher -> runs/general\n2. task-distill",
