@@ -1,4 +1,4 @@
-"""Makes an export look as earlier versions wrote it: ONNX files at the top, under the names of then, a manifest that says so."""
+"""Makes an export look as earlier versions wrote it: ONNX files at the top, with the names and the manifest of then."""
 
 import json
 from pathlib import Path

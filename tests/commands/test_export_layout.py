@@ -1,4 +1,4 @@
-"""An export of an earlier version, its ONNX files at the top: every command that reads exports reads it, and answers the same."""
+"""An export of an earlier version, its ONNX files at the top: every command reads it and answers the same."""
 
 import json
 import shutil
