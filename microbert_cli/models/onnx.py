@@ -156,13 +156,14 @@ def quantise_to_4_bits(source: Path, target: Path, *, embeddings: Format = "int8
     """
     require_onnx("onnx", "onnxruntime")
     import onnx
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-    from onnxruntime.quantization.onnx_model import ONNXModel
 
     start = time.perf_counter()
     graph = onnx.load(source)
     del graph.graph.value_info[:]
     with silence():
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # sets up logging when it is loaded
+        from onnxruntime.quantization.onnx_model import ONNXModel
+
         ONNXModel(graph).replace_gemm_with_matmul()  # the quantiser passes products by that have their bias with them
         tables = quantise_tables(graph, embeddings)
         quantiser = MatMulNBitsQuantizer(
@@ -232,7 +233,7 @@ def resting(model: Any, attention: str) -> Iterator[None]:
 def silence() -> Iterator[None]:
     """Keeps exporter and quantiser quiet: they print, warn and log, and hang a handler on the root logger."""
     root = logging.getLogger()
-    handlers, disabled = root.handlers[:], root.manager.disable
+    handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with (
@@ -245,6 +246,7 @@ def silence() -> Iterator[None]:
     finally:
         logging.disable(disabled)
         root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _forget_where_it_was_made(model: Any) -> None:
