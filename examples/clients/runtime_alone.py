@@ -16,7 +16,7 @@ tokenizer.enable_truncation(json.loads((export / "tokenizer_config.json").read_t
 session = onnxruntime.InferenceSession(export / file, providers=["CPUExecutionProvider"])
 columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 for text in sys.stdin.read().splitlines():
-    tokens = tokenizer.encode(text)
+    tokens = tokenizer.encode(*text.split("\t"))  # two texts with a tab between are a pair
     feed = {each.name: np.array([getattr(tokens, columns[each.name])], np.int64) for each in session.get_inputs()}
     logits = session.run(["logits"], feed)[0][0].astype(np.float64)
     shares = np.exp(logits - logits.max())

@@ -57,7 +57,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             for stage in STAGES:
                 place = Path("runs", root, stage)
                 tiny_bert(place, kind="classifier")
-                record = {"schema": 1, "identity": {}, "identity_hash": "", "result": "", "outputs": output_digests(place), "recipe": recipe}
+                record = {
+                    "schema": 1,
+                    "identity": {},
+                    "identity_hash": "",
+                    "result": "",
+                    "outputs": output_digests(place),
+                    "recipe": recipe,
+                }
                 (place / "manifest.json").write_text(json.dumps(record), encoding="utf-8")
         rows = [f"text {n},{['low', 'high'][n % 2]},{['low', 'high'][n % 2]},0.4,0.6,source {n},target {n}" for n in range(40)]
         for name in TABLES.split():
