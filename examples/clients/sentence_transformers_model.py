@@ -1,4 +1,4 @@
-"""An export for pairs as a CrossEncoder of sentence-transformers: python sentence_transformers_model.py EXPORT [FILE] < pairs.txt
+"""An export as a CrossEncoder of sentence-transformers: python sentence_transformers_model.py EXPORT [FILE] < pairs.txt
 
 Needs: pip install "sentence-transformers[onnx]". A line is two texts with a tab between; a CrossEncoder takes nothing else.
 """
