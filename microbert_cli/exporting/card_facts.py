@@ -8,7 +8,7 @@ from microbert_cli.data.task_data import TaskData
 from microbert_cli.exporting.card_alternatives import alternatives_section
 from microbert_cli.exporting.model_card import Card, File, Score, megabytes, words
 from microbert_cli.hub import is_hub_id
-from microbert_cli.models.architectures import display_name
+from microbert_cli.models.architectures import display_name, model_type_of
 from microbert_cli.models.graphs.embeddings import BLOCK
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.recipe.phase_data import TRANSFER
@@ -74,6 +74,8 @@ def card(facts: Facts) -> Card:
         max_length=_length(facts),
         version=__version__,
         worth=_worth(facts),
+        pairs=len(task.text) > 1,
+        javascript=_opens_in_browsers(facts),
     )
 
 
@@ -111,6 +113,13 @@ def _place(output: Path, source: str) -> str:
 def _worth(facts: Facts) -> str:
     rows, verdict = facts.metrics.get("alternatives"), facts.metrics.get("verdict")
     return alternatives_section(rows, verdict, words(facts.data.task.primary)) if rows and verdict else ""
+
+
+def _opens_in_browsers(facts: Facts) -> bool:
+    """Whether transformers.js opens the int8 file: it knows transformers' model types, single texts, standard operators."""
+    is_known = not model_type_of(facts.loaded.model.config).startswith("mbert-")
+    is_standard = "int8" in facts.metrics["files"] and facts.recipe.export.embeddings != "int4"
+    return is_known and is_standard and len(facts.data.task.text) == 1
 
 
 def _manifest(directory: Path) -> dict[str, Any]:

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from microbert_cli.models.exported.files import ONNX_FILES
 from microbert_cli.text import escape_markdown, safe_text
 
 DIGITS = 4
-QUANTISED = ONNX_FILES["int8"]
 JAVASCRIPT = """import { pipeline } from "@huggingface/transformers";
 
 const classify = await pipeline("text-classification", "OWNER/NAME", { dtype: "q8" }); // of this repository
@@ -60,6 +58,7 @@ class Card:
     worth       the verdict on the model and what else there is, as Markdown
     library     the Hub's name of what loads it
     name        a title for people
+    pairs       whether it reads two texts;  javascript: whether transformers.js opens it
     """
 
     name: str
@@ -82,6 +81,8 @@ class Card:
     version: str | None = None
     worth: str = ""
     library: str = "transformers"
+    pairs: bool = False
+    javascript: bool = False
 
 
 def model_card(card: Card) -> str:
@@ -234,14 +235,15 @@ def _lineage(card: Card) -> str:
 
 
 def _use(card: Card) -> str:
+    call = '{"text": "a text", "text_pair": "another"}' if card.pairs else '"a text"'
     lines = (
         "from transformers import pipeline",
         "",
         'classify = pipeline("text-classification", model=".")  # this directory, or its repository: OWNER/NAME',
-        *((f'classify("a text", truncation=True)  # after {card.max_length} tokens',) if card.max_length else ()),
+        *((f"classify({call}, truncation=True)  # after {card.max_length} tokens",) if card.max_length else ()),
     )
     python = fenced("\n".join(lines), "python")
-    if QUANTISED not in (file.name for file in card.files):
+    if not card.javascript:
         return python
     return f"{python}\n\nIn a browser or under Node, with transformers.js:\n\n{fenced(JAVASCRIPT, 'js')}"
 

@@ -12,7 +12,7 @@ from typing import Any
 from microbert_cli.errors import MbertError, nearest, unreadable_model
 from microbert_cli.hub import ask_hub, hub_errors, is_hub_id, is_offline, unreachable
 from microbert_cli.models.architectures import VOCABULARY, writes_texts
-from microbert_cli.models.exported.files import NAMES
+from microbert_cli.models.exported.files import FOLDERS, NAMES
 from microbert_cli.models.labels import check_one_label
 from microbert_cli.runs import manifest
 from microbert_cli.runs.disk import may_not_be_read, unreadable_part
@@ -165,6 +165,8 @@ def _describe_directory(path: Path) -> tuple[str, str]:
         )
         what = f"it is an adapter (LoRA or another of peft), which changes the weights of another model, {base}"
         return what, f'Merge it into that model, where peft is installed: python -c "{code}"; then name {path}-merged'
+    if path.name in FOLDERS and (path.parent / "config.json").is_file():
+        return "it holds files of an export, whose config.json lies above", f"Name the export itself: {path.parent}"
     if whole := sorted((p.parent for p in path.glob("*/config.json")), key=_number_in_name):
         names = ", ".join(folder.name for folder in whole[-3:])
         if whole[-1].name.startswith("checkpoint-"):

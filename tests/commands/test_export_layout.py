@@ -1,6 +1,7 @@
 """An export of an earlier version, its ONNX files at the top: every command reads it and answers the same."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from earlier_layout import to_earlier_layout
+from huggingface_hub import ModelCard
 from mbert_command import mbert, refused, works
 from tiny_folder import tiny_folder
 
@@ -85,6 +87,25 @@ def test_evaluate_and_bench_read_it() -> None:
     sizes = {name: model["bytes"] for name, model in measured["models"].items()}
     assert len(sizes) == 8
     assert all(sizes[f"run/export ({form})"] == sizes[f"now ({form})"] > 0 for form in ("fp32", "int8", "int8-optimized"))
+
+
+@pytest.mark.slow
+def test_the_card_is_what_the_hub_reads() -> None:
+    card = ModelCard.load("now/README.md")
+    assert card.data.model_name == "BERT 1x8 for SST-2" and card.data.library_name == "transformers"
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.dataset_type, result.dataset_split) == ("SST-2", "nyu-mll/glue", "validation")
+    assert result.metric_value == json.loads(Path("now/metrics.json").read_text())["dev"]["accuracy"]
+    prose = re.sub(r"```.*?```|`[^`]*`", "", card.text, flags=re.DOTALL)
+    assert "# BERT 1x8 for SST-2" in prose and "distilled for the task" in prose and "soft target" in prose
+    assert not re.findall(r"[a-z]+_[a-z]+", prose), "keys are for machines"
+    assert 'dtype: "q8"' in card.text and "onnx/model_quantized.onnx" in card.text
+
+
+@pytest.mark.slow
+def test_the_folder_of_the_files_is_not_the_export() -> None:
+    error = refused(4, "M211", "predict", "now/onnx", *TEXTS)
+    assert error["fix"] == "Name the export itself: now"
 
 
 @pytest.mark.slow

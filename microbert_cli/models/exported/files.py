@@ -36,6 +36,7 @@ EARLIER_FILES = {
 }
 EXITS_FILE, EARLIER_EXITS_FILE = "onnx/model_exits.onnx", "model.exits.onnx"
 OPENVINO_WEIGHTS = EXPORTED_FILES["openvino"].replace(".xml", ".bin")
+FOLDERS = ("onnx", "openvino")
 NAMES = (*EXPORTED_FILES.values(), OPENVINO_WEIGHTS, EXITS_FILE, *EARLIER_FILES.values(), EARLIER_EXITS_FILE)
 
 
@@ -93,6 +94,11 @@ def precisions(path: Path) -> tuple[str, ...]:
         inside = path.name if (path.parent / "config.json").is_file() else f"{path.absolute().parent.name}/{path.name}"
         return (names[inside],) if inside in names else ()
     return tuple(name for name in EXPORTED_FILES if file_of(home, name).is_file())
+
+
+def can_answer_here(precision: str) -> bool:
+    """Whether the package that answers in a precision is installed, of those that an export can do without."""
+    return precision != "openvino" or find_spec("openvino") is not None
 
 
 def export_parts(export: Export) -> dict[str, bool]:

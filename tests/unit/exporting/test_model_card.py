@@ -100,8 +100,9 @@ def test_body() -> None:
 def test_the_text_uses_words_and_says_how_to_open_it() -> None:
     text = model_card(card(scores=[Score("micro_f1", 0.5, "own", "dev")]))
     assert "| own, dev | micro f1 | 0.5000 |" in text and matter(text)["metrics"] == ["micro_f1"]
-    assert 'pipeline("text-classification", model=".")' in text and '{ dtype: "q8" }' in text
-    assert "transformers.js" not in model_card(card(files=[]))
+    assert 'pipeline("text-classification", model=".")' in text and "transformers.js" not in text
+    assert '{ dtype: "q8" }' in model_card(card(javascript=True))
+    assert 'classify({"text": "a text", "text_pair": "another"}, truncation=True)' in model_card(card(pairs=True))
 
 
 def test_a_title_that_asks_keeps_its_mark() -> None:
