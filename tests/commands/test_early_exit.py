@@ -156,7 +156,7 @@ def test_it_is_exported_as_a_graph_that_rows_leave(task: str) -> None:
     _follow_the_page(f"shipped-{task}", exported)
     card = Path(f"shipped-{task}", "README.md").read_text(encoding="utf-8")
     assert "onnx/model_exits.onnx" in card and "speed 0.95" in card
-    refused(2, "M158", "predict", f"shipped-{task}/model.optimized.onnx", "--speed", "0.5", *text)
+    refused(2, "M158", "predict", f"shipped-{task}/onnx/model_optimized.onnx", "--speed", "0.5", *text)
 
 
 def _follow_the_page(shipped: str, exported: dict[str, Any]) -> None:

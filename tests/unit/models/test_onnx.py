@@ -155,7 +155,7 @@ def test_attention_of_another_make_stays_as_it_is(tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
     model.config.save_pretrained(tmp_path)
     assert list(write_optimized(model, tmp_path, int8=False)) == ["fp32-optimized"]
-    assert operators(tmp_path / "model.optimized.onnx")["written"]["fused"]["MultiHeadAttention"] == 2
+    assert operators(tmp_path / OPTIMIZED)["written"]["fused"]["MultiHeadAttention"] == 2
     inputs = batch(3, 17, config)
     assert np.abs(OnnxClassifier(tmp_path).logits(inputs) - torch_logits(model)(inputs)).max() <= 1e-4
 
