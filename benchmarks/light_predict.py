@@ -30,8 +30,8 @@ def answer_alone(export: Path, order: str, text: str | None, lines: Path | None)
     import onnxruntime
     from tokenizers import Tokenizer
 
-    file = export / "model.onnx" if export.is_dir() else export
-    export = file.parent
+    file = export / "onnx/model.onnx" if export.is_dir() else export
+    export = file.parent.parent if file.parent.name == "onnx" else file.parent
     settings = json.loads((export / "tokenizer_config.json").read_text(encoding="utf-8"))
     labels = json.loads((export / "config.json").read_text(encoding="utf-8"))["id2label"]
     tokenizer = Tokenizer.from_file(str(export / "tokenizer.json"))

@@ -19,7 +19,7 @@ MAX_LENGTH = json.loads((EXPORT / "tokenizer_config.json").read_text(encoding="u
 tokenizer = Tokenizer.from_file(str(EXPORT / "tokenizer.json"))
 tokenizer.enable_truncation(MAX_LENGTH)
 tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), pad_token="[PAD]")
-session = onnxruntime.InferenceSession(EXPORT / "model.int8.onnx", providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession(EXPORT / "onnx" / "model_quantized.onnx", providers=["CPUExecutionProvider"])
 inputs = [item.name for item in session.get_inputs()]
 app = FastAPI()
 

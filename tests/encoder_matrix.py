@@ -34,7 +34,9 @@ TEXTS = (
 LONG = " ".join(["the dreary basket of the farmer near the valley is broken because it is sold ."] * 12)
 LENGTH = 24  # tokens, in training
 DATA = ("--task", "sst2", "--data", "glue", "--set", f"data.max_length={LENGTH}")
-GRAPHS = ("model.onnx", "model.int8.onnx", "model.optimized.onnx", "model.int8.optimized.onnx")
+GRAPHS = (
+    "onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/model_optimized.onnx", "onnx/model_optimized_quantized.onnx",
+)  # fmt: skip
 CLOSE = 2e-4  # logits of one model by two ways of computing them
 WORKS, FAILED = "works", "FAILED"
 # What the codes of refusals that the page may hold mean for a type.
@@ -247,7 +249,7 @@ def predict(models: Sequence[Path], exported: Path) -> None:
         done = command("predict", model, LONG, "--json")
         if len(done.out.splitlines()) != 1:
             raise Wrong(f"{model}: {len(done.out.splitlines())} answers to one long text")
-    if (exported / "model.onnx").is_file() and (exported / "manifest.json").is_file():
+    if (exported / "onnx/model.onnx").is_file() and (exported / "manifest.json").is_file():
         _check_predict(exported, exported)
 
 

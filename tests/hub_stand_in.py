@@ -9,12 +9,14 @@
         assert hub.downloads() == ["tiny/teacher/config.json", ...]
 
 It answers what huggingface_hub, transformers and datasets ask when they load: repository info, trees, path infos,
-files with ranges, and the errors for what is not there, in the Hub's own form. It writes down every request. A child
+files with ranges, and the errors for what is not there, in the Hub's own form. It takes new repositories, branches and commits
+of small files from who has the token TOKEN. It writes down every request. A child
 of `env()` cannot reach any other host; `outside()` lists those it tried.
 
 PYTEST_DONT_REWRITE: there is no assert here, and a test module imports this file before pytest takes it as a plugin.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -34,8 +36,10 @@ NAME = r"(?P<id>[^/]+(?:/[^/]+)??)"
 FILE = re.compile(rf"/(?P<kind>datasets/)?{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 API = re.compile(
     rf"/api/(?P<kind>models|datasets)/{NAME}"
-    r"(?:/(?P<what>revision|tree|paths-info|refs)(?:/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?)?"
+    r"(?:/(?P<what>revision|tree|paths-info|refs|preupload|commit|branch)(?:/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?)?"
 )
+WRITING = re.compile(r"/api/(?P<what>repos/create|validate-yaml|models/.+/(?:preupload|commit|branch)/[^/]+)")
+OWNER, TOKEN = "tester", "hf_of_the_stand_in"  # whose token writes, and what is made without an owner
 DROPPED = re.compile(r"(HF|HUGGING_?FACE|HUGGINGFACE_HUB|TRANSFORMERS|DATASETS|MBERT)_.*|.*_proxy", re.IGNORECASE)
 
 
@@ -47,19 +51,26 @@ class Repository:
     id: str
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     main: str = ""
+    private: bool = False
+    branches: dict[str, str] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
 
-    def commit(self, files: Mapping[str, bytes]) -> str:
-        """Makes `files` the content of main; returns the commit's hash, which follows from kind, id and content."""
+    def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
+        """Makes `files` the content of a branch; returns the commit's hash, which follows from kind, id and content."""
         digest = hashlib.sha1(f"{self.kind} {self.id}".encode())
         for path in sorted(files):
             digest.update(path.encode() + b"\0" + blob_id(files[path]).encode())
-        self.main = digest.hexdigest()
-        self.commits[self.main] = dict(files)
-        return self.main
+        oid = digest.hexdigest()
+        self.commits[oid] = dict(files)
+        if branch == "main":
+            self.main = oid
+        else:
+            self.branches[branch] = oid
+        return oid
 
     def resolve(self, revision: str) -> str | None:
         """The commit that a branch name or hash stands for."""
-        return self.main if revision == "main" else revision if revision in self.commits else None
+        return self.main if revision == "main" else self.branches.get(revision, revision if revision in self.commits else None)
 
 
 @dataclass(frozen=True)
@@ -134,11 +145,15 @@ class HubStandIn:
         log = self.home / "outside.log"
         return log.read_text(encoding="utf-8").split() if log.exists() else []
 
-    def answer(self, method: str, url: str, body: bytes) -> Answer:
-        """What the Hub says to one request."""
+    def answer(self, method: str, url: str, body: bytes, authorization: str = "") -> Answer:
+        """What the Hub says to one request; what writes needs the token TOKEN."""
         if self.broken:
             return Answer(self.broken)
         parts = urlsplit(url)
+        if method == "POST" and (writing := WRITING.fullmatch(parts.path)):
+            if authorization != f"Bearer {TOKEN}":
+                return _error(401, "Unauthorized", "Invalid username or password.")
+            return self._write(writing, parts.path, body)
         if match := API.fullmatch(parts.path):
             return self._answer_api(match, parse_qs(parts.query), body)
         if match := FILE.fullmatch(parts.path):
@@ -149,6 +164,56 @@ class HubStandIn:
         if isinstance(source, Path):
             source = {p.relative_to(source).as_posix(): p.read_bytes() for p in source.rglob("*") if p.is_file()}
         return self.repositories.setdefault((kind, id), Repository(kind, id)).commit(source)
+
+    def _write(self, asked: re.Match[str], path: str, body: bytes) -> Answer:
+        """Makes a repository or a branch, says how files are to be sent, or takes a commit whose files are in the body."""
+        if asked["what"] == "validate-yaml":
+            return _json({"errors": [], "warnings": []})
+        if asked["what"] == "repos/create":
+            return self._create(json.loads(body))
+        match = API.fullmatch(path)
+        assert match is not None, path
+        found = self.repositories.get((match["kind"], match["id"]))
+        if found is None:
+            return _error(404, "RepoNotFound", "Repository not found")
+        branch = unquote(match["revision"] or "main")
+        if match["what"] == "branch":
+            if branch in found.branches:
+                return _error(409, "Conflict", "Reference already exists")
+            found.branches[branch] = found.main
+            return _json({})
+        if found.resolve(branch) is None:
+            return _error(404, "RevisionNotFound", f"Invalid rev id: {branch}")
+        if match["what"] == "preupload":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            return _json({"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]})
+        return self._commit(found, branch, [json.loads(line) for line in body.splitlines() if line])
+
+    def _create(self, wish: dict[str, Any]) -> Answer:
+        id = f"{wish.get('organization') or OWNER}/{wish['name']}"
+        address = {"url": f"{self.endpoint}/{id}", "name": id, "id": id}
+        if ("models", id) in self.repositories:
+            return Answer(409, json.dumps(address).encode(), {"Content-Type": "application/json"})
+        repository = Repository("models", id, private=wish.get("visibility") == "private" or bool(wish.get("private")))
+        repository.commit({".gitattributes": b""})
+        self.repositories["models", id] = repository
+        return _json(address)
+
+    def _commit(self, repository: Repository, branch: str, lines: list[dict[str, Any]]) -> Answer:
+        files = dict(repository.commits[repository.resolve(branch) or ""])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                repository.messages.append(value["summary"])
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+            else:
+                return _error(400, "BadRequest", f"no such operation here: {line['key']}")
+        oid = repository.commit(files, branch)
+        url = f"{self.endpoint}/{repository.id}/commit/{oid}"
+        return _json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
     def _find(self, kind: str, match: re.Match[str]) -> tuple[Repository, str] | Answer:
         """The repository and commit asked for, or the answer that there is none: 401, to one who is not logged in."""
@@ -207,7 +272,7 @@ def blob_id(content: bytes) -> str:
 
 def _info(repository: Repository, commit: str) -> dict[str, Any]:
     siblings = [{"rfilename": path} for path in sorted(repository.commits[commit])]
-    plain = {"private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
+    plain = {"private": repository.private, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
     return {"_id": commit[:24], "id": repository.id, "sha": commit, "siblings": siblings, **plain}
 
 
@@ -228,7 +293,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        answer = self.hub.answer(self.command, self.path, body)
+        body = body or self._chunks()
+        answer = self.hub.answer(self.command, self.path, body, self.headers.get("Authorization", ""))
         if answer.file:
             answer = _ranged(answer, self.headers.get("Range"))
         self.hub.requests.append(Request(self.command, self.path, answer.status, answer.file))
@@ -240,6 +306,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     do_HEAD = do_POST = do_GET
+
+    def _chunks(self) -> bytes:
+        """Returns a body that comes in chunks, as a commit's does."""
+        parts = []
+        while self.headers.get("Transfer-Encoding") == "chunked" and (size := int(self.rfile.readline(), 16)):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        if parts:
+            self.rfile.readline()
+        return b"".join(parts)
 
     def log_message(self, *args: Any) -> None:
         """Says nothing: the requests are in `hub.requests`."""

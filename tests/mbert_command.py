@@ -9,12 +9,25 @@ import contextlib
 import io
 import json
 import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+# Several commands in one process, each as typed: importing torch takes longer than all of them.
+COMMANDS = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from mbert_command import mbert
+
+result = []
+for words in {commands!r}:
+    done = mbert(*words)
+    result.append([done.code, done.out, done.err])
+print(json.dumps(result))
+"""
 PARTS = ("what", "where", "allowed", "fix")
 
 
@@ -83,3 +96,11 @@ def refused(exit_code: int, code: str, *arguments: str | Path, stdin: str = "") 
         assert error[part].strip(), f"{part} is empty: {told}"
         assert error[part] in done.err, told
     return error
+
+
+def child(commands: list[tuple[str, ...]], env: dict[str, str], cwd: Path) -> list[Any]:
+    """Runs commands in a process of their own environment: exit code, stdout and stderr of each."""
+    script = COMMANDS.format(tests=str(Path(__file__).parent), commands=commands)
+    done = subprocess.run([sys.executable, "-c", script], env=env, cwd=cwd, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])

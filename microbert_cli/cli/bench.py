@@ -120,11 +120,11 @@ def _curves(entrants: list[Any], measured: dict[str, Any], data: Any, out: Path,
 
 def _benchmark_models(models: list[str], speed: str | None = None) -> list[Any]:
     from microbert_cli.evaluation.compare_speed import BenchmarkModel
-    from microbert_cli.models.exported.files import precisions
+    from microbert_cli.models.exported.files import can_answer_here, precisions
 
     entrants = []
     for model in models:
-        forms = precisions(Path(model)) if Path(model).is_dir() else ()
+        forms = [form for form in precisions(Path(model)) if can_answer_here(form)] if Path(model).is_dir() else []
         entrants += [BenchmarkModel(f"{model} ({form})", model, form) for form in forms] or [BenchmarkModel(model, model)]
     if speed is None:
         return entrants

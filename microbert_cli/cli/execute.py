@@ -189,7 +189,7 @@ def data_folder_layer(layer: Layer) -> Layer | None:
 def recipe_of_model(model: str | None) -> Layer:
     """Returns the recipe keys that made a model, or the output whose best/TASK it is; empty for any other model."""
     path = Path(model or "")
-    output = manifest.output_of(path.parent if path.is_file() else path) if model else None
+    output = manifest.output_of(manifest.model_home(path)) if model else None
     return Layer(str(output / manifest.FILE), manifest.read(output).get("recipe", {})) if output else Layer("no manifest", {})
 
 

@@ -21,8 +21,8 @@ from microbert_cli.version import __version__
 
 COMMANDS = (
     "distill", "run", "plan", "doctor", "pretrain", "finetune", "general-distill", "augment", "expert-teacher", "trim",
-    "task-distill", "cascade", "evaluate", "predict", "extract", "export", "bench", "compare", "report", "verify", "names",
-    "cache", "log", "env",
+    "task-distill", "cascade", "evaluate", "predict", "extract", "export", "push", "bench", "compare", "report", "verify",
+    "names", "cache", "log", "env",
 )  # fmt: skip
 NO_COMMANDS = ("names",)  # files that are called otherwise than their commands
 

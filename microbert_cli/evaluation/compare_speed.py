@@ -14,7 +14,7 @@ from microbert_cli.evaluation.baseline import LinearModel
 from microbert_cli.evaluation.benchmark import Batch, TimedModel, time_interleaved
 from microbert_cli.evaluation.scoring import check_finite
 from microbert_cli.models.exits.flops import exit_summary
-from microbert_cli.models.exported.files import ONNX_FILES
+from microbert_cli.models.exported.files import EXPORTED_FILES, file_of
 from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.models.size import count_parameters, forward_flops, weights_bytes
 from microbert_cli.reporter import SILENT, Reporter
@@ -25,7 +25,7 @@ ROWS, BATCH_SIZE, ROUNDS, PASSES = 256, 32, 30, 3
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """A model to time, with its name in the table; `precision` is "torch", "auto" or a key of `models.onnx.ONNX_FILES`.
+    """A model to time, with its name in the table; `precision` is "torch", "auto" or a key of EXPORTED_FILES.
 
     label_order  names of the model's outputs, over those in its configuration
     where        what named the model, for errors
@@ -121,7 +121,7 @@ def _open(entrant: BenchmarkModel, data: TaskData) -> Predictor:
 
 def _sizes(entrant: BenchmarkModel, model: Predictor, length: int) -> dict[str, Any]:
     path = Path(entrant.source)
-    weights = path / ONNX_FILES[entrant.precision] if entrant.precision in ONNX_FILES else path
+    weights = file_of(path, entrant.precision) if entrant.precision in EXPORTED_FILES else path
     sizes: dict[str, Any] = {"bytes": weights_bytes(weights) if weights.exists() else None, "length": length}
     if hasattr(model.model, "parameters"):
         sizes["parameters"] = count_parameters(model.model).total

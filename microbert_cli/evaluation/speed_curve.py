@@ -8,7 +8,7 @@ from typing import Any
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.compare_speed import BenchmarkModel
 from microbert_cli.models.exits.speed import has_exits
-from microbert_cli.models.exported.files import EXITS_FILE
+from microbert_cli.models.exported.files import exits_file
 from microbert_cli.models.find import find_model, is_cascade
 
 PLOT = "speed.svg"
@@ -53,7 +53,7 @@ def _can_leave(entrant: BenchmarkModel) -> bool:
         from microbert_cli.models.config import read_config  # loads transformers
 
         return has_exits(read_config(find_model(entrant.source, where=entrant.where), where=entrant.where))
-    return entrant.precision == "fp32" and (Path(entrant.source) / EXITS_FILE).is_file()
+    return entrant.precision == "fp32" and exits_file(Path(entrant.source)).is_file()
 
 
 def points(entrants: Sequence[BenchmarkModel], measured: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

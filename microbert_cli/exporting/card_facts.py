@@ -6,8 +6,9 @@ from typing import Any
 
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.exporting.card_alternatives import alternatives_section
-from microbert_cli.exporting.model_card import Card, File, Score, megabytes
+from microbert_cli.exporting.model_card import Card, File, Score, megabytes, words
 from microbert_cli.hub import is_hub_id
+from microbert_cli.models.architectures import display_name, model_type_of
 from microbert_cli.models.graphs.embeddings import BLOCK
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.recipe.phase_data import TRANSFER
@@ -17,12 +18,22 @@ from microbert_cli.runs.stage_result import METRICS, read_metrics
 from microbert_cli.text import NOT_COUNTED
 from microbert_cli.version import __version__
 
+LONGEST_SUBJECT = 24
+ANCESTORS = ("model", "teacher", "initial", "init")  # what of a manifest's sources a model's weights or answers come from
+STAGES = {
+    "finetune": "fine-tuned for the task",
+    "task-distill": "distilled for the task",
+    "general-distill": "distilled on plain text",
+    "expert-teacher": "split into experts",
+}
 FORMS = {
     "safetensors": "PyTorch, float32",
     "fp32": "ONNX, float32",
     "int8": "ONNX, dynamic int8",
     "fp32-optimized": "float32 with fused operators, for ONNX Runtime alone",
     "int8-optimized": "dynamic int8 with fused operators, for ONNX Runtime alone",
+    "q4": "weights of products in 4 bits, for ONNX Runtime and browsers",
+    "openvino": "OpenVINO, int8 (its weights are the .bin beside it)",
 }
 EMBEDDINGS = {"int8": "int8, a scale per row", "int4": f"int4, a scale per block of {BLOCK} columns"}
 INT4_RUNS_ON = (
@@ -47,12 +58,12 @@ def card(facts: Facts) -> Card:
     task = facts.data.task
     model_manifest = _manifest(facts.model)
     return Card(
-        name=facts.model.name,
+        name=f"{display_name(facts.loaded.model.config)} for {_subject(facts)}",
         task_title=task.title or task.name,
         labels=task.label.names,
         scores=_scores(facts),
         command=" ".join(map(str, model_manifest.get("argv", ()))) or f"mbert export {facts.model}",
-        base_models=[facts.teacher] if facts.teacher and is_hub_id(facts.teacher) else [],
+        base_models=base_models(facts.model, facts.teacher),
         datasets=[task.hub.id] if task.hub else [],
         lineage=_lineage(_manifest(_untrimmed(facts.model)), facts.teacher) + _trimmed(facts.model),
         sizes=_sizes(facts),
@@ -63,12 +74,52 @@ def card(facts: Facts) -> Card:
         max_length=_length(facts),
         version=__version__,
         worth=_worth(facts),
+        pairs=len(task.text) > 1,
+        javascript=_opens_in_browsers(facts),
     )
+
+
+def _subject(facts: Facts) -> str:
+    """Returns the task's name for people: what stands before the colon of its title, where that is short."""
+    task = facts.data.task
+    before, colon, _ = (task.title or "").partition(": ")
+    return before if colon and len(before) <= LONGEST_SUBJECT else task.name
+
+
+def base_models(model: Path, teacher: str | None) -> list[str]:
+    """Returns the Hub models that this one comes from: it began as one, or its teacher did, as far as manifests tell."""
+    bases: list[str] = []
+    waiting, seen = [str(model), *([teacher] if teacher else [])], set[str]()
+    while waiting:
+        source = waiting.pop(0)
+        if source in seen:
+            continue
+        seen.add(source)
+        if not Path(source).exists() and is_hub_id(source):
+            bases.append(source.partition("@")[0])
+        elif output := manifest.output_of(Path(source)) if Path(source).is_dir() else None:
+            sources = _manifest(output).get("sources", {})
+            places = [(role.partition(" ")[0], _place(output, source)) for role, source in sources.items() if source]
+            waiting += [place for role, place in places if role in ANCESTORS or role == "student" and "/" in place]
+    return list(dict.fromkeys(bases))
+
+
+def _place(output: Path, source: str) -> str:
+    """Returns a source as it is seen from here: manifests name directories as they are seen from the output."""
+    place = output / source
+    return str(place.resolve()) if place.exists() else source
 
 
 def _worth(facts: Facts) -> str:
     rows, verdict = facts.metrics.get("alternatives"), facts.metrics.get("verdict")
-    return alternatives_section(rows, verdict, facts.data.task.primary) if rows and verdict else ""
+    return alternatives_section(rows, verdict, words(facts.data.task.primary)) if rows and verdict else ""
+
+
+def _opens_in_browsers(facts: Facts) -> bool:
+    """Whether transformers.js opens the int8 file: it knows transformers' model types, single texts, standard operators."""
+    is_known = not model_type_of(facts.loaded.model.config).startswith("mbert-")
+    is_standard = "int8" in facts.metrics["files"] and facts.recipe.export.embeddings != "int4"
+    return is_known and is_standard and len(facts.data.task.text) == 1
 
 
 def _manifest(directory: Path) -> dict[str, Any]:
@@ -83,8 +134,8 @@ def _scores(facts: Facts) -> list[Score]:
         Score(
             metric=name,
             value=value,
-            task=task.name,
-            split="dev",
+            task=_subject(facts),
+            split=hub.splits.get("dev", "dev") if hub else "dev",
             dataset=hub.id if hub else None,
             config=hub.config if hub else None,
             teacher=teacher.get(name),
@@ -120,10 +171,11 @@ def _trimmed(model: Path) -> list[str]:
 def _lineage(model_manifest: dict[str, Any], teacher: str | None) -> list[str]:
     steps = []
     if model_manifest:
-        steps.append(f"made by the stage {model_manifest.get('stage')}, {str(model_manifest.get('finished'))[:10]}")
+        stage = str(model_manifest.get("stage"))
+        steps.append(f"{STAGES.get(stage, f'made by mbert {stage}')}, {str(model_manifest.get('finished'))[:10]}")
     if isinstance(phases := model_manifest.get("recipe", {}).get("phases"), dict):
         losses = {name: phase.get("losses") or () for name, phase in phases.items() if isinstance(phase, dict)}
-        steps += [f"phase {name}: {', '.join(map(str, names))}" for name, names in losses.items()]
+        steps += [f"phase {words(name)}, learnt from: {', '.join(map(words, names))}" for name, names in losses.items()]
     if transfer_set := model_manifest.get("data", {}).get(TRANSFER):
         steps.append(f"transfer set: {transfer_set['rows']:,} texts without labels")
     return [f"teacher: {teacher}", *steps] if teacher else steps
@@ -134,8 +186,8 @@ def _sizes(facts: Facts) -> dict[str, tuple[str, str | None]]:
     student, teacher = models["torch"], models.get("teacher", {})
     sizes = {"parameters": _pair(student, teacher, "parameters"), "FLOPs a row": _pair(student, teacher, "flops")}
     sizes["weights"] = (megabytes(student["bytes"] or 0), megabytes(teacher["bytes"]) if teacher.get("bytes") else None)
-    for name, digits in (("latency_ms", 2), ("throughput", 0)):
-        sizes[name] = (f"{student[name]:,.{digits}f}", f"{teacher[name]:,.{digits}f}" if teacher else None)
+    for name, title, digits in (("latency_ms", "ms a sequence", 2), ("throughput", "sequences a second", 0)):
+        sizes[title] = (f"{student[name]:,.{digits}f}", f"{teacher[name]:,.{digits}f}" if teacher else None)
     return sizes
 
 
@@ -189,7 +241,7 @@ def _conditions(conditions: dict[str, Any]) -> str:
 
 def _limits(facts: Facts) -> list[str]:
     return [
-        f"Selected and scored on the dev split of {facts.data.task.name}; a score on data of another kind may differ.",
+        f"Selected and scored on the dev split of {_subject(facts)}; a score on data of another kind may differ.",
         f"Texts are cut after {_length(facts)} tokens.",
         *_exits(facts),
     ]

@@ -1,7 +1,6 @@
 """The card of a cascade: README.md, with what was checked, and code that asks both files without this package."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -123,8 +122,3 @@ def _limits(metrics: Mapping[str, Any], task: str) -> str:
         f"- Chosen and checked on the dev split of {escape_markdown(task)}: the bound is about rows of the same kind, and "
         "about these two files.\n- A model that was itself selected on dev may be a little surer there than elsewhere."
     )
-
-
-def file_names(directory: Path) -> dict[str, str]:
-    """Returns the name of the ONNX file of each model."""
-    return {part: next((directory / part).glob("*.onnx")).name for part in PARTS}

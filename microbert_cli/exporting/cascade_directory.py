@@ -17,6 +17,7 @@ from microbert_cli.exporting.directory import (
 )
 from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL
 from microbert_cli.models.config import read_config, writable_config
+from microbert_cli.models.exported.files import EXPORTED_FILES, file_of, is_export, precisions
 from microbert_cli.models.find import CASCADE_FILE, find_model
 from microbert_cli.models.labels import check_one_label, match_labels
 from microbert_cli.models.load import load_model
@@ -25,8 +26,6 @@ from microbert_cli.models.onnx import (
     ONNX_FILES,
     OnnxClassifier,
     inputs_of_export,
-    is_export,
-    precisions,
     quantise,
     torch_logits,
     write_onnx,
@@ -35,6 +34,7 @@ from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.models.tokenizers import load_tokenizer
 from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs.manifest import model_home
 
 TIMED_ROWS = 64  # each of them once, so that the mean is over as many hard rows as there are
 CASCADE = "cascade"
@@ -43,7 +43,7 @@ CASCADE = "cascade"
 def check_part(source: str, data: TaskData, *, where: str) -> None:
     """Checks a model of a cascade by its configuration alone: raises M320, M321 for other labels than the task's."""
     path = Path(source)
-    directory = find_model(path.parent if path.is_file() else source, where=where)
+    directory = find_model(model_home(path) if path.is_file() else source, where=where)
     config = read_config(directory, where=where)
     if not is_routed(config):  # of a model of several tasks the head of this one is known when it is loaded
         check_one_label(config, where=f"{where} {source}")
@@ -64,10 +64,10 @@ def write_part(
     directory.mkdir(parents=True)
     path = Path(source)
     if is_export(path):
-        find_model(path.parent if path.is_file() else path, where=where)
+        find_model(model_home(path), where=where)
         session = OnnxClassifier(path, precision=None if path.is_file() else precision)
         match_labels(session.config, data.task, where=where, source=source)
-        shutil.copyfile(session.path, directory / session.path.name)
+        copy_file(session.path, directory / EXPORTED_FILES[session.precision])
         config, tokenizer = session.config, load_tokenizer(session.directory, session.config, where=where)
     else:
         config, tokenizer = _write_file(source, directory, data, precision, where, train)
@@ -102,6 +102,14 @@ def _write_file(
     return loaded.model.config, exported_tokenizer(loaded.tokenizer, inputs, length)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file of an export, with OpenVINO's weights where they lie beside it."""
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(source, target)
+    if (weights := source.with_suffix(".bin")).is_file() and source.suffix == ".xml":
+        shutil.copyfile(weights, target.with_suffix(".bin"))
+
+
 def write_labels(directory: Path, small: Predictor, data: TaskData) -> None:
     """Writes the config.json of a cascade: the small model's, with the labels of the task in their order."""
     config = writable_config(small.model.config)
@@ -119,8 +127,15 @@ def copy_cascade(source: Path, target: Path) -> None:
 
 
 def form_of(directory: Path) -> str:
-    """Returns the form of the one ONNX file in a folder."""
+    """Returns the form of the one file that answers in a folder."""
     return precisions(directory)[0]
+
+
+def file_names(directory: Path) -> dict[str, str]:
+    """Returns the name of the file that answers for each model of a cascade, below the model's folder."""
+    return {
+        part: file_of(directory / part, form_of(directory / part)).relative_to(directory / part).as_posix() for part in PARTS
+    }
 
 
 def measure_speed(directory: Path, cascade: Predictor, data: TaskData, reporter: Reporter = SILENT) -> dict[str, Any]:

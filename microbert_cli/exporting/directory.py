@@ -1,4 +1,4 @@
-"""An export directory: the model as safetensors, as ONNX, as int8 and with fused operators, each checked against the model.
+"""An export directory: the model as safetensors, ONNX, int8, with fused operators and more, each checked against the model.
 
 Every file is read back, and its logits on real rows, padded and of several shapes, are compared with those of the model in
 memory. int8 may differ; by how much, and what that does to the score, is measured and returned.
@@ -15,9 +15,11 @@ import torch
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import MbertError
 from microbert_cli.exporting.onnx_fusion import operators, write_optimized
+from microbert_cli.exporting.openvino import write_openvino
 from microbert_cli.models.architectures import positions_of
 from microbert_cli.models.exits.build import exit_ends, has_exits
 from microbert_cli.models.exits.graph import EXITS_FILE, ExitSession, write_exits
+from microbert_cli.models.exported.files import EARLIER_EXITS_FILE, EARLIER_FILES, EXPORTED_FILES, require_openvino
 from microbert_cli.models.graphs.embeddings import Format, table_errors
 from microbert_cli.models.graphs.products import Row
 from microbert_cli.models.onnx import (
@@ -27,6 +29,7 @@ from microbert_cli.models.onnx import (
     OnnxClassifier,
     inputs_of_export,
     quantise,
+    quantise_to_4_bits,
     require_onnx,
     torch_logits,
     write_onnx,
@@ -56,6 +59,8 @@ def export_model(
     onnx: bool = True,
     int8: bool = True,
     optimize: bool = True,
+    q4: bool = False,
+    openvino: bool = False,
     embeddings: Format = "int8",
     calibration: Sequence[Row] = (),
     tolerance: float = FP32_TOLERANCE,
@@ -70,19 +75,21 @@ def export_model(
     primary  which of the scores decides whether int8 lost too much (a warning; the numbers stand in the result)
     tolerance  the largest difference of logits that the fp32 files may have; of scores above 1 as a share of the largest
     max_length  the number of tokens after which the exported tokenizer cuts a text, where it is told to cut
-    onnx     False leaves ONNX out; int8=False leaves out only int8, optimize=False the graphs for ONNX Runtime alone
-    embeddings  how the int8 files store tables of embeddings; see models/graphs/embeddings.py
+    onnx     False leaves all out but safetensors; int8, optimize (graphs for ONNX Runtime alone), q4, openvino: these files
+    embeddings  how the small files store tables of embeddings; see models/graphs/embeddings.py
     calibration  real rows that set the scales of the int8 files, see `quantise`; by default `rows`
     A model with exits is also written as a graph that rows leave early, models/exits/graph.py: "exits" in the result.
     Returns {"files": {name: {"file", "bytes", "seconds", "max_difference", "agreement", "scores", "graph", "embeddings"}},
-    "parity": {...}}, names: safetensors and those of onnx.ONNX_FILES; max_difference of logits and agreement (share of equal
+    "parity": {...}}, names: safetensors and those of EXPORTED_FILES; max_difference of logits and agreement (share of equal
     answers) against the model; graph: what operators it has, see `onnx_fusion.operators`; embeddings, of int8 files: the
     format, size and relative error of each table, the largest first.
-    Raises M510 (packages missing; before anything is written), M612 (a file answers differently), M611 (no ONNX for
+    Raises M510, M511 (packages missing; before anything is written), M612 (a file answers differently), M611 (no ONNX for
     this architecture), ValueError (no rows).
     """
     if onnx:
         require_onnx("onnx", "onnxscript", "onnxruntime")
+    if onnx and openvino:
+        require_openvino()
     batches = comparison_batches(rows, tokenizer, model)
     model_logits = torch_logits(model)
     expected = [model_logits(batch) for batch in batches]
@@ -95,7 +102,7 @@ def export_model(
         measured = compare(logits, batches, expected, kind)
         if tolerance is not None:
             refuse_difference(path, measured["max_difference"], tolerance * unit)
-        measured |= {"file": path.name, "bytes": weights_bytes(path), "seconds": seconds}
+        measured |= {"file": path.relative_to(out).as_posix(), "bytes": weights_bytes(path), "seconds": seconds}
         measured["graph"] = operators(path) if name in ONNX_FILES else None
         measured["embeddings"] = table_errors(out / ONNX_FILES["fp32"], path) if name.startswith("int8") else None
         files[name] = measured | {"scores": dict(score(logits)) if score else None}
@@ -104,18 +111,29 @@ def export_model(
     inputs = inputs_of_export(model, tokenizer)
     save_model(model, exported_tokenizer(tokenizer, inputs, max_length), out)
     check("safetensors", torch_logits(read_back(out)), out / "model.safetensors", SAFETENSORS_TOLERANCE, None)
+    for name in (*EARLIER_FILES.values(), EARLIER_EXITS_FILE):
+        (out / name).unlink(missing_ok=True)  # an earlier mbert may have begun this directory
     if onnx:
         seconds = write_onnx(model, out / ONNX_FILES["fp32"], inputs=inputs)
         check("fp32", OnnxClassifier(out, precision="fp32").logits, out / ONNX_FILES["fp32"], tolerance, seconds)
     if onnx and int8:
         seconds = quantise(out / ONNX_FILES["fp32"], out / ONNX_FILES["int8"], embeddings=embeddings, rows=calibration or rows)
         check("int8", OnnxClassifier(out, precision="int8").logits, out / ONNX_FILES["int8"], None, seconds)
-        _warn_of_drop(files, primary, reporter)
+        _warn_of_drop(files, "int8", primary, reporter)
+    if onnx and q4:
+        seconds = quantise_to_4_bits(out / ONNX_FILES["fp32"], out / ONNX_FILES["q4"], embeddings=embeddings)
+        check("q4", OnnxClassifier(out, precision="q4").logits, out / ONNX_FILES["q4"], None, seconds)
+        _warn_of_drop(files, "q4", primary, reporter)
     if onnx and optimize:
         options: Any = {"int8": int8, "embeddings": embeddings, "rows": calibration or rows}
         for name, seconds in write_optimized(model, out, inputs=inputs, **options).items():
             close = tolerance if name.startswith("fp32") else None
             check(name, OnnxClassifier(out, precision=name).logits, out / ONNX_FILES[name], close, seconds)
+    if onnx and openvino:
+        path = out / EXPORTED_FILES["openvino"]
+        seconds = write_openvino(out / ONNX_FILES["fp32"], path, embeddings=embeddings)
+        check("openvino", OnnxClassifier(out, precision="openvino").logits, path, None, seconds)
+        _warn_of_drop(files, "openvino", primary, reporter)
     exits = (
         _write_exits(model, out, inputs, batches, score, tolerance * unit, reporter) if onnx and has_exits(model.config) else {}
     )
@@ -140,7 +158,7 @@ def _write_exits(
     speed, path = float(model.config.speed), out / EXITS_FILE
     seconds, difference = write_exits(model, path, inputs=inputs, batches=batches)
     refuse_difference(path, difference, tolerance)
-    measured: dict[str, Any] = {"file": path.name, "bytes": weights_bytes(path), "seconds": seconds}
+    measured: dict[str, Any] = {"file": EXITS_FILE, "bytes": weights_bytes(path), "seconds": seconds}
     scores = dict(score(ExitSession(path, speed).logits)) if score else None
     measured |= {"max_difference": difference, "scores": scores, "graph": None}
     reporter.note(_line(measured))
@@ -247,10 +265,10 @@ def _graph(graph: Mapping[str, Any]) -> str:
     return f"{graph['written']['nodes']} operators, {graph['loaded']['nodes']} when loaded" + (f": {fused}" if fused else "")
 
 
-def _warn_of_drop(files: Mapping[str, Mapping[str, Any]], primary: str | None, reporter: Reporter) -> None:
-    fp32, int8 = files["fp32"]["scores"], files["int8"]["scores"]
-    if primary is None or not fp32 or not int8 or not fp32[primary] - int8[primary] > MAX_INT8_DROP:
+def _warn_of_drop(files: Mapping[str, Mapping[str, Any]], name: str, primary: str | None, reporter: Reporter) -> None:
+    fp32, small = files["fp32"]["scores"], files[name]["scores"]
+    if primary is None or not fp32 or not small or not fp32[primary] - small[primary] > MAX_INT8_DROP:
         return
     reporter.warn(
-        f"int8 loses {primary}: {int8[primary]:.4f}, fp32 has {fp32[primary]:.4f}; {ONNX_FILES['fp32']} is the safer file"
+        f"{name} loses {primary}: {small[primary]:.4f}, fp32 has {fp32[primary]:.4f}; {ONNX_FILES['fp32']} is the safer file"
     )

@@ -3,7 +3,6 @@
 The values come from task files, manifests and directory names of others: none is taken as Markdown, HTML or YAML.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,10 @@ from typing import Any
 from microbert_cli.text import escape_markdown, safe_text
 
 DIGITS = 4
+JAVASCRIPT = """import { pipeline } from "@huggingface/transformers";
+
+const classify = await pipeline("text-classification", "OWNER/NAME", { dtype: "q8" }); // of this repository
+await classify("a text");"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Card:
     command     what reproduces the model
     worth       the verdict on the model and what else there is, as Markdown
     library     the Hub's name of what loads it
+    name        a title for people
+    pairs       whether it reads two texts;  javascript: whether transformers.js opens it
     """
 
     name: str
@@ -76,6 +81,8 @@ class Card:
     version: str | None = None
     worth: str = ""
     library: str = "transformers"
+    pairs: bool = False
+    javascript: bool = False
 
 
 def model_card(card: Card) -> str:
@@ -154,10 +161,9 @@ def fenced(text: str, language: str = "") -> str:
 
 def _opening(card: Card) -> str:
     answers = f"Answers: {', '.join(map(escape_markdown, card.labels))}." if card.labels else "Answers with a number."
+    title = card.task_title if card.task_title.endswith((".", "?", "!")) else f"{card.task_title}."
     length = f" Reads up to {card.max_length} tokens." if card.max_length else ""
-    return (
-        f"# {escape_markdown(card.name)}\n\nA small text classifier for {escape_markdown(card.task_title)}. {answers}{length}"
-    )
+    return f"# {escape_markdown(card.name)}\n\nA small text classifier. {escape_markdown(title)} {answers}{length}"
 
 
 def _section(title: str, body: str) -> str:
@@ -170,7 +176,7 @@ def _scores(card: Card) -> str:
     rows = [
         [
             escape_markdown(f"{score.task}, {score.split}") + (f" ({score.rows} rows)" if score.rows else ""),
-            score.metric,
+            words(score.metric),
             f"{score.value:.4f}",
             "" if score.teacher is None else f"{score.teacher:.4f}",
             _retention(score),
@@ -199,7 +205,7 @@ def _files(card: Card) -> str:
     ]
     if not rows:
         return ""
-    metric = card.scores[0].metric if card.scores else "score"
+    metric = words(card.scores[0].metric) if card.scores else "score"
     headers = [
         "file",
         "form",
@@ -229,15 +235,17 @@ def _lineage(card: Card) -> str:
 
 
 def _use(card: Card) -> str:
-    # A JSON string is a Python string, but for the line ends and control characters that JSON leaves as they are.
-    name = "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in json.dumps(card.name, ensure_ascii=False))
+    call = '{"text": "a text", "text_pair": "another"}' if card.pairs else '"a text"'
     lines = (
         "from transformers import pipeline",
         "",
-        f'classify = pipeline("text-classification", model={name})  # or the path of this directory',
-        *((f'classify("a text", truncation=True)  # after {card.max_length} tokens',) if card.max_length else ()),
+        'classify = pipeline("text-classification", model=".")  # this directory, or its repository: OWNER/NAME',
+        *((f"classify({call}, truncation=True)  # after {card.max_length} tokens",) if card.max_length else ()),
     )
-    return fenced("\n".join(lines), "python")
+    python = fenced("\n".join(lines), "python")
+    if not card.javascript:
+        return python
+    return f"{python}\n\nIn a browser or under Node, with transformers.js:\n\n{fenced(JAVASCRIPT, 'js')}"
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -246,6 +254,11 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [[headers[column] for column in columns], ["---"] * len(columns)]
     lines += [[row[column] for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def words(name: object) -> str:
+    """Returns the name of a loss, phase or metric as words."""
+    return str(name).replace("_", " ")
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -1,6 +1,6 @@
 """The same classifier as a graph of fused operators, which ONNX Runtime alone can run.
 
-    DIR/model.optimized.onnx, DIR/model.int8.optimized.onnx
+    DIR/onnx/model_optimized.onnx, DIR/onnx/model_optimized_quantized.onnx
 
 ONNX Runtime fuses at load whatever it recognises: a residual with its LayerNorm, GELU with its bias. Attention as torch's
 exporter writes it, with the construction of its mask, it does not recognise, nor do its own tool for Transformers and
@@ -74,6 +74,7 @@ def optimise(source: Path, target: Path) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(target)
     options.log_severity_level = 4
+    target.parent.mkdir(exist_ok=True)
     with silence():
         onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     _keep_inputs(source, target)

@@ -113,6 +113,14 @@ ARCHITECTURES = {
 }
 
 
+TITLES = {
+    "bert": "BERT", "distilbert": "DistilBERT", "roberta": "RoBERTa", "xlm-roberta": "XLM-RoBERTa", "camembert": "CamemBERT",
+    "electra": "ELECTRA", "albert": "ALBERT", "mobilebert": "MobileBERT", "deberta-v2": "DeBERTa", "modernbert": "ModernBERT",
+    "mpnet": "MPNet", "mbert-bilstm": "BiLSTM", "mbert-bi-encoder": "BERT bi-encoder", "mbert-early-exit": "BERT with exits",
+    "mbert-inverted-bottleneck": "BERT with inverted bottlenecks",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """The sizes of a model; None for what its type does not have: a recurrent one has no heads and no positions.
@@ -140,6 +148,13 @@ class ModelShape:
 def model_type_of(config: Any) -> str:
     """Returns transformers' name for the model's type; "" for a configuration that names none."""
     return getattr(config, "model_type", None) or ""
+
+
+def display_name(config: Any) -> str:
+    """Returns what people call a model of this type and size: `BERT 6x384`."""
+    name, shape = model_type_of(config), model_shape(config)
+    title = TITLES.get(name, name.removeprefix("mbert-") or "model")
+    return f"{title} {shape.layers}x{shape.width}" if shape.layers else f"{title} {shape.width}"
 
 
 def inner_config(config: Any) -> Any:

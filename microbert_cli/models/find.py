@@ -12,6 +12,7 @@ from typing import Any
 from microbert_cli.errors import MbertError, nearest, unreadable_model
 from microbert_cli.hub import ask_hub, hub_errors, is_hub_id, is_offline, unreachable
 from microbert_cli.models.architectures import VOCABULARY, writes_texts
+from microbert_cli.models.exported.files import FOLDERS, NAMES
 from microbert_cli.models.labels import check_one_label
 from microbert_cli.runs import manifest
 from microbert_cli.runs.disk import may_not_be_read, unreadable_part
@@ -29,8 +30,7 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # in the order in which they 
 READ_FILES = (
     "config.json", "model.safetensors", "model.safetensors.index.json", "adapter_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "model.onnx", "model.int8.onnx", "model.optimized.onnx",
-    "model.int8.optimized.onnx", "cascade.json",
+    "merges.txt", "spiece.model", "sentencepiece.bpe.model", *NAMES, "cascade.json",
 )  # fmt: skip
 CASCADE_FILE = "cascade.json"
 TRACES = ("begun.json", "log.jsonl", "recipe.resolved.toml")
@@ -165,6 +165,8 @@ def _describe_directory(path: Path) -> tuple[str, str]:
         )
         what = f"it is an adapter (LoRA or another of peft), which changes the weights of another model, {base}"
         return what, f'Merge it into that model, where peft is installed: python -c "{code}"; then name {path}-merged'
+    if path.name in FOLDERS and (path.parent / "config.json").is_file():
+        return "it holds files of an export, whose config.json lies above", f"Name the export itself: {path.parent}"
     if whole := sorted((p.parent for p in path.glob("*/config.json")), key=_number_in_name):
         names = ", ".join(folder.name for folder in whole[-3:])
         if whole[-1].name.startswith("checkpoint-"):

@@ -13,12 +13,13 @@ from microbert_cli.errors import MbertError
 from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL, CascadeAnswers, Rule
 from microbert_cli.models.exits.speed import check_exits_file, chosen_speed, has_exits
 from microbert_cli.models.exported.config import read_exported_config
-from microbert_cli.models.exported.files import ONNX_FILES, is_export, precisions
+from microbert_cli.models.exported.files import EXPORTED_FILES, file_of, is_export, precisions
 from microbert_cli.models.exported.session import ExitSession, OnnxClassifier
 from microbert_cli.models.exported.tokenizer import read_exported_tokenizer
 from microbert_cli.models.find import find_model, is_cascade
 from microbert_cli.models.labels import check_names_differ, check_one_label, match_labels, names_settle_order
 from microbert_cli.recipe.task import Task
+from microbert_cli.runs.manifest import model_home
 
 
 @dataclass
@@ -52,8 +53,8 @@ def open_predictor(
 ) -> Predictor:
     """Opens a classifier; with a task, its outputs are put into the order of the task's labels.
 
-    precision  auto: an export directory answers through ONNX Runtime, in fp32 where it has that; one of onnx.ONNX_FILES: in
-               that one; torch: its safetensors are loaded. Naming an ONNX file itself chooses it, too.
+    precision  auto: an export directory answers through ONNX Runtime, in fp32 where it has that; one of EXPORTED_FILES: in
+               that one; torch: its safetensors are loaded. Naming a file itself chooses it, too.
     task_name  which task's answers a model of several gives, where there is no `task`
     label_order   names of the model's outputs, over those in its configuration
     speed      of a model with exits: how unsure an answer may be that leaves early; None = as its configuration says
@@ -64,9 +65,9 @@ def open_predictor(
         if speed:
             raise _no_speed(path, where)
         return _open_cascade(path, task, precision, where, in_the_making)
-    if precision in ONNX_FILES or (precision == "auto" and is_export(path)):
+    if precision in EXPORTED_FILES or (precision == "auto" and is_export(path)):
         if path.exists() and not in_the_making:
-            find_model(path.parent if path.is_file() else path, where=where)
+            find_model(model_home(path), where=where)
         return _open_export(path, task, precision, where, label_order, speed)
     return _open_torch(source, task, where, task_name, label_order, speed)
 
@@ -101,7 +102,7 @@ def _open_export(
 ) -> Predictor:
     if precision == "auto" and path.is_dir() and "fp32" not in precisions(path):
         raise _no_default(path, precisions(path), where)
-    config, tokenizer = _read_without_transformers(path.parent if path.is_file() else path)
+    config, tokenizer = _read_without_transformers(model_home(path))
     session = OnnxClassifier(path, precision=None if precision == "auto" or path.is_file() else precision, config=config)
     check_one_label(session.config, where=f"{where} {path}")
     if task is None:
@@ -140,12 +141,14 @@ def session_predictor(
 
 
 def _no_default(path: Path, offered: Sequence[str], where: str) -> MbertError:
+    files = [file_of(path, precision) for precision in offered]
+    names = [file.relative_to(path).as_posix() for file in files]
     return MbertError(
         "M233",
-        f"there is no {ONNX_FILES['fp32']} here, and {' and '.join(ONNX_FILES[name] for name in offered)} may answer otherwise",
+        f"there is no {EXPORTED_FILES['fp32']} here, and {' and '.join(names)} may answer otherwise",
         where=f"{where} {path}",
         allowed=f"A whole export, or one of its files by name: {', '.join(offered)}.",
-        fix=f"Name the file that shall answer, in place of its directory: {path / ONNX_FILES[offered[0]]}",
+        fix=f"Name the file that shall answer, in place of its directory: {files[0]}",
     )
 
 

@@ -195,8 +195,10 @@ def weights_bytes(path: Path) -> int:
     Raises FileNotFoundError if there are no weights at `path`.
     """
     if path.is_file():
-        return path.stat().st_size
-    for pattern in ("*.safetensors", "pytorch_model*.bin", "*/*.onnx"):
+        weights = path.with_suffix(".bin")  # of OpenVINO's graphs
+        return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" and weights.is_file() else 0)
+    cascade = ("*/*.onnx", "*/onnx/*.onnx") if (path / "cascade.json").is_file() else ()
+    for pattern in ("*.safetensors", "pytorch_model*.bin", *cascade):
         if files := sorted(path.glob(pattern)):
             return sum(file.stat().st_size for file in files)
     raise FileNotFoundError(f"no weights in {path}")

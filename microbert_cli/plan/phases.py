@@ -37,7 +37,10 @@ from microbert_cli.training.phases import make_plan, rows_processed
 from microbert_cli.training.plan import shares_of_first_seed
 
 # Of torch's time on batches and on single rows, docs/lab-notes.md; single rows by lower deciles, since torch's medians swayed.
-ONNX = {"fp32": (0.47, 0.35), "int8": (0.20, 0.17), "fp32-optimized": (0.48, 0.35), "int8-optimized": (0.22, 0.16)}
+ONNX = {
+    "fp32": (0.47, 0.35), "int8": (0.20, 0.17), "fp32-optimized": (0.48, 0.35), "int8-optimized": (0.22, 0.16),
+    "q4": (0.40, 0.32), "openvino": (0.25, 0.22),
+}  # fmt: skip
 BASELINE_ROWS = 4000
 Losses = dict[str, tuple[float, dict[str, Any]]]
 Spec = TypeVar("Spec", bound=Training)
@@ -231,11 +234,6 @@ def linear_model(costs: Costs, data: TaskData) -> float:
         return {"seconds": (time.perf_counter() - started) * len(train) / len(sample)}
 
     return float(costs.once("linear", [train.fingerprint, dev.fingerprint], measure)["seconds"])
-
-
-def export_parts(recipe: Recipe) -> dict[str, bool]:
-    """Returns which files of ONNX Runtime an export makes."""
-    return {"onnx": recipe.export.onnx, "int8": recipe.export.int8, "optimize": recipe.export.optimize}
 
 
 def add_int8_copy(costs: Costs, model: ModelInfo, dev: np.ndarray) -> None:

@@ -14,11 +14,11 @@ from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.alternatives.int8_copy import write_int8
 from microbert_cli.exporting.directory import export_model
 from microbert_cli.models.architectures import model_shape
+from microbert_cli.models.exported.files import export_forms
 from microbert_cli.models.factory import config_parameters
 from microbert_cli.models.graphs.embeddings import Format
 from microbert_cli.models.graphs.products import CALIBRATION_ROWS
 from microbert_cli.models.load import load_model
-from microbert_cli.models.onnx import onnx_forms
 from microbert_cli.plan.expected_inputs import ModelInfo, standing_in
 from microbert_cli.plan.work import FLOAT, PROCESS, Job, Workload, activations, shape, shown, state_bytes, training_bytes
 from microbert_cli.runs import atomic
@@ -139,7 +139,7 @@ class Costs:
         self.plan.disk += size
         self.write("saving", size)
 
-    def export(self, model: ModelInfo, rows: list[dict[str, list[int]]], parts: dict[str, bool], embeddings: Format) -> None:
+    def export(self, model: ModelInfo, rows: list[dict[str, list[int]]], parts: dict[str, Any], embeddings: Format) -> None:
         """Adds writing the files of an export and checking them: done once with random weights, which take as long."""
 
         def measure() -> dict[str, Any]:
@@ -152,9 +152,7 @@ class Costs:
                     loaded.tokenizer,
                     Path(out),
                     rows,
-                    onnx=parts["onnx"],
-                    int8=parts["int8"],
-                    optimize=parts["optimize"],
+                    **parts,
                     embeddings=embeddings,
                     tolerance=1.0,
                 )
@@ -167,7 +165,7 @@ class Costs:
         sizes = model_shape(model.config)
         words = FLOAT * sizes.vocabulary * sizes.embedding * (embeddings == "fp32")
         small = 0.25 * (size - words) + words
-        self.plan.disk += int(size + sum(small if form.startswith("int8") else size for form in onnx_forms(**parts)))
+        self.plan.disk += int(size + sum(size if form.startswith("fp32") else small for form in export_forms(**parts)))
 
     def int8_copy(self, model: ModelInfo) -> None:
         """Adds writing a model's int8 copy to the cache; nothing where it cannot be written, since it is then left out."""

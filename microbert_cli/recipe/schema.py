@@ -45,6 +45,7 @@ from microbert_cli.recipe.values import (
 from microbert_cli.table_format import Delimiter, Encoding
 
 Normalisation = Literal["masked", "reference"]
+ExportFormat = Literal["onnx", "int8", "optimized", "q4", "openvino"]
 LayerMap = Literal["uniform", "first", "last", "top"] | Annotated[int, Field(gt=0, strict=True)] | list[int]
 
 
@@ -245,9 +246,11 @@ class Export(Strict):
     embeddings  how the int8 files store word vectors: int8 = a scale per row, int4 = a scale per block of 32 (ONNX Runtime
                 alone reads it), fp32 = as they are
     speed       of a model with exits: what it answers with where nobody says another
+    formats     which files there are, in place of the keys onnx, int8 and optimize; the float32 graph comes with any other
     """
 
     model: Place | None = None
+    formats: Annotated[list[ExportFormat], AfterValidator(check_distinct)] | None = None
     onnx: bool = True
     int8: bool = True
     optimize: bool = True

@@ -141,7 +141,7 @@ class Evaluate(Strict):
     model: Place | None = None
     splits: list[str] | None = None
     batch_size: Count = 64
-    precision: Literal["auto", "torch", "fp32", "int8", "fp32-optimized", "int8-optimized"] = "auto"
+    precision: Literal["auto", "torch", "fp32", "int8", "q4", "fp32-optimized", "int8-optimized", "openvino"] = "auto"
     speed: Share | None = None
     beams: Count = 5
     length_penalty: Number = 0.6
@@ -293,7 +293,7 @@ NEUTRAL_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "finetune": {"masked": 0.15},
     "evaluate": {"speed": None, "beams": 5, "length_penalty": 0.6},
-    "export": {"embeddings": "int8", "speed": None},
+    "export": {"embeddings": "int8", "speed": None, "formats": None},
     "initialise": {"neurons": "weights", "rows": 1024},
     "augment": {"options": {}},
 }

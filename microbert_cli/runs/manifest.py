@@ -6,6 +6,7 @@ Times, machines and paths are recorded beside it and never compared.
 
 import hashlib
 import json
+import os
 import platform
 import re
 import shlex
@@ -43,6 +44,7 @@ WITHOUT_MANIFEST = (
 )
 STARTED_FILES = ("begun.json", "recipe.resolved.toml")  # what a stage writes before its manifest
 PART = re.compile(r"\.|seed-\d+|(seed-\d+/)?best/[^/]+")  # where models lie in an output
+MODEL_SUFFIXES = (".onnx", ".xml")  # of files that stand for a model: ONNX, OpenVINO
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors", "onnxruntime", "accelerate")
 
 
@@ -65,11 +67,13 @@ def identify(source: str | Path | None) -> str | None:
     if source is None:
         return None
     path = Path(source)
-    model = path.parent if path.suffix == ".onnx" else path
+    model = model_home(path) if path.suffix in MODEL_SUFFIXES else path
     if model.is_dir() and (output := output_of(model)):
         verify_part(output, model)
     if path.is_dir():
         return str(read_verified(path)["result"]) if (path / FILE).is_file() else digest(output_digests(path))
+    if path.suffix == ".xml" and path.is_file():  # OpenVINO's graph, whose weights lie beside it
+        return digest(file_digests(path.parent, (file.name for file in path.parent.glob(f"{path.stem}.*"))))
     return file_digest(path) if path.is_file() else str(source)
 
 
@@ -118,6 +122,15 @@ def _has_manifest(directory: Path, *, any_kind: bool) -> bool:
     except OSError:
         return False
     return any_kind or sum(word in text for word in (b'"identity"', b'"identity_hash"', b'"outputs"')) > 1
+
+
+def model_home(path: Path) -> Path:
+    """Returns the directory of a model; of one of its files the folder with config.json, which is its own or the one above."""
+    if not path.is_file() or (path.parent / "config.json").is_file():
+        return path.parent if path.is_file() else path
+    is_typed = path.parent.name not in ("", "..")
+    above = path.parent.parent if is_typed else Path(os.path.abspath(path)).parent.parent
+    return above if (above / "config.json").is_file() else path.parent
 
 
 def unfinished_home(part: Path) -> Path | None:

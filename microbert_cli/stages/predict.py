@@ -146,7 +146,7 @@ def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
 
 
 def _trained_length(model: Path) -> int | None:
-    output = manifest.output_of(model.parent if model.is_file() else model)
+    output = manifest.output_of(manifest.model_home(model))
     if output is None:
         return None
     facts = manifest.read(output)

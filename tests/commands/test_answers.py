@@ -55,9 +55,9 @@ def change_a_word(model: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "config.json is damaged": exchange_labels,
     "tokenizer.json is damaged": change_a_word,
-    "model.onnx is gone": lambda model: (model / "model.onnx").unlink(),
-    "model.onnx is damaged": lambda model: shutil.copy(model / "model.int8.onnx", model / "model.onnx"),
-    "model.int8.onnx is damaged": lambda model: flip(model / "model.int8.onnx"),
+    "onnx/model.onnx is gone": lambda model: (model / "onnx/model.onnx").unlink(),
+    "onnx/model.onnx is damaged": lambda model: shutil.copy(model / "onnx/model_quantized.onnx", model / "onnx/model.onnx"),
+    "onnx/model_quantized.onnx is damaged": lambda model: flip(model / "onnx/model_quantized.onnx"),
     "model.safetensors is damaged": lambda model: flip(model / "model.safetensors"),
     "vocab.txt was added": lambda model: (model / "vocab.txt").write_text("[PAD]\n"),
 }
@@ -101,7 +101,7 @@ def hostile_model(place: Path) -> Path:
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_export_answers_nothing(export: Path, damage: str) -> None:
     DAMAGES[damage](export)
-    for model in (export, export / "model.int8.onnx"):
+    for model in (export, export / "onnx/model_quantized.onnx"):
         error = refused(5, "M306", "predict", str(model), TEXT)
         assert damage in error["what"] and str(export) in error["where"]
     with pytest.raises(MbertError, match=damage):
@@ -114,7 +114,7 @@ def test_every_command_that_opens_a_model_refuses_a_damaged_one(export: Path) ->
     for words in (
         ("evaluate", export, *about, "-o", "out"),
         ("evaluate", "teacher", "--teacher", export, *about, "-o", "out"),
-        ("evaluate", export / "model.int8.onnx", *about, "-o", "out"),
+        ("evaluate", export / "onnx/model_quantized.onnx", *about, "-o", "out"),
         ("bench", "teacher", export, *about),
         ("export", export, *about, "-o", "out"),
         ("extract", export, *about, "-o", "out"),
@@ -138,10 +138,10 @@ def test_an_export_without_its_manifest(export: Path) -> None:
     refused(4, "M210", "predict", str(export), TEXT)
     (export / "recipe.resolved.toml").unlink()  # the model's own files alone
     assert works("predict", str(export), TEXT).out == answer
-    (export / "model.onnx").unlink()
+    (export / "onnx/model.onnx").unlink()
     error = refused(4, "M233", "predict", str(export), TEXT)
-    assert error["fix"].endswith(str(export / "model.int8.onnx"))
-    works("predict", str(export / "model.int8.onnx"), TEXT)
+    assert error["fix"].endswith(str(export / "onnx/model_quantized.onnx"))
+    works("predict", str(export / "onnx/model_quantized.onnx"), TEXT)
 
 
 def test_a_manifest_is_sealed(export: Path) -> None:
@@ -185,7 +185,16 @@ def test_a_manifest_of_something_else_above_a_model_is_left_alone(place: Path, t
 
 
 def test_a_damaged_part_is_refused_also_where_its_scores_are_there(place: Path, export: Path) -> None:
-    words = ("evaluate", export / "model.int8.onnx", "--task", "sst2", "--set", "data.max_length=16", "-o", "out-int8")
+    words = (
+        "evaluate",
+        export / "onnx/model_quantized.onnx",
+        "--task",
+        "sst2",
+        "--set",
+        "data.max_length=16",
+        "-o",
+        "out-int8",
+    )
     works(*words)
     works(*words)
     change_a_word(export)
@@ -282,11 +291,11 @@ def test_a_row_whose_logits_are_no_numbers_is_named(place: Path, tmp_path: Path)
 
 def test_an_export_whose_logits_are_no_numbers(place: Path, tmp_path: Path) -> None:
     model = plain("export", tmp_path / "broken")
-    graph = onnx.load(model / "model.onnx")
+    graph = onnx.load(model / "onnx/model.onnx")
     for weights in graph.graph.initializer:
         if weights.data_type == onnx.TensorProto.FLOAT:
             weights.CopyFrom(onnx.numpy_helper.from_array(np.full(weights.dims, np.nan, np.float32), weights.name))
-    onnx.save(graph, model / "model.onnx")
+    onnx.save(graph, model / "onnx/model.onnx")
     about = ("--task", "sst2", "--set", "data.max_length=16")
     assert "text 1, 2" in refused(5, "M317", "predict", model, TEXT, TEXT)["where"]
     assert "dev, row 1, 2, 3" in refused(5, "M317", "evaluate", model, *about, "-o", "out")["where"]

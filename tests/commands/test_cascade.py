@@ -65,7 +65,7 @@ def test_the_directory_holds_two_models_and_says_when_which_answers() -> None:
     assert sorted(path.name for path in Path("both/big").iterdir()) == sorted(
         path.name for path in Path("both/small").iterdir()
     )
-    assert {"model.onnx", "config.json", "tokenizer.json"} <= {path.name for path in Path("both/small").iterdir()}
+    assert all((Path("both/small") / name).is_file() for name in ("onnx/model.onnx", "config.json", "tokenizer.json"))
     assert not list(Path("both").rglob("*.safetensors"))
     assert "nothing wrong" in works("verify", "both").out
     again = works("cascade", "small", "big", *ROWS, "--threshold", str(rule["threshold"]), "-o", "both")
@@ -129,7 +129,7 @@ def test_a_shipped_cascade_answers_the_same_with_and_without_mbert() -> None:
     metrics = works("export", "both", "-o", "shipped", "--json").json
     assert metrics["parity"]["max_difference"] == 0 and metrics["dev"] == told("both")["dev"]
     assert metrics["checked"] == told("both")["checked"]
-    for name in ("cascade.json", "config.json", "small/model.onnx", "big/model.onnx", "big/tokenizer.json"):
+    for name in ("cascade.json", "config.json", "small/onnx/model.onnx", "big/onnx/model.onnx", "big/tokenizer.json"):
         assert (Path("both") / name).read_bytes() == (Path("shipped") / name).read_bytes()
     assert answers("shipped") == answers("both")
     card = Path("shipped/README.md").read_text()
@@ -191,12 +191,13 @@ def test_too_few_rows_for_a_wish_send_every_row() -> None:
 
 def test_exports_and_their_files_are_taken_as_they_are() -> None:
     works("export", "big", *ROWS, "--set", "export.optimize=false", "-o", "exported")
-    works("cascade", "small", "exported/model.int8.onnx", *ROWS, "--threshold", "0.6", "-o", "mixed")
-    assert [path.name for path in Path("mixed/big").glob("*.onnx")] == ["model.int8.onnx"]
-    assert Path("mixed/big/model.int8.onnx").read_bytes() == Path("exported/model.int8.onnx").read_bytes()
-    assert told("mixed")["files"] == {"small": "model.onnx", "big": "model.int8.onnx"} and len(answers("mixed")) == len(TEXTS)
+    works("cascade", "small", "exported/onnx/model_quantized.onnx", *ROWS, "--threshold", "0.6", "-o", "mixed")
+    assert [path.name for path in Path("mixed/big").rglob("*.onnx")] == ["model_quantized.onnx"]
+    assert Path("mixed/big/onnx/model_quantized.onnx").read_bytes() == Path("exported/onnx/model_quantized.onnx").read_bytes()
+    assert told("mixed")["files"] == {"small": "onnx/model.onnx", "big": "onnx/model_quantized.onnx"}
+    assert len(answers("mixed")) == len(TEXTS)
     works("cascade", "small", "big", *ROWS, "--threshold", "0.6", "--set", "cascade.precision=int8", "-o", "int8")
-    assert set(told("int8")["files"].values()) == {"model.int8.onnx"} and not list(Path("int8").rglob("model.onnx"))
+    assert set(told("int8")["files"].values()) == {"onnx/model_quantized.onnx"} and not list(Path("int8").rglob("model.onnx"))
 
 
 def test_a_recipe_runs_plans_and_checks_it() -> None:

@@ -223,7 +223,7 @@ def test_every_example_of_the_help_runs(line: str, tmp_path: Path, monkeypatch: 
     words = shlex.split(line.rpartition("| ")[2])
     if words[1] == "log":
         pytest.importorskip("tensorboard")
-    if words[1] in ("predict", "verify", "report", "log"):
+    if words[1] in ("predict", "verify", "report", "log", "push"):
         if not (home / "teacher").exists():
             monkeypatch.chdir(home)
             works("finetune", "short.toml", "-o", "teacher")

@@ -11,6 +11,8 @@ import typer
 from mbert_command import mbert
 from tiny_models import tiny_bert
 
+from microbert_cli.runs.manifest import output_digests
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = ("", "sh", "console")  # languages of blocks that hold commands
@@ -55,7 +57,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             for stage in STAGES:
                 place = Path("runs", root, stage)
                 tiny_bert(place, kind="classifier")
-                record = {"schema": 1, "identity": {}, "identity_hash": "", "result": "", "outputs": {}, "recipe": recipe}
+                record = {
+                    "schema": 1,
+                    "identity": {},
+                    "identity_hash": "",
+                    "result": "",
+                    "outputs": output_digests(place),
+                    "recipe": recipe,
+                }
                 (place / "manifest.json").write_text(json.dumps(record), encoding="utf-8")
         rows = [f"text {n},{['low', 'high'][n % 2]},{['low', 'high'][n % 2]},0.4,0.6,source {n},target {n}" for n in range(40)]
         for name in TABLES.split():

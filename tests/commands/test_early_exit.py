@@ -155,8 +155,8 @@ def test_it_is_exported_as_a_graph_that_rows_leave(task: str) -> None:
     assert whole["dev"] == pytest.approx(metrics_of(task)["dev"]) and "exits" not in whole["splits"]["dev"]
     _follow_the_page(f"shipped-{task}", exported)
     card = Path(f"shipped-{task}", "README.md").read_text(encoding="utf-8")
-    assert "model.exits.onnx" in card and "speed 0.95" in card
-    refused(2, "M158", "predict", f"shipped-{task}/model.optimized.onnx", "--speed", "0.5", *text)
+    assert "onnx/model_exits.onnx" in card and "speed 0.95" in card
+    refused(2, "M158", "predict", f"shipped-{task}/onnx/model_optimized.onnx", "--speed", "0.5", *text)
 
 
 def _follow_the_page(shipped: str, exported: dict[str, Any]) -> None:

@@ -1,39 +1,17 @@
 """Model, tokenizer and data set by their Hub ids through the commands: fetched once, found in the cache ever after."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hub_stand_in import HubStandIn
+from mbert_command import child
 from tiny_models import tiny_bert, tiny_glue_hub
 
 pytest_plugins = ["hub_stand_in"]  # for the fixture `hub`
 
-# Several commands in one process, each as typed: importing torch takes longer than all of them.
-COMMANDS = """
-import json, sys
-sys.path.insert(0, {tests!r})
-from mbert_command import mbert
-
-result = []
-for words in {commands!r}:
-    done = mbert(*words)
-    result.append([done.code, done.out, done.err])
-print(json.dumps(result))
-"""
 SHORT = ("--set", "finetune.steps=2", "--set", "finetune.batch_size=8")
 TRAIN = ("finetune", "--model", "tiny/teacher", "--task", "sst2", "--json", *SHORT)
-
-
-def child(commands: list[tuple[str, ...]], env: dict[str, str], cwd: Path) -> list[Any]:
-    """Exit code, stdout and stderr of each command."""
-    script = COMMANDS.format(tests=str(Path(__file__).parents[1]), commands=commands)
-    done = subprocess.run([sys.executable, "-c", script], env=env, cwd=cwd, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow

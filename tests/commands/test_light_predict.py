@@ -69,6 +69,7 @@ def write_sum(path: Path, rows: int, outputs: int, *, speed: bool = False) -> No
     graph = helper.make_graph(nodes, "sum", takes, gives, [numpy_helper.from_array(table, "table"), one, last])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
+    path.parent.mkdir(exist_ok=True)
     onnx.save(model, path)
 
 
@@ -84,7 +85,7 @@ def export(path: Path, model_type: str = "bert", names: tuple[str, ...] = ("bad"
         model_type, vocab_size=len(tokenizer), **{**sizes, "max_position_embeddings": 48, **head, **keys}
     )
     config.save_pretrained(path)
-    write_sum(path / "model.onnx", len(tokenizer), len(names))
+    write_sum(path / "onnx/model.onnx", len(tokenizer), len(names))
     return path
 
 
@@ -94,7 +95,10 @@ def export_with_exits(path: Path) -> Path:
     config.speed = 0.5
     config.save_pretrained(path)
     write_sum(
-        path / "model.exits.onnx", json.loads((path / "config.json").read_text())["classifier"]["vocab_size"], 3, speed=True
+        path / "onnx/model_exits.onnx",
+        json.loads((path / "config.json").read_text())["classifier"]["vocab_size"],
+        3,
+        speed=True,
     )
     return path
 
@@ -336,7 +340,7 @@ def test_a_foreign_export_is_still_read_by_transformers(tmp_path: Path) -> None:
 def test_an_export_of_a_real_model_is_read_without_torch(place: Path) -> None:
     tiny_bert("model", labels=["negative", "positive"])
     works("export", "model", "--task", "sst2", "--data", "glue", "-o", "exported", "--set", "export.optimize=false")
-    for model in ("exported", "exported/model.int8.onnx"):
+    for model in ("exported", "exported/onnx/model_quantized.onnx"):
         assert loaded_after("predict", model, "a lovely boat", "-q") == []
     whole, torch_answers = (
         [json.loads(line)["probabilities"]["positive"] for line in works("predict", model, *LINES, "--json").out.splitlines()]

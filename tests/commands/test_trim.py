@@ -219,5 +219,5 @@ def test_the_card_of_a_trimmed_student_tells_where_it_comes_from() -> None:
     works("export", "carded", "--teacher", "out/finetune", "--set", "export.onnx=false", "-o", "carded-export")
     card = Path("carded-export/README.md").read_text()
     rows = told("carded")["rows"]
-    assert "made by the stage task-distill" in card and "phase prediction: soft_target" in card
+    assert "distilled for the task" in card and "phase prediction, learnt from: soft target" in card
     assert f"vocabulary trimmed from {rows['before']} to {rows['after']} tokens" in card

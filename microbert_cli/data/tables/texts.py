@@ -128,8 +128,7 @@ def _rows_of(lines: Sequence[str], place: str, pairs: bool) -> Texts:
 
 def _trained_columns(model: str | None) -> list[str]:
     """Returns the text columns of the user's own table that a model was trained on; none where it was another task."""
-    home = Path(model or "")
-    home = home.parent if home.is_file() else home
+    home = manifest.model_home(Path(model or ""))
     if not model or not (home / manifest.FILE).is_file():
         return []
     data = manifest.read(home).get("recipe", {}).get("data", {})

@@ -18,7 +18,7 @@ from microbert_cli.evaluation.alternatives.kinds import STUDENT, STUDENT_INT8, T
 from microbert_cli.evaluation.alternatives.rows import Row, over_seeds, table_row, verdict_on
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.evaluation.scoring import predict_logits, score
-from microbert_cli.models.exported.files import ONNX_FILES
+from microbert_cli.models.exported.files import EXPORTED_FILES
 from microbert_cli.models.find import is_cascade
 from microbert_cli.models.predictor import open_predictor
 from microbert_cli.recipe.registry import Catalog
@@ -48,7 +48,7 @@ def bench_beside_alternatives(
     for entrant in entrants:
         if (
             not entrant.speed
-            and entrant.precision not in ONNX_FILES
+            and entrant.precision not in EXPORTED_FILES
             and not is_cascade(Path(entrant.source))
             and str(Path(entrant.source)) not in with_int8
         ):
@@ -110,7 +110,7 @@ def _score(entrant: BenchmarkModel, data: TaskData) -> dict[str, Any]:
     primary = data.task.primary
     predictor = entrant.opened
     assert predictor is not None
-    if entrant.precision in ONNX_FILES or getattr(predictor.answers, "speed", 0.0) > 0:
+    if entrant.precision in EXPORTED_FILES or getattr(predictor.answers, "speed", 0.0) > 0:
         logits = predict_logits(data, "dev", predictor.answers, predictor)
         return {"score": score(data.task, logits, data.rows["dev"])[primary]}
     if not (result := known_result(entrant.source, data)):
@@ -122,7 +122,7 @@ def _teacher_of(entrants: Sequence[BenchmarkModel]) -> str | None:
     """Returns the one teacher that the manifest of an entrant names, if it is still there."""
     for entrant in entrants:
         path = Path(entrant.source)
-        home = path.parent if path.is_file() else path
+        home = manifest.model_home(path)
         if not (home / manifest.FILE).is_file():
             continue
         sources = manifest.read(home).get("sources", {})

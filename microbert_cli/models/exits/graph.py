@@ -1,6 +1,6 @@
 """A model with exits as one ONNX file: rows leave inside of it, and the batch shrinks there.
 
-    DIR/model.exits.onnx    token ids and `speed`, a number -> logits [B, C], layers [B]: behind which each row left
+    DIR/onnx/model_exits.onnx    token ids and `speed`, a number -> logits [B, C], layers [B]: behind which each row left
 
 Behind an exit `Compress` keeps the rows that are unsure; where there are any, the branch of an `If` runs the next segment on
 them, and `ScatterND` puts its answers in the place of the exit's own: the graph is nested as deep as there are exits. The rule
@@ -105,6 +105,7 @@ def _nest(segments: Sequence[Path], path: Path, config: Any, names: Sequence[str
     ]
     graph = helper.make_graph(nodes, "exits", inputs, outputs, [zero, *whole.constants])
     model = helper.make_model(graph, opset_imports=models[0].opset_import, ir_version=models[0].ir_version)
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 

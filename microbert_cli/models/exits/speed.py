@@ -64,7 +64,7 @@ def parse_speeds(text: str) -> Sequence[float]:
 
 
 def check_exits_file(precision: str, *, where: str) -> None:
-    """Raises M158 for a file of an export that answers whole: rows leave `model.exits.onnx` alone, which is float32."""
+    """Raises M158 for a file of an export that answers whole: rows leave the exits' file alone, which is float32."""
     if precision != "fp32":
         raise MbertError(
             "M158",

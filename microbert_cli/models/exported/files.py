@@ -1,24 +1,43 @@
-"""The ONNX files of an export directory: which there are, and which answers where nothing else is said.
+"""The files of an export directory: what each is called, which there are, and which answers where nothing else is said.
 
-DIR/model.onnx        float32, any batch size, any length
-DIR/model.int8.onnx   weights as int8, activations quantised on the way (dynamic)
-DIR/config.json       beside them, with the tokenizer: together an export directory
-DIR/model.optimized.onnx, DIR/model.int8.optimized.onnx    the same for ONNX Runtime alone: exporting/onnx_fusion.py
-DIR/model.exits.onnx  of a model with exits: models/exits/graph.py
+DIR/onnx/model.onnx             float32, any batch size, any length
+DIR/onnx/model_quantized.onnx   weights as int8, activations quantised on the way (dynamic)
+DIR/onnx/model_q4.onnx          products' weights in blocks of 4 bits, for ONNX Runtime alone
+DIR/onnx/model_optimized.onnx, model_optimized_quantized.onnx   fused, for ONNX Runtime alone: exporting/onnx_fusion.py
+DIR/onnx/model_exits.onnx       of a model with exits: models/exits/graph.py
+DIR/openvino/                   int8 for OpenVINO: exporting/openvino.py
+DIR/config.json                 above them, with the tokenizer: together an export directory
+
+transformers.js, sentence-transformers, optimum and others look there for these names. Exports that were made earlier have
+their ONNX files at the top, under the names of `EARLIER_FILES`; they are read like the others.
 """
 
 import importlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from microbert_cli.errors import MbertError
+from microbert_cli.recipe.schema import Export
+from microbert_cli.runs.manifest import model_home
 
 ONNX_FILES = {
+    "fp32": "onnx/model.onnx",
+    "int8": "onnx/model_quantized.onnx",
+    "q4": "onnx/model_q4.onnx",
+    "fp32-optimized": "onnx/model_optimized.onnx",
+    "int8-optimized": "onnx/model_optimized_quantized.onnx",
+}
+EXPORTED_FILES = ONNX_FILES | {"openvino": "openvino/openvino_model_qint8_quantized.xml"}
+EARLIER_FILES = {
     "fp32": "model.onnx",
     "int8": "model.int8.onnx",
     "fp32-optimized": "model.optimized.onnx",
     "int8-optimized": "model.int8.optimized.onnx",
 }
-EXITS_FILE = "model.exits.onnx"
+EXITS_FILE, EARLIER_EXITS_FILE = "onnx/model_exits.onnx", "model.exits.onnx"
+OPENVINO_WEIGHTS = EXPORTED_FILES["openvino"].replace(".xml", ".bin")
+FOLDERS = ("onnx", "openvino")
+NAMES = (*EXPORTED_FILES.values(), OPENVINO_WEIGHTS, EXITS_FILE, *EARLIER_FILES.values(), EARLIER_EXITS_FILE)
 
 
 def require_onnx(*packages: str) -> None:
@@ -36,27 +55,76 @@ def require_onnx(*packages: str) -> None:
             ) from error
 
 
-def precisions(path: Path) -> tuple[str, ...]:
-    """Which ONNX models `path` offers, the default first; none if it is no export.
+def require_openvino() -> None:
+    """Raises M511 if OpenVINO is not installed."""
+    if find_spec("openvino") is None:
+        raise MbertError(
+            "M511",
+            "the package openvino is not installed",
+            where="OpenVINO",
+            allowed="Writing and running OpenVINO's files takes that package, an optional extra.",
+            fix='Install it: pip install "microbert-cli[openvino]"',
+        )
 
-    An export directory holds config.json and at least one of the ONNX files; if nothing else is said it answers in
-    fp32. The path of one of the files stands for the directory at that precision: `DIR/model.int8.onnx`.
+
+def file_of(home: Path, precision: str) -> Path:
+    """Returns the file of an export that answers in a precision, also where an earlier mbert wrote it; it need not be there."""
+    path = home / EXPORTED_FILES[precision]
+    earlier = home / EARLIER_FILES.get(precision, EXPORTED_FILES[precision])
+    return earlier if earlier.is_file() and not path.is_file() else path
+
+
+def exits_file(home: Path) -> Path:
+    """Returns the file of an export that rows leave early; it need not be there."""
+    path, earlier = home / EXITS_FILE, home / EARLIER_EXITS_FILE
+    return earlier if earlier.is_file() and not path.is_file() else path
+
+
+def precisions(path: Path) -> tuple[str, ...]:
+    """Which models `path` offers, the default first; none if it is no export.
+
+    An export directory holds config.json and at least one of the files; if nothing else is said it answers in fp32. The path
+    of one of the files stands for the directory at that precision: `DIR/onnx/model_quantized.onnx`.
     """
-    home = path.parent if path.is_file() else path
+    home = model_home(path)
     if not (home / "config.json").is_file():
         return ()
-    forms = tuple(name for name, file in ONNX_FILES.items() if (home / file).is_file())
-    return tuple(name for name in forms if ONNX_FILES[name] == path.name) if path.is_file() else forms
+    if path.is_file():
+        names = {file: precision for files in (EARLIER_FILES, EXPORTED_FILES) for precision, file in files.items()}
+        inside = path.name if (path.parent / "config.json").is_file() else f"{path.absolute().parent.name}/{path.name}"
+        return (names[inside],) if inside in names else ()
+    return tuple(name for name in EXPORTED_FILES if file_of(home, name).is_file())
 
 
-def onnx_forms(*, onnx: bool = True, int8: bool = True, optimize: bool = True) -> tuple[str, ...]:
+def can_answer_here(precision: str) -> bool:
+    """Whether the package that answers in a precision is installed, of those that an export can do without."""
+    return precision != "openvino" or find_spec("openvino") is not None
+
+
+def export_parts(export: Export) -> dict[str, bool]:
+    """Returns which files an export makes: those of `formats`, else those whose keys switch them on.
+
+    Whatever is made of the float32 graph comes with it.
+    """
+    if export.formats is None:
+        return {"onnx": export.onnx, "int8": export.int8, "optimize": export.optimize, "q4": False, "openvino": False}
+    parts = {"int8": "int8", "optimize": "optimized", "q4": "q4", "openvino": "openvino"}
+    return {"onnx": bool(export.formats), **{part: name in export.formats for part, name in parts.items()}}
+
+
+def export_forms(
+    *, onnx: bool = True, int8: bool = True, optimize: bool = True, q4: bool = False, openvino: bool = False
+) -> tuple[str, ...]:
     """The precisions that an export with these parts offers."""
-    left_out = [""] * (not onnx) + ["int8"] * (not int8)
-    return tuple(name for name in ONNX_FILES if not name.startswith(tuple(left_out)) and (optimize or "-" not in name))
+    left_out = {
+        "int8": not int8, "q4": not q4, "fp32-optimized": not optimize, "int8-optimized": not (int8 and optimize),
+        "openvino": not openvino,
+    }  # fmt: skip
+    return tuple(name for name in EXPORTED_FILES if onnx and not left_out.get(name, False))
 
 
 def is_export(path: Path) -> bool:
-    """Whether `path` is an export directory, or one of its ONNX files."""
+    """Whether `path` is an export directory, or one of its files."""
     return bool(precisions(path))
 
 
@@ -65,11 +133,12 @@ def chosen_precision(path: Path, precision: str | None) -> str:
     offered = precisions(path)
     if offered and precision in (None, *offered):
         return precision or offered[0]
+    what = "there is no {} model" if precision in (None, *EXPORTED_FILES) else 'no precision "{}"'
     raise MbertError(
         "M231",
-        f"there is no {precision or 'ONNX'} model" if precision in (None, *ONNX_FILES) else f'no precision "{precision}"',
+        what.format(precision or "ONNX"),
         where=str(path),
-        allowed=f"An export directory holds config.json and {' or '.join(ONNX_FILES.values())} ({', '.join(ONNX_FILES)}). "
-        f"Here: {', '.join(offered) or 'none'}.",
+        allowed=f"An export directory holds config.json and {' or '.join(EXPORTED_FILES.values())} "
+        f"({', '.join(EXPORTED_FILES)}). Here: {', '.join(offered) or 'none'}.",
         fix="Make one: mbert export MODEL -o DIR",
     )

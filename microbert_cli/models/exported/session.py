@@ -9,27 +9,29 @@ from typing import Any
 import numpy as np
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.exported.files import EXITS_FILE, ONNX_FILES, chosen_precision, require_onnx
+from microbert_cli.models.exported.files import EXITS_FILE, ONNX_FILES, chosen_precision, exits_file, file_of, require_onnx
+from microbert_cli.runs.manifest import model_home
 
 Batch = Mapping[str, Any]
 PROCESSORS = Path("/proc/cpuinfo")
 
 
 class OnnxClassifier:
-    """An exported classifier that answers through ONNX Runtime.
+    """An exported classifier that answers through ONNX Runtime, or through OpenVINO.
 
-    path       an export directory, or one of its ONNX files
-    precision  one of ONNX_FILES, or None: what the path says, else fp32
+    path       an export directory, or one of its files
+    precision  one of EXPORTED_FILES, or None: what the path says, else fp32
     threads    for one operation; None = as many as torch uses
     config     that of the directory, where it has been read
-    Raises M510 (no onnxruntime), M231 (no such export or precision), M333 (unreadable file).
+    Raises M510, M511 (packages missing), M231 (no such export or precision), M333 (unreadable file).
     """
 
     def __init__(self, path: Path, *, precision: str | None = None, threads: int | None = None, config: Any = None):
-        require_onnx("onnxruntime")
         self.precision = chosen_precision(path, precision)
-        self.directory = path.parent if path.is_file() else path
-        self.path = self.directory / ONNX_FILES[self.precision]
+        if self.precision in ONNX_FILES:
+            require_onnx("onnxruntime")
+        self.directory = model_home(path)
+        self.path = path if path.is_file() else file_of(self.directory, self.precision)
         self.config = _read_config(self.directory) if config is None else config
         self._session = open_session(self.path, threads or thread_count())
         self.input_names = tuple(each.name for each in self._session.get_inputs())
@@ -51,7 +53,7 @@ class ExitSession:
 
     def __init__(self, path: Path, speed: float, *, threads: int | None = None):
         require_onnx("onnxruntime")
-        path = path / EXITS_FILE if path.is_dir() else path
+        path = exits_file(path) if path.is_dir() else path
         if not path.is_file():
             raise _no_exits(path)
         self.speed = speed
@@ -84,7 +86,11 @@ def _integers(values: Any) -> np.ndarray:
 
 
 def open_session(path: Path, threads: int) -> Any:
-    """Returns the session of an ONNX file on the CPU; raises M333."""
+    """Returns the session of a file on the CPU: of ONNX Runtime, for an .xml of OpenVINO; raises M333, M377."""
+    if path.suffix == ".xml":
+        from microbert_cli.models.exported.openvino import OpenVinoSession
+
+        return OpenVinoSession(path, threads)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -101,7 +107,7 @@ def open_session(path: Path, threads: int) -> Any:
             f"ONNX Runtime cannot read this file: {str(error).splitlines()[0]}",
             where=str(path),
             allowed="It has to be a whole ONNX model; a copy that was cut short is the usual cause.",
-            fix=f"Export it again: mbert export MODEL -o {path.parent} --force",
+            fix=f"Export it again: mbert export MODEL -o {model_home(path)} --force",
         ) from error
 
 

@@ -16,7 +16,7 @@ from microbert_cli.errors import MbertError, combine_errors
 from microbert_cli.hub import is_offline
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import model_shape
-from microbert_cli.models.onnx import require_onnx
+from microbert_cli.models.exported.files import require_onnx, require_openvino
 from microbert_cli.models.size import weights_bytes
 from microbert_cli.plan.doctor.context import DoctorContext, inputs_of
 from microbert_cli.plan.doctor.findings import Later
@@ -61,6 +61,8 @@ def _errors_of(check: Callable[..., None], *arguments: Any) -> Iterator[MbertErr
 def _packages(context: DoctorContext, step: Step) -> None:
     if "onnx" in step.stage.extras(step.resolved.recipe):
         require_onnx(*ONNX_PACKAGES)
+    if "openvino" in step.stage.extras(step.resolved.recipe):
+        require_openvino()
     if step.stage.trains:
         check_trackers(step, context.catalog)
 

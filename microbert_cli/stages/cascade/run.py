@@ -13,8 +13,8 @@ from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring
 from microbert_cli.evaluation.alternatives.gather import training_rows
 from microbert_cli.evaluation.label_order import check_order
-from microbert_cli.exporting.cascade_card import cascade_card, file_names
-from microbert_cli.exporting.cascade_directory import check_part, latency, measure_speed, write_labels, write_part
+from microbert_cli.exporting.cascade_card import cascade_card
+from microbert_cli.exporting.cascade_directory import check_part, file_names, latency, measure_speed, write_labels, write_part
 from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL, Rule
 from microbert_cli.models.onnx import require_onnx
 from microbert_cli.models.predictor import Predictor, open_predictor
@@ -153,6 +153,6 @@ def _check_task(data: TaskData, small: str, big: str) -> None:
 def _task_of(source: str) -> str | None:
     """Returns the task of the catalogue that a model was made for, as its manifest says; None where it says nothing."""
     path = Path(source)
-    output = manifest.output_of(path.parent if path.is_file() else path)
+    output = manifest.output_of(manifest.model_home(path))
     task = manifest.read(output).get("recipe", {}).get("task") if output else None
     return task_name(task) if isinstance(task, str) and task else None

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from microbert_cli.models.exported.files import export_parts
 from microbert_cli.recipe.phase_data import SELECTED_BY
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.schema import Export, Recipe
 from microbert_cli.runs.stage_inputs import EarlierOutputs, required_input, student_output, teacher_input
 from microbert_cli.runs.stage_registry import Stage
 
@@ -16,6 +17,12 @@ def inputs(recipe: Recipe, earlier: EarlierOutputs, catalog: Catalog) -> dict[st
         "model": required_input(model, "export.model", "the model to export", "mbert export DIR"),
         "teacher": teacher_input(recipe, earlier),
     }
+
+
+def extras(export: Export) -> tuple[str, ...]:
+    """Returns the optional dependencies of the files that are asked for."""
+    parts = export_parts(export)
+    return tuple(name for name in ("onnx", "openvino") if parts[name])
 
 
 STAGE = Stage(
@@ -30,5 +37,5 @@ STAGE = Stage(
     no_texts="an encoder, a decoder and one that goes on from earlier keys and values would be three graphs with a "
     "search around them, and what export checks is logits of classes",
     makes_model=True,
-    extras=lambda recipe: ("onnx",) if recipe.export.onnx else (),
+    extras=lambda recipe: extras(recipe.export),
 )

@@ -8,8 +8,8 @@ import numpy as np
 
 from microbert_cli.data.task_data import load_task_data
 from microbert_cli.evaluation import scoring
-from microbert_cli.exporting.cascade_card import cascade_card, file_names
-from microbert_cli.exporting.cascade_directory import copy_cascade, latency, measure_speed
+from microbert_cli.exporting.cascade_card import cascade_card
+from microbert_cli.exporting.cascade_directory import copy_cascade, file_names, latency, measure_speed
 from microbert_cli.exporting.directory import FP32_TOLERANCE, refuse_difference
 from microbert_cli.models.cascade.answers import PARTS, CascadeAnswers
 from microbert_cli.models.predictor import open_predictor
@@ -65,7 +65,7 @@ def export_cascade(
             "primary": data.task.primary,
             "model": place_seen_from(out, model),
             "files": file_names(work.path),
-            "bytes": {part: weights_bytes(next((work.path / part).glob("*.onnx"))) for part in PARTS},
+            "bytes": {part: weights_bytes(work.path / part / name) for part, name in file_names(work.path).items()},
             "parity": {"max_difference": difference, "tolerance": FP32_TOLERANCE, "rows": len(logits[0])},
             "threshold": answers.rule.threshold,
             "temperature": dict(answers.rule.temperature),

@@ -3,7 +3,7 @@
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
 from microbert_cli.exporting.directory import PARITY_ROWS
-from microbert_cli.models.onnx import onnx_forms
+from microbert_cli.models.exported.files import export_forms, export_parts
 from microbert_cli.plan.expected_inputs import ExpectedInputs, ModelInfo
 from microbert_cli.plan.phases import (
     ONNX,
@@ -13,7 +13,6 @@ from microbert_cli.plan.phases import (
     add_race,
     add_rows,
     answer_job,
-    export_parts,
 )
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import answering_load
@@ -34,9 +33,9 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     dev = add_lengths(costs, seen, data, "dev", model)
     rows = [{"input_ids": [1] * int(length)} for length in dev[:PARITY_ROWS]]
     costs.open("model", model, "classifier")
-    parts = export_parts(recipe)
+    parts = export_parts(recipe.export)
     costs.export(model, rows, parts, recipe.export.embeddings)
-    forms = onnx_forms(**parts)
+    forms = export_forms(**parts)
     for factor in (1.0, *(ONNX[form][0] for form in forms)):
         costs.work("dev", answer_job(model), answering_load(dev, batch_size=EVALUATION_BATCH).times(factor))
     teachers = [name for name in (step.inputs["teacher"],) if name]

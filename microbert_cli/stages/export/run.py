@@ -14,11 +14,11 @@ from microbert_cli.exporting.model_card import model_card
 from microbert_cli.models import factory
 from microbert_cli.models.exits.answers import chosen_speed
 from microbert_cli.models.exits.build import has_exits
+from microbert_cli.models.exported.files import EXPORTED_FILES, export_parts, require_openvino
 from microbert_cli.models.find import is_cascade
 from microbert_cli.models.labels import match_labels, names_settle_order
 from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.models.moe.extract import is_routed, no_plain_model
-from microbert_cli.models.onnx import ONNX_FILES
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
@@ -68,6 +68,9 @@ def run(
     ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
+        parts = export_parts(recipe.export)
+        if parts["openvino"]:
+            require_openvino()
         loaded = load_model(model, "classifier", where="export.model", task=data.task.name)
         if is_routed(loaded.model.config):
             raise no_plain_model(data.task.name)
@@ -86,11 +89,9 @@ def run(
             parity_rows(data.encode("dev", loaded, where="export.model")),
             score=_scorer(data, loaded, columns),
             primary=data.task.primary,
-            onnx=recipe.export.onnx,
-            int8=recipe.export.int8,
-            optimize=recipe.export.optimize,
+            **parts,
             embeddings=recipe.export.embeddings,
-            calibration=_calibration(recipe, catalog, data, loaded) if recipe.export.onnx and recipe.export.int8 else (),
+            calibration=_calibration(recipe, catalog, data, loaded) if parts["onnx"] and parts["int8"] else (),
             tolerance=recipe.export.tolerance,
             max_length=data.length_for(loaded.model.config, where="export.model"),
             reporter=reporter,
@@ -145,4 +146,4 @@ def _models_to_measure(
     entrants.append(BenchmarkModel("torch", model, "torch", speed=speed))
     if "exits" in measured and speed > 0:
         entrants.append(BenchmarkModel("exits", str(path), speed=speed, in_the_making=True))
-    return entrants + [BenchmarkModel(name, str(path), name, in_the_making=True) for name in files if name in ONNX_FILES]
+    return entrants + [BenchmarkModel(name, str(path), name, in_the_making=True) for name in files if name in EXPORTED_FILES]

@@ -1,8 +1,8 @@
 """What the report costs: counted as run.py does the work."""
 
-from microbert_cli.models.onnx import onnx_forms
+from microbert_cli.models.exported.files import export_forms, export_parts
 from microbert_cli.plan.expected_inputs import ExpectedInputs
-from microbert_cli.plan.phases import add_int8_copy, add_lengths, add_race, add_rows, export_parts, linear_model
+from microbert_cli.plan.phases import add_int8_copy, add_lengths, add_race, add_rows, linear_model
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.stages.report import split_tasks
@@ -23,7 +23,7 @@ def _plan_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     teachers = [seen.model(teacher, where="teacher.model").classifying(data.task)] if teacher else []
     entrants = [*students.values(), *teachers]
     exported = seen.model(step.inputs["exported"], where="export") if step.inputs["exported"] else None
-    forms = onnx_forms(**export_parts(recipe))
+    forms = export_forms(**export_parts(recipe.export))
     dev = add_lengths(costs, seen, data, "dev", entrants[0])
     judged = students.get("task-distill") or next(iter(students.values()), None)
     copies = teachers + ([judged] if judged and not (exported and "int8" in forms) else [])

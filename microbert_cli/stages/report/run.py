@@ -17,7 +17,7 @@ from microbert_cli.evaluation.alternatives.rows import Row, over_seeds, table_ro
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.evaluation.page.write import write_page
 from microbert_cli.evaluation.report_table import as_markdown
-from microbert_cli.models.onnx import ONNX_FILES
+from microbert_cli.models.exported.files import EXPORTED_FILES, can_answer_here
 from microbert_cli.recipe.multitask import named_inputs
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
@@ -161,7 +161,7 @@ class _Table:
         self.students = {name: path for name, path in models.items() if path != teacher}
         self.results = results
         self.files: dict[str, Any] = read_metrics(Path(exported))["files"] if exported else {}
-        self.forms = [form for form in self.files if form in ONNX_FILES]
+        self.forms = [form for form in self.files if form in EXPORTED_FILES and can_answer_here(form)]
         self.judged = self._judged()
         self.has_int8_export = "int8" in self.forms and self._is_exported(self.judged)
 

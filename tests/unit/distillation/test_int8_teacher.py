@@ -51,7 +51,8 @@ def test_the_copy_is_written_once(loaded, int8, rows, monkeypatch):
     monkeypatch.setattr("microbert_cli.models.onnx.write_onnx", lambda *_: pytest.fail("written again"))
     Int8Teacher(Teacher(loaded), weights={"weights": "w"}, rows=rows)
     (entry,) = (cache.root() / "int8").glob("*/complete")
-    assert sorted(path.name for path in entry.parent.iterdir()) == ["complete", "config.json", "model.int8.onnx"]
+    names = sorted(path.relative_to(entry.parent).as_posix() for path in entry.parent.rglob("*") if path.is_file())
+    assert names == ["complete", "config.json", "onnx/model_quantized.onnx"]
 
 
 def test_its_answers_are_kept_apart_from_the_exact_ones(loaded, int8, rows):

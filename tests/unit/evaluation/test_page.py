@@ -27,7 +27,7 @@ EXPORTED = {
     "task": "sst2", "primary": "accuracy",
     "files": {
         "safetensors": {"file": "model.safetensors", "bytes": 4_000_000, "scores": {"accuracy": 0.9}},
-        "int8": {"file": "model.int8.onnx", "bytes": 1_000_000, "scores": {"accuracy": 0.88}},
+        "int8": {"file": "onnx/model_quantized.onnx", "bytes": 1_000_000, "scores": {"accuracy": 0.88}},
     },
     "speed": {"models": {"int8": {"latency_ms": 0.5, "throughput": 900.0}}},
 }  # fmt: skip
@@ -172,7 +172,9 @@ def test_an_older_report_lacks_columns_and_is_read() -> None:
 
 def test_a_line_for_every_stage_that_says_something() -> None:
     assert result_line("task-distill", DISTILLED) == "accuracy 0.8900 ± 0.0100 on dev, 2 seeds; 93.7 % of the teacher's 0.9500"
-    assert result_line("export", EXPORTED) == "2 files, the smallest model.int8.onnx with 1.0 MB, accuracy 0.8800 on dev"
+    assert (
+        result_line("export", EXPORTED) == "2 files, the smallest onnx/model_quantized.onnx with 1.0 MB, accuracy 0.8800 on dev"
+    )
     assert result_line("augment", {"rows_in": 1000, "rows_out": 21000}) == "1,000 rows became 21,000"
     assert result_line("general-distill", {"heldout": {"loss": 1.5}, "steps": 400}) == "loss 1.500 on held-out text; 400 steps"
     assert all(result_line(stage, {}) == "" for stage in stage_names())

@@ -1,13 +1,15 @@
 """The card: front matter that the Hub's own parser reads, and a body that says what was measured."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from microbert_cli.exporting.card_facts import _embeddings
+from microbert_cli.exporting.card_facts import _embeddings, base_models
 from microbert_cli.exporting.model_card import Card, File, Score, model_card
+from microbert_cli.runs.output_dir import stage_output
 
 
 def card(**changes: Any) -> Card:
@@ -30,7 +32,7 @@ def card(**changes: Any) -> Card:
             "sizes": {"parameters": ("14,350,248", "109,482,240"), "FLOPs at 128 tokens": ("1.2 G", None)},
             "files": [
                 File("model.safetensors", 57_400_000, "PyTorch", score=0.9, latency_ms=5.01, throughput=240.4),
-                File("model.int8.onnx", 14_700_000, "ONNX, int8", max_difference=0.05, score=0.897, latency_ms=1.5),
+                File("onnx/model_quantized.onnx", 14_700_000, "ONNX, int8", max_difference=0.05, score=0.897, latency_ms=1.5),
             ],
             "conditions": "2 threads, load 0.3.",
             "limits": ["English only.", "128 tokens at most."],
@@ -84,7 +86,7 @@ def test_body() -> None:
         "| sst2, validation (872 rows) | accuracy | 0.9000 | 0.9200 | 97.8 % |",
         "| sst2, validation | f1 | 0.8765 |  |  |",
         "| `model.safetensors` | PyTorch | 57.4 MB |  | 0.9000 | 5.01 | 240 |",
-        "| `model.int8.onnx` | ONNX, int8 | 14.7 MB | 5.0e-02 | 0.8970 | 1.50 |  |",
+        "| `onnx/model_quantized.onnx` | ONNX, int8 | 14.7 MB | 5.0e-02 | 0.8970 | 1.50 |  |",
         "2 threads, load 0.3.",
         "| parameters | 14,350,248 | 109,482,240 |",
         "1. general-distill: runs/teacher -> runs/general\n2. task-distill",
@@ -93,6 +95,38 @@ def test_body() -> None:
         "- English only.\n- 128 tokens at most.",
     ):
         assert wanted in text, wanted
+
+
+def test_the_text_uses_words_and_says_how_to_open_it() -> None:
+    text = model_card(card(scores=[Score("micro_f1", 0.5, "own", "dev")]))
+    assert "| own, dev | micro f1 | 0.5000 |" in text and matter(text)["metrics"] == ["micro_f1"]
+    assert 'pipeline("text-classification", model=".")' in text and "transformers.js" not in text
+    assert '{ dtype: "q8" }' in model_card(card(javascript=True))
+    assert 'classify({"text": "a text", "text_pair": "another"}, truncation=True)' in model_card(card(pairs=True))
+
+
+def test_a_title_that_asks_keeps_its_mark() -> None:
+    assert "classifier. Is it good? Answers:" in model_card(card(task_title="Is it good?"))
+    assert "classifier. Movie reviews. Answers:" in model_card(card(task_title="Movie reviews"))
+
+
+def output(path: Path, stage: str, **sources: str) -> str:
+    with stage_output(path, stage=stage, identity={"stage": stage, **sources}) as work:
+        (work.path / "config.json").write_text("{}", encoding="utf-8")
+        work.facts["sources"] = sources
+    return str(path)
+
+
+def test_base_models_are_those_of_the_hub_that_manifests_lead_to(tmp_path: Path) -> None:
+    output(tmp_path / "teacher", "finetune", model="google-bert/bert-base-uncased@main")
+    output(tmp_path / "general", "general-distill", teacher="google-bert/bert-base-uncased", student="bert-4x312")
+    output(tmp_path / "student", "task-distill", teacher="../teacher", student="../general", base="tiny/words")
+    model = tmp_path / "student"
+    assert base_models(model, None) == ["google-bert/bert-base-uncased"]
+    assert base_models(model, "other/teacher") == ["other/teacher", "google-bert/bert-base-uncased"]
+    output(tmp_path / "two", "task-distill", **{"teacher 1": "a/one", "teacher 2": "b/two", "student": "bert-1x8"})
+    assert base_models(tmp_path / "two", None) == ["a/one", "b/two"]
+    assert base_models(tmp_path, None) == [] and base_models(tmp_path / "nothing", None) == []
 
 
 def test_what_is_not_known_is_not_said() -> None:

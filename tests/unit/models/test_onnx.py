@@ -22,18 +22,20 @@ from microbert_cli.exporting.directory import _warn_of_drop, export_model, parit
 from microbert_cli.exporting.onnx_fusion import operators, write_optimized
 from microbert_cli.models import onnx
 from microbert_cli.models.capture import first_token_layer
+from microbert_cli.models.exported.files import export_forms, is_export, precisions
 from microbert_cli.models.onnx import (
     ONNX_FILES,
     LogitsFunction,
     OnnxClassifier,
-    is_export,
-    onnx_forms,
-    precisions,
     quantise,
     torch_logits,
     write_onnx,
 )
 from microbert_cli.reporter import Reporter
+
+FORMS = ("fp32", "int8", "fp32-optimized", "int8-optimized")  # what an export has where nobody says which
+FILES = [ONNX_FILES[form] for form in FORMS]
+OPTIMIZED = ONNX_FILES["fp32-optimized"]
 
 
 class Notes(Reporter):
@@ -88,8 +90,8 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.mktemp(request.param)
     model = tiny(request.param)
     model.config.save_pretrained(path)
-    write_onnx(model, path / "model.onnx")
-    quantise(path / "model.onnx", path / "model.int8.onnx", rows=rows(20))
+    write_onnx(model, path / ONNX_FILES["fp32"])
+    quantise(path / ONNX_FILES["fp32"], path / ONNX_FILES["int8"], rows=rows(20))
     write_optimized(model, path, rows=rows(20))
     return Exported(model, path)
 
@@ -104,7 +106,7 @@ def test_fp32_says_what_the_model_says(written: Exported, shape: tuple[int, int]
     assert np.abs(answered - expected).max() <= 1e-4
 
 
-@pytest.mark.parametrize("precision", ONNX_FILES)
+@pytest.mark.parametrize("precision", FORMS)
 def test_the_mask_matters(written: Exported, precision: str) -> None:
     """What the parity above is worth: the same batch without its mask answers differently."""
     inputs = batch(4, 20, written.model.config)
@@ -135,9 +137,7 @@ def test_the_optimised_graph_has_fused_attention(written: Exported) -> None:
     plain, whole = (operators(written.path / ONNX_FILES[name]) for name in ("fp32", "fp32-optimized"))
     assert "Attention" not in plain["loaded"]["fused"]
     assert whole["written"]["fused"]["Attention"] == layers
-    assert not any(
-        "SkipLayerNormalization" in operators(written.path / file)["loaded"]["fused"] for file in ONNX_FILES.values()
-    )
+    assert not any("SkipLayerNormalization" in operators(written.path / file)["loaded"]["fused"] for file in FILES)
     assert whole["written"]["fused"]["LayerNormalization"] >= 2 * layers + 1
     assert whole["written"]["fused"]["BiasGelu"] == layers
     assert whole["written"]["nodes"] < plain["loaded"]["nodes"] < plain["written"]["nodes"]
@@ -155,7 +155,7 @@ def test_attention_of_another_make_stays_as_it_is(tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
     model.config.save_pretrained(tmp_path)
     assert list(write_optimized(model, tmp_path, int8=False)) == ["fp32-optimized"]
-    assert operators(tmp_path / "model.optimized.onnx")["written"]["fused"]["MultiHeadAttention"] == 2
+    assert operators(tmp_path / OPTIMIZED)["written"]["fused"]["MultiHeadAttention"] == 2
     inputs = batch(3, 17, config)
     assert np.abs(OnnxClassifier(tmp_path).logits(inputs) - torch_logits(model)(inputs)).max() <= 1e-4
 
@@ -179,13 +179,13 @@ def test_tensors_arrays_lists_and_missing_segments(written: Exported) -> None:
 def test_the_graph_names_free_axes_and_no_paths(written: Exported) -> None:
     import onnx
 
-    graph = onnx.load(written.path / "model.onnx")
+    graph = onnx.load(written.path / ONNX_FILES["fp32"])
     for each in graph.graph.input:
         assert [axis.dim_param for axis in each.type.tensor_type.shape.dim] == ["batch", "length"]
     (logits,) = graph.graph.output
     first, second = logits.type.tensor_type.shape.dim
     assert (first.dim_param, second.dim_value) == ("batch", written.model.config.num_labels)
-    for file in ONNX_FILES.values():
+    for file in FILES:
         content = (written.path / file).read_bytes()
         assert not re.search(rb"\.py\b", content) and str(Path.home()).encode() not in content
 
@@ -198,25 +198,26 @@ def test_the_model_comes_back_as_it_was(
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # the test runner's; without any, logging would add one
     model = tiny("bert").train()
     assert model.config._attn_implementation == "sdpa"
-    write_onnx(model, tmp_path / "model.onnx")
-    quantise(tmp_path / "model.onnx", tmp_path / "model.int8.onnx", rows=rows(20))
+    write_onnx(model, tmp_path / ONNX_FILES["fp32"])
+    quantise(tmp_path / ONNX_FILES["fp32"], tmp_path / ONNX_FILES["int8"], rows=rows(20))
     write_optimized(model, tmp_path, rows=rows(20))
     assert model.training and model.config._attn_implementation == "sdpa"
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger().handlers == [] and logging.root.manager.disable == 0
     before = done.model.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    for file in ONNX_FILES.values():
+    for file in FILES:
         assert (tmp_path / file).read_bytes() == (done.path / file).read_bytes()
 
 
 def test_what_is_an_export(written: Exported, tmp_path: Path) -> None:
-    assert precisions(written.path) == ("fp32", "int8", "fp32-optimized", "int8-optimized")
-    assert precisions(written.path / "model.int8.onnx") == ("int8",)
+    assert precisions(written.path) == FORMS
+    assert precisions(written.path / ONNX_FILES["int8"]) == ("int8",)
     assert not is_export(written.path / "config.json") and not is_export(tmp_path) and not is_export(tmp_path / "none")
     assert OnnxClassifier(written.path).precision == "fp32"
-    assert OnnxClassifier(written.path / "model.int8.onnx").precision == "int8"
-    (tmp_path / "model.int8.onnx").write_bytes((written.path / "model.int8.onnx").read_bytes())
+    assert OnnxClassifier(written.path / ONNX_FILES["int8"]).precision == "int8"
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / ONNX_FILES["int8"]).write_bytes((written.path / ONNX_FILES["int8"]).read_bytes())
     assert not is_export(tmp_path)  # no config.json
     written.model.config.save_pretrained(tmp_path)
     assert OnnxClassifier(tmp_path).precision == "int8"
@@ -231,8 +232,9 @@ def test_an_export_that_is_not_there(tmp_path: Path, precision: str | None) -> N
 
 def test_a_file_cut_short(written: Exported, tmp_path: Path) -> None:
     written.model.config.save_pretrained(tmp_path)
-    content = (written.path / "model.onnx").read_bytes()
-    (tmp_path / "model.onnx").write_bytes(content[: len(content) // 2])
+    content = (written.path / ONNX_FILES["fp32"]).read_bytes()
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / ONNX_FILES["fp32"]).write_bytes(content[: len(content) // 2])
     with pytest.raises(MbertError) as caught:
         OnnxClassifier(tmp_path)
     assert caught.value.code == "M333" and caught.value.exit_code == 5
@@ -260,15 +262,15 @@ def test_an_architecture_that_decides_by_value(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = EarlyExit(tiny("bert", num_hidden_layers=1).config)
     with pytest.raises(MbertError) as caught:
-        write_onnx(model, tmp_path / "model.onnx")
+        write_onnx(model, tmp_path / ONNX_FILES["fp32"])
     assert caught.value.code == "M611" and "EarlyExit" in str(caught.value)
-    assert not (tmp_path / "model.onnx").exists()
+    assert not (tmp_path / ONNX_FILES["fp32"]).exists()
 
 
 def test_too_large_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "MOST_BYTES", 10_000)
     with pytest.raises(MbertError, match="2") as caught:
-        write_onnx(tiny("bert"), tmp_path / "model.onnx")
+        write_onnx(tiny("bert"), tmp_path / ONNX_FILES["fp32"])
     assert caught.value.code == "M611"
 
 
@@ -287,15 +289,15 @@ def test_export_measures_all_forms(done: Done) -> None:
     assert done.found["parity"]["shapes"][:3] == [[1, 8], [3, 17], [8, 64]] and done.found["parity"]["rows"] == 44
     assert (
         len(done.reporter.notes) == 5
-        and "model.int8.onnx" in done.reporter.notes[2]
+        and "onnx/model_quantized.onnx" in done.reporter.notes[2]
         and "1 QAttention" in done.reporter.notes[4]
     )
     json.dumps(done.found)
 
 
 def test_export_directory_holds_all_it_needs(done: Done) -> None:
-    names = {path.name for path in done.path.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", *ONNX_FILES.values()} <= names
+    names = {path.relative_to(done.path).as_posix() for path in done.path.rglob("*") if path.is_file()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", *FILES} <= names
     assert not [name for name in names if name.startswith(".") or name == "resume"]
     assert is_export(done.path)
 
@@ -338,7 +340,8 @@ def test_transformers_alone_reads_it(done: Done, tmp_path: Path) -> None:
 
 def test_a_file_that_answers_differently_is_refused(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def of_another_model(model: Any, path: Path, **_: Any) -> float:
-        path.write_bytes((done.path / "model.onnx").read_bytes())
+        path.parent.mkdir()
+        path.write_bytes((done.path / ONNX_FILES["fp32"]).read_bytes())
         return 0.0
 
     monkeypatch.setattr("microbert_cli.exporting.directory.write_onnx", of_another_model)
@@ -354,7 +357,7 @@ def test_an_optimised_file_that_answers_differently_is_refused(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_another_model(model: Any, directory: Path, **_: Any) -> dict[str, float]:
-        (directory / "model.optimized.onnx").write_bytes((done.path / "model.optimized.onnx").read_bytes())
+        (directory / OPTIMIZED).write_bytes((done.path / OPTIMIZED).read_bytes())
         return {"fp32-optimized": 0.0}
 
     monkeypatch.setattr("microbert_cli.exporting.directory.write_optimized", of_another_model)
@@ -362,15 +365,15 @@ def test_an_optimised_file_that_answers_differently_is_refused(
     model.classifier.bias.data += 0.001
     with pytest.raises(MbertError) as caught:
         export_model(model, tokenizer(), tmp_path, rows(4), int8=False)
-    assert caught.value.code == "M612" and "model.optimized.onnx" in caught.value.where
+    assert caught.value.code == "M612" and OPTIMIZED in caught.value.where
 
 
 @pytest.mark.slow
 def test_parts_that_are_left_out(tmp_path: Path) -> None:
-    assert onnx_forms() == tuple(ONNX_FILES)
-    assert onnx_forms(optimize=False) == ("fp32", "int8")
-    assert onnx_forms(int8=False) == ("fp32", "fp32-optimized")
-    assert onnx_forms(onnx=False) == ()
+    assert export_forms() == FORMS
+    assert export_forms(optimize=False) == ("fp32", "int8")
+    assert export_forms(int8=False) == ("fp32", "fp32-optimized")
+    assert export_forms(onnx=False) == ()
     found = export_model(tiny("bert"), tokenizer(), tmp_path, rows(4), int8=False, optimize=False)
     assert list(found["files"]) == ["safetensors", "fp32"]
     assert precisions(tmp_path) == ("fp32",)
@@ -396,7 +399,7 @@ def test_a_drop_by_int8_is_said() -> None:
     reporter = Notes()
     for small in (0.89, 0.80):
         scores = {"fp32": {"scores": {"f1": 0.9}}, "int8": {"scores": {"f1": small}}}
-        _warn_of_drop(scores, "f1", reporter)
+        _warn_of_drop(scores, "int8", "f1", reporter)
     assert len(reporter.warnings) == 1 and "0.8000" in reporter.warnings[0]
 
 
