@@ -16,7 +16,7 @@ from microbert_cli.data.corpus.vocabulary import train_vocabulary
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import check_length
 from microbert_cli.models.capture import Batch, OutputRequest, forward_outputs
-from microbert_cli.models.device import choose_precision, pick_device
+from microbert_cli.models.device import choose_precision, pick_device, settle_precision
 from microbert_cli.models.factory import build_model
 from microbert_cli.models.load import LoadedModel, count_all_parameters, load_model, load_vocabulary
 from microbert_cli.models.save import save_model
@@ -73,7 +73,7 @@ def run(
             BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed),
             reporter=reporter,
         )
-        metrics = _train(recipe, catalog, loaded, blocks, heldout_blocks, work.path, reporter)
+        metrics = _train(settle_precision(recipe, work, reporter), catalog, loaded, blocks, heldout_blocks, work.path, reporter)
         save_model(loaded.model, loaded.tokenizer, work.path)
         checkpoint.drop_states(work.path)
         return write_results(
