@@ -161,6 +161,7 @@ def _mean_losses(objective: Objective, batches: Iterable[Batch], count: int, rep
             for name, value in {"loss": loss, **parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / count
             reporter.progress(HELDOUT, number, count)
+            distributed.release_memory()
     for model in objective.models:
         model.train(training)
     sums = distributed.all_reduce_mean(sums)

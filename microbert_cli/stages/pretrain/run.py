@@ -177,6 +177,7 @@ def masked_lm_scores(model: Any, batches: Iterable[Batch]) -> dict[str, float]:
             right += float((outputs.token_logits.argmax(-1) == labels).sum())
             loss += float(torch.nn.functional.cross_entropy(outputs.token_logits, labels, reduction="sum"))
             count += len(labels)
+            distributed.release_memory()
     model.train(training)
     right, loss, count = distributed.all_reduce_mean({"right": right, "loss": loss, "count": count}).values()
     mean = loss / (count or 1)

@@ -57,7 +57,13 @@ def test_who_says_a_precision_gets_it(processor):
 @pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize(
     ("limit", "precision"),
-    [("AVX512_CORE", "fp32"), ("avx2_vnni_2", "fp32"), ("AVX512_CORE_BF16", "bf16"), ("avx512_core_amx", "bf16"), ("ALL", "bf16")],
+    [
+        ("AVX512_CORE", "fp32"),
+        ("avx2_vnni_2", "fp32"),
+        ("AVX512_CORE_BF16", "bf16"),
+        ("avx512_core_amx", "bf16"),
+        ("ALL", "bf16"),
+    ],
 )
 def test_auto_heeds_what_onednn_is_limited_to(processor, monkeypatch, name, limit, precision):
     processor(avx512_bf16=True)

@@ -1,0 +1,55 @@
+"""Free memory goes back to the system where a process holds more than its first steps did, and then only."""
+
+import ctypes
+from types import SimpleNamespace
+
+import pytest
+
+from microbert_cli import distributed
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """A process that holds what the test says; counts how often memory was given back."""
+    state = SimpleNamespace(held=100, released=0)
+
+    def trim(_):
+        state.released += 1
+
+    monkeypatch.setattr(distributed, "_resident_bytes", lambda: state.held)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=trim))
+    monkeypatch.setattr(distributed, "_Held", type("_Held", (), dict(vars(distributed._Held))))
+    distributed._Held.steps = distributed._Held.needed = 0
+    return state
+
+
+def steps(process, *held):
+    for process.held in held:
+        distributed.release_memory()
+    return process.released
+
+
+def test_what_the_first_steps_hold_is_needed(process):
+    assert steps(process, 100, 900, 300, *[1000] * 5, *[1200] * 50) == 0
+
+
+def test_more_than_a_quarter_above_it_goes_back(process):
+    assert steps(process, *[100] * 8, 125) == 0
+    assert steps(process, 126) == 1
+
+
+def test_after_that_eight_steps_say_anew_what_is_needed(process):
+    assert steps(process, *[100] * 8, 200) == 1
+    assert steps(process, 90, *[300] * 7, 375) == 1
+    assert steps(process, 376) == 2
+
+
+def test_where_the_system_does_not_say_nothing_is_done(process):
+    assert steps(process, *[0] * 20) == 0
+
+
+def test_this_process_holds_memory():
+    if held := distributed._resident_bytes():
+        block = bytearray(b"x" * 50_000_000)
+        assert distributed._resident_bytes() > held + 30_000_000
+        del block
