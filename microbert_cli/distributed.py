@@ -62,11 +62,11 @@ class _Held:
 
 
 def release_memory() -> None:
-    """Gives free memory back to the system where this process holds a quarter more than it did at first; for between two steps.
+    """Gives free memory back to the system where this process holds a quarter more than at first; called between two steps.
 
-    Batches of many shapes ask for tensors of many sizes, and small things that stay, such as prepared kernels, come to lie between
-    them: free pieces are then too small for what comes next, and memory grows (lab notes). What is needed again is fetched again,
-    so that this is done seldom. Of Linux with glibc; elsewhere nothing happens.
+    Batches of many shapes ask for tensors of many sizes, and small things that stay, such as prepared kernels, come to lie
+    between them: free pieces are then too small for what comes next, and memory grows (lab notes). What is needed again has to
+    be fetched again, so that this is done seldom. Of Linux with glibc; elsewhere nothing happens.
     """
     if not (held := _resident_bytes()):
         return

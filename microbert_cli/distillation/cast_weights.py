@@ -1,8 +1,8 @@
 """The weights of a frozen model's products in the number format of autocast, cast once instead of at every forward pass.
 
-Autocast keeps what it cast within its context, but of weights that are trained alone. A frozen teacher, asked in pieces of 1,024
-tokens, has all its weights cast for every piece: of BERT-base 85 M, a tenth of what the piece's products take. The answers are
-the same, bit by bit, since the weights are rounded the same way.
+Autocast keeps what it cast within its context, but of weights that are trained alone. A frozen teacher, asked in pieces of
+1,024 tokens, has all its weights cast for every piece, 85 M of BERT-base. The answers are the same, bit by bit, since the
+weights are rounded the same way.
 """
 
 from collections.abc import Iterator
