@@ -55,14 +55,17 @@ def keep_memory() -> None:
 
 
 class _Held:
-    """What this process holds between steps: the most of the first OBSERVED steps since memory was last given back."""
+    """What this process holds between steps: the most of the first OBSERVED steps since memory was last given back.
 
-    OBSERVED, MORE = 8, 1.25
+    MORE, SLACK  above which share of it, and by how many bytes at least, memory is given back again
+    """
+
+    OBSERVED, MORE, SLACK = 3, 0.25, 2**28
     steps, needed = 0, 0
 
 
 def release_memory() -> None:
-    """Gives free memory back to the system where this process holds a quarter more than at first; called between two steps.
+    """Gives free memory back to the system where this process holds much more than at first; called between two steps.
 
     Batches of many shapes ask for tensors of many sizes, and small things that stay, such as prepared kernels, come to lie
     between them: free pieces are then too small for what comes next, and memory grows (lab notes). What is needed again has to
@@ -73,7 +76,9 @@ def release_memory() -> None:
     _Held.steps += 1
     if _Held.steps <= _Held.OBSERVED:
         _Held.needed = max(_Held.needed, held)
-    elif held > _Held.MORE * _Held.needed and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+    elif held - _Held.needed > max(_Held.MORE * _Held.needed, _Held.SLACK) and (
+        trim := getattr(ctypes.CDLL(None), "malloc_trim", None)
+    ):
         trim(0)
         _Held.steps, _Held.needed = 0, 0
 

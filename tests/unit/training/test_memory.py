@@ -24,24 +24,31 @@ def process(monkeypatch):
 
 
 def steps(process, *held):
-    for process.held in held:
+    """Megabytes after each step."""
+    for megabytes in held:
+        process.held = megabytes * 2**20
         distributed.release_memory()
     return process.released
 
 
 def test_what_the_first_steps_hold_is_needed(process):
-    assert steps(process, 100, 900, 300, *[1000] * 5, *[1200] * 50) == 0
+    assert steps(process, 100, 9000, 300, *[9000] * 5, *[11250] * 50) == 0
 
 
 def test_more_than_a_quarter_above_it_goes_back(process):
-    assert steps(process, *[100] * 8, 125) == 0
-    assert steps(process, 126) == 1
+    assert steps(process, *[2000] * 3, 2500) == 0
+    assert steps(process, 2501) == 1
 
 
-def test_after_that_eight_steps_say_anew_what_is_needed(process):
-    assert steps(process, *[100] * 8, 200) == 1
-    assert steps(process, 90, *[300] * 7, 375) == 1
-    assert steps(process, 376) == 2
+def test_of_a_small_process_a_quarter_is_not_worth_it(process):
+    assert steps(process, *[100] * 3, 356) == 0
+    assert steps(process, 357) == 1
+
+
+def test_after_that_three_steps_say_anew_what_is_needed(process):
+    assert steps(process, *[1000] * 3, 2000) == 1
+    assert steps(process, 900, 3000, 3000, 3750) == 1
+    assert steps(process, 3751) == 2
 
 
 def test_where_the_system_does_not_say_nothing_is_done(process):
