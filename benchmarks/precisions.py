@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/precisions.py [--rounds 3] [--steps 1] [--json FILE]
 
-One process, contestants in turn, medians. Seconds are user-CPU seconds of one thread, which a busy machine stretches far less than
-wall time. A whole run has, beside its steps, five passes over held-out text (`evaluations = 4`, and one before), each of 2 % of the
-blocks: with three epochs one held-out batch for every 30 steps.
+One process, contestants in turn, medians. Seconds are user-CPU seconds of one thread, which a busy machine stretches far less
+than wall time. A whole run has, beside its steps, five passes over held-out text (`evaluations = 4`, and one before), each of
+2 % of the blocks: with three epochs one held-out batch for every 30 steps.
 """
 
 import argparse
