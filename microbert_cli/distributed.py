@@ -55,13 +55,13 @@ def keep_memory() -> None:
 
 
 class _Held:
-    """What this process holds between steps: the most of the first OBSERVED steps since memory was last given back.
+    """What this process needs: the most that it held after a first step, or after the first one since memory was given back.
 
     MORE, SLACK  above which share of it, and by how many bytes at least, memory is given back again
     """
 
-    OBSERVED, MORE, SLACK = 3, 0.25, 2**28
-    steps, needed = 0, 0
+    MORE, SLACK = 0.2, 2**28
+    needed, is_fresh = 0, True
 
 
 def release_memory() -> None:
@@ -73,14 +73,13 @@ def release_memory() -> None:
     """
     if not (held := _resident_bytes()):
         return
-    _Held.steps += 1
-    if _Held.steps <= _Held.OBSERVED:
-        _Held.needed = max(_Held.needed, held)
+    if _Held.is_fresh:
+        _Held.needed, _Held.is_fresh = max(_Held.needed, held), False
     elif held - _Held.needed > max(_Held.MORE * _Held.needed, _Held.SLACK) and (
         trim := getattr(ctypes.CDLL(None), "malloc_trim", None)
     ):
         trim(0)
-        _Held.steps, _Held.needed = 0, 0
+        _Held.is_fresh = True
 
 
 def _resident_bytes() -> int:

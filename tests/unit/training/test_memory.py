@@ -19,7 +19,7 @@ def process(monkeypatch):
     monkeypatch.setattr(distributed, "_resident_bytes", lambda: state.held)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=trim))
     monkeypatch.setattr(distributed, "_Held", type("_Held", (), dict(vars(distributed._Held))))
-    distributed._Held.steps = distributed._Held.needed = 0
+    distributed._Held.needed, distributed._Held.is_fresh = 0, True
     return state
 
 
@@ -31,24 +31,25 @@ def steps(process, *held):
     return process.released
 
 
-def test_what_the_first_steps_hold_is_needed(process):
-    assert steps(process, 100, 9000, 300, *[9000] * 5, *[11250] * 50) == 0
+def test_more_than_a_fifth_above_the_first_step_goes_back(process):
+    assert steps(process, 2000, 300, 2400, 2400) == 0
+    assert steps(process, 2401) == 1
 
 
-def test_more_than_a_quarter_above_it_goes_back(process):
-    assert steps(process, *[2000] * 3, 2500) == 0
-    assert steps(process, 2501) == 1
-
-
-def test_of_a_small_process_a_quarter_is_not_worth_it(process):
-    assert steps(process, *[100] * 3, 356) == 0
+def test_of_a_small_process_a_fifth_is_not_worth_it(process):
+    assert steps(process, 100, 356) == 0
     assert steps(process, 357) == 1
 
 
-def test_after_that_three_steps_say_anew_what_is_needed(process):
-    assert steps(process, *[1000] * 3, 2000) == 1
-    assert steps(process, 900, 3000, 3000, 3750) == 1
-    assert steps(process, 3751) == 2
+def test_the_step_after_it_says_whether_more_is_needed(process):
+    assert steps(process, 1000, 2000) == 1
+    assert steps(process, 3000, 3600, 1000, 3600) == 1
+    assert steps(process, 3601) == 2
+
+
+def test_a_small_step_after_it_does_not_make_a_large_one_too_much(process):
+    assert steps(process, 3000, 3601) == 1
+    assert steps(process, 100, 3600) == 1
 
 
 def test_where_the_system_does_not_say_nothing_is_done(process):
