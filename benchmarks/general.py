@@ -27,6 +27,7 @@ from shapes import Sample, Setup, evenly, real_setup
 from microbert_cli import distributed
 from microbert_cli.data.corpus.blocks import Blocks, BlockSettings, make_blocks
 from microbert_cli.evaluation.benchmark import load_average
+from microbert_cli.models.device import choose_precision
 
 NEEDED = 20 * 2**30  # bytes free: the published way, with the teacher under autograd, peaks at 16.8 GiB
 DOCUMENTS = 1_500  # of the corpus, for the rate: blocks of one text are like those of another
@@ -90,9 +91,9 @@ def child(*arguments: str) -> Lap:
     return Lap(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def lap_of(name: str, setup: Setup, blocks: Blocks, steps: int, *, autograd: bool = False) -> Lap:
-    """`steps` steps from the first on, none of them for warming up."""
-    watch, pair = Watch(), Pair(setup, kind="encoder")
+def lap_of(name: str, setup: Setup, blocks: Blocks, steps: int, *, autograd: bool = False, precision: str = "fp32") -> Lap:
+    """`steps` steps from the first on, none of them for warming up; mbert's in a precision, which may be auto."""
+    watch, pair = Watch(), Pair(setup, kind="encoder", numerics=choose_precision("cpu", precision=precision))
     sample = sample_of(setup, blocks, steps)
     if name == "mbert":
         distributed.keep_memory()
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("name", choices=["plain", "mbert"])
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--precision", default="fp32", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--documents", type=int, default=DOCUMENTS)
     parser.add_argument("--autograd", action="store_true")
     parser.add_argument("--fresh", action="store_true")
@@ -166,7 +168,7 @@ def main() -> None:
         setup = real_setup()
         blocks = blocks_of(setup, given.documents)
         facts = {"blocks": len(blocks), "blocks_gib": round(peak_bytes() / 2**30, 3)}
-        lap = lap_of(given.name, setup, blocks, given.steps, autograd=given.autograd)
+        lap = lap_of(given.name, setup, blocks, given.steps, autograd=given.autograd, precision=given.precision)
     lap.facts |= facts | {"peak_gib": round(peak_bytes() / 2**30, 3)}
     print(json.dumps(vars(lap)))
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from microbert_cli.errors import Exit, MbertError
@@ -51,6 +52,43 @@ def keep_memory() -> None:
     if mallopt:
         mallopt(_MMAP_THRESHOLD, 2**30)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+class _Held:
+    """What this process needs: the most that it held after a first step, or after the first one since memory was given back.
+
+    MORE, SLACK  above which share of it, and by how many bytes at least, memory is given back again
+    """
+
+    MORE, SLACK = 0.2, 2**28
+    needed, is_fresh = 0, True
+
+
+def release_memory() -> None:
+    """Gives free memory back to the system where this process holds much more than at first; called between two steps.
+
+    Batches of many shapes ask for tensors of many sizes, and small things that stay, such as prepared kernels, come to lie
+    between them: free pieces are then too small for what comes next, and memory grows (lab notes). What is needed again has to
+    be fetched again, so that this is done seldom. Of Linux with glibc; elsewhere nothing happens.
+    """
+    if not (held := _resident_bytes()):
+        return
+    if _Held.is_fresh:
+        _Held.needed, _Held.is_fresh = max(_Held.needed, held), False
+    elif held - _Held.needed > max(_Held.MORE * _Held.needed, _Held.SLACK) and (
+        trim := getattr(ctypes.CDLL(None), "malloc_trim", None)
+    ):
+        trim(0)
+        _Held.is_fresh = True
+
+
+def _resident_bytes() -> int:
+    """Returns the memory of this process that is no file's; 0 where the system does not say."""
+    try:
+        _, resident, shared, *_ = Path("/proc/self/statm").read_bytes().split()
+    except OSError:
+        return 0
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def world_size() -> int:

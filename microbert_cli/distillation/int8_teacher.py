@@ -30,6 +30,7 @@ class Int8Teacher(Teacher):
 
     def __init__(self, teacher: Teacher, *, weights: Mapping[str, Any], rows: TokenizedExamples, reporter: Reporter = SILENT):
         self.model, self.tokenizer, self.columns = teacher.model, teacher.tokenizer, teacher.columns
+        self._cast_weights = teacher._cast_weights
         calibrating = [rows.row(index) for index in evenly(len(rows))]
         self._copy = int8_session(
             teacher.model, teacher.tokenizer, weights=weights, name="teacher", rows=calibrating, reporter=reporter

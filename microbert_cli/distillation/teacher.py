@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from microbert_cli.distillation.cast_weights import CastWeights
 from microbert_cli.errors import MbertError
 from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest, forward_in_pieces
 from microbert_cli.models.load import LoadedModel, frozen
@@ -31,6 +32,7 @@ class Teacher:
 
     def __init__(self, loaded: LoadedModel, columns: Sequence[int] | None = None, *, dropout: bool = False):
         self.model, self.tokenizer = frozen(loaded.model).train(dropout), loaded.tokenizer
+        self._cast_weights = CastWeights(self.model)
         self.columns = list(columns) if columns and list(columns) != sorted(columns) else None
 
     @property
@@ -52,7 +54,7 @@ class Teacher:
         # "task" is an index among the run's tasks; a multi-task model as a teacher would take it for one of its own heads.
         batch = {name: value for name, value in batch.items() if name != "task"}
         self.rows_asked += len(batch["input_ids"])
-        with torch.no_grad():
+        with torch.no_grad(), self._cast_weights.used(self.device):
             outputs = forward_in_pieces(self.model, batch, request)
         if outputs.logits is not None and self.columns:
             outputs.logits = outputs.logits[:, self.columns]

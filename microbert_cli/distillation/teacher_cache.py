@@ -89,7 +89,7 @@ def cached_ask(
             "precision": [settings.precision, numerics.precision, numerics.compile],
             "torch": torch.__version__,  # kernels of another version, device or batch size round differently
             "device": teacher.device.type,
-            "chunk": (tokens := tokens_at_once(teacher.device.type)),
+            "chunk": (tokens := tokens_at_once(teacher.device.type, in_bfloat16=numerics.precision == "bf16")),
         }
     )
     if not distributed.on_main_process(lambda: may_cache(layout, key, settings, reporter)):

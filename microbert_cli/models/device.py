@@ -4,14 +4,18 @@ Weights, gradients, optimiser and losses are float32 always; forward passes need
 
     precision  fp32   everything in float32
                bf16   matrix products of student and teacher in bfloat16 (autocast): 8 bits of mantissa, the range of float32
-               auto   bf16 on a GPU that computes in it, fp32 elsewhere
+               auto   bf16 on a GPU that computes in it and on a processor that multiplies in it, fp32 elsewhere
     tf32       lets a GPU round the inputs of float32 products to 10 bits of mantissa; never unless asked
     compile    torch.compile of the encoders, for any batch shape: minutes at the start, worth it on long runs on a GPU
 
 Dev scores of a task, evaluation and export run in float32, as the kept model does; held-out losses of general distillation run
 as its training does.
+
+What `auto` is depends on the machine, so it is settled once for an output: work that is resumed goes on as it was begun, and
+what was finished elsewhere stays up to date.
 """
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +24,13 @@ import torch
 
 from microbert_cli import distributed
 from microbert_cli.errors import MbertError
+from microbert_cli.recipe.schema import Recipe
+from microbert_cli.reporter import Reporter
+from microbert_cli.runs.output_dir import OutputDirectory
+
+TITLES = {"fp32": "float32", "bf16": "bfloat16"}
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # of oneDNN, which multiplies bfloat16 on processors
+WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10", "DEFAULT", "ALL")  # what names of instruction sets with such products contain
 
 
 @dataclass(frozen=True)
@@ -52,9 +63,52 @@ def choose_precision(device: str, *, precision: str = "auto", tf32: bool = False
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     if precision == "auto":
-        is_gpu = torch.device(device).type == "cuda"
-        precision = "bf16" if is_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        precision = "bf16" if bfloat16_by(device) else "fp32"
     return Precision(precision, compile, device)
+
+
+def bfloat16_by(device: str) -> str:
+    """Returns what multiplies matrices in bfloat16 on a device, empty where nothing does but slowly, by float32."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return "this GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
+    instructions = _processor_instructions() if kind == "cpu" else ""
+    return instructions and f"this processor ({instructions})"
+
+
+def _processor_instructions() -> str:
+    limit = next((os.environ[name].upper() for name in LIMITS if os.environ.get(name)), "")
+    if not torch.backends.mkldnn.is_available() or (limit and not any(name in limit for name in WITH_BFLOAT16)):
+        return ""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512 BF16" if torch.cpu._is_avx512_bf16_supported() else ""
+
+
+def settle_precision(recipe: Recipe, work: OutputDirectory, reporter: Reporter) -> Recipe:
+    """Returns the recipe that a stage trains by, in which `precision` is no longer auto, and says and records which it is.
+
+    Work that goes on keeps what it was begun with, also on a machine where auto is something else.
+    """
+
+    def settle() -> tuple[str, str]:
+        device = pick_device(recipe.device)
+        here = choose_precision(device, **recipe.numerics()).precision
+        if work.begun is None:  # by a version in which auto was fp32 on every processor
+            before = here if recipe.precision != "auto" or device != "cpu" else "fp32"
+        else:
+            before = work.begun.get("precision", here)
+        work.remember(precision=before)
+        if before != here:
+            return before, f"as this was begun, where a new run would take {TITLES[here]}"
+        if recipe.precision != "auto":
+            return here, "as the recipe says"
+        by = bfloat16_by(device)
+        return here, f"which {by} multiplies in" if by else "since nothing here multiplies in bfloat16"
+
+    precision, why = distributed.on_main_process(settle)
+    reporter.note(f"precision: {TITLES[precision]}, {why}")
+    return recipe.model_copy(update={"precision": precision})
 
 
 def pick_device(name: str) -> str:

@@ -19,6 +19,7 @@ import torch
 
 from microbert_cli.evaluation.benchmark import BUSY, cores, load_average
 from microbert_cli.models.architectures import model_shape, positions_of
+from microbert_cli.models.device import Precision
 from microbert_cli.plan.rehearsal import rehearse
 from microbert_cli.plan.work import Job, Shape, Workload
 from microbert_cli.recipe.registry import Catalog
@@ -73,11 +74,14 @@ class Calibration:
         """Whether others used the machine when we began."""
         return self.load is not None and self.load > BUSY * self.machine["cores"]
 
-    def seconds(self, job: Job, load: Workload) -> float:
-        """Returns the seconds of a job on a workload; a training job is timed by the step of `accumulate` batches."""
+    def seconds(self, job: Job, load: Workload, *, precision: str = "fp32") -> float:
+        """Returns the seconds of a job on a workload; a training job is timed by the step of `accumulate` batches.
+
+        precision  of training and of the teacher's passes; scores are computed in float32 in any case
+        """
         if not load.batches or self.counts_only:
             return 0.0
-        per_step, per_token, per_square = self._fit(job, load)
+        per_step, per_token, per_square = self._fit(job, load, "fp32" if job.kind == "answer" else precision)
         steps = load.batches / (job.accumulate if job.kind == "train" else 1)
         return per_step * steps + per_token * load.tokens + per_square * load.squares
 
@@ -95,21 +99,22 @@ class Calibration:
             self._measurements[digest] = stored
         return self._measurements[digest]
 
-    def _fit(self, job: Job, load: Workload) -> tuple[float, float, float]:
+    def _fit(self, job: Job, load: Workload, precision: str) -> tuple[float, float, float]:
         shapes = representative(job, load)
         points: dict[Shape, float] = {}
-        missing = [shape for shape in shapes if not self._read_point(job, shape, points)]
+        missing = [shape for shape in shapes if not self._read_point(_step_key(job, shape, precision), shape, points)]
         if missing:
             self.reporter.note(f"calibrating: {job.kind} {_job_text(job)}, {_shapes_text(missing)}")
-            times = rehearse(job, missing, catalog=self.catalog, device=self.device)
+            numerics = Precision(precision, False, self.device)
+            times = rehearse(job, missing, catalog=self.catalog, device=self.device, numerics=numerics)
             self.measured += 1
             for shape, seconds in times.items():
-                self.once("step", [job.key(), shape], lambda seconds=seconds: {"seconds": seconds})  # type: ignore[misc]
+                self.once("step", _step_key(job, shape, precision), lambda seconds=seconds: {"seconds": seconds})  # type: ignore[misc]
                 points[shape] = seconds
         return fit(points, per_step=job.accumulate)
 
-    def _read_point(self, job: Job, shape: Shape, points: dict[Shape, float]) -> bool:
-        digest = atomic.digest({"name": "step", "key": [job.key(), shape]})
+    def _read_point(self, key: list[Any], shape: Shape, points: dict[Shape, float]) -> bool:
+        digest = atomic.digest({"name": "step", "key": key})
         stored = self._measurements.get(digest) or self._read("step", digest)
         if stored is not None:
             self._measurements[digest] = stored
@@ -140,6 +145,11 @@ class Calibration:
                 f"the machine is busy (load {self.load} on {self.machine['cores']} cores): the times hold for a machine as "
                 "busy as this; plan again when it is idle"
             )
+
+
+def _step_key(job: Job, shape: Shape, precision: str) -> list[Any]:
+    """Returns what a step's time is kept under; in float32 nothing is said of it, as before there was another."""
+    return [job.key(), shape, *([precision] if precision != "fp32" else [])]
 
 
 def representative(job: Job, load: Workload) -> list[Shape]:

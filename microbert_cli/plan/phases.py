@@ -65,7 +65,8 @@ def asked_once(
     layout = Layout.of_lengths(lengths, ask.want, ask.config, recipe.cache.precision)
     if layers and layout.bytes > cache_budget(CacheSettings(**recipe.cache.model_dump())):
         return False
-    costs.work(f"{name}: teacher, once", ask, at_once(lengths, costs.here.device))
+    in_bfloat16 = costs.machine is None and costs.precision == "bf16"
+    costs.work(f"{name}: teacher, once", ask, at_once(lengths, costs.here.device, in_bfloat16=in_bfloat16))
     costs.write(f"{name}: teacher's answers", layout.bytes)
     costs.plan.disk += 0 if in_place else layout.bytes
     return True

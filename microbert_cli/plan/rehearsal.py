@@ -23,6 +23,7 @@ from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.evaluation.scoring import logits_of
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest, show_scores
+from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.models.load import CLASSES, LoadedModel
 from microbert_cli.plan.work import Job, Shape
 from microbert_cli.recipe.registry import Catalog
@@ -56,13 +57,15 @@ class _MadeUp:
         return self.size
 
 
-def rehearse(job: Job, shapes: Sequence[Shape], *, catalog: Catalog, device: str, budget: float = BUDGET) -> dict[Shape, float]:
+def rehearse(
+    job: Job, shapes: Sequence[Shape], *, catalog: Catalog, device: str, budget: float = BUDGET, numerics: Precision = PLAIN
+) -> dict[Shape, float]:
     """Returns the seconds of a batch (of a training job: a step) of every shape, (rows, padded length)."""
     torch.manual_seed(0)
     model = random_model(job.config, job.head).to(device)
     if job.kind == "train":
-        return _steps(job, model, shapes, catalog, device, budget)
-    return _calls(_call(job, model, catalog, device), job, shapes, device, budget)
+        return _steps(job, model, shapes, catalog, device, budget, numerics)
+    return _calls(_call(job, model, catalog, device, numerics), job, shapes, device, budget)
 
 
 def random_model(config: Any, head: str) -> Any:
@@ -75,9 +78,11 @@ def random_model(config: Any, head: str) -> Any:
     return model
 
 
-def _steps(job: Job, model: Any, shapes: Sequence[Shape], catalog: Catalog, device: str, budget: float) -> dict[Shape, float]:
+def _steps(
+    job: Job, model: Any, shapes: Sequence[Shape], catalog: Catalog, device: str, budget: float, numerics: Precision
+) -> dict[Shape, float]:
     answers: dict[Shape, ModelOutputs] = {}
-    objective = _objective(job, model, catalog, lambda batch, _: answers[tuple(batch["input_ids"].shape)]).to(device)
+    objective = _objective(job, model, catalog, lambda batch, _: answers[tuple(batch["input_ids"].shape)], numerics).to(device)
     clock = _Clock(shapes, budget)
 
     def batches(skip: int) -> Iterator[Batch]:
@@ -150,14 +155,23 @@ def _calls(
         return clock.medians()
 
 
-def _call(job: Job, model: Any, catalog: Catalog, device: str) -> Callable[[TokenizedExamples], object]:
+def _call(job: Job, model: Any, catalog: Catalog, device: str, numerics: Precision) -> Callable[[TokenizedExamples], object]:
     if job.kind == "answer":
         return lambda rows: logits_of(model, rows, pad_id=0, batch_size=len(rows))
     if job.kind == "ask":
         teacher = Teacher(LoadedModel(model, None, "rehearsal", []))
-        return lambda rows: teacher.ask(_batch(job, rows, 0, device), job.want)
+
+        def ask(rows: TokenizedExamples) -> None:
+            with numerics.forward():
+                teacher.ask(_batch(job, rows, 0, device), job.want)
+
+        return ask
     teacher_outputs: dict[tuple[int, ...], ModelOutputs] = {}
-    objective = _objective(job, model, catalog, lambda batch, _: teacher_outputs[tuple(batch["input_ids"].shape)]).to(device)
+
+    def kept(batch: Batch, _: OutputRequest) -> ModelOutputs:
+        return teacher_outputs[tuple(batch["input_ids"].shape)]
+
+    objective = _objective(job, model, catalog, kept, numerics).to(device)
     model.eval()
 
     def judge(rows: TokenizedExamples) -> None:
@@ -172,7 +186,7 @@ def _call(job: Job, model: Any, catalog: Catalog, device: str) -> Callable[[Toke
     return judge
 
 
-def _objective(job: Job, model: Any, catalog: Catalog, ask: Any) -> Objective:
+def _objective(job: Job, model: Any, catalog: Catalog, ask: Any, numerics: Precision) -> Objective:
     return Objective(
         make_terms(job.losses, catalog),
         model,
@@ -183,6 +197,7 @@ def _objective(job: Job, model: Any, catalog: Catalog, ask: Any) -> Objective:
         teacher_layers=model_shape(job.teacher).layers if job.teacher is not None else 0,
         classes=job.config.num_labels,
         normalisation=job.normalisation,
+        numerics=numerics,
     )
 
 

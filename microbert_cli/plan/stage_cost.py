@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from microbert_cli.plan.hardware import Hardware
 
 
-PRECISION = "fp32"  # what every stage trains in
+PRECISION = "fp32"  # of a machine on paper
 CALIBRATION = [{"input_ids": [1] * 25}] * CALIBRATION_ROWS  # of an int8 copy; 25 tokens as in SST-2
 PROBE = 32_000_000  # bytes written to see how fast the disk is
 SMALL = 0.1  # seconds to begin and sign a stage: lock, manifest, small files; 0.05 to 0.15 measured
@@ -99,17 +99,17 @@ class StagePlan:
 
 
 class Costs:
-    """Adds up what a stage does in its plan, with seconds of this machine or of a machine on paper."""
+    """Adds up what a stage does in its plan, with seconds of this machine, in `precision`, or of a machine on paper."""
 
-    def __init__(self, plan: StagePlan, here: "Calibration", machine: "Hardware | None"):
-        self.plan, self.here, self.machine = plan, here, machine
+    def __init__(self, plan: StagePlan, here: "Calibration", machine: "Hardware | None", precision: str = "fp32"):
+        self.plan, self.here, self.machine, self.precision = plan, here, machine, precision
 
     def work(self, what: str, job: Job, load: Workload) -> float | None:
         """Adds a job on a workload."""
         if self.machine is not None:
             seconds = self.machine.seconds(job, load, precision=PRECISION)
         else:
-            seconds = self.here.seconds(job, load)
+            seconds = self.here.seconds(job, load, precision=self.precision)
         self.plan.parts.append(Part(what, seconds, job.flops(load) if load.batches else 0))
         return seconds
 

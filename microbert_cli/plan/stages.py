@@ -8,6 +8,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from microbert_cli.errors import Exit, MbertError
+from microbert_cli.models.device import choose_precision
 from microbert_cli.plan.calibration import Calibration
 from microbert_cli.plan.expected_inputs import ExpectedInputs
 from microbert_cli.plan.hardware import Hardware
@@ -44,7 +45,8 @@ def plan_steps(
         if not plan.is_done:
             anew.update(step.outputs)
         try:
-            step.stage.plan(step, seen, Costs(plan, here, machine))
+            precision = choose_precision(here.device, **step.resolved.recipe.numerics()).precision
+            step.stage.plan(step, seen, Costs(plan, here, machine, precision))
             plan.parts = [part for part in plan.parts if part.flops or part.seconds is None or part.seconds > 0]
         except MbertError as error:
             if error.exit_code != Exit.INPUT:

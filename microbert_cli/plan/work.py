@@ -102,12 +102,10 @@ def answering_load(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> W
     return load_of_batches(lengths[rows] for rows in batches_by_length(lengths, batch_size=batch_size))
 
 
-def at_once(lengths: Sequence[int] | np.ndarray, device: str) -> Workload:
+def at_once(lengths: Sequence[int] | np.ndarray, device: str, *, in_bfloat16: bool = False) -> Workload:
     """Returns all rows once, in the batches that fill the teacher's cache."""
-    lengths = np.sort(np.asarray(lengths))[::-1]
-    return load_of_batches(
-        lengths[rows] for rows in token_budget_batches(lengths, np.arange(len(lengths)), tokens_at_once(device))
-    )
+    lengths, tokens = np.sort(np.asarray(lengths))[::-1], tokens_at_once(device, in_bfloat16=in_bfloat16)
+    return load_of_batches(lengths[rows] for rows in token_budget_batches(lengths, np.arange(len(lengths)), tokens))
 
 
 def load_of_batches(batches: Iterable[np.ndarray], pad_to: int | None = None) -> Workload:

@@ -23,18 +23,31 @@ from microbert_cli.runs.reuse import copy_output
 from microbert_cli.text import command_line
 
 Identity = Mapping[str, Any]
-START_FILES = ("begun.json", ".begun.json.")  # how the names of files begin that say nothing about work
+BEGUN = "begun.json"
+START_FILES = (BEGUN, f".{BEGUN}.")  # how the names of files begin that say nothing about work
 
 
 @dataclass
 class OutputDirectory:
-    """A directory being made. `facts` go into the manifest; `done` says that OUT was there already."""
+    """A directory being made. `facts` go into the manifest; `done` says that OUT was there already.
+
+    begun  what `remember` was given, also by the run that is resumed; None where a version began it that remembered nothing
+    """
 
     out: Path
     path: Path
     done: bool = False
     resumed: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+    begun: dict[str, Any] | None = field(default_factory=dict)
+
+    def remember(self, **facts: str) -> None:
+        """Keeps what this machine decided, for a resumed run and for the manifest; the main process calls it."""
+        self.facts |= facts
+        if self.begun is not None and facts.items() - self.begun.items():
+            self.begun |= facts
+            start = atomic.load_with_checksum((self.path / BEGUN).read_text(encoding="utf-8"))
+            atomic.write_text(self.path / BEGUN, atomic.dump_with_checksum({**start, "facts": self.begun}))
 
 
 @contextmanager
@@ -122,7 +135,7 @@ def _is_done(out: Path, identity: Identity, renew: bool, reporter: Reporter) -> 
         return False
     if is_up_to_date(out, identity):
         manifest.read_verified(out)
-        (out / "begun.json").unlink(missing_ok=True)  # a run that was killed at its very end may have left it
+        (out / BEGUN).unlink(missing_ok=True)  # a run that was killed at its very end may have left it
         return True
     changed = differences(out, identity)
     raise MbertError(
@@ -157,21 +170,22 @@ def _start_or_resume(
     partial = manifest.partial_path(out)
     if resume or out.is_symlink():
         _check_no_links(out, partial)
-    start = {"stage": stage, "identity": identity, "argv": command_line()}
+    start = {"stage": stage, "identity": identity, "argv": command_line(), "facts": {}}
     if partial.is_dir() and not _remove_if_untouched(partial):
-        before = _started_identity(partial)
+        begun = _read_start(partial)
+        before = begun and begun["identity"]
         changed = ["what it was begun with cannot be read"] if before is None else _changed_keys(before, identity)
-        if resume and not changed:
+        if begun and resume and not changed:
             reporter.note(f"{out.name}: going on with what was begun in {partial.name}")
             atomic.remove_all_temporaries(partial)
-            return OutputDirectory(out, partial, resumed=True)
+            return OutputDirectory(out, partial, resumed=True, begun=begun.get("facts"))
         if resume and not renew and before is not None:
             raise _other_partial_work(partial, changed)
         reporter.note(f"{partial.name}: begun anew, {'; '.join(changed[:3]) or 'as asked'}")
         _move_aside(partial, reporter)
     try:
         partial.mkdir(parents=True)
-        atomic.write_text(partial / "begun.json", atomic.dump_with_checksum(start))
+        atomic.write_text(partial / BEGUN, atomic.dump_with_checksum(start))
     except OSError as error:
         _remove_if_untouched(partial)
         raise cannot_write(error, out) from error
@@ -190,10 +204,11 @@ def _check_no_links(out: Path, partial: Path) -> None:
         )
 
 
-def _started_identity(partial: Path) -> Identity | None:
+def _read_start(partial: Path) -> dict[str, Any] | None:
+    """Returns what begun.json says: the stage, its identity and what was remembered; None where it cannot be read."""
     try:
-        identity: Identity = atomic.load_with_checksum((partial / "begun.json").read_text(encoding="utf-8"))["identity"]
-        return identity
+        start = atomic.load_with_checksum((partial / BEGUN).read_text(encoding="utf-8"))
+        return start if isinstance(start["identity"], dict) else None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
@@ -212,7 +227,7 @@ def _publish(work: OutputDirectory) -> None:
     if work.out.is_dir():
         work.out.rmdir()
     work.path.rename(work.out)
-    (work.out / "begun.json").unlink(missing_ok=True)  # not before: where the renaming fails, the work must be found again
+    (work.out / BEGUN).unlink(missing_ok=True)  # not before: where the renaming fails, the work must be found again
     atomic.fsync(work.out.parent)
 
 

@@ -93,9 +93,8 @@ class _TrainingRun:
         self, objective: Objective, plan: TrainingPlan, directory: Path, seed: int, score: Score | None, primary: str,
         reporter: Reporter, words: WordRows,
     ):  # fmt: skip
-        self.words = words
         self.objective, self.plan, self.directory, self.seed = objective, plan, directory, seed
-        self.score, self.reporter = score, reporter
+        self.score, self.reporter, self.words = score, reporter, words
         self.by = LOSS if plan.best_by == LOSS else primary
         self.state_directory = directory / RESUME / "phases" / plan.name
         self.optimiser = optimiser_of(objective, plan)
@@ -146,6 +145,7 @@ class _TrainingRun:
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+        distributed.release_memory()
         self.objective.note(parts)
         self.step += 1
         if self.pruner:

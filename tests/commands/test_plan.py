@@ -311,6 +311,8 @@ def test_steps_are_really_taken_and_remembered(monkeypatch):
     assert min(first) > 0 and here.measured >= 5
     again = Calibration(device="cpu", catalog=Catalog())
     assert [again.seconds(job, load) for job in kinds] == first and again.measured == 0
+    counts = [again.measured for job in (train, kinds[-1], kinds[3]) if again.seconds(job, load, precision="bf16") > 0]
+    assert 0 < counts[0] < counts[1] == counts[2], "scores are those of float32"
     anew = Calibration(device="cpu", catalog=Catalog(), renew=True)
     anew.seconds(train, load)
     assert anew.measured > 0

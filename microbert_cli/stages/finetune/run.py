@@ -6,7 +6,7 @@ from typing import Any
 from microbert_cli.data.task_data import TaskData, load_task_data
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH, majority_of_split, score_split
 from microbert_cli.models import factory
-from microbert_cli.models.device import choose_precision, pick_device
+from microbert_cli.models.device import choose_precision, pick_device, settle_precision
 from microbert_cli.models.load import count_all_parameters
 from microbert_cli.models.save import save_model
 from microbert_cli.recipe.registry import Catalog
@@ -54,12 +54,12 @@ def run(
     ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
-        seeds = recipe.seeds or [recipe.seed]
+        seeds, settled = recipe.seeds or [recipe.seed], settle_precision(recipe, work, reporter)
         if data.task.kind.writes:
-            writing = text_trainer(recipe, catalog, data, model, tokenizer, work.path, reporter)
+            writing = text_trainer(settled, catalog, data, model, tokenizer, work.path, reporter)
             train_one, choices, primary = writing.train_one, writing.choices, writing.primary
         else:
-            trainer = _Trainer(recipe, catalog, data, model, tokenizer, reporter)
+            trainer = _Trainer(settled, catalog, data, model, tokenizer, reporter)
             train_one, choices, primary = trainer.train_one, trainer.choices, data.task.primary
         metrics = train_over_seeds(seeds, work.path, primary, train_one, choices, reporter)
         metrics |= {"task": data.task.name, "primary": primary}

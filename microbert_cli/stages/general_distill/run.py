@@ -24,6 +24,7 @@ from microbert_cli.distillation.general import (
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import check_length
 from microbert_cli.models.capture import Batch
+from microbert_cli.models.device import settle_precision
 from microbert_cli.models.load import count_all_parameters, load_model
 from microbert_cli.models.save import save_model
 from microbert_cli.recipe.registry import Catalog
@@ -82,7 +83,7 @@ def run(
         student_model = make_student(recipe, catalog, teacher_model, student, initial, reporter, tokenizer)
         joint = join_vocabularies(recipe, teacher_model, student_model)
         asked = make_teacher(recipe, catalog, teacher_model, joint)
-        objective = make_objective(recipe, catalog, asked, teacher_model, student_model)
+        objective = make_objective(settle_precision(recipe, work, reporter), catalog, asked, teacher_model, student_model)
         check_length(recipe.corpus.max_length, student_model.model.config, where="corpus.max_length")
         check_length(recipe.corpus.max_length, teacher_model.model.config, where="corpus.max_length")
         blocks, heldout = make_text_blocks(recipe, source, student_model.tokenizer, joint, reporter)
@@ -160,6 +161,7 @@ def _mean_losses(objective: Objective, batches: Iterable[Batch], count: int, rep
             for name, value in {"loss": loss, **parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / count
             reporter.progress(HELDOUT, number, count)
+            distributed.release_memory()
     for model in objective.models:
         model.train(training)
     sums = distributed.all_reduce_mean(sums)

@@ -16,7 +16,7 @@ from microbert_cli.data.corpus.vocabulary import train_vocabulary
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import check_length
 from microbert_cli.models.capture import Batch, OutputRequest, forward_outputs
-from microbert_cli.models.device import choose_precision, pick_device
+from microbert_cli.models.device import choose_precision, pick_device, settle_precision
 from microbert_cli.models.factory import build_model
 from microbert_cli.models.load import LoadedModel, count_all_parameters, load_model, load_vocabulary
 from microbert_cli.models.save import save_model
@@ -73,7 +73,7 @@ def run(
             BlockSettings(**recipe.corpus.model_dump(exclude={"source"}), seed=recipe.seed),
             reporter=reporter,
         )
-        metrics = _train(recipe, catalog, loaded, blocks, heldout_blocks, work.path, reporter)
+        metrics = _train(settle_precision(recipe, work, reporter), catalog, loaded, blocks, heldout_blocks, work.path, reporter)
         save_model(loaded.model, loaded.tokenizer, work.path)
         checkpoint.drop_states(work.path)
         return write_results(
@@ -177,6 +177,7 @@ def masked_lm_scores(model: Any, batches: Iterable[Batch]) -> dict[str, float]:
             right += float((outputs.token_logits.argmax(-1) == labels).sum())
             loss += float(torch.nn.functional.cross_entropy(outputs.token_logits, labels, reduction="sum"))
             count += len(labels)
+            distributed.release_memory()
     model.train(training)
     right, loss, count = distributed.all_reduce_mean({"right": right, "loss": loss, "count": count}).values()
     mean = loss / (count or 1)

@@ -7,6 +7,7 @@ from microbert_cli.data.task_data import facts_of, fingerprints_of, load_all_tas
 from microbert_cli.distillation.distiller import Distiller, Teachers
 from microbert_cli.distillation.results import summarize
 from microbert_cli.models import factory
+from microbert_cli.models.device import settle_precision
 from microbert_cli.models.moe.convert import check_expert_teacher
 from microbert_cli.recipe.multitask import named_inputs, untaught_note
 from microbert_cli.recipe.registry import Catalog
@@ -69,8 +70,9 @@ def run(
     ) as work:
         if work.done:
             return up_to_date(STAGE.name, out)
+        settled = settle_precision(recipe, work, reporter)
         if data[0].task.kind.writes:
-            metrics = distil_text(recipe, catalog, data[0], str(teacher), student, inputs["teacher"], work.path, reporter)
+            metrics = distil_text(settled, catalog, data[0], str(teacher), student, inputs["teacher"], work.path, reporter)
             return write_results(
                 work,
                 stage=STAGE.name,
@@ -83,7 +85,7 @@ def run(
             )
         for _, source in named_inputs("teacher", teacher) if recipe.moe.side in ("teacher", "both") else ():
             check_expert_teacher(source, side=recipe.moe.side, experts=recipe.moe.experts)
-        distiller = Distiller(recipe, catalog, data, teacher, student, inputs, reporter, initial, vectors)
+        distiller = Distiller(settled, catalog, data, teacher, student, inputs, reporter, initial, vectors)
         distiller.work = work.path
         task_set, seeds = distiller.task_set, recipe.seeds or [recipe.seed]
         teacher_scores = task_set.score_teachers()

@@ -16,6 +16,7 @@ from microbert_cli.data.corpus.masking import split_batch
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.errors import MbertError
+from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.models.load import load_model
 from microbert_cli.plan.stage_cost import evaluations as evaluations_planned
 from microbert_cli.recipe.registry import Catalog
@@ -53,7 +54,7 @@ def batches(skip, *, size=8, touch=None):
         yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": LABELS[rows]}
 
 
-def objective_of(places, student="student", terms=TERMS):
+def objective_of(places, student="student", terms=TERMS, numerics=PLAIN):
     taught, pupil = (load_model(places / name, "classifier", where=name) for name in ("teacher", student))
     torch.manual_seed(5)
     return Objective(
@@ -63,6 +64,7 @@ def objective_of(places, student="student", terms=TERMS):
         map_layers=layer_map("uniform", teacher_layers=2, student_layers=1),
         student_width=8,
         teacher_width=16,
+        numerics=numerics,
     )
 
 
@@ -82,9 +84,9 @@ def plan_of(**changed):
     return TrainingPlan(**{"name": "phase", "steps": 12, "learning_rate": 1e-3, "evaluate_every": 4, **changed})
 
 
-def run(places, directory, *, plan=None, score=None, source=batches, student="student", terms=TERMS):
+def run(places, directory, *, plan=None, score=None, source=batches, student="student", terms=TERMS, numerics=PLAIN):
     directory.mkdir(exist_ok=True)
-    objective = objective_of(places, student, terms)
+    objective = objective_of(places, student, terms, numerics)
     trained = train(objective, source, plan or plan_of(), directory=directory, seed=11, score=score, primary="accuracy")
     return trained, weights_of(objective)
 
@@ -115,6 +117,15 @@ def test_resumed_is_uninterrupted_bit_by_bit(places, tmp_path, stopped, optimize
     assert equal(found, expected)
     assert resumed == whole
     assert whole.best == {"accuracy": 0.7} and whole.best_step == 8
+
+
+def test_resumed_is_uninterrupted_in_bfloat16_too(places, tmp_path):
+    options = {"numerics": Precision("bf16")}
+    _, expected = run(places, tmp_path / "whole", **options)
+    with pytest.raises(Interrupted):
+        run(places, tmp_path / "parts", source=stop_at(5), **options)
+    assert equal(run(places, tmp_path / "parts", **options)[1], expected)
+    assert not equal(run(places, tmp_path / "float32")[1], expected)
 
 
 def test_stopped_twice(places, tmp_path):
