@@ -11,7 +11,6 @@ from microbert_cli.data.tables.arrow import read_arrow, read_parquet, read_saved
 from microbert_cli.data.tables.content import decode, read_bytes
 from microbert_cli.data.tables.delimited import read_delimited
 from microbert_cli.data.tables.objects import read_objects
-from microbert_cli.data.tables.streamed import read_large
 from microbert_cli.data.tables.table import NAME_COLUMNS, Table, empty
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.table_format import TableFormat
@@ -31,6 +30,8 @@ def read_table(path: Path, form: TableFormat = AS_SHOWN, *, skip_broken_rows: in
     """
     if path.is_dir():
         return read_saved_folder(path)
+    from microbert_cli.data.tables.streamed import read_large  # loads numpy
+
     if large := read_large(path, form, skip_broken_rows=skip_broken_rows, reporter=reporter):
         return large
     data, suffix = read_bytes(path)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from microbert_cli.data.tables.stored import taken
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.table_format import format_option
 
@@ -44,6 +43,8 @@ class Table:
 
     def take(self, rows: Sequence[int]) -> "Table":
         """The table of these rows alone."""
+        from microbert_cli.data.tables.stored import taken  # loads numpy
+
         return replace(self, lines=[self.lines[row] for row in rows], read=lambda name: taken(self.read(name), rows))
 
     def find(self, column: str | int | Sequence[str]) -> str | None:
