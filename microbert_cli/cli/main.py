@@ -14,6 +14,7 @@ import typer
 
 from microbert_cli import distributed, signals
 from microbert_cli.cli.console import error_console, show, show_error, show_json, show_traceback
+from microbert_cli.cli.summaries import SUMMARIES
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.runs import cache, disk
 from microbert_cli.signals import Halted, Interrupted, raise_on_signal
@@ -24,6 +25,7 @@ COMMANDS = (
     "task-distill", "cascade", "evaluate", "predict", "extract", "export", "push", "bench", "compare", "report", "verify",
     "names", "cache", "log", "env",
 )  # fmt: skip
+COMPLETION = "_MBERT_COMPLETE"  # set by a shell that completes a command
 NO_COMMANDS = ("names",)  # files that are called otherwise than their commands
 
 HELP = """Two-stage distillation of BERT-style encoders: a good but slow classifier becomes a small fast one.
@@ -45,11 +47,7 @@ def __getattr__(name: str) -> Any:
 @remembered
 def command_line(names: Sequence[str]) -> typer.Typer:
     """Returns the command line with these of COMMANDS, in the order of the help."""
-    app = typer.Typer(
-        name="mbert", help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None,
-    )  # fmt: skip
-    app.callback(invoke_without_command=True)(_root)
+    app = _without_commands()
     for name in names:
         if Path(__file__).with_name(f"{name}.py").is_file():
             import_module(f"microbert_cli.cli.{name}").register(app)
@@ -59,6 +57,32 @@ def command_line(names: Sequence[str]) -> typer.Typer:
         text = command.help or (command.callback.__doc__ if command.callback else None) or ""
         command.short_help = " ".join(text.split("\n\n")[0].split())
     return app
+
+
+def _without_commands() -> typer.Typer:
+    app = typer.Typer(
+        name="mbert", help=HELP, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None,
+    )  # fmt: skip
+    app.callback(invoke_without_command=True)(_root)
+    return app
+
+
+def overview() -> typer.Typer:
+    """Returns the command line as its help shows it: the commands' names and what they do, none of which is loaded."""
+    app = _without_commands()
+    for name, summary in SUMMARIES.items():
+        app.command(name, help=summary, short_help=summary)(_nothing)
+    return app
+
+
+def _nothing() -> None:
+    """Stands for a command that is only listed."""
+
+
+def _asks_for_overview() -> bool:
+    """Whether nothing but the list of commands was asked for; completion, which the shell asks for, needs them all."""
+    return sys.argv[1:] in ([], ["--help"], ["-h"]) and COMPLETION not in os.environ
 
 
 def _typed_commands() -> Sequence[str]:
@@ -93,7 +117,8 @@ def _run() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         with raise_on_signal():
-            code = command_line(_typed_commands())(standalone_mode=False, prog_name="mbert")
+            app = overview() if _asks_for_overview() else command_line(_typed_commands())
+            code = app(standalone_mode=False, prog_name="mbert")
             distributed.shutdown()
         sys.exit(code or int(Exit.DONE))
     except MbertError as error:

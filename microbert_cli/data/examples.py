@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from microbert_cli.data.labels import and_more, missing_labels, plain, read_labels
 from microbert_cli.data.limits import MAX_TEXT_LENGTH, check_text
 from microbert_cli.data.tables import Table
+from microbert_cli.data.tables.stored import RowNumbers, StoredColumn, StoredRows, taken
 from microbert_cli.data.tables.table import empty
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import ColumnName, Task
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 class Examples:
     """The rows that a model is trained or scored on.
 
-    texts        one or two strings a row
+    texts        one or two strings a row; of a large table they lie on the disk (`tables/stored.py`)
     labels       class ids, or scores; None = hidden; of one augmented row None = only a teacher can label it
     ids          the row's name in its file; without them its position
     augmented    which rows were made by varying others; None = all are original
@@ -35,9 +38,9 @@ class Examples:
     fingerprint  sha256 over texts, labels and flags
     """
 
-    texts: list[tuple[str, ...]]
+    texts: Sequence[tuple[str, ...]]
     labels: Labels | None = None
-    ids: list[str] | None = None
+    ids: Sequence[str] | None = None
     augmented: list[bool] | None = None
     source: list[int] | None = None
     fingerprint: str = ""
@@ -45,7 +48,9 @@ class Examples:
 
     def __post_init__(self) -> None:
         if self.ids is None:
-            object.__setattr__(self, "ids", [str(i) for i in range(len(self.texts))])
+            numbers = np.arange(len(self.texts))
+            ids = RowNumbers(numbers) if isinstance(self.texts, StoredRows) else list(map(str, numbers.tolist()))
+            object.__setattr__(self, "ids", ids)
         columns = (self.labels, self.ids, self.augmented, self.source, self.soft)
         assert all(column is None or len(column) == len(self.texts) for column in columns)
         if not self.fingerprint:
@@ -56,20 +61,15 @@ class Examples:
 
     def take(self, indices: Iterable[int]) -> "Examples":
         """Returns the rows at these positions, in this order."""
-        order = [int(i) for i in indices]
-
-        def pick(column: Any) -> Any:
-            return None if column is None else [column[i] for i in order]
-
-        texts, labels, ids = pick(self.texts), pick(self.labels), pick(self.ids)
-        return Examples(texts, labels, ids, pick(self.augmented), pick(self.source), soft=pick(self.soft))
+        order = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices), dtype=np.int64)
+        columns = (self.texts, self.labels, self.ids, self.augmented, self.source, self.soft)
+        texts, labels, ids, augmented, source, soft = (taken(column, order) for column in columns)
+        return Examples(texts, labels, ids, augmented, source, soft=soft)
 
     def limit(self, count: int | None, seed: int = 0) -> "Examples":
         """Returns at most `count` rows, drawn by the seed, in the order of the file; all rows for None."""
         if count is None or count >= len(self):
             return self
-        import numpy as np
-
         return self.take(sorted(np.random.default_rng(seed).permutation(len(self))[:count]))
 
 
@@ -161,7 +161,7 @@ def _is_empty(text: Any) -> bool:
     return text is None or isinstance(text, float) and math.isnan(text) or isinstance(text, str) and not text.strip()
 
 
-def _texts(table: Table, task: Task, column_names: Mapping[str, ColumnName], reporter: Reporter) -> list[tuple[str, ...]]:
+def _texts(table: Table, task: Task, column_names: Mapping[str, ColumnName], reporter: Reporter) -> Sequence[tuple[str, ...]]:
     columns = [table.column(column_names[name]) for name in task.text]
     wrong: dict[int, str] = {}
     empty_count = 0
@@ -182,7 +182,8 @@ def _texts(table: Table, task: Task, column_names: Mapping[str, ColumnName], rep
         raise _bad_texts(table, wrong)
     if empty_count:
         reporter.warn(f"{table.place}: {empty_count} empty texts, as the official files have them")
-    return list(zip(*columns, strict=True))
+    stored = [column for column in columns if isinstance(column, StoredColumn)]
+    return StoredRows(stored) if len(stored) == len(columns) else list(zip(*columns, strict=True))
 
 
 def _kind(value: Any) -> str:

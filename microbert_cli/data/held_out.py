@@ -4,29 +4,37 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 HELD_OUT, FEWEST_HELD_OUT, LARGEST_SHARE = 0.1, 50, 1 / 3
+MOST_HELD_OUT = 10_000  # scores of so many rows are sure to half a point; more cost time, and rows to train on
+BYTES = 32  # of a hash
 
 
 def held_out(texts: Sequence[tuple[str, ...]], classes: Sequence[float] | None = None) -> tuple[list[int], list[int]]:
-    """Returns the positions of train and dev rows: a tenth is dev, or 50 rows if that is more and no more than a third.
+    """Returns the positions of train and dev rows: a tenth is dev, at most 10,000 rows; or 50 if that is more and no more than
+    a third.
 
     Rows of equal text (but for case and space) stay together. The split depends on the texts alone, not on their order; unless
     that would leave a class without a row in train: then dev takes a share of every class, and never the last text of one.
     """
-    hashes = [_text_hash(row) for row in texts]
-    sizes = Counter(hashes)
-    wanted_size = max(round(HELD_OUT * len(texts)), min(FEWEST_HELD_OUT, int(LARGEST_SHARE * len(texts))))
-    dev: set[bytes] = set()
-    size = 0
-    for key in sorted(sizes):
-        if size >= wanted_size:
-            break
-        dev.add(key)
-        size += sizes[key]
-    if classes is not None and set(classes) != {label for key, label in zip(hashes, classes, strict=True) if key not in dev}:
-        dev = _stratified(hashes, classes, wanted_size)
-    train = [i for i, key in enumerate(hashes) if key not in dev]
-    return train, [i for i, key in enumerate(hashes) if key in dev]
+    is_dev, _ = split_by_hash(texts, classes)
+    return np.flatnonzero(~is_dev).tolist(), np.flatnonzero(is_dev).tolist()
+
+
+def split_by_hash(texts: Sequence[tuple[str, ...]], classes: Sequence[float] | None = None) -> tuple[np.ndarray, bool]:
+    """Returns which rows are dev [n], as `held_out` chooses them, and whether each class had to be given its share."""
+    hashes = np.fromiter(map(_text_hash, texts), f"S{BYTES}", len(texts))
+    tenth = min(round(HELD_OUT * len(texts)), MOST_HELD_OUT)
+    wanted_size = max(tenth, min(FEWEST_HELD_OUT, int(LARGEST_SHARE * len(texts))))
+    keys = np.sort(hashes)
+    # In the order of hashes, rows of equal text together, up to the text with which dev is as large as it should be.
+    is_dev = hashes <= keys[wanted_size - 1] if wanted_size else np.zeros(len(hashes), dtype=bool)
+    del keys
+    if classes is None or set(classes) == {label for label, dev in zip(classes, is_dev.tolist(), strict=True) if not dev}:
+        return is_dev, False
+    dev = _stratified([_text_hash(row) for row in texts], classes, wanted_size)
+    return np.fromiter((_text_hash(row) in dev for row in texts), bool, len(texts)), True
 
 
 def _stratified(hashes: Sequence[bytes], classes: Sequence[float], wanted_size: int) -> set[bytes]:

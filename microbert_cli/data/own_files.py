@@ -2,10 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from microbert_cli.data.examples import Examples, from_table, without_empty_rows
-from microbert_cli.data.held_out import held_out
+from microbert_cli.data.held_out import HELD_OUT, MOST_HELD_OUT, split_by_hash
 from microbert_cli.data.labels import (
     MOST_NUMBERED_CLASSES,
     and_more,
@@ -17,10 +20,12 @@ from microbert_cli.data.labels import (
 )
 from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tables import AS_SHOWN, Table, read_table
+from microbert_cli.data.tables.stored import StoredRows
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import CLASSES, Label, Task, load_task
 from microbert_cli.recipe.task_kinds import KindName, too_few_classes
 from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import atomic
 from microbert_cli.table_format import TABLE_FILES, TableFormat, format_option, name_of_files
 from microbert_cli.text import is_valid_text
 
@@ -80,30 +85,54 @@ def own_rows(task: Task, split: str, reporter: Reporter = SILENT, soft: SoftColu
     source = path or (task.files.train if split == "dev" else None)
     if source is None:
         raise _no_file(task, split)
-    form = task.files.format
-    table = read_table(source, form, reporter=reporter)
-    rows = from_table(table, task, split if path else "train", soft=soft, skip_empty=form.skip_empty, reporter=reporter)
+    rows = _whole(task, source, split if path else "train", reporter, soft)
     if path is None:
         if rows.labels is None:
             raise _no_dev_labels(source, task)
-        return rows.take(_train_and_dev(rows, source, task)[1])
+        return rows.take(np.flatnonzero(_dev_rows(rows, source, task)[0]))
     if split == "train":
         if task.files.dev is None:
-            train, dev = _train_and_dev(rows, source, task)
-            kept = "" if dev == held_out(rows.texts)[1] else "; every class keeps at least one row in train"
-            rows = rows.take(train)
+            is_dev, by_class = _dev_rows(rows, source, task)
+            kept = "; every class keeps at least one row in train" if by_class else ""
+            size = f", {MOST_HELD_OUT:,} rows instead of a tenth" if len(rows) > MOST_HELD_OUT / HELD_OUT else ""
+            rows = rows.take(np.flatnonzero(~is_dev))
             reporter.note(
-                f"task {task.name}: no dev file, so a part of {source.name} is held out: {len(rows)} rows remain{kept}"
+                f"task {task.name}: no dev file, so a part of {source.name} is held out{size}: {len(rows)} rows remain{kept}"
             )
         if rows.labels is not None:
             task.kind.check_training_labels(rows.labels, str(source))
     return rows
 
 
-def _train_and_dev(rows: Examples, path: Path, task: Task) -> tuple[list[int], list[int]]:
+_read: dict[str, tuple[Examples, list[tuple[np.ndarray, bool]]]] = {}  # the last large table, whose texts lie on the disk
+
+
+def _whole(task: Task, source: Path, split: str, reporter: Reporter, soft: SoftColumns | None) -> Examples:
+    """Reads all rows of a file; a large one that is asked for again, as train and as dev, is read once."""
+    assert task.files is not None
+    form = task.files.format
+    key = ""
+    with suppress(OSError):
+        facts = [str(source), atomic.file_stamp(source), split, form.model_dump(), task.text, task.allow_empty, repr(soft)]
+        key = atomic.digest([*facts, task.label.model_dump(mode="json")])
+    if key in _read:
+        return _read[key][0]
+    table = read_table(source, form, reporter=reporter)
+    rows = from_table(table, task, split, soft=soft, skip_empty=form.skip_empty, reporter=reporter)
+    if key and isinstance(rows.texts, StoredRows):
+        _read.clear()
+        _read[key] = rows, []
+    return rows
+
+
+def _dev_rows(rows: Examples, path: Path, task: Task) -> tuple[np.ndarray, bool]:
+    """Returns which rows of a training file are dev, and whether classes had to be given their shares."""
+    earlier = next((splits for whole, splits in _read.values() if whole is rows), [])
+    if earlier:
+        return earlier[0]
     classes = rows.labels if task.kind.exclusive else None
-    train, dev = held_out(rows.texts, classes)
-    if not train or not dev:
+    is_dev, by_class = split_by_hash(rows.texts, classes)
+    if is_dev.all() or not is_dev.any():
         distinct = len(set(rows.texts))
         few = f"{len(rows)} rows of {distinct} different texts are too few to hold some out as dev"
         if classes and distinct > 2:
@@ -115,7 +144,8 @@ def _train_and_dev(rows: Examples, path: Path, task: Task) -> tuple[list[int], l
             allowed="At least three different texts, and a class with two of them; far more for a score that means something.",
             fix="Add rows, or name a dev file: --dev-file FILE.",
         )
-    return train, dev
+    earlier.append((is_dev, by_class))
+    return is_dev, by_class
 
 
 def _labelled_table(task: Task, reporter: Reporter, soft: SoftColumns | None = None) -> Table:

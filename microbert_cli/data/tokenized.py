@@ -1,14 +1,16 @@
 """Rows as token ids, stored flat: one array of ids for all rows; only a batch is padded."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from microbert_cli.data.batching import batches_by_length
+from microbert_cli.data.encoded.flat import MANY_ROWS, Block, in_memory, on_disk
 from microbert_cli.data.examples import Examples
 from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.runs import atomic
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 
 ROWS_PER_CALL = 2048
+DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -159,22 +162,27 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int, kind: Tas
     """
     frame = special_token_parts(tokenizer, len(rows.texts[0]) if rows.texts else 1)
     room = max(0, max_length - sum(len(ids) for ids, _ in frame[::2]))
-    blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    truncated = 0
-    for columns in _token_columns(rows, tokenizer):
-        truncated += _cut_columns(columns, room)
-        blocks.append(_assemble(columns, frame))
-    ids, types, lengths = (list(arrays) for arrays in zip(*blocks, strict=True)) if blocks else ([], [], [])
-    with_types = "token_type_ids" in tokenizer.model_input_names
+    blocks = _blocks(rows, tokenizer, frame, room)
+    if len(rows) < MANY_ROWS:
+        flat = in_memory(blocks)
+    else:
+        facts = [rows.fingerprint, tokenizer_fingerprint(tokenizer), type(tokenizer).__name__, frame, max_length]
+        flat = on_disk(blocks, len(rows), atomic.digest(facts))
     return TokenizedExamples(
-        ids=np.concatenate(ids) if ids else np.empty(0, np.int32),
-        types=(np.concatenate(types) if types else np.empty(0, np.int8)) if with_types else None,
-        offsets=np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum(),
+        ids=flat.ids,
+        types=flat.types if "token_type_ids" in tokenizer.model_input_names else None,
+        offsets=flat.offsets,
         labels=kind.label_array(rows.labels) if kind and not kind.writes and rows.labels is not None else None,
         augmented=None if rows.augmented is None else np.asarray(rows.augmented, dtype=bool),
-        truncated=truncated,
+        truncated=flat.truncated,
         pad_left=tokenizer.padding_side == "left",
     )
+
+
+def _blocks(rows: Examples, tokenizer: Any, frame: "list[Part]", room: int) -> Iterator[Block]:
+    for columns in _token_columns(rows, tokenizer):
+        truncated = _cut_columns(columns, room)
+        yield Block(*_assemble(columns, frame), truncated)
 
 
 def distinct_rows(encoded: TokenizedExamples) -> tuple[np.ndarray, np.ndarray]:
@@ -182,19 +190,22 @@ def distinct_rows(encoded: TokenizedExamples) -> tuple[np.ndarray, np.ndarray]:
 
     Distinct rows are numbered from the longest to the shortest, so that in the teacher's cache rows of one batch lie together.
     """
-    ids, types = encoded.ids.tobytes(), b"" if encoded.types is None else encoded.types.tobytes()
-    width = encoded.ids.itemsize
-    slot_of: dict[bytes, int] = {}
-    slot = np.empty(len(encoded), dtype=np.int64)
-    first: list[int] = []
-    offsets = encoded.offsets.tolist()
-    for row, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-        slot[row] = slot_of.setdefault(ids[start * width : end * width] + types[start:end], len(first))
-        if slot[row] == len(first):
-            first.append(row)
-    firsts = np.asarray(first, dtype=np.int64)
-    order = np.argsort(-np.asarray(encoded.lengths)[firsts], kind="stable")
-    return np.argsort(order)[slot], firsts[order]
+    digests = np.fromiter(_row_digests(encoded), f"S{DIGEST_BYTES}", len(encoded))
+    _, first, number = np.unique(digests, return_index=True, return_inverse=True)
+    by_row = np.argsort(first)  # distinct rows in the order of their first occurrence
+    order = by_row[np.argsort(-np.asarray(encoded.lengths)[first[by_row]], kind="stable")]
+    return np.argsort(order)[number], first[order]
+
+
+def _row_digests(encoded: TokenizedExamples) -> Iterator[bytes]:
+    """Yields a digest of each row's ids and segments: of many rows a table of their bytes would fill the memory."""
+    ids, width = np.ascontiguousarray(encoded.ids).view(np.uint8).data, encoded.ids.itemsize
+    types = None if encoded.types is None else np.ascontiguousarray(encoded.types).view(np.uint8).data
+    for start, end in pairwise(encoded.offsets.tolist()):
+        digest = hashlib.blake2b(ids[start * width : end * width], digest_size=DIGEST_BYTES)
+        if types is not None:
+            digest.update(types[start:end])
+        yield digest.digest()
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -236,6 +247,8 @@ def _lengths(column: Column) -> np.ndarray:
 
 
 def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    if (backend := _plain_backend(tokenizer)) is not None:
+        return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
     ids: list[list[int]] = tokenizer(
         texts,
         add_special_tokens=False,
@@ -246,6 +259,25 @@ def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
         verbose=False,
     )["input_ids"]
     return ids
+
+
+def _plain_backend(tokenizer: Any) -> Any:
+    """Returns the `tokenizers.Tokenizer` that a tokenizer of transformers calls, set as it would set it; else None.
+
+    Asked directly it finds no offsets into the texts, which takes a fifth of its time, and none of transformers' lists of lists
+    of arguments, which take as much again.
+    """
+    if not type(tokenizer).__module__.startswith("transformers."):
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    if getattr(type(tokenizer), "_encode_plus", None) is not getattr(PreTrainedTokenizerFast, "_encode_plus", tokenizer):
+        return None
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
 
 
 def _truncate(pieces: tuple[list[int], ...], room: int) -> tuple[list[int], ...]:

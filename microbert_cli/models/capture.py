@@ -115,10 +115,10 @@ def forward_outputs(model: Any, batch: Mapping[str, Tensor], request: OutputRequ
     if request.logits:
         outputs.logits = output.logits
     if request.token_head:
-        outputs.token_head = partial(_vocabulary_logits, model)
+        outputs.token_head = partial(vocabulary_logits, model)
     if request.token_logits:
         chosen_Pd = output.last_hidden_state.flatten(0, 1)[batch["token_positions"]]
-        outputs.token_logits = _vocabulary_logits(model, chosen_Pd)
+        outputs.token_logits = vocabulary_logits(model, chosen_Pd)
     return outputs
 
 
@@ -276,7 +276,7 @@ def _attend(
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-def _vocabulary_logits(model: Any, chosen_Pd: Tensor) -> Tensor:
+def vocabulary_logits(model: Any, chosen_Pd: Tensor) -> Tensor:
     """Applies the masked-LM head to chosen positions alone, [P, V]: most of a small model's work is this product.
 
     Heads have no common name or shape (BERT one module, DistilBERT three, ELECTRA two), but each model's forward applies its

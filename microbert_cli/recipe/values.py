@@ -295,7 +295,7 @@ NEUTRAL_DEFAULTS: dict[str, dict[str, Any]] = {
     "evaluate": {"speed": None, "beams": 5, "length_penalty": 0.6},
     "export": {"embeddings": "int8", "speed": None, "formats": None},
     "initialise": {"neurons": "weights", "rows": 1024},
-    "augment": {"options": {}},
+    "augment": {"options": {}, "precision": "fp32"},
 }
 TRAINING_DEFAULTS: dict[str, Any] = {
     "freeze": [],

@@ -14,8 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from mbert_command import mbert, refused, works
 from tiny_folder import tiny_folder
+
+from microbert_cli.cli.main import COMMANDS, command_line
+from microbert_cli.cli.summaries import SUMMARIES
 
 ROOT = Path(__file__).resolve().parents[2]
 MBERT = [sys.executable, "-m", "microbert_cli"]
@@ -345,6 +349,24 @@ def test_a_student_loads_with_transformers_alone(home: Path) -> None:
 def test_an_option_that_is_a_key_of_the_recipe_is_explained(words: tuple[str, ...], key: str) -> None:
     error = refused(2, "M100", *words)
     assert f"--set {key}" in error["fix"]
+
+
+def test_summaries_of_the_help_are_those_of_the_commands() -> None:
+    commands = typer.main.get_command(command_line(COMMANDS)).commands  # type: ignore[attr-defined]
+    assert list(SUMMARIES.items()) == [(name, command.short_help) for name, command in commands.items()]
+
+
+def test_the_list_of_commands_loads_none() -> None:
+    code = (
+        "import sys; sys.argv = ['mbert', '--help']\n"
+        "from microbert_cli.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as leaving:\n    assert leaving.code == 0\n"
+        "ours = {name for name in sys.modules if name.startswith('microbert_cli.')}\n"
+        "assert not [name for name in ours if name.split('.')[1] not in ('cli', 'runs') and name.count('.') > 1], ours\n"
+        "assert 'pydantic' not in sys.modules and 'microbert_cli.cli.run' not in ours"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_summaries_of_the_help_are_whole() -> None:

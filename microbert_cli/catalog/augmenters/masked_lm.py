@@ -15,7 +15,9 @@ logit, which depend on the batch, cannot change it. Where the K-th and the next 
 query is asked again alone, and equal logits go by token id: the answer is the same whatever batch the query came in.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 title = "Words a masked language model puts in the slot"
 needs = {"masked_lm"}
 MIN_MARGIN = 2e-4  # in logits; float32 batches differ by about 1e-5
-MAX_CACHED = 50_000  # answers kept
+MAX_CACHED = 1_000_000  # answers kept, of which each takes some 200 bytes: an answer asked for twice costs a pass of the model
 TOKENS_PER_QUERY = 128  # tokens per query that `batch_size` is meant for; longer queries go in smaller batches
 
 
@@ -61,7 +63,7 @@ class Augmenter:
         assert tools.masked_lm is not None
         self._tools, self._spelling, self._ask_model = tools, tools.spelling, tools.masked_lm
         self._frame = frame(tools.tokenizer, pair=tools.query == "with-original")
-        self._memo: dict[Query, list[str]] = {}
+        self._memo: dict[bytes, bytes] = {}
 
     def serves(self, word: str) -> bool:
         """Whether the word is exactly one piece."""
@@ -70,11 +72,14 @@ class Augmenter:
     def candidates(self, slots: Sequence[Slot]) -> list[list[str]]:
         """Returns the K likeliest words at each slot, ordered by token id."""
         queries = [self.query(slot) for slot in slots]
+        digests = [_digest(query) for query in queries]
         if len(self._memo) > MAX_CACHED:
             self._memo.clear()
-        for batch in self._batches(sorted(set(queries) - self._memo.keys(), key=lambda query: (len(query.ids), query))):
-            self._memo.update(zip(batch, map(self._words, self._top(batch)), strict=True))
-        return [self._memo[query] for query in queries]
+        new = {query for query, digest in zip(queries, digests, strict=True) if digest not in self._memo}
+        for batch in self._batches(sorted(new, key=lambda query: (len(query.ids), query))):
+            tops = (array("i", ids).tobytes() for ids in self._top(batch))
+            self._memo.update(zip(map(_digest, batch), tops, strict=True))
+        return [self._words(array("i", self._memo[digest]).tolist()) for digest in digests]
 
     def query(self, slot: Slot) -> Query:
         """Returns the model's input for a slot."""
@@ -148,6 +153,11 @@ class Augmenter:
         vocabulary = self._spelling.words
         words = (vocabulary[i] for i in sorted(ids) if i < len(vocabulary))
         return [word for word in words if word is not None]
+
+
+def _digest(query: Query) -> bytes:
+    """Returns what an answer is kept by: a digest, since the queries of a million answers would take a gigabyte."""
+    return blake2b(array("i", (query.mask, *query.ids)).tobytes() + bytes(query.segments), digest_size=16).digest()
 
 
 def frame(tokenizer: object, *, pair: bool) -> Frame:

@@ -30,6 +30,10 @@ def read_table(path: Path, form: TableFormat = AS_SHOWN, *, skip_broken_rows: in
     """
     if path.is_dir():
         return read_saved_folder(path)
+    from microbert_cli.data.tables.streamed import read_large  # loads numpy
+
+    if large := read_large(path, form, skip_broken_rows=skip_broken_rows, reporter=reporter):
+        return large
     data, suffix = read_bytes(path)
     if suffix in (".parquet", ".pq"):
         return read_parquet(path, data)

@@ -30,7 +30,7 @@ def read_objects(path: Path, text: str, *, skip_empty: bool = False) -> Table:
     names = tuple(dict.fromkeys(name for row in objects for name in row))
     table = Table(str(path), names, lines, lambda name: [row.get(name) for row in objects], unit=unit)
 
-    def read(name: str) -> list[Any]:
+    def read(name: str) -> Sequence[Any]:
         lacking = [i for i, row in enumerate(objects) if name not in row]
         if lacking and not skip_empty:
             raise _not_json(

@@ -25,7 +25,7 @@ class Table:
     place: str
     names: tuple[str, ...]
     lines: Sequence[int]
-    read: Callable[[str], list[Any]]
+    read: Callable[[str], Sequence[Any]]
     unit: str = "line"
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     header_line: int | None = None
@@ -43,7 +43,9 @@ class Table:
 
     def take(self, rows: Sequence[int]) -> "Table":
         """The table of these rows alone."""
-        return replace(self, lines=[self.lines[row] for row in rows], read=lambda name: _at(self.read(name), rows))
+        from microbert_cli.data.tables.stored import taken  # loads numpy
+
+        return replace(self, lines=[self.lines[row] for row in rows], read=lambda name: taken(self.read(name), rows))
 
     def find(self, column: str | int | Sequence[str]) -> str | None:
         """The name of a column given by name, by position, or by several names, the first that is there; else None."""
@@ -52,7 +54,7 @@ class Table:
         candidates = [column] if isinstance(column, str) else column
         return next((name for name in candidates if name in self.names), None)
 
-    def column(self, column: str | int | Sequence[str]) -> list[Any]:
+    def column(self, column: str | int | Sequence[str]) -> Sequence[Any]:
         """The values of a column; raises M253 with the columns that there are, M356 where two of them have that name."""
         return self.read(self.check_column(column, fix=NAME_COLUMNS))
 
@@ -93,10 +95,6 @@ class Table:
         others = [i for i, cells in enumerate(columns) if i != text and cells and any(cells)]
         label = f" --label {min(others, key=lambda i: len(set(columns[i])))}" if others else ""
         return f"If it has no header: {format_option('header', 'false')} --text {text}{label}."
-
-
-def _at(values: list[Any], rows: Sequence[int]) -> list[Any]:
-    return [values[row] for row in rows]
 
 
 def rows_location(place: str, unit: str, lines: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from microbert_cli.augmentation.algorithm import DatasetAugmenter, concatenate, 
 from microbert_cli.augmentation.word_vectors import load_word_table
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import load_augmented, write_augmented
-from microbert_cli.data.task_data import load_task_data
+from microbert_cli.data.task_data import TaskData, load_task_data
 from microbert_cli.models.device import pick_device
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.registry import Catalog
@@ -58,13 +58,16 @@ def run(
         if work.done:
             return up_to_date(STAGE.name, out)
         loaded = load_model(masked_lm, "masked-lm", where="augment.masked_lm") if masked_lm else None
+        model = None
         if loaded:
+            assert masked_lm is not None
             loaded.model.to(pick_device(recipe.device)).eval()
+            model = _int8_copy(recipe, loaded, masked_lm, data, reporter) or loaded.model
         table = load_word_table(vectors, limit=recipe.vectors.limit, reporter=reporter) if vectors else None
         driver = DatasetAugmenter(
             data.rows["train"],
             tokenizer=loaded and loaded.tokenizer,
-            masked_lm_model=loaded and loaded.model,
+            masked_lm_model=model,
             vectors=table,
             settings=settings_of(recipe),
             dev=data.rows.get("dev"),
@@ -100,6 +103,19 @@ def run(
             data=data.facts(),
             seeds=[recipe.seed],
         )
+
+
+def _int8_copy(recipe: Recipe, loaded: Any, source: str, data: TaskData, reporter: Reporter) -> Any:
+    """Returns the masked language model as an int8 copy, where the recipe asks for it and it runs on a CPU; else None."""
+    if recipe.augment.precision != "int8":
+        return None
+    if loaded.model.device.type != "cpu":
+        reporter.note("augment.precision: int8 is for CPUs; the masked language model answers in float32 on this device")
+        return None
+    from microbert_cli.augmentation.int8_masked_lm import Int8MaskedLm
+
+    weights = str(manifest.identify(source))
+    return Int8MaskedLm(loaded.model, loaded.tokenizer, weights=weights, rows=data.rows["train"], reporter=reporter)
 
 
 class _ShardWriter:

@@ -1,0 +1,1 @@
+"""Token ids of many rows: in memory, or in files of the cache."""

@@ -1,0 +1,140 @@
+"""Large tables of text: read a row at a time into columns on the disk, which the cache keeps.
+
+Only a table that is whole is read so. Where anything is wrong with it, or of another form, it is read whole, in memory, which
+says what is wrong and in which line: there is one place for errors.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from microbert_cli.data.tables.content import check_format, utf16_without_mark
+from microbert_cli.data.tables.delimited import Row, delimited_rows, head_of, rectangular
+from microbert_cli.data.tables.stored import ROWS_AT_ONCE, ColumnWriter, StoredColumn, mapped
+from microbert_cli.data.tables.table import Table
+from microbert_cli.errors import MbertError
+from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.runs import atomic, cache
+from microbert_cli.table_format import TableFormat
+
+KIND = "tables"
+LARGE_BYTES = 2**24  # from here on a file goes to the disk in columns; smaller ones are as quick, and small, in memory
+CACHE_BYTES = 2**34  # of all tables in the cache
+FORMAT = 1  # of the files in an entry
+SUFFIXES = (".csv", ".tsv", ".tab")
+UTF8 = ("utf-8", "utf8", "utf-8-sig")
+
+
+def read_large(path: Path, form: TableFormat, *, skip_broken_rows: int = 0, reporter: Reporter = SILENT) -> Table | None:
+    """Returns a large CSV or TSV file as a table whose cells are on the disk; None for one that has to be read whole."""
+    encoding = (form.encoding or UTF8[0]).lower().replace("_", "-")
+    with suppress(OSError):
+        if path.suffix.lower() in SUFFIXES and encoding in UTF8 and path.stat().st_size >= LARGE_BYTES:
+            return _from_cache(path, form, skip_broken_rows, reporter)
+    return None
+
+
+def _from_cache(path: Path, form: TableFormat, skip_broken_rows: int, reporter: Reporter) -> Table | None:
+    if not cache.is_writable() or cache.free_bytes() < 3 * path.stat().st_size:
+        return None
+    facts = {"format": FORMAT, "path": str(path), "form": form.model_dump(), "skip": skip_broken_rows}
+    key = atomic.digest({**facts, "sha256": cache.remembered_digest(path)})
+    try:
+        with cache.entry(KIND, key, reporter=reporter) as (folder, ready):
+            if not ready:
+                _write(path, form, skip_broken_rows, folder)
+            cache.evict(KIND, CACHE_BYTES, keep=key)
+            return _open(path, folder, reporter)
+    except (MbertError, UnicodeError, csv.Error):
+        return None  # read whole, it is an error that names the line
+
+
+def _write(path: Path, form: TableFormat, skip_broken_rows: int, folder: Path) -> None:
+    notes = _Notes()
+    with path.open("rb") as data:
+        start = data.read(4096)
+        check_format(start, path)
+    head = head_of(_lines(path, "\n"))
+    if utf16_without_mark(start) or head.startswith("\ufeff"):
+        raise UnicodeError("not plain UTF-8")
+    rows = delimited_rows(path, lambda newline: _lines(path, newline), head, path.suffix.lower(), form, reporter=notes)
+    body = _StoredBody(folder)
+    table = rectangular(path, rows.rows, form.header, skip_broken_rows, rows.delimiter, notes, body)
+    facts = {"names": table.names, "header_line": table.header_line, "notes": notes.notes}
+    atomic.write_text(folder / "table.json", json.dumps(facts))
+
+
+def _open(path: Path, folder: Path, reporter: Reporter) -> Table:
+    facts = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    for once, text in facts["notes"]:
+        (reporter.note_once if once else reporter.warn)(text)
+    names, lines = tuple(facts["names"]), mapped(folder / "lines", "<i8")
+    if len(lines) and int(lines[-1]) - int(lines[0]) == len(lines) - 1:  # they only ever grow
+        lines = range(int(lines[0]), int(lines[-1]) + 1)  # type: ignore[assignment]
+    positions = {name: number for number, name in enumerate(names)}
+    columns: dict[str, StoredColumn] = {}
+
+    def read(name: str) -> StoredColumn:
+        if name not in columns:
+            columns[name] = StoredColumn(folder, str(positions[name]))
+        return columns[name]
+
+    return Table(str(path), names, lines, read, header_line=facts["header_line"])  # type: ignore[arg-type]
+
+
+def _lines(path: Path, newline: str) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig", newline=newline) as file:
+        yield from file
+
+
+class _StoredBody:
+    """Receives the rows of a table, and writes them as columns."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._block: list[Row] = []
+        self._columns: list[ColumnWriter] = []
+        self._numbers = (folder / "lines").open("wb")
+        self.count = 0
+
+    def begin(self, width: int) -> None:
+        """Opens the columns."""
+        self._columns = [ColumnWriter(self._folder, str(number)) for number in range(width)]
+
+    def add(self, line: int, cells: list[str]) -> None:
+        """Adds a row, whose cells beyond the columns are dropped, and whose missing ones are empty."""
+        self._block.append((line, cells))
+        self.count += 1
+        if len(self._block) == ROWS_AT_ONCE:
+            self._flush()
+
+    def finish(self) -> tuple[Sequence[int], Callable[[int], Sequence[str]]]:
+        """Closes the files."""
+        self._flush()
+        for column in self._columns:
+            column.close()
+        self._numbers.close()
+        return range(self.count), lambda _: ()
+
+    def _flush(self) -> None:
+        self._numbers.write(np.fromiter((line for line, _ in self._block), "<i8", len(self._block)).tobytes())
+        for number, column in enumerate(self._columns):
+            column.write([cells[number] if number < len(cells) else "" for _, cells in self._block])
+        self._block = []
+
+
+class _Notes(Reporter):
+    """Keeps what is noted of a table, to be said again each time that it is read."""
+
+    def __init__(self) -> None:
+        self.notes: list[tuple[bool, str]] = []
+
+    def note_once(self, text: str) -> None:
+        self.notes.append((True, text))
+
+    def warn(self, text: str) -> None:
+        self.notes.append((False, text))
