@@ -10,6 +10,7 @@ import numpy as np
 
 from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.examples import Examples
+from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.runs import atomic
 
@@ -50,6 +51,15 @@ class TokenizedExamples:
     def lengths(self) -> np.ndarray:
         """Returns the number of tokens of each row."""
         return np.diff(self.offsets)
+
+    @property
+    def windows(self) -> "TokenizedExamples":
+        """Returns what a model reads at once as rows: the rows themselves; see `data.windows` for others."""
+        return self
+
+    def pooled(self, logits: np.ndarray) -> np.ndarray:
+        """Returns logits of rows by those of `windows`."""
+        return logits
 
     def distinct_ids(self, pad_id: int | None) -> np.ndarray:
         """Returns the token ids that occur in a batch of these rows, the padding's among them, in ascending order."""
@@ -141,8 +151,17 @@ class CascadeExamples(TokenizedExamples):
 
 
 def for_cascade(small: TokenizedExamples, big: TokenizedExamples, pad_id: int | None) -> CascadeExamples:
-    """Returns the rows of a cascade: those of both tokenizers, in the same order."""
+    """Returns the rows of a cascade: those of both tokenizers, in the same order; raises M482 for windows of rows."""
+    if small.windows is not small or big.windows is not big:
+        raise no_windows("a cascade", "Two models that read the beginning of a long text.", "--set data.windows=none")
     return CascadeExamples(**vars(small), big=big, big_pad_id=pad_id)
+
+
+def no_windows(what: str, allowed: str, fix: str) -> MbertError:
+    """Returns the error for long texts in windows where there can be none."""
+    return MbertError(
+        "M482", f"long texts are to be read in windows, and {what} does not", where="data.windows", allowed=allowed, fix=fix
+    )
 
 
 def _pad(flat: np.ndarray, positions: np.ndarray, real: np.ndarray, fill: int) -> np.ndarray:
@@ -159,20 +178,30 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int, kind: Tas
     """
     frame = special_token_parts(tokenizer, len(rows.texts[0]) if rows.texts else 1)
     room = max(0, max_length - sum(len(ids) for ids, _ in frame[::2]))
-    blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    blocks: list[Block] = []
     truncated = 0
-    for columns in _token_columns(rows, tokenizer):
+    for columns in token_columns(rows, tokenizer):
         truncated += _cut_columns(columns, room)
-        blocks.append(_assemble(columns, frame))
+        blocks.append(assemble_rows(columns, frame))
+    return replace(
+        joined_examples(blocks, tokenizer),
+        labels=kind.label_array(rows.labels) if kind and not kind.writes and rows.labels is not None else None,
+        augmented=None if rows.augmented is None else np.asarray(rows.augmented, dtype=bool),
+        truncated=truncated,
+    )
+
+
+Block = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def joined_examples(blocks: Sequence[Block], tokenizer: Any) -> TokenizedExamples:
+    """Returns the rows of several `assemble_rows` as one set, without labels."""
     ids, types, lengths = (list(arrays) for arrays in zip(*blocks, strict=True)) if blocks else ([], [], [])
     with_types = "token_type_ids" in tokenizer.model_input_names
     return TokenizedExamples(
         ids=np.concatenate(ids) if ids else np.empty(0, np.int32),
         types=(np.concatenate(types) if types else np.empty(0, np.int8)) if with_types else None,
         offsets=np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum(),
-        labels=kind.label_array(rows.labels) if kind and not kind.writes and rows.labels is not None else None,
-        augmented=None if rows.augmented is None else np.asarray(rows.augmented, dtype=bool),
-        truncated=truncated,
         pad_left=tokenizer.padding_side == "left",
     )
 
@@ -210,11 +239,11 @@ Column = list[list[int]]  # the token ids of one text of each row
 
 def token_ids(rows: Examples, tokenizer: Any) -> Iterable[tuple[list[int], ...]]:
     """Yields the token ids of each row's texts, without special tokens and not truncated."""
-    for columns in _token_columns(rows, tokenizer):
+    for columns in token_columns(rows, tokenizer):
         yield from zip(*columns, strict=True)
 
 
-def _token_columns(rows: Examples, tokenizer: Any) -> Iterable[list[Column]]:
+def token_columns(rows: Examples, tokenizer: Any) -> Iterable[list[Column]]:
     """Yields the token ids of some rows at a time, a column a text, without special tokens and not truncated."""
     for start in range(0, len(rows.texts), ROWS_PER_CALL):
         columns = zip(*rows.texts[start : start + ROWS_PER_CALL], strict=True)
@@ -286,7 +315,7 @@ def special_token_parts(tokenizer: Any, texts: int) -> list[Part]:
     return frame
 
 
-def _assemble(columns: list[Column], frame: list[Part]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def assemble_rows(columns: list[Column], frame: list[Part]) -> Block:
     """Returns ids int32 and segments int8 of whole rows, one behind the other, and the rows' lengths int64 [n]."""
     text_lengths = [_lengths(column) for column in columns]
     lengths = np.sum(text_lengths, axis=0) + sum(len(special) for special, _ in frame[::2])

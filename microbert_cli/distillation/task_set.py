@@ -19,6 +19,7 @@ from microbert_cli.models.capture import Batch, OptionalTeacherFunction, OutputR
 from microbert_cli.models.exits.answers import ExitLogits
 from microbert_cli.models.exits.build import ExitSettings, add_exits, exit_ends, has_exits
 from microbert_cli.models.load import LoadedModel
+from microbert_cli.models.windows.settings import mark_windows
 from microbert_cli.recipe.phase_data import ANSWERS, AUGMENTED, SELECTED_BY, needs_model, phase_split
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
@@ -100,6 +101,12 @@ class TaskSet:
         return add_exits(
             loaded, ExitSettings(**self.recipe.early_exit.model_dump()), seed=seed, spread=scale.std if scale else None
         )
+
+    def with_windows(self, loaded: LoadedModel) -> LoadedModel:
+        """Returns a student whose configuration says how it reads long texts; that of several tasks reads their beginning."""
+        config = loaded.model.config
+        mark_windows(config, None if self.is_multitask else self.tasks[0].data.windows_for(config, where="student"))
+        return loaded
 
     def score_exits(self, model: Any, loaded: LoadedModel) -> dict[str, dict[str, float]]:
         """Returns the dev scores of a student if all rows left at one exit, by its layer; none without exits."""

@@ -9,6 +9,7 @@ from microbert_cli.models import factory
 from microbert_cli.models.device import choose_precision, pick_device
 from microbert_cli.models.load import count_all_parameters
 from microbert_cli.models.save import save_model
+from microbert_cli.models.windows.settings import mark_windows
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
@@ -90,6 +91,7 @@ class _Trainer:
         loaded = factory.classifier(
             self.model, self.catalog, task=self.data.task, seed=seed, tokenizer=self.tokenizer, where="finetune.model"
         )
+        mark_windows(loaded.model.config, self.data.windows_for(loaded.model.config, where="finetune.model"))
         rows = self.data.encode("train", loaded, where="finetune.model")
         device = pick_device(self.recipe.device)
         precision = choose_precision(device, **self.recipe.numerics())
