@@ -168,7 +168,9 @@ def test_a_configuration_says_how_long_texts_are_read() -> None:
     assert FIELD not in config.to_dict()
 
 
-@pytest.mark.parametrize("entry", ["mean", {"pool": "sum", "max_length": 8, "stride": 2}, {"pool": "max", "max_length": 8}, [1]])
+@pytest.mark.parametrize(
+    "entry", ["mean", {"pool": "sum", "max_length": 8, "stride": 2}, {"pool": "max", "max_length": 8}, [1]]
+)
 def test_an_entry_that_is_none_is_refused(entry: Any) -> None:
     from transformers import BertConfig
 
