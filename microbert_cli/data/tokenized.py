@@ -160,7 +160,11 @@ def for_cascade(small: TokenizedExamples, big: TokenizedExamples, pad_id: int | 
 def no_windows(what: str, allowed: str, fix: str) -> MbertError:
     """Returns the error for long texts in windows where there can be none."""
     return MbertError(
-        "M482", f"long texts are to be read in windows, and {what} reads their beginning", where="data.windows", allowed=allowed, fix=fix
+        "M482",
+        f"long texts are to be read in windows, and {what} reads their beginning",
+        where="data.windows",
+        allowed=allowed,
+        fix=fix,
     )
 
 

@@ -102,3 +102,137 @@ def test_a_student_learns_from_windows_of_its_teacher() -> None:
     # The cache holds answers of windows; without it the student is the same.
     works(*DISTIL, "--teacher", "teacher", *WINDOWS, *BRIEF, "--set", "cache.teacher=off", "-o", "uncached")
     assert metrics_of("uncached")["dev"] == pytest.approx(metrics_of("student")["dev"], abs=1e-5)
+
+
+def transfer(*more: str) -> tuple[str, ...]:
+    Path("texts.txt").write_text("\n".join(text for text, _ in rows(12, 7)) + "\na lovely boat\n", encoding="utf-8")
+    return (*WINDOWS, *BRIEF, "--set", "data.transfer_file=texts.txt", "--set", "phases.distillation.losses.hard_label=0",
+            "--set", "phases.distillation.data=transfer", *more)  # fmt: skip
+
+
+def test_every_window_of_an_unlabelled_text_is_a_row() -> None:
+    each = works(*DISTIL, "--teacher", "teacher", *transfer(), "-o", "windows-as-rows")
+    assert "13 rows are 37 windows" in each.err
+    tiny_bert("strange", kind="encoder", vocab=("market", "boat", "dreary", "lovely"), dropout=0.0)
+    works("finetune", "--model", "strange", *WINDOWS, "--set", "finetune.steps=2", "-o", "other-tokens")
+    other = (*DISTIL[:1], "--student", "teacher", *DISTIL[3:], "--teacher", "other-tokens", *transfer())
+    error = refused(6, "M484", *other, "-o", "other")
+    # Whole texts are rows of both, however many windows each of them makes of one.
+    works(*other, *error["fix"].split(), "-o", "whole-texts")
+
+
+@pytest.mark.parametrize("key", ["data.windows=mean", "data.transfer_windows=true"])
+def test_a_run_of_several_tasks_has_no_windows(key: str) -> None:
+    tiny_glue("glue", ["sst2", "rte"], rows=16)
+    words = ("task-distill", "--data", "glue", "--set", 'tasks=["sst2", "rte"]', "--set", "teachers.sst2=teacher",
+             "--student", "bert-1x16")  # fmt: skip
+    refused(6, "M483", *words, "--set", key, "-o", "several")
+
+
+def test_a_cascade_has_no_windows() -> None:
+    refused(6, "M482", "cascade", "teacher", "teacher", *OWN, *SIZES, "-o", "two")
+    tiny_bert("short", labels=("high", "low"))
+    error = refused(6, "M482", "cascade", "short", "short", *WINDOWS, "-o", "two")
+    assert error["fix"] == "--set data.windows=none"
+
+
+def test_a_model_that_writes_has_no_windows() -> None:
+    texts = [{"source": "the boat", "target": "the lamp"}] * 4
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
+    words = ("--train-file", "pairs.jsonl", "--dev-file", "pairs.jsonl", "--set", "data.kind=text_generation", "--text", "source",
+             "--label", "target")  # fmt: skip
+    refused(6, "M482", "finetune", "--model", "base", *words, "--set", "data.windows=mean", "-o", "writer")
+
+
+def test_a_loss_of_layers_and_logits_has_no_windows() -> None:
+    words = ("task-distill", "--student", "bert-1x16", "--set", "method=microbert", "--set", "teacher.allow_weak=true",
+             "--teacher", "teacher", *WINDOWS)  # fmt: skip
+    error = refused(6, "M485", *words, "-o", "judged")
+    assert error["where"] == "phases.all.losses.discriminator"
+
+
+def test_a_stride_that_fills_a_window_is_refused() -> None:
+    error = refused(6, "M481", "finetune", "--model", "base", *WINDOWS, "--set", "data.stride=10", "-o", "stuck")
+    works("finetune", "--model", "base", *WINDOWS, "--set", "finetune.steps=1", *error["fix"].split(), "-o", "moved")
+
+
+RECIPE = f"""
+base = "base"
+student = "bert-1x16"
+method = "kd"
+stages = ["finetune", "task-distill"]
+[data]
+train_file = "train.tsv"
+dev_file = "dev.tsv"
+text = "text"
+label = "stars"
+max_length = {LENGTH}
+[teacher]
+allow_weak = true
+[finetune]
+steps = 4
+[phases.distillation]
+epochs = 1.0
+batch_size = 16
+"""
+
+
+def test_a_plan_counts_windows_and_the_doctor_says_what_they_cost() -> None:
+    Path("long.toml").write_text(RECIPE, encoding="utf-8")
+    cut, windows = (mbert("plan", "long.toml", "--set", f"data.windows={how}", "--json").json for how in ("none", "mean"))
+    assert [stage["steps"] for stage in windows["stages"]] == [stage["steps"] for stage in cut["stages"]]
+    ratios = [there["tokens"] / here["tokens"] for here, there in zip(cut["stages"], windows["stages"], strict=True)]
+    assert ratios == pytest.approx([3.0, 3.0], rel=0.01)  # 24 words are windows of 12, 12 and 10 tokens
+    done = mbert("doctor", "long.toml")
+    assert "96 of 96 training rows are cut to 12 tokens (100.0%)" in done.out
+    assert "in windows, at 3.0 times the tokens: --set data.windows=mean" in done.out
+    done = mbert("doctor", "long.toml", "--set", "data.windows=mean")
+    assert "96 of 96 training rows are longer than 12 tokens (100.0%); all are 288 windows, 3.0 times the tokens" in done.out
+
+
+VARIANTS = {
+    "exits": ("--set", "method=fastbert", "--set", "phases.branches.steps=4"),
+    "experts": ("--student", "bert-1x16", "--set", "method=kd", *BRIEF, "--set", "moe.side=student", "--set", "moe.layers=all"),
+    "pruned": ("--student", "bert-1x16x8", "--set", "method=kd", *BRIEF, "--set", "init=teacher",
+               "--set", "phases.distillation.prune.every=1"),
+    "by sensitivity": ("--student", "bert-1x16x24", "--set", "method=kd", *BRIEF, "--set", "initialise.by=teacher-slice",
+                       "--set", "initialise.neurons=sensitivity"),
+    "by layers": ("--student", "bert-2x16", "--set", "method=tinybert", "--set", "phases.intermediate.steps=2",
+                  "--set", "phases.prediction.steps=2"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_students_read_windows_too(variant: str) -> None:
+    out = variant.replace(" ", "-")
+    works("task-distill", "--teacher", "teacher", "--set", "teacher.allow_weak=true", *WINDOWS, *VARIANTS[variant], "-o", out)
+    model = out
+    if variant == "experts":
+        works("extract", out, *OWN, "-o", "plain")
+        model = "plain"
+    if variant == "exits":
+        works("export", out, *OWN, "--set", "export.int8=false", "--set", "export.optimize=false", "--set", "export.speed=0.5",
+              "-o", "left-early")  # fmt: skip
+        texts = [(text,) for text, _ in rows(6, 3)]
+        by_torch, by_onnx = api.predict(model=out, texts=texts, speed=0.5), api.predict(model="left-early", texts=texts)
+        scores = [[answer["score"] for answer in answers] for answers in (by_torch, by_onnx)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    assert config_of(model)["mbert_windows"] == config_of("teacher")["mbert_windows"]
+    works("evaluate", model, *OWN, "-o", f"{out}-scores")
+    assert metrics_of(f"{out}-scores")["dev"]["accuracy"] == pytest.approx(metrics_of(out)["dev"]["accuracy"], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["bert-2x16x32", "bi-1x16x32"])
+def test_pairs_are_windows_of_the_second_text(student: str) -> None:
+    tiny_glue("glue", ["mrpc"], rows=24)
+    task = ("--task", "mrpc", "--data", "glue")
+    words = (*task, "--set", "data.max_length=18", "--set", "data.windows=mean", "--set", "data.stride=2")
+    if not Path("of-pairs").exists():
+        works("finetune", "--model", "base", *words, "--set", "finetune.steps=2", "-o", "of-pairs")
+    works("task-distill", "--teacher", "of-pairs", "--student", student, *DISTIL[3:], *words, *BRIEF, "-o", student)
+    works("export", student, *task, "--set", "export.int8=false", "--set", "export.optimize=false", "-o", f"{student}-file")
+    texts = [(" ".join(FILL), " ".join(FILL * 3)), ("a lovely boat", "the lamp")]
+    by_torch, by_onnx = (api.predict(model=name, texts=texts) for name in (student, f"{student}-file"))
+    assert [answer["score"] for answer in by_torch] == pytest.approx([answer["score"] for answer in by_onnx], abs=1e-4)
