@@ -80,6 +80,7 @@ def test_windows_see_what_is_cut() -> None:
     assert metrics_of("whole")["dev"] == pytest.approx(metrics_of("teacher")["dev"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_predictions_of_a_model_and_of_its_export_are_the_same() -> None:
     works("export", "teacher", *OWN, "--set", "export.optimize=false", "-o", "exported")
     assert config_of("exported")["mbert_windows"] == config_of("teacher")["mbert_windows"]
@@ -139,8 +140,8 @@ def test_a_cascade_has_no_windows() -> None:
 def test_a_model_that_writes_has_no_windows() -> None:
     texts = [{"source": "the boat", "target": "the lamp"}] * 4
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
-    words = ("--train-file", "pairs.jsonl", "--dev-file", "pairs.jsonl", "--set", "data.kind=text_generation", "--text", "source",
-             "--label", "target")  # fmt: skip
+    words = ("--train-file", "pairs.jsonl", "--dev-file", "pairs.jsonl", "--text", "source", "--label", "target",
+             "--set", "data.kind=text_generation")  # fmt: skip
     refused(6, "M482", "finetune", "--model", "base", *words, "--set", "data.windows=mean", "-o", "writer")
 
 
@@ -177,6 +178,7 @@ batch_size = 16
 """
 
 
+@pytest.mark.slow
 def test_a_plan_counts_windows_and_the_doctor_says_what_they_cost() -> None:
     Path("long.toml").write_text(RECIPE, encoding="utf-8")
     cut, windows = (mbert("plan", "long.toml", "--set", f"data.windows={how}", "--json").json for how in ("none", "mean"))
@@ -214,10 +216,10 @@ def test_other_students_read_windows_too(variant: str) -> None:
     if variant == "exits":
         works("export", out, *OWN, "--set", "export.int8=false", "--set", "export.optimize=false", "--set", "export.speed=0.5",
               "-o", "left-early")  # fmt: skip
-        texts = [(text,) for text, _ in rows(6, 3)]
-        by_torch, by_onnx = api.predict(model=out, texts=texts, speed=0.5), api.predict(model="left-early", texts=texts)
-        scores = [[answer["score"] for answer in answers] for answers in (by_torch, by_onnx)]
-        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+        words = (*(text for text, _ in rows(6, 3)), "--speed", "0.5", "--json")
+        answers = [works("predict", model, *words).out.splitlines() for model in (out, "left-early")]
+        by_torch, by_onnx = ([json.loads(line)["score"] for line in lines] for lines in answers)
+        assert by_torch == pytest.approx(by_onnx, abs=1e-4)
     assert config_of(model)["mbert_windows"] == config_of("teacher")["mbert_windows"]
     works("evaluate", model, *OWN, "-o", f"{out}-scores")
     assert metrics_of(f"{out}-scores")["dev"]["accuracy"] == pytest.approx(metrics_of(out)["dev"]["accuracy"], abs=1e-6)
