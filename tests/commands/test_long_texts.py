@@ -150,6 +150,9 @@ def test_a_loss_of_layers_and_logits_has_no_windows() -> None:
              "--teacher", "teacher", *WINDOWS)  # fmt: skip
     error = refused(6, "M485", *words, "-o", "judged")
     assert error["where"] == "phases.all.losses.discriminator"
+    assert error["fix"].endswith("--set phases.all.losses.discriminator.input=cls")
+    brief = ("--set", "phases.alignment.steps=1", "--set", "phases.all.steps=2")
+    works(*words, *brief, "--set", "phases.all.losses.discriminator.input=cls", "-o", "judged")
 
 
 def test_a_stride_that_fills_a_window_is_refused() -> None:
