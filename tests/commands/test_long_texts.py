@@ -84,6 +84,8 @@ def test_windows_see_what_is_cut() -> None:
 def test_predictions_of_a_model_and_of_its_export_are_the_same() -> None:
     works("export", "teacher", *OWN, "--set", "export.optimize=false", "-o", "exported")
     assert config_of("exported")["mbert_windows"] == config_of("teacher")["mbert_windows"]
+    card = Path("exported", "README.md").read_text(encoding="utf-8")
+    assert f"Texts of more than {LENGTH} tokens are read in windows" in card and "by the max of their logits" in card
     texts = [text for text, _ in rows(8, 2)] + ["a lovely boat"]
     by_torch, by_onnx = (api.predict(model=name, texts=[(text,) for text in texts]) for name in ("teacher", "exported"))
     for torch_answer, onnx_answer in zip(by_torch, by_onnx, strict=True):

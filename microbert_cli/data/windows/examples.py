@@ -137,7 +137,8 @@ def check_stride(settings: WindowSettings, room: int, texts: int) -> None:
 
 def _pieces(columns: list[Column], room: int, stride: int) -> tuple[list[Column], list[int], int]:
     """Returns the texts of every window, a column a text, how many windows each row has, and how many first texts are cut."""
-    heads, tails = columns if len(columns) > 1 else ([[]] * len(columns[0]), columns[0])
+    tails = columns[-1]
+    heads: Column = columns[0] if len(columns) > 1 else [[]] * len(tails)
     before: Column = []
     pieces: Column = []
     counts, cut = [], 0

@@ -41,9 +41,9 @@ def windows_of_model(config: Any, *, where: str = "model") -> WindowSettings | N
     if entry is None:
         return None
     if isinstance(entry, Mapping):
-        pool, sizes = entry.get("pool"), (entry.get("max_length"), entry.get("stride"))
-        if pool in POOLS and all(type(size) is int for size in sizes) and 0 <= sizes[1] < sizes[0]:
-            return WindowSettings(pool, *sizes)
+        pool, length, stride = (entry.get(name) for name in ("pool", "max_length", "stride"))
+        if pool in POOLS and type(length) is int and type(stride) is int and 0 <= stride < length:
+            return WindowSettings(pool, length, stride)
     raise MbertError(
         "M480",
         f"config.json says in {FIELD} how long texts are read, and this is no such entry: {entry}",
