@@ -109,7 +109,7 @@ def _truncation(context: DoctorContext, step: Step, split: str, checked: set[tup
     text = f"{encoded.truncated:,} of {len(encoded):,} {what} are cut to {length} tokens ({share:.1%})"
     longer = min([2 * length, *_positions(context)])
     advice = f"; for more: --set data.max_length={longer}" if longer > length else ""
-    return passed(text) if share <= CUT else doubtful(text + advice + _cost_of_windows(context, step, split, length))
+    return passed(text) if share <= CUT else doubtful(text + _cost_of_windows(context, step, split, length) + advice)
 
 
 def _windows(context: DoctorContext, step: Step, split: str, encoded: TokenizedExamples, length: int) -> Finding:
