@@ -155,9 +155,11 @@ class TaughtTask:
         config = student.model.config
         windows = self.data.windows_for(config, where="student")
         for teacher in self.teachers:
-            if windows is None and windows_of_model(teacher.loaded.model.config, where=teacher.where):
+            by_model = windows_of_model(teacher.loaded.model.config, where=teacher.where)
+            if windows is None and by_model and self.data.windows.pool is None:
                 self.reporter.note(
-                    f"teacher {teacher.source} reads long texts in windows, the student their beginning: data.windows"
+                    f"teacher {teacher.source} reads long texts in windows, the student their beginning; for both in windows: "
+                    f"--set data.windows={by_model.pool}"
                 )
         others = [source for source, other_ids in self.other_encoding.items() if other_ids]
         if others and TRANSFER in self.data.rows and self.data.has_window_rows(TRANSFER, config, where="student"):
