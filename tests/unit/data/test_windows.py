@@ -179,3 +179,25 @@ def test_an_entry_that_is_none_is_refused(entry: Any) -> None:
     with pytest.raises(MbertError) as refusal:
         windows_of_model(config)
     assert refusal.value.code == "M480"
+
+
+@pytest.mark.slow
+def test_the_embedded_task_of_long_texts() -> None:
+    from microbert_cli.data.corpus.python_functions import MAX_WORDS, MIN_WORDS, raises_rows
+
+    rows = {split: dict(zip(*raises_rows(split), strict=True)) for split in ("train", "dev", "test")}
+    train, dev = rows["train"], rows["dev"]
+    assert len(train) > 2000 and len(dev) > 200 and not train.keys() & dev.keys() and not train.keys() & rows["test"].keys()
+    for text, label in dev.items():
+        assert MIN_WORDS <= len(text.split()) <= MAX_WORDS
+        assert label == "silent" or " raise" in f" {text}"
+    assert 0.3 < list(dev.values()).count("raises") / len(dev) < 0.5
+
+
+def test_keys_of_windows_that_nobody_sets_leave_identities_alone() -> None:
+    from microbert_cli.recipe.schema import Recipe
+
+    unsaid = Recipe().identity("data")["data"]
+    assert not {"windows", "stride", "transfer_windows"} & unsaid.keys()
+    said = Recipe.model_validate({"data": {"windows": "mean"}}).identity("data")["data"]
+    assert said == {**unsaid, "windows": "mean"}
