@@ -16,6 +16,8 @@ from microbert_cli import distributed
 from microbert_cli.data.batching import endless_batches
 from microbert_cli.data.corpus.masking import mask_batch, rank_rows
 from microbert_cli.data.tokenized import TokenizedExamples
+from microbert_cli.data.windows.examples import WindowedExamples
+from microbert_cli.distillation.ensemble import pooled_ask
 from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
 from microbert_cli.evaluation.scoring import logits_of
@@ -37,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one row a batch": {"batch_size": 1},
     "from the cache": {"batch_size": 7, "cached": True},
     "a budget of tokens": {"batch_size": 7, "batch_tokens": 40},
+    "windows": {"batch_size": 3, "windows": True},
     "bfloat16": {"batch_size": 8, "numerics": Precision("bf16")},
 }
 
@@ -52,6 +55,14 @@ def ragged_rows(count: int = 23) -> TokenizedExamples:
     )
 
 
+def in_windows(rows: TokenizedExamples) -> WindowedExamples:
+    """The same rows by three and two: texts of several windows."""
+    first = np.array([*range(0, len(rows), 3), len(rows)])
+    texts = {**vars(rows), "offsets": rows.offsets[first], "labels": rows.labels[first[:-1]]}  # type: ignore[index]
+    texts["augmented"] = rows.augmented[first[:-1]]  # type: ignore[index]
+    return WindowedExamples(**texts, window_offsets=rows.offsets, first=first, pool="mean")
+
+
 def compute(folder: Path) -> dict[str, Any]:
     """Losses of every step, weights and dev logits of every case; `folder` holds `teacher` and `student`, without dropout."""
     found = {name: distil(folder, name, **case) for name, case in CASES.items()}
@@ -65,6 +76,7 @@ def distil(
     normalisation: str = "masked",
     numerics: Precision | None = None,
     cached: bool = False,
+    windows: bool = False,
     **numbers: Any,
 ) -> dict[str, Any]:
     """Six steps of all five losses."""
@@ -81,6 +93,9 @@ def distil(
         numerics=numerics or Precision(),
     )
     rows, spec = ragged_rows(), Training(steps=6, learning_rate=1e-3, **numbers)
+    if windows:
+        rows = in_windows(rows)
+        objective.with_teacher(pooled_ask(Teacher(taught).ask))
     if cached:
         objective.with_teacher(from_cache(Teacher(taught), rows, objective.teacher_request))
     phase = Phase("phase", spec, rows, [], lambda model: objective, False, LONGEST if normalisation == "reference" else None)

@@ -82,6 +82,13 @@ def _python_areas(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
     return [(text,) for text in texts], labels
 
 
+def _python_raises(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
+    from microbert_cli.data.corpus import python_functions
+
+    texts, labels = python_functions.raises_rows(split)
+    return [(text,) for text in texts], labels
+
+
 def _python_gaps(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
     from microbert_cli.data.corpus import python_gaps
 
@@ -94,6 +101,7 @@ BUILT_IN_TASKS: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]
     "python-shuffled": _python_shuffled,
     "python-areas": _python_areas,
     "python-gaps": _python_gaps,
+    "python-raises": _python_raises,
 }
 
 

@@ -9,9 +9,12 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import complete, load_augmented, load_split, load_transfer, own_task
 from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tokenized import TokenizedExamples, for_cascade, tokenize_examples, tokenizer_fingerprint
+from microbert_cli.data.windows.choice import WindowChoice
+from microbert_cli.data.windows.examples import WindowedExamples, tokenize_windows
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import check_length, check_texts, positions_of
 from microbert_cli.models.graphs.products import evenly
+from microbert_cli.models.windows.settings import WindowSettings, windows_of_model
 from microbert_cli.recipe.multitask import recipe_of_task, task_name, transfer_of
 from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog
@@ -33,6 +36,7 @@ class TaskData:
 
     number           the task's, in a run of several
     length_is_given  the recipe names the maximum length; else it is the task's, or what a model with fewer positions can read
+    windows          what the recipe says of texts that are longer
     """
 
     task: Task
@@ -41,21 +45,52 @@ class TaskData:
     reporter: Reporter = SILENT
     number: int | None = None
     length_is_given: bool = True
+    windows: WindowChoice = WindowChoice()
     _encoded: dict[tuple[str, str], TokenizedExamples] = field(default_factory=dict)
     _rules: dict[int, tuple[Any, str]] = field(default_factory=dict)
 
     def encode(self, split: str, loaded: "LoadedModel | Predictor", *, where: str) -> TokenizedExamples:
         """Returns the split's token ids; raises M012 where a text may be longer than the model's positions."""
         length = self.length_for(loaded.model.config, where=where)
-        key = (split, f"{length} {self._rules_of(loaded.tokenizer)}")
+        windows = self.windows_for(loaded.model.config, split, where=where)
+        key = (split, f"{length} {windows or ''} {self._rules_of(loaded.tokenizer)}")
         if key not in self._encoded:
-            encoded = tokenize_examples(self.rows[split], loaded.tokenizer, length, self.task.kind)
+            encoded = (
+                tokenize_windows(self.rows[split], loaded.tokenizer, windows, self.task.kind)
+                if windows
+                else tokenize_examples(self.rows[split], loaded.tokenizer, length, self.task.kind)
+            )
+            self._note_long_rows(split, encoded, length)
+            if self.has_window_rows(split, loaded.model.config, where=where):
+                encoded = encoded.windows
             self._encoded[key] = replace(encoded, task=self.number)
-            if cut := self._encoded[key].truncated:
-                self.reporter.note(f"{self.task.name} {split}: {cut} of {len(self.rows[split])} rows cut to {length} tokens")
         if (big := getattr(loaded, "sends_to", None)) is not None:
             return for_cascade(self._encoded[key], self.encode(split, big, where=where), big.tokenizer.pad_token_id)
         return self._encoded[key]
+
+    def _note_long_rows(self, split: str, encoded: TokenizedExamples, length: int) -> None:
+        """Says how many rows are cut, and how many are read in windows."""
+        rows, parts = len(encoded), len(encoded.windows)
+        name = f"{self.task.name} {split}"
+        if isinstance(encoded, WindowedExamples):
+            self.reporter.note(f"{name}: {rows} rows are {parts} windows of at most {length} tokens")
+        elif encoded.truncated:
+            self.reporter.note(f"{name}: {encoded.truncated} of {rows} rows cut to {length} tokens")
+
+    def windows_for(self, config: Any, split: str = "", *, where: str) -> WindowSettings | None:
+        """Returns the windows in which a model reads long rows of a split; None where it reads their beginning."""
+        length = self.length_for(config, where=where)
+        if self._windows_are_rows(split) and self.windows.transfer:
+            return self.windows.settings(config, length, where=where) or self.windows.of_length(length)
+        return self.windows.settings(config, length, where=where)
+
+    def has_window_rows(self, split: str, config: Any, *, where: str) -> bool:
+        """Whether every window of a split is a row of its own, where there are windows."""
+        return self._windows_are_rows(split) and self.windows_for(config, split, where=where) is not None
+
+    def _windows_are_rows(self, split: str) -> bool:
+        """Whether every window of a split is a row of its own; answers that a table has are those of whole texts."""
+        return split == TRANSFER and self.windows.transfer is not False and self.rows[split].soft is None
 
     def calibration_rows(
         self, loaded: "LoadedModel | Predictor", *, where: str, train: Examples | None = None
@@ -82,7 +117,10 @@ class TaskData:
         check_texts(len(self.task.text), config, where=where)
         if self.length_is_given:
             check_length(self.max_length, config, where=where)
-        return min(self.max_length, positions_of(config) or self.max_length)
+        length = self.max_length
+        if not self.length_is_given and self.windows.pool is None and (windows := windows_of_model(config, where=where)):
+            length = windows.max_length
+        return min(length, positions_of(config) or length)
 
     def fit_length(self, config: Any, *, where: str) -> None:
         """Makes all models read as many tokens as this one can: those of a distillation get the same batches."""
@@ -139,7 +177,8 @@ def load_task_data(
     if augmented is not None:
         rows["augmented"] = load_augmented(Path(augmented), task)
     length = recipe.data.max_length
-    return TaskData(task, rows, length or task.max_length, reporter, length_is_given=length is not None)
+    windows = WindowChoice.of(recipe, task)
+    return TaskData(task, rows, length or task.max_length, reporter, length_is_given=length is not None, windows=windows)
 
 
 def load_all_task_data(

@@ -1,10 +1,9 @@
 """Rows as token ids, stored flat: one array of ids for all rows; only a batch is padded."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.encoded.flat import MANY_ROWS, Block, in_memory, on_disk
 from microbert_cli.data.examples import Examples
+from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.runs import atomic
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 ROWS_PER_CALL = 2048
-DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,15 @@ class TokenizedExamples:
     def lengths(self) -> np.ndarray:
         """Returns the number of tokens of each row."""
         return np.diff(self.offsets)
+
+    @property
+    def windows(self) -> "TokenizedExamples":
+        """Returns what a model reads at once as rows: the rows themselves; see `data.windows` for others."""
+        return self
+
+    def pooled(self, logits: np.ndarray) -> np.ndarray:
+        """Returns logits of rows by those of `windows`."""
+        return logits
 
     def distinct_ids(self, pad_id: int | None) -> np.ndarray:
         """Returns the token ids that occur in a batch of these rows, the padding's among them, in ascending order."""
@@ -144,8 +152,21 @@ class CascadeExamples(TokenizedExamples):
 
 
 def for_cascade(small: TokenizedExamples, big: TokenizedExamples, pad_id: int | None) -> CascadeExamples:
-    """Returns the rows of a cascade: those of both tokenizers, in the same order."""
+    """Returns the rows of a cascade: those of both tokenizers, in the same order; raises M482 for windows of rows."""
+    if small.windows is not small or big.windows is not big:
+        raise no_windows("a cascade", "Two models that read the beginning of a long text.", "--set data.windows=none")
     return CascadeExamples(**vars(small), big=big, big_pad_id=pad_id)
+
+
+def no_windows(what: str, allowed: str, fix: str) -> MbertError:
+    """Returns the error for long texts in windows where there can be none."""
+    return MbertError(
+        "M482",
+        f"long texts are to be read in windows, and {what} reads their beginning",
+        where="data.windows",
+        allowed=allowed,
+        fix=fix,
+    )
 
 
 def _pad(flat: np.ndarray, positions: np.ndarray, real: np.ndarray, fill: int) -> np.ndarray:
@@ -179,33 +200,22 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int, kind: Tas
     )
 
 
+def joined_examples(blocks: Iterable[Block], tokenizer: Any) -> TokenizedExamples:
+    """Returns the rows of several blocks as one set, without labels."""
+    flat = in_memory(blocks)
+    return TokenizedExamples(
+        ids=flat.ids,
+        types=flat.types if "token_type_ids" in tokenizer.model_input_names else None,
+        offsets=flat.offsets,
+        truncated=flat.truncated,
+        pad_left=tokenizer.padding_side == "left",
+    )
+
+
 def _blocks(rows: Examples, tokenizer: Any, frame: "list[Part]", room: int) -> Iterator[Block]:
-    for columns in _token_columns(rows, tokenizer):
+    for columns in token_columns(rows, tokenizer):
         truncated = _cut_columns(columns, room)
-        yield Block(*_assemble(columns, frame), truncated)
-
-
-def distinct_rows(encoded: TokenizedExamples) -> tuple[np.ndarray, np.ndarray]:
-    """Returns slot [n], each row's distinct row, and first [U], a row of each: the same are rows of the same ids and segments.
-
-    Distinct rows are numbered from the longest to the shortest, so that in the teacher's cache rows of one batch lie together.
-    """
-    digests = np.fromiter(_row_digests(encoded), f"S{DIGEST_BYTES}", len(encoded))
-    _, first, number = np.unique(digests, return_index=True, return_inverse=True)
-    by_row = np.argsort(first)  # distinct rows in the order of their first occurrence
-    order = by_row[np.argsort(-np.asarray(encoded.lengths)[first[by_row]], kind="stable")]
-    return np.argsort(order)[number], first[order]
-
-
-def _row_digests(encoded: TokenizedExamples) -> Iterator[bytes]:
-    """Yields a digest of each row's ids and segments: of many rows a table of their bytes would fill the memory."""
-    ids, width = np.ascontiguousarray(encoded.ids).view(np.uint8).data, encoded.ids.itemsize
-    types = None if encoded.types is None else np.ascontiguousarray(encoded.types).view(np.uint8).data
-    for start, end in pairwise(encoded.offsets.tolist()):
-        digest = hashlib.blake2b(ids[start * width : end * width], digest_size=DIGEST_BYTES)
-        if types is not None:
-            digest.update(types[start:end])
-        yield digest.digest()
+        yield Block(*assemble_rows(columns, frame), truncated)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -221,11 +231,11 @@ Column = list[list[int]]  # the token ids of one text of each row
 
 def token_ids(rows: Examples, tokenizer: Any) -> Iterable[tuple[list[int], ...]]:
     """Yields the token ids of each row's texts, without special tokens and not truncated."""
-    for columns in _token_columns(rows, tokenizer):
+    for columns in token_columns(rows, tokenizer):
         yield from zip(*columns, strict=True)
 
 
-def _token_columns(rows: Examples, tokenizer: Any) -> Iterable[list[Column]]:
+def token_columns(rows: Examples, tokenizer: Any) -> Iterable[list[Column]]:
     """Yields the token ids of some rows at a time, a column a text, without special tokens and not truncated."""
     for start in range(0, len(rows.texts), ROWS_PER_CALL):
         columns = zip(*rows.texts[start : start + ROWS_PER_CALL], strict=True)
@@ -318,7 +328,7 @@ def special_token_parts(tokenizer: Any, texts: int) -> list[Part]:
     return frame
 
 
-def _assemble(columns: list[Column], frame: list[Part]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def assemble_rows(columns: list[Column], frame: list[Part]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns ids int32 and segments int8 of whole rows, one behind the other, and the rows' lengths int64 [n]."""
     text_lengths = [_lengths(column) for column in columns]
     lengths = np.sum(text_lengths, axis=0) + sum(len(special) for special, _ in frame[::2])

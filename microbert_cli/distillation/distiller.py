@@ -108,7 +108,7 @@ class Distiller:
 
     def train_one(self, seed: int, place: Path) -> dict[str, Any]:
         """Trains the student of one seed, saves it in `place`, and returns its dev scores and what is recorded with them."""
-        loaded = self.load(seed)
+        loaded = self.task_set.with_windows(self.load(seed))
         model = self.numerics.place(loaded.model)
         units = ScoreUnits(model, {task.name: task.data.standardisation for task in self.task_set.tasks}, loaded.new)
         best = BestWeights(list(self.task_set.primaries.values()))

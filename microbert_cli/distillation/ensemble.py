@@ -20,6 +20,7 @@ from torch import Tensor
 
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.models.capture import Batch, ModelOutputs, OptionalTeacherFunction, OutputRequest, TeacherFunction
+from microbert_cli.models.windows.pooling import pool_outputs
 
 
 def average_logits(logits: Sequence[Tensor]) -> Tensor:
@@ -57,13 +58,23 @@ def retokenized_ask(rows: TokenizedExamples, ask: TeacherFunction, *, pad_id: in
         device = batch["input_ids"].device
         # Rows are matched by their number in the dataset, the only thing that both tokenisations share.
         width = batch["input_ids"].shape[1] if same_ids else None
-        teacher_batch = rows.batch(batch["rows"].cpu().numpy(), pad_to=width, pad_id=pad_id)
+        teacher_batch = rows.batch(_row_numbers(batch).cpu().numpy(), pad_to=width, pad_id=pad_id)
         teacher_batch = {name: value.to(device) for name, value in teacher_batch.items()}
         outputs = ask(teacher_batch, request)
         outputs.mask = teacher_batch["attention_mask"]
         return outputs
 
     return ask_in_own_tokens
+
+
+def pooled_ask(ask: TeacherFunction) -> TeacherFunction:
+    """Returns `ask` with the logits of rows where a batch has windows of them."""
+    return lambda batch, request: pool_outputs(ask(batch, request), batch)
+
+
+def _row_numbers(batch: Batch) -> Tensor:
+    """Returns the numbers of a batch's rows in their dataset, also where it has windows of rows."""
+    return batch.get("row_numbers", batch["rows"])
 
 
 def rescaled_ask(ask: TeacherFunction, line: tuple[float, float] | None) -> TeacherFunction:
@@ -83,7 +94,7 @@ def table_ask(logits: np.ndarray) -> TeacherFunction:
     known_BC = torch.from_numpy(logits)
 
     def ask(batch: Batch, request: OutputRequest) -> ModelOutputs:
-        rows = batch["rows"]
+        rows = _row_numbers(batch)
         return ModelOutputs(logits=known_BC[rows.cpu()].to(rows.device) if request.logits else None)
 
     return ask

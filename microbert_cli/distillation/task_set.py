@@ -19,12 +19,13 @@ from microbert_cli.models.capture import Batch, OptionalTeacherFunction, OutputR
 from microbert_cli.models.exits.answers import ExitLogits
 from microbert_cli.models.exits.build import ExitSettings, add_exits, exit_ends, has_exits
 from microbert_cli.models.load import LoadedModel
+from microbert_cli.models.windows.settings import POOLS, mark_windows
 from microbert_cli.recipe.phase_data import ANSWERS, AUGMENTED, SELECTED_BY, needs_model, phase_split
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task_kinds import Standardisation
 from microbert_cli.recipe.values import PhaseSpec, TaskPhase
-from microbert_cli.training.loss_terms import LossTerm, without_teacher_terms
+from microbert_cli.training.loss_terms import LossTerm, check_windows, without_teacher_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import rows_processed
 
@@ -100,6 +101,12 @@ class TaskSet:
         return add_exits(
             loaded, ExitSettings(**self.recipe.early_exit.model_dump()), seed=seed, spread=scale.std if scale else None
         )
+
+    def with_windows(self, loaded: LoadedModel) -> LoadedModel:
+        """Returns a student whose configuration says how it reads long texts; that of several tasks reads their beginning."""
+        config = loaded.model.config
+        mark_windows(config, None if self.is_multitask else self.tasks[0].data.windows_for(config, where="student"))
+        return loaded
 
     def score_exits(self, model: Any, loaded: LoadedModel) -> dict[str, dict[str, float]]:
         """Returns the dev scores of a student if all rows left at one exit, by its layer; none without exits."""
@@ -201,7 +208,7 @@ class TaskSet:
         Raises M085 where a phase has no loss for a task without a teacher, M144 where one takes labels and rows
         have none, M146 and M148 where columns of a table cannot teach it, M086 where a loss compares layers with an
         ensemble's, M087 where it compares them with teachers of different shapes, M083 where a discriminator of logits meets
-        tasks of different numbers of outputs.
+        tasks of different numbers of outputs, M485 where a loss of layers and labels meets windows.
         """
         for task in self.tasks:
             for phase, terms in phases.items():
@@ -211,6 +218,8 @@ class TaskSet:
                     raise _no_loss_without_teacher(task.name, phase)
                 self._check_labels(task, phase, terms)
         named = {f"phases.{phase}.losses.{term.name}": term for phase, terms in phases.items() for term in terms}
+        if any(task.data.windows.pool in POOLS for task in self.tasks):
+            check_windows(named)
         discriminators = [key for key, term in named.items() if term.trains and "logits" in term.needs]
         outputs = {task.name: task.data.task.kind.num_outputs for task in self.tasks}
         if discriminators and len(set(outputs.values())) > 1:

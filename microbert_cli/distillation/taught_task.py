@@ -13,10 +13,18 @@ import torch
 from microbert_cli.data.soft_labels import soft_logits
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.data.tokenized import TokenizedExamples
-from microbert_cli.distillation.ensemble import average_logits, ensemble_ask, rescaled_ask, retokenized_ask, table_ask
+from microbert_cli.distillation.ensemble import (
+    average_logits,
+    ensemble_ask,
+    pooled_ask,
+    rescaled_ask,
+    retokenized_ask,
+    table_ask,
+)
 from microbert_cli.distillation.pair_checks import encodings_differ, vocabularies_differ
 from microbert_cli.distillation.teacher import Teacher, check_strength, line_into_units
 from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
+from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring
 from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.evaluation.scoring import majority_of_split, predict_logits
@@ -25,7 +33,8 @@ from microbert_cli.models.device import Precision
 from microbert_cli.models.exits.build import without_exits
 from microbert_cli.models.labels import match_labels, names_settle_order
 from microbert_cli.models.load import LoadedModel, load_model
-from microbert_cli.recipe.phase_data import taught_by_table
+from microbert_cli.models.windows.settings import windows_of_model
+from microbert_cli.recipe.phase_data import TRANSFER, taught_by_table
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import Reporter
 
@@ -139,6 +148,22 @@ class TaughtTask:
         for source, other_vocabulary in self.other_encoding.items():
             what = "vocabulary" if other_vocabulary else "way of segments or padding"
             self.reporter.note(f"teacher {source} has another {what} than the student: texts are tokenised for each of them")
+        self._compare_windows(student)
+
+    def _compare_windows(self, student: LoadedModel) -> None:
+        """Says where teachers read more of a text than the student; raises M484 where windows of texts are not the same."""
+        config = student.model.config
+        windows = self.data.windows_for(config, where="student")
+        for teacher in self.teachers:
+            by_model = windows_of_model(teacher.loaded.model.config, where=teacher.where)
+            if windows is None and by_model and self.data.windows.pool is None:
+                self.reporter.note(
+                    f"teacher {teacher.source} reads long texts in windows, the student their beginning; for both in windows: "
+                    f"--set data.windows={by_model.pool}"
+                )
+        others = [source for source, other_ids in self.other_encoding.items() if other_ids]
+        if others and TRANSFER in self.data.rows and self.data.has_window_rows(TRANSFER, config, where="student"):
+            raise _other_windows(others[0])
 
     def make_ask(
         self,
@@ -172,10 +197,10 @@ class TaughtTask:
     ) -> TeacherFunction:
         """One teacher's function, in its own tokens where it cannot read the student's."""
         if teacher.source not in self.other_encoding:
-            return self._cached(teacher, rows, request, total_rows)
+            return pooled_ask(self._cached(teacher, rows, request, total_rows))
         retokenized = self.data.encode(split, teacher.loaded, where=teacher.where)
         retokenized = retokenized if part is None else retokenized.take(part)
-        ask = self._cached(teacher, retokenized, request, total_rows)
+        ask = pooled_ask(self._cached(teacher, retokenized, request, total_rows))
         return retokenized_ask(
             retokenized, ask, pad_id=teacher.loaded.tokenizer.pad_token_id, same_ids=not self.other_encoding[teacher.source]
         )
@@ -186,16 +211,17 @@ class TaughtTask:
         # Under `reference` padded positions count in the losses, and the cache keeps real tokens only.
         if self.recipe.normalisation == "reference" and (request.hidden or request.scores):
             return teacher.teacher.ask
-        model = self._int8_copy(teacher, rows, request) or teacher.teacher
+        windows = rows.windows  # their answers are kept, not those of rows: other rows may share them
+        model = self._int8_copy(teacher, windows, request) or teacher.teacher
         self.cached_teachers.append(model)
         ask = cached_ask(
             model,
-            rows,
+            windows,
             request,
             identity={**teacher.identity, "teacher": model.cache_name},
             pad_id=teacher.loaded.tokenizer.pad_token_id,
             settings=CacheSettings(**self.recipe.cache.model_dump()),
-            total_rows=total_rows,
+            total_rows=total_rows * len(windows) // max(1, len(rows)),
             numerics=self.numerics,
             reporter=self.reporter,
         )
@@ -212,3 +238,13 @@ class TaughtTask:
             return Int8Teacher(teacher.teacher, weights=teacher.identity, rows=rows, reporter=self.reporter)
         self.reporter.note("teacher: asked in float32 here: int8 gives logits alone, on a CPU, without dropout")
         return None
+
+
+def _other_windows(source: str) -> MbertError:
+    return MbertError(
+        "M484",
+        f"every window of an unlabelled text is a row of its own, and the teacher {source} has other tokens, so other windows",
+        where="data.transfer_windows",
+        allowed="A teacher with the student's tokens; or rows of whole texts, whose windows answer together.",
+        fix="--set data.transfer_windows=false",
+    )

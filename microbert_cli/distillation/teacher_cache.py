@@ -30,7 +30,8 @@ import torch
 
 from microbert_cli import distributed
 from microbert_cli.data.batching import token_budget_batches
-from microbert_cli.data.tokenized import TokenizedExamples, distinct_rows
+from microbert_cli.data.encoded.distinct import distinct_rows
+from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest, TeacherFunction, tokens_at_once
 from microbert_cli.models.device import PLAIN, Precision

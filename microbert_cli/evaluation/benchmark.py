@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from microbert_cli.models.exported.session import thread_count
+from microbert_cli.models.windows.pooling import row_count
 from microbert_cli.reporter import SILENT, Reporter
 
 Batch = Mapping[str, Any]
@@ -163,7 +164,7 @@ def _speed(short: Sequence[float], whole: Sequence[float], rows: int) -> Speed:
 
 
 def _rows_of(batch: Batch) -> int:
-    return len(batch["texts"] if "texts" in batch else batch["input_ids"])
+    return len(batch["texts"]) if "texts" in batch else row_count(batch)
 
 
 def _row_count(models: Mapping[str, TimedModel]) -> int:

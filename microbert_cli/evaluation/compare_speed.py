@@ -72,8 +72,9 @@ def benchmark_models(
                 for i in batches_by_length(lengths, batch_size=batch_size)
             ],
         )
-        length = round(float(lengths.mean()))
-        measured[entrant.name] = _sizes(entrant, model, length)
+        parts = encoded.take(positions).windows
+        length = round(float(np.asarray(parts.lengths).mean()))
+        measured[entrant.name] = _sizes(entrant, model, length, windows=len(parts) / len(positions))
         if isinstance(encoded, CascadeExamples) and encoded.big is not None:
             big_length = round(float(np.asarray(encoded.big.lengths)[positions].mean()))
             measured[entrant.name]["flops"] = model.answers.flops(length, big_length)
@@ -119,10 +120,13 @@ def _open(entrant: BenchmarkModel, data: TaskData) -> Predictor:
     )
 
 
-def _sizes(entrant: BenchmarkModel, model: Predictor, length: int) -> dict[str, Any]:
+def _sizes(entrant: BenchmarkModel, model: Predictor, length: int, windows: float) -> dict[str, Any]:
+    """Returns parameters, bytes, and operations of a row of so many windows, each of `length` tokens."""
     path = Path(entrant.source)
     weights = file_of(path, entrant.precision) if entrant.precision in EXPORTED_FILES else path
     sizes: dict[str, Any] = {"bytes": weights_bytes(weights) if weights.exists() else None, "length": length}
     if hasattr(model.model, "parameters"):
         sizes["parameters"] = count_parameters(model.model).total
-    return sizes | {"flops": forward_flops(model.model.config, length)}
+    flops = forward_flops(model.model.config, length)
+    several = {} if windows == 1 else {"windows": round(windows, 2)}
+    return sizes | several | {"flops": flops if flops is None or windows == 1 else round(windows * flops)}

@@ -42,19 +42,20 @@ def logits_of(
     before  how many rows were answered in earlier calls, of `total` in all calls; 0 where nobody knows
     Raises M317 naming the rows whose logits are no finite numbers; for a torch model, which is in training, M401.
     """
-    groups = batches_by_length(encoded.lengths, batch_size=batch_size)
+    windows = encoded.windows
+    groups = batches_by_length(windows.lengths, batch_size=batch_size)
     outputs: list[tuple[np.ndarray, np.ndarray]] = []
-    rows_done = 0
+    done = 0
     for number, indices in enumerate(groups):
         if number % distributed.world_size() == distributed.rank():
-            outputs.append((indices, _answer(model, encoded.batch_for(model, indices, pad_id))))
-        rows_done += len(indices)
-        reporter.progress(name, before + rows_done, len(encoded) if total is None else total)
-    logits: list[np.ndarray | None] = [None] * len(encoded)
+            outputs.append((indices, _answer(model, windows.batch_for(model, indices, pad_id))))
+        done += len(indices)
+        reporter.progress(name, before + done * len(encoded) // len(windows), len(encoded) if total is None else total)
+    logits: list[np.ndarray | None] = [None] * len(windows)
     for indices, rows in distributed.gather(outputs):
         for i, row in zip(indices, rows, strict=True):
             logits[i] = row
-    stacked = np.stack([row for row in logits if row is not None])
+    stacked = encoded.pooled(np.stack([row for row in logits if row is not None]))
     check_finite(stacked, place=place, in_training=not hasattr(model, "logits"), before=before)
     return stacked
 

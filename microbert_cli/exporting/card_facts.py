@@ -242,9 +242,20 @@ def _conditions(conditions: dict[str, Any]) -> str:
 def _limits(facts: Facts) -> list[str]:
     return [
         f"Selected and scored on the dev split of {_subject(facts)}; a score on data of another kind may differ.",
-        f"Texts are cut after {_length(facts)} tokens.",
+        _long_texts(facts),
         *_exits(facts),
     ]
+
+
+def _long_texts(facts: Facts) -> str:
+    """Returns what is said of texts that are longer than the model reads at once."""
+    windows = facts.data.windows_for(facts.loaded.model.config, where="export.model")
+    if windows is None:
+        return f"Texts are cut after {_length(facts)} tokens."
+    return (
+        f"Texts of more than {windows.max_length} tokens are read in windows of so many, of which neighbours share "
+        f"{windows.stride}, and answered by the {windows.pool} of their logits; transformers alone cuts them."
+    )
 
 
 def _exits(facts: Facts) -> list[str]:

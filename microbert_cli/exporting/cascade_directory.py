@@ -6,6 +6,7 @@ from typing import Any
 
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.task_data import TaskData
+from microbert_cli.data.tokenized import no_windows
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.exporting.directory import (
     FP32_TOLERANCE,
@@ -32,6 +33,7 @@ from microbert_cli.models.onnx import (
 )
 from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.models.tokenizers import load_tokenizer
+from microbert_cli.models.windows.settings import POOLS, windows_of_model
 from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.manifest import model_home
@@ -41,10 +43,14 @@ CASCADE = "cascade"
 
 
 def check_part(source: str, data: TaskData, *, where: str) -> None:
-    """Checks a model of a cascade by its configuration alone: raises M320, M321 for other labels than the task's."""
+    """Checks a model of a cascade by its configuration alone: M320, M321 for other labels than the task's, M482 for windows."""
     path = Path(source)
     directory = find_model(model_home(path) if path.is_file() else source, where=where)
     config = read_config(directory, where=where)
+    by_model = windows_of_model(config, where=where)
+    if by_model or data.windows.pool in POOLS:
+        fix = "Name a model that was trained with data.windows=none." if by_model else "--set data.windows=none"
+        raise no_windows("a cascade", "Two models that read the beginning of a long text.", fix)
     if not is_routed(config):  # of a model of several tasks the head of this one is known when it is loaded
         check_one_label(config, where=f"{where} {source}")
         match_labels(config, data.task, where=where, source=source)

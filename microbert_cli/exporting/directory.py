@@ -186,7 +186,8 @@ def read_back(directory: Path) -> Any:
 
 
 def parity_rows(encoded: TokenizedExamples) -> list[Row]:
-    """Returns the rows that files are compared on: the first PARITY_ROWS."""
+    """Returns the rows that files are compared on: the first PARITY_ROWS, or so many windows of rows."""
+    encoded = encoded.windows
     return [encoded.row(index) for index in range(min(len(encoded), PARITY_ROWS))]
 
 

@@ -140,16 +140,18 @@ class ExpectedInputs:
         return self._tasks[key]
 
     def lengths(self, data: TaskData, split: str, model: ModelInfo) -> tuple[np.ndarray, float]:
-        """Returns the tokens of every row of a split, and the seconds that encoding takes."""
+        """Returns the tokens of every row of a split, or of every window of rows, and the seconds that encoding takes."""
         loaded = LoadedModel(SimpleNamespace(config=model.config), model.tokenizer, "plan", [])
         length = data.length_for(model.config, where="data.max_length")
 
         def measure() -> dict[str, Any]:
             started = time.perf_counter()
-            lengths = data.encode(split, loaded, where="plan").lengths
+            lengths = data.encode(split, loaded, where="plan").windows.lengths
             return {"lengths": lengths.tolist(), "seconds": time.perf_counter() - started}
 
-        key = [data.rows[split].fingerprint, tokenizer_fingerprint(model.tokenizer), length]
+        key: list[Any] = [data.rows[split].fingerprint, tokenizer_fingerprint(model.tokenizer), length]
+        if windows := data.windows_for(model.config, split, where="data.max_length"):
+            key.append([vars(windows), data.has_window_rows(split, model.config, where="plan")])
         stored = self.prices.once("rows", key, measure)
         return np.asarray(stored["lengths"]), stored["seconds"]
 

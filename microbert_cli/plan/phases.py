@@ -183,6 +183,17 @@ def add_rows(costs: Costs, seen: ExpectedInputs, recipe: Recipe, splits: tuple[s
     return data
 
 
+def of_windows(spec: Spec, rows: int, windows: int) -> Spec:
+    """Returns the numbers of a phase on rows as those of a phase on their windows: as many steps, of as many windows."""
+    if rows == windows or spec.batch_tokens:
+        return spec
+    share, steps = windows / rows, make_plan("", spec, np.ones(rows, dtype=np.int64)).steps
+    sizes = {"batch_size": max(1, round(share * spec.batch_size)), "steps": steps}
+    if chunk := getattr(spec, "chunk_rows", None):
+        sizes["chunk_rows"] = round(share * chunk)
+    return spec.model_copy(update=sizes)
+
+
 def add_lengths(costs: Costs, seen: ExpectedInputs, data: TaskData, split: str, model: ModelInfo) -> np.ndarray:
     """Adds encoding a split, and returns the lengths of its rows."""
     lengths, seconds = seen.lengths(data, split, model)
@@ -206,9 +217,9 @@ def augmented_lengths(
         return None
     if directory not in seen.augmented:
         rows = {"augmented": load_augmented(Path(directory), data.task)}
-        augmented = TaskData(data.task, rows, data.max_length, length_is_given=data.length_is_given)
+        augmented = TaskData(data.task, rows, data.max_length, length_is_given=data.length_is_given, windows=data.windows)
         return add_lengths(costs, seen, augmented, "augmented", student)
-    count = round(seen.augmented[directory])
+    count = round(seen.augmented[directory] * len(original) / len(data.rows[TRAIN]))  # windows of rows
     _, seconds = seen.lengths(data, "train", student)
     costs.host("encoding augmented", seconds * count / len(original))
     return np.resize(original, count)

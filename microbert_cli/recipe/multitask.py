@@ -98,7 +98,7 @@ def named_inputs(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def check_tasks(values: Mapping[str, Any], catalog: Catalog, origin: Mapping[str, str]) -> Iterable[MbertError]:
-    """Checks the keys of several tasks, on raw values: M005, M080, M081, M082, M084."""
+    """Checks the keys of several tasks, on raw values: M005, M080, M081, M082, M084, M483."""
     task_list = values.get("tasks")
     tasks = [task_entry for task_entry in task_list if isinstance(task_entry, str)] if isinstance(task_list, list) else []
     where = f"{origin.get('tasks', 'recipe')}, tasks"
@@ -125,6 +125,9 @@ def _check_single_task_keys(values: Mapping[str, Any], where: str) -> Iterable[M
     file_keys = [key for key in OWN_FILES if data.get(key)] if isinstance(data, Mapping) else []
     if values.get("task") or file_keys:
         yield _both_single_and_multitask("task" if values.get("task") else f"data.{file_keys[0]}", where)
+    if isinstance(data, Mapping):
+        for key in (key for key in ("windows", "transfer_windows") if data.get(key) not in (None, False, "none")):
+            yield _windows_of_one_task(key, where)
 
 
 def as_list(teachers: str | Sequence[str]) -> list[str]:
@@ -149,6 +152,16 @@ def _both_single_and_multitask(other: str, where: str) -> MbertError:
         where=where,
         allowed="Either tasks, or task, or files of your own; own files among several tasks are described by a task TOML.",
         fix=f"Take one away, such as: --set {other}=''" if other == "task" else "Start from one: mbert copy tasks rte",
+    )
+
+
+def _windows_of_one_task(key: str, where: str) -> MbertError:
+    return MbertError(
+        "M483",
+        "long texts are read in windows in a run of one task, and this one has several",
+        where=f"{where}, data.{key}",
+        allowed="One task, of which long texts are read in windows; or several, of which their beginning is read.",
+        fix=f"--set data.{key}={'none' if key == 'windows' else 'false'}",
     )
 
 

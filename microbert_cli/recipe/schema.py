@@ -56,6 +56,7 @@ class Data(Strict):
     """Where task data lies: a GLUE `folder`, files of the user's own; of any task the unlabelled texts of a `transfer_file`.
 
     `label_probabilities`, `label_score`: columns of what a teacher said of each row, which then teach (`data/soft_labels.py`).
+    `windows`, `stride`, `transfer_windows`: how texts longer than max_length are read (`data/windows/`).
     """
 
     folder: Place | None = None
@@ -75,6 +76,9 @@ class Data(Strict):
     quoting: bool | None = None
     skip_empty: bool = False
     max_length: Count | None = None
+    windows: Literal["none", "mean", "max"] | None = None
+    stride: NotNegativeCount | None = None
+    transfer_windows: bool | None = None
     limit: Count | None = None
 
 

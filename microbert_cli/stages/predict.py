@@ -9,6 +9,7 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.data.generation.rows import Lengths, text_pairs
 from microbert_cli.data.tables.texts import Inputs, Texts, windows_of
 from microbert_cli.data.tokenized import TokenizedExamples, for_cascade, tokenize_examples
+from microbert_cli.data.windows.examples import tokenize_windows
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring
 from microbert_cli.models.architectures import check_length, check_texts, positions_of
@@ -16,6 +17,7 @@ from microbert_cli.models.exits.speed import chosen_speed
 from microbert_cli.models.exported.files import is_export
 from microbert_cli.models.find import is_cascade
 from microbert_cli.models.predictor import Predictor, open_predictor
+from microbert_cli.models.windows.settings import windows_of_model
 from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
@@ -71,7 +73,8 @@ def answer(
     check_texts(len(first[0]), config, where=f"MODEL {model}", fix="Two texts a line, a tab between: --pairs")
     if max_length:
         check_length(max_length, config, where="--max-length")
-    length = max_length or _trained_length(Path(model)) or 512
+    by_model = windows_of_model(config, where=f"MODEL {model}")
+    length = max_length or (by_model.max_length if by_model else _trained_length(Path(model))) or 512
     kind, before = kind_of_model(config), 0
     for texts in chain([first], windows):
         _check_characters(texts, before)
@@ -131,7 +134,10 @@ def _encode(texts: Texts, predictor: Predictor, length: int) -> TokenizedExample
 
 def _tokenize(texts: Texts, answers: Predictor, length: int) -> TokenizedExamples:
     positions = positions_of(answers.model.config) or length
-    return tokenize_examples(Examples(texts), answers.tokenizer, min(length, positions))
+    length = min(length, positions)
+    if by_model := windows_of_model(answers.model.config):
+        return tokenize_windows(Examples(texts), answers.tokenizer, by_model.of_length(length))
+    return tokenize_examples(Examples(texts), answers.tokenizer, length)
 
 
 def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:

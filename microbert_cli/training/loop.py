@@ -25,6 +25,7 @@ from microbert_cli.errors import DivergedError
 from microbert_cli.models.capture import Batch
 from microbert_cli.models.save import RESUME
 from microbert_cli.models.size import is_out_of_memory, out_of_memory_error
+from microbert_cli.models.windows.pooling import row_count
 from microbert_cli.reporter import SILENT, Log, Reporter
 from microbert_cli.signals import Interrupted, StopSignal, WorkInterrupted, collected_signals
 from microbert_cli.training import checkpoint
@@ -264,11 +265,10 @@ class _TrainingRun:
             if not is_out_of_memory(error):
                 raise
             # Several processes cannot repeat a step alone: losses reduce over all of them in the forward pass.
-            may_halve = distributed.world_size() == 1 and self.result.halved_after is None
-            if may_halve and all(len(batch["input_ids"]) > 1 for batch in batches):
+            if distributed.world_size() == 1 and self.result.halved_after is None and min(map(row_count, batches)) > 1:
                 return None
-            batch_option = f"--set {self.plan.table}.batch_size={max(1, len(batches[0]['input_ids']) // 2)}"
-            raise out_of_memory_error(error, where=self.plan.name, fix=f"Smaller batches: {batch_option}") from error
+            fix = f"Smaller batches: --set {self.plan.table}.batch_size={max(1, row_count(batches[0]) // 2)}"
+            raise out_of_memory_error(error, where=self.plan.name, fix=fix) from error
 
     def _repeat_in_halves(self, batches: list[Batch], before: RandomState) -> dict[str, float]:
         """Repeats the step with its batches split in halves, as all later steps are."""

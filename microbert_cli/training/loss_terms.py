@@ -212,6 +212,22 @@ def _term(name: str, weight: float, parameters: dict[str, Any], catalog: Catalog
     )
 
 
+def check_windows(losses: Mapping[str, LossTerm]) -> None:
+    """Checks the losses, by their keys, where a row may have several windows; raises M485 for labels beside layers.
+
+    Labels are those of rows, layers those of windows.
+    """
+    for key, term in losses.items():
+        if term.needs & (ENCODER_OUTPUTS - {"mask"}) and term.needs & {"labels", "augmented", "logits"}:
+            raise MbertError(
+                "M485",
+                "this loss reads layers beside labels or logits; in windows a row has layers of each window, and logits of all",
+                where=key,
+                allowed="Losses on logits and labels, and losses on layers, each by itself; or no windows: data.windows=none.",
+                fix=f"Leave it out: --set {key}=0; a discriminator may look at one of them: --set {key}.input=cls",
+            )
+
+
 def check_depth(terms: Mapping[str, LossTerm], student_layers: int) -> None:
     """Checks that losses over inner layers have some: raises M090.
 

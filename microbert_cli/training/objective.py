@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from microbert_cli.errors import DivergedError, MbertError
 from microbert_cli.models.capture import Batch, ModelOutputs, OptionalTeacherFunction, OutputRequest, forward_outputs
 from microbert_cli.models.device import PLAIN, Precision
+from microbert_cli.models.windows.pooling import pool_outputs, row_count
 from microbert_cli.recipe.task_kinds import Standardisation
 from microbert_cli.training.loss_terms import (
     LAYER_SLICES,
@@ -135,7 +136,7 @@ class Objective(nn.Module):
             teacher_outputs = (
                 self._ask_teacher(batch, request) if self._ask_teacher and request != OutputRequest() else ModelOutputs()
             )
-            student = forward_outputs(self.student, batch, self.student_request)
+            student = pool_outputs(forward_outputs(self.student, batch, self.student_request), batch)
         teacher = ModelOutputs() if teacher_outputs is None else teacher_outputs
         batch, teacher = self._in_learnt_units(batch, teacher)
         if "idle" in batch:
@@ -208,7 +209,7 @@ class Objective(nn.Module):
         total, rows = 0.0, 0
         try:
             for batch in batches:
-                size = len(batch["input_ids"])
+                size = row_count(batch)
                 total += size * self({name: value.to(device) for name, value in batch.items()}).item()
                 rows += size
         finally:

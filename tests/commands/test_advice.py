@@ -106,6 +106,10 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "a kind that the cache does not hold": ("M172", ("cache", "--kind", "teachers")),
     "a time that is none": ("M173", ("cache", "--older", "soon")),
     "two tables": ("M174", ("distill", "reviews.csv", "--task", "sst2")),
+    "a stride as long as a window": (
+        "M481", (*FINETUNE, "--set", "data.windows=mean", "--set", "data.max_length=12", "--set", "data.stride=10"),
+    ),
+    "windows in a run of several tasks": ("M483", ("task-distill", "--set", 'tasks=["sst2"]', "--set", "data.windows=mean")),
     "another number of labels": ("M320", ("evaluate", "taught", "--teacher", "three", "--task", "sst2")),
 }  # fmt: skip
 
@@ -125,6 +129,7 @@ NOT_TYPED = set(
     M313 M333 M337 M341 M347 M359 M361 M362 M364 M370 M380
     M026 M027 M150 M151 M161 M375 M391 M392 M393 M394 M397 M398 M399
     M175 M235 M236 M237 M377
+    M484 M485
     M227 M382 M402 M410 M422 M460 M461 M611 M612 M633 M635 M636 M637
     """.split()
 )

@@ -181,3 +181,21 @@ def test_a_student_with_experts(routing: str, tmp_path: Path, monkeypatch: pytes
         )  # fmt: skip
 
     assert stopped_everywhere(make, tmp_path / routing, fresh_cache=monkeypatch) >= 3
+
+
+@pytest.mark.slow
+def test_long_texts_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine-tuning, then a student with its teacher's cached answers to windows."""
+    windows = {**TASK, "data__max_length": 8, "data__windows": "mean", "data__stride": 2}
+
+    def taught(out: Path, reporter: Reporter) -> StageResult:
+        return api.finetune(out=out, reporter=reporter, model="base", **windows, **table("finetune", evaluations=2))
+
+    def make(out: Path, reporter: Reporter) -> StageResult:
+        return api.distill(
+            out=out, reporter=reporter, method="kd", teacher="teacher", student="bert-2x8", teacher__allow_weak=True, **windows,
+            **table("phases__distillation", steps=6, evaluations=3, accumulate=2),
+        )  # fmt: skip
+
+    assert stopped_everywhere(taught, tmp_path / "taught", fresh_cache=monkeypatch) >= 3
+    assert stopped_everywhere(make, tmp_path / "out", fresh_cache=monkeypatch) >= 3

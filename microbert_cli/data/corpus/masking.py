@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from microbert_cli import distributed
+from microbert_cli.models.windows.pooling import halves_of_windows
 
 MASK_KEYS = ("token_positions", "token_labels")
 TEACHER = "teacher_"  # begins the names of what a batch has for a teacher that reads other tokens
@@ -105,6 +106,8 @@ def rank_rows(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def split_batch(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """Splits a batch in two halves by rows, masked positions with their rows; a batch of one row is returned alone."""
+    if "row_numbers" in batch:
+        return halves_of_windows(batch)
     rows, width = batch["input_ids"].shape
     middle = (rows + 1) // 2
     return [_part(batch, first, last, width) for first, last in ((0, middle), (middle, rows)) if last > first]

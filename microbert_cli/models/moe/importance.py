@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microbert_cli.models.architectures import input_names
+from microbert_cli.models.windows.pooling import pool_logits
 
 
 def importance(
@@ -35,7 +36,7 @@ def importance(
     for batch in batches:
         with _recorded_activations(model, layers) as activations:
             inputs = {name: batch[name].to(model.device) for name in input_names(model) if name in batch}
-            logits_BC = model(**inputs).logits
+            logits_BC = pool_logits(model(**inputs).logits, {name: value.to(model.device) for name, value in batch.items()})
             loss = _loss(logits_BC if columns is None else logits_BC[:, list(columns)], batch["labels"].to(model.device))
         tensors = [value for pair in activations.values() for value in pair]
         gradients = iter(torch.autograd.grad(loss, tensors))

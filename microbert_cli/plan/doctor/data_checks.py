@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from microbert_cli.data.tokenized import tokenizer_fingerprint
+from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples, tokenizer_fingerprint
+from microbert_cli.data.windows.examples import WindowedExamples, tokenize_windows
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import positions_of
+from microbert_cli.models.windows.settings import OVERLAP, WindowSettings
 from microbert_cli.plan.doctor.context import DoctorContext, inputs_of
 from microbert_cli.plan.doctor.findings import Finding, Later, attempt, doubtful, passed
 from microbert_cli.recipe.phase_data import SELECTED_BY, TRANSFER
@@ -15,6 +17,7 @@ from microbert_cli.runs.stage_inputs import Step
 
 SOME, MOST = 0.01, 0.5  # of dev that is in train: from here on a person should look; it measures nothing any more
 CUT = 0.05  # of the rows
+SAMPLE = 2000  # rows by which the cost of windows is estimated
 NO_ROWS = "no stage trains on the rows of a task"
 
 
@@ -99,12 +102,42 @@ def _truncation(context: DoctorContext, step: Step, split: str, checked: set[tup
     if key in checked:
         return passed("")
     checked.add(key)
+    if isinstance(encoded, WindowedExamples) or (split == TRANSFER and len(encoded) > len(data.rows[split])):
+        return _windows(context, step, split, encoded, length)
     share = encoded.truncated / max(1, len(encoded))
     what = "texts of the transfer set" if split == TRANSFER else "training rows"
     text = f"{encoded.truncated:,} of {len(encoded):,} {what} are cut to {length} tokens ({share:.1%})"
     longer = min([2 * length, *_positions(context)])
     advice = f"; for more: --set data.max_length={longer}" if longer > length else ""
-    return passed(text) if share <= CUT else doubtful(text + advice)
+    return passed(text) if share <= CUT else doubtful(text + _cost_of_windows(context, step, split, length) + advice)
+
+
+def _windows(context: DoctorContext, step: Step, split: str, encoded: TokenizedExamples, length: int) -> Finding:
+    """Counts the windows of long rows, and what they cost beside rows that are cut."""
+    rows, windows = context.data(step).rows[split], encoded.windows
+    cut = tokenize_examples(rows, context.output(step).tokenizer, length)
+    factor = windows.lengths.sum() / max(1, cut.lengths.sum())
+    what = "texts of the transfer set" if split == TRANSFER else "training rows"
+    return passed(
+        f"{cut.truncated:,} of {len(rows):,} {what} are longer than {length} tokens ({cut.truncated / max(1, len(rows)):.1%}); "
+        f"all are {len(windows):,} windows, {factor:.1f} times the tokens of rows that are cut"
+    )
+
+
+def _cost_of_windows(context: DoctorContext, step: Step, split: str, length: int) -> str:
+    """Returns advice to read long rows in windows, with what that costs, by a sample of the rows; "" where there are none."""
+    data, output = context.data(step), context.output(step)
+    if step.resolved.recipe.teachers or data.task.kind.writes or split == TRANSFER:
+        return ""
+    rows = data.rows[split]
+    sample = rows.take(range(0, len(rows), max(1, len(rows) // SAMPLE)))
+    settings = WindowSettings("mean", length, length // OVERLAP)
+    try:
+        windows = tokenize_windows(sample, output.tokenizer, settings).lengths.sum()
+    except MbertError:  # of pairs in windows that have no room for both
+        return ""
+    factor = windows / max(1, tokenize_examples(sample, output.tokenizer, length).lengths.sum())
+    return f"; in windows, at {factor:.1f} times the tokens: --set data.windows=mean"
 
 
 def _positions(context: DoctorContext) -> Iterator[int]:

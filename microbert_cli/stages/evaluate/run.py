@@ -159,7 +159,7 @@ class _Evaluation:
             return {}
         config = self.model.model.config
         encoded = self.data.encode(split, self.model, where="evaluate.model")
-        length = round(float(np.mean(encoded.lengths)))
+        length = round(float(np.mean(encoded.windows.lengths)))
         return {"exits": exit_summary(config, left, length=length, speed=self.model.answers.speed)}
 
     def write_predictions(self, path: Path) -> None:

@@ -15,7 +15,7 @@ from microbert_cli.plan.generation.cost import (
     texts_of_teacher,
     texts_of_writer,
 )
-from microbert_cli.plan.phases import add_lengths, add_phase, add_rows, copies_of, losses_of, stages_of
+from microbert_cli.plan.phases import add_lengths, add_phase, add_rows, copies_of, losses_of, of_windows, stages_of
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import Job
 from microbert_cli.runs.stage_inputs import Step
@@ -32,7 +32,7 @@ def plan(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     model = seen.model(step.inputs["model"], where="finetune.model", tokenizer=step.inputs["tokenizer"])
     model = model.classifying(data.task)
     lengths, dev = (add_lengths(costs, seen, data, split, model) for split in ("train", "dev"))
-    spec = recipe.finetune
+    spec = of_windows(recipe.finetune, len(data.rows["train"]), len(lengths))
     losses = losses_of(spec.losses)
     job = Job(
         "train",

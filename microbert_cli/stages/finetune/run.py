@@ -9,6 +9,7 @@ from microbert_cli.models import factory
 from microbert_cli.models.device import choose_precision, pick_device, settle_precision
 from microbert_cli.models.load import count_all_parameters
 from microbert_cli.models.save import save_model
+from microbert_cli.models.windows.settings import POOLS, mark_windows
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
@@ -17,7 +18,7 @@ from microbert_cli.runs.stage_result import StageResult, up_to_date, write_resul
 from microbert_cli.stages.finetune import STAGE
 from microbert_cli.stages.finetune.generation import facts_of_texts, text_trainer
 from microbert_cli.training.freeze import in_stages, parts_of
-from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
+from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, check_windows, make_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases, train_over_seeds
 from microbert_cli.training.score_units import ScoreUnits
@@ -85,11 +86,14 @@ class _Trainer:
         self.choices = ChosenLearningRates()
         terms = {name: (term.weight, term.parameters) for name, term in recipe.finetune.losses.items()}
         self.terms = make_terms(terms, catalog, available=CLASSIFICATION_INPUTS, where="finetune.losses")
+        if data.windows.pool in POOLS:
+            check_windows({f"finetune.losses.{term.name}": term for term in self.terms})
 
     def train_one(self, seed: int, directory: Path) -> dict[str, Any]:
         loaded = factory.classifier(
             self.model, self.catalog, task=self.data.task, seed=seed, tokenizer=self.tokenizer, where="finetune.model"
         )
+        mark_windows(loaded.model.config, self.data.windows_for(loaded.model.config, where="finetune.model"))
         rows = self.data.encode("train", loaded, where="finetune.model")
         device = pick_device(self.recipe.device)
         precision = choose_precision(device, **self.recipe.numerics())

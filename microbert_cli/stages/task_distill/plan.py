@@ -1,5 +1,9 @@
 """What task distillation costs: counted as run.py does the work."""
 
+from collections.abc import Mapping
+
+import numpy as np
+
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
 from microbert_cli.models.exits.build import ExitSettings, exit_config, has_exits
@@ -17,6 +21,7 @@ from microbert_cli.plan.phases import (
     copies_of,
     distil_jobs,
     losses_of,
+    of_windows,
     stages_of,
     with_own_steps,
 )
@@ -24,7 +29,7 @@ from microbert_cli.plan.pruning import parts_of, pruned_student
 from microbert_cli.plan.stage_cost import Costs
 from microbert_cli.plan.work import answering_load
 from microbert_cli.recipe.multitask import untaught_note
-from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, phase_split
+from microbert_cli.recipe.phase_data import AUGMENTED, SELECTED_BY, TRAIN, TRANSFER, phase_split
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.stages.task_distill import split_tasks
@@ -80,6 +85,7 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
     dev = lengths[SELECTED_BY]
     if (augmented := augmented_lengths(step, seen, costs, data, student, lengths[TRAIN])) is not None:
         lengths[AUGMENTED] = augmented
+    recipe = _in_windows(recipe, data, student, lengths, seen)
     seeds = recipe.seeds or [recipe.seed]
     if taught_by_model:
         costs.open("teacher", teacher, "classifier")
@@ -126,6 +132,24 @@ def _one_task(step: Step, seen: ExpectedInputs, costs: Costs) -> None:
         costs.work("dev", answer_job(student), answering_load(dev, batch_size=EVALUATION_BATCH))
     costs.keep(student, "classifier", copies_of(seeds))
     seen.planned_models |= dict.fromkeys(step.outputs, ModelInfo(student.config, student.tokenizer))
+
+
+def _in_windows(
+    recipe: Recipe, data: TaskData, student: ModelInfo, lengths: Mapping[str, np.ndarray], seen: ExpectedInputs
+) -> Recipe:
+    """Returns the recipe with phases whose batches have so many windows as they will have of the rows that it counts."""
+    if data.windows_for(student.config, where="student") is None:
+        return recipe
+    phases = {}
+    for name, spec in recipe.run_phases.items():
+        split = phase_split(spec, seen.catalog, lengths)
+        windows, rows = len(lengths[split]), len(data.rows.get(split, ()))
+        if split == AUGMENTED:
+            rows = round(windows * len(data.rows[TRAIN]) / len(lengths[TRAIN]))
+        if split != TRANSFER or not data.has_window_rows(split, student.config, where="student"):
+            spec = of_windows(spec, rows, windows)
+        phases[name] = spec
+    return recipe.model_copy(update={"phases": phases})
 
 
 def _plan_texts(step: Step, seen: ExpectedInputs, costs: Costs, data: TaskData) -> None:

@@ -31,7 +31,7 @@ BUILT_IN = {
         "inverted_bottleneck", "marian-LxH", "mobilebert", "mobilebert-tiny", "routed_bert", "seq2seq", "seq2seq-LxH",
         "tinybert-4l-312", "tinybert-6l-768",
     ],
-    "tasks": ["ax", "cola", "mnli", "mrpc", "python-areas", "python-docs", "python-gaps", "python-shuffled",
+    "tasks": ["ax", "cola", "mnli", "mrpc", "python-areas", "python-docs", "python-gaps", "python-raises", "python-shuffled",
         "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
         "bilstm-quickstart", "bilstm-sst2", "c-mlm-quickstart", "cascade-quickstart", "cofi-quickstart",
