@@ -39,7 +39,7 @@ from microbert_cli.training.plan import shares_of_first_seed
 # Of torch's time on batches and on single rows, docs/lab-notes.md; single rows by lower deciles, since torch's medians swayed.
 ONNX = {
     "fp32": (0.47, 0.35), "int8": (0.20, 0.17), "fp32-optimized": (0.48, 0.35), "int8-optimized": (0.22, 0.16),
-    "q4": (0.40, 0.32), "openvino": (0.25, 0.22),
+    "q4": (0.30, 0.26), "openvino": (0.40, 0.34),
 }  # fmt: skip
 BASELINE_ROWS = 4000
 Losses = dict[str, tuple[float, dict[str, Any]]]
