@@ -12,6 +12,7 @@ from typing import Any, Literal
 from microbert_cli.data.examples import Examples, from_table, unlabelled
 from microbert_cli.data.labels import plain
 from microbert_cli.data.tables import Table, read_table
+from microbert_cli.data.tables.stored import StoredColumn
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import Task
 from microbert_cli.runs import manifest
@@ -54,7 +55,9 @@ def load_augmented(path: Path, task: Task) -> Examples:
     flags = [_flag(table, row, value) for row, value in enumerate(table.column("augmented"))]
     rows = _rows(table, task, flags)
     source = [_position(table, row, value) for row, value in enumerate(table.column("source"))]
-    return Examples(rows.texts, rows.labels, [str(value) for value in table.column("id")], flags, source)
+    ids = table.column("id")
+    names = ids if isinstance(ids, StoredColumn) else [str(value) for value in ids]
+    return Examples(rows.texts, rows.labels, names, flags, source)
 
 
 def _rows(table: Table, task: Task, flags: Sequence[bool]) -> Examples:

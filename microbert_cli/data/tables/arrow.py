@@ -4,13 +4,16 @@ The features of Hugging Face data sets, kept beside the columns, say which numbe
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from microbert_cli.data.tables.table import Table, damaged, empty, not_one_table, unreadable
 from microbert_cli.errors import MbertError
 
+MANY_ROWS = 100_000  # of a Parquet file; from here on its texts go to the disk
+ROWS_AT_ONCE = 8192
 FEATURES_KEY = b"huggingface"
 INFO, STATE, SPLITS = "dataset_info.json", "state.json", "dataset_dict.json"
 
@@ -27,7 +30,24 @@ def read_parquet(path: Path, data: bytes | None) -> Table:
         raise unreadable(path, error) from None
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise damaged(path, f"it is no whole Parquet file: {_first_line(error)}") from None
-    return _table(path, schema, count, lambda name: file.read(columns=[name]).column(name), {})
+    table = _table(path, schema, count, lambda name: file.read(columns=[name]).column(name), {})
+    if data is not None or count < MANY_ROWS:
+        return table
+
+    def read(name: str) -> Sequence[Any]:
+        from microbert_cli.data.tables.streamed import stored_column  # loads numpy
+
+        is_text = schema.names.count(name) == 1 and schema.field(name).type in (pa.string(), pa.large_string())
+        stored = stored_column(path, name, lambda: _blocks(file, name)) if is_text else None
+        return table.read(name) if stored is None else stored
+
+    return replace(table, read=read)
+
+
+def _blocks(file: Any, name: str) -> Iterator[list[Any]]:
+    """Yields the values of a Parquet file's column, some rows at a time."""
+    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[name]):
+        yield batch.column(0).to_pylist()
 
 
 def read_arrow(path: Path, data: bytes | None) -> Table:

@@ -9,12 +9,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from microbert_cli.data.tables.content import check_format, utf16_without_mark
 from microbert_cli.data.tables.delimited import Row, delimited_rows, head_of, rectangular
-from microbert_cli.data.tables.stored import ROWS_AT_ONCE, ColumnWriter, StoredColumn, mapped
+from microbert_cli.data.tables.stored import ROWS_AT_ONCE, ColumnWriter, StoredColumn, mapped, store
 from microbert_cli.data.tables.table import Table
 from microbert_cli.errors import MbertError
 from microbert_cli.reporter import SILENT, Reporter
@@ -36,6 +37,25 @@ def read_large(path: Path, form: TableFormat, *, skip_broken_rows: int = 0, repo
         if path.suffix.lower() in SUFFIXES and encoding in UTF8 and path.stat().st_size >= LARGE_BYTES:
             return _from_cache(path, form, skip_broken_rows, reporter)
     return None
+
+
+def stored_column(path: Path, name: str, blocks: Callable[[], Iterator[list[Any]]]) -> StoredColumn | None:
+    """Returns a column of texts of a file of columns, on the disk; None where a value is no text, or it cannot be kept."""
+    with suppress(OSError, ValueError, MbertError):  # read whole, it is an error that names the row
+        if cache.is_writable() and cache.free_bytes() >= 3 * path.stat().st_size:
+            key = atomic.digest({"format": FORMAT, "column": name, "sha256": cache.remembered_digest(path)})
+            with cache.entry(KIND, key) as (folder, ready):
+                if not ready:
+                    store(map(_texts, blocks()), folder, "0")
+                cache.evict(KIND, CACHE_BYTES, keep=key)
+                return StoredColumn(folder, "0")
+    return None
+
+
+def _texts(values: list[Any]) -> list[str]:
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError("not a column of texts alone")
+    return values
 
 
 def _from_cache(path: Path, form: TableFormat, skip_broken_rows: int, reporter: Reporter) -> Table | None:

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny_glue import WORDS
 from tiny_models import tiny_tokenizer
 
 from microbert_cli.data import held_out, own_files, tokenized
 from microbert_cli.data.encoded import flat
+from microbert_cli.data.encoded.distinct import distinct_rows
 from microbert_cli.data.examples import Examples
-from microbert_cli.data.load import load_split, own_task
-from microbert_cli.data.tables import read_table, streamed
+from microbert_cli.data.load import load_augmented, load_split, own_task, write_augmented
+from microbert_cli.data.tables import arrow, read_table, streamed
 from microbert_cli.data.tables.stored import RowNumbers, StoredColumn, StoredRows, store
-from microbert_cli.data.tokenized import TokenizedExamples, distinct_rows, tokenize_examples
+from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples
 from microbert_cli.errors import MbertError
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs import cache
@@ -93,6 +96,33 @@ def test_a_large_table_is_the_one_that_is_read_whole(tmp_path: Path, monkeypatch
         assert outcome(path, form, skip) == whole  # from the cache, notes included
         stored += streamed.read_large(path, form, skip_broken_rows=skip) is not None
     assert stored > 30
+
+
+def test_texts_of_a_large_parquet_file_lie_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, texts = tmp_path / "a.parquet", [f"é {n}" for n in range(20_000)]
+    columns = {"text": texts, "label": ["a", "b"] * 10_000, "some": [None, "x"] * 10_000, "number": range(20_000)}
+    pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
+    monkeypatch.setattr(arrow, "MANY_ROWS", 1)
+    for _ in range(2):
+        table = read_table(path)
+        assert {name: list(table.read(name)) for name in table.names} == {name: list(each) for name, each in columns.items()}
+        kinds = [isinstance(table.read(name), StoredColumn) for name in ("text", "label", "some", "number")]
+        assert kinds == [True, True, False, False]
+
+
+def test_augmented_rows_of_a_large_file_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = own_task(table_of(tmp_path, 60))
+    rows = load_split(task, "train")
+    write_augmented(rows, tmp_path / "augmented.parquet", task)
+    small = load_augmented(tmp_path, task)
+    monkeypatch.setattr(arrow, "MANY_ROWS", 1)
+    large = load_augmented(tmp_path, task)
+    assert isinstance(large.texts, StoredRows) and large.fingerprint == small.fingerprint == rows_flagged(small).fingerprint
+    assert list(large.ids or ()) == list(small.ids or ()) and list(large.texts) == list(small.texts)
+
+
+def rows_flagged(rows: Examples) -> Examples:
+    return Examples(list(rows.texts), rows.labels, rows.ids, rows.augmented, rows.source)
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path, small_is_large: None) -> None:

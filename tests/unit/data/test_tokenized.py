@@ -10,7 +10,7 @@ from tiny_glue import WORDS
 from tiny_models import tiny_tokenizer
 
 from microbert_cli.data.examples import Examples
-from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples
+from microbert_cli.data.tokenized import TokenizedExamples, _ids, _plain_backend, tokenize_examples
 from microbert_cli.recipe.task_kinds import kind_class
 
 CLASSES, SCORE = (kind_class(name)() for name in ("classes", "score"))
@@ -139,3 +139,32 @@ def test_a_real_task_is_encoded_as_the_library_would(shared: Path) -> None:
     encoded = tokenize_examples(rows, tokenizer, 512)
     assert ids(encoded) == tokenizer(*map(list, zip(*rows.texts, strict=True)))["input_ids"]
     assert tokenize_examples(rows, tokenizer, 128).truncated == int((encoded.lengths > 128).sum()) > 0
+
+
+STRANGE = [
+    "",
+    " ",
+    "a [MASK] b",
+    "[SEP]",
+    "don't; stop",
+    "é ﬁ 日本 x",
+    "\x00a\u200b b",
+    "<s> baker </s>",
+    "awful " * 300,
+    "\u2028a\r\nb",
+]
+
+
+@pytest.mark.parametrize("split_special", [False, True])
+@pytest.mark.parametrize("name", ["tokenizer", "other_tokenizer"])
+def test_the_backend_asked_directly_gives_the_same_ids(name: str, split_special: bool, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(name)
+    tokenizer.split_special_tokens = split_special
+    try:
+        tokenizer(["a"], truncation=True, max_length=2, padding="max_length")  # leaves its backend cutting and padding
+        assert _plain_backend(tokenizer) is not None
+        expected = tokenizer(STRANGE, add_special_tokens=False, truncation=False, padding=False)["input_ids"]
+        tokenizer(["a"], truncation=True, max_length=2, padding="max_length")
+        assert _ids(STRANGE, tokenizer) == expected
+    finally:
+        tokenizer.split_special_tokens = False
