@@ -174,9 +174,10 @@ def _labels_of_model(model: Path) -> dict[str, Any]:
     config = json.loads((model / "config.json").read_text(encoding="utf-8")) if (model / "config.json").is_file() else {}
     if config.get("problem_type") == "regression":
         return {"data__kind": "score"}
+    kind = "labels" if config.get("problem_type") == "multi_label_classification" else "classes"
     names = [str(name) for _, name in sorted(config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
     is_named = names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names)
-    return {"data__labels": names, "data__kind": "classes"} if is_named else {}
+    return {"data__labels": names, "data__kind": kind} if is_named else {}
 
 
 def data_folder_layer(layer: Layer) -> Layer | None:

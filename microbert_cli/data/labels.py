@@ -31,6 +31,8 @@ def read_labels(values: Sequence[Any], task: Task, table: "Table") -> Labels | N
         cells = ["" if _is_missing(value) else str(value) for value in values]
         for row, cell in enumerate(cells):
             check_text(cell, table.where(row))
+    elif (several := task.kind.cells(values)) is not None:
+        cells = several
     else:
         check_one_label_a_row(values, table, task.label.column)
         cells = [plain(value) for value in values]
@@ -91,9 +93,9 @@ def check_one_label_a_row(values: Sequence[Any], table: "Table", column: str) ->
             f'the label in column "{column}" is {"an object" if isinstance(example, dict) else "a list"}{more}: '
             f"{str(example)[:80]}",
             where=table.where_all(rows),
-            allowed="One label a row, a text or a number; several labels a row are not learnt.",
-            fix="Write one label into a column of its own and name that: --label COLUMN. Of an object take one of its keys; "
-            "for several labels a row make one table a label, with yes and no.",
+            allowed="One label a row, a text or a number; or lists, where the task is one of several labels a row.",
+            fix="For several labels a row: --set data.kind=labels. Else write one label into a column of its own and name "
+            "that: --label COLUMN; of an object take one of its keys.",
         )
 
 

@@ -20,6 +20,7 @@ from microbert_cli.distillation.start.initialise import InitialWeights, initial_
 from microbert_cli.distillation.start.words import WordVectorStart, word_vector_start
 from microbert_cli.distillation.task_set import TaskSet
 from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
+from microbert_cli.evaluation.scoring import settle_thresholds
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import OptionalTeacherFunction
@@ -131,6 +132,7 @@ class Distiller:
             reporter=self.reporter,
         )
         units.restore()
+        settle_thresholds(self.task_set.tasks[0].data, model, loaded)
         save_model(model, loaded.tokenizer, place, projection=projection)
         record = {"dev": self.task_set.score(model, loaded), "phases": phases, "parameters": count_all_parameters(model)}
         optional: dict[str, Any] = {"best": save_best_weights(best, self.task_set, model, loaded, units, place)}
@@ -323,6 +325,7 @@ class Distiller:
             teacher_width=sizes["teacher_width"],
             teacher_layers=self.teacher_layers,
             standardise=self.task_set.standardisations,
+            forms=self.task_set.forms,
             classes=sizes["classes"],
             tasks=sizes["tasks"],
             normalisation=self.recipe.normalisation,

@@ -6,6 +6,7 @@ asked: the assignment of outputs to labels with the most right answers should be
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def best_assignment(logits: np.ndarray, labels: Sequence[float]) -> Assignment:
 def check_order(
     task: Task,
     logits: np.ndarray,
-    labels: Sequence[float],
+    labels: Sequence[Any],
     *,
     columns: Sequence[int] | None,
     where: str,

@@ -55,6 +55,7 @@ class Data(Strict):
     """Where task data lies: a GLUE `folder`, files of the user's own; of any task the unlabelled texts of a `transfer_file`.
 
     `label_probabilities`, `label_score`: columns of what a teacher said of each row, which then teach (`data/soft_labels.py`).
+    `label_columns`: of 0 and 1, a label each; `class_weights`: a table, or "balanced", of hard labels; `primary`: selects.
     """
 
     folder: Place | None = None
@@ -68,6 +69,9 @@ class Data(Strict):
     kind: KindName | None = None
     label_probabilities: list[str] | str | None = None
     label_score: str | None = None
+    label_columns: Annotated[list[str], Field(min_length=1), AfterValidator(check_distinct)] | None = None
+    class_weights: Literal["balanced"] | dict[str, Positive] | None = None
+    primary: str | None = None
     encoding: Encoding = None
     delimiter: Delimiter = None
     header: bool = True
