@@ -1,12 +1,13 @@
 """The built-in task of several labels a row: which topics does a sentence of Python's documentation touch?
 
-A sentence of 6 to 24 words in lower case, without its last punctuation mark. The words of TOPICS are taken out of it, and the
-labels are the topics that they stood for, in any number, none among them:
+A sentence of 6 to 24 words in lower case, without its last punctuation mark. Its labels are the topics of its words, by TOPICS, in
+any number, none among them. Half of these words, chosen by hash, are then taken out, so that their topics have to be seen from
+what is left:
 
-    close the underlying file if an error occurs     ->     close the underlying if an occurs          files, errors
+    close the underlying file if an error occurs     ->     close the underlying file if an occurs          errors, files
 
-So a topic has to be seen from what is left. Splits are those of `python_docs`, by the hash of a passage. Every second of the
-sentences without a topic is left out, chosen by hash.
+Splits are those of `python_docs`, by the hash of a passage. Every second of the sentences without a topic is left out, chosen by
+hash.
 """
 
 from microbert_cli.data.corpus.python_docs import MAX_ROW_WORDS, MIN_ROW_WORDS, passages, stable_hash
@@ -35,10 +36,10 @@ def topic_rows(split: str) -> tuple[list[str], list[list[str]]]:
     for passage in passages():
         for sentence in passage.sentences if passage.split == split else ():
             words = sentence.lower().rstrip(".:;,!?").split()
-            topics = sorted({TOPIC_OF[bare] for word in words if (bare := word.strip(MARKS)) in TOPIC_OF})
-            left = [word for word in words if word.strip(MARKS) not in TOPIC_OF]
             row_hash = stable_hash(f"topics: {' '.join(words)}")
-            if MIN_ROW_WORDS <= len(words) <= MAX_ROW_WORDS and len(left) >= LEAST_LEFT and (topics or row_hash % 2):
+            topics = sorted({TOPIC_OF[bare] for word in words if (bare := word.strip(MARKS)) in TOPIC_OF})
+            left = [word for place, word in enumerate(words) if word.strip(MARKS) not in TOPIC_OF or row_hash >> place & 1]
+            if MIN_ROW_WORDS <= len(words) <= MAX_ROW_WORDS and len(left) >= LEAST_LEFT and (topics or row_hash >> 32 & 1):
                 rows.append((row_hash, " ".join(left), topics))
     rows.sort()
     return [text for _, text, _ in rows], [topics for _, _, topics in rows]
