@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microbert_cli.data.label_columns import has_labels, label_values
-from microbert_cli.data.labels import and_more, missing_labels, plain, read_labels
+from microbert_cli.data.labels import and_more, has_labels, label_values, missing_labels, plain, read_labels
 from microbert_cli.data.limits import MAX_TEXT_LENGTH, check_text
 from microbert_cli.data.tables import Table
 from microbert_cli.data.tables.table import empty

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from microbert_cli.data.examples import Examples, from_table, without_empty_rows
 from microbert_cli.data.held_out import held_out
-from microbert_cli.data.label_columns import has_labels, label_names
 from microbert_cli.data.labels import (
     MOST_NUMBERED_CLASSES,
     and_more,
     check_one_label_a_row,
     class_order,
+    has_labels,
+    label_names,
     missing_labels,
     plain,
     score_or_classes,

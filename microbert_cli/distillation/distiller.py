@@ -85,10 +85,8 @@ class Distiller:
             self.terms = {name: without_teacher_terms(terms) for name, terms in self.terms.items()}
         self.map_layers: dict[str, list[int]] = {}  # by phase
         self.teacher_layers = 0
-        teacher_model = self._first_teacher
-        self.pruning = (
-            pruning_of(recipe, catalog, teacher_model.loaded, student, self.terms) if teacher_model is not None else None
-        )
+        first = self._first_teacher
+        self.pruning = pruning_of(recipe, catalog, first.loaded, student, self.terms) if first is not None else None
         self._neuron_importance: Mapping[int, Tensor] | None = None
         self._from_vectors = vectors and partial(word_vector_start, vectors, limit=recipe.vectors.limit, reporter=reporter)
         self._start = self._initial_weights(initial)
@@ -324,8 +322,7 @@ class Distiller:
             student_width=model_shape(model.config).width,
             teacher_width=sizes["teacher_width"],
             teacher_layers=self.teacher_layers,
-            standardise=self.task_set.standardisations,
-            forms=self.task_set.forms,
+            **self.task_set.labels_as_learnt,
             classes=sizes["classes"],
             tasks=sizes["tasks"],
             normalisation=self.recipe.normalisation,

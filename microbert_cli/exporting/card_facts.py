@@ -63,6 +63,7 @@ def card(facts: Facts) -> Card:
         max_length=_length(facts),
         version=__version__,
         worth=_worth(facts),
+        thresholds=dict(getattr(facts.loaded.model.config, "label_thresholds", None) or {}),
     )
 
 

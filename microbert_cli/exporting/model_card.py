@@ -54,6 +54,7 @@ class Card:
     command     what reproduces the model
     worth       the verdict on the model and what else there is, as Markdown
     library     the Hub's name of what loads it
+    thresholds  of rows that may have several labels: the probability from which on each is given
     """
 
     name: str
@@ -76,6 +77,7 @@ class Card:
     version: str | None = None
     worth: str = ""
     library: str = "transformers"
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 def model_card(card: Card) -> str:
@@ -154,6 +156,8 @@ def fenced(text: str, language: str = "") -> str:
 
 def _opening(card: Card) -> str:
     answers = f"Answers: {', '.join(map(escape_markdown, card.labels))}." if card.labels else "Answers with a number."
+    if card.thresholds:
+        answers = answers.replace("Answers:", "Answers with any number of:", 1)
     length = f" Reads up to {card.max_length} tokens." if card.max_length else ""
     return (
         f"# {escape_markdown(card.name)}\n\nA small text classifier for {escape_markdown(card.task_title)}. {answers}{length}"
@@ -231,13 +235,26 @@ def _lineage(card: Card) -> str:
 def _use(card: Card) -> str:
     # A JSON string is a Python string, but for the line ends and control characters that JSON leaves as they are.
     name = "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in json.dumps(card.name, ensure_ascii=False))
+    every = ", top_k=None" if card.thresholds else ""
     lines = (
         "from transformers import pipeline",
         "",
         f'classify = pipeline("text-classification", model={name})  # or the path of this directory',
-        *((f'classify("a text", truncation=True)  # after {card.max_length} tokens',) if card.max_length else ()),
+        *((f'classify("a text", truncation=True{every})  # after {card.max_length} tokens',) if card.max_length else ()),
     )
-    return fenced("\n".join(lines), "python")
+    return fenced("\n".join(lines), "python") + _thresholds(card)
+
+
+def _thresholds(card: Card) -> str:
+    """Returns the thresholds of several labels, which the pipeline of transformers knows nothing of."""
+    if not card.thresholds:
+        return ""
+    rows = [[escape_markdown(name), f"{value:.4f}"] for name, value in card.thresholds.items()]
+    text = (
+        "The pipeline gives the probability of every label. A text has those whose probability is above their threshold, "
+        "chosen on dev by the best F1 and stored in `config.json` as `label_thresholds`; `mbert predict` applies them."
+    )
+    return f"\n\n{text}\n\n{_table(['label', 'threshold'], rows)}"
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from microbert_cli.errors import MbertError, combine_errors, nearest
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.task_kinds import MEAN, KindName, TaskKind, all_metrics, kind_class, kinds
+from microbert_cli.recipe.task_kinds import MEAN, KindName, TaskKind, all_metrics, check_primary, kind_class, kinds
 from microbert_cli.recipe.toml import read_toml
 from microbert_cli.table_format import TABLE_FILES, Delimiter, Encoding, TableFormat, is_table
 
@@ -242,18 +242,7 @@ class Task(Strict):
         """Returns the task with another primary metric; None leaves it as it is. Raises M484 where it has none of that name."""
         if metric is None or metric == self.primary:
             return self
-        try:
-            self.kind.check_metrics([metric])
-            if metric == MEAN and MEAN not in self.metrics:
-                raise ValueError('"mean" is that of the metrics in a task\'s TOML')
-        except ValueError as error:
-            raise MbertError(
-                "M484",
-                f"{error}",
-                where="data.primary",
-                allowed=f"{', '.join(self.kind.metrics)}.",
-                fix=f"--set data.primary={self.kind.default_metrics[0]}",
-            ) from None
+        check_primary(self.kind, metric, self.metrics)
         metrics = self.metrics if metric in self.metrics else (*self.metrics, metric)
         return self.model_copy(update={"primary": metric, "metrics": metrics})
 

@@ -254,6 +254,22 @@ def all_metrics() -> tuple[str, ...]:
     return (*dict.fromkeys(metric for kind in kinds().values() for metric in kind.metrics), MEAN)
 
 
+def check_primary(kind: TaskKind, metric: str, metrics: Sequence[str]) -> None:
+    """Raises M484 where a task of this kind has no such metric to choose checkpoints by; `metrics`: those that it computes."""
+    try:
+        kind.check_metrics([metric])
+        if metric == MEAN and MEAN not in metrics:
+            raise ValueError('"mean" is that of the metrics in a task\'s TOML, which names none')
+    except ValueError as error:
+        raise MbertError(
+            "M484",
+            str(error),
+            where="data.primary",
+            allowed=f"{', '.join(kind.metrics)}.",
+            fix=f"--set data.primary={kind.default_metrics[0]}",
+        ) from None
+
+
 def kind_of_head(num_outputs: int, problem_type: str | None = None, names: Sequence[str] = ()) -> TaskKind:
     """Returns the kind of task that a checkpoint's head was made for; `names` are those of its outputs."""
     return next(kind(tuple(names)) for kind in kinds().values() if kind.has_head(num_outputs, problem_type))

@@ -82,8 +82,7 @@ class Objective(nn.Module):
         self.progressive = progressive
         self.map_layers = list(map_layers)
         self.layers = list(range(len(self.map_layers)))  # of the student, 0 = embeddings; a pruned one may have gaps
-        self._student = [student]  # in a list, so that it is no submodule: see `student`
-        self._ask_teacher = ask_teacher
+        self._student, self._ask_teacher = [student], ask_teacher  # in a list, so that it is no submodule: see `student`
         self.dual = dual
         self.trained_teacher = dual.teacher if dual else None  # a submodule: its weights are saved and trained
         self.projection: nn.Linear | None = None
@@ -237,7 +236,7 @@ class Objective(nn.Module):
     ) -> Any:
         """Calls a function of the term; its parameters are filled in by name, without the shape suffix."""
         names = parameter_names(function)
-        independent, class_weights = form_of_batch(self.forms, batch)
+        independent, weights = form_of_batch(self.forms, batch)
         student_value, teacher_value = self._pair(term, student, teacher, layer)
         inputs = {
             "student": student_value,
@@ -254,7 +253,7 @@ class Objective(nn.Module):
             "teacher_mask": batch.get("attention_mask") if teacher.mask is None else teacher.mask,
             "labels": batch.get("labels"),
             "augmented": batch.get("augmented"),
-            "class_weights": class_weights,
+            "class_weights": weights,
             "task": batch.get("task"),
             "unrelated": batch.get("unrelated"),
             "token_labels": batch.get("token_labels"),
@@ -272,8 +271,8 @@ class Objective(nn.Module):
             "teacher_tokens": teacher.top and teacher.top[1],
         }
         named = {name: inputs[short] for name in names if (short := name.rpartition("_")[0]) in inputs}
-        keywords = self._keywords(term, layer) | {"independent": independent}
-        return function(**named, **{name: value for name, value in keywords.items() if name in names})
+        named |= {"independent": independent} if "independent" in names else {}
+        return function(**named, **{name: value for name, value in self._keywords(term, layer).items() if name in names})
 
     def _keywords(self, term: LossTerm, layer: int) -> dict[str, Any]:
         context = {

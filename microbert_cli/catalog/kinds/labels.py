@@ -6,9 +6,7 @@ z logits [n, C]. The thresholds t are 0.5, or what is chosen on dev after traini
 equally good ones the nearest to 0.5, between two neighbouring probabilities; 0.5 where dev has no row with the label.
 """
 
-import ast
 import json
-import re
 from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +23,7 @@ from microbert_cli.recipe.task_kinds import (
     weights_by_name,
     wrong_labels,
 )
+from microbert_cli.text import label_cell, labels_of_cell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,14 +32,7 @@ THRESHOLD = 0.5
 LOWEST = 1e-6  # of thresholds
 CONFIG_KEY = "label_thresholds"  # of config.json: the threshold of every output by its name
 FEWEST_ROWS = 8  # with a label: nothing is learnt from fewer
-SEPARATOR = "|"  # of the labels in a cell that is no list
-QUOTED = r"""(?:'[^'\\]*'|"[^"\\]*")"""
-PYTHON_LIST = re.compile(rf"\[\s*{QUOTED}(?:\s*,\s*{QUOTED})*\s*\]")
 SHORT = 80  # characters of a cell in an error
-
-
-class _WrongCellError(ValueError):
-    """What is wrong with a cell, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +108,7 @@ class Kind(TaskKind):
         return frozenset({""} if "-1" in self.names else {"", "-1"})
 
     def cells(self, values: Sequence[Any]) -> list[str] | None:
-        return [_cell(value) for value in values]
+        return [label_cell(value) for value in values]
 
     def read_labels(self, cells: Sequence[str], where: Where) -> Labels:
         """Returns 0 and 1 of every label; M351 for an unknown label, M482 for a cell that is no list of different labels."""
@@ -230,6 +222,7 @@ class Kind(TaskKind):
         limits = self.thresholds or (THRESHOLD,) * len(self.names)
         return {
             "labels": list(self.names),
+            "several_labels": True,
             "classes": {
                 name: {
                     "precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support),
@@ -305,10 +298,10 @@ def _parsed(cells: Sequence[str], names: Container[str], where: Where) -> dict[s
     wrong: dict[str, str] = {}
     for cell in dict.fromkeys(cells):
         try:
-            by_cell[cell] = _parse(cell, names)
+            by_cell[cell] = labels_of_cell(cell, names)
             if len(set(by_cell[cell])) < len(by_cell[cell]):
                 wrong[cell] = _twice(cell)
-        except _WrongCellError as error:
+        except ValueError as error:
             wrong[cell] = str(error)
     if wrong:
         raise _no_labels({row: wrong[cell] for row, cell in enumerate(cells) if cell in wrong}, where)
@@ -317,51 +310,6 @@ def _parsed(cells: Sequence[str], names: Container[str], where: Where) -> dict[s
 
 def _twice(cell: str) -> str:
     return f"a label is named twice: {cell[:SHORT]}"
-
-
-def _parse(cell: str, names: Container[str]) -> list[str]:
-    """Returns the labels that a cell names: `a|b`, or a list in JSON or as Python shows one; none of an empty cell.
-
-    names  of the task, which a cell may well consist of although it looks like a list
-    """
-    parts = [part.strip() for part in cell.split(SEPARATOR)]
-    if not cell or all(part in names for part in parts):
-        return parts if cell else []
-    if cell[0] not in "[{" and cell[-1] != "]":
-        if "" in parts:
-            raise _WrongCellError(f"a label without a name: {cell[:SHORT]}")
-        return parts
-    return [_name(value, cell) for value in _list(cell)]
-
-
-def _list(cell: str) -> list[Any]:
-    try:
-        values = json.loads(cell)
-    except (ValueError, RecursionError):
-        if not PYTHON_LIST.fullmatch(cell):  # as pandas writes lists to CSV
-            raise _WrongCellError(f"this is no list of labels in JSON: {cell[:SHORT]}") from None
-        values = ast.literal_eval(cell)
-    if not isinstance(values, list):
-        raise _WrongCellError(f"an object is no list of labels: {cell[:SHORT]}")
-    return values
-
-
-def _name(value: Any, cell: str) -> str:
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        text = str(value)
-        return text.split(".")[0] if WHOLE_NUMBER.fullmatch(text) else text
-    raise _WrongCellError(f"a label in a list is a text or a number: {cell[:SHORT]}")
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    if isinstance(value, list | tuple | set | dict):
-        return json.dumps(sorted(value) if isinstance(value, set) else value, ensure_ascii=False, default=str)
-    text = str(value).lower() if isinstance(value, bool) else str(value).strip()
-    return text.split(".")[0] if WHOLE_NUMBER.fullmatch(text) else text
 
 
 def _sigmoid(logits: "np.ndarray") -> "np.ndarray":

@@ -1,13 +1,13 @@
 """The built-in task of several labels a row: which topics does a sentence of Python's documentation touch?
 
-A sentence of 6 to 24 words in lower case, without its last punctuation mark. Its labels are the topics of its words, by TOPICS, in
-any number, none among them. Half of these words, chosen by hash, are then taken out, so that their topics have to be seen from
-what is left:
+A sentence of 6 to 24 words in lower case, without its last punctuation mark. Its labels are the topics of its words, by
+TOPICS, in any number, none among them. Half of these words, chosen by hash, are then taken out, so that their topics have to be
+seen from what is left:
 
     close the underlying file if an error occurs     ->     close the underlying file if an occurs          errors, files
 
-Splits are those of `python_docs`, by the hash of a passage. Every second of the sentences without a topic is left out, chosen by
-hash.
+Splits are those of `python_docs`, by the hash of a passage. Every second of the sentences without a topic is left out, chosen
+by hash.
 """
 
 from microbert_cli.data.corpus.python_docs import MAX_ROW_WORDS, MIN_ROW_WORDS, passages, stable_hash
@@ -16,7 +16,7 @@ TOPICS = {
     "calls": """function functions method methods call calls called callable argument arguments parameter parameters caller
         return returns returned returning""",
     "classes": "class classes object objects instance instances attribute attributes type types subclass subclasses",
-    "errors": "error errors exception exceptions raise raises raised fail fails failed failure invalid traceback warning warnings",
+    "errors": "error errors exception exceptions raise raises raised fail fails failed failure invalid traceback warnings",
     "files": "file files filename filenames directory directories path paths folder folders disk pathname open opened",
     "numbers": "number numbers integer integers float floats int decimal digit digits zero sum size length count index",
     "text": "string strings text character characters str unicode encoding encoded line lines message word words",

@@ -54,7 +54,8 @@ class Alternatives:
     @property
     def floor_name(self) -> str:
         """What the answer that looks at no text is called."""
-        return "commonest class" if self.data.task.kind.is_named else "mean score"
+        kind = self.data.task.kind
+        return "commonest labels" if kind.independent else "commonest class" if kind.exclusive else "mean score"
 
     def add_int8(self, name: str, source: str, *, label_order: Any = None, reporter: Reporter = SILENT) -> None:
         """Makes and scores the int8 copy of a model, for the row `name`."""
