@@ -78,9 +78,8 @@ class TaskSet:
     def labels_as_learnt(self) -> dict[str, Any]:
         """What an objective must know of each task's labels, by the task's number: `standardise` and `forms`."""
         numbered = sorted(self.tasks, key=lambda task: task.data.number or 0)
-        return {
-            "standardise": [task.data.standardisation for task in numbered], "forms": [task.data.label_form for task in numbered]
-        }  # fmt: skip
+        units, forms = ([getattr(task.data, name) for task in numbered] for name in ("standardisation", "label_form"))
+        return {"standardise": units, "forms": forms}
 
     def score_teachers(self) -> list[dict[str, float] | None]:
         """Returns the dev scores of each task's teachers, None for a task without any."""

@@ -75,8 +75,7 @@ class Objective(nn.Module):
         if not terms:
             raise _nothing_to_learn()
         self.terms = list(terms)
-        self.normalisation, self.numerics = normalisation, numerics
-        self.teacher_layers = teacher_layers
+        self.normalisation, self.numerics, self.teacher_layers = normalisation, numerics, teacher_layers
         self.standardise, self.forms = list(standardise), list(forms)
         self.share, self.current_layer = 0.0, 1
         self.progressive = progressive

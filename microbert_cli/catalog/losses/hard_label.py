@@ -41,9 +41,10 @@ def hard_label(
     """Returns the batch's term; see the module's formulas."""
     counted_B = None if augmented_B is None else ~augmented_B
     if labels_B.dim() == 2 and labels_B.is_floating_point():
-        loss_B = _of_labels(student_BC.float(), labels_B, class_weights_C, label_smoothing, gamma)
         # The labels of a row that is left out may be NaN, and NaN times 0 is NaN.
-        return mean_over_rows(loss_B if augmented_B is None else loss_B.masked_fill(augmented_B, 0.0), counted_B)
+        labels_BC = labels_B if augmented_B is None else labels_B.masked_fill(augmented_B[:, None], 0.0)
+        loss_B = _of_labels(student_BC.float(), labels_BC, class_weights_C, label_smoothing, gamma)
+        return mean_over_rows(loss_B, counted_B)
     if labels_B.dim() == 2:
         student_BC, labels_B = student_BC.flatten(0, 1), labels_B.flatten()
         loss_N = F.cross_entropy(student_BC.float(), labels_B, reduction="none", label_smoothing=label_smoothing)
