@@ -131,7 +131,7 @@ def test_balanced_weights() -> None:
     labels = [0, 0, 0, 1, 2, 2]
     weights = CLASSES.class_weights(labels, "balanced")
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    assert weights == pytest.approx(expected) == pytest.approx((6 / 9, 2.0, 1.0))
+    assert weights == pytest.approx(tuple(expected)) and weights == pytest.approx((6 / 9, 2.0, 1.0))
     assert CLASSES.class_weights(labels, {"b": 5}) == (1.0, 5.0, 1.0) and CLASSES.class_weights(labels, None) is None
     several = [(1, 0, 0), (1, 1, 0), (1, 0, 0), (0, 0, 0), None]
     assert KIND.class_weights(several, "balanced") == pytest.approx((1 / 3, 3.0, 1.0)), "negatives over positives"
@@ -297,4 +297,12 @@ def test_selection_by_another_metric() -> None:
 
 def test_order_of_outputs_without_names_is_asked_of_the_rows() -> None:
     task = load_task("microbert_cli/catalog/tasks/python-topics.toml")
+    labels = np.random.default_rng(0).integers(0, 2, (200, 9))
+    logits = labels * 2.0 - 1 + np.random.default_rng(1).normal(size=labels.shape)
+    rows = list(map(tuple, labels))
     check_order(task, np.zeros((2, 9)), [(0,) * 9] * 2, columns=None, where="teacher.model t")
+    check_order(task, logits, rows, columns=None, where="teacher.model t")
+    with pytest.raises(MbertError) as caught:
+        check_order(task, logits[:, [1, 0, *range(2, 9)]], rows, columns=None, where="teacher.model t")
+    assert caught.value.code == "M322" and "teacher.label_order" in caught.value.fix
+    assert '["classes", "calls", "errors"' in caught.value.fix
