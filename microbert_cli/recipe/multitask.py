@@ -190,5 +190,7 @@ def check_several_labels(recipe: "Recipe") -> None:
             f"the rows of this task may have several labels: {reasons[wrong[0]]}",
             where=wrong[0],
             allowed="A student of one task, without exits and experts; all losses of answers and of layers.",
-            fix="Leave it out, or take one task: --task TASK" if wrong[0] == "tasks" else f"--set {wrong[0]}=none",
+            fix="Leave it out, or take one task: --task TASK"
+            if wrong[0] == "tasks"
+            else f"--set {wrong[0]}=none; of a method that is about them take another: --set method=compact",
         )

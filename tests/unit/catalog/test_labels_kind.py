@@ -244,7 +244,8 @@ def test_what_a_cell_may_say(value: Any, expected: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("value", "code", "what"),
     [
-        (["a", "d"], "M351", '"d"'), ("a|dd", "M351", '"dd"'), ("a||b", "M482", "without a name"), ('["a", "b"', "M482", "JSON"),
+        (["a", "d"], "M351", '"d"'), ("a|dd", "M351", '"dd"'), ("a||b", "M482", "without a name"),
+        ('["a", "b"', "M482", "JSON"),
         ("[a, b]", "M482", "JSON"), (["a", "a"], "M482", "twice"), ("a|a", "M482", "twice"), ([0, "a"], "M482", "twice"),
         ({"a": 1}, "M482", "object"), ([["a"]], "M482", "text or a number"), ([None], "M482", "text or a number"),
         ([True], "M482", "text or a number"), ("['a' 'b']", "M482", "JSON"),
@@ -276,7 +277,8 @@ def test_a_task_of_several_labels() -> None:
     assert columns.kind == kind_class("labels")(("p", "q")) and columns.metrics == KIND.metrics
     assert load_task({**named, "label": {"kind": "labels"}}).kind.is_complete is False
     for label in ({"columns": ["p", "p"]}, {"columns": ["p"]}, {"columns": ["p", "q"], "names": ["a", "b", "c"]},
-                  {"columns": ["p", "q"], "kind": "classes"}, {"columns": ["text", "q"]}, {"kind": "labels", "range": [0, 1]}):  # fmt: skip
+                  {"columns": ["p", "q"], "kind": "classes"}, {"columns": ["text", "q"]},
+                  {"kind": "labels", "range": [0, 1]}):  # fmt: skip
         with pytest.raises(MbertError) as caught:
             load_task({**named, "label": label})
         assert caught.value.code == "M030"

@@ -1,4 +1,4 @@
-"""Rows with several labels in tables: lists, `a|b`, columns of 0 and 1; hidden labels, held-out rows, soft and augmented ones."""
+"""Rows with several labels in tables: lists, `a|b`, columns of 0 and 1; hidden labels, held-out rows, soft labels."""
 
 import csv
 import json
@@ -140,7 +140,8 @@ def test_a_dev_part_leaves_every_label_a_row_in_train(tmp_path: Path) -> None:
 
 def test_augmented_rows_keep_their_labels(tmp_path: Path) -> None:
     table = columns(tmp_path / "a.csv", EXPECTED)
-    for task in (own_task(table, table, columns=["food", "price", "service"]), own_task(json_lines(tmp_path / "a.jsonl", LABELS), kind="labels")):  # fmt: skip
+    lists = json_lines(tmp_path / "a.jsonl", LABELS)
+    for task in (own_task(table, table, columns=["food", "price", "service"]), own_task(lists, kind="labels")):
         labels: Any = [(1, 0, 1), (0, 0, 0), None]
         rows = Examples([("a",), ("b",), ("c",)], labels, augmented=[False, False, True], source=[0, 1, 0])
         for form in ("parquet", "tsv"):

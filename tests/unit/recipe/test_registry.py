@@ -31,7 +31,7 @@ BUILT_IN = {
         "inverted_bottleneck", "marian-LxH", "mobilebert", "mobilebert-tiny", "routed_bert", "seq2seq", "seq2seq-LxH",
         "tinybert-4l-312", "tinybert-6l-768",
     ],
-    "tasks": ["ax", "cola", "mnli", "mrpc", "python-areas", "python-docs", "python-gaps", "python-shuffled",
+    "tasks": ["ax", "cola", "mnli", "mrpc", "python-areas", "python-docs", "python-gaps", "python-shuffled", "python-topics",
         "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
         "bilstm-quickstart", "bilstm-sst2", "c-mlm-quickstart", "cascade-quickstart", "cofi-quickstart",
@@ -39,7 +39,7 @@ BUILT_IN = {
         "fastbert-quickstart", "fastbert-sst2", "glue-mt-dnn", "homodistil-quickstart",
         "kd-quickstart", "kd-sst2", "microbert-quickstart", "microbert-sst2", "microbert-tasks", "minilm-quickstart",
         "minilm-sst2", "minilmv2-quickstart", "minilmv2-sst2", "mobilebert-quickstart", "mobilebert-sst2",
-        "moebert-quickstart", "moebert-sst2", "mt-dnn-quickstart",
+        "moebert-quickstart", "moebert-sst2", "mt-dnn-quickstart", "multi-label-quickstart",
         "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
         "pkd-sst2", "quickstart", "sst2-tinybert", "xtremedistil-quickstart", "xtremedistil-sst2",
     ],
