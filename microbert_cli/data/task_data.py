@@ -82,6 +82,10 @@ class TaskData:
         labels = self.rows["train"].labels if "train" in self.rows else None
         return LabelForm(self.task.kind.independent, self.task.kind.class_weights(labels or (), self.class_weights))
 
+    def check_class_weights(self) -> None:
+        """Raises M480 and M481 where the recipe weighs classes that the task has not."""
+        _ = self.label_form
+
     def length_for(self, config: Any, *, where: str) -> int:
         """Returns how many tokens of a row a model reads; raises M012 where the recipe names more than it has positions.
 
@@ -150,7 +154,9 @@ def load_task_data(
         rows["augmented"] = load_augmented(Path(augmented), task)
     length = recipe.data.max_length
     weights, is_given = recipe.data.class_weights, length is not None
-    return TaskData(task, rows, length or task.max_length, reporter, length_is_given=is_given, class_weights=weights)
+    data = TaskData(task, rows, length or task.max_length, reporter, length_is_given=is_given, class_weights=weights)
+    data.check_class_weights()
+    return data
 
 
 def load_all_task_data(

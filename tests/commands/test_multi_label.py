@@ -227,10 +227,10 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path) -
              "data__kind": "labels", "precision": "fp32", "phases__distillation__checkpoint_steps": 3}  # fmt: skip
 
     given: dict[str, Any] = {"teacher": "teacher", "student": "bert-1x16", **about, **steps, "method": "kd"}
-    api.task_distill(out=tmp_path / "whole", **given)
+    api.distill(out=tmp_path / "whole", **given)
     with pytest.raises(Stopped):
-        api.task_distill(out=tmp_path / "parts", reporter=Stopping(), **given)
-    api.task_distill(out=tmp_path / "parts", **given)
+        api.distill(out=tmp_path / "parts", reporter=Stopping(), **given)
+    api.distill(out=tmp_path / "parts", **given)
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(np.array_equal(whole[name], parts[name]) for name in whole)
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("whole", "parts")]
@@ -257,6 +257,6 @@ steps = 4
     Path("recipe.toml").write_text(recipe, encoding="utf-8")
     assert "labels a row" in works("doctor", "recipe.toml", "-o", tmp_path / "run").out
     works("plan", "recipe.toml", "-o", tmp_path / "run")
-    works("bench", "student", *ABOUT[:-2], "--teacher", "teacher", "-o", tmp_path / "bench")
+    works("bench", "student", "teacher", *ABOUT[:-2], "-o", tmp_path / "bench")
     done = works("compare", "recipe.toml", "--ablate", "soft", "-o", tmp_path / "compared", "--set", "teacher.allow_weak=true")
     assert "micro_f1" in done.out

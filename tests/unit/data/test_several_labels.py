@@ -14,8 +14,10 @@ from microbert_cli.data.augmented_files import load_augmented, write_augmented
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import load_split, own_task
 from microbert_cli.data.soft_labels import SoftColumns, soft_logits
+from microbert_cli.data.task_data import load_task_data
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.multitask import check_several_labels
+from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.values import identity_values
 
@@ -181,3 +183,15 @@ def test_keys_that_nobody_set_leave_identities_as_they_were() -> None:
     assert not {"label_columns", "class_weights", "primary"} & identity_values("data", data).keys()
     changed = Recipe.model_validate({"data": {"class_weights": "balanced"}}).keys("data")["data"]
     assert identity_values("data", changed)["class_weights"] == "balanced"
+
+
+def test_weights_of_classes_that_are_not_there_are_refused_before_any_work(tmp_path: Path) -> None:
+    path = json_lines(tmp_path / "a.jsonl", LABELS)
+    data = {"train_file": str(path), "dev_file": str(path), "kind": "labels", "class_weights": {"drinks": 2.0}}
+    with pytest.raises(MbertError) as caught:
+        load_task_data(Recipe.model_validate({"data": data}), Catalog(), splits=("train", "dev"))
+    assert caught.value.code == "M481" and "food, price, service" in caught.value.allowed
+    weighed = load_task_data(
+        Recipe.model_validate({"data": {**data, "class_weights": "balanced"}}), Catalog(), splits=("train", "dev")
+    )
+    assert weighed.label_form.independent and weighed.label_form.weights == pytest.approx((1.0, 3.0, 1.0))
