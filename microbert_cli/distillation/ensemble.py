@@ -44,8 +44,8 @@ def ensemble_ask(asks: Sequence[TeacherFunction], *, independent: bool = False) 
 
     def ask(batch: Batch, request: OutputRequest) -> ModelOutputs:
         logits = [ask_teacher(batch, request).logits for ask_teacher in asks]
-        known = [logits_BC for logits_BC in logits if logits_BC is not None]
-        return ModelOutputs(logits=average_logits(known, independent=independent))
+        answered = [logits_BC for logits_BC in logits if logits_BC is not None]
+        return ModelOutputs(logits=average_logits(answered, independent=independent))
 
     return ask
 

@@ -259,4 +259,4 @@ steps = 4
     works("plan", "recipe.toml", "-o", tmp_path / "run")
     works("bench", "student", "teacher", *ABOUT[:-2], "-o", tmp_path / "bench")
     done = works("compare", "recipe.toml", "--ablate", "soft", "-o", tmp_path / "compared", "--set", "teacher.allow_weak=true")
-    assert "micro_f1" in done.out
+    assert "micro_f1" in done.err + done.out
