@@ -153,7 +153,7 @@ def labels_of_cell(cell: str, names: Container[str] = ()) -> list[str]:
     names  of the task, which a cell may well consist of although it looks like a list
     Raises ValueError, which says what is wrong, for a list that cannot be read and for a label without a name.
     """
-    parts = [part.strip() for part in cell.split(LABEL_SEPARATOR)]
+    parts = [cell] if cell in names else [part.strip() for part in cell.split(LABEL_SEPARATOR)]
     if not cell or all(part in names for part in parts):
         return parts if cell else []
     if cell[0] not in "[{" and cell[-1] != "]":

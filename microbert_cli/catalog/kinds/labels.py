@@ -115,7 +115,8 @@ class Kind(TaskKind):
         ids = self._ids()
         by_cell = _parsed(cells, ids, where)
         numbers = {cell: [ids.get(name, -1) for name in names] for cell, names in by_cell.items()}
-        if twice := {row: _twice(cell) for row, cell in enumerate(cells) if len(set(numbers[cell])) < len(by_cell[cell])}:
+        repeated = {cell for cell, given in numbers.items() if any(given.count(i) > 1 for i in given if i >= 0)}
+        if twice := {row: _twice(cell) for row, cell in enumerate(cells) if cell in repeated}:
             raise _no_labels(twice, where)
         strange = {cell: next(name for name in by_cell[cell] if name not in ids) for cell in by_cell if -1 in numbers[cell]}
         if wrong := {

@@ -244,7 +244,7 @@ def test_what_a_cell_may_say(value: Any, expected: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("value", "code", "what"),
     [
-        (["a", "d"], "M351", '"d"'), ("a|dd", "M351", '"dd"'), ("a||b", "M482", "without a name"),
+        (["a", "d"], "M351", '"d"'), (["x", "y"], "M351", '"x"'), ("a|dd", "M351", '"dd"'), ("a||b", "M482", "without a name"),
         ('["a", "b"', "M482", "JSON"),
         ("[a, b]", "M482", "JSON"), (["a", "a"], "M482", "twice"), ("a|a", "M482", "twice"), ([0, "a"], "M482", "twice"),
         ({"a": 1}, "M482", "object"), ([["a"]], "M482", "text or a number"), ([None], "M482", "text or a number"),
@@ -262,8 +262,9 @@ def test_what_a_cell_may_not_say(value: Any, code: str, what: str) -> None:
 
 
 def test_names_that_look_like_something_else() -> None:
-    odd = kind_class("labels")(("[pos]", "a,b", "10"))
-    assert odd.read_labels(["[pos]|10", json.dumps(["a,b"])], where) == [(1, 0, 1), (0, 1, 0)]
+    odd = kind_class("labels")(("[pos]", "a,b", "10", "p|q"))
+    assert odd.read_labels(["p|q", '["p|q"]'], where) == [(0, 0, 0, 1)] * 2
+    assert odd.read_labels(["[pos]|10", json.dumps(["a,b"])], where) == [(1, 0, 1, 0), (0, 1, 0, 0)]
     with pytest.raises(MbertError) as caught:
         odd.read_labels(["1"], where)
     assert caught.value.code == "M351", "where names are numbers, a number is a name"
