@@ -124,11 +124,10 @@ def hidden_labels(task: Task, split: str = "") -> MbertError:
     allowed = "A split with labels, such as dev. Hidden labels are predicted, for a submission."
     fix = f"mbert evaluate MODEL {task.options} --submission"
     if task.files is not None:
-        columns, key = (
-            task.label.columns or (task.label.column,),
-            "data.label_columns" if task.label.columns else "--label COLUMN",
-        )
-        allowed = f"A file with the labels in its column{'s' * (len(columns) > 1)} {', '.join(map('"{}"'.format, columns))}."
+        columns = task.label.columns or (task.label.column,)
+        key = "data.label_columns" if task.label.columns else "--label COLUMN"
+        named = ", ".join(f'"{column}"' for column in columns)
+        allowed = f"A file with the labels in its column{'s' * (len(columns) > 1)} {named}."
         fix = f"Name the column of the labels: {key}; texts without labels: mbert predict MODEL --file FILE"
     return MbertError(
         "M260",
