@@ -144,7 +144,7 @@ def has_labels(table: "Table", task: Task, column: ColumnName) -> bool:
 def label_values(table: "Table", task: Task, column: ColumnName) -> list[Any]:
     """Returns the values of the label column; of several columns of 0 and 1 each row's labels as a list.
 
-    All are None where every cell of these columns is empty or -1: hidden. Raises M253 for a column that is not there, M485 for
+    All are None where every cell of these columns is empty or -1: hidden. Raises M253 for a column that is not there, M445 for
     a cell that is neither 0 nor 1.
     """
     if task.label.columns is None:
@@ -178,7 +178,7 @@ def label_names(table: "Table", task: Task) -> tuple[tuple[str, ...], str]:
 def _neither(table: "Table", wrong: dict[int, str]) -> MbertError:
     rows = sorted(wrong)
     return MbertError(
-        "M485",
+        "M445",
         wrong[rows[0]] + and_more(len(rows)),
         where=table.where_all(rows),
         allowed="0 or 1, or false or true, in each label column of each row; in a file without labels all empty, or all -1.",

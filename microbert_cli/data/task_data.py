@@ -78,12 +78,12 @@ class TaskData:
 
     @property
     def label_form(self) -> LabelForm:
-        """What losses must know of the task's labels; weights by those of its training rows. Raises M480, M481."""
+        """What losses must know of the task's labels; weights by those of its training rows. Raises M440, M441."""
         labels = self.rows["train"].labels if "train" in self.rows else None
         return LabelForm(self.task.kind.independent, self.task.kind.class_weights(labels or (), self.class_weights))
 
     def check_class_weights(self) -> None:
-        """Raises M480 and M481 where the recipe weighs classes that the task has not."""
+        """Raises M440 and M441 where the recipe weighs classes that the task has not."""
         _ = self.label_form
 
     def length_for(self, config: Any, *, where: str) -> int:

@@ -173,7 +173,7 @@ def _invalid_task_name(name: str, where: str) -> MbertError:
 
 
 def check_several_labels(recipe: "Recipe") -> None:
-    """Raises M486 where rows may have several labels and the recipe puts experts, exits or several tasks into the student."""
+    """Raises M446 where rows may have several labels and the recipe puts experts, exits or several tasks into the student."""
     keys = {
         "early_exit.branch": recipe.early_exit.branch != "none",
         "moe.side": recipe.moe.side != "none",
@@ -186,7 +186,7 @@ def check_several_labels(recipe: "Recipe") -> None:
             "tasks": "a student of several tasks keeps its heads without thresholds",
         }
         raise MbertError(
-            "M486",
+            "M446",
             f"the rows of this task may have several labels: {reasons[wrong[0]]}",
             where=wrong[0],
             allowed="A student of one task, without exits and experts; all losses of answers and of layers.",

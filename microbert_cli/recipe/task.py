@@ -239,7 +239,7 @@ class Task(Strict):
         return self
 
     def selected_by(self, metric: str | None) -> "Task":
-        """Returns the task with another primary metric; None leaves it as it is. Raises M484 where it has none of that name."""
+        """Returns the task with another primary metric; None leaves it as it is. Raises M444 where it has none of that name."""
         if metric is None or metric == self.primary:
             return self
         check_primary(self.kind, metric, self.metrics)

@@ -155,11 +155,11 @@ class TaskKind(ABC):
         return labels if self.exclusive else None
 
     def class_weights(self, labels: Sequence[Any], wanted: ClassWeights) -> tuple[float, ...] | None:
-        """Returns the weights of outputs that `data.class_weights` asks for, by training labels; raises M480 for no classes."""
+        """Returns the weights of outputs that `data.class_weights` asks for, by training labels; raises M440 for no classes."""
         if wanted is None:
             return None
         raise MbertError(
-            "M480",
+            "M440",
             f"class_weights weighs classes, and this task has {self.describe()}",
             where="data.class_weights",
             allowed="A task of classes, or of several labels a row.",
@@ -255,14 +255,14 @@ def all_metrics() -> tuple[str, ...]:
 
 
 def check_primary(kind: TaskKind, metric: str, metrics: Sequence[str]) -> None:
-    """Raises M484 where a task of this kind has no such metric to choose checkpoints by; `metrics`: those that it computes."""
+    """Raises M444 where a task of this kind has no such metric to choose checkpoints by; `metrics`: those that it computes."""
     try:
         kind.check_metrics([metric])
         if metric == MEAN and MEAN not in metrics:
             raise ValueError('"mean" is that of the metrics in a task\'s TOML, which names none')
     except ValueError as error:
         raise MbertError(
-            "M484",
+            "M444",
             str(error),
             where="data.primary",
             allowed=f"{', '.join(kind.metrics)}.",
@@ -295,10 +295,10 @@ def wrong_labels(wrong: Mapping[int, str], allowed: str, where: Where) -> MbertE
 
 
 def weights_by_name(names: Sequence[str], wanted: Mapping[str, float]) -> tuple[float, ...]:
-    """Returns the weights of a table in the order of `names`, 1 for a name that it leaves out; raises M481 for another name."""
+    """Returns the weights of a table in the order of `names`, 1 for a name that it leaves out; raises M441 for another name."""
     if unknown := [name for name in wanted if name not in names]:
         raise MbertError(
-            "M481",
+            "M441",
             f'there is no label "{unknown[0]}" to be weighed',
             where="data.class_weights",
             allowed=f"The labels: {nearest(unknown[0], names)}",

@@ -77,7 +77,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "a tagger without its data": ("M247", (*AUGMENT, "--set", 'augment.sources=["rules"]')),
     "an option that no augmenter has": ("M035", (*AUGMENT, "--set", "augment.options.perturb.swop=0.2")),
     "a task of one label and several labels": ("M379", ("evaluate", "several", "--task", "sst2")),
-    "a metric of another kind": ("M484", ("finetune", "--model", "base", "--task", "sst2", "--set", "data.primary=pearson")),
+    "a metric of another kind": ("M444", ("finetune", "--model", "base", "--task", "sst2", "--set", "data.primary=pearson")),
     "labels in another order": ("M321", ("evaluate", "taught", "--teacher", "foreign", "--task", "sst2")),
     "fewer tokens than the texts use": ("M093", ("trim", "taught", "--task", "sst2", "--set", "vocabulary.rows=120")),
     "common tokens, and no number": ("M098", ("trim", "taught", "--task", "sst2", "--set", "vocabulary.keep=common")),
@@ -125,7 +125,7 @@ NOT_TYPED = set(
     M207 M224 M232 M262 M244 M245 M254 M258 M261 M265 M266 M267 M304 M305
     M313 M333 M337 M341 M347 M359 M361 M362 M364 M370 M380
     M026 M027 M150 M151 M161 M375 M391 M392 M393 M394 M397 M398 M399
-    M481 M482 M486
+    M441 M442 M446
     M227 M382 M402 M410 M422 M460 M461 M611 M612 M633 M635 M636 M637
     """.split()
 )

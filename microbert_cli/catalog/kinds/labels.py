@@ -111,7 +111,7 @@ class Kind(TaskKind):
         return [label_cell(value) for value in values]
 
     def read_labels(self, cells: Sequence[str], where: Where) -> Labels:
-        """Returns 0 and 1 of every label; M351 for an unknown label, M482 for a cell that is no list of different labels."""
+        """Returns 0 and 1 of every label; M351 for an unknown label, M442 for a cell that is no list of different labels."""
         ids = self._ids()
         by_cell = _parsed(cells, ids, where)
         numbers = {cell: [ids.get(name, -1) for name in names] for cell, names in by_cell.items()}
@@ -294,7 +294,7 @@ def best_threshold(shares: "np.ndarray", labels: "np.ndarray") -> float:
 
 
 def _parsed(cells: Sequence[str], names: Container[str], where: Where) -> dict[str, list[str]]:
-    """Returns the labels that each different cell names; raises M482 for those that are no list of different labels."""
+    """Returns the labels that each different cell names; raises M442 for those that are no list of different labels."""
     by_cell: dict[str, list[str]] = {}
     wrong: dict[str, str] = {}
     for cell in dict.fromkeys(cells):
@@ -323,7 +323,7 @@ def _checked(value: Any, name: str) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1:
         return float(value)
     raise MbertError(
-        "M483",
+        "M443",
         f'the threshold of "{name}" is {str(value)[:SHORT]}, and no share between 0 and 1',
         where=f"config.json, {CONFIG_KEY}",
         allowed="A number above 0 and below 1 for each label.",
@@ -335,7 +335,7 @@ def _no_labels(wrong: dict[int, str], where: Where) -> MbertError:
     rows = sorted(wrong)
     more = f", and {len(rows) - 1:,} more row{'s are' if len(rows) > 2 else ' is'} wrong" if len(rows) > 1 else ""
     return MbertError(
-        "M482",
+        "M442",
         wrong[rows[0]] + more,
         where=where(rows),
         allowed='The labels of a row, each once: ["a", "b"], a|b, or nothing for a row without any.',

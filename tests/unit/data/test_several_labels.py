@@ -91,19 +91,19 @@ def test_wrong_cells_are_named_with_their_rows(tmp_path: Path) -> None:
     known = {"kind": "labels", "labels": ["food", "price", "service"]}
     cases: list[tuple[Any, str, str]] = [
         (["food", "drink"], "M351", '"drink"'),
-        ('["food", "price"', "M482", "JSON"),
-        (["food", "food"], "M482", "twice"),
-        ({"food": 1}, "M482", "object"),
+        ('["food", "price"', "M442", "JSON"),
+        (["food", "food"], "M442", "twice"),
+        ({"food": 1}, "M442", "object"),
     ]
     for cell, code, what in cases:
         error = refused(code, json_lines(tmp_path / "a.jsonl", [*LABELS[:4], cell, *LABELS[5:]]), **known)
         assert what in error.what and error.where.endswith("line 5")
-        if code == "M482":
+        if code == "M442":
             refused(code, tmp_path / "a.jsonl", kind="labels")
     wrong = [*EXPECTED[:2], (1, 2, 0), *EXPECTED[3:]]
-    error = refused("M485", columns(tmp_path / "a.csv", wrong), columns=["food", "price", "service"])
+    error = refused("M445", columns(tmp_path / "a.csv", wrong), columns=["food", "price", "service"])
     assert '"2" in column "price"' in error.what and error.where.endswith("line 4")
-    error = refused("M485", columns(tmp_path / "a.csv", [*EXPECTED[:2], (1, "", 0), *EXPECTED[3:]]), columns=["food", "price"])
+    error = refused("M445", columns(tmp_path / "a.csv", [*EXPECTED[:2], (1, "", 0), *EXPECTED[3:]]), columns=["food", "price"])
     assert 'no value in column "price"' in error.what
     assert "drinks" in refused("M253", tmp_path / "a.csv", columns=["food", "drinks"]).what
     never = [row[:1] for row in LABELS]
@@ -174,7 +174,7 @@ def test_what_needs_one_class_a_row_is_refused() -> None:
     for values in ({"early_exit": {"branch": "linear"}}, {"moe": {"side": "student"}}, {"tasks": ["python-topics", "sst2"]}):
         with pytest.raises(MbertError) as caught:
             check_several_labels(Recipe.model_validate(values))
-        assert caught.value.code == "M486" and caught.value.where in ("early_exit.branch", "moe.side", "tasks")
+        assert caught.value.code == "M446" and caught.value.where in ("early_exit.branch", "moe.side", "tasks")
     check_several_labels(Recipe())
 
 
@@ -190,7 +190,7 @@ def test_weights_of_classes_that_are_not_there_are_refused_before_any_work(tmp_p
     data = {"train_file": str(path), "dev_file": str(path), "kind": "labels", "class_weights": {"drinks": 2.0}}
     with pytest.raises(MbertError) as caught:
         load_task_data(Recipe.model_validate({"data": data}), Catalog(), splits=("train", "dev"))
-    assert caught.value.code == "M481" and "food, price, service" in caught.value.allowed
+    assert caught.value.code == "M441" and "food, price, service" in caught.value.allowed
     weighed = load_task_data(
         Recipe.model_validate({"data": {**data, "class_weights": "balanced"}}), Catalog(), splits=("train", "dev")
     )
