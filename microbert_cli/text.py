@@ -1,11 +1,12 @@
 """Text that is safe to show and record: without secrets, and without characters that steer a terminal or hide text."""
 
+import ast
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ SECRET = re.compile(
 # All control characters but tab and line feed, marks that turn the direction of writing, halves of characters.
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 NUMBER_IN_TEXT = re.compile(r"[0-9]+")
+WHOLE_NUMBER_TEXT = re.compile(r"[+-]?\d+(\.0*)?")
+LABEL_SEPARATOR = "|"  # of the labels in a cell that is no list
+QUOTED = r"""(?:'[^'\\]*'|"[^"\\]*")"""
+PYTHON_LIST = re.compile(rf"\[\s*{QUOTED}(?:\s*,\s*{QUOTED})*\s*\]")
+SHORT_CELL = 80  # characters of a cell in an error
 
 
 def safe_text(text: str) -> str:
@@ -139,3 +145,50 @@ def check_duration(duration: str) -> str:
     """Returns a duration as it is; raises ValueError where it is none."""
     seconds_of(duration)
     return duration
+
+
+def labels_of_cell(cell: str, names: Container[str] = ()) -> list[str]:
+    """Returns the labels that a cell names: `a|b`, or a list in JSON or as Python shows one; none of an empty cell.
+
+    names  of the task, which a cell may well consist of although it looks like a list
+    Raises ValueError, which says what is wrong, for a list that cannot be read and for a label without a name.
+    """
+    parts = [cell] if cell in names else [part.strip() for part in cell.split(LABEL_SEPARATOR)]
+    if not cell or all(part in names for part in parts):
+        return parts if cell else []
+    if cell[0] not in "[{" and cell[-1] != "]":
+        if "" in parts:
+            raise ValueError(f"a label without a name: {cell[:SHORT_CELL]}")
+        return parts
+    return [_label_name(value, cell) for value in _list_of_labels(cell)]
+
+
+def _list_of_labels(cell: str) -> list[Any]:
+    try:
+        values = json.loads(cell)
+    except (ValueError, RecursionError):
+        if not PYTHON_LIST.fullmatch(cell):  # as pandas writes lists to CSV
+            raise ValueError(f"this is no list of labels in JSON: {cell[:SHORT_CELL]}") from None
+        values = ast.literal_eval(cell)
+    if not isinstance(values, list):
+        raise ValueError(f"an object is no list of labels: {cell[:SHORT_CELL]}")
+    return values
+
+
+def _label_name(value: Any, cell: str) -> str:
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        text = str(value)
+        return text.split(".")[0] if WHOLE_NUMBER_TEXT.fullmatch(text) else text
+    raise ValueError(f"a label in a list is a text or a number: {cell[:SHORT_CELL]}")
+
+
+def label_cell(value: Any) -> str:
+    """Returns a value of a label column as the text that `labels_of_cell` reads."""
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, list | tuple | set | dict):
+        return json.dumps(sorted(value) if isinstance(value, set) else value, ensure_ascii=False, default=str)
+    text = str(value).lower() if isinstance(value, bool) else str(value).strip()
+    return text.split(".")[0] if WHOLE_NUMBER_TEXT.fullmatch(text) else text

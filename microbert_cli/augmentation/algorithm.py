@@ -255,9 +255,10 @@ def augment(rows: Examples, *, keep_original: bool = True, **options: Any) -> Ex
 def concatenate(shards: Sequence[Examples]) -> Examples:
     """Concatenates shards."""
     unlabelled = any(shard.labels is None for shard in shards)
+    labels: list[Any] = [label for shard in shards for label in shard.labels or ()]
     return Examples(
         [texts for shard in shards for texts in shard.texts],
-        None if unlabelled else [label for shard in shards for label in shard.labels or ()],
+        None if unlabelled else labels,
         [identity for shard in shards for identity in shard.ids or ()],
         [flag for shard in shards for flag in shard.augmented or ()],
         [index for shard in shards for index in shard.source or ()],

@@ -152,7 +152,7 @@ def _columns_of_model(model: Path, about: TaskOptions, remembered: dict[str, Any
 
     The files it was trained on are left out: what is scored is what was typed.
     """
-    kept = {key: remembered.get(key) for key in ("data__text", "data__label", "data__max_length")}
+    kept = {key: remembered.get(key) for key in ("data__text", "data__label", "data__label_columns", "data__max_length")}
     if (kind := remembered.get("data__kind")) and kind_class(kind).writes:
         kept["data__kind"] = kind
     task = None if about.task else remembered["task"]
@@ -163,6 +163,7 @@ def _columns_of_model(model: Path, about: TaskOptions, remembered: dict[str, Any
             kept = {
                 "data__text": list(task_columns.text),
                 "data__label": task_columns.label.column,
+                "data__label_columns": list(task_columns.label.columns or ()) or None,
                 "data__max_length": length,
                 **({"data__kind": task_columns.kind.name} if task_columns.kind.writes else {}),
             }
@@ -174,9 +175,10 @@ def _labels_of_model(model: Path) -> dict[str, Any]:
     config = json.loads((model / "config.json").read_text(encoding="utf-8")) if (model / "config.json").is_file() else {}
     if config.get("problem_type") == "regression":
         return {"data__kind": "score"}
+    kind = "labels" if config.get("problem_type") == "multi_label_classification" else "classes"
     names = [str(name) for _, name in sorted(config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
     is_named = names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names)
-    return {"data__labels": names, "data__kind": "classes"} if is_named else {}
+    return {"data__labels": names, "data__kind": kind} if is_named else {}
 
 
 def data_folder_layer(layer: Layer) -> Layer | None:

@@ -51,6 +51,7 @@ def load_augmented(path: Path, task: Task) -> Examples:
     path = Path(path)
     if not path.is_file():
         path = _file_in(path)
+    task = task.model_copy(update={"label": task.label.model_copy(update={"columns": None})})  # one column here, of lists
     table = read_table(path, TableFormat(quoting=True))
     flags = [_flag(table, row, value) for row, value in enumerate(table.column("augmented"))]
     rows = _rows(table, task, flags)

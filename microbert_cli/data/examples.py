@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microbert_cli.data.labels import and_more, missing_labels, plain, read_labels
+from microbert_cli.data.labels import and_more, has_labels, label_values, missing_labels, plain, read_labels
 from microbert_cli.data.limits import MAX_TEXT_LENGTH, check_text
 from microbert_cli.data.tables import Table
 from microbert_cli.data.tables.stored import RowNumbers, StoredColumn, StoredRows, taken
@@ -109,11 +109,12 @@ def from_table(
     """
     column_names = {name: name for name in (*task.text, task.label.column)} | dict(columns or {})
     taught = split == "train" and soft is not None and soft.are_in(table)
-    labelled = table.find(column_names[task.label.column]) is not None or not (split.startswith("test") or taught)
+    label_column = column_names[task.label.column]
+    labelled = has_labels(table, task, label_column) or not (split.startswith("test") or taught)
     if skip_empty:
         table = without_empty_rows(table, task, column_names, labelled, reporter)
     texts = _texts(table, task, column_names, reporter)
-    labels = read_labels(table.column(column_names[task.label.column]), task, table) if labelled else None
+    labels = read_labels(label_values(table, task, label_column), task, table) if labelled else None
     if labels is None and split == "train" and not taught:
         raise _no_labels(table)
     ids = table.find(row_id)
@@ -142,7 +143,7 @@ def without_empty_rows(
     """Returns the table without rows that lack a text, or a label where others have one; warns how many they are."""
     columns = [table.column(column_names[name]) for name in task.text]
     rows = [i for i, texts in enumerate(zip(*columns, strict=True)) if not any(map(_is_empty, texts))]
-    if labelled:
+    if labelled and task.kind.cells(()) is None:  # of several labels a row there may be none
         cells = [plain(value) for value in table.column(column_names[task.label.column])]
         missing = missing_labels(cells, task.label.names or ())
         if len(missing) < len(cells):

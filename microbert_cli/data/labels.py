@@ -1,4 +1,4 @@
-"""The cells of a label column: as texts, as labels of a task, and what they show of the kind of task."""
+"""The cells of a label column, or of one column a label: as texts, as labels of a task, and what they show of its kind."""
 
 import math
 import re
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from microbert_cli.data.limits import check_text
 from microbert_cli.errors import MbertError
-from microbert_cli.recipe.task import CLASSES, Task
-from microbert_cli.recipe.task_kinds import WHOLE_NUMBER, Labels
+from microbert_cli.recipe.task import CLASSES, ColumnName, Task
+from microbert_cli.recipe.task_kinds import WHOLE_NUMBER, Labels, too_few_classes
 from microbert_cli.text import natural_key
 
 if TYPE_CHECKING:
     from microbert_cli.data.tables import Table
 
 SCORE = "score"
+YES_OR_NO = {"1": True, "true": True, "0": False, "false": False}
+NOT_GIVEN = {"", "-1"}  # -1 as in test files whose labels are kept secret
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 WHOLE = re.compile(r"[+-]?\d{1,18}")
 MISSING_WORDS = {"nan", "na", "n/a", "#n/a", "null", "none", "<na>", "-nan", "nat", "?"}
@@ -31,6 +33,8 @@ def read_labels(values: Sequence[Any], task: Task, table: "Table") -> Labels | N
         cells = ["" if _is_missing(value) else str(value) for value in values]
         for row, cell in enumerate(cells):
             check_text(cell, table.where(row))
+    elif (several := task.kind.cells(values)) is not None:
+        cells = several
     else:
         check_one_label_a_row(values, table, task.label.column)
         cells = [plain(value) for value in values]
@@ -91,9 +95,9 @@ def check_one_label_a_row(values: Sequence[Any], table: "Table", column: str) ->
             f'the label in column "{column}" is {"an object" if isinstance(example, dict) else "a list"}{more}: '
             f"{str(example)[:80]}",
             where=table.where_all(rows),
-            allowed="One label a row, a text or a number; several labels a row are not learnt.",
-            fix="Write one label into a column of its own and name that: --label COLUMN. Of an object take one of its keys; "
-            "for several labels a row make one table a label, with yes and no.",
+            allowed="One label a row, a text or a number; or lists, where the task is one of several labels a row.",
+            fix="For several labels a row: --set data.kind=labels. Else write one label into a column of its own and name "
+            "that: --label COLUMN; of an object take one of its keys.",
         )
 
 
@@ -129,3 +133,54 @@ def class_order(values: Sequence[str]) -> list[str]:
     if all(map(NUMBER.fullmatch, values)):
         return sorted(values, key=lambda value: (float(value), value))
     return sorted(values, key=natural_key)
+
+
+def has_labels(table: "Table", task: Task, column: ColumnName) -> bool:
+    """Whether a table has the task's label column, or any of its label columns."""
+    columns = task.label.columns or (column,)
+    return any(table.find(name) is not None for name in columns)
+
+
+def label_values(table: "Table", task: Task, column: ColumnName) -> list[Any]:
+    """Returns the values of the label column; of several columns of 0 and 1 each row's labels as a list.
+
+    All are None where every cell of these columns is empty or -1: hidden. Raises M253 for a column that is not there, M445 for
+    a cell that is neither 0 nor 1.
+    """
+    if task.label.columns is None:
+        return table.column(column)
+    columns = [[plain(value).lower() for value in table.column(name)] for name in task.label.columns]
+    if all(set(cells) <= NOT_GIVEN for cells in columns):
+        return [None] * len(table)
+    wrong = {
+        row: f'"{cell}" in column "{name}" is neither 0 nor 1' if cell else f'there is no value in column "{name}"'
+        for name, cells in zip(task.label.columns, columns, strict=True)
+        for row, cell in enumerate(cells)
+        if cell not in YES_OR_NO
+    }
+    if wrong:
+        raise _neither(table, wrong)
+    names = task.kind.names
+    return [[name for name, cell in zip(names, cells, strict=True) if YES_OR_NO[cell]] for cells in zip(*columns, strict=True)]
+
+
+def label_names(table: "Table", task: Task) -> tuple[tuple[str, ...], str]:
+    """Returns the labels that a table's rows name, sorted, and a word on what is doubtful; raises M358 for fewer than two."""
+    cells = task.kind.cells(table.column(task.label.column)) or []
+    counts = task.kind.names_in(cells, table.where_all)
+    if len(counts) < 2:
+        raise too_few_classes(table.place, set(counts), "the rows name fewer than two different labels")
+    several = any(len(names) > 1 for cell in set(cells) if (names := task.kind.names_in([cell], table.where_all)))
+    hint = "" if several else '; no row has more than one: the labels of a row are a list, or parted by "|"'
+    return tuple(class_order(list(counts))), hint
+
+
+def _neither(table: "Table", wrong: dict[int, str]) -> MbertError:
+    rows = sorted(wrong)
+    return MbertError(
+        "M445",
+        wrong[rows[0]] + and_more(len(rows)),
+        where=table.where_all(rows),
+        allowed="0 or 1, or false or true, in each label column of each row; in a file without labels all empty, or all -1.",
+        fix=f"Correct or delete {'the row' if len(rows) == 1 else 'these rows'}, or name other columns: data.label_columns.",
+    )

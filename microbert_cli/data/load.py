@@ -96,12 +96,20 @@ def _python_gaps(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
     return [(source,) for source in sources], targets
 
 
+def _python_topics(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
+    from microbert_cli.data.corpus import python_topics
+
+    texts, labels = python_topics.topic_rows(split)
+    return [(text,) for text in texts], labels
+
+
 BUILT_IN_TASKS: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]]]] = {
     "python-docs": _python_docs,
     "python-shuffled": _python_shuffled,
     "python-areas": _python_areas,
     "python-gaps": _python_gaps,
     "python-raises": _python_raises,
+    "python-topics": _python_topics,
 }
 
 

@@ -14,6 +14,8 @@ from microbert_cli.data.labels import (
     and_more,
     check_one_label_a_row,
     class_order,
+    has_labels,
+    label_names,
     missing_labels,
     plain,
     score_or_classes,
@@ -22,7 +24,7 @@ from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tables import AS_SHOWN, Table, read_table
 from microbert_cli.data.tables.stored import StoredRows
 from microbert_cli.errors import MbertError
-from microbert_cli.recipe.task import CLASSES, Label, Task, load_task
+from microbert_cli.recipe.task import CLASSES, LABELS, Label, Task, load_task
 from microbert_cli.recipe.task_kinds import KindName, too_few_classes
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
@@ -38,6 +40,7 @@ def own_task(
     text: Sequence[str] = ("text",),
     label: str = "label",
     labels: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
     kind: KindName | None = None,
     name: str | None = None,
     form: TableFormat = AS_SHOWN,
@@ -47,7 +50,8 @@ def own_task(
     """Makes a task from files and column names alone.
 
     labels  the classes in the order of the model's outputs; None: the training file shows them
-    kind    "score" for regression, "classes"; None: likewise
+    columns  of 0 and 1, one for each label of rows that may have several
+    kind    "score" for regression, "classes", "labels" for several a row; None: likewise
     form    what is said of the files' format
     soft    columns of soft labels: the training file then need not have the label's, and another file shows the classes
     Raises M253 for a column that is not there, M252 for a file, M030 for what makes no task, M358 for a single class.
@@ -58,7 +62,7 @@ def own_task(
         "name": name or name_of_files(next(iter(files.values()), "task")),
         "files": {**files, **form.model_dump(exclude_defaults=True)},
         "text": (text,) if isinstance(text, str) else tuple(text),
-        "label": {"column": label, "names": tuple(labels) if labels else None, "kind": kind},
+        "label": {"column": label, "columns": columns, "names": tuple(labels) if labels else None, "kind": kind},
     }
     return complete(load_task(values), reporter, soft)
 
@@ -72,7 +76,7 @@ def complete(task: Task, reporter: Reporter = SILENT, soft: SoftColumns | None =
         return task
     table = _labelled_table(task, reporter, soft)
     kind, names, hint = _infer_kind(table, task)
-    conclusion = f"has the classes {', '.join(names)}" if names else "is a score"
+    conclusion = f"has the {kind} {', '.join(names)}" if names else "is a score"
     reporter.note(f'task {task.name}: column "{task.label.column}" {conclusion}{hint}')
     label = Label(column=task.label.column, names=names or None, kind=kind, range=task.label.range)
     return load_task({**task.model_dump(exclude={"label"}, exclude_unset=True), "label": label.model_dump()})
@@ -130,7 +134,7 @@ def _dev_rows(rows: Examples, path: Path, task: Task) -> tuple[np.ndarray, bool]
     earlier = next((splits for whole, splits in _read.values() if whole is rows), [])
     if earlier:
         return earlier[0]
-    classes = rows.labels if task.kind.exclusive else None
+    classes = task.kind.strata(rows.labels)
     is_dev, by_class = split_by_hash(rows.texts, classes)
     if is_dev.all() or not is_dev.any():
         distinct = len(set(rows.texts))
@@ -155,8 +159,8 @@ def _labelled_table(task: Task, reporter: Reporter, soft: SoftColumns | None = N
         raise _no_file(task, "train")
     tables = (read_table(path, task.files.format, reporter=reporter) for path in (paths if soft else paths[:1]))
     table = first = next(tables)
-    if first.find(task.label.column) is None:
-        table = next((other for other in tables if other.find(task.label.column) is not None), first)
+    if not has_labels(first, task, task.label.column):
+        table = next((other for other in tables if has_labels(other, task, task.label.column)), first)
     if task.files.skip_empty:
         table = without_empty_rows(table, task, {name: name for name in (*task.text, task.label.column)}, True, reporter)
     return table
@@ -166,6 +170,8 @@ def _infer_kind(table: Table, task: Task) -> tuple[KindName, tuple[str, ...], st
     """Returns the kind of label, the names of its classes, and a word on the choice for the note."""
     for name in task.text:
         table.column(name)
+    if task.kind.independent:
+        return (LABELS, *label_names(table, task))
     values = table.column(task.label.column)
     check_one_label_a_row(values, table, task.label.column)
     cells = [plain(value) for value in values]

@@ -4,9 +4,11 @@
     label_probabilities = "answers"           one column of JSON: [0.1, 0.9], or {"no": 0.1, "yes": 0.9}
     label_score = "grade"                     a column of numbers: the scores of a task of scores
 
-Probabilities of a row lie in [0, 1] and sum to 1 within 1e-3. As a teacher's outputs they are
+Probabilities of a row lie in [0, 1] and sum to 1 within 1e-3; those of several labels a row have no sum. As a teacher's outputs
+they are
 
     logits = log max(p, 1e-6)                 whose softmax is p, but for the floor; a score is its own output
+    logits = log(p / (1 - p))                 of several labels a row, p within [1e-6, 1 - 1e-6]: their sigmoid is p
 """
 
 import json
@@ -76,35 +78,36 @@ class SoftColumns:
         return rows
 
     def _check_number(self, task: Task, table: Table) -> None:
-        is_score = not task.kind.exclusive
+        is_score = not task.kind.is_named
         outputs, count = task.kind.num_outputs, len(self.names)
         if is_score != self.key.endswith("score") or count not in (1, outputs):
             raise self._not_of_task(task, table)
 
     def _row(self, cells: Sequence[Any], task: Task) -> tuple[float, ...]:
-        if not task.kind.exclusive:
+        if not task.kind.is_named:
             return (_number(cells[0]),)
         values = [_number(cell) for cell in cells] if len(cells) > 1 else list(_from_json(cells[0], task.kind.names))
         if outside := [value for value in values if not 0 <= value <= 1]:
             raise WrongValueError(f"{outside[0]:g} is no probability")
-        if abs(sum(values) - 1) > SUM_TOLERANCE:
+        if task.kind.exclusive and abs(sum(values) - 1) > SUM_TOLERANCE:
             raise WrongValueError(f"the probabilities sum to {sum(values):.6g}")
         return tuple(values)
 
     def _wrong_values(self, table: Table, wrong: dict[int, str], task: Task) -> MbertError:
         rows = sorted(wrong)
-        classes = f"A probability in [0, 1] of each of {', '.join(task.kind.names)}, that sum to 1 within {SUM_TOLERANCE:g}"
+        classes = f"A probability in [0, 1] of each of {', '.join(task.kind.names)}"
+        classes += f", that sum to 1 within {SUM_TOLERANCE:g}" if task.kind.exclusive else ""
         return MbertError(
             "M385",
             f"{wrong[rows[0]]} (column{'s' * (len(self.names) > 1)} {', '.join(self.names)}){and_more(len(rows))}",
             where=table.where_all(rows),
-            allowed=f"{classes}; in one column a JSON list or object." if task.kind.exclusive else "A finite number.",
+            allowed=f"{classes}; in one column a JSON list or object." if task.kind.is_named else "A finite number.",
             fix=f"Mend or delete {'that row' if len(rows) == 1 else 'these rows'}, or name other columns: {self.key}.",
         )
 
     def _not_of_task(self, task: Task, table: Table) -> MbertError:
         count = len(self.names)
-        if task.kind.exclusive:
+        if task.kind.is_named:
             names = task.kind.names
             allowed = f"data.label_probabilities: {len(names)} columns, of {', '.join(names)} in this order; or one of JSON."
             fix = f"--set 'data.label_probabilities={json.dumps(['COLUMN'] * len(names))}'"
@@ -119,11 +122,14 @@ class SoftColumns:
         )
 
 
-def soft_logits(soft: SoftLabels, *, are_scores: bool) -> "np.ndarray":
-    """Returns soft labels as a teacher's outputs [n, C] float32; see the module's formula."""
+def soft_logits(soft: SoftLabels, *, are_scores: bool, independent: bool = False) -> "np.ndarray":
+    """Returns soft labels as a teacher's outputs [n, C] float32; see the module's formulas."""
     import numpy as np
 
     values = np.asarray(soft, dtype=np.float64)
+    if independent:
+        values = values.clip(FLOOR, 1 - FLOOR)
+        return np.log(values / (1 - values)).astype(np.float32)
     return (values if are_scores else np.log(np.maximum(values, FLOOR))).astype(np.float32)
 
 

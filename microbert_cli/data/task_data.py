@@ -20,7 +20,7 @@ from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import Task, load_task
-from microbert_cli.recipe.task_kinds import Standardisation, TaskKind, kind_class
+from microbert_cli.recipe.task_kinds import ClassWeights, LabelForm, Standardisation, TaskKind, kind_class
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
 from microbert_cli.table_format import TableFormat
@@ -35,6 +35,7 @@ class TaskData:
     """The splits that a stage asked for, and their token ids.
 
     number           the task's, in a run of several
+    class_weights    how much hard labels of each class count, as the recipe says
     length_is_given  the recipe names the maximum length; else it is the task's, or what a model with fewer positions can read
     windows          what the recipe says of texts that are longer
     """
@@ -46,6 +47,7 @@ class TaskData:
     number: int | None = None
     length_is_given: bool = True
     windows: WindowChoice = WindowChoice()
+    class_weights: ClassWeights = None
     _encoded: dict[tuple[str, str], TokenizedExamples] = field(default_factory=dict)
     _rules: dict[int, tuple[Any, str]] = field(default_factory=dict)
 
@@ -109,6 +111,16 @@ class TaskData:
             return None
         return self.task.kind.standardisation(train.labels or [values[0] for values in train.soft or ()])
 
+    @property
+    def label_form(self) -> LabelForm:
+        """What losses must know of the task's labels; weights by those of its training rows. Raises M440, M441."""
+        labels = self.rows["train"].labels if "train" in self.rows else None
+        return LabelForm(self.task.kind.independent, self.task.kind.class_weights(labels or (), self.class_weights))
+
+    def check_class_weights(self) -> None:
+        """Raises M440 and M441 where the recipe weighs classes that the task has not."""
+        _ = self.label_form
+
     def length_for(self, config: Any, *, where: str) -> int:
         """Returns how many tokens of a row a model reads; raises M012 where the recipe names more than it has positions.
 
@@ -136,6 +148,8 @@ class TaskData:
     def fingerprints(self) -> dict[str, Any]:
         """Returns what identifies the data: the task and its metrics, texts and labels of every split, the maximum length."""
         task = self.task.model_dump(mode="json", exclude={"name", "title", "hub", "folder", "files", "submission"})
+        if self.task.label.columns is None:  # a key that came later: older outputs keep their identity
+            del task["label"]["columns"]
         splits = {split: rows.fingerprint for split, rows in self.rows.items()}
         return {"task": atomic.digest(task), "max_length": self.max_length, **splits}
 
@@ -177,8 +191,17 @@ def load_task_data(
     if augmented is not None:
         rows["augmented"] = load_augmented(Path(augmented), task)
     length = recipe.data.max_length
-    windows = WindowChoice.of(recipe, task)
-    return TaskData(task, rows, length or task.max_length, reporter, length_is_given=length is not None, windows=windows)
+    data = TaskData(
+        task,
+        rows,
+        length or task.max_length,
+        reporter,
+        length_is_given=length is not None,
+        windows=WindowChoice.of(recipe, task),
+        class_weights=recipe.data.class_weights,
+    )
+    data.check_class_weights()
+    return data
 
 
 def load_all_task_data(
@@ -214,19 +237,21 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
     if data.train_file or data.dev_file or data.test_file:
         text_column, label_column = (kind_class(data.kind) if data.kind else TaskKind).columns
         text = (data.text,) if isinstance(data.text, str) else tuple(data.text or (text_column,))
-        return own_task(
+        task = own_task(
             train_file=data.train_file,
             dev_file=data.dev_file,
             test_file=data.test_file,
             text=text,
             label=data.label or label_column,
             labels=data.labels,
+            columns=data.label_columns,
             kind=data.kind,
             name=recipe.task,
             form=format_of(recipe),
             soft=SoftColumns.of(recipe),
             reporter=reporter,
         )
+        return task.selected_by(data.primary)
     if recipe.task is None:
         raise MbertError(
             "M020",
@@ -236,7 +261,8 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
             fix="--task sst2, or --train-file reviews.csv --text text --label stars",
         )
     task = _with_format(load_task(catalog.path("tasks", recipe.task, where="task")), recipe)
-    return complete(task, reporter, SoftColumns.of(recipe)).typed_as(recipe.task)
+    task = complete(task, reporter, SoftColumns.of(recipe)).selected_by(recipe.data.primary)
+    return task.typed_as(recipe.task)
 
 
 def format_of(recipe: Recipe) -> TableFormat:

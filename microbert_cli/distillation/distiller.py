@@ -20,6 +20,7 @@ from microbert_cli.distillation.start.initialise import InitialWeights, initial_
 from microbert_cli.distillation.start.words import WordVectorStart, word_vector_start
 from microbert_cli.distillation.task_set import TaskSet
 from microbert_cli.distillation.taught_task import LoadedTeacher, TaughtTask
+from microbert_cli.evaluation.scoring import settle_thresholds
 from microbert_cli.models import factory
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import OptionalTeacherFunction
@@ -84,10 +85,8 @@ class Distiller:
             self.terms = {name: without_teacher_terms(terms) for name, terms in self.terms.items()}
         self.map_layers: dict[str, list[int]] = {}  # by phase
         self.teacher_layers = 0
-        teacher_model = self._first_teacher
-        self.pruning = (
-            pruning_of(recipe, catalog, teacher_model.loaded, student, self.terms) if teacher_model is not None else None
-        )
+        first = self._first_teacher
+        self.pruning = pruning_of(recipe, catalog, first.loaded, student, self.terms) if first is not None else None
         self._neuron_importance: Mapping[int, Tensor] | None = None
         self._from_vectors = vectors and partial(word_vector_start, vectors, limit=recipe.vectors.limit, reporter=reporter)
         self._start = self._initial_weights(initial)
@@ -131,6 +130,7 @@ class Distiller:
             reporter=self.reporter,
         )
         units.restore()
+        settle_thresholds(self.task_set.tasks[0].data, model, loaded)
         save_model(model, loaded.tokenizer, place, projection=projection)
         record = {"dev": self.task_set.score(model, loaded), "phases": phases, "parameters": count_all_parameters(model)}
         optional: dict[str, Any] = {"best": save_best_weights(best, self.task_set, model, loaded, units, place)}
@@ -322,7 +322,7 @@ class Distiller:
             student_width=model_shape(model.config).width,
             teacher_width=sizes["teacher_width"],
             teacher_layers=self.teacher_layers,
-            standardise=self.task_set.standardisations,
+            **self.task_set.labels_as_learnt,
             classes=sizes["classes"],
             tasks=sizes["tasks"],
             normalisation=self.recipe.normalisation,

@@ -3,6 +3,7 @@
 Of n teachers with class probabilities p_1 .. p_n, each [B, C], the ensemble has
 
     logits = log( (p_1 + .. + p_n) / n )        classes: the softmax of it is the mean probability
+    logits = log( sum_i p_i / sum_i (1 - p_i) ) several labels a row, p = sigmoid(z): their sigmoid is the mean probability
     logits = (z_1 + .. + z_n) / n               regression, C = 1
 
 Only logits are averaged: hidden states and attention scores of teachers that were trained separately have no common axes.
@@ -17,31 +18,35 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.models.capture import Batch, ModelOutputs, OptionalTeacherFunction, OutputRequest, TeacherFunction
 from microbert_cli.models.windows.pooling import pool_outputs
 
 
-def average_logits(logits: Sequence[Tensor]) -> Tensor:
+def average_logits(logits: Sequence[Tensor], *, independent: bool = False) -> Tensor:
     """Returns the ensemble's logits [B, C]; a single teacher's are returned unchanged."""
     if len(logits) == 1:
         return logits[0]
     stacked_NBC = torch.stack([teacher_BC.float() for teacher_BC in logits])
     if stacked_NBC.shape[-1] == 1:
         return stacked_NBC.mean(0)
+    if independent:
+        return logsigmoid(stacked_NBC).logsumexp(0) - logsigmoid(-stacked_NBC).logsumexp(0)
     # In log space, where probabilities near 0 keep their digits.
     return stacked_NBC.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
-def ensemble_ask(asks: Sequence[TeacherFunction]) -> TeacherFunction:
+def ensemble_ask(asks: Sequence[TeacherFunction], *, independent: bool = False) -> TeacherFunction:
     """Returns a function for the ensemble's logits; that of a single teacher is returned unchanged, with all its outputs."""
     if len(asks) == 1:
         return asks[0]
 
     def ask(batch: Batch, request: OutputRequest) -> ModelOutputs:
         logits = [ask_teacher(batch, request).logits for ask_teacher in asks]
-        return ModelOutputs(logits=average_logits([logits_BC for logits_BC in logits if logits_BC is not None]))
+        answered = [logits_BC for logits_BC in logits if logits_BC is not None]
+        return ModelOutputs(logits=average_logits(answered, independent=independent))
 
     return ask
 

@@ -23,7 +23,6 @@ from microbert_cli.models.windows.settings import POOLS, mark_windows
 from microbert_cli.recipe.phase_data import ANSWERS, AUGMENTED, SELECTED_BY, needs_model, phase_split
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.recipe.task_kinds import Standardisation
 from microbert_cli.recipe.values import PhaseSpec, TaskPhase
 from microbert_cli.training.loss_terms import LossTerm, check_windows, without_teacher_terms
 from microbert_cli.training.objective import Objective
@@ -77,9 +76,11 @@ class TaskSet:
         return {"classes": classes, "teacher_width": widths[0] if widths else 1, "tasks": len(self.tasks)}
 
     @property
-    def standardisations(self) -> list[Standardisation | None]:
-        """The units that each task's labels are learnt in, by the task's number."""
-        return [task.data.standardisation for task in sorted(self.tasks, key=lambda task: task.data.number or 0)]
+    def labels_as_learnt(self) -> dict[str, Any]:
+        """What an objective must know of each task's labels, by the task's number: `standardise` and `forms`."""
+        numbered = sorted(self.tasks, key=lambda task: task.data.number or 0)
+        units, forms = ([getattr(task.data, name) for task in numbered] for name in ("standardisation", "label_form"))
+        return {"standardise": units, "forms": forms}
 
     def score_teachers(self) -> list[dict[str, float] | None]:
         """Returns the dev scores of each task's teachers, None for a task without any."""

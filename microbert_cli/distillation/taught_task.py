@@ -36,6 +36,7 @@ from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.models.windows.settings import windows_of_model
 from microbert_cli.recipe.phase_data import TRANSFER, taught_by_table
 from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.reporter import Reporter
 
 
@@ -100,7 +101,8 @@ class TaughtTask:
     def table_logits(self, split: str) -> np.ndarray | None:
         """Returns what the table says of a split's rows as logits [n, C]; None where it says nothing."""
         soft = self.data.rows[split].soft
-        return None if soft is None else soft_logits(soft, are_scores=not self.data.task.kind.exclusive)
+        kind = self.data.task.kind
+        return None if soft is None else soft_logits(soft, are_scores=not kind.is_named, independent=kind.independent)
 
     def score_table(self) -> dict[str, float] | None:
         """Returns the dev scores of what the table says; None where dev has no such columns."""
@@ -114,11 +116,15 @@ class TaughtTask:
         for teacher in self.teachers:
             logits.append(self._in_table_units(teacher, predict_logits(self.data, "dev", teacher.teacher, teacher.loaded)))
             if not names_settle_order(teacher.loaded.model.config, task, self.recipe.teacher.label_order):
-                labels = [int(label) for label in rows.labels or []]
-                columns = teacher.teacher.columns
+                columns, labels = teacher.teacher.columns, rows.labels or []
                 check_order(task, logits[-1], labels, columns=columns, where=teacher.where, reporter=self.reporter)
-            self._check_strength(scoring.score(task, logits[-1], rows), teacher)
-        return scoring.score(task, average_logits([torch.as_tensor(array) for array in logits]).numpy(), rows)
+            self._check_strength(scoring.score(task, logits[-1], rows, kind=self._kind_of(teacher)), teacher)
+        mean = average_logits([torch.as_tensor(array) for array in logits], independent=task.kind.independent).numpy()
+        return scoring.score(task, mean, rows, kind=self._kind_of(self.teachers[0]) if len(self.teachers) == 1 else None)
+
+    def _kind_of(self, teacher: LoadedTeacher) -> TaskKind:
+        """Returns the task's kind as a teacher answers it."""
+        return self.data.task.kind.answered_by(teacher.loaded.model.config, teacher.teacher.columns)
 
     def _in_table_units(self, teacher: LoadedTeacher, logits: np.ndarray) -> np.ndarray:
         """Returns a teacher's dev logits in the units of the table, and remembers the line that takes them there."""
@@ -184,7 +190,8 @@ class TaughtTask:
             logits = self.table_logits(split) if self.by_table else None
             return None if logits is None else table_ask(logits if part is None else logits[part])
         asks = [(teacher, self._ask_of(teacher, rows, request, total_rows, split, part)) for teacher in self.teachers]
-        return ensemble_ask([rescaled_ask(ask, self.score_lines.get(teacher.source)) for teacher, ask in asks])
+        rescaled = [rescaled_ask(ask, self.score_lines.get(teacher.source)) for teacher, ask in asks]
+        return ensemble_ask(rescaled, independent=self.data.task.kind.independent)
 
     def _ask_of(
         self,

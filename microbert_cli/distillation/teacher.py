@@ -7,6 +7,7 @@ answering the commonest class is refused.
 
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ class Teacher:
         return outputs.logits.float().cpu().numpy()
 
 
-def line_into_units(scores: np.ndarray, labels: Sequence[float]) -> tuple[float, float] | None:
+def line_into_units(scores: np.ndarray, labels: Sequence[Any]) -> tuple[float, float] | None:
     """Returns slope and intercept that take a teacher's scores into the units of the labels; None where they are in them.
 
     Scores are in other units where they are further from the labels than a constant is, though a rising line through them

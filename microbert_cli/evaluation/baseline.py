@@ -16,6 +16,7 @@ import numpy as np
 
 from microbert_cli.data.examples import Examples
 from microbert_cli.evaluation import metrics
+from microbert_cli.evaluation.scoring import repeated
 from microbert_cli.recipe.task import Task
 
 LONG_WORDS = 14  # mean characters between spaces, above which spaces do not separate words
@@ -32,7 +33,7 @@ class LinearModel:
     """
 
     def __init__(self, task: Task, train: Examples, *, seed: int = 0):
-        self.task = task
+        self.task, self.kind = task, task.kind
         self.constant: Any = None
         self.vectorizer = _vectorizer(train.texts)
         labels = np.asarray(train.labels)
@@ -46,11 +47,22 @@ class LinearModel:
             self.estimator.fit(_features(self.vectorizer, train.texts), labels)
 
     def predict(self, texts: Texts) -> np.ndarray:
-        """Returns the predictions [n] for n rows of one or two texts."""
+        """Returns the predictions for n rows of one or two texts."""
         if self.vectorizer is None:
-            return np.full(len(texts), self.constant)
+            return repeated(self.constant, len(texts))
+        if self.kind.independent:
+            return self.kind.predictions(self._logits(texts))
         predictions: np.ndarray = self.estimator.predict(_features(self.vectorizer, texts))
         return predictions
+
+    def _logits(self, texts: Texts) -> np.ndarray:
+        logits: np.ndarray = self.estimator.decision_function(_features(self.vectorizer, texts))
+        return logits
+
+    def choose_thresholds(self, dev: Examples) -> None:
+        """Chooses thresholds on dev, as a trained model's are; nothing where the task's kind has none."""
+        if self.kind.independent and self.vectorizer is not None:
+            self.kind = self.kind.fitted(self._logits(dev.texts), dev.labels or [])
 
     def score(self, rows: Examples) -> dict[str, float]:
         """Returns the task's metrics on labelled rows."""
@@ -64,7 +76,9 @@ class LinearModel:
 
 def linear_baseline(task: Task, train: Examples, dev: Examples, *, seed: int = 0) -> dict[str, float]:
     """Returns the task's metrics on `dev` of a linear model that is fitted on `train`."""
-    return LinearModel(task, train, seed=seed).score(dev)
+    model = LinearModel(task, train, seed=seed)
+    model.choose_thresholds(dev)
+    return model.score(dev)
 
 
 def _vectorizer(texts: Texts) -> Any:

@@ -27,6 +27,19 @@ def expected_calibration_error(probabilities: np.ndarray, labels: Sequence[Any],
     return float(np.abs(gaps).sum() / len(right))
 
 
+def calibration_error_of_labels(shares: np.ndarray, labels: Sequence[Any], *, bins: int = BINS) -> float:
+    """Returns the expected calibration error of the probabilities of several labels a row, a share.
+
+        ECE = sum_b |b| / (n C) * |has(b) - p(b)|
+
+    b the bins of equal width over [0, 1] of all n C probabilities; has(b) the share of a bin's rows that have the label, p(b)
+    the mean of the probabilities. shares [n, C], labels [n, C] of 0 and 1.
+    """
+    gaps = np.asarray(labels, dtype=np.float64) - shares
+    numbers = np.clip(np.ceil(shares * bins).astype(int) - 1, 0, bins - 1)
+    return float(np.abs(np.bincount(numbers.ravel(), weights=gaps.ravel(), minlength=bins)).sum() / gaps.size)
+
+
 def fit_temperature(logits: np.ndarray, labels: Sequence[Any]) -> float:
     """Returns the temperature T in [0.05, 20] with the least cross-entropy of softmax(logits / T); logits [n, C].
 

@@ -28,8 +28,10 @@ def compute(
 ) -> dict[str, float]:
     """Returns the named metrics of n predictions; higher is better in all of them.
 
-    names        accuracy, f1 (of class 1), macro_f1, matthews, pearson, spearman; mean = the mean of the others
-    predictions  class ids, or scores;  labels  the same
+    names        accuracy, f1 (of class 1), macro_f1, matthews, pearson, spearman; of several labels a row micro_f1, macro_f1,
+                 mean_average_precision, subset_accuracy; mean = the mean of the others
+    predictions  class ids, or scores;  labels  the same; of several labels a row margins [n, C], above 0 where a row has the
+                 label, and labels [n, C] of 0 and 1
     Raises M260 where labels are hidden, M410 for answers that are no numbers, M033 for a name that is no metric.
     """
     if labels is None:
@@ -44,9 +46,9 @@ def compute(
     if set(names) & CORRELATIONS.keys() and _is_constant(predicted, expected):
         reporter.warn("all answers or all labels are equal: their correlation is undefined and reported as 0")
     named = [name for name in names if name != MEAN]
-    if unknown := [name for name in named if name not in METRICS]:
+    if unknown := [name for name in named if name not in (OF_LABELS if expected.ndim > 1 else METRICS)]:
         raise _unknown(unknown[0])
-    scores = {name: METRICS[name](predicted, expected) for name in named}
+    scores = {name: (OF_LABELS if expected.ndim > 1 else METRICS)[name](predicted, expected) for name in named}
     if MEAN in names:
         scores[MEAN] = sum(scores.values()) / len(scores)
     return {name: scores[name] for name in names}
@@ -102,6 +104,35 @@ METRICS: dict[str, Metric] = {
     "macro_f1": _of_classes("f1_score", average="macro", zero_division=0),
     "matthews": _of_classes("matthews_corrcoef"),
     **CORRELATIONS,
+}
+
+
+def _of_several(name: str, **options: Any) -> Metric:
+    """Returns scikit-learn's metric of that name for the labels that rows have, and those that they are given."""
+
+    def metric(margins: np.ndarray, labels: np.ndarray) -> float:
+        import sklearn.metrics
+
+        return float(getattr(sklearn.metrics, name)(labels.astype(int), (margins > 0).astype(int), **options))
+
+    return metric
+
+
+def _mean_average_precision(margins: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the mean of the average precision over the labels that any row has; 0 where no row has any."""
+    from sklearn.metrics import average_precision_score
+
+    present = labels.any(0)
+    if not present.any():
+        return 0.0
+    return float(average_precision_score(labels[:, present].astype(int), margins[:, present], average="macro"))
+
+
+OF_LABELS: dict[str, Metric] = {  # several a row
+    "micro_f1": _of_several("f1_score", average="micro", zero_division=0),
+    "macro_f1": _of_several("f1_score", average="macro", zero_division=0),
+    "mean_average_precision": _mean_average_precision,
+    "subset_accuracy": _of_several("accuracy_score"),
 }
 
 

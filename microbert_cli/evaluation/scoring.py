@@ -11,6 +11,7 @@ from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import DivergedError, MbertError
 from microbert_cli.evaluation import metrics
 from microbert_cli.recipe.task import Task
+from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -103,11 +104,20 @@ def _answer(model: Any, batch: dict[str, Any]) -> np.ndarray:
     return seen.logits.float().cpu().numpy()
 
 
-def score(task: Task, logits: np.ndarray, rows: Examples) -> dict[str, float]:
-    """Returns the task's metrics; raises M260 where the labels are hidden."""
+def score(task: Task, logits: np.ndarray, rows: Examples, *, kind: TaskKind | None = None) -> dict[str, float]:
+    """Returns the task's metrics; raises M260 where the labels are hidden.
+
+    kind  the task's as the model answers it (`TaskKind.answered_by`); None: as the task has it
+    """
     if rows.labels is None:
         raise hidden_labels(task)
-    return metrics.compute(task.metrics, task.kind.predictions(logits), rows.labels)
+    return metrics.compute(task.metrics, (kind or task.kind).predictions(logits), rows.labels)
+
+
+def score_predictor(data: "TaskData", predictor: "Predictor", split: str = "dev") -> dict[str, float]:
+    """Returns the task's metrics of an open classifier on a split, its logits read as its configuration says."""
+    kind = data.task.kind.answered_by(predictor.model.config, predictor.columns)
+    return score(data.task, predict_logits(data, split, predictor.answers, predictor), data.rows[split], kind=kind)
 
 
 def hidden_labels(task: Task, split: str = "") -> MbertError:
@@ -115,8 +125,11 @@ def hidden_labels(task: Task, split: str = "") -> MbertError:
     allowed = "A split with labels, such as dev. Hidden labels are predicted, for a submission."
     fix = f"mbert evaluate MODEL {task.options} --submission"
     if task.files is not None:
-        allowed = f'A file with the labels in its column "{task.label.column}".'
-        fix = "Name the column of the labels: --label COLUMN; texts without labels: mbert predict MODEL --file FILE"
+        columns = task.label.columns or (task.label.column,)
+        key = "data.label_columns" if task.label.columns else "--label COLUMN"
+        named = ", ".join(f'"{column}"' for column in columns)
+        allowed = f"A file with the labels in its column{'s' * (len(columns) > 1)} {named}."
+        fix = f"Name the column of the labels: {key}; texts without labels: mbert predict MODEL --file FILE"
     return MbertError(
         "M260",
         "the labels of this split are hidden, so nothing can be scored",
@@ -128,7 +141,12 @@ def hidden_labels(task: Task, split: str = "") -> MbertError:
 
 def majority_score(task: Task, labels: list[Any]) -> float:
     """Returns the primary metric of always predicting the commonest class, or the mean score."""
-    return metrics.compute(task.metrics, np.full(len(labels), task.kind.constant(labels)), labels)[task.primary]
+    return metrics.compute(task.metrics, repeated(task.kind.constant(labels), len(labels)), labels)[task.primary]
+
+
+def repeated(prediction: Any, count: int) -> np.ndarray:
+    """Returns the same prediction, a number or a vector, for so many rows."""
+    return np.full((count, *np.shape(prediction)), prediction)
 
 
 def predict_logits(
@@ -141,8 +159,16 @@ def predict_logits(
 
 
 def score_split(data: "TaskData", split: str, model: Any, loaded: "LoadedModel") -> dict[str, float]:
-    """Returns the task's metrics of a model on a split."""
-    return score(data.task, predict_logits(data, split, model, loaded), data.rows[split])
+    """Returns the task's metrics of a model on a split; thresholds, where the kind has any, are those that suit it there."""
+    logits = predict_logits(data, split, model, loaded)
+    return score(data.task, logits, data.rows[split], kind=data.task.kind.fitted(logits, data.rows[split].labels or []))
+
+
+def settle_thresholds(data: "TaskData", model: Any, loaded: "LoadedModel") -> None:
+    """Writes into a trained model's configuration what is chosen on dev for reading its logits; nothing for most kinds."""
+    if data.task.kind.independent:
+        logits = predict_logits(data, "dev", model, loaded)
+        data.task.kind.fitted(logits, data.rows["dev"].labels or []).configure(model.config)
 
 
 def majority_of_split(data: "TaskData", split: str) -> float:

@@ -20,7 +20,7 @@ from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL
 from microbert_cli.models.config import read_config, writable_config
 from microbert_cli.models.exported.files import EXPORTED_FILES, file_of, is_export, precisions
 from microbert_cli.models.find import CASCADE_FILE, find_model
-from microbert_cli.models.labels import check_one_label, match_labels
+from microbert_cli.models.labels import check_one_score, match_labels
 from microbert_cli.models.load import load_model
 from microbert_cli.models.moe.extract import is_routed, no_plain_model
 from microbert_cli.models.onnx import (
@@ -52,7 +52,7 @@ def check_part(source: str, data: TaskData, *, where: str) -> None:
         fix = "Name a model that was trained with data.windows=none." if by_model else "--set data.windows=none"
         raise no_windows("a cascade", "Two models that read the beginning of a long text.", fix)
     if not is_routed(config):  # of a model of several tasks the head of this one is known when it is loaded
-        check_one_label(config, where=f"{where} {source}")
+        check_one_score(config, where=f"{where} {source}")
         match_labels(config, data.task, where=where, source=source)
 
 

@@ -59,6 +59,7 @@ class Card:
     library     the Hub's name of what loads it
     name        a title for people
     pairs       whether it reads two texts;  javascript: whether transformers.js opens it
+    thresholds  of rows that may have several labels: the probability from which on each is given
     """
 
     name: str
@@ -83,6 +84,7 @@ class Card:
     library: str = "transformers"
     pairs: bool = False
     javascript: bool = False
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 def model_card(card: Card) -> str:
@@ -162,6 +164,8 @@ def fenced(text: str, language: str = "") -> str:
 def _opening(card: Card) -> str:
     answers = f"Answers: {', '.join(map(escape_markdown, card.labels))}." if card.labels else "Answers with a number."
     title = card.task_title if card.task_title.endswith((".", "?", "!")) else f"{card.task_title}."
+    if card.thresholds:
+        answers = answers.replace("Answers:", "Answers with any number of:", 1)
     length = f" Reads up to {card.max_length} tokens." if card.max_length else ""
     return f"# {escape_markdown(card.name)}\n\nA small text classifier. {escape_markdown(title)} {answers}{length}"
 
@@ -236,16 +240,29 @@ def _lineage(card: Card) -> str:
 
 def _use(card: Card) -> str:
     call = '{"text": "a text", "text_pair": "another"}' if card.pairs else '"a text"'
+    every = ", top_k=None" if card.thresholds else ""
     lines = (
         "from transformers import pipeline",
         "",
         'classify = pipeline("text-classification", model=".")  # this directory, or its repository: OWNER/NAME',
-        *((f"classify({call}, truncation=True)  # after {card.max_length} tokens",) if card.max_length else ()),
+        *((f"classify({call}, truncation=True{every})  # after {card.max_length} tokens",) if card.max_length else ()),
     )
-    python = fenced("\n".join(lines), "python")
+    python = fenced("\n".join(lines), "python") + _thresholds(card)
     if not card.javascript:
         return python
     return f"{python}\n\nIn a browser or under Node, with transformers.js:\n\n{fenced(JAVASCRIPT, 'js')}"
+
+
+def _thresholds(card: Card) -> str:
+    """Returns the thresholds of several labels, which the pipeline of transformers knows nothing of."""
+    if not card.thresholds:
+        return ""
+    rows = [[escape_markdown(name), f"{value:.4f}"] for name, value in card.thresholds.items()]
+    text = (
+        "The pipeline gives the probability of every label. A text has those whose probability is above their threshold, "
+        "chosen on dev by the best F1 and stored in `config.json` as `label_thresholds`; `mbert predict` applies them."
+    )
+    return f"\n\n{text}\n\n{_table(['label', 'threshold'], rows)}"
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,7 +13,7 @@ from microbert_cli.errors import MbertError, nearest, unreadable_model
 from microbert_cli.hub import ask_hub, hub_errors, is_hub_id, is_offline, unreachable
 from microbert_cli.models.architectures import VOCABULARY, writes_texts
 from microbert_cli.models.exported.files import FOLDERS, NAMES
-from microbert_cli.models.labels import check_one_label
+from microbert_cli.models.labels import check_one_score, check_several
 from microbert_cli.runs import manifest
 from microbert_cli.runs.disk import may_not_be_read, unreadable_part
 
@@ -196,10 +196,13 @@ def _not_there(path: Path, where: str) -> MbertError:
     )
 
 
-def check_head(path: Path, kind: str, *, where: str) -> None:
+def check_head(path: Path, kind: str, *, where: str, several: bool | None = None) -> None:
     """Raises M311 where a directory's weights certainly lack a head of this kind, "classifier" or "masked-lm".
 
-    Raises M379 for a classifier of several labels a row.
+    Raises M379 for a classifier of several scores a row, and for one of several labels where
+    the task has one, or the other way round.
+
+    several  whether the task's rows have several labels; None = it is not known
     """
     if has_head(path, kind) is False:
         raise missing_head(kind, where, path)
@@ -209,7 +212,9 @@ def check_head(path: Path, kind: str, *, where: str) -> None:
         head = SimpleNamespace(
             problem_type=config.get("problem_type"), num_labels=len(labels) if isinstance(labels, dict) else 2
         )
-        check_one_label(head, where=f"{where} {path}")
+        check_one_score(head, where=f"{where} {path}")
+        if several is not None:
+            check_several(head, several, where=f"{where} {path}")
 
 
 def has_head(path: Path, kind: str) -> bool | None:

@@ -33,6 +33,7 @@ def match_labels(config: Any, task: Task, *, where: str, source: str, order: Seq
     order           names of the model's outputs, given by the user, over those in its configuration
     Raises M320 where the number of outputs differs, M321 where the names cannot be matched one-to-one.
     """
+    check_several(config, task.kind.independent, where=f"{where} {source}")
     outputs = config.num_labels
     if outputs != task.kind.num_outputs:
         raise _mismatch(
@@ -42,7 +43,7 @@ def match_labels(config: Any, task: Task, *, where: str, source: str, order: Seq
             f"{where} {source}",
             fix=f"Fine-tune it on this task: mbert finetune --model {shlex.quote(source)} {task.options}",
         )
-    if not task.kind.exclusive:
+    if not task.kind.is_named:
         return None
     names = list(order or _all_names(config))
     columns = match_names(task.kind.names, names)
@@ -57,19 +58,36 @@ def match_labels(config: Any, task: Task, *, where: str, source: str, order: Seq
     return columns
 
 
-def check_one_label(config: Any, *, where: str) -> None:
-    """Raises M379 for a classifier of several labels a row, or of several scores: its outputs are no shares of one answer."""
-    problem = getattr(config, "problem_type", None)
-    if problem == "multi_label_classification" or (problem == "regression" and config.num_labels > 1):
-        several = "labels" if problem != "regression" else "scores"
-        raise MbertError(
-            "M379",
-            f"this model gives several {several} a row (problem_type {problem}), and is not asked as if it gave one",
-            where=where,
-            allowed="A classifier with one of several classes a row, or a single score.",
-            fix="Take a model of one label a row, or fine-tune this one on such a task: mbert finetune --model "
-            f"{shlex.quote(where.partition(' ')[2] or 'MODEL')} --train-file FILE --text COLUMN --label COLUMN",
-        )
+def check_one_score(config: Any, *, where: str) -> None:
+    """Raises M379 for a classifier of several scores a row: its outputs are neither one answer nor labels."""
+    if getattr(config, "problem_type", None) == "regression" and config.num_labels > 1:
+        raise _other_answers("several scores a row (problem_type regression), and is not asked as if it gave one", where)
+
+
+def check_several(config: Any, wanted: bool, *, where: str) -> None:
+    """Raises M379 where a model gives several labels a row and the task has one, or the other way round.
+
+    wanted  whether the task's rows have several labels; a model of which nothing is said counts as one of a single label
+    """
+    problem, several = getattr(config, "problem_type", None), "multi_label_classification"
+    if problem == several and not wanted:
+        raise _other_answers(f"several labels a row (problem_type {problem}), and is not asked as if it gave one", where)
+    if problem != several and wanted:
+        raise _other_answers(f"one label a row (problem_type {problem}), and the task's rows have several", where, several)
+
+
+def _other_answers(what: str, where: str, wanted: str = "") -> MbertError:
+    fix = f"{shlex.quote(where.partition(' ')[2] or 'MODEL')} --train-file FILE --text COLUMN --label COLUMN"
+    advice = f'; if it was trained with sigmoids, write "problem_type": "{wanted}" into a copy\'s config.json' if wanted else ""
+    return MbertError(
+        "M379",
+        f"this model gives {what}",
+        where=where,
+        allowed=f"A classifier of problem_type {wanted}."
+        if wanted
+        else "A classifier with one of several classes a row, or a single score; of several labels a row for a task of these.",
+        fix=f"Take a model of that kind, or fine-tune this one on such a task: mbert finetune --model {fix}{advice}",
+    )
 
 
 def check_names_differ(config: Any, *, where: str) -> None:
@@ -87,8 +105,8 @@ def check_names_differ(config: Any, *, where: str) -> None:
 
 def names_settle_order(config: Any, task: Task, order: Sequence[str] | None = None) -> bool:
     """Whether the checkpoint's names say which output answers for which label; a user's `order` may be wrong."""
-    if order or not task.kind.exclusive:
-        return not task.kind.exclusive
+    if order or not task.kind.is_named:
+        return not task.kind.is_named
     # A task may well have labels called LABEL_k; numbers that are alike otherwise may be those of another list.
     return output_names(config) is not None or set(task.kind.names) == set(_all_names(config))
 

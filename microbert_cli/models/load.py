@@ -31,7 +31,7 @@ from microbert_cli.models.architectures import (
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import NO_CODE, read_config
 from microbert_cli.models.find import find_model, missing_head, writes_no_classes
-from microbert_cli.models.labels import check_one_label, match_names, output_names
+from microbert_cli.models.labels import check_one_score, match_names, output_names
 from microbert_cli.models.moe import bert  # noqa: F401 - registers its model type with transformers' Auto classes
 from microbert_cli.models.moe.extract import check_routing, dense_for_task, is_routed
 from microbert_cli.models.save import NOT_TENSORS, read_projection
@@ -105,7 +105,7 @@ def load_model(
             raise writes_no_classes(
                 f"{where} {path}", "Take a classifier: what mbert finetune and task-distill make of classes."
             )
-        check_one_label(config, where=f"{where} {path}")
+        check_one_score(config, where=f"{where} {path}")
     if new_head and head is not None:
         columns = _head_order(config, head, label_order)
         head.configure(config)
@@ -124,7 +124,7 @@ def load_model(
 
 def _head_order(config: Any, head: TaskKind, label_order: Sequence[str] | None) -> list[int] | None:
     """Returns the order in which a checkpoint's outputs are those of `head`; None where they are already, or others."""
-    if not head.exclusive or config.num_labels != head.num_outputs:
+    if not head.is_named or config.num_labels != head.num_outputs:
         return None
     columns = match_names(head.names, label_order or [str(config.id2label[i]) for i in range(config.num_labels)])
     return None if columns == sorted(columns or ()) else columns

@@ -17,7 +17,7 @@ from microbert_cli.models.exported.files import EXPORTED_FILES, file_of, is_expo
 from microbert_cli.models.exported.session import ExitSession, OnnxClassifier
 from microbert_cli.models.exported.tokenizer import read_exported_tokenizer
 from microbert_cli.models.find import find_model, is_cascade
-from microbert_cli.models.labels import check_names_differ, check_one_label, match_labels, names_settle_order
+from microbert_cli.models.labels import check_names_differ, check_one_score, match_labels, names_settle_order
 from microbert_cli.recipe.task import Task
 from microbert_cli.runs.manifest import model_home
 
@@ -97,6 +97,13 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return softmax
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Returns 1 / (1 + exp(-z)) of every element, in the precision of the logits."""
+    small = np.exp(-np.abs(logits))  # never above 1, so that nothing overflows
+    shares: np.ndarray = np.where(logits >= 0, 1.0, small) / (1.0 + small)
+    return shares
+
+
 def _open_export(
     path: Path, task: Task | None, precision: str, where: str, label_order: Sequence[str] | None, speed: float | None
 ) -> Predictor:
@@ -104,7 +111,7 @@ def _open_export(
         raise _no_default(path, precisions(path), where)
     config, tokenizer = _read_without_transformers(model_home(path))
     session = OnnxClassifier(path, precision=None if precision == "auto" or path.is_file() else precision, config=config)
-    check_one_label(session.config, where=f"{where} {path}")
+    check_one_score(session.config, where=f"{where} {path}")
     if task is None:
         check_names_differ(session.config, where=f"{where} {path}")
     tokenizer = tokenizer or _load_tokenizer(session, where)

@@ -61,6 +61,7 @@ class ModelInfo:
         """The same with this task's outputs."""
         config = copy.deepcopy(self.config)
         config.num_labels = task.kind.num_outputs
+        config.problem_type = task.kind.problem_type
         if getattr(config, "siamese", False) is None:  # what a new classifier of this task decides
             config.siamese = len(task.text) == 2
         return ModelInfo(config, self.tokenizer, self.directory)

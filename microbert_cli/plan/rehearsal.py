@@ -27,7 +27,7 @@ from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.models.load import CLASSES, LoadedModel
 from microbert_cli.plan.work import Job, Shape
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.task_kinds import kind_of_model
+from microbert_cli.recipe.task_kinds import LabelForm, kind_of_model
 from microbert_cli.training.loop import train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
@@ -196,6 +196,7 @@ def _objective(job: Job, model: Any, catalog: Catalog, ask: Any, numerics: Preci
         teacher_width=model_shape(job.teacher).width if job.teacher is not None else 0,
         teacher_layers=model_shape(job.teacher).layers if job.teacher is not None else 0,
         classes=job.config.num_labels,
+        forms=[LabelForm(kind_of_model(job.config).independent)],
         normalisation=job.normalisation,
         numerics=numerics,
     )

@@ -9,7 +9,7 @@ from microbert_cli.hub import is_hub_id
 from microbert_cli.models.find import check_head, find_model, is_cascade, missing_head, no_single_model
 from microbert_cli.recipe.multitask import transfer_of
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.task import load_task
+from microbert_cli.recipe.task import has_several_labels, load_task
 from microbert_cli.runs.pipeline import step_state
 from microbert_cli.runs.stage_inputs import CASCADE, RUNS, Step
 
@@ -31,7 +31,7 @@ def check_static(steps: Sequence[Step], catalog: Catalog) -> None:
     to_come: dict[str, Step] = {}
     for step in steps:
         for part in step.stage.split_tasks(step):
-            for error in (*_missing_files(part, catalog), *_unfit_inputs(part, to_come)):
+            for error in (*_missing_files(part, catalog), *_unfit_inputs(part, to_come, catalog)):
                 errors.setdefault(str(error), error)
         if step_state(step) != "done":
             to_come |= dict.fromkeys(step.outputs, step)
@@ -59,7 +59,7 @@ def own_files(step: Step, catalog: Catalog) -> list[Path]:
     return [Path(name) for name in (*named, transfer_of(recipe)) if name]
 
 
-def _unfit_inputs(step: Step, to_come: Mapping[str, Step]) -> Iterator[MbertError]:
+def _unfit_inputs(step: Step, to_come: Mapping[str, Step], catalog: Catalog) -> Iterator[MbertError]:
     """Yields an error for each input that is not there, or is a model without the head that the stage needs."""
     heads = step.stage.heads(step.resolved.recipe)
     for name, place in step.places.items():
@@ -72,7 +72,8 @@ def _unfit_inputs(step: Step, to_come: Mapping[str, Step]) -> Iterator[MbertErro
             elif role in (CORPUS, VECTORS) and path.suffix in FILE_SUFFIXES:
                 _check_file(role, place, where)
             elif path.is_dir() and role in heads and step_state(step) != "done":
-                check_head(path, heads[role], where=where)
+                several = has_several_labels(step.resolved.recipe, catalog) if step.stage.splits else None
+                check_head(path, heads[role], where=where, several=several)
             elif role in MODELS and not (path.exists() or is_hub_id(place) or place.startswith(f"{RUNS}/")):
                 find_model(place, where=where)
         except MbertError as error:

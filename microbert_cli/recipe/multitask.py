@@ -183,3 +183,27 @@ def _invalid_task_name(name: str, where: str) -> MbertError:
         allowed="Up to 100 letters, digits, _ and -, of which the first is a letter or digit.",
         fix="Rename the task's file: it is called by its stem.",
     )
+
+
+def check_several_labels(recipe: "Recipe") -> None:
+    """Raises M446 where rows may have several labels and the recipe puts experts, exits or several tasks into the student."""
+    keys = {
+        "early_exit.branch": recipe.early_exit.branch != "none",
+        "moe.side": recipe.moe.side != "none",
+        "tasks": len(recipe.tasks) > 1,
+    }
+    if wrong := [key for key, is_set in keys.items() if is_set]:
+        reasons = {
+            "early_exit.branch": "a row leaves early where one class is sure, and here any number of labels may be right",
+            "moe.side": "a mixture of experts keeps its heads without thresholds",
+            "tasks": "a student of several tasks keeps its heads without thresholds",
+        }
+        raise MbertError(
+            "M446",
+            f"the rows of this task may have several labels: {reasons[wrong[0]]}",
+            where=wrong[0],
+            allowed="A student of one task, without exits and experts; all losses of answers and of layers.",
+            fix="Leave it out, or take one task: --task TASK"
+            if wrong[0] == "tasks"
+            else f"--set {wrong[0]}=none; of a method that is about them take another: --set method=compact",
+        )

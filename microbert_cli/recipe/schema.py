@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from microbert_cli.recipe.task_kinds import KindName
+from microbert_cli.recipe.texts.tables import Corpus, Data, Vectors
 from microbert_cli.recipe.values import (
     MULTITASK_KEYS,
     Cascade,
@@ -37,12 +37,10 @@ from microbert_cli.recipe.values import (
     Trim,
     Vocabulary,
     Weight,
-    Whole,
     check_distinct,
     identity_of_vocabulary,
     identity_values,
 )
-from microbert_cli.table_format import Delimiter, Encoding
 
 Normalisation = Literal["masked", "reference"]
 ExportFormat = Literal["onnx", "int8", "optimized", "q4", "openvino"]
@@ -50,36 +48,6 @@ LayerMap = Literal["uniform", "first", "last", "top"] | Annotated[int, Field(gt=
 
 
 PRECISION_KEYS = ("precision", "tf32", "compile")
-
-
-class Data(Strict):
-    """Where task data lies: a GLUE `folder`, files of the user's own; of any task the unlabelled texts of a `transfer_file`.
-
-    `label_probabilities`, `label_score`: columns of what a teacher said of each row, which then teach (`data/soft_labels.py`).
-    `windows`, `stride`, `transfer_windows`: how texts longer than max_length are read (`data/windows/`).
-    """
-
-    folder: Place | None = None
-    train_file: Place | None = None
-    dev_file: Place | None = None
-    test_file: Place | None = None
-    transfer_file: Place | None = None
-    text: list[str] | str | None = None
-    label: str | None = None
-    labels: list[str] | None = None
-    kind: KindName | None = None
-    label_probabilities: list[str] | str | None = None
-    label_score: str | None = None
-    encoding: Encoding = None
-    delimiter: Delimiter = None
-    header: bool = True
-    quoting: bool | None = None
-    skip_empty: bool = False
-    max_length: Count | None = None
-    windows: Literal["none", "mean", "max"] | None = None
-    stride: NotNegativeCount | None = None
-    transfer_windows: bool | None = None
-    limit: Count | None = None
 
 
 class Sampling(Strict):
@@ -170,25 +138,6 @@ class Cache(Strict):
     teacher: Literal["auto", "off"] = "auto"
     budget: Annotated[str, Field(pattern=r"(?i)^\s*\d+(\.\d+)?\s*[kmgt]?b?\s*$")] | None = None
     precision: Literal["fp16", "fp32"] = "fp16"
-
-
-class Corpus(Strict):
-    """Plain text, and how it is cut into blocks of at most `max_length` tokens."""
-
-    source: Place | None = None
-    format: Literal["pairs", "packed"] = "pairs"
-    max_length: Annotated[Whole, Field(ge=8)] = 128
-    heldout: Annotated[Share, Field(lt=1)] = 0.02
-    documents: Count | None = None
-    random_next: Share = 0.5
-    short: Share = 0.1
-
-
-class Vectors(Strict):
-    """Word vectors: GloVe text or zip, or the input embeddings of a BERT directory."""
-
-    source: Place | None = None
-    limit: Count = 100_000
 
 
 class Pretrain(Training):

@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from microbert_cli.errors import MbertError, combine_errors, nearest
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.task_kinds import MEAN, KindName, TaskKind, all_metrics, kind_class, kinds
+from microbert_cli.recipe.task_kinds import MEAN, KindName, TaskKind, all_metrics, check_primary, kind_class, kinds
 from microbert_cli.recipe.toml import read_toml
 from microbert_cli.table_format import TABLE_FILES, Delimiter, Encoding, TableFormat, is_table
 
 ColumnName = str | Annotated[int, Field(ge=0)] | Annotated[tuple[str, ...], Field(min_length=1)]
 CLASSES = "classes"  # the kind that names alone stand for
+LABELS = "labels"  # the kind that several columns stand for
 OWN_SPLITS = ("train", "dev", "test")
 
 
@@ -106,12 +107,14 @@ class FileSource(Strict):
 
 
 class Label(Strict):
-    """What is to be predicted: one of `names`, in the order of the model's outputs, or a score within `range`.
+    """What is to be predicted: one or any of `names`, in the order of the model's outputs, or a score within `range`.
 
+    columns  of 0 and 1, one for each label of rows that may have several; the labels are called so, unless `names` says others
     `kind` None, or classes without names, only with a user's own files: the training file says.
     """
 
     column: str = "label"
+    columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     names: tuple[str, ...] | None = None
     kind: KindName | None = None
     range: tuple[float, float] | None = None
@@ -119,6 +122,9 @@ class Label(Strict):
     @model_validator(mode="before")
     @classmethod
     def _named_means_classes(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("columns"):
+            given = {key: value for key, value in values.items() if value is not None}
+            return {"kind": LABELS, "names": values["columns"], **given}
         if isinstance(values, Mapping) and values.get("names") and values.get("kind") is None:
             return {**values, "kind": CLASSES}
         return values
@@ -126,6 +132,8 @@ class Label(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "Label":
         self.task_kind.check()
+        if self.columns and (self.kind != LABELS or len(self.columns) != len(self.names or ())):
+            raise ValueError("columns are those of several labels a row, one for each name")
         return self
 
     @property
@@ -199,7 +207,7 @@ class Task(Strict):
             raise ValueError("there must be a source of rows: [folder], [hub], [files] or builtin")
         if self.files is None and not self.kind.is_complete:
             raise ValueError('label needs names, or kind = "score"')
-        if len({*self.text, self.label.column}) <= len(self.text):
+        if len({*self.text, self.label.column}) <= len(self.text) or {*self.text} & {*(self.label.columns or ())}:
             raise ValueError("text columns and label column must be different columns")
         for metric in self.metrics:
             if metric not in all_metrics():
@@ -230,6 +238,14 @@ class Task(Strict):
         self._typed = name
         return self
 
+    def selected_by(self, metric: str | None) -> "Task":
+        """Returns the task with another primary metric; None leaves it as it is. Raises M444 where it has none of that name."""
+        if metric is None or metric == self.primary:
+            return self
+        check_primary(self.kind, metric, self.metrics)
+        metrics = self.metrics if metric in self.metrics else (*self.metrics, metric)
+        return self.model_copy(update={"primary": metric, "metrics": metrics})
+
     @property
     def options(self) -> str:
         """The options of a command that name this task again."""
@@ -239,7 +255,8 @@ class Task(Strict):
         words = [word for split in ("train", "dev", "test") if split in files for word in (f"--{split}-file", files.pop(split))]
         words += [word for column in self.text for word in ("--text", column)]
         words += ["--label", self.label.column]
-        settings = {**files, "kind": self.label.kind or CLASSES}
+        columns = {"label_columns": list(self.label.columns)} if self.label.columns else {}
+        settings = {**files, **columns, "kind": self.label.kind or CLASSES}
         words += [word for key, value in settings.items() for word in ("--set", f"data.{key}={json.dumps(value)}")]
         return shlex.join(words)
 
@@ -268,13 +285,21 @@ def load_task(source: str | Path | Mapping[str, Any], *, folder: Path | None = N
 
 def writes_text(recipe: Any, catalog: Catalog | None = None) -> bool:
     """Whether the task of a recipe is to write a text, as far as its keys and the task's TOML say."""
+    return any(kind.writes for kind in _kinds_of(recipe, catalog or Catalog()))
+
+
+def has_several_labels(recipe: Any, catalog: Catalog) -> bool:
+    """Whether rows of a recipe's task may have several labels, likewise."""
+    return any(kind.independent for kind in _kinds_of(recipe, catalog))
+
+
+def _kinds_of(recipe: Any, catalog: Catalog) -> list[type[TaskKind]]:
     data = recipe.data
     if data.train_file or data.dev_file or data.test_file:
-        return data.kind is not None and kind_class(data.kind).writes
-    catalog = catalog or Catalog()
+        return [kind_class(data.kind or (LABELS if data.label_columns else CLASSES))]
     names = [recipe.task] if recipe.task else recipe.tasks
     paths = [catalog.path("tasks", name, where="task") for name in names if not list(catalog.check("tasks", name, "task"))]
-    return any(load_task(path).kind.writes for path in paths)
+    return [type(load_task(path).kind) for path in paths]
 
 
 def _split_file(value: Any) -> Any:
@@ -286,7 +311,7 @@ def _split_file(value: Any) -> Any:
 def _kind_of_label(label: Any) -> Any:
     if not isinstance(label, Mapping):
         return None
-    return CLASSES if label.get("names") else label.get("kind")
+    return label.get("kind") or (LABELS if label.get("columns") else CLASSES if label.get("names") else None)
 
 
 def _task_error(error: Mapping[str, Any], where: str) -> MbertError:

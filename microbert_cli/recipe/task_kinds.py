@@ -1,9 +1,9 @@
 """The interface of a kind of task: what its labels are, from a table's cells through tensors and metrics to a submission.
 
 A kind is one file of catalog/kinds/ with one class `Kind(TaskKind)`; the file's name is what `label.kind` says in a task's
-TOML. Whatever depends on the form of labels is asked of `task.kind`, so that a further kind (several labels a row, labels of
-tokens) is one more file. Losses see the labels as `label_array` gives them: int64 [n] or float32 [n]; a loss for labels of
-another form tells them by dtype and shape.
+TOML. Whatever depends on the form of labels is asked of `task.kind`, so that a further kind (labels of tokens) is one more
+file. Losses see the labels as `label_array` gives them: int64 [n], float32 [n], or float32 [n, C] of several labels a row; a
+loss for labels of another form tells them by dtype and shape.
 """
 
 import json
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from microbert_cli.errors import MbertError
+from microbert_cli.errors import MbertError, nearest
 from microbert_cli.recipe.registry import Catalog
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ else:  # the names in the catalogue: pydantic checks a task's `label.kind` and a
     KindName = Literal[tuple(Catalog().names("kinds"))]
 
 
-Labels = list[int] | list[float]  # a kind that `writes` has texts in their place
+Labels = list[int] | list[float] | list[tuple[int, ...]]  # a kind that `writes` has texts in their place
+ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 Where = Callable[[Sequence[int]], str]  # where these rows stand: `file, line 12`
 WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 MEAN = "mean"  # of a task's other metrics: allowed for every kind
@@ -44,6 +45,18 @@ class Standardisation:
 
 
 @dataclass(frozen=True)
+class LabelForm:
+    """What losses must know of a task's labels beside their values.
+
+    independent  each output is a yes or no of its own: sigmoids in the place of one softmax
+    weights      of the classes, or of the yes of each label; None = all alike
+    """
+
+    independent: bool = False
+    weights: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
 class TaskKind(ABC):
     """The labels of one task, or of one checkpoint's head.
 
@@ -54,7 +67,8 @@ class TaskKind(ABC):
     problem_type     what `config.json` of a classifier says of it, in the words of transformers
     metrics, default_metrics   those that a task may name, and those that it has where it names none
     metric_refusal   the error for the metric of another kind; {} is the metric
-    exclusive        whether a row's prediction is one of `names`, so that outputs can be matched by name and counted
+    exclusive        whether a row's prediction is one of `names`, so that answers can be counted
+    independent      whether each output is a yes or no of its own, so that a row has any number of `names`
     dtype            Arrow's name for the type of a label in a table
     writes           whether a model writes the answers word by word, instead of choosing among the outputs of a head
     columns          of texts and label in a table of one's own where nobody names them
@@ -69,6 +83,7 @@ class TaskKind(ABC):
     default_metrics: ClassVar[tuple[str, ...]]
     metric_refusal: ClassVar[str]
     exclusive: ClassVar[bool]
+    independent: ClassVar[bool] = False
     dtype: ClassVar[str]
     writes: ClassVar[bool] = False
     columns: ClassVar[tuple[str, str]] = ("text", "label")
@@ -110,6 +125,46 @@ class TaskKind(ABC):
         else:
             config.num_labels = self.num_outputs
         config.problem_type = self.problem_type
+
+    @property
+    def is_named(self) -> bool:
+        """Whether outputs have names of their own, by which those of a teacher are matched."""
+        return self.exclusive or self.independent
+
+    def answered_by(self, config: Any, columns: Sequence[int] | None = None) -> "TaskKind":
+        """Returns the kind as a model answers it, whose configuration may say how its logits are read (thresholds).
+
+        columns  the model's output for each label of the task; None = as they stand
+        """
+        return self
+
+    def fitted(self, logits: "np.ndarray", labels: Sequence[Any]) -> "TaskKind":
+        """Returns the kind with what is chosen on labelled rows for reading logits; the kind itself where nothing is."""
+        return self
+
+    def cells(self, values: Sequence[Any]) -> list[str] | None:
+        """Returns the cells of a label column as `read_labels` takes them; None where each is one text or number."""
+        return None
+
+    def names_in(self, cells: Sequence[str], where: Where) -> Mapping[str, int]:
+        """Returns how many of these cells name each label, of a kind that has `cells`; raises for a cell that is none."""
+        raise NotImplementedError
+
+    def strata(self, labels: Sequence[Any] | None) -> Sequence[Any] | None:
+        """Returns the part of each row, all of which shall keep a row in train; None where any split will do."""
+        return labels if self.exclusive else None
+
+    def class_weights(self, labels: Sequence[Any], wanted: ClassWeights) -> tuple[float, ...] | None:
+        """Returns the weights of outputs that `data.class_weights` asks for, by training labels; raises M440 for no classes."""
+        if wanted is None:
+            return None
+        raise MbertError(
+            "M440",
+            f"class_weights weighs classes, and this task has {self.describe()}",
+            where="data.class_weights",
+            allowed="A task of classes, or of several labels a row.",
+            fix="Leave the key out.",
+        )
 
     @property
     @abstractmethod
@@ -196,7 +251,23 @@ def kinds() -> Mapping[str, type[TaskKind]]:
 
 def all_metrics() -> tuple[str, ...]:
     """Returns the names of the metrics of all kinds."""
-    return (*(metric for kind in kinds().values() for metric in kind.metrics), MEAN)
+    return (*dict.fromkeys(metric for kind in kinds().values() for metric in kind.metrics), MEAN)
+
+
+def check_primary(kind: TaskKind, metric: str, metrics: Sequence[str]) -> None:
+    """Raises M444 where a task of this kind has no such metric to choose checkpoints by; `metrics`: those that it computes."""
+    try:
+        kind.check_metrics([metric])
+        if metric == MEAN and MEAN not in metrics:
+            raise ValueError('"mean" is that of the metrics in a task\'s TOML, which names none')
+    except ValueError as error:
+        raise MbertError(
+            "M444",
+            str(error),
+            where="data.primary",
+            allowed=f"{', '.join(kind.metrics)}.",
+            fix=f"--set data.primary={kind.default_metrics[0]}",
+        ) from None
 
 
 def kind_of_head(num_outputs: int, problem_type: str | None = None, names: Sequence[str] = ()) -> TaskKind:
@@ -207,7 +278,7 @@ def kind_of_head(num_outputs: int, problem_type: str | None = None, names: Seque
 def kind_of_model(config: Any) -> TaskKind:
     """Returns the kind of task that a classifier answers, by its configuration."""
     names = [str(config.id2label[i]) for i in range(config.num_labels)]
-    return kind_of_head(config.num_labels, getattr(config, "problem_type", None), names)
+    return kind_of_head(config.num_labels, getattr(config, "problem_type", None), names).answered_by(config)
 
 
 def wrong_labels(wrong: Mapping[int, str], allowed: str, where: Where) -> MbertError:
@@ -221,6 +292,19 @@ def wrong_labels(wrong: Mapping[int, str], allowed: str, where: Where) -> MbertE
         allowed=allowed,
         fix="""Correct the row, or name the labels: label.names in the task's TOML, or --set 'data.labels=["...", "..."]'""",
     )
+
+
+def weights_by_name(names: Sequence[str], wanted: Mapping[str, float]) -> tuple[float, ...]:
+    """Returns the weights of a table in the order of `names`, 1 for a name that it leaves out; raises M441 for another name."""
+    if unknown := [name for name in wanted if name not in names]:
+        raise MbertError(
+            "M441",
+            f'there is no label "{unknown[0]}" to be weighed',
+            where="data.class_weights",
+            allowed=f"The labels: {nearest(unknown[0], names)}",
+            fix="Correct the name, or let the rows decide: --set data.class_weights=balanced",
+        )
+    return tuple(float(wanted.get(name, 1.0)) for name in names)
 
 
 def too_few_classes(place: str, present: set[str], what: str) -> MbertError:

@@ -15,6 +15,7 @@ from microbert_cli.recipe.loss_checks import check_stage
 from microbert_cli.recipe.multitask import (
     TASK_PLACEHOLDER,
     augmented_of,
+    check_several_labels,
     named_inputs,
     recipe_of_task,
     single_teacher,
@@ -23,7 +24,7 @@ from microbert_cli.recipe.multitask import (
 from microbert_cli.recipe.registry import Catalog, stage_names
 from microbert_cli.recipe.resolve import Resolved, overlay
 from microbert_cli.recipe.schema import Recipe
-from microbert_cli.recipe.task import writes_text
+from microbert_cli.recipe.task import has_several_labels, writes_text
 from microbert_cli.runs.stage_registry import Stage, find_stage
 from microbert_cli.table_format import name_of_files
 
@@ -147,6 +148,8 @@ def step(
     stage = find_stage(kind)
     if stage.no_texts and writes_text(resolved.recipe, catalog):
         raise _no_texts(stage, resolved.recipe)
+    if kind in ("task-distill", "expert-teacher") and has_several_labels(resolved.recipe, catalog):
+        check_several_labels(resolved.recipe)
     inputs = _fill_in_task(stage.inputs(resolved.recipe, EarlierOutputs(root, tuple(planned)), catalog), resolved.recipe.task)
     if stage.runs_as is not None:
         resolved = overlay(resolved, stage.overrides(resolved.recipe), f"stage {kind}", catalog)

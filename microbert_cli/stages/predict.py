@@ -34,7 +34,9 @@ def run(
     speed: float | None = None,
     reporter: Reporter = SILENT,
 ) -> list[dict[str, Any]]:
-    """Returns one record a text: {"label", "score", "probabilities"}; {"score"} for scores; `task` for a model of several."""
+    """Returns one record a text: {"label", "score", "probabilities"}; {"score"} for scores; {"labels", "probabilities"} where a
+    text may have several; `task` for a model of several.
+    """
     options: dict[str, Any] = {"task": task, "max_length": max_length, "batch_size": batch_size, "speed": speed}
     blocks = answer(model, Inputs(texts, len(texts)), reporter=reporter, **options)
     return [record for block in blocks for record in block]
@@ -144,6 +146,8 @@ def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
     """Records as text, one a line; a label of a foreign model may hold line feeds, and what else its author put there."""
     if as_json:
         return [json_line(answer) for answer in answers]
+    if answers and "labels" in answers[0]:
+        return ["|".join(one_line(str(label)) for label in answer["labels"]) for answer in answers]
     name = next((name for name in ("label", "text") if answers and name in answers[0]), None)
     if name is None:
         return [f"{answer['score']:.4f}" for answer in answers]

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from microbert_cli.errors import MbertError, combine_errors, nearest
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.recipe.loss_checks import COLUMNS, check_parameters, default_columns, missing_inputs, unknown_columns
 from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.task_kinds import LabelForm
 
 ENCODER_OUTPUTS = frozenset({"hidden", "layers", "scores", "qkv", "mask"})
 PAIR_INPUTS = frozenset({"unrelated"})  # of a corpus cut into pairs
@@ -153,6 +155,19 @@ def make_projection(student_width: int, teacher_width: int) -> nn.Linear:
 def parameter_names(function: Callable[..., Any]) -> tuple[str, ...]:
     """Returns the names of a function's parameters; cached, since `inspect` is slow and every step asks for every term."""
     return tuple(inspect.signature(function).parameters)
+
+
+def form_of_batch(forms: Sequence[LabelForm], batch: Mapping[str, Tensor]) -> tuple[bool, Tensor | None]:
+    """Returns whether the outputs of a batch's task are independent, and the weights [C] of its classes, None = all alike.
+
+    A batch of no rows counts as the first task's.
+    """
+    if not forms:
+        return False, None
+    form = forms[int(batch["task"][0]) if "task" in batch and len(batch["task"]) else 0]
+    if form.weights is None:
+        return form.independent, None
+    return form.independent, torch.tensor(form.weights, device=batch["attention_mask"].device)
 
 
 def output_request(

@@ -18,11 +18,12 @@ from microbert_cli.errors import DivergedError, MbertError
 from microbert_cli.models.capture import Batch, ModelOutputs, OptionalTeacherFunction, OutputRequest, forward_outputs
 from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.models.windows.pooling import pool_outputs, row_count
-from microbert_cli.recipe.task_kinds import Standardisation
+from microbert_cli.recipe.task_kinds import LabelForm, Standardisation
 from microbert_cli.training.loss_terms import (
     LAYER_SLICES,
     DualModels,
     LossTerm,
+    form_of_batch,
     make_projection,
     output_request,
     parameter_names,
@@ -41,6 +42,7 @@ class Objective(nn.Module):
     student_width, teacher_width   of the projected vectors; equal widths are projected too with `always_project`, as TinyBERT's
                      released code does
     standardise      the units that each task's labels are learnt in, by the task's number; None, or no entry = as they are
+    forms            what losses must know of each task's labels, by its number; none = classes or scores, all alike
     classes, tasks   outputs of the head and tasks of the run, for the modules that terms train
     numerics         precision of the forward passes and the projection; losses are computed in float32
     progressive      trains the student's layers one after the other; evaluation uses all of them
@@ -61,6 +63,7 @@ class Objective(nn.Module):
         teacher_width: int = 0,
         teacher_layers: int = 0,
         standardise: Sequence[Standardisation | None] = (),
+        forms: Sequence[LabelForm] = (),
         classes: int = 0,
         tasks: int = 1,
         normalisation: str = "masked",
@@ -73,17 +76,13 @@ class Objective(nn.Module):
         if not terms:
             raise _nothing_to_learn()
         self.terms = list(terms)
-        self.normalisation = normalisation
-        self.numerics = numerics
-        self.teacher_layers = teacher_layers
-        self.standardise = list(standardise)
-        self.share = 0.0
+        self.normalisation, self.numerics, self.teacher_layers = normalisation, numerics, teacher_layers
+        self.standardise, self.forms = list(standardise), list(forms)
+        self.share, self.current_layer = 0.0, 1
         self.progressive = progressive
-        self.current_layer = 1
         self.map_layers = list(map_layers)
         self.layers = list(range(len(self.map_layers)))  # of the student, 0 = embeddings; a pruned one may have gaps
-        self._student = [student]  # in a list, so that it is no submodule: see `student`
-        self._ask_teacher = ask_teacher
+        self._student, self._ask_teacher = [student], ask_teacher  # in a list, so that it is no submodule: see `student`
         self.dual = dual
         self.trained_teacher = dual.teacher if dual else None  # a submodule: its weights are saved and trained
         self.projection: nn.Linear | None = None
@@ -237,6 +236,7 @@ class Objective(nn.Module):
     ) -> Any:
         """Calls a function of the term; its parameters are filled in by name, without the shape suffix."""
         names = parameter_names(function)
+        independent, weights = form_of_batch(self.forms, batch)
         student_value, teacher_value = self._pair(term, student, teacher, layer)
         inputs = {
             "student": student_value,
@@ -253,6 +253,7 @@ class Objective(nn.Module):
             "teacher_mask": batch.get("attention_mask") if teacher.mask is None else teacher.mask,
             "labels": batch.get("labels"),
             "augmented": batch.get("augmented"),
+            "class_weights": weights,
             "task": batch.get("task"),
             "unrelated": batch.get("unrelated"),
             "token_labels": batch.get("token_labels"),
@@ -270,6 +271,7 @@ class Objective(nn.Module):
             "teacher_tokens": teacher.top and teacher.top[1],
         }
         named = {name: inputs[short] for name in names if (short := name.rpartition("_")[0]) in inputs}
+        named |= {"independent": independent} if "independent" in names else {}
         return function(**named, **{name: value for name, value in self._keywords(term, layer).items() if name in names})
 
     def _keywords(self, term: LossTerm, layer: int) -> dict[str, Any]:

@@ -317,8 +317,20 @@ def test_a_teacher_of_several_labels_a_row_is_refused() -> None:
     done = mbert("evaluate", "models/multi-label", *about, "-o", "out-multi", "--json")
     assert done.code == 5 and done.json["error"]["code"] == "M379"
     more = ("--teacher", "models/multi-label", "--student", "bert-1x16", *about)
-    for words in (("predict", "models/multi-label", "fine"), ("task-distill", *more), ("task-distill", *more, "--dry-run")):
+    for words in (("task-distill", *more), ("task-distill", *more, "--dry-run")):
         refused(5, "M379", *words)
+
+
+def test_a_teacher_of_several_labels_a_row_teaches_such_a_task() -> None:
+    answer = works("predict", "models/multi-label", "fine", "--json").json
+    assert set(answer["probabilities"]) == {"toxic", "insult", "threat"} and len(set(answer["probabilities"].values())) == 3
+    assert answer["labels"] == [name for name, share in answer["probabilities"].items() if share > 0.5]
+    rows = [{"text": f"row {i} is fine", "label": [["toxic"], ["insult", "threat"], []][i % 3]} for i in range(30)]
+    Path("several.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    about = ("--train-file", "several.jsonl", "--text", "text", "--label", "label", "--set", "data.kind=labels")
+    weak = ("--set", "teacher.allow_weak=true", "--set", "method=kd", "--set", "phases.distillation.steps=2")
+    works("task-distill", "--teacher", "models/multi-label", "--student", "bert-1x16", *about, *weak, "-o", "out-several")
+    assert set(json.loads(Path("out-several/config.json").read_text())["label_thresholds"]) == {"toxic", "insult", "threat"}
 
 
 @pytest.mark.parametrize(

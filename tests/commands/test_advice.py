@@ -76,7 +76,8 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     "pairs of a task of single texts": ("M246", (*AUGMENT, "--set", 'augment.sources=["recombine"]')),
     "a tagger without its data": ("M247", (*AUGMENT, "--set", 'augment.sources=["rules"]')),
     "an option that no augmenter has": ("M035", (*AUGMENT, "--set", "augment.options.perturb.swop=0.2")),
-    "a student and several labels": ("M379", ("predict", "several", "fine")),
+    "a task of one label and several labels": ("M379", ("evaluate", "several", "--task", "sst2")),
+    "a metric of another kind": ("M444", ("finetune", "--model", "base", "--task", "sst2", "--set", "data.primary=pearson")),
     "labels in another order": ("M321", ("evaluate", "taught", "--teacher", "foreign", "--task", "sst2")),
     "fewer tokens than the texts use": ("M093", ("trim", "taught", "--task", "sst2", "--set", "vocabulary.rows=120")),
     "common tokens, and no number": ("M098", ("trim", "taught", "--task", "sst2", "--set", "vocabulary.keep=common")),
@@ -130,6 +131,7 @@ NOT_TYPED = set(
     M026 M027 M150 M151 M161 M375 M391 M392 M393 M394 M397 M398 M399
     M175 M235 M236 M237 M377
     M484 M485
+    M441 M442 M446
     M227 M382 M402 M410 M422 M460 M461 M611 M612 M633 M635 M636 M637
     """.split()
 )

@@ -70,6 +70,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in TABLES.split():
             Path(name).parent.mkdir(exist_ok=True)
             Path(name).write_text("\n".join(["text,stars,label,p_bad,p_good,source,target", *rows, ""]), encoding="utf-8")
+        rows = [f"comment {n},{n % 2},{n % 3 % 2},{int(n % 5 == 0)}" for n in range(40)]
+        Path("comments.csv").write_text("\n".join(["comment,toxic,insult,threat", *rows, ""]), encoding="utf-8")
+        lines = [{"comment": f"comment {n}", "labels": [["toxic"], ["insult", "threat"], []][n % 3]} for n in range(40)]
+        Path("comments.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
         for name in FILES.split():
             Path(name).write_text("a text\n", encoding="utf-8")
         yield folder

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from microbert_cli.errors import nearest
-from microbert_cli.recipe.task_kinds import WHOLE_NUMBER, Labels, TaskKind, Where, too_few_classes, wrong_labels
+from microbert_cli.recipe.task_kinds import (
+    WHOLE_NUMBER,
+    ClassWeights,
+    Labels,
+    TaskKind,
+    Where,
+    too_few_classes,
+    weights_by_name,
+    wrong_labels,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +38,8 @@ class Kind(TaskKind):
 
     @classmethod
     def has_head(cls, num_outputs: int, problem_type: str | None) -> bool:
-        """Of more than one output; what the configuration calls the problem is often missing, and never asked."""
-        return num_outputs != 1
+        """Of more than one output; what the configuration calls the problem is often missing, and asked for several labels."""
+        return num_outputs != 1 and problem_type != "multi_label_classification"
 
     @property
     def num_outputs(self) -> int:
@@ -101,6 +110,16 @@ class Kind(TaskKind):
         import numpy as np
 
         return np.asarray([NO_LABEL if label is None else label for label in labels], dtype=np.int64)
+
+    def class_weights(self, labels: Sequence[Any], wanted: ClassWeights) -> tuple[float, ...] | None:
+        """Returns the weight of each class; "balanced" is n / (C n_c), as scikit-learn has it.
+
+        n rows with a label, C classes, n_c rows of class c.
+        """
+        if wanted is None or not isinstance(wanted, str):
+            return None if wanted is None else weights_by_name(self.names, wanted)
+        counts = Counter(label for label in labels if label is not None)
+        return tuple(counts.total() / (len(self.names) * counts[i]) if counts[i] else 1.0 for i in range(len(self.names)))
 
     def random_labels(self, generator: Any, count: int) -> Any:
         return generator.integers(self.num_outputs, size=count)

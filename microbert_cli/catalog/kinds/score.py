@@ -26,7 +26,7 @@ class Kind(TaskKind):
     @classmethod
     def has_head(cls, num_outputs: int, problem_type: str | None) -> bool:
         """Of one output, whatever the configuration calls it: most checkpoints on the Hub name no problem type."""
-        return num_outputs == 1
+        return num_outputs == 1 and problem_type != "multi_label_classification"
 
     @property
     def num_outputs(self) -> int:

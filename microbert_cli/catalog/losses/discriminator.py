@@ -104,6 +104,7 @@ def discriminator(
     teacher_logits_BC: Tensor | None,
     student_hidden_BTd: Tensor | None,
     teacher_hidden_BTD: Tensor | None,
+    independent: bool = False,
     *,
     own: Discriminator,
     project: Callable[[Tensor], Tensor],
@@ -115,7 +116,7 @@ def discriminator(
     rest_above: float = 0.9,
 ) -> Tensor:
     """Returns the student's term; see the module's formulas."""
-    student_BX = _discriminator_input(student_logits_BC, student_hidden_BTd, project)
+    student_BX = _discriminator_input(student_logits_BC, student_hidden_BTd, project, independent)
     return generator_loss(own.frozen(student_BX)) if share >= begin else student_BX.new_zeros(())
 
 
@@ -124,6 +125,7 @@ def against(
     teacher_logits_BC: Tensor | None,
     student_hidden_BTd: Tensor | None,
     teacher_hidden_BTD: Tensor | None,
+    independent: bool = False,
     *,
     own: Discriminator,
     project: Callable[[Tensor], Tensor],
@@ -131,8 +133,8 @@ def against(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns (the discriminator's loss, values for the log); no gradient leaves D, and a paused one gets none."""
     with torch.no_grad():
-        teacher_BX = _discriminator_input(teacher_logits_BC, teacher_hidden_BTD, lambda cls_BD: cls_BD)
-        student_BX = _discriminator_input(student_logits_BC, student_hidden_BTd, project)
+        teacher_BX = _discriminator_input(teacher_logits_BC, teacher_hidden_BTD, lambda cls_BD: cls_BD, independent)
+        student_BX = _discriminator_input(student_logits_BC, student_hidden_BTd, project, independent)
     with torch.set_grad_enabled(not own.paused):
         teacher_B, student_B = own(teacher_BX), own(student_BX)
         loss = discriminator_loss(teacher_B, student_B, smoothing=smoothing)
@@ -151,9 +153,13 @@ def discriminator_loss(teacher_B: Tensor, student_B: Tensor, *, smoothing: float
     return mean_over_rows(teacher_loss_B) + mean_over_rows(-F.logsigmoid(-student_B))
 
 
-def _discriminator_input(logits_BC: Tensor | None, hidden_BTd: Tensor | None, project: Callable[[Tensor], Tensor]) -> Tensor:
+def _discriminator_input(
+    logits_BC: Tensor | None, hidden_BTd: Tensor | None, project: Callable[[Tensor], Tensor], independent: bool
+) -> Tensor:
     """Returns x of one model: its logits, its mapped first-token vector, or both."""
-    parts = [] if logits_BC is None else [logits_BC.float().log_softmax(-1)]
+    parts = []
+    if logits_BC is not None:
+        parts.append(F.logsigmoid(logits_BC.float()) if independent else logits_BC.float().log_softmax(-1))
     if hidden_BTd is not None:
         cls_BD = project(hidden_BTd[:, 0].float()).float()
         parts.append(F.layer_norm(cls_BD, cls_BD.shape[-1:]))

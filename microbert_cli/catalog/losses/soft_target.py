@@ -10,6 +10,10 @@ reduction "batch" sums over classes and averages over rows; "elements" divides b
 by T^2, so that the gradient does not shrink as T grows. Under normalisation = "reference" the default reduction is
 "elements": the released TinyBERT averages over classes too, a gradient C times smaller.
 
+Several labels a row: p = sigmoid(z_T / T), q = sigmoid(z_S / T), each label a distribution of yes and no:
+    L = T^2 mean over rows and labels c of  D(p_c, q_c) + D(1 - p_c, 1 - q_c),   D one of the three above without its sum
+whatever `reduction` and `squared_temperature` say: as in hard_label a mean over labels, and T^2 keeps its gradient's size.
+
 Regression (C = 1, no classes): mean (z_S - z_T)^2. normalisation = "reference" repeats the released rule for STS-B, which
 ignores the teacher: mean (z_S - y)^2 with the gold score y, augmented rows included; of a row without a gold score y = z_T.
 
@@ -19,6 +23,7 @@ Source: TinyBERT, prediction-layer loss; Hinton et al. 2015 for the temperature.
 from typing import Literal
 
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from microbert_cli.reduce import mean_over_elements, mean_over_rows
 
@@ -31,6 +36,7 @@ def soft_target(
     student_BC: Tensor,
     teacher_BC: Tensor,
     labels_B: Tensor | None = None,
+    independent: bool = False,
     *,
     temperature: float = 1.0,
     divergence: Literal["cross-entropy", "kl", "symmetric-kl"] = "cross-entropy",
@@ -45,6 +51,10 @@ def soft_target(
         if normalisation == "reference" and labels_B is not None:
             target_B = labels_B.to(student_BC.dtype).where(~labels_B.isnan(), target_B)
         return mean_over_rows((student_BC[:, 0] - target_B.to(student_BC.dtype)).square())
+    if independent:
+        z_T, z_S = teacher_BC / temperature, student_BC / temperature
+        yes_BC, no_BC = (_divergence(divergence, logsigmoid(sign * z_T), logsigmoid(sign * z_S)) for sign in (1, -1))
+        return temperature**2 * mean_over_rows((yes_BC + no_BC).mean(-1))
     log_p, log_q = (z.div(temperature).log_softmax(-1) for z in (teacher_BC, student_BC))
     terms_BC = _divergence(divergence, log_p, log_q)
     if reduction == "auto":

@@ -17,7 +17,7 @@ from microbert_cli.evaluation.alternatives.gather import (
 from microbert_cli.evaluation.alternatives.kinds import STUDENT, STUDENT_INT8, TEACHER, TEACHER_INT8
 from microbert_cli.evaluation.alternatives.rows import Row, over_seeds, table_row, verdict_on
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
-from microbert_cli.evaluation.scoring import predict_logits, score
+from microbert_cli.evaluation.scoring import score_predictor
 from microbert_cli.models.exported.files import EXPORTED_FILES
 from microbert_cli.models.find import is_cascade
 from microbert_cli.models.predictor import open_predictor
@@ -111,8 +111,7 @@ def _score(entrant: BenchmarkModel, data: TaskData) -> dict[str, Any]:
     predictor = entrant.opened
     assert predictor is not None
     if entrant.precision in EXPORTED_FILES or getattr(predictor.answers, "speed", 0.0) > 0:
-        logits = predict_logits(data, "dev", predictor.answers, predictor)
-        return {"score": score(data.task, logits, data.rows["dev"])[primary]}
+        return {"score": score_predictor(data, predictor)[primary]}
     if not (result := known_result(entrant.source, data)):
         return {"score": score_of(entrant.source, data, where=entrant.where, label_order=entrant.label_order)}
     return over_seeds(result, primary)

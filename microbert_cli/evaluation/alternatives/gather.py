@@ -16,7 +16,7 @@ from microbert_cli.evaluation.alternatives.kinds import LINEAR, MAJORITY
 from microbert_cli.evaluation.alternatives.rows import Row, table_row
 from microbert_cli.evaluation.baseline import LinearModel
 from microbert_cli.evaluation.compare_speed import BenchmarkModel
-from microbert_cli.evaluation.scoring import majority_of_split, predict_logits, score
+from microbert_cli.evaluation.scoring import majority_of_split, score_predictor
 from microbert_cli.models.predictor import open_predictor
 from microbert_cli.recipe.phase_data import TRAIN
 from microbert_cli.recipe.registry import Catalog
@@ -54,7 +54,8 @@ class Alternatives:
     @property
     def floor_name(self) -> str:
         """What the answer that looks at no text is called."""
-        return "commonest class" if self.data.task.kind.exclusive else "mean score"
+        kind = self.data.task.kind
+        return "commonest labels" if kind.independent else "commonest class" if kind.exclusive else "mean score"
 
     def add_int8(self, name: str, source: str, *, label_order: Any = None, reporter: Reporter = SILENT) -> None:
         """Makes and scores the int8 copy of a model, for the row `name`."""
@@ -99,6 +100,7 @@ def find_alternatives(data: TaskData, train: Examples | None, note: str | None =
         return result
     try:
         result.linear = LinearModel(data.task, train)
+        result.linear.choose_thresholds(data.rows["dev"])
         result.linear_score = result.linear.score(data.rows["dev"])[data.task.primary]
     except (ValueError, MemoryError) as error:
         result.linear, result.linear_note = None, f"not fitted: {next(iter(str(error).splitlines()), 'memory ran out')}"
@@ -143,4 +145,4 @@ def score_of(source: str, data: TaskData, *, where: str, label_order: Any = None
     if result := known_result(source, data):
         return float(result["dev"][data.task.primary])
     predictor = open_predictor(source, data.task, where=where, label_order=label_order)
-    return score(data.task, predict_logits(data, "dev", predictor.answers, predictor), data.rows["dev"])[data.task.primary]
+    return score_predictor(data, predictor)[data.task.primary]

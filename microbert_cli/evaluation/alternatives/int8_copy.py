@@ -15,7 +15,7 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.data.task_data import TaskData
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.compare_speed import BenchmarkModel
-from microbert_cli.evaluation.scoring import predict_logits, score
+from microbert_cli.evaluation.scoring import score_predictor
 from microbert_cli.models.config import read_config
 from microbert_cli.models.find import find_model
 from microbert_cli.models.graphs.products import Row
@@ -100,7 +100,7 @@ def int8_copy(
         predictor = session_predictor(
             session, loaded.tokenizer, data.task, source=str(session.path), where=name, label_order=label_order
         )
-        scores = score(data.task, predict_logits(data, "dev", predictor.answers, predictor), data.rows["dev"])
+        scores = score_predictor(data, predictor)
     except (Interrupted, WorkInterrupted, cache.CacheDeletedError):
         raise
     except MbertError as error:

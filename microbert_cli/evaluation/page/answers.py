@@ -1,5 +1,6 @@
 """What a student and its teacher answered on a labelled split, read from `predictions.parquet`: row by row, and calibration."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from microbert_cli.evaluation.calibration import BINS, expected_calibration_error
+from microbert_cli.evaluation.calibration import BINS, calibration_error_of_labels, expected_calibration_error
 
 PREDICTIONS = "predictions.parquet"
 TEACHER = "teacher_"
+NO_LABEL = "(none)"
 
 
 @dataclass(frozen=True)
 class Answers:
     """The answers of one model on one split.
 
-    predicted      classes by name, or scores
+    predicted      classes by name, of several labels a row their names as one text, or scores
     probabilities  [n, C] in the order of `Split.classes`; None for scores, or where they are not recorded
     """
 
@@ -30,6 +32,7 @@ class Split:
     """One labelled split: its rows and what was answered.
 
     classes  the task's, in order; empty for scores
+    several  whether a row may have several of them
     teacher  None where its answers are not recorded
     """
 
@@ -39,6 +42,8 @@ class Split:
     classes: list[str]
     student: Answers
     teacher: Answers | None = None
+    several: bool = False
+    label_sets: list[list[str]] = field(default_factory=list)  # of rows that may have several
 
     @property
     def are_texts(self) -> bool:
@@ -71,6 +76,11 @@ def read_splits(out: Path, metrics: Mapping[str, Any]) -> list[Split]:
 
 def _split(name: str, columns: Mapping[str, list[Any]], scores: Mapping[str, Any]) -> Split:
     classes = [str(label) for label in scores.get("labels", ())]
+    several, label_sets = bool(scores.get("several_labels")), []
+    if several:
+        label_sets = [json.loads(cell) for cell in columns["label"]]
+        answered = {column: columns[column] for column in ("label", "prediction", f"{TEACHER}prediction") if column in columns}
+        columns = {**columns, **{name: [_shown(cell) for cell in cells] for name, cells in answered.items()}}
     teacher = columns.get(f"{TEACHER}prediction", [None])
     return Split(
         name,
@@ -79,7 +89,14 @@ def _split(name: str, columns: Mapping[str, list[Any]], scores: Mapping[str, Any
         classes,
         _answers(columns, classes, ""),
         _answers(columns, classes, TEACHER) if None not in teacher else None,
+        several,
+        label_sets,
     )
+
+
+def _shown(cell: str | None) -> str | None:
+    """Returns a row's labels, a JSON list, as one text."""
+    return None if cell is None else ", ".join(json.loads(cell)) or NO_LABEL
 
 
 def _answers(columns: Mapping[str, list[Any]], classes: Sequence[str], prefix: str) -> Answers:
@@ -102,6 +119,8 @@ def reliability(split: Split, answers: Answers) -> Reliability | None:
     """Returns the reliability curve and the expected calibration error, in bins of equal width; None without probabilities."""
     if answers.probabilities is None:
         return None
+    if split.several:
+        return _reliability_of_labels(split, answers.probabilities)
     labels = np.array([split.classes.index(label) for label in split.labels])
     confidence = answers.probabilities.max(-1)
     right = answers.probabilities.argmax(-1) == labels
@@ -111,6 +130,15 @@ def reliability(split: Split, answers: Answers) -> Reliability | None:
         rows = numbers == number
         points.append((float(confidence[rows].mean()), float(right[rows].mean()), int(rows.sum())))
     return Reliability(points, expected_calibration_error(answers.probabilities, labels.tolist()))
+
+
+def _reliability_of_labels(split: Split, shares: np.ndarray) -> Reliability:
+    """Returns the curve of all labels' probabilities: of each bin the mean, the share of rows with the label, and its size."""
+    has = np.array([[name in names for name in split.classes] for names in split.label_sets])
+    numbers = np.clip(np.ceil(shares * BINS).astype(int) - 1, 0, BINS - 1)
+    chosen = (numbers == number for number in np.unique(numbers))
+    points = [(float(shares[bin].mean()), float(has[bin].mean()), int(bin.sum())) for bin in chosen]
+    return Reliability(points, calibration_error_of_labels(shares, has.tolist()))
 
 
 @dataclass(frozen=True)
@@ -124,7 +152,8 @@ class Difference:
 def differences(split: Split) -> list[Difference]:
     """Returns the rows that student and teacher answer differently, the clearest first.
 
-    Of classes: the rows with another class, by the sum of both confidences. Of scores: all rows, by the distance.
+    Of classes: the rows with another class, by the sum of both confidences. Of several labels: those with others, by the
+    largest distance between the probabilities of a label. Of scores: all rows, by the distance.
     """
     assert split.teacher is not None
     return sorted(_differences(split, split.teacher), key=lambda difference: (-difference.gap, difference.index))
@@ -134,13 +163,16 @@ def _differences(split: Split, teacher: Answers) -> Iterator[Difference]:
     for i, (mine, other) in enumerate(zip(split.student.predicted, teacher.predicted, strict=True)):
         if not split.classes:
             yield Difference(i, abs(float(mine) - float(other)))
+        elif mine != other and split.several:
+            pair = (split.student.probabilities, teacher.probabilities)
+            yield Difference(i, 0.0 if pair[0] is None or pair[1] is None else float(np.abs(pair[0][i] - pair[1][i]).max()))
         elif mine != other:
             yield Difference(i, sum(confidence_of(answers, i) or 0.0 for answers in (split.student, teacher)))
 
 
-def confidence_of(answers: Answers, index: int) -> float | None:
-    """Returns the probability of the answer that was given to a row."""
-    return None if answers.probabilities is None else float(answers.probabilities[index].max())
+def confidence_of(answers: Answers, index: int, *, several: bool = False) -> float | None:
+    """Returns the probability of the answer that was given to a row; None of several labels, which have one each."""
+    return None if answers.probabilities is None or several else float(answers.probabilities[index].max())
 
 
 def who_is_right(split: Split) -> dict[str, int]:

@@ -11,9 +11,10 @@ from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.page import answers as row_answers
 from microbert_cli.evaluation.page.answers import Answers, Split, confidence_of
 from microbert_cli.evaluation.page.charts import Chart, reliability_chart, scatter_chart
-from microbert_cli.evaluation.page.run_folder import StageOutput
+from microbert_cli.evaluation.page.run_folder import StageOutput, sources_of
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
+from microbert_cli.runs import manifest
 
 MAX_CLASSES = 20  # of a confusion matrix that a reader can take in
 MAX_MARKS = 600  # of a scatter plot
@@ -26,6 +27,18 @@ class Matrix:
 
     who: str
     rows: list[tuple[str, list[tuple[int, float]]]]
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One of several labels that rows may have: how often it is right, and from which probability on it is given."""
+
+    name: str
+    support: int
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class SplitPart:
     agreement: float | None = None
     classes: list[str] = field(default_factory=list)
     matrices: list[Matrix] = field(default_factory=list)
+    labels: list[LabelRow] = field(default_factory=list)
     scatters: list[Chart] = field(default_factory=list)
     calibration: Chart | None = None
     errors: list[tuple[str, float]] = field(default_factory=list)
@@ -74,6 +88,7 @@ def split_parts(evaluation: StageOutput, *, rows: int, catalog: Catalog) -> list
                 f"The answers are texts: {row_answers.PREDICTIONS} of {evaluation.name} has them beside the targets."
             )
         elif name in splits:
+            part.labels = _label_rows(scores)
             _add_answers(part, splits[name], evaluation, rows, catalog)
         else:
             part.notes.append(f"{evaluation.name} has no {row_answers.PREDICTIONS}: no matrices, calibration and rows.")
@@ -83,9 +98,32 @@ def split_parts(evaluation: StageOutput, *, rows: int, catalog: Catalog) -> list
 
 def _scores(scores: Mapping[str, Any]) -> list[tuple[str, float, float | None]]:
     teacher = scores.get("teacher", {})
-    lines = [(name, float(value), teacher.get(f"teacher_{name}")) for name, value in scores["metrics"].items()]
-    named = {f"teacher_{name}" for name in scores["metrics"]}
+    measured = {**scores["metrics"], **{name: scores[name] for name in ("calibration_error",) if name in scores}}
+    lines = [(name, float(value), teacher.get(f"teacher_{name}")) for name, value in measured.items()]
+    named = {f"teacher_{name}" for name in measured}
     return lines + [(name, float(value), None) for name, value in teacher.items() if name not in named]
+
+
+def _label_rows(scores: Mapping[str, Any]) -> list[LabelRow]:
+    if not scores.get("several_labels"):
+        return []
+    fields = ("support", "threshold", "precision", "recall", "f1")
+    return [LabelRow(name, *(values[field] for field in fields)) for name, values in scores["classes"].items()]
+
+
+def _weights_notes(evaluation: StageOutput) -> list[str]:
+    """Returns a sentence for student and teacher, where they were trained with weights of classes."""
+    notes = []
+    for role, _, path in sources_of(evaluation):
+        record = manifest.read(path) if path is not None and (path / manifest.FILE).is_file() else {}
+        if weights := record.get("recipe", {}).get("data", {}).get("class_weights"):
+            who = "student" if role == "model" else role
+            notes.append(
+                f"The {who} was trained with class_weights = {weights if isinstance(weights, str) else dict(weights)}: its "
+                "probabilities are those of rows so weighted, higher than the true share where a class is rare, and the "
+                "calibration error counts that. A student learns such probabilities from such a teacher."
+            )
+    return notes
 
 
 def _add_answers(part: SplitPart, split: Split, evaluation: StageOutput, rows: int, catalog: Catalog) -> None:
@@ -95,6 +133,7 @@ def _add_answers(part: SplitPart, split: Split, evaluation: StageOutput, rows: i
         part.notes.append(_teacher_missing(evaluation))
     part.classes = split.classes
     if split.classes:
+        part.notes += _weights_notes(evaluation)
         _add_classes(part, split, present)
     else:
         step = -(-len(split.ids) // MAX_MARKS)
@@ -116,7 +155,9 @@ def _teacher_missing(evaluation: StageOutput) -> str:
 
 
 def _add_classes(part: SplitPart, split: Split, present: Mapping[str, Answers]) -> None:
-    if len(split.classes) <= MAX_CLASSES:
+    if split.several:
+        pass  # rows and columns would be sets of labels; the labels have a table of their own
+    elif len(split.classes) <= MAX_CLASSES:
         part.matrices = [_matrix(who, split, answers) for who, answers in present.items()]
     else:
         part.notes.append(f"{len(split.classes)} classes: no confusion matrices; metrics.json of {part.evaluation} has them.")
@@ -154,8 +195,8 @@ def _add_differences(part: SplitPart, split: Split, evaluation: StageOutput, row
                 split.labels[i],
                 split.teacher.predicted[i],
                 split.student.predicted[i],
-                confidence_of(split.teacher, i),
-                confidence_of(split.student, i),
+                confidence_of(split.teacher, i, several=split.several),
+                confidence_of(split.student, i, several=split.several),
             )
         )
 

@@ -59,6 +59,8 @@ def has_neurons(model: Any) -> bool:
 
 
 def _loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    if labels_B.dim() == 2:  # several labels a row
+        return F.binary_cross_entropy_with_logits(logits_BC, labels_B.to(logits_BC.dtype), reduction="sum")
     if logits_BC.shape[-1] == 1:
         return F.mse_loss(logits_BC[:, 0], labels_B.to(logits_BC.dtype), reduction="sum")
     return F.cross_entropy(logits_BC, labels_B, reduction="sum")

@@ -16,6 +16,7 @@ from microbert_cli.plan.doctor.context import DoctorContext, inputs_of
 from microbert_cli.plan.doctor.findings import Finding, Later, attempt, doubtful, passed
 from microbert_cli.plan.phases import losses_of
 from microbert_cli.plan.static_checks import check_cascade, check_head_to_come
+from microbert_cli.recipe.task import has_several_labels
 from microbert_cli.runs import atomic
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.training.loss_terms import make_terms
@@ -73,7 +74,8 @@ def _input(context: DoctorContext, step: Step, role: str, name: str) -> Finding:
         return passed("a student of the catalogue")
     directory = context.directory(name, f"{step.kind}.{role}")
     if head:
-        check_head(directory, head, where=where)
+        several = has_several_labels(step.resolved.recipe, context.catalog) if step.stage.splits else None
+        check_head(directory, head, where=where, several=several)
     return passed("here" if directory == Path(name) else "in the Hub's local cache")
 
 

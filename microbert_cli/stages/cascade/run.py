@@ -134,7 +134,7 @@ def _check_task(data: TaskData, small: str, big: str) -> None:
     if not data.task.kind.exclusive:
         raise MbertError(
             "M136",
-            f"{data.task.name} has scores, and a cascade compares classes",
+            f"{data.task.name} has no classes ({data.task.kind.describe()}), and a cascade compares the surest of them",
             where=f"task {data.task.name}",
             allowed="A task whose labels are classes.",
             fix="Take the big model alone, or the small one: mbert evaluate says what each is worth",

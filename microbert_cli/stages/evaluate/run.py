@@ -11,15 +11,16 @@ from microbert_cli import distributed
 from microbert_cli.data.load import default_splits
 from microbert_cli.data.task_data import TaskData, find_task, load_task_data
 from microbert_cli.evaluation import scoring, submission
-from microbert_cli.evaluation.calibration import expected_calibration_error
+from microbert_cli.evaluation.calibration import calibration_error_of_labels, expected_calibration_error
 from microbert_cli.evaluation.gates import Gates
 from microbert_cli.evaluation.label_order import check_order
 from microbert_cli.evaluation.scoring import predict_logits, score
 from microbert_cli.models.cascade.answers import CascadeAnswers
 from microbert_cli.models.exits.flops import exit_summary
-from microbert_cli.models.predictor import Predictor, open_predictor, probabilities
+from microbert_cli.models.predictor import Predictor, open_predictor, probabilities, sigmoid
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
+from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
@@ -142,16 +143,19 @@ class _Evaluation:
     def scores(self, split: str) -> dict[str, Any]:
         rows, task = self.data.rows[split], self.data.task
         self._check_order(self.model, split, self.of(split), "evaluate.model")
-        scores: dict[str, Any] = {"rows": len(rows), "metrics": score(task, self.of(split), rows)}
+        kind, logits = self._kind_of(self.model), self.of(split)
+        scores: dict[str, Any] = {"rows": len(rows), "metrics": score(task, logits, rows, kind=kind)}
         scores |= self._exits(split)
-        scores |= task.kind.report(task.kind.predictions(self.of(split)), rows.labels or [])
-        if task.kind.exclusive:
-            error = expected_calibration_error(probabilities(self.of(split)), rows.labels or [])
-            scores["calibration_error"] = error
+        scores |= kind.report(kind.predictions(logits), rows.labels or [])
+        scores |= calibration_error(kind, logits, rows.labels or [])
         scores |= self.sent_on.get(split, {})
         if self.teacher is not None:
             scores["teacher"] = self._compare(split)
         return scores
+
+    def _kind_of(self, predictor: Predictor) -> TaskKind:
+        """Returns the task's kind as a model answers it."""
+        return self.data.task.kind.answered_by(predictor.model.config, predictor.columns)
 
     def _exits(self, split: str) -> dict[str, Any]:
         """Returns behind which layers the rows of a split left, and what that cost; nothing of a model without exits."""
@@ -181,7 +185,7 @@ class _Evaluation:
     def _columns(self, split: str) -> dict[str, Any]:
         task, rows, logits = self.data.task, self.data.rows[split], self.of(split)
         columns: dict[str, Any] = {"split": [split] * len(rows), "id": [str(row) for row in rows.ids or ()]}
-        predicted = task.kind.prediction_columns(logits)
+        predicted = self._kind_of(self.model).prediction_columns(logits)
         columns["prediction"] = predicted.pop("prediction")
         labels = rows.labels
         columns["label"] = [None] * len(rows) if labels is None else [task.kind.label_text(label) for label in labels]
@@ -191,7 +195,7 @@ class _Evaluation:
         """Returns the teacher's columns of a split; of one that it was not asked about they are empty."""
         if not self.teacher_logits:
             return {}
-        kind = self.data.task.kind
+        kind = self._kind_of(self.teacher)
         asked = self.teacher_logits.get(split)
         predicted = kind.prediction_columns(asked if asked is not None else next(iter(self.teacher_logits.values())))
         empty = [None] * len(self.data.rows[split])
@@ -201,7 +205,9 @@ class _Evaluation:
         task, logits, teacher_logits = self.data.task, self.of(split), self._ask(self.teacher, split)
         self._check_order(self.teacher, split, teacher_logits, "teacher.model")
         self.teacher_logits[split] = teacher_logits
-        comparison = {f"teacher_{name}": value for name, value in score(task, teacher_logits, self.data.rows[split]).items()}
+        rows, kind = self.data.rows[split], self._kind_of(self.teacher)
+        scores = score(task, teacher_logits, rows, kind=kind) | calibration_error(kind, teacher_logits, rows.labels or [])
+        comparison = {f"teacher_{name}": value for name, value in scores.items()}
         return comparison | task.kind.compare_with_teacher(logits, teacher_logits)
 
     def _check_order(self, predictor: Predictor, split: str, logits: np.ndarray, where: str) -> None:
@@ -212,6 +218,13 @@ class _Evaluation:
     def _ask(self, model: Any, split: str) -> np.ndarray:
         logits: np.ndarray = predict_logits(self.data, split, model.answers, model, batch_size=self.batch_size)
         return logits
+
+
+def calibration_error(kind: TaskKind, logits: np.ndarray, labels: Sequence[Any]) -> dict[str, float]:
+    """Returns the expected calibration error of classes, or of several labels a row; nothing for other kinds."""
+    if kind.independent:
+        return {"calibration_error": calibration_error_of_labels(sigmoid(logits), labels)}
+    return {"calibration_error": expected_calibration_error(probabilities(logits), labels)} if kind.exclusive else {}
 
 
 def _write_submission(evaluation: _Evaluation, splits: list[str], work: Path, out: Path, reporter: Reporter) -> None:

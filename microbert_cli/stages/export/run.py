@@ -129,11 +129,12 @@ def _taught_by(model: str, teacher: str | None) -> bool:
 def _scorer(data: TaskData, loaded: LoadedModel, columns: list[int] | None) -> Any:
     """Returns the function that scores logits on dev; `columns` is the model's output for each label of the task."""
     encoded, pad_id = data.encode("dev", loaded, where="export.model"), loaded.tokenizer.pad_token_id
+    kind = data.task.kind.answered_by(loaded.model.config, columns)
 
     def score(logits_of_batch: Any) -> dict[str, float]:
         dev_logits = scoring.logits_of(factory.FunctionModel(logits_of_batch), encoded, pad_id=pad_id)
         dev_logits = dev_logits[:, columns] if columns else dev_logits
-        return scoring.score(data.task, dev_logits, data.rows["dev"])
+        return scoring.score(data.task, dev_logits, data.rows["dev"], kind=kind)
 
     return score
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from microbert_cli.data.task_data import TaskData, load_task_data
-from microbert_cli.evaluation.scoring import EVALUATION_BATCH, majority_of_split, score_split
+from microbert_cli.evaluation.scoring import EVALUATION_BATCH, majority_of_split, score_split, settle_thresholds
 from microbert_cli.models import factory
 from microbert_cli.models.device import choose_precision, pick_device, settle_precision
 from microbert_cli.models.load import count_all_parameters
@@ -98,7 +98,7 @@ class _Trainer:
         device = pick_device(self.recipe.device)
         precision = choose_precision(device, **self.recipe.numerics())
         model = precision.place(loaded.model)
-        scale = self.data.standardisation
+        scale, form = self.data.standardisation, self.data.label_form
         units = ScoreUnits(model, {self.data.task.name: scale}, loaded.new)
 
         def score() -> dict[str, float]:
@@ -117,7 +117,7 @@ class _Trainer:
             training=self.recipe.finetune,
             rows=rows,
             learning_rates=self.recipe.finetune.learning_rates,
-            objective=lambda student: Objective(self.terms, student, standardise=[scale], numerics=precision),
+            objective=lambda student: Objective(self.terms, student, standardise=[scale], forms=[form], numerics=precision),
             scored=True,
             dev_loss=dev_loss if self.recipe.finetune.best_by == "loss" else None,
         )
@@ -134,6 +134,7 @@ class _Trainer:
             reporter=self.reporter,
         )
         units.restore()
+        settle_thresholds(self.data, model, loaded)
         save_model(model, loaded.tokenizer, directory)
         last = list(results.values())[-1]
         return {"dev": last["dev"], "phases": results, "parameters": count_all_parameters(model)}

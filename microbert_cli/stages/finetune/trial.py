@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from microbert_cli.distillation.generation.teacher import untie
 from microbert_cli.distillation.generation.trainers import TeacherTrainer
@@ -42,8 +43,8 @@ def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
             recipe.finetune.unfreeze, recipe.finetune.freeze, parts_of(loaded.model), where="finetune.unfreeze"
         )
         training = recipe.finetune.model_copy(update={"freeze": stages[0]})
-        units = [data.standardisation]
-        objective = Objective(terms, precision.place(loaded.model), standardise=units, numerics=precision)
+        learnt: dict[str, Any] = {"standardise": [data.standardisation], "forms": [data.label_form]}
+        objective = Objective(terms, precision.place(loaded.model), numerics=precision, **learnt)
         yield StepTrial(
             "finetune", "finetune", training, objective, first_batch(rows, loaded.tokenizer, recipe, precision.device)
         )

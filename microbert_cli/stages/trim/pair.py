@@ -113,7 +113,8 @@ class Pair:
         scores = {}
         for name, loaded in {"dev_before": self.before, "dev": self.after}.items():
             logits = scoring.predict_logits(data, "dev", loaded.model, loaded)
-            scores[name] = scoring.score(data.task, logits[:, columns] if columns else logits, data.rows["dev"])
+            kind = data.task.kind.answered_by(loaded.model.config, columns)
+            scores[name] = scoring.score(data.task, logits[:, columns] if columns else logits, data.rows["dev"], kind=kind)
         return scores
 
 

@@ -575,7 +575,7 @@ def test_a_task_file_says_the_format(tmp_path: Path) -> None:
 
 
 def test_what_is_not_said_of_the_format_is_not_in_the_identity() -> None:
-    from microbert_cli.recipe.schema import Data
+    from microbert_cli.recipe.texts.tables import Data
 
     before = {"folder", "train_file", "dev_file", "test_file", "transfer_file"}
     plain = identity_values("data", Data().model_dump())

@@ -8,7 +8,7 @@ import torch
 from tiny_models import tiny_bert
 
 from microbert_cli.errors import MbertError
-from microbert_cli.models.labels import check_names_differ, check_one_label, match_labels, match_names, names_settle_order
+from microbert_cli.models.labels import check_names_differ, check_one_score, match_labels, match_names, names_settle_order
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.task import load_task
 from microbert_cli.recipe.task_kinds import kind_of_head
@@ -76,11 +76,24 @@ def test_what_cannot_be_matched_is_refused_with_a_command():
     assert caught.value.code == "M320" and f"mbert finetune --model 'a model' {options}" in caught.value.fix
 
 
-@pytest.mark.parametrize(("problem", "names"), [("multi_label_classification", ["a", "b"]), ("regression", ["a", "b"])])
-def test_several_labels_or_scores_a_row_are_refused(problem, names):
+def test_several_scores_a_row_are_refused():
     with pytest.raises(MbertError) as caught:
-        check_one_label(config(names, problem), where="model m")
+        check_one_score(config(["a", "b"], "regression"), where="model m")
     assert caught.value.code == "M379" and caught.value.exit_code == 5
+
+
+def test_several_labels_a_row_answer_for_tasks_of_several_alone():
+    several = load_task(
+        {"name": "x", "files": {"train": "a.csv"}, "text": ["text"], "label": {"kind": "labels", "names": ["a", "b"]}}
+    )
+    model = config(["b", "a"], "multi_label_classification")
+    assert match_labels(model, several, where="teacher.model", source="t") == [1, 0] and names_settle_order(model, several)
+    one_label = [config(["a", "b"], problem) for problem in ("single_label_classification", None)]
+    for other, wanted in ((model, task(["a", "b"])), *((other, several) for other in one_label)):
+        with pytest.raises(MbertError) as caught:
+            match_labels(other, wanted, where="teacher.model", source="t")
+        assert caught.value.code == "M379" and "mbert finetune --model t" in caught.value.fix
+    assert "problem_type" in caught.value.fix, "who knows that it has sigmoids can say so"
 
 
 def test_two_outputs_of_one_name_are_refused():
@@ -94,7 +107,7 @@ def test_two_outputs_of_one_name_are_refused():
     ("problem", "names"), [(None, ["a", "b"]), ("regression", ["a"]), ("single_label_classification", ["a", "b"])]
 )
 def test_one_label_or_score_a_row_is_fine(problem, names):
-    check_one_label(config(names, problem), where="model m")
+    check_one_score(config(names, problem), where="model m")
 
 
 def test_training_goes_on_from_a_head_in_the_order_of_the_task(tmp_path):

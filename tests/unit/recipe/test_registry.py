@@ -32,6 +32,7 @@ BUILT_IN = {
         "tinybert-4l-312", "tinybert-6l-768",
     ],
     "tasks": ["ax", "cola", "mnli", "mrpc", "python-areas", "python-docs", "python-gaps", "python-raises", "python-shuffled",
+         "python-topics",
         "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
         "bilstm-quickstart", "bilstm-sst2", "c-mlm-quickstart", "cascade-quickstart", "cofi-quickstart",
@@ -39,7 +40,7 @@ BUILT_IN = {
         "fastbert-quickstart", "fastbert-sst2", "glue-mt-dnn", "homodistil-quickstart",
         "kd-quickstart", "kd-sst2", "microbert-quickstart", "microbert-sst2", "microbert-tasks", "minilm-quickstart",
         "minilm-sst2", "minilmv2-quickstart", "minilmv2-sst2", "mobilebert-quickstart", "mobilebert-sst2",
-        "moebert-quickstart", "moebert-sst2", "mt-dnn-quickstart",
+        "moebert-quickstart", "moebert-sst2", "mt-dnn-quickstart", "multi-label-quickstart",
         "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
         "pkd-sst2", "quickstart", "sst2-tinybert", "xtremedistil-quickstart", "xtremedistil-sst2",
     ],
@@ -91,7 +92,7 @@ def test_parameters_of_a_loss_are_read_without_importing_it():
         "squared_temperature": "bool", "normalisation": "str",
     }  # fmt: skip
     assert CATALOG.loss_parameters("discriminator")["input"] == ("logits", "cls", "both")  # by its alias
-    assert CATALOG.loss_parameters("hard_label") == {"label_smoothing": "float"}
+    assert CATALOG.loss_parameters("hard_label") == {"label_smoothing": "float", "gamma": "float"}
     assert CATALOG.loss_parameters("masked_lm") == {}
 
 
