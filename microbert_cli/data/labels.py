@@ -141,7 +141,7 @@ def has_labels(table: "Table", task: Task, column: ColumnName) -> bool:
     return any(table.find(name) is not None for name in columns)
 
 
-def label_values(table: "Table", task: Task, column: ColumnName) -> list[Any]:
+def label_values(table: "Table", task: Task, column: ColumnName) -> Sequence[Any]:
     """Returns the values of the label column; of several columns of 0 and 1 each row's labels as a list.
 
     All are None where every cell of these columns is empty or -1: hidden. Raises M253 for a column that is not there, M445 for
