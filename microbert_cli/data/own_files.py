@@ -17,6 +17,7 @@ from microbert_cli.data.labels import (
 )
 from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tables import AS_SHOWN, Table, read_table
+from microbert_cli.data.words.sentences import tags_of_table
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import CLASSES, Label, Task, load_task
 from microbert_cli.recipe.task_kinds import KindName, too_few_classes
@@ -66,7 +67,10 @@ def complete(task: Task, reporter: Reporter = SILENT, soft: SoftColumns | None =
     if task.kind.is_complete or task.files is None:
         return task
     table = _labelled_table(task, reporter, soft)
-    kind, names, hint = _infer_kind(table, task)
+    if task.kind.of_words:
+        kind, names, hint = task.kind.name, tags_of_table(table, task, repair=task.files.repair_tags), ""
+    else:
+        kind, names, hint = _infer_kind(table, task)
     conclusion = f"has the classes {', '.join(names)}" if names else "is a score"
     reporter.note(f'task {task.name}: column "{task.label.column}" {conclusion}{hint}')
     label = Label(column=task.label.column, names=names or None, kind=kind, range=task.label.range)
@@ -82,7 +86,7 @@ def own_rows(task: Task, split: str, reporter: Reporter = SILENT, soft: SoftColu
         raise _no_file(task, split)
     form = task.files.format
     table = read_table(source, form, reporter=reporter)
-    rows = from_table(table, task, split if path else "train", soft=soft, skip_empty=form.skip_empty, reporter=reporter)
+    rows = from_table(table, task, split if path else "train", soft=soft, skip_empty=form.skip_empty, repair_tags=form.repair_tags, reporter=reporter)
     if path is None:
         if rows.labels is None:
             raise _no_dev_labels(source, task)
@@ -127,7 +131,7 @@ def _labelled_table(task: Task, reporter: Reporter, soft: SoftColumns | None = N
     table = first = next(tables)
     if first.find(task.label.column) is None:
         table = next((other for other in tables if other.find(task.label.column) is not None), first)
-    if task.files.skip_empty:
+    if task.files.skip_empty and not task.kind.of_words:
         table = without_empty_rows(table, task, {name: name for name in (*task.text, task.label.column)}, True, reporter)
     return table
 

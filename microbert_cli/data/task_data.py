@@ -17,10 +17,11 @@ from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import Task, load_task
+from microbert_cli.recipe.task_kinds import TOKENS as WORDS
 from microbert_cli.recipe.task_kinds import Standardisation, TaskKind, kind_class
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
-from microbert_cli.table_format import TableFormat
+from microbert_cli.table_format import TableFormat, is_column_file
 
 if TYPE_CHECKING:
     from microbert_cli.models.load import LoadedModel
@@ -173,7 +174,8 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
     """Returns the task that a recipe names; raises M020 where it names none."""
     data = recipe.data
     if data.train_file or data.dev_file or data.test_file:
-        text_column, label_column = (kind_class(data.kind) if data.kind else TaskKind).columns
+        kind = data.kind or (WORDS if is_column_file(data.train_file or data.dev_file or data.test_file or "") else None)
+        text_column, label_column = (kind_class(kind) if kind else TaskKind).columns
         text = (data.text,) if isinstance(data.text, str) else tuple(data.text or (text_column,))
         return own_task(
             train_file=data.train_file,
@@ -182,7 +184,7 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
             text=text,
             label=data.label or label_column,
             labels=data.labels,
-            kind=data.kind,
+            kind=kind,
             name=recipe.task,
             form=format_of(recipe),
             soft=SoftColumns.of(recipe),

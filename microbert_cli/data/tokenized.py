@@ -10,6 +10,7 @@ import numpy as np
 
 from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.examples import Examples
+from microbert_cli.data.words.starts import NO_LABEL, NO_WORD, flat_words, token_labels, tokens_with_words
 from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.runs import atomic
 
@@ -27,7 +28,8 @@ class TokenizedExamples:
     ids        [N] int32;  row i is ids[offsets[i] : offsets[i + 1]]
     types      [N] int8, 0 for the first text and 1 for the second; None where the model knows no segments
     offsets    [n + 1] int64;  lengths [n] int64, in tokens, special tokens included
-    labels     [n] int64 class ids or float32 scores; None = hidden
+    labels     [n] int64 class ids or float32 scores; None = hidden; where words have labels [N] of tokens, -100 = none
+    words      [N] int32, where words have labels: the number of the word that a token begins, else -1
     augmented  [n] bool; None = all rows are original
     truncated  how many rows were longer than the model was to see
     task       the task's number in a run of several; None where there is one
@@ -42,6 +44,7 @@ class TokenizedExamples:
     truncated: int = 0
     task: int | None = None
     pad_left: bool = False
+    words: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -65,8 +68,12 @@ class TokenizedExamples:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         positions = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], lengths)
         types = None if self.types is None else self.types[positions]
-        labels, augmented = (None if column is None else column[indices] for column in (self.labels, self.augmented))
-        return replace(self, ids=self.ids[positions], types=types, offsets=offsets, labels=labels, augmented=augmented)
+        by_row = self.labels if self.words is None else None
+        labels, augmented = (None if column is None else column[indices] for column in (by_row, self.augmented))
+        taken = replace(self, ids=self.ids[positions], types=types, offsets=offsets, labels=labels, augmented=augmented)
+        if self.words is None:
+            return taken
+        return replace(taken, words=self.words[positions], labels=None if self.labels is None else self.labels[positions])
 
     def all_batches(self, *, batch_size: int, **padding: Any) -> "Iterator[dict[str, torch.Tensor]]":
         """Yields all rows once, longest first, in batches of at most `batch_size` x `TOKENS_PER_ROW` tokens."""
@@ -97,6 +104,7 @@ class TokenizedExamples:
         """Returns rows as arrays, padded to the longest, or to `pad_to` tokens if that is more.
 
         input_ids, attention_mask and token_type_ids [B, T] int64; rows [B] int64, their numbers; labels [B] int64 or float32;
+        where words have labels, words and labels [B, T] int64;
         augmented [B] bool; task [B] int64, where it has a number.
         """
         indices = np.asarray(indices, dtype=np.int64)
@@ -112,7 +120,11 @@ class TokenizedExamples:
         arrays["rows"] = indices
         if self.types is not None:
             arrays["token_type_ids"] = _pad(self.types, positions, real, 0)
-        if self.labels is not None:
+        if self.words is not None:
+            arrays["words"] = _pad(self.words, positions, real, NO_WORD)
+            if self.labels is not None:
+                arrays["labels"] = _pad(self.labels, positions, real, NO_LABEL)
+        elif self.labels is not None:
             arrays["labels"] = self.labels[indices]
         if self.augmented is not None:
             arrays["augmented"] = self.augmented[indices]
@@ -161,20 +173,34 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int, kind: Tas
     room = max(0, max_length - sum(len(ids) for ids, _ in frame[::2]))
     blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     truncated = 0
-    for columns in _token_columns(rows, tokenizer):
+    words: list[np.ndarray] = []
+    of_words = kind is not None and kind.of_words
+    for columns, starts in (_columns_with_words if of_words else _columns_alone)(rows, tokenizer):
         truncated += _cut_columns(columns, room)
         blocks.append(_assemble(columns, frame))
+        if starts is not None:
+            words.append(flat_words(columns, starts, frame))
     ids, types, lengths = (list(arrays) for arrays in zip(*blocks, strict=True)) if blocks else ([], [], [])
     with_types = "token_type_ids" in tokenizer.model_input_names
+    offsets = np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum()
+    starts_of_all = np.concatenate(words) if words else np.empty(0, np.int32)
     return TokenizedExamples(
         ids=np.concatenate(ids) if ids else np.empty(0, np.int32),
         types=(np.concatenate(types) if types else np.empty(0, np.int8)) if with_types else None,
-        offsets=np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum(),
-        labels=kind.label_array(rows.labels) if kind and not kind.writes and rows.labels is not None else None,
+        offsets=offsets,
+        labels=_labels(rows, kind, starts_of_all, offsets),
+        words=starts_of_all if of_words else None,
         augmented=None if rows.augmented is None else np.asarray(rows.augmented, dtype=bool),
         truncated=truncated,
         pad_left=tokenizer.padding_side == "left",
     )
+
+
+def _labels(rows: Examples, kind: TaskKind | None, words: np.ndarray, offsets: np.ndarray) -> np.ndarray | None:
+    if kind is None or kind.writes or rows.labels is None:
+        return None
+    labels: Any = rows.labels
+    return token_labels(words, offsets, labels) if kind.of_words else kind.label_array(labels)
 
 
 def distinct_rows(encoded: TokenizedExamples) -> tuple[np.ndarray, np.ndarray]:
@@ -219,6 +245,17 @@ def _token_columns(rows: Examples, tokenizer: Any) -> Iterable[list[Column]]:
     for start in range(0, len(rows.texts), ROWS_PER_CALL):
         columns = zip(*rows.texts[start : start + ROWS_PER_CALL], strict=True)
         yield [_ids(list(column), tokenizer) for column in columns]
+
+
+def _columns_alone(rows: Examples, tokenizer: Any) -> Iterable[tuple[list[Column], None]]:
+    yield from ((columns, None) for columns in _token_columns(rows, tokenizer))
+
+
+def _columns_with_words(rows: Examples, tokenizer: Any) -> Iterable[tuple[list[Column], list[list[int]]]]:
+    """Yields the same for rows of words, with the number of the word that each token begins, else -1."""
+    for start in range(0, len(rows.texts), ROWS_PER_CALL):
+        ids, words = tokens_with_words([text for (text,) in rows.texts[start : start + ROWS_PER_CALL]], tokenizer)
+        yield [ids], words
 
 
 def _cut_columns(columns: list[Column], room: int) -> int:

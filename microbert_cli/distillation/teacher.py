@@ -55,7 +55,7 @@ class Teacher:
         with torch.no_grad():
             outputs = forward_in_pieces(self.model, batch, request)
         if outputs.logits is not None and self.columns:
-            outputs.logits = outputs.logits[:, self.columns]
+            outputs.logits = outputs.logits[..., self.columns]
         return outputs
 
     def logits(self, batch: Batch) -> np.ndarray:

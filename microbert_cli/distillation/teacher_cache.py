@@ -3,7 +3,7 @@
 An entry is addressed by content: the teacher's weights and the order of its outputs, the rows' token ids (so the tokenizer
 too), the requested outputs, and the precision. A change of any of these is a cache miss; names and dates do not count. Files:
 
-    logits.bin   [U, C]            float32, always
+    logits.bin   [U, C]            float32, always; of a model that answers for tokens [N, C]
     hidden.bin   [N, L, D]         fp16 or fp32: the requested layers of every token
     vectors.bin  [U, L, D]         fp16 or fp32: the requested layers of the first token
     scores.bin   [P, L, A]         fp16 or fp32: the requested layers and heads of every query-key pair
@@ -34,6 +34,7 @@ from microbert_cli.data.tokenized import TokenizedExamples, distinct_rows
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest, TeacherFunction, tokens_at_once
 from microbert_cli.models.device import PLAIN, Precision
+from microbert_cli.recipe.task_kinds import answers_words
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic, cache, manifest
 
@@ -137,6 +138,7 @@ class Layout:
     scores: tuple[int, ...]
     dtype: str
     vectors: tuple[int, ...] = ()
+    of_tokens: bool = False
 
     @classmethod
     def of(cls, encoded: TokenizedExamples, request: OutputRequest, teacher: "Teacher", precision: str) -> "Layout":
@@ -160,6 +162,7 @@ class Layout:
             scores=tuple(sorted(request.scores)),
             dtype="float16" if precision == "fp16" else "float32",
             vectors=tuple(sorted(request.vectors)),
+            of_tokens=answers_words(config),
         )
 
     @property
@@ -172,7 +175,7 @@ class Layout:
         """The shape and dtype of every file that is not empty."""
         tokens, pairs = int(self.lengths.sum()), int((self.lengths**2).sum())
         shapes: dict[str, tuple[tuple[int, ...], str]] = {
-            "logits": ((self.rows, self.classes), "float32"),
+            "logits": ((tokens if self.of_tokens else self.rows, self.classes), "float32"),
             "hidden": ((tokens, len(self.hidden), self.width), self.dtype),
             "scores": ((pairs, len(self.scores), self.heads), self.dtype),
             "vectors": ((self.rows, len(self.vectors), self.width), self.dtype),
@@ -194,7 +197,7 @@ class CachedOutputs:
     """A complete entry, read through memory-mapped files."""
 
     mode: Literal["r", "r+"] = "r"
-    by_token: tuple[str, ...] = ("hidden",)  # files of a row a token
+    by_token: tuple[str, ...] = ("hidden",)  # files of a row a token, beside the logits of tokens
 
     def __init__(self, directory: Path, layout: Layout):
         self.layout = layout
@@ -209,7 +212,9 @@ class CachedOutputs:
         slots = self.layout.slot[batch["rows"].cpu().numpy()]
         width, device = batch["input_ids"].shape[1], batch["input_ids"].device
         outputs = ModelOutputs()
-        if "logits" in self.files:
+        if "logits" in self.files and self.layout.of_tokens:
+            outputs.logits = self._padded("logits", *self._tokens(slots, width)).to(device)
+        elif "logits" in self.files:
             outputs.logits = torch.from_numpy(self.files["logits"][slots]).to(device)
         if "hidden" in self.files:
             hidden_BTLD = self._padded("hidden", *self._tokens(slots, width)).to(device)
@@ -275,7 +280,9 @@ class CacheWriter(CachedOutputs):
             reporter.progress("teacher", number + 1, len(self.chunks), rows=len(slots))
 
     def _write(self, slots: np.ndarray, outputs: ModelOutputs, real_BT: np.ndarray) -> None:
-        if outputs.logits is not None:
+        if outputs.logits is not None and self.layout.of_tokens:
+            self.files["logits"][self._tokens(slots, real_BT.shape[1])[0]] = outputs.logits.float().cpu().numpy()[real_BT]
+        elif outputs.logits is not None:
             self.files["logits"][slots] = outputs.logits.float().cpu().numpy()
         width = real_BT.shape[1]
         if self.layout.vectors:
@@ -300,7 +307,8 @@ class CacheWriter(CachedOutputs):
         """Returns the CRC-32 of a chunk's part of all files, never 0, which stands for a chunk that is not written."""
         slots = self.chunks[number]
         width = int(self.layout.lengths[slots].max())
-        positions_of = {**dict.fromkeys(self.by_token, self._tokens), "scores": self._pairs}
+        by_token = (*self.by_token, "logits") if self.layout.of_tokens else self.by_token
+        positions_of = {**dict.fromkeys(by_token, self._tokens), "scores": self._pairs}
         checksum = 0
         for name, file in self.files.items():
             positions = positions_of[name](slots, width)[0] if name in positions_of else slots

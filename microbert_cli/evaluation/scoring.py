@@ -1,5 +1,6 @@
 """A model's logits on a set of rows, and the task's metrics of them."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import DivergedError, MbertError
 from microbert_cli.evaluation import metrics
+from microbert_cli.evaluation.words.logits import broken_rows, rows_of_words, stacked
+from microbert_cli.evaluation.words.word_metrics import word_scores
 from microbert_cli.recipe.task import Task
 from microbert_cli.reporter import SILENT, Reporter
 
@@ -35,7 +38,7 @@ def logits_of(
     before: int = 0,
     total: int | None = None,
 ) -> np.ndarray:
-    """Logits [n, C] in the rows' order. `model` is a torch model, or anything with `logits(batch) -> [B, C]`.
+    """Logits [n, C] in the rows' order, of words [n, W, C] with NaN where a row has no such word. `model` is a torch model, or anything with `logits(batch) -> [B, C]`, of tokens [B, T, C].
 
     Several processes share the batches and gather all logits, so every process returns what one alone would.
     place   what a row is called, before its number: "dev, row"
@@ -43,20 +46,34 @@ def logits_of(
     Raises M317 naming the rows whose logits are no finite numbers; for a torch model, which is in training, M401.
     """
     groups = batches_by_length(encoded.lengths, batch_size=batch_size)
-    outputs: list[tuple[np.ndarray, np.ndarray]] = []
+    outputs: list[tuple[np.ndarray, Any]] = []
+    finite: list[tuple[np.ndarray, np.ndarray]] = []  # of words
     rows_done = 0
     for number, indices in enumerate(groups):
         if number % distributed.world_size() == distributed.rank():
-            outputs.append((indices, _answer(model, encoded.batch_for(model, indices, pad_id))))
+            batch = encoded.batch_for(model, indices, pad_id)
+            answered = _answer(model, batch)
+            if "words" in batch:
+                words = np.asarray(batch["words"])
+                finite.append((indices, broken_rows(answered, words)))
+                outputs.append((indices, list(rows_of_words(answered, words))))
+            else:
+                outputs.append((indices, answered))
         rows_done += len(indices)
         reporter.progress(name, before + rows_done, len(encoded) if total is None else total)
-    logits: list[np.ndarray | None] = [None] * len(encoded)
-    for indices, rows in distributed.gather(outputs):
-        for i, row in zip(indices, rows, strict=True):
-            logits[i] = row
-    stacked = np.stack([row for row in logits if row is not None])
-    check_finite(stacked, place=place, in_training=not hasattr(model, "logits"), before=before)
-    return stacked
+    logits = _in_order(distributed.gather(outputs), len(encoded))
+    of_words = encoded.words is not None
+    checked = np.stack(_in_order(distributed.gather(finite), len(encoded)) if of_words else logits)
+    check_finite(checked, place=place, in_training=not hasattr(model, "logits"), before=before)
+    return stacked(logits) if of_words else checked
+
+
+def _in_order(outputs: Sequence[tuple[np.ndarray, Any]], count: int) -> list[np.ndarray]:
+    rows: list[np.ndarray | None] = [None] * count
+    for indices, values in outputs:
+        for i, row in zip(indices, values, strict=True):
+            rows[i] = row
+    return [row for row in rows if row is not None]
 
 
 def check_finite(logits: np.ndarray, *, place: str, in_training: bool = False, before: int = 0) -> None:
@@ -106,7 +123,13 @@ def score(task: Task, logits: np.ndarray, rows: Examples) -> dict[str, float]:
     """Returns the task's metrics; raises M260 where the labels are hidden."""
     if rows.labels is None:
         raise hidden_labels(task)
-    return metrics.compute(task.metrics, task.kind.predictions(logits), rows.labels)
+    return _scores_of(task, task.kind.predictions(logits), rows.labels)
+
+
+def _scores_of(task: Task, predictions: Any, labels: Any) -> dict[str, float]:
+    if task.kind.of_words:
+        return word_scores(task.metrics, predictions, labels, task.kind.names)
+    return metrics.compute(task.metrics, predictions, labels)
 
 
 def hidden_labels(task: Task, split: str = "") -> MbertError:
@@ -127,7 +150,7 @@ def hidden_labels(task: Task, split: str = "") -> MbertError:
 
 def majority_score(task: Task, labels: list[Any]) -> float:
     """Returns the primary metric of always predicting the commonest class, or the mean score."""
-    return metrics.compute(task.metrics, np.full(len(labels), task.kind.constant(labels)), labels)[task.primary]
+    return _scores_of(task, task.kind.constant_predictions(labels), labels)[task.primary]
 
 
 def predict_logits(

@@ -220,7 +220,7 @@ class _ExitSessionModel:
     def logits(self, batch: Any) -> np.ndarray:
         logits, layers = self.session.answer(batch)
         self.left.update(layers.tolist())
-        return logits[:, self.columns] if self.columns else logits
+        return logits[..., self.columns] if self.columns else logits
 
 
 class _OnnxModel:
@@ -233,4 +233,4 @@ class _OnnxModel:
 
     def logits(self, batch: Any) -> np.ndarray:
         logits = self.session.logits(batch)
-        return logits[:, self.columns] if self.columns else logits
+        return logits[..., self.columns] if self.columns else logits

@@ -73,6 +73,7 @@ class Data(Strict):
     header: bool = True
     quoting: bool | None = None
     skip_empty: bool = False
+    repair_tags: bool = False
     max_length: Count | None = None
     limit: Count | None = None
 

@@ -283,20 +283,15 @@ NEUTRAL_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "pretrain": {"masked": 0, "smoothing": 0, "dropout": True, "layer_by_layer": False},
     "data": {
-        "encoding": None,
-        "delimiter": None,
-        "header": True,
-        "quoting": None,
-        "skip_empty": False,
-        "label_probabilities": None,
-        "label_score": None,
+        "encoding": None, "delimiter": None, "header": True, "quoting": None, "skip_empty": False, "repair_tags": False,
+        "label_probabilities": None, "label_score": None,
     },
     "finetune": {"masked": 0.15},
     "evaluate": {"speed": None, "beams": 5, "length_penalty": 0.6},
     "export": {"embeddings": "int8", "speed": None},
     "initialise": {"neurons": "weights", "rows": 1024},
     "augment": {"options": {}},
-}
+}  # fmt: skip
 TRAINING_DEFAULTS: dict[str, Any] = {
     "freeze": [],
     "min_steps": None,

@@ -16,7 +16,7 @@ from microbert_cli.models.exits.speed import chosen_speed
 from microbert_cli.models.exported.files import is_export
 from microbert_cli.models.find import is_cascade
 from microbert_cli.models.predictor import Predictor, open_predictor
-from microbert_cli.recipe.task_kinds import kind_of_model
+from microbert_cli.recipe.task_kinds import TaskKind, kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.text import is_valid_text, json_line, one_line
@@ -78,13 +78,13 @@ def answer(
         progress: dict[str, Any] = {"reporter": reporter, "name": "predict", "place": "text", "before": before}
         logits = scoring.logits_of(
             predictor.answers,
-            _encode(texts, predictor, length),
+            _encode(texts, predictor, length, kind),
             pad_id=predictor.tokenizer.pad_token_id,
             batch_size=batch_size,
             total=inputs.count or 0,
             **progress,
         )
-        yield kind.answers(logits)
+        yield kind.text_answers(logits, texts)
         before += len(texts)
 
 
@@ -122,16 +122,16 @@ def _write(
         before += len(texts)
 
 
-def _encode(texts: Texts, predictor: Predictor, length: int) -> TokenizedExamples:
-    encoded = _tokenize(texts, predictor, length)
+def _encode(texts: Texts, predictor: Predictor, length: int, kind: TaskKind) -> TokenizedExamples:
+    encoded = _tokenize(texts, predictor, length, kind)
     if (big := predictor.sends_to) is not None:
-        return for_cascade(encoded, _tokenize(texts, big, length), big.tokenizer.pad_token_id)
+        return for_cascade(encoded, _tokenize(texts, big, length, kind), big.tokenizer.pad_token_id)
     return encoded
 
 
-def _tokenize(texts: Texts, answers: Predictor, length: int) -> TokenizedExamples:
+def _tokenize(texts: Texts, answers: Predictor, length: int, kind: TaskKind) -> TokenizedExamples:
     positions = positions_of(answers.model.config) or length
-    return tokenize_examples(Examples(texts), answers.tokenizer, min(length, positions))
+    return tokenize_examples(Examples(texts), answers.tokenizer, min(length, positions), kind)
 
 
 def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:

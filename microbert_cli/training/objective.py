@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from microbert_cli.errors import DivergedError, MbertError
 from microbert_cli.models.capture import Batch, ModelOutputs, OptionalTeacherFunction, OutputRequest, forward_outputs
 from microbert_cli.models.device import PLAIN, Precision
+from microbert_cli.models.words.rows import words_as_rows
 from microbert_cli.recipe.task_kinds import Standardisation
 from microbert_cli.training.loss_terms import (
     LAYER_SLICES,
@@ -138,6 +139,7 @@ class Objective(nn.Module):
             student = forward_outputs(self.student, batch, self.student_request)
         teacher = ModelOutputs() if teacher_outputs is None else teacher_outputs
         batch, teacher = self._in_learnt_units(batch, teacher)
+        batch, student, teacher = words_as_rows(batch, student, teacher)
         if "idle" in batch:
             batch = {name: value[:0] for name, value in batch.items()}
             teacher, student = _empty_outputs(teacher), _empty_outputs(student)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from microbert_cli.errors import nearest
-from microbert_cli.recipe.task_kinds import WHOLE_NUMBER, Labels, TaskKind, Where, too_few_classes, wrong_labels
+from microbert_cli.recipe.task_kinds import TOKENS, WHOLE_NUMBER, Labels, TaskKind, Where, too_few_classes, wrong_labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +29,8 @@ class Kind(TaskKind):
 
     @classmethod
     def has_head(cls, num_outputs: int, problem_type: str | None) -> bool:
-        """Of more than one output; what the configuration calls the problem is often missing, and never asked."""
-        return num_outputs != 1
+        """Of more than one output; what the configuration calls the problem is often missing, and asked for models of tokens alone."""
+        return num_outputs != 1 and problem_type != TOKENS
 
     @property
     def num_outputs(self) -> int:

@@ -2,6 +2,7 @@
 
     classes   mean over original rows of -log softmax(z)_y
     score     mean over original rows of (z - y)^2
+    words     mean over words of original rows of -log softmax(z)_y; words are the rows here
     texts     mean over all tokens of the texts to be written of -log softmax(z)_y, each a choice among the vocabulary
 
 z student logits [B, C], y gold class or score [B]; of texts [B, T, V] and [B, T], -100 behind a text's end. Augmented rows are
