@@ -50,6 +50,7 @@ def card(facts: Facts) -> Card:
         name=facts.model.name,
         task_title=task.title or task.name,
         labels=task.label.names,
+        of_words=task.kind.of_words,
         scores=_scores(facts),
         command=" ".join(map(str, model_manifest.get("argv", ()))) or f"mbert export {facts.model}",
         base_models=[facts.teacher] if facts.teacher and is_hub_id(facts.teacher) else [],

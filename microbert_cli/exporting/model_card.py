@@ -54,6 +54,7 @@ class Card:
     command     what reproduces the model
     worth       the verdict on the model and what else there is, as Markdown
     library     the Hub's name of what loads it
+    of_words    it answers for every word of a text
     """
 
     name: str
@@ -76,6 +77,12 @@ class Card:
     version: str | None = None
     worth: str = ""
     library: str = "transformers"
+    of_words: bool = False
+
+    @property
+    def pipeline(self) -> str:
+        """The Hub's name of what the model does."""
+        return "token-classification" if self.of_words else "text-classification"
 
 
 def model_card(card: Card) -> str:
@@ -100,7 +107,7 @@ def front_matter(card: Card) -> str:
 
     scores = [
         EvalResult(
-            task_type="text-classification",
+            task_type=card.pipeline,
             dataset_name=score.task,
             dataset_type=score.dataset or score.task,
             dataset_config=score.config,
@@ -115,7 +122,7 @@ def front_matter(card: Card) -> str:
         language=card.language or None,
         license=card.license or None,
         library_name=card.library,
-        pipeline_tag="text-classification",
+        pipeline_tag=card.pipeline,
         base_model=list(card.base_models) or None,
         datasets=list(card.datasets) or None,
         metrics=list(dict.fromkeys(score.metric for score in card.scores)) or None,
@@ -155,9 +162,8 @@ def fenced(text: str, language: str = "") -> str:
 def _opening(card: Card) -> str:
     answers = f"Answers: {', '.join(map(escape_markdown, card.labels))}." if card.labels else "Answers with a number."
     length = f" Reads up to {card.max_length} tokens." if card.max_length else ""
-    return (
-        f"# {escape_markdown(card.name)}\n\nA small text classifier for {escape_markdown(card.task_title)}. {answers}{length}"
-    )
+    what = "model that tags words" if card.of_words else "text classifier"
+    return f"# {escape_markdown(card.name)}\n\nA small {what} for {escape_markdown(card.task_title)}. {answers}{length}"
 
 
 def _section(title: str, body: str) -> str:
@@ -231,6 +237,14 @@ def _lineage(card: Card) -> str:
 def _use(card: Card) -> str:
     # A JSON string is a Python string, but for the line ends and control characters that JSON leaves as they are.
     name = "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in json.dumps(card.name, ensure_ascii=False))
+    if card.of_words:
+        lines: tuple[str, ...] = (
+            "from transformers import pipeline",
+            "",
+            f'tag = pipeline("token-classification", model={name}, aggregation_strategy="first")  # or the path of this directory',
+            'tag("words between spaces")',
+        )
+        return fenced("\n".join(lines), "python")
     lines = (
         "from transformers import pipeline",
         "",

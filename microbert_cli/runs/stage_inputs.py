@@ -24,6 +24,7 @@ from microbert_cli.recipe.registry import Catalog, stage_names
 from microbert_cli.recipe.resolve import Resolved, overlay
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import writes_text
+from microbert_cli.recipe.words.checks import check_words, labels_words
 from microbert_cli.runs.stage_registry import Stage, find_stage
 from microbert_cli.table_format import name_of_files
 
@@ -147,6 +148,8 @@ def step(
     stage = find_stage(kind)
     if stage.no_texts and writes_text(resolved.recipe, catalog):
         raise _no_texts(stage, resolved.recipe)
+    if labels_words(resolved.recipe, catalog):
+        check_words(kind, resolved.recipe, stage.no_words)
     inputs = _fill_in_task(stage.inputs(resolved.recipe, EarlierOutputs(root, tuple(planned)), catalog), resolved.recipe.task)
     if stage.runs_as is not None:
         resolved = overlay(resolved, stage.overrides(resolved.recipe), f"stage {kind}", catalog)

@@ -21,6 +21,8 @@ from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.text import is_valid_text, json_line, one_line
 
+NO_TAG = "-"  # of a word that a model did not read
+
 
 def run(
     model: str,
@@ -138,6 +140,8 @@ def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
     """Records as text, one a line; a label of a foreign model may hold line feeds, and what else its author put there."""
     if as_json:
         return [json_line(answer) for answer in answers]
+    if answers and "tags" in answers[0]:  # of words
+        return [" ".join(tag or NO_TAG for tag in answer["tags"]) for answer in answers]
     name = next((name for name in ("label", "text") if answers and name in answers[0]), None)
     if name is None:
         return [f"{answer['score']:.4f}" for answer in answers]

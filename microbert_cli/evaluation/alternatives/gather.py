@@ -54,7 +54,8 @@ class Alternatives:
     @property
     def floor_name(self) -> str:
         """What the answer that looks at no text is called."""
-        return "commonest class" if self.data.task.kind.exclusive else "mean score"
+        kind = self.data.task.kind
+        return "commonest tag" if kind.of_words else "commonest class" if kind.exclusive else "mean score"
 
     def add_int8(self, name: str, source: str, *, label_order: Any = None, reporter: Reporter = SILENT) -> None:
         """Makes and scores the int8 copy of a model, for the row `name`."""
@@ -94,6 +95,9 @@ def find_alternatives(data: TaskData, train: Examples | None, note: str | None =
     train  None where there are none: `note` says why
     """
     result = Alternatives(data, majority_of_split(data, "dev"), linear_note=note, train=train)
+    if data.task.kind.of_words:
+        result.linear_note = "a linear model answers for texts, and these labels are of words"
+        return result
     if train is None or not train.labels:
         result.linear_note = note or "no training rows with labels"
         return result

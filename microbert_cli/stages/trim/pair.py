@@ -113,7 +113,7 @@ class Pair:
         scores = {}
         for name, loaded in {"dev_before": self.before, "dev": self.after}.items():
             logits = scoring.predict_logits(data, "dev", loaded.model, loaded)
-            scores[name] = scoring.score(data.task, logits[:, columns] if columns else logits, data.rows["dev"])
+            scores[name] = scoring.score(data.task, logits[..., columns] if columns else logits, data.rows["dev"])
         return scores
 
 
