@@ -90,11 +90,19 @@ def _python_gaps(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
     return [(source,) for source in sources], targets
 
 
+def _python_roles(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
+    from microbert_cli.data.corpus import python_roles
+
+    texts, tags = python_roles.python_role_rows(split)
+    return [(text,) for text in texts], tags
+
+
 BUILT_IN_TASKS: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]]]] = {
     "python-docs": _python_docs,
     "python-shuffled": _python_shuffled,
     "python-areas": _python_areas,
     "python-gaps": _python_gaps,
+    "python-roles": _python_roles,
 }
 
 
