@@ -71,7 +71,9 @@ def split_parts(evaluation: StageOutput, *, rows: int, catalog: Catalog) -> list
         )
         if name in splits and splits[name].are_texts:
             part.notes.append(
-                f"The answers are texts: {row_answers.PREDICTIONS} of {evaluation.name} has them beside the targets."
+                f"The answers are tags of words: {row_answers.PREDICTIONS} of {evaluation.name} has them beside the labels."
+                if "words" in scores
+                else f"The answers are texts: {row_answers.PREDICTIONS} of {evaluation.name} has them beside the targets."
             )
         elif name in splits:
             _add_answers(part, splits[name], evaluation, rows, catalog)
