@@ -86,7 +86,15 @@ def own_rows(task: Task, split: str, reporter: Reporter = SILENT, soft: SoftColu
         raise _no_file(task, split)
     form = task.files.format
     table = read_table(source, form, reporter=reporter)
-    rows = from_table(table, task, split if path else "train", soft=soft, skip_empty=form.skip_empty, repair_tags=form.repair_tags, reporter=reporter)
+    rows = from_table(
+        table,
+        task,
+        split if path else "train",
+        soft=soft,
+        skip_empty=form.skip_empty,
+        repair_tags=form.repair_tags,
+        reporter=reporter,
+    )
     if path is None:
         if rows.labels is None:
             raise _no_dev_labels(source, task)

@@ -96,9 +96,11 @@ def _classifier(config: Any, device: str) -> Any:
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     with torch.device(device):
-        return (AutoModelForTokenClassification if answers_words(config) else AutoModelForSequenceClassification).from_config(
-            copy.deepcopy(config), attn_implementation="eager", trust_remote_code=False
-        ).eval()
+        return (
+            (AutoModelForTokenClassification if answers_words(config) else AutoModelForSequenceClassification)
+            .from_config(copy.deepcopy(config), attn_implementation="eager", trust_remote_code=False)
+            .eval()
+        )
 
 
 def batch_flops(

@@ -223,7 +223,7 @@ def add_linear_model(costs: Costs, seen: ExpectedInputs, recipe: Recipe, data: T
 
 
 def linear_model(costs: Costs, data: TaskData) -> float:
-    """Returns the seconds of the linear baseline, measured on at most BASELINE_ROWS rows and scaled; labels of words have none."""
+    """Returns the seconds of the linear baseline, on at most BASELINE_ROWS rows and scaled; 0 for labels of words."""
     if data.task.kind.of_words:
         return 0.0
     train, dev = data.rows["train"], data.rows["dev"]

@@ -220,7 +220,9 @@ def _answer(shape: Shape, want: OutputRequest, config: Any, device: str) -> Mode
     A, d = sizes.heads or 1, sizes.width
     queries, keys, values = torch.randn(3, B, A, T, sizes.head_width, device=device)
     return ModelOutputs(
-        logits=torch.randn(*((B, T) if answers_words(config) else (B,)), config.num_labels, device=device) if want.logits else None,
+        logits=torch.randn(*((B, T) if answers_words(config) else (B,)), config.num_labels, device=device)
+        if want.logits
+        else None,
         hidden={
             layer: torch.randn(B, 1 if layer in want.vectors else T, d, device=device) for layer in want.hidden | want.vectors
         },

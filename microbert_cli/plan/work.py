@@ -183,7 +183,13 @@ class Job:
         """Whether nothing but a classifier's logits is read, so that its top layer computes one token a row."""
         reads_layers = bool(self.want.hidden | self.want.scores | self.want.qkv | self.want.vectors)
         reads_inside = reads_layers if self.kind == "ask" else len(self.layers) > 1 or "embedding" in self.losses
-        return self.head == "classifier" and self.logits and not reads_inside and architecture_of(self.config).first_token_head and not answers_words(self.config)
+        return (
+            self.head == "classifier"
+            and self.logits
+            and not reads_inside
+            and architecture_of(self.config).first_token_head
+            and not answers_words(self.config)
+        )
 
     def key(self) -> str:
         """Returns a hash of all that decides how long a batch of one shape takes."""

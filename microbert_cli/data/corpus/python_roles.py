@@ -86,7 +86,9 @@ def roles_of(line: Sequence[Token]) -> tuple[list[str], list[str]]:
         while end + 1 < len(line) and texts[end] == "." and line[end + 1][0] == tokenize.NAME:
             end += 2
         parts = texts[number:end:2]
-        role = _role(parts, texts[number - 1] if number else "", texts[end] if end < len(line) else "", texts, depth, is_definition)
+        role = _role(
+            parts, texts[number - 1] if number else "", texts[end] if end < len(line) else "", texts, depth, is_definition
+        )
         words += parts
         tags += [f"{'I' if part else 'B'}-{role}" if role else "O" for part in range(len(parts))]
         number = end

@@ -61,7 +61,9 @@ def tags_of_table(table: Table, task: Task, *, repair: bool) -> tuple[str, ...]:
     Raises what `as_sentences` raises, M358 for a single tag.
     """
     columns = with_aliases({name: name for name in (*task.text, task.label.column)})
-    rows = as_sentences(table, task, columns, labelled=True, repair=repair, keep_empty=bool(task.files and task.files.skip_empty))
+    rows = as_sentences(
+        table, task, columns, labelled=True, repair=repair, keep_empty=bool(task.files and task.files.skip_empty)
+    )
     label_name = table.check_column(columns[task.label.column], fix="Name the column of tags: --label COLUMN")
     present = {tag for tags in rows.read(label_name) for tag in tags or ()}
     if len(present) < 2:
@@ -173,7 +175,7 @@ def _unknown_tag(
     number, tags = unknown[first], rows[first] or []
     return MbertError(
         "M351",
-        f"the tag \"{tags[number]}\" of word {number + 1}{_shown(words[first], number + 1)} is none of the task's"
+        f'the tag "{tags[number]}" of word {number + 1}{_shown(words[first], number + 1)} is none of the task\'s'
         + and_more(len(unknown)),
         where=table.where_all(sorted(unknown)),
         allowed=nearest(tags[number], names),
@@ -181,9 +183,7 @@ def _unknown_tag(
     )
 
 
-def _broken(
-    table: Table, words: Sequence[Words], breaks: Mapping[int, tuple[int, str]], scheme: Scheme
-) -> MbertError:
+def _broken(table: Table, words: Sequence[Words], breaks: Mapping[int, tuple[int, str]], scheme: Scheme) -> MbertError:
     first = min(breaks)
     number, what = breaks[first]
     return MbertError(
@@ -237,5 +237,3 @@ def _too_many(place: str, column: str, count: int) -> MbertError:
         allowed=f"At most {MOST_TAGS} tags.",
         fix="Name the column of tags: --label COLUMN",
     )
-
-

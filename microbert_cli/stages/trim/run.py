@@ -103,7 +103,7 @@ def _kind_of(model: str) -> str:
     if is_routed(config):
         raise _of_experts(model)
     names = [str(name) for name in config.architectures or ()]
-    if any(name.endswith("ForSequenceClassification") for name in names):
+    if any(name.endswith(("ForSequenceClassification", "ForTokenClassification")) for name in names):
         return "classifier"
     has_words = any(name.endswith(("ForMaskedLM", "ForPreTraining", "LMHeadModel")) for name in names)
     return "masked-lm" if has_words and has_head(path, "masked-lm") is not False else "encoder"

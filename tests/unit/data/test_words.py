@@ -1,4 +1,4 @@
-"""Rows of words: files of columns, lists in JSONL, class labels in Parquet; where words begin; what is refused, with the row."""
+"""Rows of words: files of columns, lists in JSONL, class labels in Parquet; where words begin; refusals with the row."""
 
 import json
 from collections.abc import Callable, Sequence

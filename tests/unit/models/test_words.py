@@ -79,7 +79,9 @@ def test_soft_targets_and_labels_are_means_over_word_starts():
     for (row, token), (s, t) in zip([(0, 1), (0, 3), (1, 1)], pairs, strict=True):
         student_BTC[row, token], teacher_BTC[row, token] = torch.tensor(s), torch.tensor(t)
     labels = torch.tensor([[-100, 0, -100, 1, -100], [-100, 1, -100, -100, -100]])
-    batch, student, teacher = words_as_rows({"words": words, "labels": labels}, ModelOutputs(student_BTC), ModelOutputs(teacher_BTC))
+    batch, student, teacher = words_as_rows(
+        {"words": words, "labels": labels}, ModelOutputs(student_BTC), ModelOutputs(teacher_BTC)
+    )
     soft = soft_target(student.logits, teacher.logits, temperature=2.0, divergence="kl", squared_temperature=True)
     expected = 0.0
     for s, t in pairs:

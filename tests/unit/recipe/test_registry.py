@@ -31,7 +31,7 @@ BUILT_IN = {
         "inverted_bottleneck", "marian-LxH", "mobilebert", "mobilebert-tiny", "routed_bert", "seq2seq", "seq2seq-LxH",
         "tinybert-4l-312", "tinybert-6l-768",
     ],
-    "tasks": ["ax", "cola", "mnli", "mrpc", "python-areas", "python-docs", "python-gaps", "python-shuffled",
+    "tasks": ["ax", "cola", "mnli", "mrpc", "python-areas", "python-docs", "python-gaps", "python-roles", "python-shuffled",
         "qnli", "qqp", "rte", "sst2", "stsb", "wnli"],
     "recipes": [
         "bilstm-quickstart", "bilstm-sst2", "c-mlm-quickstart", "cascade-quickstart", "cofi-quickstart",
@@ -41,7 +41,7 @@ BUILT_IN = {
         "minilm-sst2", "minilmv2-quickstart", "minilmv2-sst2", "mobilebert-quickstart", "mobilebert-sst2",
         "moebert-quickstart", "moebert-sst2", "mt-dnn-quickstart",
         "own-data", "pd-quickstart", "pd-sst2", "pkd-quickstart", "pkd-search",
-        "pkd-sst2", "quickstart", "sst2-tinybert", "xtremedistil-quickstart", "xtremedistil-sst2",
+        "pkd-sst2", "quickstart", "sst2-tinybert", "words-quickstart", "xtremedistil-quickstart", "xtremedistil-sst2",
     ],
     "augmenters": ["masked_lm", "perturb", "recombine", "rules", "windows", "word_vectors"],
     "machines": ["a100", "h100", "h200", "l4"],
