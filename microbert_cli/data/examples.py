@@ -28,7 +28,8 @@ class Examples:
     """The rows that a model is trained or scored on.
 
     texts        one or two strings a row
-    labels       class ids, scores, or of words tuples of class ids; None = hidden; of one augmented row None = only a teacher can label it
+    labels       class ids, scores, or of words tuples of class ids; None = hidden; of one augmented row None = only a teacher
+                 can label it
     ids          the row's name in its file; without them its position
     augmented    which rows were made by varying others; None = all are original
     source       of augmented data: the position of the original among the original rows

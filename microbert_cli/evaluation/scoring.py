@@ -38,7 +38,9 @@ def logits_of(
     before: int = 0,
     total: int | None = None,
 ) -> np.ndarray:
-    """Logits [n, C] in the rows' order, of words [n, W, C] with NaN where a row has no such word. `model` is a torch model, or anything with `logits(batch) -> [B, C]`, of tokens [B, T, C].
+    """Logits [n, C] in the rows' order, of words [n, W, C] with NaN where a row has no such word.
+
+    `model` is a torch model, or anything with `logits(batch) -> [B, C]`, of tokens [B, T, C].
 
     Several processes share the batches and gather all logits, so every process returns what one alone would.
     place   what a row is called, before its number: "dev, row"

@@ -195,7 +195,7 @@ def parity_batches(rows: Sequence[Row], pad: int, *, longest: int) -> Iterator[B
 
 
 def compare(logits: LogitsFunction, batches: Sequence[Batch], expected: Sequence[np.ndarray], kind: TaskKind) -> dict[str, Any]:
-    """Returns the largest difference of logits, and the share of rows, or of tokens, with the same prediction (None for a score)."""
+    """Returns the largest difference of logits, and the share of rows or tokens with the same prediction (None for a score)."""
     actual = [_of_real_tokens(logits(batch), batch) for batch in batches]
     expected = [_of_real_tokens(output, batch) for output, batch in zip(expected, batches, strict=True)]
     # np.max keeps a NaN, which max() may lose, so that a file whose logits are NaN is refused

@@ -241,8 +241,8 @@ def _use(card: Card) -> str:
         lines: tuple[str, ...] = (
             "from transformers import pipeline",
             "",
-            f'tag = pipeline("token-classification", model={name}, aggregation_strategy="first")  # or the path of this directory',
-            'tag("words between spaces")',
+            f'tag = pipeline("token-classification", model={name}, aggregation_strategy="first")',
+            'tag("words between spaces")  # model: the name, or the path of this directory',
         )
         return fenced("\n".join(lines), "python")
     lines = (

@@ -51,7 +51,8 @@ class OutputRequest:
 
 @dataclass
 class ModelOutputs:
-    """A forward pass's logits [B, C] (of every token [B, T, C]), token_logits [P, V], hidden {layer: [B, T, d]} and scores {layer: [B, A, T, T]}.
+    """A forward pass's logits [B, C], of token classifiers [B, T, C]; token_logits [P, V], hidden {layer: [B, T, d]}
+    and scores {layer: [B, A, T, T]}.
 
     token_head  the masked-LM head by itself: top vectors [P, d] -> logits [P, V], where all logits at once would not fit
     qkv      {layer: (queries, keys, values)}, each [B, A, T, head size]

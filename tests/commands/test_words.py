@@ -1,6 +1,7 @@
 """Labels of words through the commands: trained, distilled, exported, predicted as by transformers; refusals."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -125,7 +126,14 @@ def test_an_export_gives_the_same_answers_without_torch(place):
         f"{TEXT!r}, '--json']\ntry: main()\nexcept SystemExit: pass\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     exported, trained = (json.loads(out) for out in (done.stdout, works("predict", "teacher", TEXT, "--json").out))
     assert exported["tags"] == trained["tags"]

@@ -29,7 +29,7 @@ class Kind(TaskKind):
 
     @classmethod
     def has_head(cls, num_outputs: int, problem_type: str | None) -> bool:
-        """Of more than one output; what the configuration calls the problem is often missing, and asked for models of tokens alone."""
+        """Of more than one output of a text; what the configuration calls the problem is often missing, and not asked."""
         return num_outputs != 1 and problem_type != TOKENS
 
     @property

@@ -1,7 +1,7 @@
 """Column files of words: a word a line with its tags, a blank line after every sentence (CoNLL-2003 and its like).
 
-Columns are separated by tabs where a line has any, else by spaces. The first column is "tokens", the last "tags"; by number they
-are "0", "1", ... Lines of -DOCSTART- and, where every such line has one column or is marked by "# ", comments are left out.
+Columns are separated by tabs where a line has any, else by spaces. The first column is "tokens", the last "tags"; by number
+they are "0", "1", ... Lines of -DOCSTART- are left out, and before a sentence those that begin with "# ".
 """
 
 import shlex

@@ -192,7 +192,7 @@ def _broken(table: Table, words: Sequence[Words], breaks: Mapping[int, tuple[int
         where=table.where_all(sorted(breaks)),
         allowed={
             "bio": "BIO: B-TYPE begins an entity, I-TYPE continues one of the same type, O is outside.",
-            "bioes": "BIOES: B-TYPE begins an entity, I-TYPE continues it, E-TYPE ends it; S-TYPE is one of one word, O outside.",
+            "bioes": "BIOES: B-TYPE begins an entity, I-TYPE continues it, E-TYPE ends it; S-TYPE is one word, O outside.",
         }[scheme],
         fix=f"Correct the row; or take entities as conlleval reads them (IOB1 too): {format_option('repair_tags', 'true')}",
     )
