@@ -145,6 +145,54 @@ def test_a_trimmed_model_still_tags_words(place):
     assert works("predict", "trimmed", TEXT).out == works("predict", "teacher", TEXT).out
 
 
+def test_copies_keep_the_tag_of_every_word(place):
+    import pyarrow.parquet as pq
+
+    works(
+        "augment",
+        *DATA,
+        "--masked-lm",
+        "bert",
+        "--set",
+        'augment.sources=["masked_lm"]',
+        "--set",
+        "augment.copies=3",
+        "-o",
+        "more",
+    )
+    rows = pq.read_table(place / "more" / "augmented.parquet").to_pylist()
+    copies = [row for row in rows if row["augmented"]]
+    assert copies
+    for copy in copies:
+        original = next(row for row in rows if not row["augmented"] and row["source"] == copy["source"])
+        assert copy["ner_tags"] == original["ner_tags"] and copy["tokens"] != original["tokens"]
+        words = zip(original["tokens"].split(), copy["tokens"].split(), copy["ner_tags"].split(), strict=True)
+        assert all(before == after for before, after, tag in words if tag != "O"), "words of entities stay"
+    steps = (
+        "--set",
+        "method=tinybert",
+        "--set",
+        "layer_map=last",
+        "--set",
+        "phases.intermediate.steps=2",
+        "--set",
+        "phases.prediction.steps=2",
+    )
+    works(
+        "task-distill",
+        *DATA,
+        "--teacher",
+        "teacher",
+        "--student",
+        "bert-1x16",
+        *steps,
+        "--augmented",
+        "more",
+        "-o",
+        "of-copies",
+    )
+
+
 DISTIL = ("task-distill", *DATA, "--teacher", "teacher")
 
 
@@ -154,6 +202,7 @@ DISTIL = ("task-distill", *DATA, "--teacher", "teacher")
         ("M436", (*DISTIL, "--student", "bilstm-16", "--set", "method=kd")),
         ("M438", (*DISTIL, "--student", "bert-1x16", "--set", "method=microbert")),
         ("M438", (*DISTIL, "--student", "bert-1x16", "--set", "moe.side=student")),
+        ("M438", ("augment", *DATA, "--set", 'augment.sources=["recombine"]')),
         ("M438", ("cascade", "teacher", "teacher", *DATA)),
         ("M437", ("evaluate", "teacher", "--train-file", "texts.csv", "--dev-file", "texts.csv")),
     ],

@@ -11,9 +11,11 @@ from microbert_cli.recipe.task import load_task
 from microbert_cli.recipe.task_kinds import kind_class
 from microbert_cli.table_format import is_column_file
 
+VARY_WORDS = {"masked_lm", "word_vectors"}  # a word by a word, in its place
+CHOSEN = '["masked_lm"]'
 ALLOWED = (
     "One task with labels of words: finetune, task-distill from one teacher or several by losses on answers, hidden states and "
-    "attention, evaluate, export, predict."
+    "attention, augment by masked_lm and word_vectors, evaluate, export, predict."
 )
 
 
@@ -43,6 +45,11 @@ def _conflicts(stage: str, recipe: Recipe, why_not: str) -> Iterator[tuple[str, 
         yield "several tasks at once", "Name one task: --task TASK"
     if taught_by_table(recipe):
         yield "columns of a table that teach", "Leave out data.label_probabilities and data.label_score."
+    if stage == "augment" and (others := sorted({*recipe.augment.sources} - VARY_WORDS)):
+        yield (
+            f"augmentation by {', '.join(others)}, which does not keep the number of words",
+            f"--set 'augment.sources={CHOSEN}'",
+        )
     if stage != "task-distill":
         return
     if recipe.moe.side != "none":

@@ -45,7 +45,6 @@ STAGE = Stage(
     keys=("task", "data", "augment", "vectors", "seed"),
     splits=splits,
     heads=lambda recipe: {"masked_lm": "masked-lm"} if "masked_lm" in recipe.augment.sources else {},
-    no_words="it varies words and copies the label of their text",
     no_texts="it varies the words of a source, whose target would then be another",
     distributed=True,
     reusable=True,
