@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mbert_command import mbert, works
+from stopping import stopped_everywhere
 from tiny_models import tiny_bert
 from tiny_words import PEOPLE, TAGS, VOCABULARY, tiny_sentences, write_conll, write_jsonl
 
+from microbert_cli import api
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.tokenized import tokenize_examples
 from microbert_cli.distillation.teacher import Teacher
@@ -23,6 +27,10 @@ from microbert_cli.evaluation.scoring import logits_of
 from microbert_cli.models.capture import OutputRequest
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.task_kinds import kind_of_model
+from microbert_cli.reporter import Reporter
+from microbert_cli.runs.stage_result import StageResult
+
+pytest_plugins = ["hub_stand_in"]  # for the fixture `hub`
 
 DATA = ("--train-file", "train.jsonl", "--dev-file", "dev.conll", "--set", "data.kind=token_classification")
 FAST = ("--set", "finetune.learning_rate=5e-3", "--set", "finetune.epochs=6")
@@ -191,6 +199,69 @@ def test_copies_keep_the_tag_of_every_word(place):
         "-o",
         "of-copies",
     )
+
+
+ROWS = {"data__train_file": "train.jsonl", "data__dev_file": "dev.conll", "data__kind": "token_classification"}
+
+
+@pytest.mark.slow
+def test_stopped_anywhere_and_gone_on_is_the_same(place, tmp_path, monkeypatch):
+    def trained(out: Path, reporter: Reporter) -> StageResult:
+        steps = {"finetune__steps": 4, "finetune__batch_size": 8, "finetune__evaluations": 2}
+        return api.finetune(out=out, reporter=reporter, model="bert", **ROWS, **steps)
+
+    def taught(out: Path, reporter: Reporter) -> StageResult:
+        short = {f"phases__{name}__{key}": 4 for name in ("intermediate", "prediction") for key in ("steps", "batch_size")}
+        return api.distill(
+            out=out, reporter=reporter, method="tinybert", teacher="teacher", student="bert-1x16", layer_map="last",
+            teacher__allow_weak=True, **ROWS, **short,
+        )  # fmt: skip
+
+    assert stopped_everywhere(trained, tmp_path / "trained", fresh_cache=monkeypatch) >= 3
+    assert stopped_everywhere(taught, tmp_path / "taught", fresh_cache=monkeypatch) >= 5
+
+
+HUB_TASK = """
+text = ["tokens"]
+[label]
+column = "ner_tags"
+kind = "token_classification"
+names = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+[hub]
+id = "tiny/ner"
+splits = { train = "train", dev = "validation" }
+"""
+
+
+@pytest.mark.slow
+def test_lists_of_class_labels_come_from_the_hub(place, tmp_path, hub):
+    files = {}
+    for split, rows in (("train", tiny_sentences(40, 1)), ("validation", tiny_sentences(12, 2))):
+        names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]  # another order than the task's
+        features = {
+            "tokens": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"},
+            "ner_tags": {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "List"},
+        }
+        numbers = [[names.index(tag) for tag in tags] for _, tags in rows]
+        table = pa.table({"tokens": [words for words, _ in rows], "ner_tags": pa.array(numbers, pa.list_(pa.int64()))})
+        pq.write_table(
+            table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
+            tmp_path / "part.parquet",
+        )
+        files[f"data/{split}-00000-of-00001.parquet"] = (tmp_path / "part.parquet").read_bytes()
+    hub.add_dataset("tiny/ner", files)
+    (tmp_path / "ner.toml").write_text(HUB_TASK)
+    script = (
+        "from microbert_cli.recipe.task import load_task; from microbert_cli.data.load import load_split; "
+        "rows = load_split(load_task('ner.toml'), 'dev'); import json; print(json.dumps([rows.texts, rows.labels]))"
+    )
+    env = hub.env(MBERT_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    texts, labels = json.loads(done.stdout.splitlines()[-1])
+    expected = tiny_sentences(12, 2)
+    assert [text for (text,) in texts] == [" ".join(words) for words, _ in expected]
+    assert labels == [[TAGS.index(tag) for tag in tags] for _, tags in expected]
 
 
 DISTIL = ("task-distill", *DATA, "--teacher", "teacher")
