@@ -9,6 +9,7 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import complete, load_augmented, load_split, load_transfer, own_task
 from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tokenized import TokenizedExamples, for_cascade, tokenize_examples, tokenizer_fingerprint
+from microbert_cli.data.words.starts import unread_words
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import check_length, check_texts, positions_of
 from microbert_cli.models.graphs.products import evenly
@@ -53,10 +54,16 @@ class TaskData:
             encoded = tokenize_examples(self.rows[split], loaded.tokenizer, length, self.task.kind)
             self._encoded[key] = replace(encoded, task=self.number)
             if cut := self._encoded[key].truncated:
-                self.reporter.note(f"{self.task.name} {split}: {cut} of {len(self.rows[split])} rows cut to {length} tokens")
+                rows, lost = len(self.rows[split]), self._lost_words(split, self._encoded[key])
+                self.reporter.note(f"{self.task.name} {split}: {cut} of {rows} rows cut to {length} tokens{lost}")
         if (big := getattr(loaded, "sends_to", None)) is not None:
             return for_cascade(self._encoded[key], self.encode(split, big, where=where), big.tokenizer.pad_token_id)
         return self._encoded[key]
+
+    def _lost_words(self, split: str, encoded: TokenizedExamples) -> str:
+        if encoded.words is None:
+            return ""
+        return "; {:,} of {:,} words have no answer".format(*unread_words(self.rows[split].texts, encoded.words))
 
     def calibration_rows(
         self, loaded: "LoadedModel | Predictor", *, where: str, train: Examples | None = None

@@ -75,6 +75,8 @@ def answer(
         check_length(max_length, config, where="--max-length")
     length = max_length or _trained_length(Path(model)) or 512
     kind, before = kind_of_model(config), 0
+    if kind.of_words and len(first[0]) > 1:
+        raise _tags_single_texts(model)
     for texts in chain([first], windows):
         _check_characters(texts, before)
         progress: dict[str, Any] = {"reporter": reporter, "name": "predict", "place": "text", "before": before}
@@ -86,7 +88,10 @@ def answer(
             total=inputs.count or 0,
             **progress,
         )
-        yield kind.text_answers(logits, texts)
+        records = kind.text_answers(logits, texts)
+        if unread := sum(record.get("unread_words", 0) for record in records):
+            reporter.warn(f"{unread:,} words are not read, behind {length:,} tokens or of no token: they have no score")
+        yield records
         before += len(texts)
 
 
@@ -169,6 +174,16 @@ def _check_characters(texts: Texts, before: int) -> None:
                 allowed="Texts of whole characters, in UTF-8.",
                 fix="Mend that text; of a file in another encoding say which: --set data.encoding=NAME",
             )
+
+
+def _tags_single_texts(model: str) -> MbertError:
+    return MbertError(
+        "M439",
+        "this model tags the words of a text, and here are pairs of texts",
+        where=f"MODEL {model}",
+        allowed="One text a row.",
+        fix="Leave out --pairs, or name one column: --text tokens",
+    )
 
 
 def _reads_single_texts(model: str) -> MbertError:

@@ -71,6 +71,14 @@ def test_the_pipeline_of_transformers_gives_the_same_entities(place):
     assert works("predict", "teacher", TEXT).out.split() == record["tags"]
 
 
+def test_texts_without_words_and_words_behind_the_cut(place):
+    lines = works("predict", "teacher", "", "anna", "--json").out.splitlines()
+    assert [json.loads(line)["tags"] for line in lines][0] == []
+    done = works("predict", "teacher", "anna smith in rome", "--max-length", "4", "--json")
+    record = json.loads(done.out)
+    assert record["unread_words"] == 2 and record["tags"][2:] == ["O", "O"] and "2 words are not read" in done.err
+
+
 def test_scores_are_those_of_training_and_by_type(place):
     works("evaluate", "teacher", *DATA, "-o", "scores")
     metrics = json.loads((place / "scores" / "metrics.json").read_text())
@@ -275,6 +283,7 @@ DISTIL = ("task-distill", *DATA, "--teacher", "teacher")
         ("M438", (*DISTIL, "--student", "bert-1x16", "--set", "moe.side=student")),
         ("M438", ("augment", *DATA, "--set", 'augment.sources=["recombine"]')),
         ("M438", ("cascade", "teacher", "teacher", *DATA)),
+        ("M439", ("predict", "teacher", "--pairs", "anna\tsmith")),
         ("M437", ("evaluate", "teacher", "--train-file", "texts.csv", "--dev-file", "texts.csv")),
     ],
 )

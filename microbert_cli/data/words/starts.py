@@ -72,6 +72,12 @@ def token_labels(words: np.ndarray, offsets: np.ndarray, labels: Sequence[Sequen
     return flat
 
 
+def unread_words(texts: Sequence[tuple[str, ...]], words: np.ndarray) -> tuple[int, int]:
+    """Returns how many words of rows have no token that a model reads, and how many words there are; words [N]."""
+    total = sum(len(word_spans(text)) for row in texts for text in row)
+    return total - int((words != NO_WORD).sum()), total
+
+
 def _no_places(tokenizer: Any) -> MbertError:
     return MbertError(
         "M435",

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from microbert_cli.data.tokenized import tokenizer_fingerprint
+from microbert_cli.data.words.starts import unread_words
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import positions_of
 from microbert_cli.plan.doctor.context import DoctorContext, inputs_of
@@ -102,6 +103,8 @@ def _truncation(context: DoctorContext, step: Step, split: str, checked: set[tup
     share = encoded.truncated / max(1, len(encoded))
     what = "texts of the transfer set" if split == TRANSFER else "training rows"
     text = f"{encoded.truncated:,} of {len(encoded):,} {what} are cut to {length} tokens ({share:.1%})"
+    if encoded.words is not None:
+        text += "; {:,} of {:,} words are not read".format(*unread_words(data.rows[split].texts, encoded.words))
     longer = min([2 * length, *_positions(context)])
     advice = f"; for more: --set data.max_length={longer}" if longer > length else ""
     return passed(text) if share <= CUT else doubtful(text + advice)
