@@ -86,6 +86,8 @@ def split_parts(evaluation: StageOutput, *, rows: int, catalog: Catalog) -> list
 def _scores(scores: Mapping[str, Any]) -> list[tuple[str, float, float | None]]:
     teacher = scores.get("teacher", {})
     lines = [(name, float(value), teacher.get(f"teacher_{name}")) for name, value in scores["metrics"].items()]
+    by_type = {name: values for name, values in scores.get("entities", {}).items() if name != "all"}  # of words
+    lines += [(f"entity_f1 of {name}", float(values["f1"]), None) for name, values in by_type.items()]
     named = {f"teacher_{name}" for name in scores["metrics"]}
     return lines + [(name, float(value), None) for name, value in teacher.items() if name not in named]
 
