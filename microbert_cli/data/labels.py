@@ -28,6 +28,8 @@ SPARSE = 3  # of whole numbers from the first to the last, no more than a third 
 
 def read_labels(values: Sequence[Any], task: Task, table: "Table") -> Labels | None:
     """Returns the labels of a column; None where those of all rows are hidden (empty, or -1 as on the Hub)."""
+    if task.kind.of_words:  # lists of tags, as `words/sentences.py` gives them
+        return None if all(value is None for value in values) else task.kind.read_labels(values, table.where_all)
     if task.kind.writes:  # texts, as they stand
         _check_texts(values, task.label.column, table)
         cells = ["" if _is_missing(value) else str(value) for value in values]
@@ -141,7 +143,7 @@ def has_labels(table: "Table", task: Task, column: ColumnName) -> bool:
     return any(table.find(name) is not None for name in columns)
 
 
-def label_values(table: "Table", task: Task, column: ColumnName) -> list[Any]:
+def label_values(table: "Table", task: Task, column: ColumnName) -> Sequence[Any]:
     """Returns the values of the label column; of several columns of 0 and 1 each row's labels as a list.
 
     All are None where every cell of these columns is empty or -1: hidden. Raises M253 for a column that is not there, M445 for
