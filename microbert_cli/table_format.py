@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".arrow", ".feather")
+COLUMN_FILES = (".conll", ".iob", ".iob2", ".bio", ".bioes")  # a word a line
+TABLE_SUFFIXES = (
+    ".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".arrow", ".feather", *COLUMN_FILES,
+)  # fmt: skip
 PACKED_SUFFIXES = (".gz", ".gzip", ".zip")
 SPLIT_NAMES = {"train", "training", "dev", "test", "valid", "validation", "eval", "data", "dataset", "datasets"}
 NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
@@ -25,6 +28,11 @@ def unpacked_suffix(name: str | Path) -> str:
 def is_table(name: str | Path) -> bool:
     """Returns whether a file is one of rows, by its suffix; whether a folder may hold a saved data set."""
     return unpacked_suffix(name) in (*TABLE_SUFFIXES, ".zip") or Path(name).is_dir()
+
+
+def is_column_file(name: str | Path) -> bool:
+    """Returns whether a file has a word a line, by its suffix."""
+    return unpacked_suffix(name) in COLUMN_FILES
 
 
 def format_option(key: str, value: str) -> str:
@@ -69,6 +77,7 @@ class TableFormat(BaseModel):
     header      whether the first row names the columns; without, they are called 0, 1, ...
     quoting     whether "..." encloses a cell; None: in CSV yes, in TSV where every such cell is closed in its line
     skip_empty  passes over rows without a text or label, counted aloud
+    repair_tags of words whose tags break BIO or BIOES: takes the entities as conlleval reads them, such as those of IOB1
     """
 
     encoding: Encoding = None
@@ -76,3 +85,4 @@ class TableFormat(BaseModel):
     header: bool = True
     quoting: bool | None = None
     skip_empty: bool = False
+    repair_tags: bool = False

@@ -36,6 +36,7 @@ from typing import Any
 
 from microbert_cli.augmentation.interface import Chooses, MakesRows, Rewrites, Slot, Texts
 from microbert_cli.augmentation.new_rows import NewRows, lengths_of, row_id, seeded_random
+from microbert_cli.augmentation.tagged import words_and_free
 from microbert_cli.augmentation.tools import make_tools, open_augmenters
 from microbert_cli.augmentation.word_vectors import WordTable
 from microbert_cli.augmentation.words import Spelling, StopWords, has_substance, join_words, stop_words
@@ -92,6 +93,7 @@ class Sentence:
 class DatasetAugmenter:
     """Augments the rows of one training set, shard by shard.
 
+    tags  the names of the labels of words, where words have any: see `tagged.py`
     Raises M240, M241, M344 (stop words), M244 (nothing to take candidates from), M245 (no mask token).
     """
 
@@ -104,9 +106,11 @@ class DatasetAugmenter:
         vectors: WordTable | None = None,
         settings: AugmentSettings | None = None,
         dev: Examples | None = None,
+        tags: Sequence[str] | None = None,
         catalog: Catalog | None = None,
         reporter: Reporter = SILENT,
     ):
+        self.tags = tags
         self.rows, self.settings, self.reporter = rows, settings or AugmentSettings(), reporter
         self.stop_words: StopWords = stop_words(self.settings.stop_words)
         self._spelling = Spelling(tokenizer)
@@ -172,11 +176,17 @@ class DatasetAugmenter:
 
     def _sentence(self, row: int, side: int) -> Sentence:
         text = self.rows.texts[row][side]
-        words = tuple(self._spelling.splitter.split(text))
-        source_of = {i: self._source(word) for i, word in enumerate(words) if not self.stop_words.keeps(word)}
+        if self.tags is not None:
+            label: Any = self.rows.labels[row] if self.rows.labels is not None else None
+            word_list, free = words_and_free(text, label, self.tags, self._spelling.splitter)
+        else:
+            word_list = self._spelling.splitter.split(text)
+            free = set(range(len(word_list)))
+        words = tuple(word_list)
+        source_of = {i: self._source(word) for i, word in enumerate(words) if i in free and not self.stop_words.keeps(word)}
         sources = {i: source for i, source in source_of.items() if source is not None}
         key = f"{self.settings.seed}\0{row_id(self.rows, row)}\0{side}"
-        return Sentence(text, words, sources, key, self._spelling.spaces(text))
+        return Sentence(text, words, sources, key, None if self.tags is not None else self._spelling.spaces(text))
 
     def _source(self, word: str) -> Chooses | None:
         return next((chooser for chooser in self._choosers if chooser.serves(word)), None)

@@ -14,6 +14,7 @@ from microbert_cli.data.limits import MAX_TEXT_LENGTH, check_text
 from microbert_cli.data.tables import Table
 from microbert_cli.data.tables.stored import RowNumbers, StoredColumn, StoredRows, taken
 from microbert_cli.data.tables.table import empty
+from microbert_cli.data.words.sentences import as_sentences, with_aliases
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import ColumnName, Task
 from microbert_cli.recipe.task_kinds import Labels
@@ -30,7 +31,8 @@ class Examples:
     """The rows that a model is trained or scored on.
 
     texts        one or two strings a row; of a large table they lie on the disk (`tables/stored.py`)
-    labels       class ids, or scores; None = hidden; of one augmented row None = only a teacher can label it
+    labels       class ids, scores, or tuples of class ids (several labels a row, or one a word); None = hidden; of one
+                 augmented row None = only a teacher can label it
     ids          the row's name in its file; without them its position
     augmented    which rows were made by varying others; None = all are original
     source       of augmented data: the position of the original among the original rows
@@ -94,6 +96,7 @@ def from_table(
     row_id: Sequence[str] = (),
     soft: "SoftColumns | None" = None,
     skip_empty: bool = False,
+    repair_tags: bool = False,
     reporter: Reporter = SILENT,
 ) -> Examples:
     """Reads a table as rows of the task.
@@ -107,12 +110,16 @@ def from_table(
     Raises M253 (no such column), M351 (label), M352 (text), M359, M373,
     M378 (several labels a row).
     """
-    column_names = {name: name for name in (*task.text, task.label.column)} | dict(columns or {})
+    column_names: dict[str, ColumnName] = {name: name for name in (*task.text, task.label.column)} | dict(columns or {})
+    if task.kind.of_words:
+        column_names = with_aliases(column_names)
     taught = split == "train" and soft is not None and soft.are_in(table)
     label_column = column_names[task.label.column]
     labelled = has_labels(table, task, label_column) or not (split.startswith("test") or taught)
+    if task.kind.of_words:
+        table = as_sentences(table, task, column_names, labelled=labelled, repair=repair_tags, keep_empty=skip_empty)
     if skip_empty:
-        table = without_empty_rows(table, task, column_names, labelled, reporter)
+        table = without_empty_rows(table, task, column_names, labelled and not task.kind.of_words, reporter)
     texts = _texts(table, task, column_names, reporter)
     labels = read_labels(label_values(table, task, label_column), task, table) if labelled else None
     if labels is None and split == "train" and not taught:
@@ -131,7 +138,10 @@ def unlabelled(
     skip_empty: bool = False,
 ) -> Examples:
     """Reads a table's texts as rows of the task, without labels but for soft ones. Raises M253, M352, M373, M385, M386."""
-    column_names = {name: name for name in task.text}
+    column_names: dict[str, ColumnName] = {name: name for name in task.text}
+    if task.kind.of_words:
+        column_names = with_aliases(column_names)
+        table = as_sentences(table, task, column_names, labelled=False, keep_empty=skip_empty)
     if skip_empty:
         table = without_empty_rows(table, task, column_names, False, reporter)
     return Examples(_texts(table, task, column_names, reporter), soft=soft.read(table, task) if soft is not None else None)

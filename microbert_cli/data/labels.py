@@ -28,6 +28,8 @@ SPARSE = 3  # of whole numbers from the first to the last, no more than a third 
 
 def read_labels(values: Sequence[Any], task: Task, table: "Table") -> Labels | None:
     """Returns the labels of a column; None where those of all rows are hidden (empty, or -1 as on the Hub)."""
+    if task.kind.of_words:  # lists of tags, as `words/sentences.py` gives them
+        return None if all(value is None for value in values) else task.kind.read_labels(values, table.where_all)
     if task.kind.writes:  # texts, as they stand
         _check_texts(values, task.label.column, table)
         cells = ["" if _is_missing(value) else str(value) for value in values]

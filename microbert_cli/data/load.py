@@ -17,6 +17,7 @@ from microbert_cli.data.labels import read_labels
 from microbert_cli.data.own_files import complete, own_rows, own_task
 from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tables import Table, read_table
+from microbert_cli.data.tables.arrow import named_classes
 from microbert_cli.data.transfer_set import load_transfer
 from microbert_cli.errors import MbertError, RowsMissingError, nearest
 from microbert_cli.hub import NAMES, ask_hub, cached_dataset, dataset_cache, hub_advice, is_offline
@@ -103,6 +104,13 @@ def _python_topics(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
     return [(text,) for text in texts], labels
 
 
+def _python_roles(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
+    from microbert_cli.data.corpus import python_roles
+
+    texts, tags = python_roles.python_role_rows(split)
+    return [(text,) for text in texts], tags
+
+
 BUILT_IN_TASKS: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]]]] = {
     "python-docs": _python_docs,
     "python-shuffled": _python_shuffled,
@@ -110,6 +118,7 @@ BUILT_IN_TASKS: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]
     "python-gaps": _python_gaps,
     "python-raises": _python_raises,
     "python-topics": _python_topics,
+    "python-roles": _python_roles,
 }
 
 
@@ -205,6 +214,8 @@ def hub_table(dataset: Any, source: HubSource, split: str) -> Table:
         values, kind = list(dataset[name]), dataset.features[name]
         if classes := getattr(kind, "names", None):
             return [classes[value] if value is not None and value >= 0 else value for value in values]
+        if classes := getattr(getattr(kind, "feature", None), "names", None):  # a list of them: labels of words
+            return [named_classes(list(value), tuple(classes)) if value is not None else None for value in values]
         return [str(np.float32(value)) for value in values] if getattr(kind, "dtype", "") == "float32" else values
 
     location = f"{source.id}, {source.config or 'default'}, {source.splits[split]}"

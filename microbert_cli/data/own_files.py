@@ -23,6 +23,7 @@ from microbert_cli.data.labels import (
 from microbert_cli.data.soft_labels import SoftColumns
 from microbert_cli.data.tables import AS_SHOWN, Table, read_table
 from microbert_cli.data.tables.stored import StoredRows
+from microbert_cli.data.words.sentences import tags_of_table
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import CLASSES, LABELS, Label, Task, load_task
 from microbert_cli.recipe.task_kinds import KindName, too_few_classes
@@ -75,8 +76,11 @@ def complete(task: Task, reporter: Reporter = SILENT, soft: SoftColumns | None =
     if task.kind.is_complete or task.files is None:
         return task
     table = _labelled_table(task, reporter, soft)
-    kind, names, hint = _infer_kind(table, task)
-    conclusion = f"has the {kind} {', '.join(names)}" if names else "is a score"
+    if task.kind.of_words:
+        kind, names, hint = task.kind.name, tags_of_table(table, task, repair=task.files.repair_tags), ""
+    else:
+        kind, names, hint = _infer_kind(table, task)
+    conclusion = f"has the {'tags' if task.kind.of_words else kind} {', '.join(names)}" if names else "is a score"
     reporter.note(f'task {task.name}: column "{task.label.column}" {conclusion}{hint}')
     label = Label(column=task.label.column, names=names or None, kind=kind, range=task.label.range)
     return load_task({**task.model_dump(exclude={"label"}, exclude_unset=True), "label": label.model_dump()})
@@ -122,7 +126,9 @@ def _whole(task: Task, source: Path, split: str, reporter: Reporter, soft: SoftC
     if key in _read:
         return _read[key][0]
     table = read_table(source, form, reporter=reporter)
-    rows = from_table(table, task, split, soft=soft, skip_empty=form.skip_empty, reporter=reporter)
+    rows = from_table(
+        table, task, split, soft=soft, skip_empty=form.skip_empty, repair_tags=form.repair_tags, reporter=reporter
+    )
     if key and isinstance(rows.texts, StoredRows):
         _read.clear()
         _read[key] = rows, []
@@ -161,7 +167,7 @@ def _labelled_table(task: Task, reporter: Reporter, soft: SoftColumns | None = N
     table = first = next(tables)
     if not has_labels(first, task, task.label.column):
         table = next((other for other in tables if has_labels(other, task, task.label.column)), first)
-    if task.files.skip_empty:
+    if task.files.skip_empty and not task.kind.of_words:
         table = without_empty_rows(table, task, {name: name for name in (*task.text, task.label.column)}, True, reporter)
     return table
 

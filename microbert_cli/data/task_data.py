@@ -5,12 +5,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from microbert_cli.data.encoded.cascade import for_cascade
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import complete, load_augmented, load_split, load_transfer, own_task
 from microbert_cli.data.soft_labels import SoftColumns
-from microbert_cli.data.tokenized import TokenizedExamples, for_cascade, tokenize_examples, tokenizer_fingerprint
+from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples, tokenizer_fingerprint
 from microbert_cli.data.windows.choice import WindowChoice
 from microbert_cli.data.windows.examples import WindowedExamples, tokenize_windows
+from microbert_cli.data.words.starts import unread_words
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import check_length, check_texts, positions_of
 from microbert_cli.models.graphs.products import evenly
@@ -20,10 +22,11 @@ from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import Task, load_task
+from microbert_cli.recipe.task_kinds import TOKENS as WORDS
 from microbert_cli.recipe.task_kinds import ClassWeights, LabelForm, Standardisation, TaskKind, kind_class
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import atomic
-from microbert_cli.table_format import TableFormat
+from microbert_cli.table_format import TableFormat, is_column_file
 
 if TYPE_CHECKING:
     from microbert_cli.models.load import LoadedModel
@@ -77,7 +80,13 @@ class TaskData:
         if isinstance(encoded, WindowedExamples):
             self.reporter.note(f"{name}: {rows} rows are {parts} windows of at most {length} tokens")
         elif encoded.truncated:
-            self.reporter.note(f"{name}: {encoded.truncated} of {rows} rows cut to {length} tokens")
+            lost = self._lost_words(split, encoded)
+            self.reporter.note(f"{name}: {encoded.truncated} of {rows} rows cut to {length} tokens{lost}")
+
+    def _lost_words(self, split: str, encoded: TokenizedExamples) -> str:
+        if encoded.words is None:
+            return ""
+        return "; {:,} of {:,} words have no answer".format(*unread_words(self.rows[split].texts, encoded.words))
 
     def windows_for(self, config: Any, split: str = "", *, where: str) -> WindowSettings | None:
         """Returns the windows in which a model reads long rows of a split; None where it reads their beginning."""
@@ -235,7 +244,8 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
     """Returns the task that a recipe names; raises M020 where it names none."""
     data = recipe.data
     if data.train_file or data.dev_file or data.test_file:
-        text_column, label_column = (kind_class(data.kind) if data.kind else TaskKind).columns
+        kind = data.kind or (WORDS if is_column_file(data.train_file or data.dev_file or data.test_file or "") else None)
+        text_column, label_column = (kind_class(kind) if kind else TaskKind).columns
         text = (data.text,) if isinstance(data.text, str) else tuple(data.text or (text_column,))
         task = own_task(
             train_file=data.train_file,
@@ -245,7 +255,7 @@ def find_task(recipe: Recipe, catalog: Catalog, *, reporter: Reporter = SILENT) 
             label=data.label or label_column,
             labels=data.labels,
             columns=data.label_columns,
-            kind=data.kind,
+            kind=kind,
             name=recipe.task,
             form=format_of(recipe),
             soft=SoftColumns.of(recipe),

@@ -11,7 +11,7 @@ import numpy as np
 from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.encoded.flat import MANY_ROWS, Block, in_memory, on_disk
 from microbert_cli.data.examples import Examples
-from microbert_cli.errors import MbertError
+from microbert_cli.data.words.starts import NO_LABEL, NO_WORD, flat_words, token_labels, tokens_with_words
 from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.runs import atomic
 
@@ -29,7 +29,8 @@ class TokenizedExamples:
     ids        [N] int32;  row i is ids[offsets[i] : offsets[i + 1]]
     types      [N] int8, 0 for the first text and 1 for the second; None where the model knows no segments
     offsets    [n + 1] int64;  lengths [n] int64, in tokens, special tokens included
-    labels     [n] int64 class ids or float32 scores; None = hidden
+    labels     [n] int64 class ids or float32 scores; None = hidden; where words have labels [N] of tokens, -100 = none
+    words      [N] int32, where words have labels: the number of the word that a token begins, else -1
     augmented  [n] bool; None = all rows are original
     truncated  how many rows were longer than the model was to see
     task       the task's number in a run of several; None where there is one
@@ -44,6 +45,7 @@ class TokenizedExamples:
     truncated: int = 0
     task: int | None = None
     pad_left: bool = False
+    words: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -76,8 +78,12 @@ class TokenizedExamples:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         positions = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], lengths)
         types = None if self.types is None else self.types[positions]
-        labels, augmented = (None if column is None else column[indices] for column in (self.labels, self.augmented))
-        return replace(self, ids=self.ids[positions], types=types, offsets=offsets, labels=labels, augmented=augmented)
+        by_row = self.labels if self.words is None else None
+        labels, augmented = (None if column is None else column[indices] for column in (by_row, self.augmented))
+        taken = replace(self, ids=self.ids[positions], types=types, offsets=offsets, labels=labels, augmented=augmented)
+        if self.words is None:
+            return taken
+        return replace(taken, words=self.words[positions], labels=None if self.labels is None else self.labels[positions])
 
     def all_batches(self, *, batch_size: int, **padding: Any) -> "Iterator[dict[str, torch.Tensor]]":
         """Yields all rows once, longest first, in batches of at most `batch_size` x `TOKENS_PER_ROW` tokens."""
@@ -108,6 +114,7 @@ class TokenizedExamples:
         """Returns rows as arrays, padded to the longest, or to `pad_to` tokens if that is more.
 
         input_ids, attention_mask and token_type_ids [B, T] int64; rows [B] int64, their numbers; labels [B] int64 or float32;
+        where words have labels, words and labels [B, T] int64;
         augmented [B] bool; task [B] int64, where it has a number.
         """
         indices = np.asarray(indices, dtype=np.int64)
@@ -123,50 +130,17 @@ class TokenizedExamples:
         arrays["rows"] = indices
         if self.types is not None:
             arrays["token_type_ids"] = _pad(self.types, positions, real, 0)
-        if self.labels is not None:
+        if self.words is not None:
+            arrays["words"] = _pad(self.words, positions, real, NO_WORD)
+            if self.labels is not None:
+                arrays["labels"] = _pad(self.labels, positions, real, NO_LABEL)
+        elif self.labels is not None:
             arrays["labels"] = self.labels[indices]
         if self.augmented is not None:
             arrays["augmented"] = self.augmented[indices]
         if self.task is not None:
             arrays["task"] = np.full(len(indices), self.task)
         return arrays
-
-
-@dataclass(frozen=True)
-class CascadeExamples(TokenizedExamples):
-    """Rows as the small model of a cascade reads them, and in `big` as the big one does, padded with `big_pad_id`."""
-
-    big: TokenizedExamples | None = None
-    big_pad_id: int | None = 0
-
-    def batch(self, indices: Sequence[int] | np.ndarray, pad_to: int | None = None, pad_id: int | None = 0) -> "dict[str, Any]":
-        """Returns rows as `TokenizedExamples.batch` does, and the same rows for the big model under "big"."""
-        assert self.big is not None
-        return {**super().batch(indices, pad_to, pad_id), "big": self.big.batch(indices, pad_id=self.big_pad_id)}
-
-    def batch_for(self, answers: Any, indices: Sequence[int] | np.ndarray, pad_id: int | None = 0) -> dict[str, Any]:
-        """Returns rows as `TokenizedExamples.batch_for` does, and the same rows for the big model under "big"."""
-        assert self.big is not None
-        small = super().batch_for(answers, indices, pad_id)
-        return {**small, "big": self.big.batch_for(answers, indices, self.big_pad_id)}
-
-
-def for_cascade(small: TokenizedExamples, big: TokenizedExamples, pad_id: int | None) -> CascadeExamples:
-    """Returns the rows of a cascade: those of both tokenizers, in the same order; raises M482 for windows of rows."""
-    if small.windows is not small or big.windows is not big:
-        raise no_windows("a cascade", "Two models that read the beginning of a long text.", "--set data.windows=none")
-    return CascadeExamples(**vars(small), big=big, big_pad_id=pad_id)
-
-
-def no_windows(what: str, allowed: str, fix: str) -> MbertError:
-    """Returns the error for long texts in windows where there can be none."""
-    return MbertError(
-        "M482",
-        f"long texts are to be read in windows, and {what} reads their beginning",
-        where="data.windows",
-        allowed=allowed,
-        fix=fix,
-    )
 
 
 def _pad(flat: np.ndarray, positions: np.ndarray, real: np.ndarray, fill: int) -> np.ndarray:
@@ -183,21 +157,32 @@ def tokenize_examples(rows: Examples, tokenizer: Any, max_length: int, kind: Tas
     """
     frame = special_token_parts(tokenizer, len(rows.texts[0]) if rows.texts else 1)
     room = max(0, max_length - sum(len(ids) for ids, _ in frame[::2]))
-    blocks = _blocks(rows, tokenizer, frame, room)
-    if len(rows) < MANY_ROWS:
+    words: list[np.ndarray] = []
+    of_words = kind is not None and kind.of_words
+    blocks = _blocks_of_words(rows, tokenizer, frame, room, words) if of_words else _blocks(rows, tokenizer, frame, room)
+    if len(rows) < MANY_ROWS or of_words:
         flat = in_memory(blocks)
     else:
         facts = [rows.fingerprint, tokenizer_fingerprint(tokenizer), type(tokenizer).__name__, frame, max_length]
         flat = on_disk(blocks, len(rows), atomic.digest(facts))
+    starts = np.concatenate([np.empty(0, np.int32), *words])
     return TokenizedExamples(
         ids=flat.ids,
         types=flat.types if "token_type_ids" in tokenizer.model_input_names else None,
         offsets=flat.offsets,
-        labels=kind.label_array(rows.labels) if kind and not kind.writes and rows.labels is not None else None,
+        labels=_labels(rows, kind, starts, flat.offsets),
+        words=starts if of_words else None,
         augmented=None if rows.augmented is None else np.asarray(rows.augmented, dtype=bool),
         truncated=flat.truncated,
         pad_left=tokenizer.padding_side == "left",
     )
+
+
+def _labels(rows: Examples, kind: TaskKind | None, words: np.ndarray, offsets: np.ndarray) -> np.ndarray | None:
+    if kind is None or kind.writes or rows.labels is None:
+        return None
+    labels: Any = rows.labels
+    return token_labels(words, offsets, labels) if kind.of_words else kind.label_array(labels)
 
 
 def joined_examples(blocks: Iterable[Block], tokenizer: Any) -> TokenizedExamples:
@@ -240,6 +225,17 @@ def token_columns(rows: Examples, tokenizer: Any) -> Iterable[list[Column]]:
     for start in range(0, len(rows.texts), ROWS_PER_CALL):
         columns = zip(*rows.texts[start : start + ROWS_PER_CALL], strict=True)
         yield [_ids(list(column), tokenizer) for column in columns]
+
+
+def _blocks_of_words(
+    rows: Examples, tokenizer: Any, frame: "list[Part]", room: int, words: list[np.ndarray]
+) -> Iterator[Block]:
+    """Yields what `_blocks` does, and adds to `words` the number of the word that each token begins, else -1."""
+    for start in range(0, len(rows.texts), ROWS_PER_CALL):
+        ids, starts = tokens_with_words([text for (text,) in rows.texts[start : start + ROWS_PER_CALL]], tokenizer)
+        truncated = _cut_columns(columns := [ids], room)
+        words.append(flat_words(columns, starts, frame))
+        yield Block(*assemble_rows(columns, frame), truncated)
 
 
 def _cut_columns(columns: list[Column], room: int) -> int:

@@ -23,6 +23,7 @@ from torch.nn.functional import logsigmoid
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.models.capture import Batch, ModelOutputs, OptionalTeacherFunction, OutputRequest, TeacherFunction
 from microbert_cli.models.windows.pooling import pool_outputs
+from microbert_cli.models.words.rows import aligned
 
 
 def average_logits(logits: Sequence[Tensor], *, independent: bool = False) -> Tensor:
@@ -67,6 +68,8 @@ def retokenized_ask(rows: TokenizedExamples, ask: TeacherFunction, *, pad_id: in
         teacher_batch = {name: value.to(device) for name, value in teacher_batch.items()}
         outputs = ask(teacher_batch, request)
         outputs.mask = teacher_batch["attention_mask"]
+        if "words" in batch and outputs.logits is not None:  # answers of tokens: those at the same words
+            outputs.logits = aligned(outputs.logits, teacher_batch["words"], batch["words"])
         return outputs
 
     return ask_in_own_tokens

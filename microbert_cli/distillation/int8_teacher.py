@@ -47,4 +47,4 @@ class Int8Teacher(Teacher):
             return super().ask(batch, request)
         self.rows_asked += len(batch["input_ids"])
         logits_BC = torch.from_numpy(self._copy.logits(batch))
-        return ModelOutputs(logits=logits_BC[:, self.columns] if self.columns else logits_BC)
+        return ModelOutputs(logits=logits_BC[..., self.columns] if self.columns else logits_BC)

@@ -58,7 +58,7 @@ class Teacher:
         with torch.no_grad(), self._cast_weights.used(self.device):
             outputs = forward_in_pieces(self.model, batch, request)
         if outputs.logits is not None and self.columns:
-            outputs.logits = outputs.logits[:, self.columns]
+            outputs.logits = outputs.logits[..., self.columns]
         return outputs
 
     def logits(self, batch: Batch) -> np.ndarray:

@@ -3,7 +3,7 @@
 An entry is addressed by content: the teacher's weights and the order of its outputs, the rows' token ids (so the tokenizer
 too), the requested outputs, and the precision. A change of any of these is a cache miss; names and dates do not count. Files:
 
-    logits.bin   [U, C]            float32, always
+    logits.bin   [U, C]            float32, always; of a model that answers for tokens [N, C]
     hidden.bin   [N, L, D]         fp16 or fp32: the requested layers of every token
     vectors.bin  [U, L, D]         fp16 or fp32: the requested layers of the first token
     scores.bin   [P, L, A]         fp16 or fp32: the requested layers and heads of every query-key pair
@@ -21,7 +21,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,9 +30,8 @@ import torch
 
 from microbert_cli import distributed
 from microbert_cli.data.batching import token_budget_batches
-from microbert_cli.data.encoded.distinct import distinct_rows
 from microbert_cli.data.tokenized import TokenizedExamples
-from microbert_cli.models.architectures import model_shape
+from microbert_cli.distillation.cache_layout import Layout as Layout
 from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest, TeacherFunction, tokens_at_once
 from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.reporter import SILENT, Reporter
@@ -124,81 +123,15 @@ def open_entry(key: str, reporter: Reporter) -> Iterator[tuple[Path, bool]]:
     distributed.barrier()  # until the main process has marked the entry as complete
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where outputs lie in the files: `slot` [n] each row's distinct row, `first` [U] a row of each, `lengths` [U] tokens."""
-
-    slot: np.ndarray
-    first: np.ndarray
-    lengths: np.ndarray
-    classes: int
-    width: int
-    heads: int
-    hidden: tuple[int, ...]
-    scores: tuple[int, ...]
-    dtype: str
-    vectors: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, encoded: TokenizedExamples, request: OutputRequest, teacher: "Teacher", precision: str) -> "Layout":
-        """Returns the layout of a dataset, whose rows may repeat."""
-        slot, first = distinct_rows(encoded)
-        layout = cls.of_lengths(np.asarray(encoded.lengths)[first], request, teacher.model.config, precision)
-        return replace(layout, slot=slot, first=first)
-
-    @classmethod
-    def of_lengths(cls, lengths: np.ndarray, request: OutputRequest, config: Any, precision: str) -> "Layout":
-        """Returns the layout of rows that are all distinct, by their numbers of tokens."""
-        rows, shape = np.arange(len(lengths)), model_shape(config)
-        return cls(
-            slot=rows,
-            first=rows,
-            lengths=np.asarray(lengths),
-            classes=config.num_labels if request.logits else 0,
-            width=shape.width,
-            heads=shape.heads or 0,
-            hidden=tuple(sorted(request.hidden)),
-            scores=tuple(sorted(request.scores)),
-            dtype="float16" if precision == "fp16" else "float32",
-            vectors=tuple(sorted(request.vectors)),
-        )
-
-    @property
-    def rows(self) -> int:
-        """The number of distinct rows."""
-        return len(self.first)
-
-    @property
-    def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """The shape and dtype of every file that is not empty."""
-        tokens, pairs = int(self.lengths.sum()), int((self.lengths**2).sum())
-        shapes: dict[str, tuple[tuple[int, ...], str]] = {
-            "logits": ((self.rows, self.classes), "float32"),
-            "hidden": ((tokens, len(self.hidden), self.width), self.dtype),
-            "scores": ((pairs, len(self.scores), self.heads), self.dtype),
-            "vectors": ((self.rows, len(self.vectors), self.width), self.dtype),
-        }
-        return {name: (shape, dtype) for name, (shape, dtype) in shapes.items() if 0 not in shape}
-
-    @property
-    def is_large(self) -> bool:
-        """Whether the entry has to fit the budget: it holds more than logits, which are a few bytes a row."""
-        return bool(self.hidden or self.scores or self.vectors)
-
-    @property
-    def bytes(self) -> int:
-        """The size of the entry on disk."""
-        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.shapes.values())
-
-
 class CachedOutputs:
     """A complete entry, read through memory-mapped files."""
 
     mode: Literal["r", "r+"] = "r"
-    by_token: tuple[str, ...] = ("hidden",)  # files of a row a token
+    by_token: tuple[str, ...] = ("hidden",)  # files of a row a token, beside the logits of tokens
 
     def __init__(self, directory: Path, layout: Layout):
         self.layout = layout
+        self.by_token = (*self.by_token, "logits") if layout.of_tokens else self.by_token
         self.files = {
             name: atomic.memory_map(directory / f"{name}.bin", *shape, self.mode) for name, shape in layout.shapes.items()
         }
@@ -211,7 +144,7 @@ class CachedOutputs:
         width, device = batch["input_ids"].shape[1], batch["input_ids"].device
         outputs = ModelOutputs()
         if "logits" in self.files:
-            outputs.logits = torch.from_numpy(self.files["logits"][slots]).to(device)
+            outputs.logits = self._logits(slots, width).to(device)
         if "hidden" in self.files:
             hidden_BTLD = self._padded("hidden", *self._tokens(slots, width)).to(device)
             outputs.hidden = {layer: hidden_BTLD[:, :, i].float() for i, layer in enumerate(self.layout.hidden)}
@@ -224,6 +157,11 @@ class CachedOutputs:
                 layer: scores_BQKLA[:, :, :, i].permute(0, 3, 1, 2).float() for i, layer in enumerate(self.layout.scores)
             }
         return outputs
+
+    def _logits(self, slots: np.ndarray, width: int) -> torch.Tensor:
+        if self.layout.of_tokens:
+            return self._padded("logits", *self._tokens(slots, width))
+        return torch.from_numpy(self.files["logits"][slots])
 
     def _padded(self, name: str, positions: np.ndarray, real: np.ndarray) -> torch.Tensor:
         file = self.files[name]
@@ -276,9 +214,10 @@ class CacheWriter(CachedOutputs):
             reporter.progress("teacher", number + 1, len(self.chunks), rows=len(slots))
 
     def _write(self, slots: np.ndarray, outputs: ModelOutputs, real_BT: np.ndarray) -> None:
-        if outputs.logits is not None:
-            self.files["logits"][slots] = outputs.logits.float().cpu().numpy()
         width = real_BT.shape[1]
+        if outputs.logits is not None:
+            rows = (self._tokens(slots, width)[0], real_BT) if self.layout.of_tokens else (slots, slice(None))
+            self.files["logits"][rows[0]] = outputs.logits.float().cpu().numpy()[rows[1]]
         if self.layout.vectors:
             vectors_BLD = torch.cat([outputs.hidden[layer] for layer in self.layout.vectors], dim=1)
             self.files["vectors"][slots] = self._kept(vectors_BLD).numpy()

@@ -16,7 +16,6 @@ import numpy as np
 
 from microbert_cli.data.examples import Examples
 from microbert_cli.evaluation import metrics
-from microbert_cli.evaluation.scoring import repeated
 from microbert_cli.recipe.task import Task
 
 LONG_WORDS = 14  # mean characters between spaces, above which spaces do not separate words
@@ -49,7 +48,7 @@ class LinearModel:
     def predict(self, texts: Texts) -> np.ndarray:
         """Returns the predictions for n rows of one or two texts."""
         if self.vectorizer is None:
-            return repeated(self.constant, len(texts))
+            return np.full((len(texts), *np.shape(self.constant)), self.constant)
         if self.kind.independent:
             return self.kind.predictions(self._logits(texts))
         predictions: np.ndarray = self.estimator.predict(_features(self.vectorizer, texts))

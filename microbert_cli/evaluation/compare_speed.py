@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from microbert_cli.data.batching import batches_by_length
+from microbert_cli.data.encoded.cascade import CascadeExamples
 from microbert_cli.data.task_data import TaskData
-from microbert_cli.data.tokenized import CascadeExamples
 from microbert_cli.evaluation.baseline import LinearModel
 from microbert_cli.evaluation.benchmark import Batch, TimedModel, time_interleaved
 from microbert_cli.evaluation.scoring import check_finite

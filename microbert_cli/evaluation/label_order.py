@@ -80,7 +80,7 @@ def check_order(
 
     columns  of the model, as `match_labels` gave them; the logits have them already
     """
-    if not task.kind.is_named or not len(labels):
+    if not task.kind.is_named or task.kind.of_words or not len(labels):
         return
     best = (best_assignment_of_labels if task.kind.independent else best_assignment)(logits, labels)
     measure = "correlation with the labels" if task.kind.independent else "accuracy"

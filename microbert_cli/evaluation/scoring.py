@@ -1,5 +1,6 @@
 """A model's logits on a set of rows, and the task's metrics of them."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.errors import DivergedError, MbertError
 from microbert_cli.evaluation import metrics
+from microbert_cli.evaluation.words.logits import broken_rows, rows_of_words, stacked
+from microbert_cli.evaluation.words.word_metrics import word_scores
 from microbert_cli.recipe.task import Task
 from microbert_cli.recipe.task_kinds import TaskKind
 from microbert_cli.reporter import SILENT, Reporter
@@ -36,7 +39,9 @@ def logits_of(
     before: int = 0,
     total: int | None = None,
 ) -> np.ndarray:
-    """Logits [n, C] in the rows' order. `model` is a torch model, or anything with `logits(batch) -> [B, C]`.
+    """Logits [n, C] in the rows' order, of words [n, W, C] with NaN where a row has no such word.
+
+    `model` is a torch model, or anything with `logits(batch) -> [B, C]`, of tokens [B, T, C].
 
     Several processes share the batches and gather all logits, so every process returns what one alone would.
     place   what a row is called, before its number: "dev, row"
@@ -45,20 +50,34 @@ def logits_of(
     """
     windows = encoded.windows
     groups = batches_by_length(windows.lengths, batch_size=batch_size)
-    outputs: list[tuple[np.ndarray, np.ndarray]] = []
+    outputs: list[tuple[np.ndarray, Any]] = []
+    finite: list[tuple[np.ndarray, np.ndarray]] = []  # of words
     done = 0
     for number, indices in enumerate(groups):
         if number % distributed.world_size() == distributed.rank():
-            outputs.append((indices, _answer(model, windows.batch_for(model, indices, pad_id))))
+            batch = windows.batch_for(model, indices, pad_id)
+            answered = _answer(model, batch)
+            if "words" in batch:
+                words = np.asarray(batch["words"])
+                finite.append((indices, broken_rows(answered, words)))
+                outputs.append((indices, list(rows_of_words(answered, words))))
+            else:
+                outputs.append((indices, answered))
         done += len(indices)
         reporter.progress(name, before + done * len(encoded) // len(windows), len(encoded) if total is None else total)
-    logits: list[np.ndarray | None] = [None] * len(windows)
-    for indices, rows in distributed.gather(outputs):
-        for i, row in zip(indices, rows, strict=True):
-            logits[i] = row
-    stacked = encoded.pooled(np.stack([row for row in logits if row is not None]))
-    check_finite(stacked, place=place, in_training=not hasattr(model, "logits"), before=before)
-    return stacked
+    logits = _in_order(distributed.gather(outputs), len(windows))
+    of_words = encoded.words is not None
+    checked = np.stack(_in_order(distributed.gather(finite), len(encoded))) if of_words else encoded.pooled(np.stack(logits))
+    check_finite(checked, place=place, in_training=not hasattr(model, "logits"), before=before)
+    return stacked(logits) if of_words else checked
+
+
+def _in_order(outputs: Sequence[tuple[np.ndarray, Any]], count: int) -> list[np.ndarray]:
+    rows: list[np.ndarray | None] = [None] * count
+    for indices, values in outputs:
+        for i, row in zip(indices, values, strict=True):
+            rows[i] = row
+    return [row for row in rows if row is not None]
 
 
 def check_finite(logits: np.ndarray, *, place: str, in_training: bool = False, before: int = 0) -> None:
@@ -111,7 +130,13 @@ def score(task: Task, logits: np.ndarray, rows: Examples, *, kind: TaskKind | No
     """
     if rows.labels is None:
         raise hidden_labels(task)
-    return metrics.compute(task.metrics, (kind or task.kind).predictions(logits), rows.labels)
+    return _scores_of(task, (kind or task.kind).predictions(logits), rows.labels)
+
+
+def _scores_of(task: Task, predictions: Any, labels: Any) -> dict[str, float]:
+    if task.kind.of_words:
+        return word_scores(task.metrics, predictions, labels, task.kind.names)
+    return metrics.compute(task.metrics, predictions, labels)
 
 
 def score_predictor(data: "TaskData", predictor: "Predictor", split: str = "dev") -> dict[str, float]:
@@ -141,12 +166,7 @@ def hidden_labels(task: Task, split: str = "") -> MbertError:
 
 def majority_score(task: Task, labels: list[Any]) -> float:
     """Returns the primary metric of always predicting the commonest class, or the mean score."""
-    return metrics.compute(task.metrics, repeated(task.kind.constant(labels), len(labels)), labels)[task.primary]
-
-
-def repeated(prediction: Any, count: int) -> np.ndarray:
-    """Returns the same prediction, a number or a vector, for so many rows."""
-    return np.full((count, *np.shape(prediction)), prediction)
+    return _scores_of(task, task.kind.constant_predictions(labels), labels)[task.primary]
 
 
 def predict_logits(

@@ -61,6 +61,7 @@ def card(facts: Facts) -> Card:
         name=f"{display_name(facts.loaded.model.config)} for {_subject(facts)}",
         task_title=task.title or task.name,
         labels=task.label.names,
+        of_words=task.kind.of_words,
         scores=_scores(facts),
         command=" ".join(map(str, model_manifest.get("argv", ()))) or f"mbert export {facts.model}",
         base_models=base_models(facts.model, facts.teacher),

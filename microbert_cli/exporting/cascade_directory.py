@@ -6,7 +6,6 @@ from typing import Any
 
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.task_data import TaskData
-from microbert_cli.data.tokenized import no_windows
 from microbert_cli.evaluation.compare_speed import BenchmarkModel, benchmark_models
 from microbert_cli.exporting.directory import (
     FP32_TOLERANCE,
@@ -33,7 +32,7 @@ from microbert_cli.models.onnx import (
 )
 from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.models.tokenizers import load_tokenizer
-from microbert_cli.models.windows.settings import POOLS, windows_of_model
+from microbert_cli.models.windows.settings import POOLS, no_windows, windows_of_model
 from microbert_cli.recipe.task_kinds import kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.manifest import model_home

@@ -22,6 +22,7 @@ from microbert_cli.models.exits.graph import EXITS_FILE, ExitSession, write_exit
 from microbert_cli.models.exported.files import EARLIER_EXITS_FILE, EARLIER_FILES, EXPORTED_FILES, require_openvino
 from microbert_cli.models.graphs.embeddings import Format, table_errors
 from microbert_cli.models.graphs.products import Row
+from microbert_cli.models.load import class_of
 from microbert_cli.models.onnx import (
     ONNX_FILES,
     Batch,
@@ -178,9 +179,10 @@ def exported_tokenizer(tokenizer: Any, inputs: Sequence[str], max_length: int | 
 
 def read_back(directory: Path) -> Any:
     """Loads the classifier from `directory` with transformers alone, without any code of this package."""
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
-    return AutoModelForSequenceClassification.from_pretrained(
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    return class_of("classifier", config).from_pretrained(
         directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False
     )
 
@@ -212,11 +214,17 @@ def parity_batches(rows: Sequence[Row], pad: int, *, longest: int) -> Iterator[B
 
 
 def compare(logits: LogitsFunction, batches: Sequence[Batch], expected: Sequence[np.ndarray], kind: TaskKind) -> dict[str, Any]:
-    """Returns the largest difference of logits, and the share of rows with the same prediction (None for a score)."""
-    actual = [logits(batch) for batch in batches]
+    """Returns the largest difference of logits, and the share of rows or tokens with the same prediction (None for a score)."""
+    actual = [_of_real_tokens(logits(batch), batch) for batch in batches]
+    expected = [_of_real_tokens(output, batch) for output, batch in zip(expected, batches, strict=True)]
     # np.max keeps a NaN, which max() may lose, so that a file whose logits are NaN is refused
     difference = float(np.max([np.abs(output - target).max() for output, target in zip(actual, expected, strict=True)]))
     return {"max_difference": difference, "agreement": kind.agreement(np.concatenate(actual), np.concatenate(expected))}
+
+
+def _of_real_tokens(logits: np.ndarray, batch: Batch) -> np.ndarray:
+    """Returns logits [B, T, C] of tokens without those of padding, [N, C]; logits of rows as they are."""
+    return logits[np.asarray(batch["attention_mask"]) > 0] if logits.ndim == 3 else logits
 
 
 def _padded(rows: Sequence[Row], width: int, pad: int) -> Batch:

@@ -15,6 +15,10 @@ JAVASCRIPT = """import { pipeline } from "@huggingface/transformers";
 
 const classify = await pipeline("text-classification", "OWNER/NAME", { dtype: "q8" }); // of this repository
 await classify("a text");"""
+TAG_WORDS = """from transformers import pipeline
+
+tag = pipeline("token-classification", model=".", aggregation_strategy="first")  # this directory, or: OWNER/NAME
+tag("words between spaces")"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Card:
     name        a title for people
     pairs       whether it reads two texts;  javascript: whether transformers.js opens it
     thresholds  of rows that may have several labels: the probability from which on each is given
+    of_words    it answers for every word of a text
     """
 
     name: str
@@ -85,6 +90,12 @@ class Card:
     pairs: bool = False
     javascript: bool = False
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    of_words: bool = False
+
+    @property
+    def pipeline(self) -> str:
+        """The Hub's name of what the model does."""
+        return "token-classification" if self.of_words else "text-classification"
 
 
 def model_card(card: Card) -> str:
@@ -109,7 +120,7 @@ def front_matter(card: Card) -> str:
 
     scores = [
         EvalResult(
-            task_type="text-classification",
+            task_type=card.pipeline,
             dataset_name=score.task,
             dataset_type=score.dataset or score.task,
             dataset_config=score.config,
@@ -124,7 +135,7 @@ def front_matter(card: Card) -> str:
         language=card.language or None,
         license=card.license or None,
         library_name=card.library,
-        pipeline_tag="text-classification",
+        pipeline_tag=card.pipeline,
         base_model=list(card.base_models) or None,
         datasets=list(card.datasets) or None,
         metrics=list(dict.fromkeys(score.metric for score in card.scores)) or None,
@@ -167,7 +178,8 @@ def _opening(card: Card) -> str:
     if card.thresholds:
         answers = answers.replace("Answers:", "Answers with any number of:", 1)
     length = f" Reads up to {card.max_length} tokens." if card.max_length else ""
-    return f"# {escape_markdown(card.name)}\n\nA small text classifier. {escape_markdown(title)} {answers}{length}"
+    what = "model that tags words" if card.of_words else "text classifier"
+    return f"# {escape_markdown(card.name)}\n\nA small {what}. {escape_markdown(title)} {answers}{length}"
 
 
 def _section(title: str, body: str) -> str:
@@ -239,6 +251,8 @@ def _lineage(card: Card) -> str:
 
 
 def _use(card: Card) -> str:
+    if card.of_words:
+        return fenced(TAG_WORDS, "python")
     call = '{"text": "a text", "text_pair": "another"}' if card.pairs else '"a text"'
     every = ", top_k=None" if card.thresholds else ""
     lines = (

@@ -20,6 +20,7 @@ from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import BaseModelOutput
 
 from microbert_cli.models.architectures import architecture_of, inner_model, input_names
+from microbert_cli.recipe.task_kinds import answers_words
 
 ATTENTION = "mbert"  # the name under which this module's attention is registered with transformers
 # Larger batches are slower: a layer's activations then no longer fit into the cache.
@@ -51,7 +52,8 @@ class OutputRequest:
 
 @dataclass
 class ModelOutputs:
-    """A forward pass's logits [B, C], token_logits [P, V], hidden {layer: [B, T, d]} and scores {layer: [B, A, T, T]}.
+    """A forward pass's logits [B, C], of token classifiers [B, T, C]; token_logits [P, V], hidden {layer: [B, T, d]}
+    and scores {layer: [B, A, T, T]}.
 
     token_head  the masked-LM head by itself: top vectors [P, d] -> logits [P, V], where all logits at once would not fit
     qkv      {layer: (queries, keys, values)}, each [B, A, T, head size]
@@ -170,7 +172,8 @@ def first_token_layer(model: Any) -> tuple[nn.ModuleList, int] | None:
     """Returns a classifier's layers and the number of the top one that computes, where its head reads the first token alone."""
     model = inner_model(model)
     # A decoder's first token sees no other, and its heads read the last one.
-    reads_first = architecture_of(model.config).first_token_head and not getattr(model.config, "is_decoder", False)
+    of_texts = not answers_words(model.config)
+    reads_first = of_texts and architecture_of(model.config).first_token_head and not getattr(model.config, "is_decoder", False)
     layers = removable_layers(model.base_model) if reads_first else nn.ModuleList()
     # Layers that are skipped hand on the one token.
     computing = [index for index, layer in enumerate(layers) if not is_skipped(layer)]

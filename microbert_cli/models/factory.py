@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoConfig
 
 from microbert_cli.errors import MbertError
@@ -16,9 +15,9 @@ from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import NO_CODE, register_model_type, without_code
 from microbert_cli.models.find import writes_no_classes
 from microbert_cli.models.load import (
-    CLASSES,
     LoadedModel,
     check_forward,
+    class_of,
     count_all_parameters,
     load_model,
     load_multitask,
@@ -27,6 +26,7 @@ from microbert_cli.models.load import (
 from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
 from microbert_cli.models.size import check_memory
 from microbert_cli.models.tokenizers import pad_right, rows_needed, separator_id
+from microbert_cli.models.words.head import name_class, set_answers
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.student_shapes import read_student
 from microbert_cli.recipe.task import Task
@@ -74,7 +74,7 @@ def build_model(
     except Exception as error:  # a description fails in as many ways as transformers has configurations
         raise _no_student(where, error) from error
     if head is not None:
-        head.configure(config)
+        set_answers(config, head, where=where)
     shape = model_shape(config)
     if shape.heads and shape.width % shape.heads:
         raise MbertError(
@@ -90,9 +90,10 @@ def build_model(
         if torch.get_default_device().type != "meta":  # on which nothing is allocated
             check_memory(student_parameters(config, kind), where=where, fix="Choose a smaller student: mbert list students")
         torch.manual_seed(seed)
-        model = getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
+        model = class_of(kind, config).from_config(copy.deepcopy(config), dtype=torch.float32, **NO_CODE)
     except ValueError as error:  # a word that is none of an architecture's own
         raise _no_student(where, error) from error
+    name_class(model)
     show_scores(model)
     return model
 
@@ -155,7 +156,7 @@ def config_parameters(config: Any, kind: str) -> int:
 def meta_model(config: Any, kind: str) -> Any:
     """Returns a model of a configuration whose tensors have shapes and no values."""
     with torch.device("meta"):
-        return getattr(transformers, CLASSES[kind]).from_config(copy.deepcopy(config), **NO_CODE)
+        return class_of(kind, config).from_config(copy.deepcopy(config), **NO_CODE)
 
 
 def _of_depth(config: Any, layers: int) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import Task
+from microbert_cli.recipe.task_kinds import answers_words
 
 # LABEL_k is what transformers writes where nobody named the labels: it says nothing of their order.
 UNNAMED = re.compile(r"LABEL_\d+")
@@ -33,6 +34,8 @@ def match_labels(config: Any, task: Task, *, where: str, source: str, order: Seq
     order           names of the model's outputs, given by the user, over those in its configuration
     Raises M320 where the number of outputs differs, M321 where the names cannot be matched one-to-one.
     """
+    if answers_words(config) != task.kind.of_words:
+        raise _other_unit(config, task, f"{where} {source}", source)
     check_several(config, task.kind.independent, where=f"{where} {source}")
     outputs = config.num_labels
     if outputs != task.kind.num_outputs:
@@ -56,6 +59,17 @@ def match_labels(config: Any, task: Task, *, where: str, source: str, order: Seq
             fix=naming_advice(where, task.kind.names),
         )
     return columns
+
+
+def _other_unit(config: Any, task: Task, where: str, source: str) -> MbertError:
+    of_model, of_task = ("every word", "a text") if answers_words(config) else ("a text", "every word")
+    return MbertError(
+        "M437",
+        f"the model gives an answer for {of_model}, and the task asks one for {of_task}",
+        where=where,
+        allowed=f"A model that was trained with the kind of task {task.kind.name}.",
+        fix=f"Fine-tune it on this task: mbert finetune --model {shlex.quote(source)} {task.options}",
+    )
 
 
 def check_one_score(config: Any, *, where: str) -> None:
@@ -105,8 +119,9 @@ def check_names_differ(config: Any, *, where: str) -> None:
 
 def names_settle_order(config: Any, task: Task, order: Sequence[str] | None = None) -> bool:
     """Whether the checkpoint's names say which output answers for which label; a user's `order` may be wrong."""
-    if order or not task.kind.is_named:
-        return not task.kind.is_named
+    settled = not task.kind.is_named or task.kind.of_words  # the order of tags of words is not asked of dev either
+    if order or settled:
+        return settled
     # A task may well have labels called LABEL_k; numbers that are alike otherwise may be those of another list.
     return output_names(config) is not None or set(task.kind.names) == set(_all_names(config))
 

@@ -37,7 +37,8 @@ from microbert_cli.models.moe.extract import check_routing, dense_for_task, is_r
 from microbert_cli.models.save import NOT_TENSORS, read_projection
 from microbert_cli.models.size import count_parameters
 from microbert_cli.models.tokenizers import load_tokenizer
-from microbert_cli.recipe.task_kinds import TaskKind
+from microbert_cli.models.words.head import name_class, set_answers
+from microbert_cli.recipe.task_kinds import TaskKind, answers_words
 from microbert_cli.text import shortened
 
 CLASSES = {
@@ -97,7 +98,7 @@ def load_model(
     """
     path = find_model(source, where=where)
     config = read_config(path, where=where)
-    if is_routed(config):
+    if is_routed(config) and not (head and head.of_words):
         return _routed(path, kind, config, task, str(source), where)
     columns = None
     if kind == "classifier" and not new_head:
@@ -108,18 +109,25 @@ def load_model(
         check_one_score(config, where=f"{where} {path}")
     if new_head and head is not None:
         columns = _head_order(config, head, label_order)
-        head.configure(config)
+        set_answers(config, head, where=f"{where} {path}")
     model, info = _from_pretrained(path, kind, config, where, seed)
     new = _check_weights(info, kind, where, path, new_head, model)
     _check_finite(model.state_dict(), where, path)
     if columns is not None and all("pooler" in name for name in new):
         reorder_head(model, columns)
+    name_class(model)
     if kind != "seq2seq":  # whose decoder takes transformers' own attention
         show_scores(model)
     tokenizer = load_tokenizer(path, config, where=where)
     if kind != "seq2seq":
         check_forward(model, where=f"{where} {path}")
     return LoadedModel(model, tokenizer, str(source), new, _projection(path, where))
+
+
+def class_of(kind: str, config: Any) -> Any:
+    """Returns transformers' class for a model of `kind` with this configuration: a classifier may be of texts or of tokens."""
+    name = "AutoModelForTokenClassification" if kind == "classifier" and answers_words(config) else CLASSES[kind]
+    return getattr(transformers, name)
 
 
 def _head_order(config: Any, head: TaskKind, label_order: Sequence[str] | None) -> list[int] | None:
@@ -206,7 +214,7 @@ def frozen(model: Any) -> Any:
 
 
 def _from_pretrained(path: Path, kind: str, config: Any, where: str, seed: int) -> tuple[Any, dict[str, Any]]:
-    factory = getattr(transformers, CLASSES[kind])
+    factory = class_of(kind, config)
     try:
         torch.manual_seed(seed)  # weights that the checkpoint lacks are drawn as it is loaded
         model, info = factory.from_pretrained(

@@ -160,7 +160,7 @@ def _no_default(path: Path, offered: Sequence[str], where: str) -> MbertError:
 
 
 def _open_cascade(path: Path, task: Task | None, precision: str, where: str, in_the_making: bool) -> Predictor:
-    """Opens both models of a cascade; whoever asks it gives the tokens of both (`data.tokenized.CascadeExamples`)."""
+    """Opens both models of a cascade; whoever asks it gives the tokens of both (`data.encoded.cascade`)."""
     if precision != "auto":
         raise _one_form(path, precision, where)
     if not in_the_making:
@@ -230,7 +230,7 @@ class _ExitSessionModel:
     def logits(self, batch: Any) -> np.ndarray:
         logits, layers = self.session.answer(batch)
         self.left.update(layers.tolist())
-        return logits[:, self.columns] if self.columns else logits
+        return logits[..., self.columns] if self.columns else logits
 
 
 class _OnnxModel:
@@ -243,4 +243,4 @@ class _OnnxModel:
 
     def logits(self, batch: Any) -> np.ndarray:
         logits = self.session.logits(batch)
-        return logits[:, self.columns] if self.columns else logits
+        return logits[..., self.columns] if self.columns else logits

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import architecture_of, inner_config, model_shape
+from microbert_cli.recipe.task_kinds import answers_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,12 +93,14 @@ def _flops_on(device: str, config: Any, length: int, *, with_mask: bool) -> int 
 
 def _classifier(config: Any, device: str) -> Any:
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     with torch.device(device):
-        return AutoModelForSequenceClassification.from_config(
-            copy.deepcopy(config), attn_implementation="eager", trust_remote_code=False
-        ).eval()
+        return (
+            (AutoModelForTokenClassification if answers_words(config) else AutoModelForSequenceClassification)
+            .from_config(copy.deepcopy(config), attn_implementation="eager", trust_remote_code=False)
+            .eval()
+        )
 
 
 def batch_flops(
@@ -149,6 +152,8 @@ def batch_flops(
         "masked-lm": predicted * (2 * d * e + 2 * e * shape.vocabulary),
         "encoder": 0,
     }
+    if answers_words(config):
+        heads["classifier"] = 2 * tokens * d * config.num_labels
     return int(body + widening + heads[head])
 
 

@@ -32,6 +32,7 @@ from microbert_cli.models.generation.writer import describes_writer, student_con
 from microbert_cli.models.load import LoadedModel
 from microbert_cli.models.moe.extract import is_routed
 from microbert_cli.models.tokenizers import load_tokenizer
+from microbert_cli.models.words.head import set_answers
 from microbert_cli.plan.corpus_sample import CorpusSample, sample_corpus
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
@@ -60,8 +61,11 @@ class ModelInfo:
     def classifying(self, task: Task) -> "ModelInfo":
         """The same with this task's outputs."""
         config = copy.deepcopy(self.config)
-        config.num_labels = task.kind.num_outputs
-        config.problem_type = task.kind.problem_type
+        if task.kind.of_words:
+            set_answers(config, task.kind, where="model")
+        else:
+            config.num_labels = task.kind.num_outputs
+            config.problem_type = task.kind.problem_type
         if getattr(config, "siamese", False) is None:  # what a new classifier of this task decides
             config.siamese = len(task.text) == 2
         return ModelInfo(config, self.tokenizer, self.directory)

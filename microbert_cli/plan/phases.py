@@ -227,6 +227,8 @@ def augmented_lengths(
 
 def add_linear_model(costs: Costs, seen: ExpectedInputs, recipe: Recipe, data: TaskData) -> None:
     """Adds the linear model of a stage that reads no training rows else; nothing where there are none, it is then left out."""
+    if data.task.kind.of_words:
+        return
     try:
         trained, seconds = seen.task(recipe, (TRAIN,))
     except MbertError:
@@ -236,7 +238,9 @@ def add_linear_model(costs: Costs, seen: ExpectedInputs, recipe: Recipe, data: T
 
 
 def linear_model(costs: Costs, data: TaskData) -> float:
-    """Returns the seconds of the linear baseline, measured on at most BASELINE_ROWS rows and scaled."""
+    """Returns the seconds of the linear baseline, on at most BASELINE_ROWS rows and scaled; 0 for labels of words."""
+    if data.task.kind.of_words:
+        return 0.0
     train, dev = data.rows["train"], data.rows["dev"]
 
     def measure() -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from microbert_cli.data.corpus.masking import mask_batch
 from microbert_cli.data.tokenized import TokenizedExamples
@@ -24,10 +23,11 @@ from microbert_cli.evaluation.scoring import logits_of
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import Batch, ModelOutputs, OutputRequest, show_scores
 from microbert_cli.models.device import PLAIN, Precision
-from microbert_cli.models.load import CLASSES, LoadedModel
+from microbert_cli.models.load import LoadedModel, class_of
+from microbert_cli.models.words.head import name_class
 from microbert_cli.plan.work import Job, Shape
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.recipe.task_kinds import LabelForm, kind_of_model
+from microbert_cli.recipe.task_kinds import LabelForm, answers_words, kind_of_model
 from microbert_cli.training.loop import train
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
@@ -70,7 +70,8 @@ def rehearse(
 
 def random_model(config: Any, head: str) -> Any:
     """Returns a model with random weights; the logits of a masked-LM are spread as widely as those of a trained one."""
-    model = getattr(transformers, CLASSES[head]).from_config(copy.deepcopy(config), dtype=torch.float32)
+    model = class_of(head, config).from_config(copy.deepcopy(config), dtype=torch.float32)
+    name_class(model)
     show_scores(model)
     if head == "masked-lm" and (output := model.get_output_embeddings()) is not None:
         with torch.no_grad():
@@ -208,12 +209,14 @@ def _rows(shape: Shape, config: Any) -> TokenizedExamples:
     generator = np.random.default_rng(0)
     lengths = np.array([max(1, length - number % 2) for number in range(count)])
     total, vocabulary = int(lengths.sum()), model_shape(config).vocabulary
-    labels = kind_of_model(config).random_labels(generator, count)
+    of_words = answers_words(config)  # each of whose tokens begins one here
+    labels = kind_of_model(config).random_labels(generator, total if of_words else count)
     return TokenizedExamples(
         ids=generator.integers(min(FIRST, vocabulary - 1), vocabulary, size=total).astype(np.int32),
         types=np.zeros(total, np.int8),
         offsets=np.cumsum([0, *lengths], dtype=np.int64),
         labels=labels,
+        words=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]) if of_words else None,
         augmented=np.zeros(count, bool),
     )
 
@@ -233,7 +236,9 @@ def _answer(shape: Shape, want: OutputRequest, config: Any, device: str) -> Mode
     A, d = sizes.heads or 1, sizes.width
     queries, keys, values = torch.randn(3, B, A, T, sizes.head_width, device=device)
     return ModelOutputs(
-        logits=torch.randn(B, config.num_labels, device=device) if want.logits else None,
+        logits=torch.randn(*((B, T) if answers_words(config) else (B,)), config.num_labels, device=device)
+        if want.logits
+        else None,
         hidden={
             layer: torch.randn(B, 1 if layer in want.vectors else T, d, device=device) for layer in want.hidden | want.vectors
         },

@@ -19,6 +19,7 @@ from microbert_cli.models.exits.flops import branch_flops
 from microbert_cli.models.factory import config_parameters
 from microbert_cli.models.size import batch_flops
 from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.task_kinds import answers_words
 from microbert_cli.runs import atomic
 from microbert_cli.training.freeze import BACKBONE
 
@@ -180,7 +181,13 @@ class Job:
         """Whether nothing but a classifier's logits is read, so that its top layer computes one token a row."""
         reads_layers = bool(self.want.hidden | self.want.scores | self.want.qkv | self.want.vectors)
         reads_inside = reads_layers if self.kind == "ask" else len(self.layers) > 1 or "embedding" in self.losses
-        return self.head == "classifier" and self.logits and not reads_inside and architecture_of(self.config).first_token_head
+        return (
+            self.head == "classifier"
+            and self.logits
+            and not reads_inside
+            and architecture_of(self.config).first_token_head
+            and not answers_words(self.config)
+        )
 
     def key(self) -> str:
         """Returns a hash of all that decides how long a batch of one shape takes."""

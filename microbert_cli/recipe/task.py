@@ -88,6 +88,7 @@ class FileSource(Strict):
     header: bool = True
     quoting: bool | None = None
     skip_empty: bool = False
+    repair_tags: bool = False
 
     @field_validator("train", "dev", "test")
     @classmethod
@@ -196,7 +197,8 @@ class Task(Strict):
         values = dict(values)
         label = values.get("label", {})
         kind = str(label.kind if isinstance(label, Label) else _kind_of_label(label))
-        metrics = values.get("metrics") or (kinds()[kind].default_metrics if kind in kinds() else ())
+        names = label.names if isinstance(label, Label) else label.get("names") if isinstance(label, Mapping) else None
+        metrics = values.get("metrics") or (kinds()[kind].default_metrics_of(names or ()) if kind in kinds() else ())
         first = metrics[0] if isinstance(metrics, list | tuple) and metrics else ""
         values |= {"metrics": metrics, "primary": values.get("primary") or first}
         return values
@@ -207,6 +209,8 @@ class Task(Strict):
             raise ValueError("there must be a source of rows: [folder], [hub], [files] or builtin")
         if self.files is None and not self.kind.is_complete:
             raise ValueError('label needs names, or kind = "score"')
+        if self.kind.of_words and len(self.text) > 1:
+            raise ValueError("labels of words are those of one text a row: name one column of words")
         if len({*self.text, self.label.column}) <= len(self.text) or {*self.text} & {*(self.label.columns or ())}:
             raise ValueError("text columns and label column must be different columns")
         for metric in self.metrics:

@@ -29,6 +29,7 @@ Labels = list[int] | list[float] | list[tuple[int, ...]]  # a kind that `writes`
 ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 Where = Callable[[Sequence[int]], str]  # where these rows stand: `file, line 12`
 WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
+TOKENS = "token_classification"  # no problem type that transformers knows: it tells such heads by their class
 MEAN = "mean"  # of a task's other metrics: allowed for every kind
 
 
@@ -71,6 +72,7 @@ class TaskKind(ABC):
     independent      whether each output is a yes or no of its own, so that a row has any number of `names`
     dtype            Arrow's name for the type of a label in a table
     writes           whether a model writes the answers word by word, instead of choosing among the outputs of a head
+    of_words         whether every word of a text has a label: logits are [n, words, C] of rows, [B, T, C] of batches
     columns          of texts and label in a table of one's own where nobody names them
     """
 
@@ -86,12 +88,18 @@ class TaskKind(ABC):
     independent: ClassVar[bool] = False
     dtype: ClassVar[str]
     writes: ClassVar[bool] = False
+    of_words: ClassVar[bool] = False
     columns: ClassVar[tuple[str, str]] = ("text", "label")
 
     @classmethod
     @abstractmethod
     def has_head(cls, num_outputs: int, problem_type: str | None) -> bool:
         """Whether a checkpoint with this head answers for labels of this kind; of all kinds exactly one says so."""
+
+    @classmethod
+    def default_metrics_of(cls, names: Sequence[str]) -> tuple[str, ...]:
+        """Returns the metrics of a task that names none, by the names of its labels; () where these are yet to be read."""
+        return cls.default_metrics
 
     @property
     @abstractmethod
@@ -129,7 +137,7 @@ class TaskKind(ABC):
     @property
     def is_named(self) -> bool:
         """Whether outputs have names of their own, by which those of a teacher are matched."""
-        return self.exclusive or self.independent
+        return self.exclusive or self.independent or self.of_words
 
     def answered_by(self, config: Any, columns: Sequence[int] | None = None) -> "TaskKind":
         """Returns the kind as a model answers it, whose configuration may say how its logits are read (thresholds).
@@ -207,6 +215,13 @@ class TaskKind(ABC):
     def constant(self, labels: Sequence[Any]) -> Any:
         """Returns the best prediction that looks at no text: what the trivial baseline always answers."""
 
+    def constant_predictions(self, labels: Sequence[Any]) -> Any:
+        """Returns the predictions for these rows that look at no text: `constant` for each."""
+        import numpy as np
+
+        constant = self.constant(labels)
+        return np.full((len(labels), *np.shape(constant)), constant)
+
     @abstractmethod
     def linear_model(self, seed: int) -> Any:
         """Returns scikit-learn's linear estimator for such labels."""
@@ -230,6 +245,10 @@ class TaskKind(ABC):
     @abstractmethod
     def answers(self, logits: "np.ndarray") -> list[dict[str, Any]]:
         """Returns one record a row, as `mbert predict --json` prints it."""
+
+    def text_answers(self, logits: "np.ndarray", texts: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
+        """Returns one record a row for these texts; of labels of words the words' places in the text are part of it."""
+        return self.answers(logits)
 
     @abstractmethod
     def submission_text(self, prediction: Any, form: str) -> str:
@@ -275,10 +294,16 @@ def kind_of_head(num_outputs: int, problem_type: str | None = None, names: Seque
     return next(kind(tuple(names)) for kind in kinds().values() if kind.has_head(num_outputs, problem_type))
 
 
+def answers_words(config: Any) -> bool:
+    """Whether a model answers for every token, by the class that its configuration names."""
+    return any(str(name).endswith("ForTokenClassification") for name in getattr(config, "architectures", None) or ())
+
+
 def kind_of_model(config: Any) -> TaskKind:
     """Returns the kind of task that a classifier answers, by its configuration."""
     names = [str(config.id2label[i]) for i in range(config.num_labels)]
-    return kind_of_head(config.num_labels, getattr(config, "problem_type", None), names).answered_by(config)
+    problem = TOKENS if answers_words(config) else getattr(config, "problem_type", None)
+    return kind_of_head(config.num_labels, problem, names).answered_by(config)
 
 
 def wrong_labels(wrong: Mapping[int, str], allowed: str, where: Where) -> MbertError:

@@ -286,7 +286,7 @@ NEUTRAL_DEFAULTS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("encoding", "delimiter", "quoting", "label_probabilities", "label_score")),
         **dict.fromkeys(("label_columns", "class_weights", "primary")),
         "header": True,
-        "skip_empty": False,
+        **dict.fromkeys(("skip_empty", "repair_tags"), False),
         **dict.fromkeys(("windows", "stride", "transfer_windows")),
     },
     "finetune": {"masked": 0.15},

@@ -25,6 +25,7 @@ from microbert_cli.recipe.registry import Catalog, stage_names
 from microbert_cli.recipe.resolve import Resolved, overlay
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import has_several_labels, writes_text
+from microbert_cli.recipe.words.checks import check_words, labels_words
 from microbert_cli.runs.stage_registry import Stage, find_stage
 from microbert_cli.table_format import name_of_files
 
@@ -150,6 +151,8 @@ def step(
         raise _no_texts(stage, resolved.recipe)
     if kind in ("task-distill", "expert-teacher") and has_several_labels(resolved.recipe, catalog):
         check_several_labels(resolved.recipe)
+    if labels_words(resolved.recipe, catalog):
+        check_words(kind, resolved.recipe, stage.no_words)
     inputs = _fill_in_task(stage.inputs(resolved.recipe, EarlierOutputs(root, tuple(planned)), catalog), resolved.recipe.task)
     if stage.runs_as is not None:
         resolved = overlay(resolved, stage.overrides(resolved.recipe), f"stage {kind}", catalog)

@@ -47,6 +47,7 @@ class Stage:
     remark        what a person should know of a recipe's data before it runs
     split_tasks   a step of several tasks or teachers as steps of one each, to plan or try them one by one
     by_task       is about one task: in a recipe of several it is run for each of them, into `NAME-TASK`
+    no_words      why it is not for a task whose words have labels; empty where it is
     no_texts      why it is not for a task whose answers are texts that a model writes; empty where it is
     runs_as       the stage whose run, plan and trial it takes, with `overrides` laid over the recipe
     """
@@ -68,6 +69,7 @@ class Stage:
     remark: Callable[[Recipe, Catalog], str | None] = lambda recipe, catalog: None
     split_tasks: Callable[["Step"], "list[Step]"] = lambda step: [step]
     by_task: bool = False
+    no_words: str = ""
     no_texts: str = ""
     runs_as: str | None = None
     overrides: Callable[[Recipe], dict[str, Any]] = lambda recipe: {}

@@ -5,10 +5,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from microbert_cli.data.encoded.cascade import for_cascade
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.generation.rows import Lengths, text_pairs
 from microbert_cli.data.tables.texts import Inputs, Texts, windows_of
-from microbert_cli.data.tokenized import TokenizedExamples, for_cascade, tokenize_examples
+from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples
 from microbert_cli.data.windows.examples import tokenize_windows
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import scoring
@@ -18,10 +19,12 @@ from microbert_cli.models.exported.files import is_export
 from microbert_cli.models.find import is_cascade
 from microbert_cli.models.predictor import Predictor, open_predictor
 from microbert_cli.models.windows.settings import windows_of_model
-from microbert_cli.recipe.task_kinds import kind_of_model
+from microbert_cli.recipe.task_kinds import TaskKind, kind_of_model
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.text import is_valid_text, json_line, one_line
+
+NO_TAG = "-"  # of a word that a model did not read
 
 
 def run(
@@ -78,18 +81,23 @@ def answer(
     by_model = windows_of_model(config, where=f"MODEL {model}")
     length = max_length or (by_model.max_length if by_model else _trained_length(Path(model))) or 512
     kind, before = kind_of_model(config), 0
+    if kind.of_words and len(first[0]) > 1:
+        raise _tags_single_texts(model)
     for texts in chain([first], windows):
         _check_characters(texts, before)
         progress: dict[str, Any] = {"reporter": reporter, "name": "predict", "place": "text", "before": before}
         logits = scoring.logits_of(
             predictor.answers,
-            _encode(texts, predictor, length),
+            _encode(texts, predictor, length, kind),
             pad_id=predictor.tokenizer.pad_token_id,
             batch_size=batch_size,
             total=inputs.count or 0,
             **progress,
         )
-        yield kind.answers(logits)
+        records = kind.text_answers(logits, texts)
+        if unread := sum(record.get("unread_words", 0) for record in records):
+            reporter.warn(f"{unread:,} words are not read, behind {length:,} tokens or of no token: they have no score")
+        yield records
         before += len(texts)
 
 
@@ -127,19 +135,19 @@ def _write(
         before += len(texts)
 
 
-def _encode(texts: Texts, predictor: Predictor, length: int) -> TokenizedExamples:
-    encoded = _tokenize(texts, predictor, length)
+def _encode(texts: Texts, predictor: Predictor, length: int, kind: TaskKind) -> TokenizedExamples:
+    encoded = _tokenize(texts, predictor, length, kind)
     if (big := predictor.sends_to) is not None:
-        return for_cascade(encoded, _tokenize(texts, big, length), big.tokenizer.pad_token_id)
+        return for_cascade(encoded, _tokenize(texts, big, length, kind), big.tokenizer.pad_token_id)
     return encoded
 
 
-def _tokenize(texts: Texts, answers: Predictor, length: int) -> TokenizedExamples:
+def _tokenize(texts: Texts, answers: Predictor, length: int, kind: TaskKind) -> TokenizedExamples:
     positions = positions_of(answers.model.config) or length
     length = min(length, positions)
-    if by_model := windows_of_model(answers.model.config):
+    if not kind.of_words and (by_model := windows_of_model(answers.model.config)):
         return tokenize_windows(Examples(texts), answers.tokenizer, by_model.of_length(length))
-    return tokenize_examples(Examples(texts), answers.tokenizer, length)
+    return tokenize_examples(Examples(texts), answers.tokenizer, length, kind)
 
 
 def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
@@ -148,6 +156,8 @@ def as_lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> list[str]:
         return [json_line(answer) for answer in answers]
     if answers and "labels" in answers[0]:
         return ["|".join(one_line(str(label)) for label in answer["labels"]) for answer in answers]
+    if answers and "tags" in answers[0]:  # of words
+        return [" ".join(tag or NO_TAG for tag in answer["tags"]) for answer in answers]
     name = next((name for name in ("label", "text") if answers and name in answers[0]), None)
     if name is None:
         return [f"{answer['score']:.4f}" for answer in answers]
@@ -175,6 +185,16 @@ def _check_characters(texts: Texts, before: int) -> None:
                 allowed="Texts of whole characters, in UTF-8.",
                 fix="Mend that text; of a file in another encoding say which: --set data.encoding=NAME",
             )
+
+
+def _tags_single_texts(model: str) -> MbertError:
+    return MbertError(
+        "M439",
+        "this model tags the words of a text, and here are pairs of texts",
+        where=f"MODEL {model}",
+        allowed="One text a row.",
+        fix="Leave out --pairs, or name one column: --text tokens",
+    )
 
 
 def _reads_single_texts(model: str) -> MbertError:

@@ -277,3 +277,14 @@ def _unknown_requirement(file: str, unknown: Sequence[str]) -> MbertError:
         allowed=f"Columns: {nearest(unknown[0], COLUMNS)}",
         fix='Say what teacher and student must have in common: requires = {"tokens", "heads"}, or leave it out.',
     )
+
+
+def nothing_to_learn() -> MbertError:
+    """Returns the error for losses without any weight."""
+    return MbertError(
+        "M007",
+        "no loss has a weight above 0, so there is nothing to learn",
+        where="losses",
+        allowed="At least one loss; leave out the phase or the stage instead.",
+        fix="See the weights: --explain-config",
+    )

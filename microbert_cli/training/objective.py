@@ -14,10 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from microbert_cli.errors import DivergedError, MbertError
+from microbert_cli.errors import DivergedError
 from microbert_cli.models.capture import Batch, ModelOutputs, OptionalTeacherFunction, OutputRequest, forward_outputs
 from microbert_cli.models.device import PLAIN, Precision
 from microbert_cli.models.windows.pooling import pool_outputs, row_count
+from microbert_cli.models.words.rows import words_as_rows
 from microbert_cli.recipe.task_kinds import LabelForm, Standardisation
 from microbert_cli.training.loss_terms import (
     LAYER_SLICES,
@@ -25,6 +26,7 @@ from microbert_cli.training.loss_terms import (
     LossTerm,
     form_of_batch,
     make_projection,
+    nothing_to_learn,
     output_request,
     parameter_names,
     without_teacher_terms,
@@ -74,7 +76,7 @@ class Objective(nn.Module):
     ):
         super().__init__()
         if not terms:
-            raise _nothing_to_learn()
+            raise nothing_to_learn()
         self.terms = list(terms)
         self.normalisation, self.numerics, self.teacher_layers = normalisation, numerics, teacher_layers
         self.standardise, self.forms = list(standardise), list(forms)
@@ -138,6 +140,7 @@ class Objective(nn.Module):
             student = pool_outputs(forward_outputs(self.student, batch, self.student_request), batch)
         teacher = ModelOutputs() if teacher_outputs is None else teacher_outputs
         batch, teacher = self._in_learnt_units(batch, teacher)
+        batch, student, teacher = words_as_rows(batch, student, teacher)
         if "idle" in batch:
             batch = {name: value[:0] for name, value in batch.items()}
             teacher, student = _empty_outputs(teacher), _empty_outputs(student)
@@ -330,16 +333,6 @@ def _empty_outputs(outputs: ModelOutputs) -> ModelOutputs:
     exits = None if outputs.exits is None else outputs.exits[:, :0]
     top = None if outputs.top is None else (outputs.top[0][:0], outputs.top[1][:0])
     return ModelOutputs(logits, token_logits, outputs.token_head, hidden, scores, qkv, mask, outputs.routing, exits, top)
-
-
-def _nothing_to_learn() -> MbertError:
-    return MbertError(
-        "M007",
-        "no loss has a weight above 0, so there is nothing to learn",
-        where="losses",
-        allowed="At least one loss; leave out the phase or the stage instead.",
-        fix="See the weights: --explain-config",
-    )
 
 
 def _no_loss(total: float) -> DivergedError:

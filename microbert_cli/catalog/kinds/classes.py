@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from microbert_cli.errors import nearest
 from microbert_cli.recipe.task_kinds import (
+    TOKENS,
     WHOLE_NUMBER,
     ClassWeights,
     Labels,
@@ -38,8 +39,8 @@ class Kind(TaskKind):
 
     @classmethod
     def has_head(cls, num_outputs: int, problem_type: str | None) -> bool:
-        """Of more than one output; what the configuration calls the problem is often missing, and asked for several labels."""
-        return num_outputs != 1 and problem_type != "multi_label_classification"
+        """Of more than one output of a text; what the configuration calls the problem is often missing."""
+        return num_outputs != 1 and problem_type not in ("multi_label_classification", TOKENS)
 
     @property
     def num_outputs(self) -> int:

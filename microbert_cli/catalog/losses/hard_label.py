@@ -4,6 +4,7 @@
     labels    mean over original rows and labels c of  w_c y_c (1 - p_c)^g (-log p_c) + (1 - y_c) p_c^g (-log(1 - p_c)),
               p = sigmoid(z): several labels a row
     score     mean over original rows of (z - y)^2
+    words     mean over words of original rows of -log softmax(z)_y; words are the rows here
     texts     mean over all tokens of the texts to be written of -log softmax(z)_y, each a choice among the vocabulary
 
 z student logits [B, C], y gold class or score [B], of several labels a row [B, C] of 0 and 1; of texts [B, T, V] and [B, T],

@@ -8,12 +8,13 @@ be wrong: others may lack a name, share one, or be missing in some rows.
 from pathlib import Path
 
 from microbert_cli.data.tables.arrow import read_arrow, read_parquet, read_saved_folder
+from microbert_cli.data.tables.conll import read_conll
 from microbert_cli.data.tables.content import decode, read_bytes
 from microbert_cli.data.tables.delimited import read_delimited
 from microbert_cli.data.tables.objects import read_objects
 from microbert_cli.data.tables.table import NAME_COLUMNS, Table, empty
 from microbert_cli.reporter import SILENT, Reporter
-from microbert_cli.table_format import TableFormat
+from microbert_cli.table_format import COLUMN_FILES, TableFormat
 
 __all__ = ["AS_SHOWN", "NAME_COLUMNS", "Table", "read_lines", "read_table"]
 
@@ -42,6 +43,8 @@ def read_table(path: Path, form: TableFormat = AS_SHOWN, *, skip_broken_rows: in
     text = decode(data or b"", path, form.encoding, reporter=reporter)
     if suffix in (".jsonl", ".ndjson", ".json"):
         return read_objects(path, text, skip_empty=form.skip_empty)
+    if suffix in COLUMN_FILES:
+        return read_conll(path, text)
     return read_delimited(path, text, suffix, form, skip_broken_rows=skip_broken_rows, reporter=reporter)
 
 

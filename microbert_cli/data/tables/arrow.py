@@ -129,9 +129,11 @@ def _features_of(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The names of classes by column, of those features that are a ClassLabel with names all different."""
+    """The names of classes by column, of those features that are a ClassLabel, or a list of them, with names all different."""
     classes = {}
     for name, feature in features.items():
+        if isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
+            feature = feature.get("feature")
         names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
         if (
             isinstance(names, list)
@@ -143,7 +145,9 @@ def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def named_classes(values: list[Any], names: tuple[str, ...]) -> list[Any]:
-    """Class numbers as names; what is no number of a class, such as -1 for hidden, stays."""
+    """Class numbers as names, in lists too; what is no number of a class, such as -1 for hidden, stays."""
+    if any(isinstance(value, list) for value in values):
+        return [named_classes(value, names) if isinstance(value, list) else value for value in values]
     return [names[value] if type(value) is int and 0 <= value < len(names) else value for value in values]
 
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from microbert_cli.data.tokenized import no_windows
-from microbert_cli.models.windows.settings import OVERLAP, POOLS, WindowSettings, windows_of_model
+from microbert_cli.models.windows.settings import OVERLAP, POOLS, WindowSettings, no_windows, windows_of_model
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import Task
 
@@ -28,12 +27,14 @@ class WindowChoice:
     def of(cls, recipe: Recipe, task: Task) -> "WindowChoice":
         """Returns what a recipe says; raises M482 where the task's texts have no windows."""
         data = recipe.data
-        if task.kind.writes and (data.windows in POOLS or data.transfer_windows):
+        if (task.kind.writes or task.kind.of_words) and (data.windows in POOLS or data.transfer_windows):
             raise no_windows(
-                "a model that writes texts",
-                "A task of labels or scores.",
+                "a model that writes texts" if task.kind.writes else "a model that tags words",
+                "A task of labels or scores of texts.",
                 "--set data.windows=none --set data.transfer_windows=false",
             )
+        if task.kind.of_words:  # whatever the model did before: words are answered for by token
+            return cls(NONE)
         return cls(data.windows, data.stride, data.transfer_windows)
 
     def settings(self, config: Any, length: int, *, where: str) -> WindowSettings | None:

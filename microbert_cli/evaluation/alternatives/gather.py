@@ -55,7 +55,9 @@ class Alternatives:
     def floor_name(self) -> str:
         """What the answer that looks at no text is called."""
         kind = self.data.task.kind
-        return "commonest labels" if kind.independent else "commonest class" if kind.exclusive else "mean score"
+        if kind.of_words or kind.independent:
+            return "commonest tag" if kind.of_words else "commonest labels"
+        return "commonest class" if kind.exclusive else "mean score"
 
     def add_int8(self, name: str, source: str, *, label_order: Any = None, reporter: Reporter = SILENT) -> None:
         """Makes and scores the int8 copy of a model, for the row `name`."""
@@ -95,6 +97,9 @@ def find_alternatives(data: TaskData, train: Examples | None, note: str | None =
     train  None where there are none: `note` says why
     """
     result = Alternatives(data, majority_of_split(data, "dev"), linear_note=note, train=train)
+    if data.task.kind.of_words:
+        result.linear_note = "a linear model answers for texts, and these labels are of words"
+        return result
     if train is None or not train.labels:
         result.linear_note = note or "no training rows with labels"
         return result

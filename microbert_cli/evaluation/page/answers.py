@@ -75,7 +75,8 @@ def read_splits(out: Path, metrics: Mapping[str, Any]) -> list[Split]:
 
 
 def _split(name: str, columns: Mapping[str, list[Any]], scores: Mapping[str, Any]) -> Split:
-    classes = [str(label) for label in scores.get("labels", ())]
+    of_words = "words" in scores  # rows of tags: texts to this page
+    classes = [] if of_words else [str(label) for label in scores.get("labels", ())]
     several, label_sets = bool(scores.get("several_labels")), []
     if several:
         label_sets = [json.loads(cell) for cell in columns["label"]]

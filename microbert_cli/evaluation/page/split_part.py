@@ -85,7 +85,9 @@ def split_parts(evaluation: StageOutput, *, rows: int, catalog: Catalog) -> list
         )
         if name in splits and splits[name].are_texts:
             part.notes.append(
-                f"The answers are texts: {row_answers.PREDICTIONS} of {evaluation.name} has them beside the targets."
+                f"The answers are tags of words: {row_answers.PREDICTIONS} of {evaluation.name} has them beside the labels."
+                if "words" in scores
+                else f"The answers are texts: {row_answers.PREDICTIONS} of {evaluation.name} has them beside the targets."
             )
         elif name in splits:
             part.labels = _label_rows(scores)
@@ -100,6 +102,8 @@ def _scores(scores: Mapping[str, Any]) -> list[tuple[str, float, float | None]]:
     teacher = scores.get("teacher", {})
     measured = {**scores["metrics"], **{name: scores[name] for name in ("calibration_error",) if name in scores}}
     lines = [(name, float(value), teacher.get(f"teacher_{name}")) for name, value in measured.items()]
+    by_type = {name: values for name, values in scores.get("entities", {}).items() if name != "all"}  # of words
+    lines += [(f"entity_f1 of {name}", float(values["f1"]), None) for name, values in by_type.items()]
     named = {f"teacher_{name}" for name in measured}
     return lines + [(name, float(value), None) for name, value in teacher.items() if name not in named]
 

@@ -24,7 +24,7 @@ class TorchModel:
         with torch.no_grad():
             logits = forward_in_pieces(self.model, inputs, OutputRequest(logits=True)).logits
         assert logits is not None
-        return (logits[:, self.columns] if self.columns else logits).float().cpu().numpy()
+        return (logits[..., self.columns] if self.columns else logits).float().cpu().numpy()
 
 
 class ExitingModel(TorchModel):

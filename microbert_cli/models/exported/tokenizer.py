@@ -38,11 +38,18 @@ class ExportedTokenizer:
         self.backend_tokenizer = backend
         self.pad_token_id, self.padding_side, self.model_input_names = pad_token_id, padding_side, list(model_input_names)
 
-    def __call__(self, *texts: Any, add_special_tokens: bool = True, **_: Any) -> dict[str, Any]:
+    def __call__(
+        self, *texts: Any, add_special_tokens: bool = True, return_offsets_mapping: bool = False, **_: Any
+    ) -> dict[str, Any]:
         """Returns the ids of a list of texts; of a text or a pair its ids, segments and mask of special tokens.
+
+        return_offsets_mapping  of a list also the characters where each token begins and ends
 
         Nothing is cut or padded, whatever else is asked for.
         """
+        if isinstance(texts[0], list) and return_offsets_mapping:
+            rows = self.backend_tokenizer.encode_batch(texts[0], add_special_tokens=add_special_tokens)
+            return {"input_ids": [row.ids for row in rows], "offset_mapping": [row.offsets for row in rows]}
         if isinstance(texts[0], list):
             rows = self.backend_tokenizer.encode_batch_fast(texts[0], add_special_tokens=add_special_tokens)
             return {"input_ids": [row.ids for row in rows]}

@@ -37,7 +37,7 @@ def importance(
         with _recorded_activations(model, layers) as activations:
             inputs = {name: batch[name].to(model.device) for name in input_names(model) if name in batch}
             logits_BC = pool_logits(model(**inputs).logits, {name: value.to(model.device) for name, value in batch.items()})
-            loss = _loss(logits_BC if columns is None else logits_BC[:, list(columns)], batch["labels"].to(model.device))
+            loss = _loss(logits_BC if columns is None else logits_BC[..., list(columns)], batch["labels"].to(model.device))
         tensors = [value for pair in activations.values() for value in pair]
         gradients = iter(torch.autograd.grad(loss, tensors))
         for layer, (before_BTF, after_BTF) in activations.items():
@@ -63,7 +63,8 @@ def _loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits_BC, labels_B.to(logits_BC.dtype), reduction="sum")
     if logits_BC.shape[-1] == 1:
         return F.mse_loss(logits_BC[:, 0], labels_B.to(logits_BC.dtype), reduction="sum")
-    return F.cross_entropy(logits_BC, labels_B, reduction="sum")
+    # Of words logits are [B, T, C] and labels [B, T], -100 where none begins, which cross-entropy leaves out.
+    return F.cross_entropy(logits_BC.flatten(0, -2), labels_B.flatten(), reduction="sum")
 
 
 @contextmanager

@@ -59,3 +59,14 @@ def mark_windows(config: Any, settings: WindowSettings | None) -> None:
         setattr(config, FIELD, asdict(settings))
     elif hasattr(config, FIELD):
         delattr(config, FIELD)
+
+
+def no_windows(what: str, allowed: str, fix: str) -> MbertError:
+    """Returns the error for long texts in windows where there can be none."""
+    return MbertError(
+        "M482",
+        f"long texts are to be read in windows, and {what} reads their beginning",
+        where="data.windows",
+        allowed=allowed,
+        fix=fix,
+    )

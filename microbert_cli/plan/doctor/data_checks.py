@@ -7,6 +7,7 @@ from typing import Any
 
 from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples, tokenizer_fingerprint
 from microbert_cli.data.windows.examples import WindowedExamples, tokenize_windows
+from microbert_cli.data.words.starts import unread_words
 from microbert_cli.errors import MbertError
 from microbert_cli.models.architectures import positions_of
 from microbert_cli.models.windows.settings import OVERLAP, WindowSettings
@@ -107,6 +108,8 @@ def _truncation(context: DoctorContext, step: Step, split: str, checked: set[tup
     share = encoded.truncated / max(1, len(encoded))
     what = "texts of the transfer set" if split == TRANSFER else "training rows"
     text = f"{encoded.truncated:,} of {len(encoded):,} {what} are cut to {length} tokens ({share:.1%})"
+    if encoded.words is not None:
+        text += "; {:,} of {:,} words are not read".format(*unread_words(data.rows[split].texts, encoded.words))
     longer = min([2 * length, *_positions(context)])
     advice = f"; for more: --set data.max_length={longer}" if longer > length else ""
     return passed(text) if share <= CUT else doubtful(text + _cost_of_windows(context, step, split, length) + advice)
@@ -127,7 +130,7 @@ def _windows(context: DoctorContext, step: Step, split: str, encoded: TokenizedE
 def _cost_of_windows(context: DoctorContext, step: Step, split: str, length: int) -> str:
     """Returns advice to read long rows in windows, with what that costs, by a sample of the rows; "" where there are none."""
     data, output = context.data(step), context.output(step)
-    if step.resolved.recipe.teachers or data.task.kind.writes or split == TRANSFER:
+    if step.resolved.recipe.teachers or data.task.kind.writes or data.task.kind.of_words or split == TRANSFER:
         return ""
     rows = data.rows[split]
     sample = rows.take(range(0, len(rows), max(1, len(rows) // SAMPLE)))

@@ -36,6 +36,7 @@ class Data(Strict):
     header: bool = True
     quoting: bool | None = None
     skip_empty: bool = False
+    repair_tags: bool = False
     max_length: Count | None = None
     windows: Literal["none", "mean", "max"] | None = None
     stride: NotNegativeCount | None = None

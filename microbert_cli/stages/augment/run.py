@@ -71,6 +71,7 @@ def run(
             vectors=table,
             settings=settings_of(recipe),
             dev=data.rows.get("dev"),
+            tags=data.task.kind.names if data.task.kind.of_words else None,
             catalog=catalog,
             reporter=reporter,
         )

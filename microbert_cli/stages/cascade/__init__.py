@@ -26,6 +26,7 @@ STAGE = Stage(
     heads=lambda recipe: {"small": "classifier", "big": "classifier"},
     keys=("seed", "task", "data", "cascade"),
     splits=(SELECTED_BY,),
+    no_words="a small model answers alone where its largest probability is high, and a text has one for every word",
     no_texts="a small model answers alone where its largest probability is high, and a text has one for every word",
     makes_model=True,
     extras=lambda recipe: ("onnx",),

@@ -46,6 +46,7 @@ STAGE = Stage(
     "expert-teacher",
     inputs,
     input_keys={"teacher": ("teacher.model",), "augmented": ("augmented",)},
+    no_words="its experts are those of a classifier of texts",
     no_texts="its experts are those of a classifier",
     runs_as="task-distill",
     overrides=expert_teacher_values,

@@ -77,7 +77,7 @@ def run(
         columns = match_labels(loaded.model.config, data.task, where="export.model", source=model)
         if not names_settle_order(loaded.model.config, data.task):
             dev_logits = scoring.predict_logits(data, "dev", loaded.model, loaded)
-            dev_logits, dev_labels = dev_logits[:, columns] if columns else dev_logits, data.rows["dev"].labels or []
+            dev_logits, dev_labels = dev_logits[..., columns] if columns else dev_logits, data.rows["dev"].labels or []
             check_order(data.task, dev_logits, dev_labels, columns=columns, where=f"export.model {model}", reporter=reporter)
         speed = chosen_speed(loaded.model.config, recipe.export.speed, where=f"export.model {model}")
         if has_exits(loaded.model.config):
@@ -133,7 +133,7 @@ def _scorer(data: TaskData, loaded: LoadedModel, columns: list[int] | None) -> A
 
     def score(logits_of_batch: Any) -> dict[str, float]:
         dev_logits = scoring.logits_of(factory.FunctionModel(logits_of_batch), encoded, pad_id=pad_id)
-        dev_logits = dev_logits[:, columns] if columns else dev_logits
+        dev_logits = dev_logits[..., columns] if columns else dev_logits
         return scoring.score(data.task, dev_logits, data.rows["dev"], kind=kind)
 
     return score

@@ -74,9 +74,9 @@ class Pair:
         inputs = {name: tensor for name, tensor in batch.items() if name in CARRIED_INPUTS & set(read)}
         with torch.inference_mode():
             output = loaded.model.eval()(**inputs)
-        if self.kind == "classifier":
+        if self.kind == "classifier" and output.logits.dim() == 2:
             return output.logits
-        tokens = output.logits if self.kind == "masked-lm" else output.last_hidden_state
+        tokens = output.last_hidden_state if self.kind == "encoder" else output.logits
         return tokens[batch["attention_mask"].bool()]
 
     def split_of(self, rows: Examples) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Pair:
         for name, loaded in {"dev_before": self.before, "dev": self.after}.items():
             logits = scoring.predict_logits(data, "dev", loaded.model, loaded)
             kind = data.task.kind.answered_by(loaded.model.config, columns)
-            scores[name] = scoring.score(data.task, logits[:, columns] if columns else logits, data.rows["dev"], kind=kind)
+            scores[name] = scoring.score(data.task, logits[..., columns] if columns else logits, data.rows["dev"], kind=kind)
         return scores
 
 

@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from microbert_cli.data.corpus.documents import identify_corpus
 from microbert_cli.data.task_data import load_task_data
 from microbert_cli.errors import MbertError
 from microbert_cli.models.config import NO_CODE, read_config
 from microbert_cli.models.find import find_model, has_head
-from microbert_cli.models.load import CLASSES, LoadedModel, count_all_parameters, load_model
+from microbert_cli.models.load import LoadedModel, class_of, count_all_parameters, load_model
 from microbert_cli.models.moe.extract import is_routed
 from microbert_cli.models.save import save_model
 from microbert_cli.models.vocabulary.tokenizer import cut_tokenizer
@@ -103,7 +102,7 @@ def _kind_of(model: str) -> str:
     if is_routed(config):
         raise _of_experts(model)
     names = [str(name) for name in config.architectures or ()]
-    if any(name.endswith("ForSequenceClassification") for name in names):
+    if any(name.endswith(("ForSequenceClassification", "ForTokenClassification")) for name in names):
         return "classifier"
     has_words = any(name.endswith(("ForMaskedLM", "ForPreTraining", "LMHeadModel")) for name in names)
     return "masked-lm" if has_words and has_head(path, "masked-lm") is not False else "encoder"
@@ -116,9 +115,7 @@ def _cut(loaded: LoadedModel, choice: Choice, kind: str, directory: Path, source
     model = cut_model(loaded.model, config, choice.numbers, where=where)
     tokenizer = cut_tokenizer(loaded.tokenizer, choice.rules, choice.numbers, config, where=where)
     save_model(model, tokenizer, directory, projection=loaded.projection)
-    reread = getattr(transformers, CLASSES[kind]).from_pretrained(
-        directory, dtype=torch.float32, local_files_only=True, **NO_CODE
-    )
+    reread = class_of(kind, config).from_pretrained(directory, dtype=torch.float32, local_files_only=True, **NO_CODE)
     return LoadedModel(reread.eval(), tokenizer, str(directory), [])
 
 

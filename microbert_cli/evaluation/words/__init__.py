@@ -1,0 +1,1 @@
+"""Scores of words: logits row by row, entity F1, accuracy."""

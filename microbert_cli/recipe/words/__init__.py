@@ -1,0 +1,1 @@
+"""Tasks with labels of words: what a recipe may ask of them."""
