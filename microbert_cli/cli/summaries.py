@@ -23,6 +23,8 @@ SUMMARIES = {
     "predict": "One label a line, in the order of the texts; a score for regression.",
     "extract": "The plain BERT of one task, or without --task of each: its experts and head alone, logits equal to 1e-6.",
     "export": "Safetensors, ONNX fp32 and int8, the same with fused operators, parity checked on real rows, a model card.",
+    "push": "Sends a finished output to the Hugging Face Hub: files that answer and the card, in one commit, "
+    "private by default.",
     "bench": "Parameters, size, FLOPs, latency (batch 1) and throughput; an export directory enters with all its files.",
     "compare": "Trains several students on the same data, teacher and seeds, and tells them apart in one table.",
     "report": "Shows finished runs in one HTML file: results, curves, answers, lineage, costs; no model is loaded.",

@@ -120,7 +120,7 @@ def _whole(task: Task, source: Path, split: str, reporter: Reporter, soft: SoftC
     assert task.files is not None
     form = task.files.format
     key = ""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # the reader says what is wrong with the name
         facts = [str(source), atomic.file_stamp(source), split, form.model_dump(), task.text, task.allow_empty, repr(soft)]
         key = atomic.digest([*facts, task.label.model_dump(mode="json")])
     if key in _read:

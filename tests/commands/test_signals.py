@@ -136,7 +136,7 @@ def strike(*_, **__):
 
 from microbert_cli.cli import main
 main.command_line = lambda names: strike
-sys.argv = ["mbert", "--help"]
+sys.argv = ["mbert", "env"]
 __main__.main()
 """
 
