@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from microbert_cli.cli.console import show, show_json, show_note, show_table
@@ -18,7 +19,7 @@ from microbert_cli.recipe.multitask import ambiguous_task, task_name
 from microbert_cli.recipe.registry import Catalog, stage_names
 from microbert_cli.recipe.resolve import Resolved
 from microbert_cli.recipe.task import load_task
-from microbert_cli.recipe.task_kinds import kind_class
+from microbert_cli.recipe.task_kinds import TOKENS, answers_words, kind_class
 from microbert_cli.runs import manifest
 from microbert_cli.runs.stage_inputs import RUNS, Step, default_root, step, steps
 from microbert_cli.runs.stage_registry import find_stage
@@ -176,6 +177,7 @@ def _labels_of_model(model: Path) -> dict[str, Any]:
     if config.get("problem_type") == "regression":
         return {"data__kind": "score"}
     kind = "labels" if config.get("problem_type") == "multi_label_classification" else "classes"
+    kind = TOKENS if answers_words(SimpleNamespace(architectures=config.get("architectures"))) else kind
     names = [str(name) for _, name in sorted(config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
     is_named = names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names)
     return {"data__labels": names, "data__kind": kind} if is_named else {}

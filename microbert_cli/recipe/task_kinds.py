@@ -170,7 +170,7 @@ class TaskKind(ABC):
             "M440",
             f"class_weights weighs classes, and this task has {self.describe()}",
             where="data.class_weights",
-            allowed="A task of classes, or of several labels a row.",
+            allowed="A task of classes, of several labels a row, or of labels of words.",
             fix="Leave the key out.",
         )
 
@@ -285,7 +285,7 @@ def check_primary(kind: TaskKind, metric: str, metrics: Sequence[str]) -> None:
             str(error),
             where="data.primary",
             allowed=f"{', '.join(kind.metrics)}.",
-            fix=f"--set data.primary={kind.default_metrics[0]}",
+            fix=f"--set data.primary={kind.default_metrics_of(kind.names)[0]}",
         ) from None
 
 

@@ -275,6 +275,19 @@ def test_lists_of_class_labels_come_from_the_hub(place, tmp_path, hub):
 DISTIL = ("task-distill", *DATA, "--teacher", "teacher")
 
 
+def test_weights_of_tags_and_another_metric(place):
+    """Weights of tags and a focal loss change what is learnt; `data.primary` what is chosen by."""
+    weights = ("--set", "data.class_weights=balanced", "--set", "data.primary=macro_f1")
+    focal = ("--set", "finetune.losses.hard_label.gamma=2")
+    steps = (*FAST[:2], "--set", "finetune.steps=8", "--set", "finetune.evaluations=1")
+    for name, words in (("plain", ()), ("weighed", weights), ("focal", focal)):
+        works("finetune", *DATA, "--model", "bert", *steps, *words, "-o", f"tags-{name}")
+    weighed = json.loads((place / "tags-weighed/metrics.json").read_text())
+    assert weighed["primary"] == "macro_f1" and 0 <= weighed["dev"]["macro_f1"] <= 1
+    weights_of = {(place / f"tags-{name}/model.safetensors").read_bytes() for name in ("plain", "weighed", "focal")}
+    assert len(weights_of) == 3
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
@@ -284,6 +297,9 @@ DISTIL = ("task-distill", *DATA, "--teacher", "teacher")
         ("M438", ("augment", *DATA, "--set", 'augment.sources=["recombine"]')),
         ("M438", ("cascade", "teacher", "teacher", *DATA)),
         ("M439", ("predict", "teacher", "--pairs", "anna\tsmith")),
+        ("M441", ("finetune", *DATA, "--model", "bert", "--set", 'data.class_weights={"B-ORG" = 2}')),
+        ("M444", ("finetune", *DATA, "--model", "bert", "--set", "data.primary=matthews")),
+        ("M482", ("finetune", *DATA, "--model", "bert", "--set", "data.windows=mean")),
         ("M437", ("evaluate", "teacher", "--train-file", "texts.csv", "--dev-file", "texts.csv")),
     ],
 )
@@ -297,6 +313,16 @@ def test_what_is_not_there_is_refused_before_any_work(place, code, words):
     for leftover in place.glob("no.partial*"):
         assert not list(leftover.glob("**/*.safetensors")), "nothing was trained"
         shutil.rmtree(leftover)
+
+
+def test_a_model_that_read_windows_reads_none_as_a_model_of_words(place):
+    config = json.loads((place / "bert/config.json").read_text())
+    shutil.copytree(place / "bert", place / "of-windows", dirs_exist_ok=True)
+    marked = {**config, "mbert_windows": {"pool": "mean", "max_length": 8, "stride": 2}}
+    (place / "of-windows/config.json").write_text(json.dumps(marked))
+    works("finetune", *DATA, "--model", "of-windows", "--set", "finetune.steps=2", "-o", "no-windows")
+    assert "mbert_windows" not in json.loads((place / "no-windows/config.json").read_text())
+    works("evaluate", "no-windows", "--dev-file", "dev.conll", "-o", "no-windows-scores")  # the model says its kind and tags
 
 
 def test_the_task_of_words_is_embedded():

@@ -59,7 +59,7 @@ def has_neurons(model: Any) -> bool:
 
 
 def _loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    if labels_B.dim() == 2:  # several labels a row
+    if labels_B.is_floating_point() and labels_B.dim() == 2:  # several labels a row
         return F.binary_cross_entropy_with_logits(logits_BC, labels_B.to(logits_BC.dtype), reduction="sum")
     if logits_BC.shape[-1] == 1:
         return F.mse_loss(logits_BC[:, 0], labels_B.to(logits_BC.dtype), reduction="sum")

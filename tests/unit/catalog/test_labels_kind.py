@@ -120,6 +120,8 @@ def test_other_losses_of_logits_take_each_label_by_itself() -> None:
     labels = tensor([1.0, 0.0])
     expected = torch.nn.functional.binary_cross_entropy_with_logits(student, labels, reduction="sum")
     assert float(importance_loss(student, labels)) == pytest.approx(float(expected))
+    of_words = importance_loss(torch.zeros(1, 3, 4), torch.tensor([[2, -100, 0]]))
+    assert float(of_words) == pytest.approx(2 * log(4)), "labels of words, of which the second token begins none"
 
 
 def test_ensembles_answer_with_the_mean_probability() -> None:

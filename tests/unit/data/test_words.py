@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from tiny_words import TAGS, tiny_sentences, write_conll, write_jsonl
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.load import load_split, own_task
 from microbert_cli.data.tokenized import tokenize_examples
+from microbert_cli.data.windows.choice import WindowChoice
 from microbert_cli.errors import MbertError
+from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import Task
+from microbert_cli.recipe.task_kinds import kind_class, kinds
 from microbert_cli.table_format import TableFormat
 
 KIND = "token_classification"
@@ -142,6 +146,38 @@ def test_the_first_piece_of_a_word_has_its_label(tmp_path):
     assert batch["words"][1].tolist() == [-1, 0, 2, -1, -1, -1] and batch["labels"][1, 2] == 1
     taken = encoded.take(np.array([1]))
     assert taken.arrays([0])["labels"].tolist() == [[-100, 0, 1, -100]]
+
+
+def test_weights_of_tags_by_their_words():
+    kind = kind_class(KIND)(("O", "B-PER", "I-PER"))
+    labels: list[tuple[int, ...] | None] = [(0, 0, 1), (0,), None, (1, 2)]
+    assert kind.class_weights(labels, "balanced") == pytest.approx((6 / 9, 1.0, 2.0)), "n / (C n_c), as scikit-learn has it"
+    assert kind.class_weights(labels, {"B-PER": 5}) == (1.0, 5.0, 1.0) and kind.class_weights(labels, None) is None
+    refusal("M441", lambda: kind.class_weights(labels, {"B-LOC": 2.0}))
+
+
+def test_a_task_of_words_names_its_metrics(tmp_path):
+    entities = own(write_jsonl(tmp_path / "a.jsonl", tiny_sentences(20)))
+    assert entities.selected_by("macro_f1").primary == "macro_f1"
+    assert refusal("M444", lambda: entities.selected_by("matthews")).fix == "--set data.primary=entity_f1"
+
+
+def test_long_texts_of_words_have_no_windows(tmp_path):
+    task = own(write_jsonl(tmp_path / "a.jsonl", tiny_sentences(20)))
+    for keys in ({"windows": "mean"}, {"transfer_windows": True}):
+        error = refusal("M482", lambda keys=keys: WindowChoice.of(Recipe.model_validate({"data": keys}), task))
+        assert "tags words" in error.what and "data.windows=none" in error.fix
+    choice = WindowChoice.of(Recipe(), task)
+    marked = SimpleNamespace(mbert_windows={"pool": "max", "max_length": 8, "stride": 2})
+    assert choice.settings(marked, 16, where="model") is None, "whatever a model did before"
+
+
+def test_a_head_is_of_exactly_one_kind():
+    problems = (None, "regression", "single_label_classification", "multi_label_classification", KIND)
+    for outputs in (1, 2, 5):
+        for problem in problems:
+            kinds_of_head = [name for name, kind in kinds().items() if kind.has_head(outputs, problem)]
+            assert len(kinds_of_head) == 1, (outputs, problem, kinds_of_head)
 
 
 def test_words_behind_the_cut_have_no_token(tmp_path):
