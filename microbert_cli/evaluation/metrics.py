@@ -4,7 +4,7 @@ Where a metric is undefined it is 0: Matthews, Pearson and Spearman of constant 
 predicted nor there. Source: Wang et al. 2019 (GLUE) for which metric belongs to which task.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ def compute(
         reporter.warn("all answers or all labels are equal: their correlation is undefined and reported as 0")
     named = [name for name in names if name != MEAN]
     if unknown := [name for name in named if name not in (OF_LABELS if expected.ndim > 1 else METRICS)]:
-        raise _unknown(unknown[0])
+        raise unknown_metric(unknown[0], METRICS)
     scores = {name: (OF_LABELS if expected.ndim > 1 else METRICS)[name](predicted, expected) for name in named}
     if MEAN in names:
         scores[MEAN] = sum(scores.values()) / len(scores)
@@ -156,11 +156,12 @@ def _not_finite(count: int, of: int) -> MbertError:
     )
 
 
-def _unknown(name: str) -> MbertError:
+def unknown_metric(name: str, metrics: Iterable[str]) -> MbertError:
+    """Returns the error for a metric that is none of these."""
     return MbertError(
         "M033",
         f'there is no metric "{name}"',
         where="metrics",
-        allowed=f"Known: {nearest(name, [*METRICS, MEAN])}",
+        allowed=f"Known: {nearest(name, [*metrics, MEAN])}",
         fix="Correct the name in the task's TOML.",
     )

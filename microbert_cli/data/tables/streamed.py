@@ -34,9 +34,16 @@ def read_large(path: Path, form: TableFormat, *, skip_broken_rows: int = 0, repo
     """Returns a large CSV or TSV file as a table whose cells are on the disk; None for one that has to be read whole."""
     encoding = (form.encoding or UTF8[0]).lower().replace("_", "-")
     with suppress(OSError):
-        if path.suffix.lower() in SUFFIXES and encoding in UTF8 and path.stat().st_size >= LARGE_BYTES:
+        if path.suffix.lower() in SUFFIXES and encoding in UTF8 and _size(path) >= LARGE_BYTES:
             return _from_cache(path, form, skip_broken_rows, reporter)
     return None
+
+
+def _size(path: Path) -> int:
+    """Returns the bytes of a file; 0 where there is none, of which the other reader says why."""
+    with suppress(OSError, ValueError):
+        return path.stat().st_size
+    return 0
 
 
 def stored_column(path: Path, name: str, blocks: Callable[[], Iterator[list[Any]]]) -> StoredColumn | None:

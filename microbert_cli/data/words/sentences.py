@@ -14,7 +14,7 @@ from microbert_cli.errors import MbertError, nearest
 from microbert_cli.models.words.tags import Scheme, all_tags, first_break, repaired, scheme_of
 from microbert_cli.models.words.text import SPACES, join_words, split_text
 from microbert_cli.recipe.task import ColumnName, Task
-from microbert_cli.recipe.task_kinds import too_few_classes
+from microbert_cli.recipe.task_kinds import too_few_classes, wrong_labels
 from microbert_cli.table_format import format_option
 from microbert_cli.text import is_valid_text
 
@@ -171,16 +171,12 @@ def _unknown(rows: Sequence[list[str] | None], names: set[str]) -> dict[int, int
 def _unknown_tag(
     table: Table, words: Sequence[Words], rows: Sequence[list[str] | None], unknown: Mapping[int, int], names: Sequence[str]
 ) -> MbertError:
+    wrong = {}
+    for row, number in unknown.items():
+        tag = (rows[row] or [])[number]
+        wrong[row] = f'the tag "{tag}" of word {number + 1}{_shown(words[row], number + 1)} is none of the task\'s'
     first = min(unknown)
-    number, tags = unknown[first], rows[first] or []
-    return MbertError(
-        "M351",
-        f'the tag "{tags[number]}" of word {number + 1}{_shown(words[first], number + 1)} is none of the task\'s'
-        + and_more(len(unknown)),
-        where=table.where_all(sorted(unknown)),
-        allowed=nearest(tags[number], names),
-        fix="""Correct the row, or name the tags: label.names in the task's TOML, or --set 'data.labels=["O", "..."]'""",
-    )
+    return wrong_labels(wrong, nearest((rows[first] or [])[unknown[first]], names), table.where_all)
 
 
 def _broken(table: Table, words: Sequence[Words], breaks: Mapping[int, tuple[int, str]], scheme: Scheme) -> MbertError:
@@ -231,9 +227,9 @@ def _other_count(where: str, what: str) -> MbertError:
 
 def _too_many(place: str, column: str, count: int) -> MbertError:
     return MbertError(
-        "M363",
+        "M332",
         f'column "{column}" has {count:,} different tags',
         where=place,
         allowed=f"At most {MOST_TAGS} tags.",
-        fix="Name the column of tags: --label COLUMN",
+        fix="Name the column that has the tags as the label.",
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from microbert_cli.errors import MbertError, nearest
+from microbert_cli.evaluation.metrics import unknown_metric
 from microbert_cli.models.words.scores import count_entities, over_all
 from microbert_cli.models.words.tags import OUTSIDE
 from microbert_cli.recipe.task_kinds import MEAN
@@ -22,7 +22,7 @@ def word_scores(metrics: Sequence[str], predicted: Any, labels: Rows, names: Seq
     answers = [_answers(row, len(label), names) for row, label in zip(predicted, labels, strict=True)]
     named = [name for name in metrics if name != MEAN]
     if unknown := [name for name in named if name not in WORD_METRICS]:
-        raise _unknown(unknown[0])
+        raise unknown_metric(unknown[0], WORD_METRICS)
     of_entities = over_all(count_entities(answers, tags)) if any(name.startswith("entity") for name in named) else {}
     scores = {
         name: float(of_entities[name.removeprefix("entity_")])
@@ -56,13 +56,3 @@ def _macro_f1(gold: list[str], answers: list[str]) -> float:
 
 
 OF_WORDS: dict[str, Callable[[list[str], list[str]], float]] = {"accuracy": _accuracy, "macro_f1": _macro_f1}
-
-
-def _unknown(name: str) -> MbertError:
-    return MbertError(
-        "M033",
-        f'there is no metric "{name}" of words',
-        where="metrics",
-        allowed=f"Known: {nearest(name, [*WORD_METRICS, MEAN])}",
-        fix="Correct the name in the task's TOML.",
-    )
