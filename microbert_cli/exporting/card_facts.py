@@ -77,7 +77,7 @@ def card(facts: Facts) -> Card:
         worth=_worth(facts),
         pairs=len(task.text) > 1,
         javascript=_opens_in_browsers(facts),
-        thresholds=dict(getattr(facts.loaded.model.config, "label_thresholds", None) or {}),
+        thresholds=dict(getattr(facts.loaded.model.config, "label_thresholds", None) or {}) if task.kind.independent else {},
     )
 
 
