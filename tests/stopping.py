@@ -1,5 +1,6 @@
 """A stage stopped at many points and gone on, beside the same stage that was never stopped."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from microbert_cli.reporter import Reporter
-from microbert_cli.runs import manifest
+from microbert_cli.runs import atomic, manifest
 from microbert_cli.runs.stage_result import StageResult
 from microbert_cli.signals import Halted, Interrupted
 
@@ -51,8 +52,14 @@ def points(events: list[Event], *, fully: bool = True) -> Iterator[Event]:
 
 
 def files(directory: Path) -> dict[str, str]:
-    """The hashes of what the next stage would read."""
-    return {name: found for name, found in manifest.read(directory)["outputs"].items() if manifest.is_result(name)}
+    """The hashes of what the next stage would read, without the seconds that a budget measured."""
+    hashes = {name: found for name, found in manifest.read(directory)["outputs"].items() if manifest.is_result(name)}
+    if (directory / "budget.json").is_file():
+        hashes.pop("budget.json", None)
+        metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+        metrics["budget"] = {name: metrics["budget"][name] for name in ("budget", "share", "planned_steps", "steps")}
+        hashes["metrics.json"] = atomic.digest(metrics)
+    return hashes
 
 
 def stopped_everywhere(make: Make, folder: Path, *, fresh_cache: pytest.MonkeyPatch, fully: bool = True) -> int:
