@@ -21,6 +21,7 @@ PLACES = """DIR teacher FINE_TUNED SMALL BIG MODEL student general exits cascade
 FILES = "texts.txt texts.txt.gz my-texts.txt.gz text.txt.gz sentences.txt glove.6B.300d.txt"
 STAGES = "finetune general-distill augment task-distill export".split()  # of runs that pages go on from
 TABLES = "reviews.csv pairs.csv dev.csv tables/short.csv tables/short-dev.csv"
+COLUMN_FILES = "train.conll dev.conll"
 # What a reader puts in; benchmarks need what other commands make; the folder of extending.md is made in test_extending.py.
 LEFT_TO_READERS = re.compile(r"\bTASK\b|\.\.\. |benchmarks/|--include mine")
 
@@ -74,6 +75,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("comments.csv").write_text("\n".join(["comment,toxic,insult,threat", *rows, ""]), encoding="utf-8")
         lines = [{"comment": f"comment {n}", "labels": [["toxic"], ["insult", "threat"], []][n % 3]} for n in range(40)]
         Path("comments.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        for name in COLUMN_FILES.split():
+            Path(name).write_text("Anna B-PER\nsleeps O\n\nRome B-LOC\n\n" * 20, encoding="utf-8")
         for name in FILES.split():
             Path(name).write_text("a text\n", encoding="utf-8")
         yield folder
