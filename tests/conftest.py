@@ -3,7 +3,7 @@
 import os
 
 # Read by libraries when they are imported, so they are set before any of them is.
-os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"  # without bfloat16 products, so that `auto` is float32 on every processor
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"  # without bfloat16 products, so that every processor says the same
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread costs more than it brings

@@ -4,7 +4,7 @@ Weights, gradients, optimiser and losses are float32 always; forward passes need
 
     precision  fp32   everything in float32
                bf16   matrix products of student and teacher in bfloat16 (autocast): 8 bits of mantissa, the range of float32
-               auto   bf16 on a GPU that computes in it and on a processor that multiplies in it, fp32 elsewhere
+               auto   bf16 on a GPU that computes in it, fp32 elsewhere
     tf32       lets a GPU round the inputs of float32 products to 10 bits of mantissa; never unless asked
     compile    torch.compile of the encoders, for any batch shape: minutes at the start, worth it on long runs on a GPU
 
@@ -62,9 +62,16 @@ def choose_precision(device: str, *, precision: str = "auto", tf32: bool = False
     """Returns the precision that a recipe's keys mean on this device; sets TF32 for the whole process."""
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
-    if precision == "auto":
-        precision = "bf16" if bfloat16_by(device) else "fp32"
-    return Precision(precision, compile, device)
+    return Precision(auto_precision(device) if precision == "auto" else precision, compile, device)
+
+
+def auto_precision(device: str) -> str:
+    """Returns what `auto` is on a device.
+
+    Processors that multiply in bfloat16 are faster with it, but the demo's distilled students lose more than the spread of
+    their seeds (docs/lab-notes.md), so that there it is for whoever asks for it.
+    """
+    return "bf16" if torch.device(device).type == "cuda" and bfloat16_by(device) else "fp32"
 
 
 def bfloat16_by(device: str) -> str:
@@ -104,7 +111,11 @@ def settle_precision(recipe: Recipe, work: OutputDirectory, reporter: Reporter) 
         if recipe.precision != "auto":
             return here, "as the recipe says"
         by = bfloat16_by(device)
-        return here, f"which {by} multiplies in" if by else "since nothing here multiplies in bfloat16"
+        if here == "bf16":
+            return here, f"which {by} multiplies in"
+        if by:
+            return here, f"and {by} is faster in bfloat16, which costs some score in places: --set precision=bf16"
+        return here, "since nothing here multiplies in bfloat16"
 
     precision, why = distributed.on_main_process(settle)
     reporter.note(f"precision: {TITLES[precision]}, {why}")

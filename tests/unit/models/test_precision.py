@@ -34,17 +34,17 @@ def processor(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("instructions", "precision", "by"),
+    ("instructions", "by"),
     [
-        ({}, "fp32", ""),
-        ({"avx512_bf16": True}, "bf16", "this processor (AVX-512 BF16)"),
-        ({"amx": True, "avx512_bf16": True}, "bf16", "this processor (AMX)"),
+        ({}, ""),
+        ({"avx512_bf16": True}, "this processor (AVX-512 BF16)"),
+        ({"amx": True, "avx512_bf16": True}, "this processor (AMX)"),
     ],
 )
-def test_auto_asks_the_processor(processor, instructions, precision, by):
+def test_a_processor_is_asked_and_auto_stays_float32_on_it(processor, instructions, by):
     processor(**instructions)
-    assert choose_precision("cpu") == Precision(precision, False, "cpu")
     assert bfloat16_by("cpu") == by
+    assert choose_precision("cpu") == Precision("fp32", False, "cpu")
 
 
 def test_who_says_a_precision_gets_it(processor):
@@ -65,10 +65,10 @@ def test_who_says_a_precision_gets_it(processor):
         ("ALL", "bf16"),
     ],
 )
-def test_auto_heeds_what_onednn_is_limited_to(processor, monkeypatch, name, limit, precision):
+def test_a_processor_that_onednn_is_kept_from(processor, monkeypatch, name, limit, precision):
     processor(avx512_bf16=True)
     monkeypatch.setenv(name, limit)
-    assert choose_precision("cpu").precision == precision
+    assert bool(bfloat16_by("cpu")) == (precision == "bf16")
 
 
 def test_auto_is_float32_on_devices_that_nobody_asked():
@@ -113,7 +113,12 @@ def place(tmp_path_factory):
 def machine(place, monkeypatch):
     """Puts the command onto a machine with or without bfloat16 products."""
     monkeypatch.chdir(place)
-    return lambda has: monkeypatch.setattr(device, "bfloat16_by", lambda _: "this processor (AMX)" if has else "")
+
+    def put(has):
+        monkeypatch.setattr(device, "bfloat16_by", lambda _: "this GPU" if has else "")
+        monkeypatch.setattr(device, "auto_precision", lambda _: "bf16" if has else "fp32")
+
+    return put
 
 
 def finetune(out, told, **changed):
@@ -147,7 +152,7 @@ def test_another_machine_goes_on_in_the_precision_of_the_first(machine, tmp_path
     assert equal(tmp_path / "whole", tmp_path / "parts")
     title, other = ("bfloat16", "float32") if begun else ("float32", "bfloat16")
     assert resumed.precision == f"{title}, as this was begun, where a new run would take {other}"
-    expected = "which this processor (AMX) multiplies in" if begun else "since nothing here multiplies in bfloat16"
+    expected = "which this GPU multiplies in" if begun else "since nothing here multiplies in bfloat16"
     assert whole.precision == f"{title}, {expected}"
     for name in ("whole", "parts"):
         record = manifest.read(tmp_path / name)
@@ -177,6 +182,16 @@ def test_work_of_a_version_that_recorded_nothing_is_float32(machine, tmp_path):
     finetune(tmp_path / "old", told)
     assert told.precision.startswith("float32, as this was begun")
     assert manifest.read(tmp_path / "old")["precision"] == "fp32"
+
+
+def test_a_processor_that_would_be_faster_is_named(processor, place, monkeypatch, tmp_path):
+    monkeypatch.chdir(place)
+    processor(avx512_bf16=True)
+    told = Told()
+    finetune(tmp_path / "out", told)
+    assert told.precision.startswith("float32, and this processor (AVX-512 BF16) is faster in bfloat16")
+    assert told.precision.endswith("--set precision=bf16")
+    assert manifest.read(tmp_path / "out")["precision"] == "fp32"
 
 
 def test_a_recipe_that_says_it(machine, tmp_path):
