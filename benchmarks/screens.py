@@ -43,7 +43,7 @@ COMMANDS = {
     "augment": f"augment --masked-lm runs/quickstart/pretrain {TASK} --set augment.copies=1 -o runs/screens/augment",
     "trim": f"trim runs/quickstart/finetune {TASK} --set vocabulary.keep_first=0 -o runs/screens/trim",
     "task-distill": (
-        f"task-distill --teacher runs/quickstart/finetune --student demo-2l-64 --method kd {TASK} --set "
+        f"task-distill --teacher runs/quickstart/finetune --student demo-2l-64 --set method=kd {TASK} --set "
         "phases.distillation.steps=20 -o runs/screens/kd"
     ),
     "expert-teacher": (
@@ -101,6 +101,7 @@ def prepare(folder: Path) -> None:
             f'method = "{method}"',
             'teacher = "runs/quickstart/finetune"',
             'student = "demo-2l-64"',
+            'initialise = "teacher-slice"',
         ]
         text = "\n".join([*lines, "[data]", "limit = 600", "[phases.distillation]", "steps = 20", ""])
         (folder / f"{method}.toml").write_text(text, encoding="utf-8")
