@@ -33,8 +33,9 @@ def split_by_hash(texts: Sequence[tuple[str, ...]], classes: Sequence[float] | N
     del keys
     if classes is None or set(classes) == {label for label, dev in zip(classes, is_dev.tolist(), strict=True) if not dev}:
         return is_dev, False
-    dev = _stratified([_text_hash(row) for row in texts], classes, wanted_size)
-    return np.fromiter((_text_hash(row) in dev for row in texts), bool, len(texts)), True
+    listed = hashes.tolist()
+    dev = _stratified(listed, classes, wanted_size)
+    return np.fromiter((key in dev for key in listed), bool, len(texts)), True
 
 
 def _stratified(hashes: Sequence[bytes], classes: Sequence[float], wanted_size: int) -> set[bytes]:

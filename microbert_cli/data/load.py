@@ -6,6 +6,7 @@ sets, and the task's Hub id, which is said aloud and refused under `HF_HUB_OFFLI
 
 import os
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -62,63 +63,27 @@ def load_split(
     return rows.limit(limit)
 
 
-def _python_docs(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
-    from microbert_cli.data.corpus import python_docs
-
-    texts, labels = python_docs.python_task_rows(split)
-    return [(text,) for text in texts], labels
+Rows = tuple[list[tuple[str, ...]], list[Any]]
 
 
-def _python_shuffled(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
-    from microbert_cli.data.corpus import python_tasks
+def _from_corpus(module: str, function: str) -> Callable[[str], Rows]:
+    """Returns what reads a split of an embedded task: its module of data/corpus/ is loaded when a split is asked for."""
 
-    texts, labels = python_tasks.shuffled_rows(split)
-    return [(text,) for text in texts], labels
+    def rows(split: str) -> Rows:
+        texts, labels = getattr(import_module(f"microbert_cli.data.corpus.{module}"), function)(split)
+        return [(text,) for text in texts], labels
 
-
-def _python_areas(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
-    from microbert_cli.data.corpus import python_tasks
-
-    texts, labels = python_tasks.area_rows(split)
-    return [(text,) for text in texts], labels
+    return rows
 
 
-def _python_raises(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
-    from microbert_cli.data.corpus import python_functions
-
-    texts, labels = python_functions.raises_rows(split)
-    return [(text,) for text in texts], labels
-
-
-def _python_gaps(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
-    from microbert_cli.data.corpus import python_gaps
-
-    sources, targets = python_gaps.python_gap_rows(split)
-    return [(source,) for source in sources], targets
-
-
-def _python_topics(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
-    from microbert_cli.data.corpus import python_topics
-
-    texts, labels = python_topics.topic_rows(split)
-    return [(text,) for text in texts], labels
-
-
-def _python_roles(split: str) -> tuple[list[tuple[str, ...]], list[Any]]:
-    from microbert_cli.data.corpus import python_roles
-
-    texts, tags = python_roles.python_role_rows(split)
-    return [(text,) for text in texts], tags
-
-
-BUILT_IN_TASKS: dict[str, Callable[[str], tuple[list[tuple[str, ...]], list[Any]]]] = {
-    "python-docs": _python_docs,
-    "python-shuffled": _python_shuffled,
-    "python-areas": _python_areas,
-    "python-gaps": _python_gaps,
-    "python-raises": _python_raises,
-    "python-topics": _python_topics,
-    "python-roles": _python_roles,
+BUILT_IN_TASKS: dict[str, Callable[[str], Rows]] = {
+    "python-docs": _from_corpus("python_docs", "python_task_rows"),
+    "python-shuffled": _from_corpus("python_tasks", "shuffled_rows"),
+    "python-areas": _from_corpus("python_tasks", "area_rows"),
+    "python-gaps": _from_corpus("python_gaps", "python_gap_rows"),
+    "python-raises": _from_corpus("python_functions", "raises_rows"),
+    "python-topics": _from_corpus("python_topics", "topic_rows"),
+    "python-roles": _from_corpus("python_roles", "python_role_rows"),
 }
 
 

@@ -91,9 +91,10 @@ class TaskData:
     def windows_for(self, config: Any, split: str = "", *, where: str) -> WindowSettings | None:
         """Returns the windows in which a model reads long rows of a split; None where it reads their beginning."""
         length = self.length_for(config, where=where)
-        if self._windows_are_rows(split) and self.windows.transfer:
-            return self.windows.settings(config, length, where=where) or self.windows.of_length(length)
-        return self.windows.settings(config, length, where=where)
+        settings = self.windows.settings(config, length, where=where)
+        if settings is None and self._windows_are_rows(split) and self.windows.transfer:
+            return self.windows.of_length(length)
+        return settings
 
     def has_window_rows(self, split: str, config: Any, *, where: str) -> bool:
         """Whether every window of a split is a row of its own, where there are windows."""

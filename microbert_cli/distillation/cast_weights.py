@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from microbert_cli.models.capture import is_compiled
+
 Parameters = dict[str, nn.Parameter | None]
 
 
@@ -26,7 +28,7 @@ class CastWeights:
     @contextmanager
     def used(self, device: torch.device) -> Iterator[None]:
         """Puts them in their places for a block that runs under autocast; elsewhere, and in a compiled model, does nothing."""
-        if not torch.is_autocast_enabled(device.type) or _is_compiled(self._model):
+        if not torch.is_autocast_enabled(device.type) or is_compiled(self._model):
             yield
             return
         self._make(torch.get_autocast_dtype(device.type))
@@ -53,7 +55,3 @@ def _cast(value: torch.Tensor | None, dtype: torch.dtype) -> nn.Parameter | None
 
 def _is_trained(module: nn.Module) -> bool:
     return any(value.requires_grad for value in module.parameters())
-
-
-def _is_compiled(model: Any) -> bool:
-    return getattr(getattr(model, "base_model", model), "_compiled_call_impl", None) is not None

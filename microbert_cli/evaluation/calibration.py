@@ -22,9 +22,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: Sequence[Any],
     """
     confidence = probabilities.max(-1)
     right = probabilities.argmax(-1) == np.asarray(labels)
-    numbers = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(numbers, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(right))
+    return _mean_gap(confidence, right - confidence, bins)
 
 
 def calibration_error_of_labels(shares: np.ndarray, labels: Sequence[Any], *, bins: int = BINS) -> float:
@@ -36,8 +34,18 @@ def calibration_error_of_labels(shares: np.ndarray, labels: Sequence[Any], *, bi
     the mean of the probabilities. shares [n, C], labels [n, C] of 0 and 1.
     """
     gaps = np.asarray(labels, dtype=np.float64) - shares
-    numbers = np.clip(np.ceil(shares * bins).astype(int) - 1, 0, bins - 1)
-    return float(np.abs(np.bincount(numbers.ravel(), weights=gaps.ravel(), minlength=bins)).sum() / gaps.size)
+    return _mean_gap(shares.ravel(), gaps.ravel(), bins)
+
+
+def bin_numbers(shares: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Returns the number of each probability's bin, of bins of equal width over (0, 1]; 0 is in the first."""
+    numbers: np.ndarray = np.clip(np.ceil(shares * bins).astype(int) - 1, 0, bins - 1)
+    return numbers
+
+
+def _mean_gap(shares: np.ndarray, gaps: np.ndarray, bins: int) -> float:
+    """Returns the mean over probabilities [N] of the distance between a bin's share of hits and its mean probability."""
+    return float(np.abs(np.bincount(bin_numbers(shares, bins), weights=gaps, minlength=bins)).sum() / len(gaps))
 
 
 def fit_temperature(logits: np.ndarray, labels: Sequence[Any]) -> float:

@@ -163,7 +163,7 @@ class FirstToken(nn.Module):
 @contextmanager
 def _first_token_on_top(model: Any, request: OutputRequest) -> Iterator[None]:
     """Makes the top layer compute the first token alone, for one forward pass that is asked for logits and nothing else."""
-    top = None if request != OutputRequest(logits=True) or _is_compiled(model) else first_token_layer(model)
+    top = None if request != OutputRequest(logits=True) or is_compiled(model) else first_token_layer(model)
     with nullcontext() if top is None else replaced(top[0], {top[1]: FirstToken(top[0][top[1]])}):
         yield
 
@@ -216,9 +216,9 @@ def removable_layers(encoder: Any) -> nn.ModuleList:
     return part if isinstance(part, nn.ModuleList) else nn.ModuleList()
 
 
-def _is_compiled(model: Any) -> bool:
+def is_compiled(model: Any) -> bool:
     """Whether the encoder is compiled: it would be compiled again for every change of its parts."""
-    return getattr(model.base_model, "_compiled_call_impl", None) is not None
+    return getattr(getattr(model, "base_model", model), "_compiled_call_impl", None) is not None
 
 
 class _SkippedLayer(nn.Module):
@@ -235,7 +235,7 @@ class _SkippedLayer(nn.Module):
 @contextmanager
 def _without_unread_parts(encoder: Any, request: OutputRequest) -> Iterator[None]:
     """Leaves out the pooler, and the layers above the deepest one asked for, in one forward pass without logits."""
-    if _is_compiled(encoder):
+    if is_compiled(encoder):
         yield
         return
     layers, pooler = removable_layers(encoder), getattr(encoder, "pooler", None)

@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from microbert_cli.data.tokenized import TokenizedExamples
 from microbert_cli.models.windows.settings import no_windows
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from microbert_cli.evaluation.calibration import BINS, calibration_error_of_labels, expected_calibration_error
+from microbert_cli.evaluation.calibration import bin_numbers, calibration_error_of_labels, expected_calibration_error
 
 PREDICTIONS = "predictions.parquet"
 TEACHER = "teacher_"
@@ -125,21 +125,20 @@ def reliability(split: Split, answers: Answers) -> Reliability | None:
     labels = np.array([split.classes.index(label) for label in split.labels])
     confidence = answers.probabilities.max(-1)
     right = answers.probabilities.argmax(-1) == labels
-    numbers = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    points = []
-    for number in np.unique(numbers):
-        rows = numbers == number
-        points.append((float(confidence[rows].mean()), float(right[rows].mean()), int(rows.sum())))
-    return Reliability(points, expected_calibration_error(answers.probabilities, labels.tolist()))
+    return Reliability(_points(confidence, right), expected_calibration_error(answers.probabilities, labels.tolist()))
 
 
 def _reliability_of_labels(split: Split, shares: np.ndarray) -> Reliability:
     """Returns the curve of all labels' probabilities: of each bin the mean, the share of rows with the label, and its size."""
     has = np.array([[name in names for name in split.classes] for names in split.label_sets])
-    numbers = np.clip(np.ceil(shares * BINS).astype(int) - 1, 0, BINS - 1)
+    return Reliability(_points(shares, has), calibration_error_of_labels(shares, has.tolist()))
+
+
+def _points(shares: np.ndarray, hits: np.ndarray) -> list[tuple[float, float, int]]:
+    """Returns of each bin that is not empty the mean probability, the share of hits, and its size."""
+    numbers = bin_numbers(shares)
     chosen = (numbers == number for number in np.unique(numbers))
-    points = [(float(shares[bin].mean()), float(has[bin].mean()), int(bin.sum())) for bin in chosen]
-    return Reliability(points, calibration_error_of_labels(shares, has.tolist()))
+    return [(float(shares[bin].mean()), float(hits[bin].mean()), int(bin.sum())) for bin in chosen]
 
 
 @dataclass(frozen=True)

@@ -69,14 +69,15 @@ def require_openvino() -> None:
 
 def file_of(home: Path, precision: str) -> Path:
     """Returns the file of an export that answers in a precision, also where an earlier mbert wrote it; it need not be there."""
-    path = home / EXPORTED_FILES[precision]
-    earlier = home / EARLIER_FILES.get(precision, EXPORTED_FILES[precision])
-    return earlier if earlier.is_file() and not path.is_file() else path
+    return _now_or_earlier(home / EXPORTED_FILES[precision], home / EARLIER_FILES.get(precision, EXPORTED_FILES[precision]))
 
 
 def exits_file(home: Path) -> Path:
     """Returns the file of an export that rows leave early; it need not be there."""
-    path, earlier = home / EXITS_FILE, home / EARLIER_EXITS_FILE
+    return _now_or_earlier(home / EXITS_FILE, home / EARLIER_EXITS_FILE)
+
+
+def _now_or_earlier(path: Path, earlier: Path) -> Path:
     return earlier if earlier.is_file() and not path.is_file() else path
 
 
