@@ -23,7 +23,7 @@ SECRET = re.compile(
 # All control characters but tab and line feed, marks that turn the direction of writing, halves of characters.
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 NUMBER_IN_TEXT = re.compile(r"[0-9]+")
-WHOLE_NUMBER_TEXT = re.compile(r"[+-]?\d+(\.0*)?")
+WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 LABEL_SEPARATOR = "|"  # of the labels in a cell that is no list
 QUOTED = r"""(?:'[^'\\]*'|"[^"\\]*")"""
 PYTHON_LIST = re.compile(rf"\[\s*{QUOTED}(?:\s*,\s*{QUOTED})*\s*\]")
@@ -180,7 +180,7 @@ def _label_name(value: Any, cell: str) -> str:
         return value.strip()
     if isinstance(value, int | float) and not isinstance(value, bool):
         text = str(value)
-        return text.split(".")[0] if WHOLE_NUMBER_TEXT.fullmatch(text) else text
+        return text.split(".")[0] if WHOLE_NUMBER.fullmatch(text) else text
     raise ValueError(f"a label in a list is a text or a number: {cell[:SHORT_CELL]}")
 
 
@@ -191,4 +191,4 @@ def label_cell(value: Any) -> str:
     if isinstance(value, list | tuple | set | dict):
         return json.dumps(sorted(value) if isinstance(value, set) else value, ensure_ascii=False, default=str)
     text = str(value).lower() if isinstance(value, bool) else str(value).strip()
-    return text.split(".")[0] if WHOLE_NUMBER_TEXT.fullmatch(text) else text
+    return text.split(".")[0] if WHOLE_NUMBER.fullmatch(text) else text

@@ -19,7 +19,7 @@ from microbert_cli.recipe.multitask import ambiguous_task, task_name
 from microbert_cli.recipe.registry import Catalog, stage_names
 from microbert_cli.recipe.resolve import Resolved
 from microbert_cli.recipe.task import load_task
-from microbert_cli.recipe.task_kinds import TOKENS, answers_words, kind_class
+from microbert_cli.recipe.task_kinds import SEVERAL_LABELS, TOKENS, answers_words, kind_class
 from microbert_cli.runs import manifest
 from microbert_cli.runs.stage_inputs import RUNS, Step, default_root, step, steps
 from microbert_cli.runs.stage_registry import find_stage
@@ -176,7 +176,7 @@ def _labels_of_model(model: Path) -> dict[str, Any]:
     config = json.loads((model / "config.json").read_text(encoding="utf-8")) if (model / "config.json").is_file() else {}
     if config.get("problem_type") == "regression":
         return {"data__kind": "score"}
-    kind = "labels" if config.get("problem_type") == "multi_label_classification" else "classes"
+    kind = "labels" if config.get("problem_type") == SEVERAL_LABELS else "classes"
     kind = TOKENS if answers_words(SimpleNamespace(architectures=config.get("architectures"))) else kind
     names = [str(name) for _, name in sorted(config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
     is_named = names and not all(re.fullmatch(r"LABEL_\d+", name) for name in names)

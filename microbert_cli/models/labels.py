@@ -13,7 +13,7 @@ from typing import Any
 
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import Task
-from microbert_cli.recipe.task_kinds import answers_words
+from microbert_cli.recipe.task_kinds import SEVERAL_LABELS, answers_words
 
 # LABEL_k is what transformers writes where nobody named the labels: it says nothing of their order.
 UNNAMED = re.compile(r"LABEL_\d+")
@@ -83,7 +83,7 @@ def check_several(config: Any, wanted: bool, *, where: str) -> None:
 
     wanted  whether the task's rows have several labels; a model of which nothing is said counts as one of a single label
     """
-    problem, several = getattr(config, "problem_type", None), "multi_label_classification"
+    problem, several = getattr(config, "problem_type", None), SEVERAL_LABELS
     if problem == several and not wanted:
         raise _other_answers(f"several labels a row (problem_type {problem}), and is not asked as if it gave one", where)
     if problem != several and wanted:

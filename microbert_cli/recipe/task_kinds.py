@@ -6,16 +6,19 @@ file. Losses see the labels as `label_array` gives them: int64 [n], float32 [n],
 loss for labels of another form tells them by dtype and shape.
 """
 
-import json
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from microbert_cli.errors import MbertError, nearest
+from microbert_cli.errors import MbertError
+from microbert_cli.recipe.labels.errors import Where as Where
+from microbert_cli.recipe.labels.errors import too_few_classes as too_few_classes
+from microbert_cli.recipe.labels.errors import weights_by_name as weights_by_name
+from microbert_cli.recipe.labels.errors import wrong_labels as wrong_labels
 from microbert_cli.recipe.registry import Catalog
+from microbert_cli.text import WHOLE_NUMBER as WHOLE_NUMBER
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +30,7 @@ else:  # the names in the catalogue: pydantic checks a task's `label.kind` and a
 
 Labels = list[int] | list[float] | list[tuple[int, ...]]  # a kind that `writes` has texts in their place
 ClassWeights = Literal["balanced"] | Mapping[str, float] | None
-Where = Callable[[Sequence[int]], str]  # where these rows stand: `file, line 12`
-WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
+SEVERAL_LABELS = "multi_label_classification"  # the problem type of models that give any number of labels
 TOKENS = "token_classification"  # no problem type that transformers knows: it tells such heads by their class
 MEAN = "mean"  # of a task's other metrics: allowed for every kind
 
@@ -255,6 +257,34 @@ class TaskKind(ABC):
         """Returns a prediction in the form that a test server wants; raises ValueError where it is none."""
 
 
+class NamedKind(TaskKind):
+    """A kind with an output for each of `names`.
+
+    names_refusal  the error for names that are fewer than two, or not all different
+    """
+
+    dtype = "string"
+    names_refusal: ClassVar[str] = "names must be two or more, and all different"
+
+    @property
+    def num_outputs(self) -> int:
+        # A task whose names its training file is yet to show counts as one output.
+        return len(self.names) or 1
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.names)
+
+    def describe(self) -> str:
+        return ", ".join(self.names)
+
+    def check(self) -> None:
+        if self.range:
+            raise ValueError("a range is that of a score, lower end first")
+        if self.names and (len(self.names) < 2 or len(set(self.names)) < len(self.names)):
+            raise ValueError(self.names_refusal)
+
+
 @cache
 def kind_class(name: str) -> type[TaskKind]:
     """Returns the class in catalog/kinds/NAME.py."""
@@ -304,47 +334,3 @@ def kind_of_model(config: Any) -> TaskKind:
     names = [str(config.id2label[i]) for i in range(config.num_labels)]
     problem = TOKENS if answers_words(config) else getattr(config, "problem_type", None)
     return kind_of_head(config.num_labels, problem, names).answered_by(config)
-
-
-def wrong_labels(wrong: Mapping[int, str], allowed: str, where: Where) -> MbertError:
-    """Returns the error for the rows whose cells are no labels of the task; of the first one it is said what is wrong."""
-    rows = sorted(wrong)
-    more = f", and {len(rows) - 1:,} more row{'s are' if len(rows) > 2 else ' is'} wrong" if len(rows) > 1 else ""
-    return MbertError(
-        "M351",
-        wrong[rows[0]] + more,
-        where=where(rows),
-        allowed=allowed,
-        fix="""Correct the row, or name the labels: label.names in the task's TOML, or --set 'data.labels=["...", "..."]'""",
-    )
-
-
-def weights_by_name(names: Sequence[str], wanted: Mapping[str, float]) -> tuple[float, ...]:
-    """Returns the weights of a table in the order of `names`, 1 for a name that it leaves out; raises M441 for another name."""
-    if unknown := [name for name in wanted if name not in names]:
-        raise MbertError(
-            "M441",
-            f'there is no label "{unknown[0]}" to be weighed',
-            where="data.class_weights",
-            allowed=f"The labels: {nearest(unknown[0], names)}",
-            fix="Correct the name, or let the rows decide: --set data.class_weights=balanced",
-        )
-    return tuple(float(wanted.get(name, 1.0)) for name in names)
-
-
-def too_few_classes(place: str, present: set[str], what: str) -> MbertError:
-    """Returns the error for training rows that lack a class."""
-    return MbertError(
-        "M358",
-        what,
-        where=place,
-        allowed=f"Rows of at least two classes, and of every class; there are: {', '.join(sorted(present))}.",
-        fix=_labels_advice(present),
-    )
-
-
-def _labels_advice(present: set[str]) -> str:
-    if len(present) < 2:
-        return "Add rows of another class, or name another column: --label COLUMN."
-    labels = json.dumps(sorted(present), ensure_ascii=False)
-    return f"Add rows of the missing class, or name the labels there are: label.names, or --set 'data.labels={labels}'"

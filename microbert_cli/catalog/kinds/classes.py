@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from microbert_cli.errors import nearest
 from microbert_cli.recipe.task_kinds import (
+    SEVERAL_LABELS,
     TOKENS,
     WHOLE_NUMBER,
     ClassWeights,
     Labels,
-    TaskKind,
+    NamedKind,
     Where,
     too_few_classes,
     weights_by_name,
@@ -26,7 +27,7 @@ FEWEST_ROWS = 8  # of a class: nothing is learnt from fewer
 MOST_UNEQUAL = 20.0  # the commonest class over the rarest
 
 
-class Kind(TaskKind):
+class Kind(NamedKind):
     """One of `names`; a label is its number."""
 
     name = "classes"
@@ -35,30 +36,14 @@ class Kind(TaskKind):
     default_metrics = ("accuracy", "macro_f1", "matthews")
     metric_refusal = '"{}" needs a score, and the label is one of several classes'
     exclusive = True
-    dtype = "string"
 
     @classmethod
     def has_head(cls, num_outputs: int, problem_type: str | None) -> bool:
         """Of more than one output of a text; what the configuration calls the problem is often missing."""
-        return num_outputs != 1 and problem_type not in ("multi_label_classification", TOKENS)
-
-    @property
-    def num_outputs(self) -> int:
-        # A task whose names its training file is yet to show counts as one output.
-        return len(self.names) or 1
-
-    @property
-    def is_complete(self) -> bool:
-        return bool(self.names)
-
-    def describe(self) -> str:
-        return ", ".join(self.names)
+        return num_outputs != 1 and problem_type not in (SEVERAL_LABELS, TOKENS)
 
     def check(self) -> None:
-        if self.range:
-            raise ValueError("a range is that of a score, lower end first")
-        if self.names and (len(self.names) < 2 or len(set(self.names)) < len(self.names)):
-            raise ValueError("names must be two or more, and all different")
+        super().check()
         if self.names and not all(name.strip() and len(name.splitlines()) == 1 for name in self.names):
             raise ValueError("each name must be one line of text")
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from microbert_cli.errors import MbertError, nearest
 from microbert_cli.recipe.task_kinds import (
+    SEVERAL_LABELS,
     WHOLE_NUMBER,
     ClassWeights,
     Labels,
-    TaskKind,
+    NamedKind,
     Where,
     too_few_classes,
     weights_by_name,
@@ -36,7 +37,7 @@ SHORT = 80  # characters of a cell in an error
 
 
 @dataclass(frozen=True)
-class Kind(TaskKind):
+class Kind(NamedKind):
     """Each of `names` or not; a row's label is a tuple of 0 and 1, one for each name.
 
     thresholds  of the probabilities, by label; () = 0.5 for all
@@ -47,7 +48,7 @@ class Kind(TaskKind):
     thresholds: tuple[float, ...] = ()
 
     name = "labels"
-    problem_type = "multi_label_classification"
+    problem_type = SEVERAL_LABELS
     metrics = ("micro_f1", "macro_f1", "mean_average_precision", "subset_accuracy")
     default_metrics = metrics
     metric_refusal = (
@@ -55,29 +56,18 @@ class Kind(TaskKind):
     )
     exclusive = False
     independent = True
-    dtype = "string"
+    names_refusal = "names must be two or more, and all different; yes or no alone are two classes"
 
     @classmethod
     def has_head(cls, num_outputs: int, problem_type: str | None) -> bool:
         """Where the configuration says so: by its shape such a head cannot be told from one of classes."""
-        return problem_type == "multi_label_classification"
-
-    @property
-    def num_outputs(self) -> int:
-        return len(self.names) or 1
-
-    @property
-    def is_complete(self) -> bool:
-        return bool(self.names)
+        return problem_type == cls.problem_type
 
     def describe(self) -> str:
         return f"any of {', '.join(self.names)}"
 
     def check(self) -> None:
-        if self.range:
-            raise ValueError("a range is that of a score, lower end first")
-        if self.names and (len(self.names) < 2 or len(set(self.names)) < len(self.names)):
-            raise ValueError("names must be two or more, and all different; yes or no alone are two classes")
+        super().check()
         if not all(name.strip() and len(name.splitlines()) == 1 for name in self.names):
             raise ValueError("each name must be one line of text")
 

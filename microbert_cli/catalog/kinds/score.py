@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from microbert_cli.recipe.task_kinds import TOKENS, Labels, Standardisation, TaskKind, Where, wrong_labels
+from microbert_cli.recipe.task_kinds import SEVERAL_LABELS, TOKENS, Labels, Standardisation, TaskKind, Where, wrong_labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ class Kind(TaskKind):
     @classmethod
     def has_head(cls, num_outputs: int, problem_type: str | None) -> bool:
         """Of one output, whatever the configuration calls it: most checkpoints on the Hub name no problem type."""
-        return num_outputs == 1 and problem_type not in ("multi_label_classification", TOKENS)
+        return num_outputs == 1 and problem_type not in (SEVERAL_LABELS, TOKENS)
 
     @property
     def num_outputs(self) -> int:

@@ -13,9 +13,10 @@ from microbert_cli.models.words.scores import count_entities, over_all
 from microbert_cli.models.words.tags import OUTSIDE, Scheme, entities, scheme_of, split_tag
 from microbert_cli.models.words.text import split_text, word_spans
 from microbert_cli.recipe.task_kinds import (
+    TOKENS,
     ClassWeights,
     Labels,
-    TaskKind,
+    NamedKind,
     Where,
     too_few_classes,
     weights_by_name,
@@ -29,16 +30,15 @@ NO_ANSWER = -1
 FEWEST_ENTITIES = 8  # of a type: nothing is learnt from fewer
 
 
-class Kind(TaskKind):
+class Kind(NamedKind):
     """One of `names` for each word."""
 
     name = "token_classification"
-    problem_type = "token_classification"
+    problem_type = TOKENS
     metrics = ("entity_f1", "entity_precision", "entity_recall", "accuracy", "macro_f1")
     default_metrics = ()
     metric_refusal = '"{}" is none of words, which have entity_f1, entity_precision, entity_recall, accuracy and macro_f1'
     exclusive = False
-    dtype = "string"
     of_words = True
     columns = ("tokens", "ner_tags")
 
@@ -53,27 +53,13 @@ class Kind(TaskKind):
             return ()
         return ("accuracy", "macro_f1") if scheme_of(names) == "plain" else cls.metrics[:4]
 
-    @property
-    def num_outputs(self) -> int:
-        return len(self.names) or 1
-
-    @property
-    def is_complete(self) -> bool:
-        return bool(self.names)
-
     @cached_property
     def scheme(self) -> Scheme:
         """How tags stand for entities."""
         return scheme_of(self.names)
 
-    def describe(self) -> str:
-        return ", ".join(self.names)
-
     def check(self) -> None:
-        if self.range:
-            raise ValueError("a range is that of a score, lower end first")
-        if self.names and (len(self.names) < 2 or len(set(self.names)) < len(self.names)):
-            raise ValueError("names must be two or more, and all different")
+        super().check()
         if any(split_text(name) != [name] for name in self.names):
             raise ValueError("a tag must be one word, without spaces")
 
