@@ -19,7 +19,7 @@ from microbert_cli.models.architectures import positions_of
 from microbert_cli.models.capture import ModelOutputs, OutputRequest, vocabulary_logits
 from microbert_cli.models.exported.session import feed, open_session, thread_count
 from microbert_cli.models.graphs.products import evenly
-from microbert_cli.models.onnx import inputs_of_export, not_exportable, quantise, require_onnx, resting, write_graph
+from microbert_cli.models.onnx import inputs_of_export, quantise, require_onnx, write_outputs
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs import cache
 from microbert_cli.runs.atomic import digest
@@ -49,7 +49,7 @@ class Int8MaskedLm:
             if not ready:
                 reporter.note(f"augment: an int8 copy of the masked language model is written to {directory}")
                 plain = directory / "encoder.onnx"
-                _write_encoder(model, plain, self._names)
+                write_outputs(_OnlyStates(model.base_model, self._names), model, plain, self._names, outputs=(STATES,))
                 quantise(plain, path, rows=calibrating)
                 plain.unlink()
             self._session = open_session(path, thread_count())
@@ -80,16 +80,3 @@ class _OnlyStates(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         states: Tensor = self.encoder(**dict(zip(self.names, inputs, strict=True))).last_hidden_state
         return states
-
-
-def _write_encoder(model: Any, path: Any, names: tuple[str, ...]) -> None:
-    ids_BT = torch.full((2, 7), 5)
-    mask_BT = torch.ones_like(ids_BT)
-    mask_BT[1, 4:] = 0
-    example = {"input_ids": ids_BT, "attention_mask": mask_BT, "token_type_ids": torch.zeros_like(ids_BT)}
-    try:
-        with resting(model, "eager"):
-            graph_inputs = {name: example[name] for name in names}
-            write_graph(_OnlyStates(model.base_model, names).eval(), path, graph_inputs, outputs=(STATES,))
-    except Exception as error:
-        raise not_exportable(model, str(error).partition("\n")[0][:200]) from error

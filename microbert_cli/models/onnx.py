@@ -70,10 +70,19 @@ def write_onnx(model: Any, path: Path, *, attention: str = "eager", inputs: Sequ
     `inputs` are the graph's; by default all that the model takes.
     Raises M510 (packages missing), M611 (too large for one file, or the exporter cannot follow the architecture).
     """
-    require_onnx("onnx", "onnxscript")
     start = time.perf_counter()
-    _refuse_too_large(model)
     names = tuple(inputs) or input_names(model)
+    with first_token_on_top(model):
+        write_outputs(_OnlyLogits(model, names), model, path, names, outputs=("logits",), attention=attention)
+    return time.perf_counter() - start
+
+
+def write_outputs(
+    module: nn.Module, model: Any, path: Path, inputs: Sequence[str], *, outputs: Sequence[str], attention: str = "eager"
+) -> None:
+    """Writes outputs of a transformers model, which `module` computes of inputs by position, to ONNX as `write_onnx` does."""
+    require_onnx("onnx", "onnxscript")
+    _refuse_too_large(model)
     pad = getattr(model.config, "pad_token_id", None) or 0
     # Two rows of seven tokens, one padded: sizes that the exporter must not take for constants.
     ids_BT = torch.full((2, 7), 5 if pad != 5 else 6)
@@ -84,11 +93,10 @@ def write_onnx(model: Any, path: Path, *, attention: str = "eager", inputs: Sequ
         "token_type_ids": torch.zeros_like(ids_BT),
     }
     try:
-        with resting(model, attention), first_token_on_top(model):
-            write_graph(_OnlyLogits(model, names).eval(), path, {name: example[name] for name in names}, outputs=("logits",))
+        with resting(model, attention):
+            write_graph(module.eval(), path, {name: example[name] for name in inputs}, outputs=outputs)
     except Exception as error:
         raise not_exportable(model, _reason(error)) from error
-    return time.perf_counter() - start
 
 
 def write_graph(module: nn.Module, path: Path, example: Mapping[str, Tensor], *, outputs: Sequence[str]) -> None:

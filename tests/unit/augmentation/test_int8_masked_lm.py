@@ -46,7 +46,7 @@ def test_answers_are_near_and_depend_on_the_query_alone(folder: Path, monkeypatc
         for number in (0, 7):
             alone = forward_outputs(copy, queries(loaded, texts[number : number + 1]), ASKED).token_logits
             assert alone is not None and torch.allclose(alone[0], together[number], atol=1e-5)
-    monkeypatch.setattr("microbert_cli.augmentation.int8_masked_lm.write_graph", None)
+    monkeypatch.setattr("microbert_cli.augmentation.int8_masked_lm.write_outputs", None)
     Int8MaskedLm(loaded.model, loaded.tokenizer, weights="w", rows=rows)  # from the cache
     assert len(list(cache.root().glob("int8-masked-lm/*/encoder.int8.onnx"))) == 1 and onnx.write_graph
 
