@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,14 @@ def read_objects(path: Path, text: str, *, skip_empty: bool = False) -> Table:
     return Table(str(path), names, lines, read, unit=unit)
 
 
+def whole_objects(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the object of every line that is not blank, with the line's number. Raises M355."""
+    return ((number, _parse_object(path, number, line)) for number, line in enumerate(lines, 1) if line.strip())
+
+
 def _lines(path: Path, text: str) -> tuple[Sequence[int], list[dict[str, Any]]]:
-    lines, objects = [], []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            lines.append(number)
-            objects.append(_parse_object(path, number, line))
-    return lines, objects
+    rows = list(whole_objects(path, text.split("\n")))
+    return [number for number, _ in rows], [row for _, row in rows]
 
 
 def _array(path: Path, text: str) -> tuple[Sequence[int], list[dict[str, Any]]]:

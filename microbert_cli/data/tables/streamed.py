@@ -15,6 +15,8 @@ import numpy as np
 
 from microbert_cli.data.tables.content import check_format, utf16_without_mark
 from microbert_cli.data.tables.delimited import Row, delimited_rows, head_of, rectangular
+from microbert_cli.data.tables.lines import file_lines
+from microbert_cli.data.tables.objects import whole_objects
 from microbert_cli.data.tables.stored import ROWS_AT_ONCE, ColumnWriter, StoredColumn, mapped, store
 from microbert_cli.data.tables.table import Table
 from microbert_cli.errors import MbertError
@@ -26,15 +28,15 @@ KIND = "tables"
 LARGE_BYTES = 2**24  # from here on a file goes to the disk in columns; smaller ones are as quick, and small, in memory
 CACHE_BYTES = 2**34  # of all tables in the cache
 FORMAT = 1  # of the files in an entry
-SUFFIXES = (".csv", ".tsv", ".tab")
+DELIMITED, OBJECTS = (".csv", ".tsv", ".tab"), (".jsonl", ".ndjson", ".json")
 UTF8 = ("utf-8", "utf8", "utf-8-sig")
 
 
 def read_large(path: Path, form: TableFormat, *, skip_broken_rows: int = 0, reporter: Reporter = SILENT) -> Table | None:
-    """Returns a large CSV or TSV file as a table whose cells are on the disk; None for one that has to be read whole."""
+    """Returns a large CSV, TSV or JSONL file as a table whose texts are on the disk; None for one that has to be read whole."""
     encoding = (form.encoding or UTF8[0]).lower().replace("_", "-")
     with suppress(OSError):
-        if path.suffix.lower() in SUFFIXES and encoding in UTF8 and _size(path) >= LARGE_BYTES:
+        if path.suffix.lower() in DELIMITED + OBJECTS and encoding in UTF8 and _size(path) >= LARGE_BYTES:
             return _from_cache(path, form, skip_broken_rows, reporter)
     return None
 
@@ -76,23 +78,61 @@ def _from_cache(path: Path, form: TableFormat, skip_broken_rows: int, reporter: 
                 _write(path, form, skip_broken_rows, folder)
             cache.evict(KIND, CACHE_BYTES, keep=key)
             return _open(path, folder, reporter)
-    except (MbertError, UnicodeError, csv.Error):
+    except (MbertError, ValueError, RecursionError, csv.Error):  # a UnicodeError is a ValueError
         return None  # read whole, it is an error that names the line
 
 
 def _write(path: Path, form: TableFormat, skip_broken_rows: int, folder: Path) -> None:
-    notes = _Notes()
     with path.open("rb") as data:
         start = data.read(4096)
         check_format(start, path)
+    if utf16_without_mark(start):
+        raise UnicodeError("not plain UTF-8")
+    if path.suffix.lower() in OBJECTS and not start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        raise ValueError("not an object a line")  # an array may be one line of any length
+    facts = (
+        _write_objects(path, folder)
+        if path.suffix.lower() in OBJECTS
+        else _write_delimited(path, form, skip_broken_rows, folder)
+    )
+    atomic.write_text(folder / "table.json", json.dumps(facts))
+
+
+def _write_delimited(path: Path, form: TableFormat, skip_broken_rows: int, folder: Path) -> dict[str, Any]:
+    notes = _Notes()
     head = head_of(_lines(path, "\n"))
-    if utf16_without_mark(start) or head.startswith("\ufeff"):
+    if head.startswith("\ufeff"):
         raise UnicodeError("not plain UTF-8")
     rows = delimited_rows(path, lambda newline: _lines(path, newline), head, path.suffix.lower(), form, reporter=notes)
     body = _StoredBody(folder)
     table = rectangular(path, rows.rows, form.header, skip_broken_rows, rows.delimiter, notes, body)
-    facts = {"names": table.names, "header_line": table.header_line, "notes": notes.notes}
-    atomic.write_text(folder / "table.json", json.dumps(facts))
+    return {"names": table.names, "header_line": table.header_line, "notes": notes.notes}
+
+
+def _write_objects(path: Path, folder: Path) -> dict[str, Any]:
+    """Writes the rows of a JSONL file, all of which have the same keys; values of a key are texts, or none of them is."""
+    names: tuple[str, ...] = ()
+    not_texts: list[str] = []
+    body = _StoredBody(folder)
+    for line, row in whole_objects(path, file_lines(path)):
+        if not row:
+            raise ValueError("an object without keys")
+        if not names:
+            names, not_texts = tuple(row), [name for name, value in row.items() if not isinstance(value, str)]
+            body.begin(len(names))
+        if row.keys() != set(names):
+            raise ValueError("rows have different keys")
+        body.add(line, [_cell(row[name], name in not_texts) for name in names])
+    body.finish()
+    if body.count < 2:
+        raise ValueError("one object is an error, or a table of columns")
+    return {"names": names, "header_line": None, "notes": [], "not_texts": not_texts}
+
+
+def _cell(value: Any, is_json: bool) -> str:
+    if is_json == isinstance(value, str):
+        raise ValueError("a column of texts and of other values")
+    return json.dumps(value) if is_json else value
 
 
 def _open(path: Path, folder: Path, reporter: Reporter) -> Table:
@@ -103,11 +143,12 @@ def _open(path: Path, folder: Path, reporter: Reporter) -> Table:
     if len(lines) and int(lines[-1]) - int(lines[0]) == len(lines) - 1:  # they only ever grow
         lines = range(int(lines[0]), int(lines[-1]) + 1)  # type: ignore[assignment]
     positions = {name: number for number, name in enumerate(names)}
-    columns: dict[str, StoredColumn] = {}
+    columns: dict[str, Sequence[Any]] = {}
 
-    def read(name: str) -> StoredColumn:
+    def read(name: str) -> Sequence[Any]:
         if name not in columns:
-            columns[name] = StoredColumn(folder, str(positions[name]))
+            column = StoredColumn(folder, str(positions[name]))
+            columns[name] = list(map(json.loads, column)) if name in facts.get("not_texts", ()) else column
         return columns[name]
 
     return Table(str(path), names, lines, read, header_line=facts["header_line"])  # type: ignore[arg-type]

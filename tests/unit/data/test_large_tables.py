@@ -1,5 +1,6 @@
 """Large tables: read a row at a time, kept on the disk, and the same as those that are read whole."""
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,61 @@ def test_a_large_table_is_the_one_that_is_read_whole(tmp_path: Path, monkeypatch
         assert outcome(path, form, skip) == whole  # from the cache, notes included
         stored += streamed.read_large(path, form, skip_broken_rows=skip) is not None
     assert stored > 30
+
+
+def strange_objects(chance: random.Random) -> bytes:
+    """Objects a line that are often whole; or with a key less, a value of another type, a line that is none."""
+    keys = chance.sample(["text", "label", "id", "ü"], chance.randrange(1, 4))
+    values: dict[str, list[Any]] = {
+        "text": CELLS,
+        "label": [0, 1, 2.5, True],
+        "id": ["a", "\ud800"],
+        "ü": [["a", 1], [], {"b": None}],
+    }
+    rows = [{key: chance.choice(values[key]) for key in keys} for _ in range(chance.randrange(1, 40))]
+    if chance.random() < 0.3:
+        row = chance.choice(rows)
+        row[chance.choice([*keys, "other"])] = chance.choice([None, 3, "b", [1]])
+    if chance.random() < 0.1:
+        chance.choice(rows).clear()
+    lines = [json.dumps(row, ensure_ascii=chance.random() < 0.9 or "\ud800" in row.values()) for row in rows]
+    if chance.random() < 0.2:
+        lines.insert(
+            chance.randrange(len(lines) + 1), chance.choice(["", " \t", "[1]", "{", '{"text": "a"} {}', "null", "7" * 5000])
+        )
+    content = (
+        chance.choice(["", "", "\ufeff", "\ufeff\ufeff"])
+        + chance.choice(["\n", "\n", "\r\n"]).join(lines)
+        + chance.choice(["", "\n"])
+    )
+    data = content.encode()
+    return data if chance.random() < 0.95 else data[:9] + b"\xff" + data[9:]
+
+
+def test_large_objects_are_those_that_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance, stored = random.Random(4), 0
+    for number in range(150):
+        path = tmp_path / f"t{number}{chance.choice(['.jsonl', '.ndjson', '.json'])}"
+        path.write_bytes(strange_objects(chance))
+        form = TableFormat(skip_empty=chance.random() < 0.2)
+        monkeypatch.setattr(streamed, "LARGE_BYTES", 2**60)
+        whole = outcome(path, form, 0)
+        monkeypatch.setattr(streamed, "LARGE_BYTES", 0)
+        assert outcome(path, form, 0) == whole, path.read_bytes()
+        assert outcome(path, form, 0) == whole  # from the cache
+        if table := streamed.read_large(path, form):
+            stored += 1
+            assert all(isinstance(table.read(name), StoredColumn) for name in table.names if name in ("text", "id"))
+    assert stored > 50
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"text": "a"}, {"text": "b"}]', '{"text": {"0": "a"}, "label": {"0": 1}}', '{"text": "a"}']
+)
+def test_json_of_another_form_is_read_whole(tmp_path: Path, small_is_large: None, content: str) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(content, encoding="utf-8")
+    assert streamed.read_large(path, TableFormat()) is None
 
 
 def test_texts_of_a_large_parquet_file_lie_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
