@@ -9,6 +9,7 @@ Nothing heavy is imported before one of them is called.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from microbert_cli.version import __version__
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
         trim,
     )
 
+# ONNX Runtime 1.31 writes usage events into the user's cache as soon as it is imported, to be sent to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "__version__",

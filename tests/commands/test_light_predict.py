@@ -168,6 +168,15 @@ def test_predicting_loads_no_torch(kind: str) -> None:
 
 
 @pytest.mark.slow
+def test_predicting_leaves_no_usage_events(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | home
+    command = [sys.executable, "-m", "microbert_cli", "predict", next(iter(KINDS)), "a lovely boat", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in tmp_path.rglob("*") if "Microsoft" in path.parts]
+
+
 def test_evaluating_and_timing_an_export_load_no_torch() -> None:
     rows = ("--task", "sst2", "--data", "glue")
     for words in (
