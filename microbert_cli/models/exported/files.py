@@ -13,6 +13,7 @@ their ONNX files at the top, under the names of `EARLIER_FILES`; they are read l
 """
 
 import importlib
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def require_onnx(*packages: str) -> None:
 
 
 def require_openvino() -> None:
-    """Raises M511 if OpenVINO is not installed."""
+    """Raises M511 if OpenVINO is not installed; to be called before it is imported, so that it sends no usage events."""
     if find_spec("openvino") is None:
         raise MbertError(
             "M511",
@@ -65,6 +66,8 @@ def require_openvino() -> None:
             allowed="Writing and running OpenVINO's files takes that package, an optional extra.",
             fix='Install it: pip install "microbert-cli[openvino]"',
         )
+    # It sends events as soon as it is imported, unless this package of its is missing, as it is to an import of None.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def file_of(home: Path, precision: str) -> Path:

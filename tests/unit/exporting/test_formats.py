@@ -1,5 +1,7 @@
 """Files that are written where they are named: 4 bits, OpenVINO; which come by `export.formats`, and what they need."""
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from microbert_cli.models.exported.files import (
     export_parts,
     file_of,
     precisions,
+    require_openvino,
 )
 from microbert_cli.models.exported.session import OnnxClassifier
 from microbert_cli.models.onnx import torch_logits
@@ -62,6 +65,15 @@ def test_without_openvino_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.M
         export_model(tiny("bert"), tokenizer(), tmp_path / "out", rows(4), openvino=True)
     assert caught.value.code == "M511" and caught.value.exit_code == 7 and "[openvino]" in caught.value.fix
     assert not (tmp_path / "out").exists()
+
+
+def test_openvino_is_imported_without_the_package_that_sends_usage_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microbert_cli.models.exported.files.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "openvino_telemetry", sys)  # whatever it is, it is as before afterwards
+    del sys.modules["openvino_telemetry"]
+    require_openvino()
+    with pytest.raises(ImportError):
+        importlib.import_module("openvino_telemetry")
 
 
 def touch(home: Path, *names: str) -> None:
