@@ -112,7 +112,7 @@ def _task_section(entries: Sequence[Entry], out: Path, catalog: Catalog, baselin
     for row in rows:
         row["retention"] = row["score"] / teacher["score"] if teacher and teacher["score"] > 0 else None
     lines = instead.lines(teacher.get("score"), speeds) if instead else []
-    verdict = judge(rows, lines, teacher, metrics[0]["majority"])
+    verdict = judge(rows, lines, teacher, metrics[0]["majority"], machine)
     return {
         "primary": primary,
         "majority": metrics[0]["majority"],

@@ -59,7 +59,9 @@ def bench_beside_alternatives(
     rows = _rows(entrants, named, scores, alternatives, measured["models"], data)
     students = [row for row in rows if row["kind"] == STUDENT and row["score"] is not None]
     best = max(students, key=lambda row: float(row["score"]), default=None)
-    verdict = verdict_on(best, rows, int8=_int8_of(best, rows)) if best else None
+    verdict = None
+    if best:
+        verdict = verdict_on(best, rows, int8=_int8_of(best, rows), conditions=measured["conditions"])
     return {**measured, "rows": rows, "verdict": verdict}
 
 

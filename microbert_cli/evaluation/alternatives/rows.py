@@ -7,6 +7,7 @@ from microbert_cli.evaluation.alternatives.kinds import LINEAR, MAJORITY, TEACHE
 from microbert_cli.evaluation.alternatives.verdict import MISSING, Figures, above_floor, retention, verdict
 
 Row = dict[str, Any]
+BUSY = 1.5  # load a core, beyond which other processes than the run were at work: training comes before, and loads each by one
 
 
 def over_seeds(result: Mapping[str, Any], primary: str) -> dict[str, Any]:
@@ -49,8 +50,14 @@ def speed_columns(speed: Mapping[str, Any]) -> Row:
     }
 
 
-def verdict_on(student: Row, rows: Sequence[Row], *, int8: Row | None = None) -> dict[str, Any]:
-    """Returns the verdict on one row, beside the table's rows of the other kinds; `int8` is the student's int8 file."""
+def verdict_on(
+    student: Row, rows: Sequence[Row], *, int8: Row | None = None, conditions: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Returns the verdict on one row, beside the table's rows of the other kinds.
+
+    int8        the row of the student's int8 file
+    conditions  under which speeds were measured, see `compare_speed.benchmark_models`; None where none were
+    """
     by_kind = {row["kind"]: row for row in reversed(rows)}
     judged = verdict(
         _figures(student),
@@ -59,9 +66,16 @@ def verdict_on(student: Row, rows: Sequence[Row], *, int8: Row | None = None) ->
         teacher_int8=_figures(by_kind.get(TEACHER_INT8)),
         linear=_figures(by_kind.get(LINEAR)),
         floor=_figures(by_kind.get(MAJORITY)).score,
+        load=_load_of_others(conditions or {}),
     )
     return {"student": student["model"], **judged}
 
 
 def _figures(row: Row | None) -> Figures:
     return Figures(row.get("score"), row.get("spread"), row.get("latency_ms")) if row else MISSING
+
+
+def _load_of_others(conditions: Mapping[str, Any]) -> float | None:
+    """Returns the load average before the measurement, if it was more than this run alone makes on all its cores; else None."""
+    load, cores = conditions.get("load_before"), conditions.get("cores")
+    return load if load and cores and load > BUSY * cores else None

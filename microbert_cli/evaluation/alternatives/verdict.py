@@ -48,10 +48,12 @@ def verdict(
     teacher_int8: Figures = MISSING,
     linear: Figures = MISSING,
     floor: float | None = None,
+    load: float | None = None,
 ) -> dict[str, Any]:
     """Returns {"worth_it", "reasons", "sentence", "retention", "above_floor", "speedup", "int8_speedup"}.
 
     floor         the score of the commonest class, or of the mean
+    load          the load average of a machine that was too busy for latencies to be trusted; None if it was not
     worth_it      None where neither a linear model nor the teacher's int8 file was measured
     reasons       why it is not: "no-score", "majority", "linear", "linear-within-spread" (above the linear model by no
                   more than the spread over seeds), "int8-teacher" (as fast as the student's fastest file, with at least its
@@ -71,6 +73,8 @@ def verdict(
     worth_it = False if reasons else True if is_compared else None
     figures = _Numbers(student, latency, teacher_int8, linear, floor)
     sentence = _not_worth_it(reasons, figures) if reasons else _worth(values, figures)
+    if load is not None and (values["speedup"] or values["int8_speedup"]):
+        sentence += f" Speeds were measured on a busy machine (load {load:.1f}): mbert bench measures them again."
     return {"worth_it": worth_it, "reasons": reasons, "sentence": sentence, **values}
 
 

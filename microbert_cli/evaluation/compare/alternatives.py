@@ -58,8 +58,13 @@ class ComparedAlternatives:
         return timed
 
 
-def judge(rows: Sequence[Row], lines: Sequence[Row], teacher: Mapping[str, Any], majority: float) -> Row | None:
-    """Gives every row its share above the floor and its verdict; returns the verdict on the row with the best mean."""
+def judge(
+    rows: Sequence[Row], lines: Sequence[Row], teacher: Mapping[str, Any], majority: float, conditions: Mapping[str, Any] | None
+) -> Row | None:
+    """Gives every row its share above the floor and its verdict; returns the verdict on the row with the best mean.
+
+    conditions  under which speeds were measured; None where none were
+    """
     score = teacher.get("score")
     others = [{"model": line["row"], **line} for line in lines]
     others.append(table_row("commonest class", MAJORITY, majority, teacher=score, floor=majority))
@@ -69,7 +74,7 @@ def judge(rows: Sequence[Row], lines: Sequence[Row], teacher: Mapping[str, Any],
         int8 = next((line for line in others if line["model"] == _int8(row)), None)
         judged = {"model": row["row"], **row, "kind": STUDENT}
         row["above_floor"] = table_row("", STUDENT, row["score"], teacher=score, floor=majority)["above_floor"]
-        row["verdict"] = verdict_on(judged, others, int8=int8)
+        row["verdict"] = verdict_on(judged, others, int8=int8, conditions=conditions)
     best: Row | None = max(rows, key=lambda row: row["score"], default={}).get("verdict")
     return best
 

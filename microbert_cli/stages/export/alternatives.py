@@ -31,8 +31,9 @@ class Beside:
     teacher: str | None
     teacher_score: float | None
 
-    def rows(self, files: dict[str, Any], speeds: dict[str, Any]) -> dict[str, Any]:
+    def rows(self, files: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
         """Returns the table as "alternatives", and the "verdict" on the model by its mean over seeds."""
+        speeds, conditions = measured["models"], measured["conditions"]
         primary, teacher, floor = self.data.task.primary, self.teacher_score, self.alternatives.floor
         rows = self.alternatives.first_rows(teacher, speeds)
         if self.teacher:
@@ -45,7 +46,10 @@ class Beside:
         name, score = f"{MODEL}, int8", int8["scores"].get(primary)
         note = int8.get("note")
         rows.append(table_row(name, STUDENT_INT8, score, teacher=teacher, floor=floor, speed=speeds.get("int8"), note=note))
-        return {"alternatives": rows, "verdict": verdict_on(self._over_seeds(rows[-2]), rows, int8=rows[-1])}
+        return {
+            "alternatives": rows,
+            "verdict": verdict_on(self._over_seeds(rows[-2]), rows, int8=rows[-1], conditions=conditions),
+        }
 
     def _over_seeds(self, row: Row) -> Row:
         """Returns the model's row with mean and spread over the seeds that it was chosen from."""

@@ -101,7 +101,7 @@ def run(
         speeds = benchmark_models(entrants, data, linear=others.alternatives.linear_models(), reporter=reporter)
         metrics: dict[str, Any] = {"task": data.task.name, "primary": data.task.primary, **measured}
         metrics |= {"dev": measured["files"]["safetensors"]["scores"], "speed": speeds, "model": place_seen_from(out, model)}
-        metrics |= others.rows(measured["files"], speeds["models"])
+        metrics |= others.rows(measured["files"], speeds)
         facts = Facts(recipe, data, loaded, Path(model), teacher, metrics)
         (work.path / "README.md").write_text(model_card(card(facts)), encoding="utf-8")
         return write_results(

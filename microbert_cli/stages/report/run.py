@@ -176,13 +176,15 @@ class _Table:
             alternatives.add_int8(student_int8, self.students[self.judged], reporter=self.reporter)
         entrants = [*self._entrants(), *alternatives.entrants()]
         linear = alternatives.linear_models()
-        speeds = benchmark_models(entrants, self.data, linear=linear, reporter=self.reporter)["models"] if entrants else {}
+        measured = benchmark_models(entrants, self.data, linear=linear, reporter=self.reporter) if entrants else {}
+        speeds = measured.get("models", {})
         rows = self._rows(alternatives, speeds)
         if student_int8 in alternatives.copies:
             rows.append(alternatives.int8_row(student_int8, STUDENT_INT8, self._teacher_score(), speeds))
         judged = next((row for row in rows if row["model"] == self.judged), None)
         int8 = next((row for row in rows if row["kind"] == STUDENT_INT8), None)
-        return {"table": rows, "verdict": verdict_on(judged, rows, int8=int8) if judged else None}
+        conditions = measured.get("conditions")
+        return {"table": rows, "verdict": verdict_on(judged, rows, int8=int8, conditions=conditions) if judged else None}
 
     def _rows(self, alternatives: Alternatives, speeds: dict[str, Any]) -> list[Row]:
         teacher, floor = self._teacher_score(), alternatives.floor

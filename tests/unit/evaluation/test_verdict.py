@@ -4,6 +4,8 @@ import math
 
 import pytest
 
+from microbert_cli.evaluation.alternatives import kinds
+from microbert_cli.evaluation.alternatives.rows import table_row, verdict_on
 from microbert_cli.evaluation.alternatives.verdict import Figures, above_floor, retention, verdict
 
 TEACHER, TEACHER_INT8 = Figures(0.90, latency_ms=14.3), Figures(0.899, latency_ms=3.11)
@@ -107,3 +109,19 @@ def test_shares_mean_nothing_of_a_teacher_that_is_not_above_the_floor() -> None:
     assert above_floor(0.3, 0.6, 0.0) == 0.5 and above_floor(0.4, 0.9, 0.5) == pytest.approx(-0.25)
     told = verdict(Figures(0.1, latency_ms=1.0), teacher=Figures(-0.2, latency_ms=5.0), linear=Figures(0.05), floor=0.0)
     assert told["retention"] is None and told["sentence"].startswith("0.1000 on dev, 5.0 times the teacher's speed")
+
+
+def test_speeds_of_a_busy_machine_are_said_to_be_so() -> None:
+    assert verdict(GOOD, **BESIDE, load=7.75)["sentence"].endswith(
+        "the student 0.8853 ± 0.0020. Speeds were measured on a busy machine (load 7.8): mbert bench measures them again."
+    )
+    assert verdict(Figures(0.88), linear=LINEAR, load=7.75)["sentence"].endswith("on dev."), "no speed is in it"
+
+
+@pytest.mark.parametrize(("load", "is_busy"), [(7.7, True), (3.1, True), (3.0, False), (1.0, False), (None, False)])
+def test_a_machine_is_busy_where_others_than_the_run_load_it(load: float | None, is_busy: bool) -> None:
+    student = table_row("s", kinds.STUDENT, 0.88, teacher=0.9, floor=0.5, speed={"latency_ms": 1.0})
+    teacher = table_row("t", kinds.TEACHER, 0.9, teacher=0.9, floor=0.5, speed={"latency_ms": 9.0})
+    sentence = verdict_on(student, [student, teacher], conditions={"load_before": load, "cores": 2})["sentence"]
+    assert ("busy" in sentence) is is_busy
+    assert "busy" not in verdict_on(student, [student, teacher])["sentence"]
