@@ -5,6 +5,7 @@ of ours that the exporter calls count where tests call them.
 """
 
 import functools
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -37,3 +38,4 @@ def load_libraries() -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM  # noqa: F401
 
     torch.onnx.export = without_tracer(torch.onnx.export)
+    gc.freeze()  # half a million objects of libraries, which no collection needs to look at again
