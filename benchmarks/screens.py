@@ -1,6 +1,7 @@
 """Screens of commands as pictures: python benchmarks/screens.py docs/img, after `make demo`; `make screens`.
 
-Each command runs on a terminal of 80 and of 140 columns, as a user has it; what it writes becomes an SVG in docs/img/screens.
+Each command runs on a terminal of 80 and of 140 columns, as a user has it; what stands there at its end becomes an SVG in
+docs/img/screens. `python benchmarks/screens.py docs/img doctor show` makes those of two commands.
 """
 
 import fcntl
@@ -8,6 +9,7 @@ import io
 import os
 import pty
 import re
+import shutil
 import struct
 import sys
 import termios
@@ -55,7 +57,7 @@ COMMANDS = {
         "evaluate runs/quickstart/export --teacher runs/quickstart/finetune --task python-docs -o runs/screens/evaluate"
     ),
     "predict": "predict runs/quickstart/export --file runs/screens/lines.txt",
-    "export": "export runs/quickstart/task-distill --task python-docs -o runs/screens/export",
+    "export": "export runs/quickstart/task-distill --task python-docs -o runs/screens/student/export",
     "bench": "bench runs/quickstart/export --no-baselines --rounds 5 --passes 1",
     "compare": "compare runs/screens/kd.toml runs/screens/pkd.toml -o runs/screens/compare",
     "report": "report runs/quickstart -o runs/screens/report.html",
@@ -86,6 +88,36 @@ def on_terminal(words: list[str], width: int) -> str:
     return written.getvalue().decode(errors="replace")
 
 
+def at_the_end(written: str) -> str:
+    """Returns the lines left on the screen, with their colours: bars of progress are drawn over each other and erased."""
+    lines, row, begins = [""], 0, False
+    for part in re.split(r"(\x1b\[[0-9;?]*[A-Za-ln-z]|\r|\n)", written.replace("\r\n", "\n")):
+        if part == "\n":
+            row, begins = row + 1, False
+            lines += [""] * (row == len(lines))
+        elif part == "\r":
+            begins = True
+        elif move := re.fullmatch(r"\x1b\[(\d*)A", part):
+            row = max(0, row - int(move[1] or 1))
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif part and not part.startswith("\x1b[?"):  # whether the cursor is seen
+            lines[row], begins = ("" if begins else lines[row]) + part, False
+    return "\n".join(lines).rstrip()
+
+
+def without_places(text: str) -> str:
+    """Returns the text without where this copy and the home of its user lie."""
+    return text.replace(str(Path.cwd()), "~/work").replace(str(Path.home()), "~")
+
+
+def forget(command: str) -> None:
+    """Removes what the command wrote at another width, so that it does its work again."""
+    if out := re.search(r"-o (runs/screens/\S+)", command):
+        path = Path(out[1])
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def prepare(folder: Path) -> None:
     """Writes what some commands read: a small table, lines of text, two recipes to compare."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,16 +139,19 @@ def prepare(folder: Path) -> None:
         (folder / f"{method}.toml").write_text(text, encoding="utf-8")
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     prepare(Path("runs/screens"))
-    for name, command in COMMANDS.items():
+    for name in names or COMMANDS:
+        command = COMMANDS[name]
         for width in WIDTHS:
-            lines = [line.rpartition("\r")[2] for line in on_terminal(command.split(), width).replace("\r\n", "\n").split("\n")]
+            forget(command)
+            text = without_places(at_the_end(on_terminal(command.split(), width)))
             for theme, colours in {"light": LIGHT, "dark": DIMMED_MONOKAI}.items():
                 console = Console(record=True, width=width, file=io.StringIO())
                 console.print(Text(f"$ mbert {command}", style="bold"))
-                console.print(Text.from_ansi("\n".join(lines).rstrip()), overflow="fold")  # as a terminal breaks lines
+                for line in Text.from_ansi(text).split("\n", allow_blank=True):  # a terminal breaks lines anywhere
+                    console.print(*line.divide(range(width, len(line), width)) or [line], sep="\n")
                 picture = re.sub(
                     r"@font-face \{.*?\}\s*", "", console.export_svg(title="mbert", theme=colours), flags=re.DOTALL
                 )
@@ -125,4 +160,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) / "screens")
+    main(Path(sys.argv[1]) / "screens", sys.argv[2:])

@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from untraced import load_libraries
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker that measures coverage does not measure libraries."""
+    if hasattr(config, "workerinput") and config.getoption("cov_source", None):
+        load_libraries()
 
 
 @pytest.fixture(scope="session")

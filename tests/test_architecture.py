@@ -92,13 +92,18 @@ def read_package(root: Path) -> dict[str, Module]:
     return modules
 
 
+IMPORTS: dict[Module, list[Import]] = {}  # a file is read once, its imports are asked for a thousand times
+
+
 def imports_of(module: Module, modules: dict[str, Module]) -> list[Import]:
     """Every import in the file, inside functions too; those for type checkers alone count as not at start."""
-    return [
-        Import(target, node.lineno, at_start)
-        for node, at_start in _import_nodes(module.tree, True)
-        for target in _targets(node, module, modules)
-    ]
+    if module not in IMPORTS:
+        IMPORTS[module] = [
+            Import(target, node.lineno, at_start)
+            for node, at_start in _import_nodes(module.tree, True)
+            for target in _targets(node, module, modules)
+        ]
+    return IMPORTS[module]
 
 
 def _import_nodes(node: ast.AST, at_start: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:

@@ -12,6 +12,7 @@ import numpy as np
 import ours
 import plain
 import pytest
+import screens
 import speed
 import speed_page
 import torch
@@ -265,3 +266,9 @@ def test_without_a_gpu_the_script_says_so(capsys):
         pytest.skip("there is a GPU")
     assert gpu.main([]) == 0
     assert "nothing was measured" in capsys.readouterr().err
+
+
+def test_a_picture_shows_what_is_left_on_the_screen():
+    bars = "begin\r\n\x1b[?25lbar 1\r\nbar 2\r\x1b[2K\x1b[1A\x1b[2K\x1b[31mdone\x1b[0m\r\n"
+    assert screens.at_the_end(bars) == "begin\n\x1b[31mdone\x1b[0m"
+    assert screens.at_the_end("1 %\r50 %\r100 %\r\nend\r\n") == "100 %\nend"

@@ -181,7 +181,7 @@ def _table_of_plans(plans: Sequence[ComparisonPlan], grid: Grid, common: CommonO
             seeds = ",".join(map(str, row["seeds"]))
             rows.append([row["row"], row["stage"], "; ".join(row["phases"]), seeds, row["state"], tried])
         plural = "s" if len(plan.rows) > 1 else ""
-        show_table(f"{plan.task}: {len(plan.rows)} row{plural} in {plan.root}", PLAN, rows, err=err)
+        show_table(f"{plan.task}: {len(plan.rows)} row{plural} in {plan.root}", PLAN, rows, err=err, texts=PLAN[1:])
 
 
 def _show(metrics: dict[str, Any], common: CommonOptions, root: Path) -> None:
@@ -202,7 +202,7 @@ def _show_tables(metrics: dict[str, Any]) -> None:
         show_table(table.title(task, section), table.COLUMNS, table.lines(section), err=True)
         show_note("\n".join(table.remarks(section)))
         if section["differences"]:
-            show_table("", table.DIFFERENCES, table.differences_lines(section), err=True)
+            show_table("", table.DIFFERENCES, table.differences_lines(section), err=True, texts=("against", "which is"))
         for row in section["rows"]:
             for trial in row["tried"]:
                 show_note(f"tried: {row['row']}, {describe_values(trial['values'])}: {trial['dev']}")

@@ -2,6 +2,7 @@
 
 import errno
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -84,7 +85,7 @@ class ConsoleReporter(Reporter):
     def _print(self, text: str) -> None:
         if self._bars:
             self._bars.pause()
-        self.console.print(text)
+        self.console.print(text, soft_wrap=not self.console.is_terminal)  # a terminal would break words
         self._lines.wrote()
         if self._bars:
             self._bars.resume()
@@ -123,7 +124,8 @@ def _print(text: str) -> None:
 
 def show_note(text: str) -> None:
     """Lines beside the result, on stderr."""
-    error_console().print(escape(safe_text(text)))
+    console = error_console()
+    console.print(escape(safe_text(text)), soft_wrap=not console.is_terminal)
 
 
 def show_marked(before: str, mark: str, after: str, style: str) -> None:
@@ -139,6 +141,15 @@ def show_marked(before: str, mark: str, after: str, style: str) -> None:
             f"{escape(escape_control_characters(before))}[{style}]{escape(mark)}[/]{escape(escape_control_characters(after))}"
         )
     _print(captured.get().rstrip("\n").encode(encoding, "replace").decode(encoding))
+
+
+def broken_below(text: str, column: int) -> str:
+    """Returns a text that begins at a column, on a terminal broken at words so that it stays right of it; else as it is."""
+    if not sys.stdout.isatty():
+        return text
+    width = Console().width - column
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) if 20 <= width < len(text) else [text]
+    return f"\n{' ' * column}".join(lines)
 
 
 def show_json(value: Any) -> None:

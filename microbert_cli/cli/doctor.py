@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from microbert_cli.cli.console import show_json, show_marked
+from microbert_cli.cli.console import broken_below, show_json, show_marked
 from microbert_cli.cli.execute import recipe_steps
 from microbert_cli.cli.options import CommonOptions, DataDir, RecipeName, TaskName, with_options
 from microbert_cli.errors import MbertError
 from microbert_cli.hub import is_offline, no_network
+from microbert_cli.text import escape_control_characters
 
 if TYPE_CHECKING:
     from microbert_cli.plan.doctor.findings import Finding, Result
@@ -20,6 +21,7 @@ mbert doctor quickstart --dry-run
 
 mbert doctor sst2-tinybert --data GLUE --dry-run"""
 MARKS = {"pass": ("✓", "green"), "fail": ("✗", "bold red"), "warn": ("!", "yellow"), "later": ("·", "dim")}
+INDENT = 17  # columns before what was found: number, mark, name
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +67,8 @@ def _show(result: "Result") -> None:
     for finding in result.findings:
         mark, style = MARKS[finding.state]
         about = f"{finding.about}: " if finding.about else ""
-        lines = [f" {result.name:<11} {about}{finding.what}", *_error_lines(finding)]
+        text = broken_below(escape_control_characters(f"{about}{finding.what}"), INDENT)
+        lines = [f" {result.name:<11} {text}", *_error_lines(finding)]
         show_marked(f"{result.number:>2} ", mark, "\n".join(lines), style)
 
 
@@ -74,7 +77,7 @@ def _error_lines(finding: "Finding") -> list[str]:
     if (error := finding.error) is None:
         return []
     parts = (f"[{error.code}] {error.where}", error.allowed, error.fix)
-    return [f"{'':<17}{line}" for part in parts for line in part.splitlines()]
+    return [f"{'':<{INDENT}}{line}" for part in parts for line in part.splitlines()]
 
 
 def _checks_failed(crosses: "list[Result]", report: dict[str, Any]) -> MbertError:

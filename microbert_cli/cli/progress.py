@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 INTERVAL = 10.0  # seconds between two lines
+WIDE = 100  # columns from which on a line has room for a long bar and every number
 Numbers = Mapping[str, float]
 
 
@@ -138,11 +139,16 @@ class Bars:
         number, pace = self._tasks[name]
         pace.step = step
         assert self._progress is not None
+        if self._is_narrow():  # the score of the best step stands in the line that the stage ends with
+            numbers = {key: value for key, value in numbers.items() if key != "best"}
         self._progress.update(number, completed=step, numbers=format_numbers(numbers))
         if step >= total > 0:
             self._remove(name)
             if name in self._activities:  # its steps are taken, and it goes on
                 self._add(name, 0, 0)
+
+    def _is_narrow(self) -> bool:
+        return self._console.width < WIDE
 
     def pause(self) -> None:
         """Takes the bars off the screen, for a line to be written; the next step brings those of stages at work back."""
@@ -164,7 +170,8 @@ class Bars:
     def _add(self, name: str, step: int, total: int, pace: Pace | None = None) -> None:
         self._remove(name)
         if self._progress is None:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), _Count(), _Timing(), _Numbers())
+            bar = BarColumn(bar_width=8 if self._is_narrow() else 20)
+            columns = (TextColumn("{task.description}"), bar, _Count(), _Timing(), _Numbers())
             self._progress = Progress(*columns, console=self._console, transient=True)
             self._progress.start()
         pace = pace or Pace(step)

@@ -54,7 +54,7 @@ def push_output(
         if as_json:
             show_json(plan | {"sent": False})
             return
-        show_table("", ["file", "MB"], [[name, f"{size / 1e6:,.2f}"] for name, size in sizes.items()])
+        show_table("", ["file", "kB"], [[name, f"{size / 1e3:,.1f}"] for name, size in sizes.items()])
         show(f"{total} to {repository}, {'public' if public else 'private'}; nothing was sent")
         return
     text = message or f"{directory.absolute().name}, by mbert"

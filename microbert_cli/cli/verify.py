@@ -35,9 +35,9 @@ def verify(
         error = _changed_directories(wrong, len(directories))
         error.details = report
     if not as_json:
-        show_table(
-            "", ["directory", "state", "what", "found"], [[o.place, o.state, o.role, ", ".join(o.notes)] for o in directories]
-        )
+        columns = ["directory", "state", "what", *(["found"] if any(each.notes for each in directories) else [])]
+        rows = [[each.place, each.state, each.role, ", ".join(each.notes)][: len(columns)] for each in directories]
+        show_table("", columns, rows, texts=columns[1:])
     if wrong:
         raise error
     if as_json:

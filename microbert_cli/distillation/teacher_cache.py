@@ -277,7 +277,8 @@ def may_cache(layout: Layout, key: str, settings: CacheSettings, reporter: Repor
     if not layout.is_large:
         return True
     budget = cache_budget(settings, taken=cache.used_bytes(KIND, key))
-    size = f"{layout.rows:,} distinct rows of {len(layout.slot):,}, {layout.bytes / 1e9:.2f} GB"
+    size = f"{layout.bytes / 1e9:.2f} GB" if layout.bytes >= 1e8 else f"{layout.bytes / 1e6:.1f} MB"
+    size = f"{layout.rows:,} distinct rows of {len(layout.slot):,}, {size}"
     if layout.bytes > budget:
         reporter.note(f"teacher cache: {size}, is more than the {budget / 1e9:.2f} GB of cache.budget; asked anew every time")
         return False

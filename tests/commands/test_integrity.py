@@ -32,11 +32,11 @@ corpus.source = "text.txt"
 corpus.max_length = 24
 data.max_length = 16
 general = { steps = 3, batch_size = 4 }
-finetune = { steps = 40, batch_size = 8, learning_rate = 1e-3 }
+finetune = { steps = 12, batch_size = 8, learning_rate = 1e-3 }
 teacher.allow_weak = true
 augment = { copies = 1 }
-phases.intermediate = { steps = 40, batch_size = 8 }
-phases.prediction = { steps = 40, batch_size = 8, learning_rates = [] }
+phases.intermediate = { steps = 12, batch_size = 8 }
+phases.prediction = { steps = 12, batch_size = 8, learning_rates = [] }
 """
 
 

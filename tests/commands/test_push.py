@@ -51,7 +51,7 @@ def test_what_would_go_is_listed_and_nobody_is_asked(export: Path, monkeypatch: 
     monkeypatch.delenv("HF_TOKEN", raising=False)
     done = works("push", export, REPOSITORY, "--dry-run")
     for name, content in expected(export).items():
-        assert name in done.out and f"{len(content) / 1e6:,.2f}" in done.out
+        assert name in done.out and f"{len(content) / 1e3:,.1f}" in done.out
     assert not any(name in done.out for name in STAY)
     assert "nothing was sent" in done.out and "private" in done.out
     listed = works("push", export, REPOSITORY, "--dry-run", "--public", "--json").json

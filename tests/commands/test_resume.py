@@ -114,7 +114,7 @@ def student_of(method: str) -> str:
     return "bert-2x16x32" if of_method(method).initialise.by in ("teacher-layers", "teacher-ends") else "bert-2x8"
 
 
-QUICKLY = {"tinybert", "microbert"}  # the others are slow because they are many
+QUICKLY = {"tinybert"}  # the others are slow because they are many
 FULLY = [pytest.param(False, id="middle"), pytest.param(True, id="fully", marks=pytest.mark.torture)]
 
 

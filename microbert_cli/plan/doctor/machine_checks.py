@@ -88,7 +88,8 @@ def device(context: DoctorContext) -> Iterator[Finding]:
 def _device(name: str) -> Finding:
     device = pick_device(name)
     if not device.startswith("cuda"):
-        return passed(f"{device}, {torch.get_num_threads()} threads")
+        threads = torch.get_num_threads()
+        return passed(f"{device}, {threads} thread{'s' * (threads != 1)}")
     properties = torch.cuda.get_device_properties(device)
     return passed(f"{device}, {properties.name}, {properties.total_memory / 1e9:.0f} GB")
 
@@ -99,7 +100,7 @@ def saving(context: DoctorContext) -> Iterator[Finding]:
 
 
 def _saving(root: Path) -> Finding:
-    parent = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
+    parent = next(folder for folder in (root, *root.parents) if folder.is_dir())
     torch.manual_seed(0)
     tensors = {str(kind): (100 * torch.randn(1000)).to(kind) for kind in DTYPES}
     state = {"step": 7, "loss": 0.1, "weights": tensors, "random": torch.get_rng_state(), "best": None}
@@ -174,7 +175,7 @@ def check_room(root: Path, needed: int, stages: int) -> Finding:
     free = free_bytes(root.absolute())
     if not _same_disk(root.absolute(), cache.root()):
         free += cache.free_bytes()  # caches are written there, and their share is not known: they take what room there is
-    text = f"{stages} stages will take at most {gigabytes(needed)}, and {gigabytes(free)} are free"
+    text = f"{stages} stage{'s' * (stages != 1)} will take at most {gigabytes(needed)}, and {gigabytes(free)} are free"
     if needed <= TIGHT * free:
         return passed(text)
     if needed <= free:

@@ -157,7 +157,7 @@ def test_thresholds_of_a_small_dev() -> None:
     random = np.random.default_rng(0)
     for _ in range(20):
         p, y = random.random(30).round(1) * 0.9 + 0.05, random.integers(0, 2, 30)
-        best = max(f1_score(y, p > t, zero_division=0) for t in np.linspace(-0.01, 1, 400))
+        best = max(f1_score(y, p > t, zero_division=0) for t in (0, *np.unique(p)))  # all ways to part the rows
         assert f1_score(y, p > best_threshold(p, y), zero_division=0) == pytest.approx(best)
 
 

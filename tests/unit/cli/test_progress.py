@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from microbert_cli.cli import progress
-from microbert_cli.cli.console import ConsoleReporter
+from microbert_cli.cli.console import ConsoleReporter, broken_below
 from microbert_cli.cli.progress import Bars, Lines, Pace, format_line
 
 
@@ -116,3 +116,33 @@ def test_a_phase_that_ended_early_is_over_when_the_next_begins(clock: Clock) -> 
         display.begin("second", 0, 100)
     assert list(lines._stages) == ["second"] and list(bars._tasks) == ["task-distill", "second"]
     bars.close()
+
+
+@pytest.mark.parametrize("name", ["pretrain", "general-distill"])
+def test_a_bar_is_one_line_of_80_columns_with_the_score(clock: Clock, name: str) -> None:
+    screen = io.StringIO()
+    bars = Bars(Console(file=screen, force_terminal=True, width=80))
+    bars.update(name, 1480, 6000, {"loss": 0.1234, "dev": 0.7654, "best": 0.7777})
+    clock.now += 0.3
+    bars.update(name, 1500, 6000, {"loss": 0.1234, "dev": 0.7654, "best": 0.7777})
+    assert bars._progress is not None
+    bars._progress.refresh()
+    bars.close()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    lines = {line.strip() for line in re.split(r"[\r\n]", text) if "1500/6000" in line}
+    assert lines and all(line.endswith("left loss=0.1234 dev=0.7654") and len(line) <= 80 for line in lines), text
+
+
+def test_notes_and_findings_are_broken_at_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = " ".join(["word"] * 40)
+    for is_terminal in (True, False):
+        monkeypatch.setattr("sys.stdout.isatty", lambda answer=is_terminal: answer)
+        monkeypatch.setenv("COLUMNS", "80")
+        lines = broken_below(words, 17).split("\n")
+        assert (len(lines) > 1) is is_terminal and " ".join(line.strip() for line in lines) == words
+        assert all(line.startswith(" " * 17) for line in lines[1:]) and (not is_terminal or max(map(len, lines)) <= 80)
+        reporter = ConsoleReporter()
+        reporter.console = Console(file=io.StringIO(), force_terminal=is_terminal, width=80, soft_wrap=True)
+        reporter.note(words)
+        written = reporter.console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
+        assert ("\n" in written) is is_terminal and written.split() == words.split()

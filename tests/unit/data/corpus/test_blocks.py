@@ -351,7 +351,7 @@ def test_tokens_and_blocks_stay_on_disk(source, tokenizer):
             assert array.mode == "r"
 
 
-def test_memory_does_not_grow_with_the_corpus(tmp_path, tokenizer):
+def test_memory_does_not_grow_with_the_corpus(tmp_path, tokenizer, monkeypatch):
     """Four times the text, about the same memory at its peak (a group of documents at a time)."""
     import tracemalloc
 
@@ -364,7 +364,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, tokenizer):
         tracemalloc.stop()
         return used
 
-    small, large = peak(512), peak(2048)
+    monkeypatch.setattr("microbert_cli.data.corpus.blocks.DOCUMENTS_PER_CALL", 128)
+    small, large = peak(128), peak(512)
     assert large < 1.5 * small
 
 

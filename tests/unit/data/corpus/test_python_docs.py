@@ -88,6 +88,16 @@ def test_the_text_does_not_depend_on_the_process() -> None:
     assert outputs.pop().split()[1] == "False"
 
 
+def test_a_docstring_is_read_without_its_module() -> None:
+    root = Path(os.__file__).parent
+    for name in ("antigravity", "this", "nntplib", "turtle"):
+        if (path := root / f"{name}.py").is_file():
+            assert name not in sys.modules
+            list(python_docs._docstrings_of(path, name))
+            assert name not in sys.modules
+
+
+@pytest.mark.slow
 def test_nothing_is_imported() -> None:
     code = (
         "import sys; from microbert_cli.data.corpus import python_docs as p; before = set(sys.modules); "
