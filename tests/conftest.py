@@ -6,6 +6,7 @@ import os
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"  # without bfloat16 products, so that every processor says the same
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread costs more than it brings
 
 import socket
