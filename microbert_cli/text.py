@@ -192,3 +192,8 @@ def label_cell(value: Any) -> str:
         return json.dumps(sorted(value) if isinstance(value, set) else value, ensure_ascii=False, default=str)
     text = str(value).lower() if isinstance(value, bool) else str(value).strip()
     return text.split(".")[0] if WHOLE_NUMBER.fullmatch(text) else text
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns `1 thread`, `2 threads`, `1,200 threads`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

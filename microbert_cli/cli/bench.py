@@ -13,7 +13,7 @@ from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.evaluation.report_table import remarks
 from microbert_cli.reporter import Reporter
 from microbert_cli.runs.stage_inputs import default_root
-from microbert_cli.text import NOT_COUNTED, format_cells
+from microbert_cli.text import NOT_COUNTED, counted, format_cells
 
 EPILOG = """Example:
 
@@ -136,7 +136,8 @@ def _benchmark_models(models: list[str], speed: str | None = None) -> list[Any]:
 
 def _show(results: dict[str, Any]) -> None:
     conditions = results["conditions"]
-    title = f"{conditions['rows']} rows, {conditions['threads']} threads, load {conditions['load_before']} before"
+    sizes = f"{counted(conditions['rows'], 'row')}, {counted(conditions['threads'], 'thread')}"
+    title = f"{sizes}, load {conditions['load_before']} before"
     if "rows" not in results:
         show_table(title, ["model", *NUMBERS], [[name, *_numbers(result)] for name, result in results["models"].items()])
         return

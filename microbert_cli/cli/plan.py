@@ -7,6 +7,7 @@ import typer
 from microbert_cli.cli.console import show, show_json, show_table
 from microbert_cli.cli.execute import recipe_steps
 from microbert_cli.cli.options import CommonOptions, DataDir, RecipeName, TaskName, with_options
+from microbert_cli.text import counted
 
 if TYPE_CHECKING:
     from microbert_cli.plan.stage_cost import StagePlan
@@ -69,7 +70,7 @@ def plan(
 def _describe_machine(here: Any) -> str:
     facts = here.machine
     load = "unknown" if here.load is None else here.load
-    return f"this machine: {facts['name']}, {facts['threads']} threads, torch {facts['torch']}, load {load} before"
+    return f"this machine: {facts['name']}, {counted(facts['threads'], 'thread')}, torch {facts['torch']}, load {load} before"
 
 
 def _as_dict(plans: "list[StagePlan]") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from microbert_cli.recipe.phase_data import TRANSFER
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.runs import manifest
 from microbert_cli.runs.stage_result import METRICS, read_metrics
-from microbert_cli.text import NOT_COUNTED
+from microbert_cli.text import NOT_COUNTED, counted
 from microbert_cli.version import __version__
 
 LONGEST_SUBJECT = 24
@@ -235,10 +235,9 @@ def _embeddings(files: dict[str, Any]) -> str | None:
 
 
 def _conditions(conditions: dict[str, Any]) -> str:
-    return (
-        f"Speed: one interleaved run on dev rows, {conditions['threads']} threads of {conditions['cores']} cores, batches of "
-        f"{conditions['batch_size']}, load {conditions['load_before']} before and {conditions['load_after']} after; medians."
-    )
+    where = f"{counted(conditions['threads'], 'thread')} of {counted(conditions['cores'], 'core')}"
+    load = f"load {conditions['load_before']} before and {conditions['load_after']} after"
+    return f"Speed: one interleaved run on dev rows, {where}, batches of {conditions['batch_size']}, {load}; medians."
 
 
 def _limits(facts: Facts) -> list[str]:

@@ -8,7 +8,7 @@ from microbert_cli.data.task_data import TaskData
 from microbert_cli.evaluation.guarantee import rounded_down
 from microbert_cli.exporting.model_card import Card, Score, fenced, front_matter, megabytes
 from microbert_cli.models.cascade.answers import BIG, PARTS, SMALL
-from microbert_cli.text import command_line, escape_markdown
+from microbert_cli.text import command_line, counted, escape_markdown
 from microbert_cli.version import __version__
 
 CODE = Template('''import json
@@ -100,8 +100,9 @@ def _table(metrics: Mapping[str, Any]) -> str:
         )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     conditions = speed["conditions"]
-    where = f"{conditions['threads']} threads of {conditions['cores']} cores, batches of {conditions['batch_size']}"
-    return "\n".join(lines) + f"\n\nOne interleaved run on rows of dev, {where}, load {conditions['load_before']} before."
+    where = f"{counted(conditions['threads'], 'thread')} of {counted(conditions['cores'], 'core')}"
+    sizes = f"batches of {conditions['batch_size']}, load {conditions['load_before']} before"
+    return "\n".join(lines) + f"\n\nOne interleaved run on rows of dev, {where}, {sizes}."
 
 
 def _calibration(metrics: Mapping[str, Any]) -> str:

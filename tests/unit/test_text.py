@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from strange_inputs import HALVES, TEXTS
 
 from microbert_cli.stages.predict import as_lines
-from microbert_cli.text import dump_json, json_line, one_line
+from microbert_cli.text import counted, dump_json, json_line, one_line
 
 BREAKS = "a\nb\rc\r\nd\x0be\x0cf\x1cg\x1dh\x1ei\x85j\u2028k\u2029l\tm\x1b[2Jn\x00o\ud800p\u202eq"
 hostile = st.one_of(TEXTS, HALVES, st.text(alphabet=BREAKS, max_size=12))
@@ -42,3 +42,7 @@ def test_json_has_no_numbers_that_json_does_not_have(value):
 def test_what_is_not_finite_is_null():
     assert dump_json({"a": [math.nan, (math.inf, -math.inf)], "b": 1.5}) == '{"a": [null, [null, null]], "b": 1.5}'
     assert json.loads(dump_json({math.nan: 1, 2.5: math.nan})) == {"nan": 1, "2.5": None}
+
+
+def test_counts_have_their_plural():
+    assert [counted(count, "thread") for count in (0, 1, 2, 1200)] == ["0 threads", "1 thread", "2 threads", "1,200 threads"]

@@ -6,6 +6,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from microbert_cli.runs.atomic import digest
+from microbert_cli.text import counted
 
 Row = Mapping[str, Any]
 FEW_SEEDS = 3
@@ -140,7 +141,8 @@ def _timing(rows: Sequence[Row], machine: Mapping[str, Any] | None) -> Iterator[
     if machine:
         yield (
             "Latency (one row) and rows/s: one interleaved run of one model of each shape, the best seed of its first row; "
-            f"{machine['threads']} threads, load {machine['load_before']} before. Rows of one shape share the numbers."
+            f"{counted(machine['threads'], 'thread')}, load {machine['load_before']} before. "
+            "Rows of one shape share the numbers."
         )
     if slowed := [row for row in rows if row["gradient_norms"]]:
         yield f"Seconds of {_names(slowed)} hold the measuring of gradient norms."

@@ -18,6 +18,7 @@ from microbert_cli.plan.stage_cost import Costs, StagePlan
 from microbert_cli.runs import cache
 from microbert_cli.runs.disk import disk_error, disk_refused, free_bytes
 from microbert_cli.runs.stage_inputs import Step
+from microbert_cli.text import counted
 from microbert_cli.training import checkpoint
 
 PACKAGE = "microbert-cli"
@@ -88,8 +89,7 @@ def device(context: DoctorContext) -> Iterator[Finding]:
 def _device(name: str) -> Finding:
     device = pick_device(name)
     if not device.startswith("cuda"):
-        threads = torch.get_num_threads()
-        return passed(f"{device}, {threads} thread{'s' * (threads != 1)}")
+        return passed(f"{device}, {counted(torch.get_num_threads(), 'thread')}")
     properties = torch.cuda.get_device_properties(device)
     return passed(f"{device}, {properties.name}, {properties.total_memory / 1e9:.0f} GB")
 
