@@ -89,6 +89,17 @@ def test_scores_are_those_of_training_and_by_type(place):
     assert by_type["all"]["f1"] == metrics["dev"]["entity_f1"]
 
 
+def test_bench_has_a_linear_model_of_words(place):
+    result = json.loads(works("bench", "teacher", *DATA, "--rows", "8", "--rounds", "1", "--passes", "1", "--json").out)
+    rows = {row["kind"]: row for row in result["rows"]}
+    assert rows["majority"]["model"] == "commonest tag" and rows["majority"]["score"] == 0
+    linear = rows["linear"]
+    assert linear["model"] == "linear, word features" and linear["latency_ms"] > 0 and linear["megabytes"] > 0
+    assert linear["score"] > 0.95, "first names and places are named in train"
+    assert f"a linear model of word features has {linear['score']:.4f} on dev" in result["verdict"]["sentence"]
+    assert "note" not in linear
+
+
 def test_padding_and_batches_do_not_change_a_word(place):
     loaded = load_model("teacher", "classifier", where="test")
     kind = kind_of_model(loaded.model.config)
@@ -136,6 +147,7 @@ def test_an_export_gives_the_same_answers_without_torch(place):
     assert files["fp32"]["max_difference"] < 1e-4 and files["fp32"]["scores"] == files["safetensors"]["scores"]
     assert {"fp32", "int8"} <= files.keys()
     card = (place / "export" / "README.md").read_text()
+    assert "| linear, word features |" in card
     assert "pipeline_tag: token-classification" in card and 'aggregation_strategy="first"' in card
     script = (
         "import sys; from microbert_cli.cli.main import main; sys.argv = ['mbert', 'predict', 'export', "
