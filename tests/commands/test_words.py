@@ -139,6 +139,22 @@ def test_students_learn_from_soft_targets_layers_and_teachers_of_other_words(pla
         assert metrics["dev"]["entity_f1"] > 0.1, name
 
 
+@pytest.mark.parametrize("method", ["pkd", "microbert"])
+def test_pkd_and_microbert_teach_words(place, method):
+    """Their vectors are those of the whole text; MicroBERT's discriminator sees the answers word by word."""
+    phases = {"pkd": ("distillation",), "microbert": ("alignment", "all")}[method]
+    keys = [f"phases.{name}.{key}" for name in phases for key in ("steps=8", "learning_rate=5e-3")]
+    keys += [f"method={method}", "initialise=random"]
+    keys += ["phases.all.losses.discriminator.input=logits"] if method == "microbert" else []
+    settings = [word for key in keys for word in ("--set", key)]
+    works("task-distill", *DATA, "--teacher", "teacher", "--student", "bert-2x16", *settings, "-o", method)
+    works("evaluate", method, *DATA, "--teacher", "teacher", "-o", f"{method}-scores")
+    metrics = json.loads((place / f"{method}-scores" / "metrics.json").read_text())
+    assert metrics["dev"] == json.loads((place / method / "metrics.json").read_text())["dev"]
+    assert metrics["splits"]["dev"]["teacher"]["kl"] > 0
+    assert len(works("predict", method, TEXT).out.split()) == len(TEXT.split())
+
+
 @pytest.mark.slow
 def test_an_export_gives_the_same_answers_without_torch(place):
     pytest.importorskip("onnxruntime")
@@ -312,6 +328,9 @@ def test_weights_of_tags_and_another_metric(place):
         ("M441", ("finetune", *DATA, "--model", "bert", "--set", 'data.class_weights={"B-ORG" = 2}')),
         ("M444", ("finetune", *DATA, "--model", "bert", "--set", "data.primary=matthews")),
         ("M482", ("finetune", *DATA, "--model", "bert", "--set", "data.windows=mean")),
+        ("M142", ("evaluate", "teacher", *DATA, "--submission")),
+        ("M142", ("evaluate", "teacher", "--dev-file", "dev.conll", "--submission", "--dry-run")),
+        ("M142", ("evaluate", "teacher", "--task", "python-roles", "--submission")),
         ("M437", ("evaluate", "teacher", "--train-file", "texts.csv", "--dev-file", "texts.csv")),
     ],
 )
