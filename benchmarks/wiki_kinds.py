@@ -8,10 +8,10 @@ words-train.conll, words-dev.conll, words-test.conll     Which words name the ar
     place, a work or an organisation, by the noun that the first sentence calls it. Mentions are the title's words, and of a
     person the last name alone. Whoever else is named there is O. An article has one row: its first such paragraph.
 labels-train.jsonl, labels-dev.jsonl, labels-test.jsonl  Which of fifteen occupations, and of ten nations, does the first
-    sentence give the person? `text` is the second paragraph, an article a row.
+    sentence give the person? `text` is the second paragraph's beginning, an article a row.
 
-Fair: nobody wrote rules that look at the text that is read; the answers are what the article's authors said elsewhere of the
-same subject. Neither is complete: a paragraph need not show what somebody is, and a name may be another's who is called alike.
+Fair: the answers are what the article's authors wrote elsewhere of the same subject, in its title and its first sentence, which
+no row shows. Neither set is complete: a paragraph need not show what somebody is, and a name may be that of another.
 Articles are split by the hash of their title, an eighth each in dev and in test, so that no article is on both sides.
 """
 
@@ -31,6 +31,7 @@ ENDS = re.compile(
 )
 WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")
 MOST, LEAST = 40, 8  # words of a row
+MOST_OF_TEXT = 24  # of a row with labels
 PARTS = 8  # one in eight articles is in dev, one in test
 
 NOUNS = {
@@ -135,7 +136,7 @@ def label_rows(paragraphs: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yields the second paragraph and the labels of an article on a person."""
     subject = description(paragraphs[0])
     if len(paragraphs) > 1 and (labels := labels_of(subject)) and kind_of(subject) in ("PERSON", ""):
-        words = paragraphs[1].split()[:MOST]
+        words = paragraphs[1].split()[:MOST_OF_TEXT]
         if len(words) >= LEAST:
             yield " ".join(words), labels
 
