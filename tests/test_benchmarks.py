@@ -16,6 +16,7 @@ import screens
 import speed
 import speed_page
 import torch
+import wiki_kinds
 from ours import INTERMEDIATE, Pair
 from shapes import Setup, Shape, bucketed, build, by_length, evenly, shuffled
 from tiny_models import WORDS, tiny_tokenizer
@@ -272,3 +273,25 @@ def test_a_picture_shows_what_is_left_on_the_screen():
     bars = "begin\r\n\x1b[?25lbar 1\r\nbar 2\r\x1b[2K\x1b[1A\x1b[2K\x1b[31mdone\x1b[0m\r\n"
     assert screens.at_the_end(bars) == "begin\n\x1b[31mdone\x1b[0m"
     assert screens.at_the_end("1 %\r50 %\r100 %\r\nend\r\n") == "100 %\nend"
+
+
+ARTICLES = """Abbie Rowe (1905-1967) was an American photographer and writer, best known for the White House.
+When Rowe was nine, a film by John Rowe showed Abbie Rowe at work.
+
+Lone Lake is a lake in Canada.
+The village of Long lies at Lone Lake, near the road to the north.
+"""
+
+
+def test_real_sets_out_of_articles(tmp_path):
+    """Tags are those of the subject alone, labels are what the first sentence says, and an article has one part."""
+    (tmp_path / "corpus.txt").write_text(ARTICLES, encoding="utf-8")
+    (tmp_path / "titles.tsv").write_text("1\tAbbie Rowe\n2\tLone Lake\n", encoding="utf-8")
+    wiki_kinds.write_sets(tmp_path / "corpus.txt", tmp_path / "titles.tsv", tmp_path / "sets")
+    parts = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "sets").iterdir()}
+    rows = [row.splitlines() for name, text in parts.items() if name.endswith("conll") for row in text.split("\n\n") if row]
+    tagged = sorted([line for line in row if not line.endswith(" O")] for row in rows)
+    assert tagged == [["Lone B-PLACE", "Lake I-PLACE"], ["Rowe B-PERSON", "Abbie B-PERSON", "Rowe I-PERSON"]]
+    (row,) = [json.loads(line) for name, text in parts.items() if name.endswith("jsonl") for line in text.splitlines()]
+    assert row["labels"] == ["american", "writer"]
+    assert row["text"].startswith("When Rowe was nine")

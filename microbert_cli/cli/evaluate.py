@@ -12,6 +12,7 @@ from microbert_cli.cli.console import show_note, show_table
 from microbert_cli.cli.execute import resolve_for_model, run_stage, shown_before_checks
 from microbert_cli.cli.options import CommonOptions, TaskOptions, with_options
 from microbert_cli.errors import MbertError
+from microbert_cli.recipe.labels.submission import check_submitted
 
 EPILOG = """Examples:
 
@@ -47,6 +48,8 @@ def evaluate(
     minimum = {name: value for name, value in map(_parse_minimum, min_score or [])}
     gates = Gates(minimum, _read_baseline(baseline), tolerance)
     resolved = resolve_for_model(model, about, common, evaluate__model=model, teacher__model=teacher, evaluate__speed=speed)
+    if submission:
+        check_submitted(resolved.recipe, common.catalog())
     result = run_stage("evaluate", common, resolved, gates=gates, **({"submit": True} if submission else {}))
     if result is None:
         return

@@ -10,8 +10,8 @@ import numpy as np
 from microbert_cli.data.batching import batches_by_length
 from microbert_cli.data.encoded.cascade import CascadeExamples
 from microbert_cli.data.task_data import TaskData
-from microbert_cli.evaluation.baseline import LinearModel
 from microbert_cli.evaluation.benchmark import Batch, TimedModel, time_interleaved
+from microbert_cli.evaluation.linear.interface import Linear
 from microbert_cli.evaluation.scoring import check_finite
 from microbert_cli.models.exits.flops import exit_summary
 from microbert_cli.models.exported.files import EXPORTED_FILES, file_of
@@ -45,7 +45,7 @@ class BenchmarkModel:
 
 def benchmark_models(
     entrants: Sequence[BenchmarkModel], data: TaskData, *, rows: int = ROWS, batch_size: int = BATCH_SIZE,
-    rounds: int = ROUNDS, passes: int = PASSES, linear: Mapping[str, LinearModel] | None = None,
+    rounds: int = ROUNDS, passes: int = PASSES, linear: Mapping[str, Linear] | None = None,
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures all entrants in one interleaved run on the task's dev rows, each with its own tokenizer.
@@ -98,7 +98,7 @@ def _exits(model: Predictor, batches: Sequence[Batch], length: int) -> dict[str,
     return exit_summary(model.model.config, model.answers.left, length=length, speed=model.answers.speed)
 
 
-def _timed_linear(model: LinearModel, data: TaskData, *, rows: int, batch_size: int) -> TimedModel:
+def _timed_linear(model: Linear, data: TaskData, *, rows: int, batch_size: int) -> TimedModel:
     texts = data.rows["dev"].texts
     texts = texts[:: max(1, len(texts) // rows)][:rows]
     return TimedModel(

@@ -149,6 +149,8 @@ def hidden_labels(task: Task, split: str = "") -> MbertError:
     """Returns the error for a split that cannot be scored, since it shows no labels."""
     allowed = "A split with labels, such as dev. Hidden labels are predicted, for a submission."
     fix = f"mbert evaluate MODEL {task.options} --submission"
+    if task.submission is None:
+        allowed, fix = "A split with labels, such as dev.", "--set 'evaluate.splits=[\"dev\"]'"
     if task.files is not None:
         columns = task.label.columns or (task.label.column,)
         key = "data.label_columns" if task.label.columns else "--label COLUMN"

@@ -15,9 +15,9 @@ from microbert_cli.data.task_data import TaskData
 from microbert_cli.distillation.layer_map import layer_map
 from microbert_cli.distillation.teacher_cache import CacheSettings, Layout, cache_budget
 from microbert_cli.errors import MbertError
-from microbert_cli.evaluation.baseline import linear_baseline
 from microbert_cli.evaluation.benchmark import WARMUP_PASSES, WARMUP_ROUNDS
 from microbert_cli.evaluation.compare_speed import BATCH_SIZE, PASSES, ROUNDS, ROWS
+from microbert_cli.evaluation.linear.fit import linear_baseline
 from microbert_cli.evaluation.scoring import EVALUATION_BATCH
 from microbert_cli.models.architectures import model_shape
 from microbert_cli.models.capture import OutputRequest
@@ -227,8 +227,6 @@ def augmented_lengths(
 
 def add_linear_model(costs: Costs, seen: ExpectedInputs, recipe: Recipe, data: TaskData) -> None:
     """Adds the linear model of a stage that reads no training rows else; nothing where there are none, it is then left out."""
-    if data.task.kind.of_words:
-        return
     try:
         trained, seconds = seen.task(recipe, (TRAIN,))
     except MbertError:
@@ -238,9 +236,7 @@ def add_linear_model(costs: Costs, seen: ExpectedInputs, recipe: Recipe, data: T
 
 
 def linear_model(costs: Costs, data: TaskData) -> float:
-    """Returns the seconds of the linear baseline, on at most BASELINE_ROWS rows and scaled; 0 for labels of words."""
-    if data.task.kind.of_words:
-        return 0.0
+    """Returns the seconds of the linear baseline, on at most BASELINE_ROWS rows and scaled."""
     train, dev = data.rows["train"], data.rows["dev"]
 
     def measure() -> dict[str, Any]:

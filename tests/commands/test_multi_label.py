@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from mbert_command import works
+from mbert_command import refused, works
 from safetensors.numpy import load_file
 from tiny_models import tiny_bert
 
 from microbert_cli import api
+from microbert_cli.errors import MbertError
 from microbert_cli.reporter import Reporter
 
 pytestmark = pytest.mark.slow
@@ -153,6 +154,19 @@ def test_alternatives_and_report() -> None:
     works("report", ".")
     page = Path("report.html").read_text(encoding="utf-8")
     assert "label by label" in page and "Confusion matrices" not in page and "Expected calibration error" in page
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--task", "python-topics"), ("--task", "glued.toml")])
+def test_a_submission_is_refused_before_any_work(more: tuple[str, ...], tmp_path: Path) -> None:
+    """Also where the task's TOML has a table [submission]: the server's files hold one label a row."""
+    task = f'text = ["text"]\n[files]\ndev = "{Path("dev.jsonl").resolve()}"\n[label]\ncolumn = "topics"\nkind = "labels"\n'
+    task += f"names = {list(NAMES)}\n[submission]\nfiles = {{ test = 'X.tsv' }}\nlabels = 'names'\nfiller = 'x'\n"
+    Path("glued.toml").write_text(task, encoding="utf-8")
+    about = more if "--task" in more else (*ABOUT, *more)
+    refused(2, "M142", "evaluate", "student", *about, "--submission", "-o", tmp_path / "no")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(MbertError, match="several labels a row"):
+        api.evaluate(out=tmp_path / "no", model="student", task="python-topics", submission=True)
 
 
 def test_weights_of_classes_are_said_in_the_report(tmp_path: Path) -> None:

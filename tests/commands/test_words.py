@@ -89,6 +89,17 @@ def test_scores_are_those_of_training_and_by_type(place):
     assert by_type["all"]["f1"] == metrics["dev"]["entity_f1"]
 
 
+def test_bench_has_a_linear_model_of_words(place):
+    result = json.loads(works("bench", "teacher", *DATA, "--rows", "8", "--rounds", "1", "--passes", "1", "--json").out)
+    rows = {row["kind"]: row for row in result["rows"]}
+    assert rows["majority"]["model"] == "commonest tag" and rows["majority"]["score"] == 0
+    linear = rows["linear"]
+    assert linear["model"] == "linear, word features" and linear["latency_ms"] > 0 and linear["megabytes"] > 0
+    assert linear["score"] > 0.95, "first names and places are named in train"
+    assert f"a linear model of word features has {linear['score']:.4f} on dev" in result["verdict"]["sentence"]
+    assert "note" not in linear
+
+
 def test_padding_and_batches_do_not_change_a_word(place):
     loaded = load_model("teacher", "classifier", where="test")
     kind = kind_of_model(loaded.model.config)
@@ -128,6 +139,22 @@ def test_students_learn_from_soft_targets_layers_and_teachers_of_other_words(pla
         assert metrics["dev"]["entity_f1"] > 0.1, name
 
 
+@pytest.mark.parametrize("method", ["pkd", "microbert"])
+def test_pkd_and_microbert_teach_words(place, method):
+    """Their vectors are those of the whole text; MicroBERT's discriminator sees the answers word by word."""
+    phases = {"pkd": ("distillation",), "microbert": ("alignment", "all")}[method]
+    keys = [f"phases.{name}.{key}" for name in phases for key in ("steps=8", "learning_rate=5e-3")]
+    keys += [f"method={method}", "initialise=random"]
+    keys += ["phases.all.losses.discriminator.input=logits"] if method == "microbert" else []
+    settings = [word for key in keys for word in ("--set", key)]
+    works("task-distill", *DATA, "--teacher", "teacher", "--student", "bert-2x16", *settings, "-o", method)
+    works("evaluate", method, *DATA, "--teacher", "teacher", "-o", f"{method}-scores")
+    metrics = json.loads((place / f"{method}-scores" / "metrics.json").read_text())
+    assert metrics["dev"] == json.loads((place / method / "metrics.json").read_text())["dev"]
+    assert metrics["splits"]["dev"]["teacher"]["kl"] > 0
+    assert len(works("predict", method, TEXT).out.split()) == len(TEXT.split())
+
+
 @pytest.mark.slow
 def test_an_export_gives_the_same_answers_without_torch(place):
     pytest.importorskip("onnxruntime")
@@ -136,6 +163,7 @@ def test_an_export_gives_the_same_answers_without_torch(place):
     assert files["fp32"]["max_difference"] < 1e-4 and files["fp32"]["scores"] == files["safetensors"]["scores"]
     assert {"fp32", "int8"} <= files.keys()
     card = (place / "export" / "README.md").read_text()
+    assert "| linear, word features |" in card
     assert "pipeline_tag: token-classification" in card and 'aggregation_strategy="first"' in card
     script = (
         "import sys; from microbert_cli.cli.main import main; sys.argv = ['mbert', 'predict', 'export', "
@@ -300,6 +328,9 @@ def test_weights_of_tags_and_another_metric(place):
         ("M441", ("finetune", *DATA, "--model", "bert", "--set", 'data.class_weights={"B-ORG" = 2}')),
         ("M444", ("finetune", *DATA, "--model", "bert", "--set", "data.primary=matthews")),
         ("M482", ("finetune", *DATA, "--model", "bert", "--set", "data.windows=mean")),
+        ("M142", ("evaluate", "teacher", *DATA, "--submission")),
+        ("M142", ("evaluate", "teacher", "--dev-file", "dev.conll", "--submission", "--dry-run")),
+        ("M142", ("evaluate", "teacher", "--task", "python-roles", "--submission")),
         ("M437", ("evaluate", "teacher", "--train-file", "texts.csv", "--dev-file", "texts.csv")),
     ],
 )

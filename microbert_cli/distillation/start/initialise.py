@@ -267,7 +267,8 @@ def check_shapes(source: Any, student: Any, by: str) -> None:
         if student_sizes[name] > source_sizes[name] or (name in exact and student_sizes[name] != source_sizes[name])
     }
     if mismatches:
-        raise _other_shape(mismatches, fix=f"--set initialise={'teacher-slice' if by == 'teacher-layers' else 'random'}")
+        is_smaller = by == "teacher-layers" and all(student <= source for source, student in mismatches.values())
+        raise _other_shape(mismatches, fix=f"--set initialise={'teacher-slice' if is_smaller else 'random'}")
 
 
 def _sizes(shape: ModelShape) -> dict[str, int]:

@@ -14,8 +14,9 @@ from microbert_cli.data.task_data import TaskData, load_task_data
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.alternatives.kinds import LINEAR, MAJORITY
 from microbert_cli.evaluation.alternatives.rows import Row, table_row
-from microbert_cli.evaluation.baseline import LinearModel
 from microbert_cli.evaluation.compare_speed import BenchmarkModel
+from microbert_cli.evaluation.linear.fit import fit_linear, linear_class
+from microbert_cli.evaluation.linear.interface import Linear
 from microbert_cli.evaluation.scoring import majority_of_split, score_predictor
 from microbert_cli.models.predictor import open_predictor
 from microbert_cli.recipe.phase_data import TRAIN
@@ -28,7 +29,6 @@ from microbert_cli.runs.stage_result import METRICS, read_metrics
 if TYPE_CHECKING:
     from microbert_cli.evaluation.alternatives.int8_copy import Int8Copy
 
-LINEAR_NAME = "linear, TF-IDF"
 TEACHER_INT8_NAME = "teacher, int8"
 
 
@@ -45,7 +45,7 @@ class Alternatives:
 
     data: TaskData
     floor: float
-    linear: LinearModel | None = None
+    linear: Linear | None = None
     linear_score: float | None = None
     linear_note: str | None = None
     copies: dict[str, "Int8Copy"] = field(default_factory=dict)
@@ -69,16 +69,17 @@ class Alternatives:
         """Returns the int8 copies that can be timed."""
         return [copy.entrant for copy in self.copies.values() if copy.entrant is not None]
 
-    def linear_models(self) -> Mapping[str, LinearModel]:
+    def linear_models(self) -> Mapping[str, Linear]:
         """Returns the linear model by its row's name, for the benchmark."""
-        return {LINEAR_NAME: self.linear} if self.linear else {}
+        return {self.linear.row_name: self.linear} if self.linear else {}
 
     def first_rows(self, teacher: float | None, speeds: Mapping[str, Any]) -> list[Row]:
         """Returns the rows of the commonest class and of the linear model."""
+        linear = linear_class(self.data.task).row_name
         return [
             table_row(self.floor_name, MAJORITY, self.floor, teacher=teacher, floor=self.floor),
             table_row(
-                LINEAR_NAME, LINEAR, self.linear_score, teacher=teacher, floor=self.floor, speed=speeds.get(LINEAR_NAME),
+                linear, LINEAR, self.linear_score, teacher=teacher, floor=self.floor, speed=speeds.get(linear),
                 note=self.linear_note,
             ),
         ]  # fmt: skip
@@ -97,14 +98,11 @@ def find_alternatives(data: TaskData, train: Examples | None, note: str | None =
     train  None where there are none: `note` says why
     """
     result = Alternatives(data, majority_of_split(data, "dev"), linear_note=note, train=train)
-    if data.task.kind.of_words:
-        result.linear_note = "a linear model answers for texts, and these labels are of words"
-        return result
     if train is None or not train.labels:
         result.linear_note = note or "no training rows with labels"
         return result
     try:
-        result.linear = LinearModel(data.task, train)
+        result.linear = fit_linear(data.task, train)
         result.linear.choose_thresholds(data.rows["dev"])
         result.linear_score = result.linear.score(data.rows["dev"])[data.task.primary]
     except (ValueError, MemoryError) as error:

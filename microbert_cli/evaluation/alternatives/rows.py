@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from microbert_cli.evaluation.alternatives.kinds import LINEAR, MAJORITY, TEACHER, TEACHER_INT8
+from microbert_cli.evaluation.alternatives.kinds import LINEAR, LINEAR_IN_SENTENCES, MAJORITY, TEACHER, TEACHER_INT8
 from microbert_cli.evaluation.alternatives.verdict import MISSING, Figures, above_floor, retention, verdict
 
 Row = dict[str, Any]
@@ -72,7 +72,10 @@ def verdict_on(
 
 
 def _figures(row: Row | None) -> Figures:
-    return Figures(row.get("score"), row.get("spread"), row.get("latency_ms")) if row else MISSING
+    if not row:
+        return MISSING
+    called = LINEAR_IN_SENTENCES.get(row["model"], MISSING.called)
+    return Figures(row.get("score"), row.get("spread"), row.get("latency_ms"), called)
 
 
 def _load_of_others(conditions: Mapping[str, Any]) -> float | None:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from microbert_cli.evaluation.alternatives.kinds import LINEAR_IN_SENTENCES, LINEAR_TEXTS
+
 SAME_SPEED = 0.05  # latencies of one interleaved run that differ by less are equal
 ROUNDING = 1e-9  # means of equal scores differ in their last digits
 MAJORITY, LINEAR, WITHIN_SPREAD, INT8_TEACHER, NO_SCORE = (
@@ -24,11 +26,13 @@ class Figures:
     score       on dev, the mean over seeds
     spread      the standard deviation over seeds; None for one seed
     latency_ms  time of one sequence, in milliseconds
+    called      what sentences call the row, of a linear model
     """
 
     score: float | None = None
     spread: float | None = None
     latency_ms: float | None = None
+    called: str = LINEAR_IN_SENTENCES[LINEAR_TEXTS]
 
     def __post_init__(self) -> None:
         for name in ("score", "spread", "latency_ms"):
@@ -130,8 +134,8 @@ def _not_worth_it(reasons: Sequence[str], numbers: _Numbers) -> str:
     student, linear, copy = numbers.student, numbers.linear, numbers.teacher_int8
     texts = {
         MAJORITY: f"the answer that looks at no text has {_number(numbers.floor)} on dev",
-        LINEAR: f"a linear TF-IDF model has {_number(linear.score)} on dev",
-        WITHIN_SPREAD: f"a linear TF-IDF model is within the spread over seeds, with {_number(linear.score)} on dev",
+        LINEAR: f"{linear.called} has {_number(linear.score)} on dev",
+        WITHIN_SPREAD: f"{linear.called} is within the spread over seeds, with {_number(linear.score)} on dev",
         INT8_TEACHER: f"the teacher's int8 file has {_number(copy.score)} on dev",
     }
     first, *others = [texts[reason] for reason in reasons]
@@ -153,7 +157,7 @@ def _worth(values: dict[str, Any], numbers: _Numbers) -> str:
     if numbers.linear.score is None:
         return f"{text}; no linear model was measured."
     score = "" if kept is None else f", the student {_score(numbers.student)}"
-    return f"{text}; a linear TF-IDF model has {_number(numbers.linear.score)} on dev{score}."
+    return f"{text}; {numbers.linear.called} has {_number(numbers.linear.score)} on dev{score}."
 
 
 def _score(figures: Figures) -> str:

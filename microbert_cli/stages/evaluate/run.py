@@ -18,6 +18,7 @@ from microbert_cli.evaluation.scoring import predict_logits, score
 from microbert_cli.models.cascade.answers import CascadeAnswers
 from microbert_cli.models.exits.flops import exit_summary
 from microbert_cli.models.predictor import Predictor, open_predictor, probabilities, sigmoid
+from microbert_cli.recipe.labels.submission import check_submitted
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task_kinds import TaskKind
@@ -49,8 +50,10 @@ def run(
     submit   predicts the unlabelled test splits into OUT/submission, and zips what there is for all of GLUE
     gates    what the caller will check the scores against; one that no score of this run can meet is refused before any work
     Writes metrics.json and predictions.parquet; a split's scores stand there under its own name too.
-    Raises M260 if a split with hidden labels was asked to be scored.
+    Raises M260 if a split with hidden labels was asked to be scored, M142 for a submission of several labels a row.
     """
+    if submit:
+        check_submitted(recipe, catalog)
     task = find_task(recipe, catalog, reporter=reporter)
     labelled = list(default_splits(task, submit) if recipe.evaluate.splits is None else recipe.evaluate.splits)
     unlabelled = [split for split in (task.submission.files if task.submission else {}) if submit]

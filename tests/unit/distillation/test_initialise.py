@@ -199,6 +199,19 @@ def test_what_cannot_be_taken(teacher, name, by, layers, code):
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("name", "by", "advice"),
+    [("bert-2x8x32", "teacher-layers", "teacher-slice"), ("bert-2x16x64", "teacher-layers", "random")],
+)
+def test_the_start_that_is_advised_can_be_made(teacher, name, by, advice):
+    """A slice is advised where nothing of the student is larger than the model's."""
+    with pytest.raises(MbertError) as caught:
+        student(name, teacher, by, "uniform")
+    assert caught.value.fix == f"--set initialise={advice}"
+    if advice == "teacher-slice":
+        student(name, teacher, advice, "uniform")
+
+
 ROBERTA = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 

@@ -10,7 +10,8 @@ from scipy import sparse
 
 from microbert_cli.data.examples import Examples
 from microbert_cli.data.task_data import load_task_data
-from microbert_cli.evaluation.baseline import LinearModel, _features, _vectorizer, linear_baseline
+from microbert_cli.evaluation.linear.fit import linear_baseline
+from microbert_cli.evaluation.linear.texts import LinearModel, _features, _vectorizer
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.task import Label, Task
@@ -99,7 +100,7 @@ def test_scripts_without_spaces_are_read_by_characters() -> None:
 
 
 def test_words_of_a_single_row_are_dropped_from_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("microbert_cli.evaluation.baseline.MANY_ROWS", 4)
+    monkeypatch.setattr("microbert_cli.evaluation.linear.texts.MANY_ROWS", 4)
     texts = [("common rare",), ("common",), ("common other",), ("common other",)]
     assert set(_vectorizer(texts).vocabulary_) == {"common", "other", "common other"}
     assert "rare" in _vectorizer(texts[:3]).vocabulary_

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from microbert_cli.errors import MbertError
+from microbert_cli.evaluation.scoring import hidden_labels
 from microbert_cli.evaluation.submission import TASKS, assemble_zip, file_name, format_predictions, write_submission
 from microbert_cli.recipe.task import Task, load_task
 from microbert_cli.reporter import Reporter
@@ -130,3 +131,8 @@ def test_own_tasks_are_not_submitted(tmp_path: Path) -> None:
     with pytest.raises(MbertError) as caught:
         write_submission(own, "test", [], [], tmp_path / "x.tsv")
     assert caught.value.code == "M130"
+
+
+def test_hidden_labels_advise_a_submission_where_there_is_one() -> None:
+    assert "--submission" in hidden_labels(task("rte"), "test").fix
+    assert "--submission" not in hidden_labels(task("python-topics"), "test").fix

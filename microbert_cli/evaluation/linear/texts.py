@@ -9,27 +9,29 @@ Texts of scripts without spaces between words are read as pieces of one to three
 
 import pickle
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from microbert_cli.data.examples import Examples
 from microbert_cli.evaluation import metrics
+from microbert_cli.evaluation.alternatives.kinds import LINEAR_TEXTS
+from microbert_cli.evaluation.linear.interface import Linear, Texts
 from microbert_cli.recipe.task import Task
 
 LONG_WORDS = 14  # mean characters between spaces, above which spaces do not separate words
 SAMPLED = 2000  # texts that are read to tell
 MANY_ROWS = 20_000  # from which on words of a single text are dropped: they only make the model larger
-Texts = Sequence[tuple[str, ...]]
 
 
-class LinearModel:
+class LinearModel(Linear):
     """TF-IDF weights and scikit-learn's linear estimator of the task's kind, fitted on training rows.
 
     Of many rows, words and pairs that a single training text has are dropped, unless nothing would be left. Where there is
     nothing to learn from (one class, or texts without any character that counts), it always gives the commonest answer.
     """
+
+    row_name = LINEAR_TEXTS
 
     def __init__(self, task: Task, train: Examples, *, seed: int = 0):
         self.task, self.kind = task, task.kind
@@ -59,25 +61,15 @@ class LinearModel:
         return logits
 
     def choose_thresholds(self, dev: Examples) -> None:
-        """Chooses thresholds on dev, as a trained model's are; nothing where the task's kind has none."""
         if self.kind.independent and self.vectorizer is not None:
             self.kind = self.kind.fitted(self._logits(dev.texts), dev.labels or [])
 
     def score(self, rows: Examples) -> dict[str, float]:
-        """Returns the task's metrics on labelled rows."""
         return metrics.compute(self.task.metrics, self.predict(rows.texts), list(rows.labels or []))
 
     @property
     def bytes(self) -> int:
-        """The size of the fitted model as Python saves it."""
         return len(pickle.dumps((self.vectorizer, getattr(self, "estimator", self.constant)), protocol=pickle.HIGHEST_PROTOCOL))
-
-
-def linear_baseline(task: Task, train: Examples, dev: Examples, *, seed: int = 0) -> dict[str, float]:
-    """Returns the task's metrics on `dev` of a linear model that is fitted on `train`."""
-    model = LinearModel(task, train, seed=seed)
-    model.choose_thresholds(dev)
-    return model.score(dev)
 
 
 def _vectorizer(texts: Texts) -> Any:
