@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from microbert_cli.text import counted
+
 Result = Mapping[str, Any]
 HEAD = """# Speed
 
@@ -21,7 +23,7 @@ only the ratios say something.
 | | |
 |---|---|
 | command | `make bench STEPS={steps} ROUNDS={rounds}`{rows} |
-| machine | {processor}, {cores} cores, {threads} threads |
+| machine | {processor}, {cores} cores, threads: {threads} |
 | software | mbert {mbert}, Python {python}, torch {torch} |
 """
 
@@ -89,7 +91,7 @@ def _inference(row: Result) -> str:
         for name, each in contestants.items()
     ]
     when = f"{row.get('date', '')}, {row.get('commit', '')}"
-    what = f"{row['what']} {row['rows']} rows, {row['threads']} threads, load {_load(row)}, {when}."
+    what = f"{row['what']} {row['rows']} rows, {counted(row['threads'], 'thread')}, load {_load(row)}, {when}."
     return what + "\n\n" + table(("", "ms a row", "times the student's", "rows/s", "MB"), body)
 
 
