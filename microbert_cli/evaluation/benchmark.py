@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from microbert_cli.models.exported.session import thread_count
@@ -17,7 +18,9 @@ from microbert_cli.reporter import SILENT, Reporter
 
 Batch = Mapping[str, Any]
 WARMUP_ROUNDS, WARMUP_PASSES = 3, 1  # not counted
-BUSY = 0.5  # load per core before the measurement, above which a warning is given
+BUSY = 0.5  # load per core before the measurement, above which a warning is given, unless it was this process that made it
+MOST_OTHERS = 0.25  # threads of other processes per core that may run beside it: on 2 cores one is too many
+SAMPLES, SAMPLE_SECONDS = 10, 0.02  # of the threads that run
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def time_interleaved(
     """
     rows = _row_count(models)
     load_before = load_average()
+    others = threads_of_others() if load_before is not None and load_before > BUSY * cores() else 0.0
     # The first pass also warms allocators and thread pools for the widest batches, so it comes before the short calls.
     pass_seconds = in_turn(
         {name: _batch_pass(model) for name, model in models.items()}, rounds=passes, warmup=WARMUP_PASSES, clock=clock
@@ -122,7 +126,7 @@ def time_interleaved(
         load_before=load_before,
         load_after=load_average(),
     )
-    _warn_if_busy(timings, reporter)
+    _warn_if_busy(timings, others, reporter)
     return timings
 
 
@@ -167,6 +171,22 @@ def _rows_of(batch: Batch) -> int:
     return len(batch["texts"]) if "texts" in batch else row_count(batch)
 
 
+def threads_of_others() -> float | None:
+    """Returns how many threads of other processes run on the machine, a mean over a fifth of a second; None if not known.
+
+    The load average looks back a minute, in which this process may have trained.
+    """
+    counts = []
+    try:
+        for _ in range(SAMPLES):
+            running = Path("/proc/loadavg").read_text(encoding="ascii").split()[3]
+            counts.append(int(running.partition("/")[0]) - 1)  # without the thread that reads
+            time.sleep(SAMPLE_SECONDS)
+    except (OSError, ValueError, IndexError):
+        return None
+    return statistics.mean(counts)
+
+
 def _row_count(models: Mapping[str, TimedModel]) -> int:
     counts = {sum(map(_rows_of, each.batches)) for each in models.values()}
     singles = {len(each.single) for each in models.values()}
@@ -175,13 +195,15 @@ def _row_count(models: Mapping[str, TimedModel]) -> int:
     return counts.pop()
 
 
-def _warn_if_busy(timings: Timings, reporter: Reporter) -> None:
-    """Warns of a busy machine; the load before the measurement is that of other processes alone.
+def _warn_if_busy(timings: Timings, others: float | None, reporter: Reporter) -> None:
+    """Warns of a busy machine: of a load that was high, and not by what this process has just done.
+
+    others  threads of others that ran when the measurement began, see `threads_of_others`
 
     On 2 cores, one of them taken by another process, torch answered with a 3 x 312 model in 4 ms on one thread and in
     260 to 390 ms on two, which wait for each other by spinning (10 ms under OMP_WAIT_POLICY=PASSIVE).
     """
-    if timings.load_before is not None and timings.load_before > BUSY * timings.cores:
+    if others is None or others > MOST_OTHERS * timings.cores:
         one_thread = "" if os.environ.get("OMP_NUM_THREADS") == "1" else ", or with OMP_NUM_THREADS=1"
         reporter.warn(
             f"the machine was busy when the measurement began (load {timings.load_before} on {timings.cores} cores): "

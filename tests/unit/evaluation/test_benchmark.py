@@ -1,6 +1,10 @@
 """The race: whose turn it is, what counts, what medians come out - with a clock that the test moves."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,7 +112,20 @@ def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(benchmark, "cores", lambda: 2)
     contestants = {"A": TimedModel(lambda batch: None, [rows(1)], [rows(1)])}
-    for load in (0.2, 3.5):
+    # A load of this process's own training is none when the measurement begins; where it cannot be told, it is said.
+    for load, others, warnings in ((0.2, 1.0, 0), (3.5, 1.0, 1), (3.5, 0.1, 1), (3.5, None, 2)):
         monkeypatch.setattr(benchmark, "load_average", lambda load=load: load)
+        monkeypatch.setattr(benchmark, "threads_of_others", lambda others=others: others)
         assert time_interleaved(contestants, rounds=1, passes=1, reporter=Ear()).load_before == load
-    assert len(said) == 1 and "load 3.5 on 2 cores" in said[0]
+        assert len(said) == warnings
+    assert "load 3.5 on 2 cores" in said[0]
+
+
+@pytest.mark.skipif(not Path("/proc/loadavg").is_file(), reason="the system does not say what runs")
+def test_threads_that_run_beside_this_one_are_counted() -> None:
+    before = benchmark.threads_of_others()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        time.sleep(0.5)
+        beside = benchmark.threads_of_others()
+        other.kill()
+    assert before is not None and before >= 0 and beside is not None and beside >= 0.9
