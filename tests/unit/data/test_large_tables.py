@@ -68,6 +68,15 @@ def outcome(path: Path, form: TableFormat, skip: int) -> tuple[Any, ...]:
     return table.place, table.names, list(map(int, table.lines)), columns, table.header_line, table.where(0), heard.lines
 
 
+def check_both_ways(path: Path, form: TableFormat, skip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asserts that a file is the same read whole, read a row at a time, and out of the cache, notes and errors included."""
+    monkeypatch.setattr(streamed, "LARGE_BYTES", 2**60)
+    whole = outcome(path, form, skip)
+    monkeypatch.setattr(streamed, "LARGE_BYTES", 0)
+    assert outcome(path, form, skip) == whole, path.read_bytes()
+    assert outcome(path, form, skip) == whole
+
+
 def strange_table(chance: random.Random) -> bytes:
     """A table that is often whole, with cells that readers stumble over; or any text at all."""
     if chance.random() < 0.3:
@@ -90,11 +99,7 @@ def test_a_large_table_is_the_one_that_is_read_whole(tmp_path: Path, monkeypatch
         path.write_bytes(strange_table(chance))
         form = TableFormat(header=chance.random() < 0.8, quoting=chance.choice([None, None, True, False]))
         skip = chance.choice([0, 0, 2])
-        monkeypatch.setattr(streamed, "LARGE_BYTES", 2**60)
-        whole = outcome(path, form, skip)
-        monkeypatch.setattr(streamed, "LARGE_BYTES", 0)
-        assert outcome(path, form, skip) == whole, path.read_bytes()
-        assert outcome(path, form, skip) == whole  # from the cache, notes included
+        check_both_ways(path, form, skip, monkeypatch)
         stored += streamed.read_large(path, form, skip_broken_rows=skip) is not None
     assert stored > 30
 
@@ -134,11 +139,7 @@ def test_large_objects_are_those_that_are_read_whole(tmp_path: Path, monkeypatch
         path = tmp_path / f"t{number}{chance.choice(['.jsonl', '.ndjson', '.json'])}"
         path.write_bytes(strange_objects(chance))
         form = TableFormat(skip_empty=chance.random() < 0.2)
-        monkeypatch.setattr(streamed, "LARGE_BYTES", 2**60)
-        whole = outcome(path, form, 0)
-        monkeypatch.setattr(streamed, "LARGE_BYTES", 0)
-        assert outcome(path, form, 0) == whole, path.read_bytes()
-        assert outcome(path, form, 0) == whole  # from the cache
+        check_both_ways(path, form, 0, monkeypatch)
         if table := streamed.read_large(path, form):
             stored += 1
             assert all(isinstance(table.read(name), StoredColumn) for name in table.names if name in ("text", "id"))
