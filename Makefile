@@ -39,13 +39,13 @@ methods: demo ## every other method on the same text with the same teacher, two 
 		echo "== $$recipe"; $(BIN)/mbert run $$recipe -o runs/$$(basename $$recipe .toml) || exit 1; \
 	done
 
-test: setup ## the fast tests, with coverage
-	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu and not torture" -n $(WORKERS) --dist worksteal \
-		--cov=microbert_cli --cov-report=term --cov-fail-under=85
+test: setup ## the fast tests; as part of check with coverage, which takes half as long again
+	$(BIN)/python -m pytest -q -m "not real and not slow and not gpu and not torture" -n $(WORKERS) --dist worksteal $(COVERAGE)
 
 slow: setup ## tests of whole chains that take longer; part of check
 	$(BIN)/python -m pytest -q -m "slow and not real and not gpu and not torture" -n $(WORKERS) --dist worksteal
 
+check: COVERAGE = --cov=microbert_cli --cov-report=term --cov-fail-under=85
 check: setup format lint types architecture docs test slow ## all that must be green: format, lint, types, architecture, docs, tests
 
 format: setup
