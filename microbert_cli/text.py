@@ -197,3 +197,10 @@ def label_cell(value: Any) -> str:
 def counted(count: int, noun: str) -> str:
     """Returns `1 thread`, `2 threads`, `1,200 threads`."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def first_of_rows(wrong: Mapping[int, str]) -> str:
+    """Returns what is wrong with the first of some rows, and how many more are wrong."""
+    more = len(wrong) - 1
+    others = f", and {more:,} more row{'s are' if more > 1 else ' is'} wrong" if more else ""
+    return wrong[min(wrong)] + others

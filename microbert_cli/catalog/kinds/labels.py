@@ -24,7 +24,7 @@ from microbert_cli.recipe.task_kinds import (
     weights_by_name,
     wrong_labels,
 )
-from microbert_cli.text import label_cell, labels_of_cell
+from microbert_cli.text import first_of_rows, label_cell, labels_of_cell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -323,10 +323,9 @@ def _checked(value: Any, name: str) -> float:
 
 def _no_labels(wrong: dict[int, str], where: Where) -> MbertError:
     rows = sorted(wrong)
-    more = f", and {len(rows) - 1:,} more row{'s are' if len(rows) > 2 else ' is'} wrong" if len(rows) > 1 else ""
     return MbertError(
         "M442",
-        wrong[rows[0]] + more,
+        first_of_rows(wrong),
         where=where(rows),
         allowed='The labels of a row, each once: ["a", "b"], a|b, or nothing for a row without any.',
         fix=f"Correct {'the row' if len(rows) == 1 else 'these rows'}, or name another column: --label COLUMN",

@@ -88,13 +88,10 @@ def _write(path: Path, form: TableFormat, skip_broken_rows: int, folder: Path) -
         check_format(start, path)
     if utf16_without_mark(start):
         raise UnicodeError("not plain UTF-8")
-    if path.suffix.lower() in OBJECTS and not start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+    of_objects = path.suffix.lower() in OBJECTS
+    if of_objects and not start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         raise ValueError("not an object a line")  # an array may be one line of any length
-    facts = (
-        _write_objects(path, folder)
-        if path.suffix.lower() in OBJECTS
-        else _write_delimited(path, form, skip_broken_rows, folder)
-    )
+    facts = _write_objects(path, folder) if of_objects else _write_delimited(path, form, skip_broken_rows, folder)
     atomic.write_text(folder / "table.json", json.dumps(facts))
 
 
@@ -111,22 +108,22 @@ def _write_delimited(path: Path, form: TableFormat, skip_broken_rows: int, folde
 
 def _write_objects(path: Path, folder: Path) -> dict[str, Any]:
     """Writes the rows of a JSONL file, all of which have the same keys; values of a key are texts, or none of them is."""
-    names: tuple[str, ...] = ()
-    not_texts: list[str] = []
+    names: dict[str, bool] = {}  # with whether its values are anything but texts
     body = _StoredBody(folder)
     for line, row in whole_objects(path, file_lines(path)):
         if not row:
             raise ValueError("an object without keys")
         if not names:
-            names, not_texts = tuple(row), [name for name, value in row.items() if not isinstance(value, str)]
+            names = {name: not isinstance(value, str) for name, value in row.items()}
             body.begin(len(names))
-        if row.keys() != set(names):
+        if row.keys() != names.keys():
             raise ValueError("rows have different keys")
-        body.add(line, [_cell(row[name], name in not_texts) for name in names])
+        body.add(line, [_cell(row[name], is_json) for name, is_json in names.items()])
     body.finish()
     if body.count < 2:
         raise ValueError("one object is an error, or a table of columns")
-    return {"names": names, "header_line": None, "notes": [], "not_texts": not_texts}
+    not_texts = [name for name, is_json in names.items() if is_json]
+    return {"names": list(names), "header_line": None, "notes": [], "not_texts": not_texts}
 
 
 def _cell(value: Any, is_json: bool) -> str:

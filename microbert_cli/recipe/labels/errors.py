@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from microbert_cli.errors import MbertError, nearest
+from microbert_cli.text import first_of_rows
 
 Where = Callable[[Sequence[int]], str]  # where these rows stand: `file, line 12`
 
@@ -11,10 +12,9 @@ Where = Callable[[Sequence[int]], str]  # where these rows stand: `file, line 12
 def wrong_labels(wrong: Mapping[int, str], allowed: str, where: Where) -> MbertError:
     """Returns the error for the rows whose cells are no labels of the task; of the first one it is said what is wrong."""
     rows = sorted(wrong)
-    more = f", and {len(rows) - 1:,} more row{'s are' if len(rows) > 2 else ' is'} wrong" if len(rows) > 1 else ""
     return MbertError(
         "M351",
-        wrong[rows[0]] + more,
+        first_of_rows(wrong),
         where=where(rows),
         allowed=allowed,
         fix="""Correct the row, or name the labels: label.names in the task's TOML, or --set 'data.labels=["...", "..."]'""",
