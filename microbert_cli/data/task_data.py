@@ -127,6 +127,12 @@ class TaskData:
         labels = self.rows["train"].labels if "train" in self.rows else None
         return LabelForm(self.task.kind.independent, self.task.kind.class_weights(labels or (), self.class_weights))
 
+    @property
+    def head_bias(self) -> tuple[float, ...] | None:
+        """What the bias of a new head starts with, by the labels of the training rows; None = 0."""
+        labels = self.rows["train"].labels if "train" in self.rows else None
+        return self.task.kind.head_bias(labels, self.label_form.weights) if labels else None
+
     def check_class_weights(self) -> None:
         """Raises M440 and M441 where the recipe weighs classes that the task has not."""
         _ = self.label_form

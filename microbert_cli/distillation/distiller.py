@@ -159,7 +159,7 @@ class Distiller:
             loaded = factory.classifier(student, self.catalog, task=tasks[0], **options)
         if self.pruning:
             return self.pruning.begin(loaded)
-        return self._with_experts(loaded, seed) if self._has_experts else self.task_set.with_exits(loaded, seed)
+        return self._with_experts(loaded, seed) if self._has_experts else self.task_set.with_heads(loaded, seed)
 
     @property
     def start_record(self) -> dict[str, Any]:

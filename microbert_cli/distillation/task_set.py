@@ -24,6 +24,7 @@ from microbert_cli.recipe.phase_data import ANSWERS, AUGMENTED, SELECTED_BY, nee
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.values import PhaseSpec, TaskPhase
+from microbert_cli.training.head_bias import start_head_bias
 from microbert_cli.training.loss_terms import LossTerm, check_windows, without_teacher_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import rows_processed
@@ -94,8 +95,9 @@ class TaskSet:
         by_name = {f"{task}.{metric}": value for task, metrics in scores.items() for metric, value in metrics.items()}
         return {MEAN_SCORE: mean(by_name[name] for name in self.primaries.values()), **by_name}
 
-    def with_exits(self, loaded: LoadedModel, seed: int) -> LoadedModel:
-        """Returns a student with the exits of the recipe, as it is where that has none."""
+    def with_heads(self, loaded: LoadedModel, seed: int) -> LoadedModel:
+        """Returns a student whose head, where new, begins with its task's bias, and with the exits of the recipe, if any."""
+        start_head_bias(loaded.model, self.tasks[0].data.head_bias)
         if self.recipe.early_exit.branch == "none":
             return loaded
         scale = self.tasks[0].data.standardisation

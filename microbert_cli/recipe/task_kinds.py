@@ -205,6 +205,10 @@ class TaskKind(ABC):
         """Returns the units that training labels are learnt in; None where they are learnt as they are."""
         return None
 
+    def head_bias(self, labels: Sequence[Any], weights: Sequence[float] | None) -> tuple[float, ...] | None:
+        """Returns the bias [C] that a new head starts with, by the training labels and `class_weights`; None = 0."""
+        return None
+
     @abstractmethod
     def random_labels(self, generator: Any, count: int) -> "np.ndarray":
         """Returns made-up labels of `num_outputs`, from a numpy generator, for models that are only timed."""

@@ -4,6 +4,7 @@ A label is a tuple of class ids, one a word. Logits are [n, W, C]: NaN where a r
 (cut off, or a word of no tokens). Such a word is predicted O where that is a tag, else nothing.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -126,6 +127,12 @@ class Kind(NamedKind):
             return None if wanted is None else weights_by_name(self.names, wanted)
         counts = Counter(i for label in labels for i in label or ())
         return tuple(counts.total() / (len(self.names) * counts[i]) if counts[i] else 1.0 for i in range(len(self.names)))
+
+    def head_bias(self, labels: Sequence[Any], weights: Sequence[float] | None) -> tuple[float, ...] | None:
+        """Returns the log share of each tag, log w_c (n_c + 1/2) / sum of these, n_c words with tag c: most words are O."""
+        counts = Counter(i for label in labels for i in label or ())
+        shares = [weight * (counts[i] + 0.5) for i, weight in enumerate(weights or [1.0] * len(self.names))]
+        return tuple(math.log(share / sum(shares)) for share in shares)
 
     def random_labels(self, generator: Any, count: int) -> Any:
         return generator.integers(self.num_outputs, size=count)

@@ -18,6 +18,7 @@ from microbert_cli.runs.stage_result import StageResult, up_to_date, write_resul
 from microbert_cli.stages.finetune import STAGE
 from microbert_cli.stages.finetune.generation import facts_of_texts, text_trainer
 from microbert_cli.training.freeze import in_stages, parts_of
+from microbert_cli.training.head_bias import start_head_bias
 from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, check_windows, make_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases, train_over_seeds
@@ -93,6 +94,7 @@ class _Trainer:
         loaded = factory.classifier(
             self.model, self.catalog, task=self.data.task, seed=seed, tokenizer=self.tokenizer, where="finetune.model"
         )
+        start_head_bias(loaded.model, self.data.head_bias)
         mark_windows(loaded.model.config, self.data.windows_for(loaded.model.config, where="finetune.model"))
         rows = self.data.encode("train", loaded, where="finetune.model")
         device = pick_device(self.recipe.device)

@@ -16,6 +16,7 @@ from microbert_cli.reporter import SILENT
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.stages.finetune.generation import text_trainer
 from microbert_cli.training.freeze import frozen_by_stage, parts_of
+from microbert_cli.training.head_bias import start_head_bias
 from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
 from microbert_cli.training.objective import Objective
 
@@ -35,6 +36,7 @@ def trial(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
         loaded = factory.classifier(
             source, case.catalog, task=data.task, seed=recipe.seed, tokenizer=tokenizer, where="finetune.model"
         )
+        start_head_bias(loaded.model, data.head_bias)
         rows = data.encode("train", loaded, where="finetune.model")
         terms = make_terms(
             losses_of(recipe.finetune.losses), case.catalog, available=CLASSIFICATION_INPUTS, where="finetune.losses"

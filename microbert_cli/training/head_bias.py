@@ -1,0 +1,32 @@
+"""Starts a new head with what labels alone say, of kinds of task whose answers are mostly alike."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def start_head_bias(model: Any, bias_C: Sequence[float] | None) -> None:
+    """Sets the bias of a head that was never trained, which is one whose bias is still 0, to `TaskKind.head_bias`.
+
+    None, or a head that does not end in a linear layer with so many outputs and a bias: the head stays as it is.
+    """
+    layer = None if bias_C is None else _output_layer(model, len(bias_C))
+    if layer is not None and not layer.bias.any():
+        layer.bias.copy_(torch.tensor(bias_C))
+
+
+def _output_layer(model: Any, outputs: int) -> nn.Linear | None:
+    """Returns the last linear layer outside the encoder that has so many outputs and a bias."""
+    encoder = f"{model.base_model_prefix}."
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == outputs
+        and module.bias is not None
+        and not name.startswith(encoder)
+    ]
+    return layers[-1] if layers else None
