@@ -4,7 +4,7 @@ Weights, gradients, optimiser and losses are float32 always; forward passes need
 
     precision  fp32   everything in float32
                bf16   matrix products of student and teacher in bfloat16 (autocast): 8 bits of mantissa, the range of float32
-               auto   bf16 on a GPU that computes in it, fp32 elsewhere
+               auto   bf16 on a GPU or a processor that multiplies in it, fp32 elsewhere
     tf32       lets a GPU round the inputs of float32 products to 10 bits of mantissa; never unless asked
     compile    torch.compile of the encoders, for any batch shape: minutes at the start, worth it on long runs on a GPU
 
@@ -66,12 +66,8 @@ def choose_precision(device: str, *, precision: str = "auto", tf32: bool = False
 
 
 def auto_precision(device: str) -> str:
-    """Returns what `auto` is on a device.
-
-    Processors that multiply in bfloat16 are faster with it, but the demo's distilled students lose more than the spread of
-    their seeds (docs/lab-notes.md), so that there it is for whoever asks for it.
-    """
-    return "bf16" if torch.device(device).type == "cuda" and bfloat16_by(device) else "fp32"
+    """Returns what `auto` is on a device: bf16 where that is faster; scores are level (docs/lab-notes.md)."""
+    return "bf16" if bfloat16_by(device) else "fp32"
 
 
 def bfloat16_by(device: str) -> str:
@@ -110,11 +106,8 @@ def settle_precision(recipe: Recipe, work: OutputDirectory, reporter: Reporter) 
             return before, f"as this was begun, where a new run would take {TITLES[here]}"
         if recipe.precision != "auto":
             return here, "as the recipe says"
-        by = bfloat16_by(device)
         if here == "bf16":
-            return here, f"which {by} multiplies in"
-        if by:
-            return here, f"and {by} is faster in bfloat16, which costs some score in places: --set precision=bf16"
+            return here, f"which {bfloat16_by(device)} multiplies in"
         return here, "since nothing here multiplies in bfloat16"
 
     precision, why = distributed.on_main_process(settle)

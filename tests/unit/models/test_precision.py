@@ -34,17 +34,17 @@ def processor(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("instructions", "by"),
+    ("instructions", "by", "precision"),
     [
-        ({}, ""),
-        ({"avx512_bf16": True}, "this processor (AVX-512 BF16)"),
-        ({"amx": True, "avx512_bf16": True}, "this processor (AMX)"),
+        ({}, "", "fp32"),
+        ({"avx512_bf16": True}, "this processor (AVX-512 BF16)", "bf16"),
+        ({"amx": True, "avx512_bf16": True}, "this processor (AMX)", "bf16"),
     ],
 )
-def test_a_processor_is_asked_and_auto_stays_float32_on_it(processor, instructions, by):
+def test_auto_asks_the_processor(processor, instructions, by, precision):
     processor(**instructions)
     assert bfloat16_by("cpu") == by
-    assert choose_precision("cpu") == Precision("fp32", False, "cpu")
+    assert choose_precision("cpu") == Precision(precision, False, "cpu")
 
 
 def test_who_says_a_precision_gets_it(processor):
@@ -68,7 +68,7 @@ def test_who_says_a_precision_gets_it(processor):
 def test_a_processor_that_onednn_is_kept_from(processor, monkeypatch, name, limit, precision):
     processor(avx512_bf16=True)
     monkeypatch.setenv(name, limit)
-    assert bool(bfloat16_by("cpu")) == (precision == "bf16")
+    assert choose_precision("cpu").precision == precision
 
 
 def test_auto_is_float32_on_devices_that_nobody_asked():
@@ -184,14 +184,13 @@ def test_work_of_a_version_that_recorded_nothing_is_float32(machine, tmp_path):
     assert manifest.read(tmp_path / "old")["precision"] == "fp32"
 
 
-def test_a_processor_that_would_be_faster_is_named(processor, place, monkeypatch, tmp_path):
+def test_a_processor_that_multiplies_in_bfloat16_is_named(processor, place, monkeypatch, tmp_path):
     monkeypatch.chdir(place)
     processor(avx512_bf16=True)
     told = Told()
     finetune(tmp_path / "out", told)
-    assert told.precision.startswith("float32, and this processor (AVX-512 BF16) is faster in bfloat16")
-    assert told.precision.endswith("--set precision=bf16")
-    assert manifest.read(tmp_path / "out")["precision"] == "fp32"
+    assert told.precision == "bfloat16, which this processor (AVX-512 BF16) multiplies in"
+    assert manifest.read(tmp_path / "out")["precision"] == "bf16"
 
 
 def test_a_recipe_that_says_it(machine, tmp_path):
