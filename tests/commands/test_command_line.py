@@ -120,6 +120,7 @@ def test_version_and_environment() -> None:
     assert works("--version").out == f"mbert {__version__}\n"
     told = works("env", "--json").json
     assert told["mbert"] == __version__ and told["torch"] and told["MBERT_DATA"] == "glue"
+    assert told["precision"] == "auto is fp32" and told["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE"
     assert "torch" in works("env").out
     alone = mbert()
     assert alone.code == 2 and "Commands:" in alone.err
