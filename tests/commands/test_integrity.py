@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mbert_command import mbert, refused, works
+from recording import RecordingReporter
 from tiny_folder import tiny_folder
 
 from microbert_cli.errors import MbertError
-from microbert_cli.reporter import Reporter
 from microbert_cli.runs import atomic, cache, manifest
 from microbert_cli.runs.verify import verify_directory
 
@@ -42,14 +42,6 @@ phases.prediction = { steps = 12, batch_size = 8, learning_rates = [] }
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ("run", "small.toml", "-o", "runs/small")
-
-
-class Heard(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def warn(self, text):
-        self.said.append(text)
 
 
 def flip(path: Path, position: int | None = None) -> None:
@@ -179,17 +171,17 @@ def test_every_damaged_file_of_the_cache_is_found_and_made_anew(here):
 
 def test_an_entry_without_its_last_bytes_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("MBERT_CACHE", str(tmp_path))
-    heard = Heard()
+    reporter = RecordingReporter()
     for expected in (False, True, False, True):
-        with cache.entry("kind", "key", reporter=heard) as (folder, ready):
+        with cache.entry("kind", "key", reporter=reporter) as (folder, ready):
             assert ready is expected
             if not ready:
                 (folder / "numbers.bin").write_bytes(np.arange(1000).tobytes())
-        if len(heard.said) == 0 and expected:
+        if len(reporter.warnings) == 0 and expected:
             content = (folder / "numbers.bin").read_bytes()
             (folder / "numbers.bin").write_bytes(content[:-8])
             assert cache.find("kind", "key") is None
-    assert len(heard.said) == 1 and "numbers.bin is damaged" in heard.said[0]
+    assert len(reporter.warnings) == 1 and "numbers.bin is damaged" in reporter.warnings[0]
 
 
 DELETED = {

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from mbert_command import refused, works
 from safetensors.numpy import load_file
+from stopping import StopAt
 from tiny_models import tiny_bert
 
 from microbert_cli import api
 from microbert_cli.errors import MbertError
-from microbert_cli.reporter import Reporter
+from microbert_cli.signals import Halted
 
 pytestmark = pytest.mark.slow
 
@@ -223,18 +224,6 @@ def test_other_losses_other_teachers_and_a_table_teach_too(tmp_path: Path) -> No
     assert set(json.loads((tmp_path / "table" / "config.json").read_text())["label_thresholds"]) == {*NAMES}
 
 
-class Stopped(Exception):
-    """The end of a run in the middle."""
-
-
-class Stopping(Reporter):
-    """Ends a run after its seventh step."""
-
-    def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
-        if stage == "distillation" and step >= 7:
-            raise Stopped
-
-
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     steps = {"phases__distillation__steps": 12, "phases__distillation__min_steps": 1, "phases__distillation__batch_size": 8}
     about = {"data__train_file": "train.jsonl", "data__dev_file": "dev.jsonl", "data__text": "text", "data__label": "topics",
@@ -242,8 +231,8 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path) -
 
     given: dict[str, Any] = {"teacher": "teacher", "student": "bert-1x16", **about, **steps, "method": "kd"}
     api.distill(out=tmp_path / "whole", **given)
-    with pytest.raises(Stopped):
-        api.distill(out=tmp_path / "parts", reporter=Stopping(), **given)
+    with pytest.raises(Halted):
+        api.distill(out=tmp_path / "parts", reporter=StopAt(("distillation", 7), at_once=True), **given)
     api.distill(out=tmp_path / "parts", **given)
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(np.array_equal(whole[name], parts[name]) for name in whole)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from recording import RecordingReporter
 from tiny_models import tiny_bert, tiny_glue, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers import models as token_models
@@ -22,7 +23,7 @@ from microbert_cli.models.factory import build_model
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
-from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.reporter import SILENT
 from microbert_cli.training.loss_terms import make_terms
 
 SHAPE = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=72)
@@ -96,14 +97,6 @@ def here(place, tmp_path, monkeypatch):
     monkeypatch.setenv("MBERT_CACHE", str(tmp_path / "cache"))
 
 
-class Notes(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def note(self, text):
-        self.said.append(text)
-
-
 def task_stage(teacher, student, losses, out, *, steps=2, reporter=SILENT):
     only = {"method": "soft-targets", "phases__prediction__losses": {"soft_target": 0.0, **losses}}
     numbers = {f"phases__prediction__{key}": value for key, value in {**STEPS, "steps": steps}.items()}
@@ -140,9 +133,10 @@ def test_every_loss_of_stage_one(teacher, tmp_path):
 
 @pytest.mark.parametrize("teacher", TAUGHT_BY)
 def test_every_loss_of_whole_texts_with_other_tokens(teacher, tmp_path):
-    losses = told(task_stage(f"{teacher}-bytes", "student", BY_TEXT, tmp_path / "out", steps=9, reporter=(heard := Notes())))
+    reporter = RecordingReporter()
+    losses = told(task_stage(f"{teacher}-bytes", "student", BY_TEXT, tmp_path / "out", steps=9, reporter=reporter))
     assert all(0 < losses[name] < 100 for name in BY_TEXT)
-    assert sum("another vocabulary" in note for note in heard.said) == 1
+    assert sum("another vocabulary" in note for note in reporter.notes) == 1
 
 
 STUDENTS = ["ModernBert", "DistilBert", *(pytest.param(name, marks=pytest.mark.slow) for name in ["Roberta", *SLOWLY])]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from mbert_command import refused, works
+from recording import RecordingReporter
 from tiny_models import tiny_bert, tiny_glue
 
 from microbert_cli import api
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
-from microbert_cli.reporter import Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_inputs import step, steps
@@ -71,16 +71,6 @@ phases.intermediate.losses = { embedding = 0, hidden_states = 0, attention_score
 STAGES = ["finetune", "general-distill", "augment", "alone", "task-distill", "evaluate"]
 
 
-class Notes(Reporter):
-    """What was said."""
-
-    def __init__(self):
-        self.said = []
-
-    def note(self, text):
-        self.said.append(text)
-
-
 def make_place(path):
     """A working folder: a base model, a GLUE folder, a corpus, a recipe."""
     path.mkdir()
@@ -100,10 +90,10 @@ class Inside:
         self.path = path
 
     def run(self, **keys):
-        before, notes = os.getcwd(), Notes()
+        before, reporter = os.getcwd(), RecordingReporter()
         os.chdir(self.path)
         try:
-            return api.run("small.toml", out="runs/small", reporter=notes, **keys), notes.said
+            return api.run("small.toml", out="runs/small", reporter=reporter, **keys), reporter.notes
         finally:
             os.chdir(before)
 
@@ -364,9 +354,9 @@ def test_one_stage_alone_finds_its_neighbours(tmp_path):
 def test_another_run_reuses_what_is_the_same(place, monkeypatch):
     """With another stage one, what does not depend on it is copied, and the rest is trained."""
     monkeypatch.chdir(place.path)
-    reporter = Notes()
+    reporter = RecordingReporter()
     results = api.run("small.toml", out="runs/other", reporter=reporter, general__steps=5, reuse=["runs/small"])
-    said = [note for note in reporter.said if "copied from" in note]
+    said = [note for note in reporter.notes if "copied from" in note]
     assert [note.partition(":")[0] for note in said] == ["finetune", "augment", "alone"]
     assert [result.out.name for result in results if result.up_to_date] == ["finetune", "augment", "alone"]
     for stage in ("finetune", "augment", "alone"):

@@ -8,12 +8,12 @@ import sys
 import threading
 
 import pytest
+from recording import RecordingReporter
 from tiny_models import tiny_bert, tiny_glue, tiny_rows
 
 import microbert_cli
 from microbert_cli import api
 from microbert_cli.errors import MbertError
-from microbert_cli.reporter import Reporter
 from microbert_cli.runs.stage_result import StageResult
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -179,34 +179,19 @@ def test_another_recipe_in_the_same_place(place, teacher):
 
 
 def test_a_talk_hears_everything(place):
-    class Heard(Reporter):
-        def __init__(self):
-            self.notes, self.steps = [], []
-
-        def note(self, text):
-            self.notes.append(text)
-
-        def progress(self, stage, step, total, **numbers):
-            self.steps.append((stage, step, total))
-
-    heard = Heard()
+    reporter = RecordingReporter()
     api.finetune(
-        model=place / "base", **sst2(place), out=place / "heard", reporter=heard,
+        model=place / "base", **sst2(place), out=place / "heard", reporter=reporter,
         **keys("finetune"),
     )  # fmt: skip
-    assert ("finetune", 3, 3) in heard.steps and any(note.startswith("seed 42: accuracy") for note in heard.notes)
+    assert ("finetune", 3, 3) in reporter.steps and any(note.startswith("seed 42: accuracy") for note in reporter.notes)
 
 
 @pytest.mark.parametrize("name", ["reporter", "talk"])
 def test_talk_is_the_earlier_name_of_reporter(place, name):
-    notes = []
-
-    class Listener(Reporter):
-        def note(self, text):
-            notes.append(text)
-
-    api.finetune(model=place / "base", **sst2(place), out=place / f"told-{name}", **{name: Listener()}, **keys("finetune"))
-    assert notes[0].startswith("finetune: model ")
+    reporter = RecordingReporter()
+    api.finetune(model=place / "base", **sst2(place), out=place / f"told-{name}", **{name: reporter}, **keys("finetune"))
+    assert reporter.notes[0].startswith("finetune: model ")
 
 
 def test_files_of_ones_own_through_include(place, teacher, tmp_path):
@@ -236,15 +221,10 @@ def test_stages_run_in_a_thread(place):
 @pytest.mark.slow
 def test_a_phase_that_reads_logits_alone_may_ask_in_int8(place, teacher):
     pytest.importorskip("onnxscript")
-    heard = []
-
-    class Heard(Reporter):
-        def note(self, text):
-            heard.append(text)
-
+    reporter = RecordingReporter()
     made = api.distill(
-        teacher=teacher.out, student="bert-1x8", **sst2(place), teacher__precision="int8", reporter=Heard(),
+        teacher=teacher.out, student="bert-1x8", **sst2(place), teacher__precision="int8", reporter=reporter,
         out=place / "int8", method="tinybert", **keys("phases__intermediate"), **keys("phases__prediction"),
     )  # fmt: skip
     assert made.metrics["phases"]["prediction"]["steps"] == 3
-    assert any("int8 copy" in text for text in heard) and any("float32 here" in text for text in heard)
+    assert any("int8 copy" in text for text in reporter.notes) and any("float32 here" in text for text in reporter.notes)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recording import RecordingReporter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,
@@ -27,7 +28,6 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.models.capture import ModelOutputs, OutputRequest
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.reporter import Reporter
 
 SPECIAL = "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
 PROSE = "film plot actor scene story good bad fine great dull long short funny slow".split()
@@ -75,18 +75,6 @@ def bert() -> Any:
 def vectors() -> WordTable:
     random = np.random.default_rng(0)
     return WordTable([*PROSE, *LONG], random.normal(size=(len(PROSE) + 2, 8)).astype(np.float32))
-
-
-class Heard(Reporter):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.steps: list[tuple[str, int, int]] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
-        self.steps.append((stage, step, total))
 
 
 def rows_of(*texts: str | tuple[str, ...], labels: list[int] | None = None) -> Examples:
@@ -350,11 +338,11 @@ def byte_level() -> Any:
 
 
 def test_few_eligible_words_are_said_aloud(tokenizer: Any, vectors: WordTable) -> None:
-    heard = Heard()
+    reporter = RecordingReporter()
     common = {"tokenizer": tokenizer, "vectors": vectors, "settings": AugmentSettings(sources=("word_vectors",))}
-    DatasetAugmenter(rows_of("the 7 and 19 was not a 7 the film ."), reporter=heard, **common)
-    assert len(heard.warnings) == 1 and "only 10%" in heard.warnings[0]
-    quiet = Heard()
+    DatasetAugmenter(rows_of("the 7 and 19 was not a 7 the film ."), reporter=reporter, **common)
+    assert len(reporter.warnings) == 1 and "only 10%" in reporter.warnings[0]
+    quiet = RecordingReporter()
     work = DatasetAugmenter(rows_of("the film , a plot ."), reporter=quiet, **common)
     assert not quiet.warnings and work.eligible_share == 0.5
 
@@ -368,18 +356,18 @@ def test_words_of_other_scripts_are_varied(tokenizer: Any) -> None:
 
 
 def test_progress_is_told(tokenizer: Any, vectors: WordTable) -> None:
-    heard = Heard()
+    reporter = RecordingReporter()
     settings = AugmentSettings(sources=("word_vectors",), copies=1)
-    augment(made_up(600), tokenizer=tokenizer, vectors=vectors, settings=settings, reporter=heard)
-    assert heard.steps == [("augment", step, 600) for step in (256, 512, 600)]
+    augment(made_up(600), tokenizer=tokenizer, vectors=vectors, settings=settings, reporter=reporter)
+    assert reporter.steps == [("augment", step, 600) for step in (256, 512, 600)]
 
 
 def test_a_source_without_its_tool_is_left_out_aloud(tokenizer: Any) -> None:
-    heard = Heard()
+    reporter = RecordingReporter()
     model = StubLM(tokenizer, ["good"])
-    made = augment(rows_of("blockbuster film"), tokenizer=tokenizer, masked_lm_model=model, reporter=heard)
+    made = augment(rows_of("blockbuster film"), tokenizer=tokenizer, masked_lm_model=model, reporter=reporter)
     assert len(made.texts) > 1 and all(text.startswith("blockbuster ") for (text,) in made.texts)
-    assert len(heard.warnings) == 1 and "word_vectors" in heard.warnings[0]
+    assert len(reporter.warnings) == 1 and "word_vectors" in reporter.warnings[0]
     with pytest.raises(MbertError) as caught:
         augment(rows_of("film"), tokenizer=tokenizer)
     assert caught.value.code == "M244" and caught.value.exit_code == Exit.INPUT

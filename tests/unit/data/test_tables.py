@@ -7,19 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recording import RecordingReporter
 
 from microbert_cli.data.tables import Table, read_table
 from microbert_cli.errors import MbertError
-from microbert_cli.reporter import Reporter
 from microbert_cli.table_format import TableFormat
-
-
-class Heard(Reporter):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -119,10 +111,10 @@ def test_rows_of_another_width_are_refused(tmp_path: Path, row: str, said: str, 
 
 def test_some_broken_rows_may_be_passed_over(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tsv", "text\tlabel\nx\t1\nbroken\n\ny\t0\n\n")
-    heard = Heard()
-    table = read_table(path, TableFormat(quoting=False), skip_broken_rows=2, reporter=heard)
+    reporter = RecordingReporter()
+    table = read_table(path, TableFormat(quoting=False), skip_broken_rows=2, reporter=reporter)
     assert table.column("text") == ["x", "y"] and list(table.lines) == [2, 5]
-    assert len(heard.warnings) == 1 and "2 rows" in heard.warnings[0] and "line 3" in heard.warnings[0]
+    assert len(reporter.warnings) == 1 and "2 rows" in reporter.warnings[0] and "line 3" in reporter.warnings[0]
     with pytest.raises(MbertError):
         read_table(path, TableFormat(quoting=False), skip_broken_rows=1)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from mbert_command import refused, works
+from recording import RecordingReporter
 from tiny_models import WORDS, tiny_bert, tiny_glue, tiny_rows
 
 from microbert_cli import api
@@ -24,7 +25,6 @@ from microbert_cli.recipe.phase_data import choose_split, phase_split, trained_s
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import Resolved, resolve
 from microbert_cli.recipe.task import Task, load_task
-from microbert_cli.reporter import Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.run_record import _data_paths
 from microbert_cli.runs.stage_inputs import steps
@@ -109,16 +109,6 @@ def _case(*sets: str) -> DoctorContext:
 
 def task(name: str) -> Task:
     return load_task(CATALOG.path("tasks", name, where="task"))
-
-
-class Heard(Reporter):
-    """What was said aloud."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 # --- the rule -------------------------------------------------------------------------------------------------------------
@@ -298,9 +288,9 @@ def test_a_changed_transfer_set_is_another_run_and_limit_does_not_cut_it(tmp_pat
 
 
 def test_a_transfer_set_that_no_phase_takes_is_said_aloud_and_not_read(tmp_path: Path) -> None:
-    heard = Heard()
-    made = distil(tmp_path / "out", method="kd", phase="distillation", data__transfer_file="gone.txt", reporter=heard)
-    assert "gone.txt" in heard.warnings[0] and "transfer" not in manifest.read(made.out)["data"]
+    reporter = RecordingReporter()
+    made = distil(tmp_path / "out", method="kd", phase="distillation", data__transfer_file="gone.txt", reporter=reporter)
+    assert "gone.txt" in reporter.warnings[0] and "transfer" not in manifest.read(made.out)["data"]
 
 
 def test_each_of_several_tasks_has_its_own(tmp_path: Path) -> None:

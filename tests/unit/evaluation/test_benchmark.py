@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recording import RecordingReporter
 
 from microbert_cli.evaluation import benchmark
 from microbert_cli.evaluation.benchmark import TimedModel, _speed, in_turn, time_interleaved
-from microbert_cli.reporter import Reporter
 
 
 class Clock:
@@ -104,21 +104,16 @@ def test_nothing_to_run_is_refused() -> None:
 
 
 def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-
-    class Ear(Reporter):
-        def warn(self, text: str) -> None:
-            said.append(text)
-
+    reporter = RecordingReporter()
     monkeypatch.setattr(benchmark, "cores", lambda: 2)
     contestants = {"A": TimedModel(lambda batch: None, [rows(1)], [rows(1)])}
     # A load of this process's own training is none when the measurement begins; where it cannot be told, it is said.
     for load, others, warnings in ((0.2, 1.0, 0), (3.5, 1.0, 1), (3.5, 0.1, 1), (3.5, None, 2)):
         monkeypatch.setattr(benchmark, "load_average", lambda load=load: load)
         monkeypatch.setattr(benchmark, "threads_of_others", lambda others=others: others)
-        assert time_interleaved(contestants, rounds=1, passes=1, reporter=Ear()).load_before == load
-        assert len(said) == warnings
-    assert "load 3.5 on 2 cores" in said[0]
+        assert time_interleaved(contestants, rounds=1, passes=1, reporter=reporter).load_before == load
+        assert len(reporter.warnings) == warnings
+    assert "load 3.5 on 2 cores" in reporter.warnings[0]
 
 
 @pytest.mark.skipif(not Path("/proc/loadavg").is_file(), reason="the system does not say what runs")

@@ -2,23 +2,15 @@
 
 import numpy as np
 import pytest
+from recording import RecordingReporter
 from scipy import stats
 from sklearn import metrics as reference
 
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import metrics
 from microbert_cli.recipe.task_kinds import kind_class
-from microbert_cli.reporter import Reporter
 
 SEEDS = range(20)
-
-
-class Heard(Reporter):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -61,12 +53,12 @@ def test_the_report_is_scikit_learns(seed: int) -> None:
 
 
 def test_constant_answers_score_zero_and_are_spoken_of() -> None:
-    heard = Heard()
-    assert metrics.compute(["matthews", "f1"], [0] * 4, [0, 1, 0, 1], reporter=heard) == {"matthews": 0.0, "f1": 0.0}
-    assert heard.warnings == []
-    found = metrics.compute(["pearson", "spearman"], [2.5] * 4, [0.0, 1.0, 2.0, 3.0], reporter=heard)
+    reporter = RecordingReporter()
+    assert metrics.compute(["matthews", "f1"], [0] * 4, [0, 1, 0, 1], reporter=reporter) == {"matthews": 0.0, "f1": 0.0}
+    assert reporter.warnings == []
+    found = metrics.compute(["pearson", "spearman"], [2.5] * 4, [0.0, 1.0, 2.0, 3.0], reporter=reporter)
     assert found == {"pearson": 0.0, "spearman": 0.0}
-    assert len(heard.warnings) == 1 and "undefined" in heard.warnings[0]
+    assert len(reporter.warnings) == 1 and "undefined" in reporter.warnings[0]
 
 
 def test_the_mean_is_that_of_the_other_two() -> None:

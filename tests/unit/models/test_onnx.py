@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from recording import RecordingReporter
 from tiny_classifiers import BERT, FAMILIES, POSITIONS, batch, rows, tiny, tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -31,25 +32,10 @@ from microbert_cli.models.onnx import (
     torch_logits,
     write_onnx,
 )
-from microbert_cli.reporter import Reporter
 
 FORMS = ("fp32", "int8", "fp32-optimized", "int8-optimized")  # what an export has where nobody says which
 FILES = [ONNX_FILES[form] for form in FORMS]
 OPTIMIZED = ONNX_FILES["fp32-optimized"]
-
-
-class Notes(Reporter):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @dataclass
@@ -63,13 +49,13 @@ class Done:
     path: Path
     model: Any
     found: dict[str, Any]
-    reporter: Notes
+    reporter: RecordingReporter
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """A whole export of a BERT with named labels; the score is a stand-in: the mean answer."""
-    path, reporter = tmp_path_factory.mktemp("export") / "out", Notes()
+    path, reporter = tmp_path_factory.mktemp("export") / "out", RecordingReporter()
     model = tiny("bert", id2label={0: "no", 1: "maybe", 2: "yes"}, label2id={"no": 0, "maybe": 1, "yes": 2})
     dev = list(parity_batches(rows(20), 0, longest=POSITIONS))
 
@@ -396,7 +382,7 @@ def test_safetensors_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_drop_by_int8_is_said() -> None:
-    reporter = Notes()
+    reporter = RecordingReporter()
     for small in (0.89, 0.80):
         scores = {"fp32": {"scores": {"f1": 0.9}}, "int8": {"scores": {"f1": small}}}
         _warn_of_drop(scores, "int8", "f1", reporter)

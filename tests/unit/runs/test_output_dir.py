@@ -8,26 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from recording import RecordingReporter
 
 from microbert_cli.errors import MbertError
 from microbert_cli.models.find import find_model
-from microbert_cli.reporter import Reporter
 from microbert_cli.runs import atomic, manifest, reuse
 from microbert_cli.runs.output_dir import differences, is_up_to_date, stage_output
 from microbert_cli.runs.stage_registry import all_stages
 from microbert_cli.training import checkpoint
 
 IDENTITY = {"recipe": {"seed": 1, "finetune": {"epochs": 3.0}}, "model": "abc"}
-
-
-class Notes(Reporter):
-    """What was said."""
-
-    def __init__(self):
-        self.said = []
-
-    def note(self, text):
-        self.said.append(text)
 
 
 def make(out, identity=IDENTITY, text="result", **options):
@@ -118,12 +108,12 @@ def test_another_recipe_is_refused_with_the_differing_keys(tmp_path):
 
 
 def test_renew_moves_the_old_one_aside_and_says_why(tmp_path):
-    out, notes = tmp_path / "out", Notes()
+    out, reporter = tmp_path / "out", RecordingReporter()
     make(out)
-    assert make(out, {**IDENTITY, "model": "xyz"}, "second", renew=True, reporter=notes)
+    assert make(out, {**IDENTITY, "model": "xyz"}, "second", renew=True, reporter=reporter)
     assert (out / "file.txt").read_text() == "second"
     assert (tmp_path / "out.old-1" / "file.txt").read_text() == "result"
-    assert any("model: abc -> xyz" in text for text in notes.said)
+    assert any("model: abc -> xyz" in text for text in reporter.notes)
 
 
 def test_force_never_deletes(tmp_path):
@@ -145,13 +135,13 @@ def test_what_something_else_made_is_refused_unless_forced(tmp_path):
 
 
 def test_begun_work_is_found_again(tmp_path):
-    out, notes = tmp_path / "out", Notes()
+    out, reporter = tmp_path / "out", RecordingReporter()
     stop(out)
     assert litter(tmp_path) == ["out.partial"]
-    with stage_output(out, stage="test", identity=IDENTITY, reporter=notes) as work:
+    with stage_output(out, stage="test", identity=IDENTITY, reporter=reporter) as work:
         assert work.resumed and (work.path / "half.txt").read_text() == "half"
     assert "begun.json" not in litter(out)
-    assert notes.said
+    assert reporter.notes
 
 
 def test_begun_work_of_another_kind_is_refused(tmp_path):
@@ -365,9 +355,9 @@ def test_what_killed_writers_left_is_swept_and_a_living_one_keeps_its_own(tmp_pa
 
 def copied(out, *runs, identity=IDENTITY, **options):
     """Whether the output was taken from one of these runs instead of made here."""
-    reporter = Notes()
+    reporter = RecordingReporter()
     made = make(out, identity, text="made here", reuse=[str(run) for run in runs], reporter=reporter, **options)
-    taken = any("copied from" in said for said in reporter.said)
+    taken = any("copied from" in said for said in reporter.notes)
     assert taken != made
     return taken
 

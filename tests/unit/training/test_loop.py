@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from recording import RecordingReporter
 from safetensors.torch import load_file
 from tiny_models import tiny_bert
 
@@ -21,7 +22,6 @@ from microbert_cli.models.load import load_model
 from microbert_cli.plan.stage_cost import evaluations as evaluations_planned
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Finetune
-from microbert_cli.reporter import Reporter
 from microbert_cli.signals import Halted
 from microbert_cli.training import checkpoint, loop
 from microbert_cli.training.loop import Interrupted, train
@@ -290,22 +290,14 @@ def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path)
         checkpoint.save_state({"step": step, "weights": torch.arange(500.0)}, tmp_path)
     kept = sorted(tmp_path.glob("step-*.pt"))
     assert [path.name[:13] for path in kept] == ["step-00000002", "step-00000003"]
-    heard = Heard()
+    reporter = RecordingReporter()
     for path, left in ((kept[1], 2), (kept[0], None)):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-        state = checkpoint.load_state(tmp_path, heard)
+        state = checkpoint.load_state(tmp_path, reporter)
         assert (state and state["step"]) == left
-        assert path.with_suffix(".damaged").is_file() and str(path) in heard.said[-1]
-
-
-class Heard(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def warn(self, text):
-        self.said.append(text)
+        assert path.with_suffix(".damaged").is_file() and str(path) in reporter.warnings[-1]
 
 
 def test_a_run_whose_last_state_is_damaged_ends_as_an_uninterrupted_one(places, tmp_path):
@@ -335,10 +327,10 @@ class Scarce:
 
 def scarce_run(places, directory, most, plan=None, source=batches):
     directory.mkdir(exist_ok=True)
-    objective, heard = objective_of(places, "student", TERMS), Heard()
+    objective, reporter = objective_of(places, "student", TERMS), RecordingReporter()
     objective.losses = scarce = Scarce(objective, most)
-    trained = train(objective, source, plan or plan_of(), directory=directory, seed=11, reporter=heard)
-    return trained, weights_of(objective), scarce.rows, heard.said
+    trained = train(objective, source, plan or plan_of(), directory=directory, seed=11, reporter=reporter)
+    return trained, weights_of(objective), scarce.rows, reporter.warnings
 
 
 def test_where_memory_runs_out_batches_are_halved_and_a_resume_does_the_same(places, tmp_path):

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recording import RecordingReporter
 from tiny_models import WORDS, tiny_tokenizer
 
 from microbert_cli.data.corpus.blocks import MAX_HELDOUT, BlockSettings, heldout_groups, heldout_sample, make_blocks
 from microbert_cli.data.corpus.documents import identify_corpus, read_documents, split_sentences
 from microbert_cli.errors import MbertError
-from microbert_cli.reporter import Reporter
 
 DOCUMENTS = 120
 
@@ -384,18 +384,13 @@ def test_two_documents_are_enough(tmp_path, tokenizer):
 
 
 def test_a_large_held_out_part_is_looked_at_in_a_sample_that_is_told(source, tokenizer, monkeypatch):
-    class Heard(Reporter):
-        notes: list[str] = []
-
-        def note(self, text):
-            self.notes.append(text)
-
+    reporter = RecordingReporter()
     assert heldout_sample(MAX_HELDOUT).tolist() == list(range(MAX_HELDOUT)), "small parts are looked at whole"
     sample = heldout_sample(54_321)
     assert len(set(sample.tolist())) == MAX_HELDOUT and sample[0] == 0 and sample[-1] == 54_320
     _, held = make_blocks(source, tokenizer, BlockSettings(max_length=32, heldout=0.5))
-    whole = heldout_groups(held, 4, Heard())
-    assert sorted(np.concatenate(whole).tolist()) == list(range(len(held))) and not Heard.notes
+    whole = heldout_groups(held, 4, reporter)
+    assert sorted(np.concatenate(whole).tolist()) == list(range(len(held))) and not reporter.notes
     monkeypatch.setattr("microbert_cli.data.corpus.blocks.MAX_HELDOUT", 5)
-    assert sum(map(len, heldout_groups(held, 4, Heard()))) == 5
-    assert f"5 of {len(held):,} blocks" in Heard.notes[0]
+    assert sum(map(len, heldout_groups(held, 4, reporter))) == 5
+    assert f"5 of {len(held):,} blocks" in reporter.notes[0]
