@@ -33,13 +33,13 @@ TEXT = "the boat was lovely"
 def rows(count: int, seed: int) -> list[dict[str, Any]]:
     """Texts of ordinary words and some of NAMES, which are their labels; the first two are more frequent than the last."""
     random = Random(seed)
-    made = []
+    examples = []
     for _ in range(count):
         labels = [name for name, share in zip(NAMES, (0.5, 0.4, 0.15), strict=True) if random.random() < share]
         words = [*random.choices(OTHER, k=4), *labels]
         random.shuffle(words)
-        made.append({"text": " ".join(words), "topics": sorted(labels)})
-    return made
+        examples.append({"text": " ".join(words), "topics": sorted(labels)})
+    return examples
 
 
 def write(path: str, table: list[dict[str, Any]]) -> None:
@@ -126,8 +126,8 @@ def test_the_pipeline_of_transformers_gives_the_same_probabilities() -> None:
     classify = pipeline("text-classification", model="export", top_k=None, device="cpu")
     texts = [row["text"] for row in rows(20, 2)]
     Path("texts.txt").write_text("\n".join(texts), encoding="utf-8")
-    ours = [json.loads(line) for line in works("predict", "export", "--file", "texts.txt", "--json").out.splitlines()]
-    for answer, record in zip(classify(texts), ours, strict=True):
+    records = [json.loads(line) for line in works("predict", "export", "--file", "texts.txt", "--json").out.splitlines()]
+    for answer, record in zip(classify(texts), records, strict=True):
         for each in answer:
             assert each["score"] == pytest.approx(record["probabilities"][each["label"]], abs=1e-4)
 

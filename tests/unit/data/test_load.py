@@ -89,7 +89,7 @@ def write_tsv(folder: Path, name: str, *lines: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "said"),
+    ("line", "code", "message"),
     [
         ("fine\t2", "M351", "2"),
         ("fine\tpositve", "M351", 'Did you mean "positive"?'),
@@ -100,10 +100,10 @@ def write_tsv(folder: Path, name: str, *lines: str) -> Path:
         ("fine", "M350", "too few"),
     ],
 )
-def test_bad_rows_name_their_line(tmp_path: Path, line: str, code: str, said: str) -> None:
+def test_bad_rows_name_their_line(tmp_path: Path, line: str, code: str, message: str) -> None:
     write_tsv(tmp_path, "dev.tsv", "sentence\tlabel", "good\t1", line, "bad\t0")
     error = refused(code, 5, load_split, builtin("sst2"), "dev", data_dir=tmp_path)
-    assert error.where.endswith("dev.tsv, line 3") and said in str(error)
+    assert error.where.endswith("dev.tsv, line 3") and message in str(error)
 
 
 def test_a_row_without_text_is_kept_where_the_official_files_have_some(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "code", "said"),
+    ("values", "code", "message"),
     [
         (["a"] * 9, "M358", '"a"'),
         ([3] * 9, "M358", '"3"'),
@@ -398,8 +398,8 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
         ([f"text {i}" for i in range(99)], "M363", "99 different"),
     ],
 )
-def test_labels_that_make_no_task(tmp_path: Path, values: list[Any], code: str, said: str) -> None:
-    assert said in str(refused(code, 5, inferred, tmp_path, values))
+def test_labels_that_make_no_task(tmp_path: Path, values: list[Any], code: str, message: str) -> None:
+    assert message in str(refused(code, 5, inferred, tmp_path, values))
 
 
 def test_a_class_that_no_row_has(tmp_path: Path) -> None:

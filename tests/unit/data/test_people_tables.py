@@ -161,8 +161,8 @@ def test_an_encoding_that_cannot_be_told_is_not_guessed(tmp_path: Path) -> None:
     broken = write(tmp_path, "b.csv", delimited(",").encode() + b"caf\xe9,good\n")
     error = refused("M353", read_table, broken)
     assert "damaged" in error.what and error.where.endswith(f"line {len(ROWS) + 2}")
-    said = refused("M353", read_table, broken, TableFormat(encoding="ascii"))
-    assert "ascii" in said.what and said.where.endswith("line 2")
+    refusal = refused("M353", read_table, broken, TableFormat(encoding="ascii"))
+    assert "ascii" in refusal.what and refusal.where.endswith("line 2")
     for wrong in ("no-such", "base64", "rot13", "../x", "\0"):
         with pytest.raises(ValueError, match="encoding of text"):
             TableFormat(encoding=wrong)
@@ -200,7 +200,7 @@ def test_json_lines_and_arrays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "advice"),
     [
         ({"data": [{"text": "a", "label": "b"}]}, '"data"'),
         ({"text": {"0": "a"}, "label": {"0": "b"}}, "pandas"),
@@ -208,9 +208,9 @@ def test_json_lines_and_arrays(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("indent", [None, 1])
-def test_one_object_is_not_taken_for_a_row(tmp_path: Path, value: Any, said: str, indent: int | None) -> None:
+def test_one_object_is_not_taken_for_a_row(tmp_path: Path, value: Any, advice: str, indent: int | None) -> None:
     path = write(tmp_path, "a.json", json.dumps(value, indent=indent))
-    assert said in refused("M355", read_table, path).fix
+    assert advice in refused("M355", read_table, path).fix
 
 
 def test_a_broken_array_names_its_line(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_empty_rows_are_passed_over_where_that_is_said(tmp_path: Path) -> None:
     task = own_task(path, path, form=TableFormat(skip_empty=True), reporter=reporter)
     for _ in range(2):
         assert [row[0] for row in load_split(task, "train", reporter=reporter).texts] == ["warm", "cold", "hot"]
-    assert [said for said in reporter.messages if "3 of 6 rows" in said and "passed over" in said] == reporter.messages[:1]
+    assert [note for note in reporter.messages if "3 of 6 rows" in note and "passed over" in note] == reporter.messages[:1]
     lines = "".join(json.dumps(row) + "\n" for row in ({"text": "a", "label": 1}, {"label": 2}, {"text": "b", "label": 2}))
     path = write(tmp_path, "b.jsonl", lines)
     refused("M355", own_task, path, path)
@@ -484,8 +484,8 @@ def test_a_dev_part_of_one_class_is_said(tmp_path: Path) -> None:
 )
 def test_what_numbers_are(values: list[float], kind: str) -> None:
     counts = Counter(str(value) for value in values)
-    found, hint = score_or_classes(counts)
-    assert found == kind
+    guess, hint = score_or_classes(counts)
+    assert guess == kind
     assert bool(hint) == all(isinstance(value, int) for value in values) and (not hint or "data.kind=" in hint)
 
 

@@ -101,12 +101,12 @@ def test_unbalanced_quotes_name_the_line_they_open_in(tmp_path: Path, text: str,
     assert error.where.endswith(f"line {line}"), error
 
 
-@pytest.mark.parametrize(("row", "said"), [("only", "too few columns: 1, not 2"), ("a\tb\tc", "too many columns: 3")])
+@pytest.mark.parametrize(("row", "message"), [("only", "too few columns: 1, not 2"), ("a\tb\tc", "too many columns: 3")])
 @pytest.mark.parametrize("quoting", [True, False])
-def test_rows_of_another_width_are_refused(tmp_path: Path, row: str, said: str, quoting: bool) -> None:
+def test_rows_of_another_width_are_refused(tmp_path: Path, row: str, message: str, quoting: bool) -> None:
     path = write(tmp_path, "a.tsv", f"text\tlabel\nx\t1\n{row}\ny\t0\n")
     error = refused(path, "M350", quoting=quoting)
-    assert error.where.endswith("line 3") and said in error.what
+    assert error.where.endswith("line 3") and message in error.what
 
 
 def test_some_broken_rows_may_be_passed_over(tmp_path: Path) -> None:
@@ -136,11 +136,11 @@ def test_jsonl(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"), [("{'a': 1}", "not JSON"), ("[1]", "no object"), ('{"b": 1}', 'no key "a"'), ('{"a": 1', "JSON")]
+    ("line", "message"), [("{'a': 1}", "not JSON"), ("[1]", "no object"), ('{"b": 1}', 'no key "a"'), ('{"a": 1', "JSON")]
 )
-def test_bad_jsonl(tmp_path: Path, line: str, said: str) -> None:
+def test_bad_jsonl(tmp_path: Path, line: str, message: str) -> None:
     error = refused(write(tmp_path, "a.jsonl", f'{{"a": 1}}\n{line}\n'), "M355")
-    assert error.where.endswith("line 2") and said in error.what
+    assert error.where.endswith("line 2") and message in error.what
 
 
 def test_parquet(tmp_path: Path) -> None:

@@ -181,9 +181,9 @@ def test_the_least_recently_used_entry_makes_room(loaded, encoded):
     assert teacher.rows > before
 
 
-@pytest.mark.parametrize(("told", "size"), [("8GB", 8e9), ("500 mb", 5e8), ("12", 12), ("1.5k", 1500)])
-def test_sizes(told, size):
-    assert parse_size(told) == size
+@pytest.mark.parametrize(("text", "size"), [("8GB", 8e9), ("500 mb", 5e8), ("12", 12), ("1.5k", 1500)])
+def test_sizes(text, size):
+    assert parse_size(text) == size
 
 
 @pytest.fixture(scope="module")
@@ -197,11 +197,11 @@ def place(tmp_path_factory):
 
 def weights_of(place, out, **keys):
     """A student of two phases, each seeing every row three times."""
-    made = api.distill(
+    result = api.distill(
         out=out, teacher=place / "teacher", student=place / "student", task="sst2", data__folder=place / "glue",
         teacher__allow_weak=True, method="tinybert", phases__intermediate__epochs=3, phases__prediction__epochs=3, **keys,
     )  # fmt: skip
-    return load_model(made.out, "classifier", where="student").model.state_dict()
+    return load_model(result.out, "classifier", where="student").model.state_dict()
 
 
 def test_a_cached_run_gives_the_weights_of_one_without(place, tmp_path):

@@ -41,9 +41,9 @@ def worker(clock: Clock, seconds: float, diary: list[str], name: str) -> Callabl
 def test_everyone_has_a_turn_in_every_round() -> None:
     diary: list[str] = []
     calls = {name: (lambda name=name: diary.append(name)) for name in "ABC"}
-    found = in_turn(calls, rounds=2, warmup=1)
+    turns = in_turn(calls, rounds=2, warmup=1)
     assert "".join(diary) == "ABCABCABC"
-    assert {name: len(seconds) for name, seconds in found.items()} == {"A": 2, "B": 2, "C": 2}
+    assert {name: len(seconds) for name, seconds in turns.items()} == {"A": 2, "B": 2, "C": 2}
 
 
 def test_warm_up_does_not_count() -> None:
@@ -62,12 +62,12 @@ def test_race_numbers() -> None:
         name: TimedModel(worker(clock, cost, diary, name), single=[rows(1)], batches=[rows(4), rows(3)])
         for name, cost in {"slow": 0.010, "fast": 0.002}.items()
     }
-    found = time_interleaved(contestants, rounds=5, passes=3, warmup=2, clock=clock)
-    slow, fast = found.speeds["slow"], found.speeds["fast"]
+    result = time_interleaved(contestants, rounds=5, passes=3, warmup=2, clock=clock)
+    slow, fast = result.speeds["slow"], result.speeds["fast"]
     assert slow.latency_ms == pytest.approx(10) and fast.latency_ms == pytest.approx(2)
     assert slow.throughput == pytest.approx(100) and fast.throughput == pytest.approx(500)
     assert fast.throughput_low == pytest.approx(fast.throughput_high)
-    assert (found.rows, found.batch_size, found.rounds, found.passes) == (7, 4, 5, 3)
+    assert (result.rows, result.batch_size, result.rounds, result.passes) == (7, 4, 5, 3)
     assert diary == ["slow", "slow", "fast", "fast"] * 4 + ["slow", "fast"] * 7
 
 

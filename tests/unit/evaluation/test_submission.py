@@ -43,16 +43,16 @@ def test_the_zip_has_all_files_with_the_official_number_of_rows(tmp_path: Path) 
     assert missing == [name for name in OFFICIAL if name != "RTE.tsv"]
     assert len(reporter.warnings) == 10 and all("missing" in warning for warning in reporter.warnings)
     with zipfile.ZipFile(tmp_path / "glue.zip") as bundle:
-        found = {name: cells(bundle.read(name).decode()) for name in bundle.namelist()}
-    assert list(found) == list(OFFICIAL)
-    for name, rows in found.items():
+        files = {name: cells(bundle.read(name).decode()) for name in bundle.namelist()}
+    assert list(files) == list(OFFICIAL)
+    for name, rows in files.items():
         assert rows[0] == ["index", "prediction"]
         assert [row[0] for row in rows[1:]] == [str(i) for i in range(OFFICIAL[name])]
-    assert found["RTE.tsv"][1:4] == [["0", "entailment"], ["1", "not_entailment"], ["2", "entailment"]]
-    assert {row[1] for row in found["STS-B.tsv"][1:]} == {"2.500"}
-    assert {row[1] for row in found["WNLI.tsv"][1:]} == {"0"}
+    assert files["RTE.tsv"][1:4] == [["0", "entailment"], ["1", "not_entailment"], ["2", "entailment"]]
+    assert {row[1] for row in files["STS-B.tsv"][1:]} == {"2.500"}
+    assert {row[1] for row in files["WNLI.tsv"][1:]} == {"0"}
     for name in ("MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv", "QNLI.tsv"):
-        assert {row[1] for row in found[name][1:]} == {"entailment"}
+        assert {row[1] for row in files[name][1:]} == {"entailment"}
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_bad_files_leave_no_zip(tmp_path: Path, files: dict[str, str], code: str
 
 
 def test_own_tasks_are_not_submitted(tmp_path: Path) -> None:
-    own = load_task({"name": "own", "text": ["t"], "label": {"names": ["a", "b"]}, "files": {"train": "x.csv"}})
+    custom = load_task({"name": "own", "text": ["t"], "label": {"names": ["a", "b"]}, "files": {"train": "x.csv"}})
     with pytest.raises(MbertError) as caught:
-        write_submission(own, "test", [], [], tmp_path / "x.tsv")
+        write_submission(custom, "test", [], [], tmp_path / "x.tsv")
     assert caught.value.code == "M130"
 
 

@@ -115,8 +115,8 @@ def weights(out):
     return load_file(out / "model.safetensors")
 
 
-def equal(one, other):
-    return all(torch.equal(weights(one)[name], weights(other)[name]) for name in weights(one))
+def equal(first, second):
+    return all(torch.equal(weights(first)[name], weights(second)[name]) for name in weights(first))
 
 
 def stopped(out, has, machine):

@@ -69,10 +69,10 @@ def test_a_new_output_is_whole(tmp_path):
     assert make(tmp_path / "out")
     assert litter(tmp_path) == ["out"]
     assert litter(tmp_path / "out") == ["file.txt", "manifest.json"]
-    found = manifest.read(tmp_path / "out")
-    assert found["status"] == "complete" and found["stage"] == "test" and found["identity"] == IDENTITY
-    assert found["outputs"] == {"file.txt": atomic.file_digest(tmp_path / "out" / "file.txt")}
-    assert {"argv", "versions", "started", "finished", "schema", "result", "git"} <= found.keys()
+    record = manifest.read(tmp_path / "out")
+    assert record["status"] == "complete" and record["stage"] == "test" and record["identity"] == IDENTITY
+    assert record["outputs"] == {"file.txt": atomic.file_digest(tmp_path / "out" / "file.txt")}
+    assert {"argv", "versions", "started", "finished", "schema", "result", "git"} <= record.keys()
 
 
 def test_an_empty_directory_is_as_good_as_none(tmp_path):
@@ -274,11 +274,11 @@ def test_a_damaged_manifest(tmp_path, text):
 
 
 def test_identity_of_an_output_is_its_result_not_its_talk(tmp_path):
-    for name, said in (("a", "x"), ("b", "y")):
+    for name, text in (("a", "x"), ("b", "y")):
         with stage_output(tmp_path / name, stage="test", identity={"from": name}) as work:
             (work.path / "file.txt").write_text("same")
-            (work.path / "log.jsonl").write_text(said)
-            (work.path / "README.md").write_text(said)
+            (work.path / "log.jsonl").write_text(text)
+            (work.path / "README.md").write_text(text)
     make(tmp_path / "c", text="other")
     a, b, c = (manifest.identify(tmp_path / name) for name in "abc")
     assert a == b != c
@@ -356,9 +356,9 @@ def test_what_killed_writers_left_is_swept_and_a_living_one_keeps_its_own(tmp_pa
 def copied(out, *runs, identity=IDENTITY, **options):
     """Whether the output was taken from one of these runs instead of made here."""
     reporter = RecordingReporter()
-    made = make(out, identity, text="made here", reuse=[str(run) for run in runs], reporter=reporter, **options)
-    taken = any("copied from" in said for said in reporter.notes)
-    assert taken != made
+    was_run = make(out, identity, text="made here", reuse=[str(run) for run in runs], reporter=reporter, **options)
+    taken = any("copied from" in note for note in reporter.notes)
+    assert taken != was_run
     return taken
 
 
