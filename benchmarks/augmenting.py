@@ -49,33 +49,31 @@ def _row(setup: Setup, steps: int, rounds: int, query: str, target: float) -> Re
     watch.sees(model.base_model, heads=lambda rows, width: rows * head_flops(model.config))
     contestants = {
         "plain": lambda: plain_lap(slow, [group[len(group) // 2] for group in groups], watch),
-        "mbert": lambda: our_lap(setup, model, table, [one for group in groups for one in group], query, watch),
+        "mbert": lambda: our_lap(setup, model, table, [text for group in groups for text in group], query, watch),
     }
-    found = compared(in_turns(contestants, rounds=rounds), {"mbert / plain": target}) | {"vectors": loading}
+    result = compared(in_turns(contestants, rounds=rounds), {"mbert / plain": target}) | {"vectors": loading}
     if query == "with-original":
-        found["candidates"] = same_candidates(setup, model, slow, [group[len(group) // 2] for group in groups][:20])
-        found["ratios"]["identical candidates"] = {
-            "ratio": found["candidates"]["same"] / max(1, found["candidates"]["words"]),
+        result["candidates"] = same_candidates(setup, model, slow, [group[len(group) // 2] for group in groups][:20])
+        result["ratios"]["identical candidates"] = {
+            "ratio": result["candidates"]["same"] / max(1, result["candidates"]["words"]),
             "target": 1.0,
-            "reached": not found["candidates"]["different"],
+            "reached": not result["candidates"]["different"],
         }
-    return found
+    return result
 
 
 def same_candidates(setup: Setup, model: Any, slow: plain.Augmenter, sentences: Sequence[str]) -> dict[str, int]:
     """Compares the candidates of every word that the masked language model serves, mbert's against the plain code's."""
     driver = _driver(setup, model, None, sentences, "with-original")
-    (ours,) = driver._choosers
+    (chooser,) = driver._choosers
     splits = [slow.spelling.splitter.split(text) for text in sentences]
     slots = [Slot(tuple(words), i, tuple(words)) for words in splits for i, word in enumerate(words) if _served(slow, word)]
-    told = {"words": len(slots), "same": 0, "ties": 0, "different": 0}
-    for slot, found in zip(slots, ours.candidates(slots), strict=True):
+    counts = {"words": len(slots), "same": 0, "ties": 0, "different": 0}
+    for slot, top in zip(slots, chooser.candidates(slots), strict=True):
         expected = slow._for(slot.words, slot.position, 15)
-        kind = (
-            "same" if set(expected) == set(found) else "ties" if _tied(slow, slot, set(expected) ^ set(found)) else "different"
-        )
-        told[kind] += 1
-    return told | {"same": told["same"] + told["ties"]}
+        kind = "same" if set(expected) == set(top) else "ties" if _tied(slow, slot, set(expected) ^ set(top)) else "different"
+        counts[kind] += 1
+    return counts | {"same": counts["same"] + counts["ties"]}
 
 
 def _served(slow: plain.Augmenter, word: str) -> bool:
@@ -87,8 +85,8 @@ def _tied(slow: plain.Augmenter, slot: Slot, words: set[str]) -> bool:
     with torch.no_grad():
         logits = slow.logits(slot.words, slot.position)
     last = logits.topk(15).values[-1]
-    known = slow.spelling.words
-    return all(abs(float(logits[known.index(word)] - last)) < TIE for word in words)
+    vocabulary = slow.spelling.words
+    return all(abs(float(logits[vocabulary.index(word)] - last)) < TIE for word in words)
 
 
 def plain_lap(slow: plain.Augmenter, sentences: Sequence[str], watch: Watch) -> Lap:
@@ -110,10 +108,10 @@ def our_lap(
     _driver(setup, model, table, sentences[:1], query).shard(0)
     driver = _driver(setup, model, table, sentences, query, batch_size)
     watch.start()
-    made = driver.shard(0, size=len(sentences))
+    rows = driver.shard(0, size=len(sentences))
     watch.stop(len(sentences))
     lap = watch.lap()
-    lap.facts["rows_per_sentence"] = round(len(made) / len(sentences), 2)
+    lap.facts["rows_per_sentence"] = round(len(rows) / len(sentences), 2)
     return lap
 
 

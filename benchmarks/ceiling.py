@@ -66,10 +66,10 @@ class Ceiling:
     """The two models, the map between their widths, the optimiser: `step` is all there is."""
 
     def __init__(self, teacher: Any, student: Any, layers: Sequence[int], *, learning_rate: float = 5e-5):
-        own = range(1, len(layers) + 1)
-        self.layers = dict(zip([0, *own], [0, *layers], strict=True))
+        student_layers = range(1, len(layers) + 1)
+        self.layers = dict(zip([0, *student_layers], [0, *layers], strict=True))
         self.teacher = Lean(teacher, layers).eval()
-        self.student = Lean(student, own).train()
+        self.student = Lean(student, student_layers).train()
         self.fit = nn.Linear(student.config.hidden_size, teacher.config.hidden_size)
         parameters = [*self.student.parameters(), *self.fit.parameters()]
         self.optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)

@@ -35,8 +35,8 @@ def intermediate(setup: Setup, steps: int, rounds: int) -> Result:
         "mbert": lambda: ours.training_lap(objective, sample.batch, len(sample.batches), watch),
         "ceiling": lambda: steps_lap(lambda i: bare.step(sorted_rows.batch(i)), sorted_rows, len(sample.batches), watch),
     }
-    found = compared(in_turns(contestants, rounds=rounds), {"mbert / plain": 3.8, "mbert / ceiling": 0.9})
-    return found | _epoch_share(setup)
+    result = compared(in_turns(contestants, rounds=rounds), {"mbert / plain": 3.8, "mbert / ceiling": 0.9})
+    return result | _epoch_share(setup)
 
 
 def intermediate_cached(setup: Setup, steps: int, rounds: int) -> Result:
@@ -70,12 +70,12 @@ def teacher_pass(setup: Setup, steps: int, rounds: int) -> Result:
     sample = Sample(tokenize_examples(rows, setup.tokenizer, setup.length, TWO_CLASSES), [], setup.pad_id)
     watch, pair, turns = Watch(), Pair(setup), iter(range(10**6, 10**9))  # no entry of another row
     watch.sees(pair.teacher.model.base_model)
-    found = in_turns({"mbert": lambda: _pass_lap(pair, sample, watch, next(turns))}, rounds=rounds)
+    result = in_turns({"mbert": lambda: _pass_lap(pair, sample, watch, next(turns))}, rounds=rounds)
     reached = {
-        "of_gemm_peak": (found["contestants"]["mbert"]["of_gemm_peak"], 0.85),
+        "of_gemm_peak": (result["contestants"]["mbert"]["of_gemm_peak"], 0.85),
         "useful_tokens of the whole": (_whole_pass(setup), 0.92),
     }
-    return found | {
+    return result | {
         "ratios": {k: {"ratio": v, "target": t, "reached": v >= t} for k, (v, t) in reached.items()},
         "through": "teacher_cache.cached_ask" if ours.has_cache() else "scoring.logits_of (no teacher_cache here)",
     }
@@ -109,10 +109,10 @@ def _plain_lap(pair: Pair, sample: Sample, steps: int, watch: Watch, step: Calla
     teacher, student, optimiser = plain_pair(pair, watch)
     rows = shuffled(sample)
 
-    def one(number: int) -> float:
+    def train_step(number: int) -> float:
         return step(teacher, student, optimiser, rows.batch(number, pad_to=pair.setup.length))
 
-    return lambda: steps_lap(one, rows, steps, watch)
+    return lambda: steps_lap(train_step, rows, steps, watch)
 
 
 def _ceiling(pair: Pair, watch: Watch) -> ceiling.Ceiling:
@@ -136,8 +136,8 @@ def _cached_row(
         "plain": _plain_lap(pair, sample, steps, watch, step),
         "mbert": lambda: ours.training_lap(objective, sample.batch, len(sample.batches), watch),
     }
-    found = compared(in_turns(contestants, rounds=rounds), {"mbert / plain": target})
-    return found | {"fill_seconds": round(filling, 2), "cached_rows": len(sample.rows)}
+    result = compared(in_turns(contestants, rounds=rounds), {"mbert / plain": target})
+    return result | {"fill_seconds": round(filling, 2), "cached_rows": len(sample.rows)}
 
 
 def _whole_stage(pair: Pair, sample: Sample, watch: Watch, turn: int) -> Lap:

@@ -36,9 +36,9 @@ def evaluate(setup: Setup, steps: int, rounds: int) -> Result:
         quantised = _int8(model, Path(place))
         if quantised is not None:
             ways["mbert int8"] = lambda: logits_of(quantised, rows, pad_id=setup.pad_id)
-        found = in_turns({name: _lap(way, len(rows), watch) for name, way in ways.items()}, rounds=rounds)
+        result = in_turns({name: _lap(way, len(rows), watch) for name, way in ways.items()}, rounds=rounds)
     difference = float(np.abs(ways["plain"]() - ways["mbert"]()).max())
-    return compared(found, {"mbert / plain": 3.2}) | {"rows": len(rows), "largest_difference": difference}
+    return compared(result, {"mbert / plain": 3.2}) | {"rows": len(rows), "largest_difference": difference}
 
 
 def _plain(model: plain.Bert, sample: Sample, width: int) -> np.ndarray:

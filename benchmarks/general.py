@@ -45,38 +45,38 @@ def general(setup: Setup, steps: int, rounds: int, *, autograd: str = "auto") ->
         "mbert": lambda: child("mbert", "--steps", str(steps)),
         AUTO: lambda: child("mbert", "--steps", str(steps), "--precision", "auto"),
     }
-    found = in_turns(contestants, rounds=rounds)
-    for each in found["contestants"].values():
+    result = in_turns(contestants, rounds=rounds)
+    for each in result["contestants"].values():
         each["steady_rate"] = round(setup.batch_size / each["step_seconds"], 3)
-    found = compared(found, {"mbert / plain": 2.0, f"{AUTO} / plain": 2.5})
-    return found | steady(found) | {"teacher_under_autograd": under_autograd} | ({} if under_autograd else _note())
+    result = compared(result, {"mbert / plain": 2.0, f"{AUTO} / plain": 2.5})
+    return result | steady(result) | {"teacher_under_autograd": under_autograd} | ({} if under_autograd else _note())
 
 
-def steady(found: Result) -> Result:
+def steady(result: Result) -> Result:
     """The targets beside the ratio of whole runs: steady rate or share of the GEMM peak, and memory."""
-    ours_, theirs = (found["contestants"][name] for name in ("mbert", "plain"))
-    ratio = round(ours_["steady_rate"] / theirs["steady_rate"], 3)
-    share, peak = ours_.get("of_gemm_peak", 0.0), ours_["peak_gib"]
+    of_mbert, of_plain = (result["contestants"][name] for name in ("mbert", "plain"))
+    ratio = round(of_mbert["steady_rate"] / of_plain["steady_rate"], 3)
+    share, peak = of_mbert.get("of_gemm_peak", 0.0), of_mbert["peak_gib"]
     added = {
         "steady, mbert / plain": {"ratio": ratio, "target": 1.25, "reached": ratio >= 1.25 or share >= 0.85},
         "of_gemm_peak": {"ratio": share, "target": 0.85, "reached": ratio >= 1.25 or share >= 0.85},
         "peak_gib": {"ratio": peak, "target": 3.0, "reached": peak <= 3.0},
     }
-    return {"ratios": found["ratios"] | added}
+    return {"ratios": result["ratios"] | added}
 
 
 def general_memory(setup: Setup, steps: int, rounds: int) -> Result:
     """mbert's peak memory in general distillation, for a corpus and one four times as long; each with an empty cache."""
-    found: Result = {"contestants": {}, "load_before": load_average()}
+    result: Result = {"contestants": {}, "load_before": load_average()}
     for name, documents in (("1x", SHORT), (f"{TIMES}x", SHORT * TIMES)):
         lap = child("mbert", "--steps", str(steps), "--documents", str(documents), "--fresh")
-        found["contestants"][name] = {"rate": round(lap.rate, 3), **lap.facts}
-    found["load_after"] = load_average()
-    short, long = (each["peak_gib"] for each in found["contestants"].values())
-    before, after = (each["blocks_gib"] for each in found["contestants"].values())
+        result["contestants"][name] = {"rate": round(lap.rate, 3), **lap.facts}
+    result["load_after"] = load_average()
+    short, long = (each["peak_gib"] for each in result["contestants"].values())
+    before, after = (each["blocks_gib"] for each in result["contestants"].values())
     ratios = {"peak": long / short, "peak of making blocks": after / before}
-    found["ratios"] = {k: {"ratio": round(v, 3), "target": 1.1, "reached": v <= 1.1} for k, v in ratios.items()}
-    return found
+    result["ratios"] = {k: {"ratio": round(v, 3), "target": 1.1, "reached": v <= 1.1} for k, v in ratios.items()}
+    return result
 
 
 def free_bytes() -> int:
@@ -103,11 +103,11 @@ def lap_of(name: str, setup: Setup, blocks: Blocks, steps: int, *, autograd: boo
         return ours.training_lap(pair.objective(INTERMEDIATE), sample.batch, steps, watch, warm=0)
     teacher, student, optimiser = plain_pair(pair, watch)
 
-    def one(number: int) -> float:
+    def train_step(number: int) -> float:
         batch = sample.batch(number, pad_to=setup.corpus_length)
         return plain.intermediate_step(teacher, student, optimiser, batch, autograd=autograd)
 
-    return steps_lap(one, sample, steps, watch, warm=0)
+    return steps_lap(train_step, sample, steps, watch, warm=0)
 
 
 def blocks_of(setup: Setup, documents: int) -> Blocks:

@@ -68,7 +68,7 @@ class Bench:
     def carry(self, batch: Batch) -> Batch:
         return {name: value.to(self.device) for name, value in batch.items()}
 
-    def told(self, lap: Lap) -> Result:
+    def figures(self, lap: Lap) -> Result:
         seconds = sum(lap.seconds)
         return {
             "rate": round(lap.rate, 2),
@@ -82,14 +82,14 @@ class Bench:
 def agreement(bench: Bench) -> Result:
     """Losses of one batch on this device against float32 on the CPU, each part's relative difference; dropout off."""
     sample = bucketed(bench.setup, 2)
-    found: Result = {}
+    result: Result = {}
     for losses in (INTERMEDIATE, PREDICTION):
         expected = _parts(Pair(bench.setup), losses, sample.batch(0))
         for precision in PRECISIONS:
             parts = _parts(Pair(bench.setup, numerics=bench.numerics(precision)), losses, bench.carry(sample.batch(0)))
-            found |= {f"{name}, {precision}": abs(parts[name] / expected[name] - 1) for name in expected}
-    found["reached"] = all(value < (1e-4 if name.endswith("fp32") else 5e-2) for name, value in found.items())
-    return found
+            result |= {f"{name}, {precision}": abs(parts[name] / expected[name] - 1) for name in expected}
+    result["reached"] = all(value < (1e-4 if name.endswith("fp32") else 5e-2) for name, value in result.items())
+    return result
 
 
 def general_distillation(bench: Bench) -> Result:
@@ -109,7 +109,7 @@ def by_size(bench: Bench) -> Result:
         lap = _our_lap(bench, "encoder", INTERMEDIATE, _blocks(bench.setup, blocks, size), "bf16")
         gib = torch.cuda.max_memory_allocated() / 2**30 if bench.device.startswith("cuda") else 0.0
         milliseconds = 1e3 * sorted(lap.seconds)[len(lap.seconds) // 2]
-        rows[f"{size} blocks"] = bench.told(lap) | {"median_step_ms": round(milliseconds, 2), "gib": round(gib, 2)}
+        rows[f"{size} blocks"] = bench.figures(lap) | {"median_step_ms": round(milliseconds, 2), "gib": round(gib, 2)}
     return rows
 
 
@@ -126,18 +126,18 @@ def augmentation(bench: Bench) -> Result:
     model = build(setup.teacher, "masked-lm", setup.tokenizer, seed=3).to(bench.device)
     table, _ = augmenting.vectors_of(setup)
     groups = augmenting.sentences_of(setup, max(2, bench.plain_steps))
-    everything = [one for group in groups for one in group]
+    everything = [text for group in groups for text in group]
     vectors = (table.words, table.vectors_WD) if table else None
     slow = plain.Augmenter(
         plain.masked_lm_like(model).to(bench.device), augmenting.Spelling(setup.tokenizer), augmenting.stop_words(), vectors
     )
     watch.sees(model.base_model, heads=lambda rows, width: rows * augmenting.head_flops(model.config))
-    found = {"plain, fp32": bench.told(augmenting.plain_lap(slow, [group[0] for group in groups], watch))}
+    result = {"plain, fp32": bench.figures(augmenting.plain_lap(slow, [group[0] for group in groups], watch))}
     for precision in PRECISIONS:
         with bench.numerics(precision).forward():
             lap = augmenting.our_lap(setup, model, table, everything, "with-original", watch, QUERIES)
-        found[f"mbert, {precision}"] = bench.told(lap)
-    return _ratios(found)
+        result[f"mbert, {precision}"] = bench.figures(lap)
+    return _ratios(result)
 
 
 def whole_run(bench: Bench) -> Result:
@@ -147,7 +147,7 @@ def whole_run(bench: Bench) -> Result:
     many, rows = budgeted(setup, bench.tokens), len(setup.train)
     model = build(setup.teacher, "masked-lm", setup.tokenizer, seed=3).to(bench.device)
     table, _ = augmenting.vectors_of(setup)
-    texts = [one for group in augmenting.sentences_of(setup, max(2, bench.plain_steps)) for one in group]
+    texts = [text for group in augmenting.sentences_of(setup, max(2, bench.plain_steps)) for text in group]
     # In float32, as the stage does it.
     varied = augmenting.our_lap(setup, model, table, texts, "with-original", Watch(), QUERIES)
     augmented = rows * varied.facts["rows_per_sentence"]
@@ -159,8 +159,8 @@ def whole_run(bench: Bench) -> Result:
         "prediction, 3 epochs": PREDICTION_EPOCHS * augmented / rates["prediction"],
     }
     minutes = round(sum(seconds.values()) / 60, 2)
-    told = {name: round(value, 1) for name, value in seconds.items()}
-    return {"extrapolated": True, "steps": bench.steps, "augmented_rows": round(augmented), "seconds": told, "minutes": minutes}
+    took = {name: round(value, 1) for name, value in seconds.items()}
+    return {"extrapolated": True, "steps": bench.steps, "augmented_rows": round(augmented), "seconds": took, "minutes": minutes}
 
 
 STAGES = {"intermediate": INTERMEDIATE, "prediction": PREDICTION}
@@ -188,12 +188,12 @@ def _blocks(setup: Setup, blocks: Any, size: int) -> Sample:
 
 def matrix_rate(device: str, dtype: torch.dtype, size: int, repeats: int = 20) -> float:
     """FLOP/s of the product of two [size x size] matrices."""
-    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):
         _finished(device)
         begun = time.perf_counter()
-        one @ other
+        left @ right
         _finished(device)
         best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
@@ -202,16 +202,16 @@ def matrix_rate(device: str, dtype: torch.dtype, size: int, repeats: int = 20) -
 def _compared(
     bench: Bench, kind: str, step: Callable[..., float], losses: Mapping[str, float], few: Sample, many: Sample, length: int
 ) -> Result:
-    found = {}
+    result = {}
     for precision in PRECISIONS:
-        found[f"plain, {precision}"] = bench.told(_plain_lap(bench, kind, step, few, length, precision))
-        found[f"mbert, {precision}"] = bench.told(_our_lap(bench, kind, losses, many, precision))
-    return _ratios(found)
+        result[f"plain, {precision}"] = bench.figures(_plain_lap(bench, kind, step, few, length, precision))
+        result[f"mbert, {precision}"] = bench.figures(_our_lap(bench, kind, losses, many, precision))
+    return _ratios(result)
 
 
-def _ratios(found: Result) -> Result:
-    best = found["mbert, bf16"]["rate"]
-    return found | {"mbert bf16 / " + name: round(best / each["rate"], 2) for name, each in found.items() if "plain" in name}
+def _ratios(result: Result) -> Result:
+    best = result["mbert, bf16"]["rate"]
+    return result | {"mbert bf16 / " + name: round(best / each["rate"], 2) for name, each in result.items() if "plain" in name}
 
 
 def _our_lap(bench: Bench, kind: str, losses: Mapping[str, float], sample: Sample, precision: str) -> Lap:
@@ -233,11 +233,11 @@ def _plain_lap(bench: Bench, kind: str, step: Callable[..., float], sample: Samp
     teacher, student, optimiser = plain_pair(Pair(bench.setup, kind=kind, numerics=bench.numerics("fp32")), watch)
     teacher.to(bench.device), student.to(bench.device)
 
-    def one(number: int) -> float:
+    def train_step(number: int) -> float:
         with bench.numerics(precision).forward():
             return step(teacher, student, optimiser, bench.carry(sample.batch(number, pad_to=length)))
 
-    return steps_lap(one, sample, bench.plain_steps, watch, warm=2)
+    return steps_lap(train_step, sample, bench.plain_steps, watch, warm=2)
 
 
 def _parts(pair: Pair, losses: Mapping[str, float], batch: Batch) -> dict[str, float]:
@@ -268,8 +268,8 @@ def measure(
     """The rows of these names, the machine first."""
     rates = {name: matrix_rate(device, getattr(torch, name), size) for name in ("float32", "bfloat16")}
     card = torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"
-    told = {f"{name} TFLOP/s": round(value / 1e12, 2) for name, value in rates.items()}
-    yield "machine", {"device": card, "torch": torch.__version__, **told}
+    throughputs = {f"{name} TFLOP/s": round(value / 1e12, 2) for name, value in rates.items()}
+    yield "machine", {"device": card, "torch": torch.__version__, **throughputs}
     bench = Bench(setup, device, steps, rates["bfloat16"], **sizes)
     for row in names:
         begun = time.perf_counter()
@@ -290,13 +290,13 @@ def main(argv: list[str] | None = None) -> int:
     if not shared_folder().is_dir():
         print(f"nothing to measure on: no folder {shared_folder()}; MBERT_SHARED=DIR names another", file=sys.stderr)
         return 0
-    found: Result = {}
+    results: Result = {}
     for row, result in measure(real_setup(), given.device, steps=given.steps, names=given.only.split(",")):
-        found[row] = result
+        results[row] = result
         print(row, json.dumps(result, indent=1), flush=True)
         if given.json:
             given.json.parent.mkdir(parents=True, exist_ok=True)
-            given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            given.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

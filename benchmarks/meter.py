@@ -107,12 +107,12 @@ def peak_bytes() -> int:
 
 def gemm_gflops(size: int, repeats: int = 5) -> float:
     """The best of some single-precision products [size x size], in GFLOP/s."""
-    one, other = torch.randn(size, size), torch.randn(size, size)
-    out = one @ other
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    out = left @ right
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        torch.mm(one, other, out=out)
+        torch.mm(left, right, out=out)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best / 1e9
 
@@ -128,7 +128,7 @@ def in_turns(contestants: Mapping[str, Callable[[], Lap]], *, rounds: int) -> di
             laps[name].append(call())
     peak, load_after = median(peaks), load_average()
     return {
-        "contestants": {name: told(each, peak) for name, each in laps.items()},
+        "contestants": {name: summary(each, peak) for name, each in laps.items()},
         "gemm_gflops": round(peak, 1),
         "gemm_gflops_rounds": [round(each, 1) for each in peaks],
         "rounds": rounds,
@@ -141,12 +141,12 @@ def in_turns(contestants: Mapping[str, Callable[[], Lap]], *, rounds: int) -> di
     }
 
 
-def told(laps: list[Lap], peak: float) -> dict[str, Any]:
+def summary(laps: list[Lap], peak: float) -> dict[str, Any]:
     """The numbers of one contestant: medians over its laps, and every lap's rate."""
     seconds = sum(sum(lap.seconds) for lap in laps)
     samples = sum(lap.samples for lap in laps)
     steps = [each for lap in laps for each in lap.seconds]
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "rate": _short(median(lap.rate for lap in laps)),
         "rates": [_short(lap.rate) for lap in laps],
         "whole_rate": _short(samples / seconds),
@@ -159,26 +159,26 @@ def told(laps: list[Lap], peak: float) -> dict[str, Any]:
     }
     if tokens := sum(lap.tokens for lap in laps):
         gflops = sum(lap.flops for lap in laps) / seconds / 1e9
-        found |= {
+        numbers |= {
             "gflops": float(f"{gflops:.4g}"),
             "of_gemm_peak": float(f"{gflops / peak:.3g}"),
             "tokens_per_second": round(tokens / seconds),
             "useful_tokens": round(sum(lap.real for lap in laps) / tokens, 4),
         }
     facts = {key: value for lap in laps for key, value in lap.facts.items()}
-    return found | facts
+    return numbers | facts
 
 
-def compared(found: dict[str, Any], targets: Mapping[str, float]) -> dict[str, Any]:
+def compared(result: dict[str, Any], targets: Mapping[str, float]) -> dict[str, Any]:
     """`found` with the ratios of rates that have a target, such as "mbert / plain"."""
-    rates = {name: each["rate"] for name, each in found["contestants"].items()}
+    rates = {name: each["rate"] for name, each in result["contestants"].items()}
     ratios = {}
     for pair, target in targets.items():
-        one, other = pair.split(" / ")
-        if one in rates and other in rates:
-            ratio = rates[one] / rates[other]
+        first, second = pair.split(" / ")
+        if first in rates and second in rates:
+            ratio = rates[first] / rates[second]
             ratios[pair] = {"ratio": round(ratio, 3), "target": target, "reached": ratio >= target}
-    return found | {"ratios": ratios}
+    return result | {"ratios": ratios}
 
 
 def _short(value: float) -> float:

@@ -87,9 +87,9 @@ def training_lap(
         for number in itertools.count(skip):
             if number >= warm:
                 watch.start()
-            made = batch(number - warm)
-            clock.samples = len(made["input_ids"])
-            yield made
+            rows = batch(number - warm)
+            clock.samples = len(rows["input_ids"])
+            yield rows
 
     numbers = {"name": "bench", "steps": warm + steps, "learning_rate": 5e-5, **plan}
     with tempfile.TemporaryDirectory() as place:

@@ -14,15 +14,15 @@ from statistics import mean
 
 def tenths(directory: Path, phase: str) -> dict[int, dict[str, list[float]]]:
     """Every number of the phase's log lines by tenth."""
-    told = (json.loads(line) for line in (directory / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    lines = [line for line in told if line.get("phase") == phase and "loss" in line]
+    records = (json.loads(line) for line in (directory / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    lines = [line for line in records if line.get("phase") == phase and "loss" in line]
     last = max((line["step"] for line in lines), default=1)
-    found: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         for name, value in line.items():
             if isinstance(value, int | float):
-                found[min(9, (line["step"] - 1) * 10 // last)][name].append(float(value))
-    return found
+                values[min(9, (line["step"] - 1) * 10 // last)][name].append(float(value))
+    return values
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     print("|---" * (len(shown) + 1) + "|")
     for tenth in range(10):
         values = [[value for run in runs for value in run[tenth][name]] for name in shown]
-        print(f"| {tenth + 1} | " + " | ".join(f"{mean(one):.4f}" if one else "" for one in values) + " |")
+        print(f"| {tenth + 1} | " + " | ".join(f"{mean(cell):.4f}" if cell else "" for cell in values) + " |")
 
 
 if __name__ == "__main__":

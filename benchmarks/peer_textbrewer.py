@@ -40,8 +40,8 @@ def textbrewer(setup: Setup, steps: int, rounds: int) -> Result:
         NAME: lambda: _lap(peer, few, watch),
         "mbert": lambda: ours.training_lap(objective, sample.batch, len(sample.batches), watch),
     }
-    found = compared(in_turns(contestants, rounds=rounds), {f"mbert / {NAME}": 3.0})
-    return found | {"version": importlib.metadata.version(NAME)}
+    result = compared(in_turns(contestants, rounds=rounds), {f"mbert / {NAME}": 3.0})
+    return result | {"version": importlib.metadata.version(NAME)}
 
 
 def _lap(peer: Pair, sample: Sample, watch: Watch) -> Lap:

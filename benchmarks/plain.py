@@ -257,7 +257,7 @@ class Augmenter:
 
     def vary(self, text: str, *, copies: int = 20, probability: float = 0.4, count: int = 15, seed: int = 0) -> list[str]:
         """Up to `copies` sentences that differ from `text` in some words."""
-        words, found, draw = self.spelling.splitter.split(text), set(), random.Random(seed)
+        words, variants, draw = self.spelling.splitter.split(text), set(), random.Random(seed)
         chosen = self.candidates(words, count)
         for _ in range(copies):
             copy = list(words)
@@ -265,8 +265,8 @@ class Augmenter:
                 candidate = draw.choice(candidates)
                 if draw.random() < probability:
                     copy[position] = candidate
-            found.add(" ".join(copy))
-        return sorted(found)
+            variants.add(" ".join(copy))
+        return sorted(variants)
 
     def candidates(self, words: Sequence[str], count: int = 15) -> dict[int, list[str]]:
         """Other words for every position that may be changed."""
@@ -299,6 +299,6 @@ class Augmenter:
     def _near(self, word: str, count: int) -> list[str]:
         if word not in self.places:
             return []
-        own = self.vectors[self.places[word]]
-        cosines = self.vectors @ own / (np.linalg.norm(self.vectors, axis=1) * np.linalg.norm(own))
+        vector = self.vectors[self.places[word]]
+        cosines = self.vectors @ vector / (np.linalg.norm(self.vectors, axis=1) * np.linalg.norm(vector))
         return [self.names[i] for i in np.argsort(-cosines)[1 : count + 1]]

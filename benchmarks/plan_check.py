@@ -30,7 +30,7 @@ def main() -> None:
     planned = planning(options)
     runs = [running(options, number) for number in range(1, options.runs + 1)]
     rows = compared(planned, runs, options)
-    told(rows, planned)
+    print_table(rows, planned)
     if options.json:
         facts = {"recipe": options.recipe, "basis": planned["basis"], "cpu": options.cpu, "runs": options.runs, "stages": rows}
         Path(options.json).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -106,14 +106,14 @@ def run_here(options: argparse.Namespace) -> None:
     catalog = Catalog()
     flags = {"task": options.task, "data.folder": options.data}
     resolved = resolve(catalog=catalog, recipe=options.recipe, sets=options.set, flags=flags)
-    found, asked = {}, (options.stages or "").split(",")
+    results, asked = {}, (options.stages or "").split(",")
     last = max((number for number, name in enumerate(resolved.recipe.stages) if name in asked), default=None)
     for step in steps(resolved, Path(options.root), catalog)[: None if last is None else last + 1]:
         begun = time.perf_counter()
         run_step(step, catalog=catalog, reporter=ConsoleReporter(), renew=True)
         seconds, peak = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        found[step.name] = {"seconds": seconds, "peak": peak}
-    print(json.dumps(found))
+        results[step.name] = {"seconds": seconds, "peak": peak}
+    print(json.dumps(results))
 
 
 def compared(planned: dict, runs: list[dict], options: argparse.Namespace) -> list[dict]:
@@ -131,7 +131,7 @@ def compared(planned: dict, runs: list[dict], options: argparse.Namespace) -> li
     return rows
 
 
-def told(rows: list[dict], planned: dict) -> None:
+def print_table(rows: list[dict], planned: dict) -> None:
     """A table on stdout."""
     print(planned["basis"])
     print(f"{'stage':<24}{'predicted':>11}{'measured':>11}{'ratio':>8}{'memory':>10}{'peak':>10}")

@@ -46,11 +46,11 @@ DOCUMENTS = 300
 
 def peak_gflops(dtype: torch.dtype, size: int = GEMM) -> float:
     """GFLOP/s of a product [size x size], by processor time: the best of three."""
-    one, other = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     best = float("inf")
     for _ in range(3):
         start = time.process_time()
-        one @ other
+        left @ right
         best = min(best, time.process_time() - start)
     return 2 * size**3 / best / 1e9
 
@@ -133,14 +133,14 @@ def measure(setup: Setup, steps: int, rounds: int, precisions: list[str]) -> dic
     distributed.keep_memory()
     load, started = load_average(), time.perf_counter()
     laps, peaks = contestants_of(setup, steps, precisions)
-    found: dict[str, list[Lap]] = {name: [] for name in laps}
+    measured: dict[str, list[Lap]] = {name: [] for name in laps}
     gflops: dict[str, list[float]] = {name: [] for name in peaks}
     for _ in range(rounds):
         for name, peak in peaks.items():
             gflops[name].append(peak())
         for name, lap in laps.items():
-            found[name].append(lap())
-    seconds = {name: median(lap.cpu / lap.samples for lap in each) for name, each in found.items()}
+            measured[name].append(lap())
+    seconds = {name: median(lap.cpu / lap.samples for lap in each) for name, each in measured.items()}
     result: dict[str, Any] = {"load": [load, load_average()], "wall_seconds": round(time.perf_counter() - started)}
     result["cpu_seconds_a_sample"] = {name: round(value, 4) for name, value in seconds.items()}
     for name in precisions:
@@ -149,7 +149,7 @@ def measure(setup: Setup, steps: int, rounds: int, precisions: list[str]) -> dic
         result[name] = {"gemm_gflops": round(peak, 1), "whole run / plain": round(seconds["plain"] / whole, 3)}
         result[name]["steps / plain"] = round(seconds["plain"] / seconds[f"mbert {name}"], 3)
         for what in ("mbert", "pass"):
-            shares = [lap.flops / lap.cpu / 1e9 / peak for lap in found[f"{what} {name}"]]
+            shares = [lap.flops / lap.cpu / 1e9 / peak for lap in measured[f"{what} {name}"]]
             result[name][f"{what}, of GEMM peak"] = round(median(shares), 3)
     return result
 

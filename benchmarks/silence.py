@@ -25,11 +25,11 @@ def opened(command: list[str], *, tty: bool) -> tuple[subprocess.Popen[bytes], i
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert process.stdout is not None
         return process, process.stdout.fileno()
-    ours, terminal = pty.openpty()
+    descriptor, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal)
     os.close(terminal)
-    return process, ours
+    return process, descriptor
 
 
 def outputs(descriptor: int) -> Iterator[bytes]:

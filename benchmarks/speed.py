@@ -67,11 +67,11 @@ UNITS = {"augment-with-original": "sentences/s", "augment-alone": "sentences/s"}
 
 def measure(names: list[str], setup: Setup, *, steps: int, rounds: int, rows: dict[str, Row] | None = None) -> dict[str, Any]:
     """The rows of these names, one after another; a row that cannot be measured here says why instead."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name in names:
-        found[name] = _measured(name, (rows or ROWS)[name], setup, steps, rounds)
-        print(table_of(name, found[name]), flush=True)
-    return found
+        results[name] = _measured(name, (rows or ROWS)[name], setup, steps, rounds)
+        print(table_of(name, results[name]), flush=True)
+    return results
 
 
 def _measured(name: str, row: Row, setup: Setup, steps: int, rounds: int) -> dict[str, Any]:
@@ -85,22 +85,22 @@ def _measured(name: str, row: Row, setup: Setup, steps: int, rounds: int) -> dic
         return {"what": what, "skipped": str(error)}
 
 
-def table_of(name: str, found: dict[str, Any]) -> str:
+def table_of(name: str, row: dict[str, Any]) -> str:
     """A row as text."""
-    lines = [f"\n{name}: {found['what']}"]
-    if "skipped" in found:
-        return "\n".join([*lines, f"  skipped: {found['skipped']}"])
-    for who, each in found["contestants"].items():
+    lines = [f"\n{name}: {row['what']}"]
+    if "skipped" in row:
+        return "\n".join([*lines, f"  skipped: {row['skipped']}"])
+    for who, each in row["contestants"].items():
         extra = {
             key: each[key]
             for key in ("latency_ms", "mb", "of_gemm_peak", "useful_tokens", "user_cpu_per_wall", "peak_gib")
             if key in each
         }
-        lines.append(f"  {who:<12}{each['rate']:>10} {found['unit']:<12} {_plainly(extra)}")
-    for pair, each in found.get("ratios", {}).items():
+        lines.append(f"  {who:<12}{each['rate']:>10} {row['unit']:<12} {_plainly(extra)}")
+    for pair, each in row.get("ratios", {}).items():
         lines.append(f"  {pair:<24} {each['ratio']:.3f}  target {each['target']}  {'ok' if each['reached'] else 'MISSED'}")
     facts = ("load_before", "load_after", "gemm_gflops", "threads", "seconds")
-    return "\n".join([*lines, f"  {_plainly({key: found[key] for key in facts if key in found})}"])
+    return "\n".join([*lines, f"  {_plainly({key: row[key] for key in facts if key in row})}"])
 
 
 def _plainly(numbers: dict[str, Any]) -> str:

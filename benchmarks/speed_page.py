@@ -54,18 +54,18 @@ AIMS = ("row", "what", "measured", "aim", "")
 def _training_rows(rows: Mapping[str, Result]) -> Any:
     for row in rows.values():
         contestants = row["contestants"]
-        ours = next((name for name in contestants if name.startswith("mbert")), next(reversed(contestants)))
-        other = next((name for name in contestants if name != ours), None)
-        ratio = "" if other is None else f"**{contestants[ours]['rate'] / contestants[other]['rate']:.1f}**"
+        mbert_name = next((name for name in contestants if name.startswith("mbert")), next(reversed(contestants)))
+        other = next((name for name in contestants if name != mbert_name), None)
+        ratio = "" if other is None else f"**{contestants[mbert_name]['rate'] / contestants[other]['rate']:.1f}**"
         label = "" if other in (None, "plain") else f" ({other})"
         yield (
             row["what"].rstrip("."),
             row["unit"],
             "" if other is None else f"{contestants[other]['rate']:g}{label}",
-            f"{contestants[ours]['rate']:g}" + ("" if ours == "mbert" else f" ({ours})"),
+            f"{contestants[mbert_name]['rate']:g}" + ("" if mbert_name == "mbert" else f" ({mbert_name})"),
             ratio,
-            f"{contestants[ours].get('of_gemm_peak', '')}",
-            f"{contestants[ours].get('peak_gib', '')}",
+            f"{contestants[mbert_name].get('of_gemm_peak', '')}",
+            f"{contestants[mbert_name].get('peak_gib', '')}",
             _load(row),
             f"{row.get('date', '')}, {row.get('commit', '')}",
         )

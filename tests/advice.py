@@ -80,10 +80,10 @@ def follow(error: Mapping[str, Any], words: Sequence[str | Path], place: Path, m
             continue
         command = filled[1:] if tokens[0] == "mbert" else merged([str(word) for word in words], filled, error)
         done = mbert(*briefly(command, place / f"advised-{number}"))
-        told = f"[{error['code']}] advises: {error['fix']}\nmbert {shlex.join(command)} left with {done.code}:\n{done.err}"
-        assert f"[{error['code']}] {error['where']}:" not in done.err, told
-        assert done.code not in (USAGE, 70), told
-        assert tokens[0] != "mbert" or done.code != RECIPE, told
+        message = f"[{error['code']}] advises: {error['fix']}\nmbert {shlex.join(command)} left with {done.code}:\n{done.err}"
+        assert f"[{error['code']}] {error['where']}:" not in done.err, message
+        assert done.code not in (USAGE, 70), message
+        assert tokens[0] != "mbert" or done.code != RECIPE, message
     return count
 
 

@@ -108,9 +108,9 @@ def command(*arguments: str | Path, stdin: str = "") -> Done:
     if done.code == 0 and "Traceback" not in done.err:
         return done
     code = re.search(r"\[([BM]\d{3})\]", done.err)
-    said = f"mbert {arguments[0]}: " + " ".join(done.err.split())[-1200:]
+    message = f"mbert {arguments[0]}: " + " ".join(done.err.split())[-1200:]
     if done.code in (1, 2, 3, 4, 5, 7) and code and "Traceback" not in done.err:
-        raise Stopped(Cell(FAILED if code[1] in UNFOUNDED else f"refused {code[1]}", said))
+        raise Stopped(Cell(FAILED if code[1] in UNFOUNDED else f"refused {code[1]}", message))
     raise Stopped(Cell(FAILED, f"exit {done.code}: {_frames(done.err)}"))
 
 
@@ -228,16 +228,16 @@ def _check_graph(directory: Path, name: str, torch_model: Any) -> None:
     singles = []
     for texts in ([TEXTS[0]], [TEXTS[1]], [TEXTS[2]], list(TEXTS), [TEXTS[0], TEXTS[0], TEXTS[1]]):
         feed = dict(tokenizer(texts, padding=True, truncation=True, return_tensors="np"))
-        (found,) = session.run(None, feed)
+        (logits,) = session.run(None, feed)
         with torch.no_grad():
             expected = torch_model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits.numpy()
-        if not np.isfinite(found).all():
+        if not np.isfinite(logits).all():
             raise Wrong("logits are not finite")
-        far = float(np.abs(found - expected).max())
+        far = float(np.abs(logits - expected).max())
         if "quantized" not in name and far > CLOSE:
             raise Wrong(f"logits of {len(texts)} texts differ from torch's by {far:.2g}")
         if len(texts) == 1:
-            singles.append(found)
+            singles.append(logits)
     if "quantized" not in name:
         _must_tell_apart(np.concatenate(singles), directory / name)
 
@@ -274,7 +274,7 @@ def bench(model: Path, exported: Path) -> None:
     few = ("--rows", "8", "--rounds", "3", "--passes", "1", "--batch-size", "4", "--no-baselines")
     models = [model, *([exported] if (exported / "manifest.json").is_file() else [])]
     measured = command("bench", *models, *DATA, *few, "--json").json["models"]
-    if any(one["flops"] is None for one in measured.values()):
+    if any(row["flops"] is None for row in measured.values()):
         table = command("bench", model, *DATA, *few).out
         if re.search(r"(?<![\d.])0\.0(?![\d])", table):
             raise Wrong("FLOPs that are not known are printed as 0.0")

@@ -139,7 +139,7 @@ def words_and_ends(path: Path) -> Any:
     Their own classes need sacremoses, which is no part of transformers.
     """
     special = ["<s>", "</s>", "<pad>", "<unk>", "<mask>"]
-    tokens = dict.fromkeys([*special, *CHARACTERS, *(f"{one}</w>" for one in CHARACTERS)])
+    tokens = dict.fromkeys([*special, *CHARACTERS, *(f"{character}</w>" for character in CHARACTERS)])
     vocab = {token: n for n, token in enumerate(tokens)}
     model = Tokenizer(token_models.BPE(vocab=vocab, merges=[], unk_token="<unk>", end_of_word_suffix="</w>"))
     model.normalizer = normalizers.Lowercase()
@@ -354,12 +354,12 @@ def build(model_type: str, path: Path, *, seed: int = 0) -> tuple[Path, Path]:
 def tiny_config(model_type: str, tokenizer: Any) -> Any:
     """The configuration of a tiny model that reads up to POSITIONS tokens of this tokenizer."""
     chosen, config_class = TYPES[model_type], CONFIG_MAPPING[model_type]
-    known = set(dir(config_class())) | set(config_class.attribute_map)
+    accepted = set(dir(config_class())) | set(config_class.attribute_map)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep", "bos", "eos", "mask")}
     fields = SIZE | {"max_position_embeddings": POSITIONS + chosen.wasted} | ids
     if model_type != "canine":
         fields["vocab_size"] = len(tokenizer)
-    fields = {name: value for name, value in fields.items() if name in known and value is not None}
+    fields = {name: value for name, value in fields.items() if name in accepted and value is not None}
     # A class that calls a size otherwise is given that name alone.
     other_names = {"emb_dim", "d_model", "dim"} & chosen.fields.keys()
     if other_names:

@@ -173,21 +173,21 @@ class HubStandIn:
             return self._create(json.loads(body))
         match = API.fullmatch(path)
         assert match is not None, path
-        found = self.repositories.get((match["kind"], match["id"]))
-        if found is None:
+        repository = self.repositories.get((match["kind"], match["id"]))
+        if repository is None:
             return _error(404, "RepoNotFound", "Repository not found")
         branch = unquote(match["revision"] or "main")
         if match["what"] == "branch":
-            if branch in found.branches:
+            if branch in repository.branches:
                 return _error(409, "Conflict", "Reference already exists")
-            found.branches[branch] = found.main
+            repository.branches[branch] = repository.main
             return _json({})
-        if found.resolve(branch) is None:
+        if repository.resolve(branch) is None:
             return _error(404, "RevisionNotFound", f"Invalid rev id: {branch}")
         if match["what"] == "preupload":
             names = [file["path"] for file in json.loads(body)["files"]]
             return _json({"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]})
-        return self._commit(found, branch, [json.loads(line) for line in body.splitlines() if line])
+        return self._commit(repository, branch, [json.loads(line) for line in body.splitlines() if line])
 
     def _create(self, wish: dict[str, Any]) -> Answer:
         id = f"{wish.get('organization') or OWNER}/{wish['name']}"
@@ -225,10 +225,10 @@ class HubStandIn:
         return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}") if commit is None else (repository, commit)
 
     def _answer_file(self, match: re.Match[str]) -> Answer:
-        found = self._find("datasets" if match["kind"] else "models", match)
-        if isinstance(found, Answer):
-            return found
-        repository, commit = found
+        result = self._find("datasets" if match["kind"] else "models", match)
+        if isinstance(result, Answer):
+            return result
+        repository, commit = result
         path = unquote(match["path"])
         if path not in repository.commits[commit]:
             return _error(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
@@ -237,10 +237,10 @@ class HubStandIn:
         return Answer(200, body, headers, file=f"{repository.id}/{path}")
 
     def _answer_api(self, match: re.Match[str], query: dict[str, list[str]], body: bytes) -> Answer:
-        found = self._find(match["kind"], match)
-        if isinstance(found, Answer):
-            return found
-        repository, commit = found
+        result = self._find(match["kind"], match)
+        if isinstance(result, Answer):
+            return result
+        repository, commit = result
         files, path = repository.commits[commit], unquote(match["path"] or "")
         if match["what"] == "tree":
             entries = tree(files, path, query.get("recursive", ["False"])[0].lower() == "true")
@@ -329,8 +329,8 @@ def _ranged(answer: Answer, wanted: str | None) -> Answer:
     if start >= size:
         return Answer(416, b"", {"Content-Range": f"bytes */{size}"}, answer.file)
     body = answer.body[start : int(match[2]) + 1 if match[2] else size]
-    said = {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{size}"}
-    return Answer(206, body, {**answer.headers, **said}, answer.file)
+    headers = {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{size}"}
+    return Answer(206, body, {**answer.headers, **headers}, answer.file)
 
 
 @pytest.fixture

@@ -87,14 +87,14 @@ def refused(exit_code: int, code: str, *arguments: str | Path, stdin: str = "") 
     `--json` is added, since what a script reads and what a person reads must say the same.
     """
     done = mbert(*arguments, "--json", stdin=stdin)
-    told = f"mbert {' '.join(map(str, arguments))} left with {done.code}:\n{done.out}\n{done.err}"
-    assert done.code == exit_code, told
-    assert "Traceback" not in done.err, told
+    message = f"mbert {' '.join(map(str, arguments))} left with {done.code}:\n{done.out}\n{done.err}"
+    assert done.code == exit_code, message
+    assert "Traceback" not in done.err, message
     error: dict[str, Any] = done.json["error"]
-    assert error["code"] == code and error["exit_code"] == exit_code, told
+    assert error["code"] == code and error["exit_code"] == exit_code, message
     for part in PARTS:
-        assert error[part].strip(), f"{part} is empty: {told}"
-        assert error[part] in done.err, told
+        assert error[part].strip(), f"{part} is empty: {message}"
+        assert error[part] in done.err, message
     return error
 
 

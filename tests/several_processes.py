@@ -65,8 +65,8 @@ def in_windows(rows: TokenizedExamples) -> WindowedExamples:
 
 def compute(folder: Path) -> dict[str, Any]:
     """Losses of every step, weights and dev logits of every case; `folder` holds `teacher` and `student`, without dropout."""
-    found = {name: distil(folder, name, **case) for name, case in CASES.items()}
-    return {**found, "masked-lm": masked_lm(folder)}
+    results = {name: distil(folder, name, **case) for name, case in CASES.items()}
+    return {**results, "masked-lm": masked_lm(folder)}
 
 
 def distil(
@@ -80,7 +80,7 @@ def distil(
     **numbers: Any,
 ) -> dict[str, Any]:
     """Six steps of all five losses."""
-    taught, pupil = (load_model(folder / one, "classifier", where=one) for one in ("teacher", "student"))
+    taught, pupil = (load_model(folder / role, "classifier", where=role) for role in ("teacher", "student"))
     torch.manual_seed(5)
     objective = Objective(
         make_terms(dict.fromkeys(LOSSES, (1.0, {})), Catalog()),
@@ -105,7 +105,7 @@ def distil(
     train(objective, source, make_plan("phase", spec, rows.lengths), directory=place, seed=1)
     weights = {**pupil.model.state_dict(), **objective.state_dict()}
     dev = logits_of(pupil.model, rows, pad_id=0, batch_size=4)
-    return told(place, weights) | {"dev": torch.from_numpy(dev)}
+    return outcome(place, weights) | {"dev": torch.from_numpy(dev)}
 
 
 def from_cache(teacher: Teacher, rows: TokenizedExamples, want: OutputRequest) -> TeacherFunction:
@@ -129,10 +129,10 @@ def masked_lm(folder: Path) -> dict[str, Any]:
     place = folder / f"masked-lm {distributed.world_size()}"
     place.mkdir(exist_ok=True)
     train(objective, batches, make_plan("phase", spec, rows.lengths), directory=place, seed=1)
-    return told(place, loaded.model.state_dict())
+    return outcome(place, loaded.model.state_dict())
 
 
-def told(place: Path, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+def outcome(place: Path, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The log's numbers, the weights, and how far the processes' weights lie apart."""
     distributed.barrier()
     log = [json.loads(line) for line in (place / "log.jsonl").read_text(encoding="utf-8").splitlines()]

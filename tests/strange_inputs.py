@@ -89,11 +89,11 @@ def damaged(files: Sequence[bytes]) -> st.SearchStrategy[bytes]:
     return st.one_of(spoiled, spoiled, st.builds(lambda form, data: form(data), FORMS, spoiled), st.binary(max_size=80))
 
 
-def values(*known: Any, toml: bool = False) -> st.SearchStrategy[Any]:
+def values(*likely: Any, toml: bool = False) -> st.SearchStrategy[Any]:
     """Anything a TOML or JSON document can hold."""
     nothing = st.sampled_from((True, False)) if toml else st.sampled_from((True, False, None))
     scalars = st.one_of(
-        st.sampled_from([*known, "", "x", 0, 1, -1, 2, 0.5, 10**30, 1e308, float("inf"), float("nan")]),
+        st.sampled_from([*likely, "", "x", 0, 1, -1, 2, 0.5, 10**30, 1e308, float("inf"), float("nan")]),
         nothing,
         st.integers(),
         st.floats(),
@@ -106,12 +106,12 @@ def values(*known: Any, toml: bool = False) -> st.SearchStrategy[Any]:
 
 
 def _places(document: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [at]
+    places = [at]
     if isinstance(document, dict):
-        found += [place for key, value in document.items() for place in _places(value, (*at, key))]
+        places += [place for key, value in document.items() for place in _places(value, (*at, key))]
     if isinstance(document, list):
-        found += [place for i, value in enumerate(document) for place in _places(value, (*at, i))]
-    return found
+        places += [place for i, value in enumerate(document) for place in _places(value, (*at, i))]
+    return places
 
 
 @st.composite

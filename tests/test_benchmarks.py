@@ -36,8 +36,8 @@ CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 def sentences(count, seed):
     random = np.random.default_rng(seed)
-    known = WORDS[:-8]  # "a" is in the tiny vocabulary twice, so ids reach beyond its size
-    return [" ".join(random.choice(known, size=random.integers(2, 9))) for _ in range(count)]
+    words = WORDS[:-8]  # "a" is in the tiny vocabulary twice, so ids reach beyond its size
+    return [" ".join(random.choice(words, size=random.integers(2, 9))) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +144,8 @@ def test_laps_count_what_is_executed(setup):
     pair.watched(watch)
     lap = ours.training_lap(pair.objective(INTERMEDIATE), sample.batch, 3, watch)
     shapes = [tuple(sample.batch(i)["input_ids"].shape) for i in range(3)]
-    one, other = pair.teacher.model.config, pair.student.model.config
-    expected = sum(rows * (forward_flops(one, width) + 3 * forward_flops(other, width)) for rows, width in shapes)
+    teacher, student = pair.teacher.model.config, pair.student.model.config
+    expected = sum(rows * (forward_flops(teacher, width) + 3 * forward_flops(student, width)) for rows, width in shapes)
     assert lap.flops == expected and lap.samples == 12 and len(lap.seconds) == 3
     assert lap.tokens == 2 * sum(rows * width for rows, width in shapes)
     assert lap.real == 2 * int(sample.rows.lengths.sum())
@@ -169,30 +169,30 @@ ROWS = ("intermediate", "prediction-cached", "teacher-pass", "augment-with-origi
 def test_a_row_in_miniature(setup, monkeypatch, name, capsys):
     monkeypatch.setattr(distilling, "PASS_ROWS", 16)
     monkeypatch.setattr(evaluating, "_int8", lambda model, place: None)
-    found = speed.measure([name], setup, steps=1, rounds=1)[name]
+    row = speed.measure([name], setup, steps=1, rounds=1)[name]
     assert name in capsys.readouterr().out
-    if "skipped" in found:
-        assert "cache" in found["skipped"] and not ours.has_cache()
+    if "skipped" in row:
+        assert "cache" in row["skipped"] and not ours.has_cache()
         return
-    assert all(each["rate"] > 0 for each in found["contestants"].values())
-    assert all(each["ratio"] > 0 for each in found["ratios"].values())
-    json.dumps(found)
+    assert all(each["rate"] > 0 for each in row["contestants"].values())
+    assert all(each["ratio"] > 0 for each in row["ratios"].values())
+    json.dumps(row)
     if name == "evaluate":
-        assert found["largest_difference"] < 1e-5
+        assert row["largest_difference"] < 1e-5
     if name == "augment-with-original":
-        assert found["candidates"]["words"] > 0 and found["candidates"]["different"] == 0
+        assert row["candidates"]["words"] > 0 and row["candidates"]["different"] == 0
 
 
 @pytest.mark.slow
 def test_what_could_run_instead_in_miniature_and_its_page(setup, tmp_path):
-    found = speed.measure(["inference"], setup, steps=1, rounds=1)
-    rates = {name: each["rate"] for name, each in found["inference"]["contestants"].items()}
+    rows = speed.measure(["inference"], setup, steps=1, rounds=1)
+    rates = {name: each["rate"] for name, each in rows["inference"]["contestants"].items()}
     assert {"teacher, PyTorch", "teacher, ONNX int8", "student, ONNX int8", "static vectors", "TF-IDF, linear"} <= rates.keys()
     assert all(rate > 0 for rate in rates.values())
-    speed._write(tmp_path / "speed.json", {"machine": speed.machine(), "steps": 1, "rows": found, "some_rows": True})
+    speed._write(tmp_path / "speed.json", {"machine": speed.machine(), "steps": 1, "rows": rows, "some_rows": True})
     speed_page.write(tmp_path / "speed.json", tmp_path / "speed.md")
     page = (tmp_path / "speed.md").read_text(encoding="utf-8")
-    assert f"| TF-IDF, linear | {found['inference']['contestants']['TF-IDF, linear']['latency_ms']:.2f} |" in page
+    assert f"| TF-IDF, linear | {rows['inference']['contestants']['TF-IDF, linear']['latency_ms']:.2f} |" in page
     assert "ROWS=inference" in page and "## Training" not in page
 
 
@@ -219,9 +219,9 @@ def test_the_plain_augmenter_varies_eligible_words(setup):
     model = build(TEACHER, "masked-lm", setup.tokenizer, seed=3)
     slow = plain.Augmenter(plain.masked_lm_like(model), Spelling(setup.tokenizer), stop_words())
     text = "the lovely boat of the baker"
-    found = slow.vary(text, copies=5, probability=1.0)
-    words = [each.split() for each in found]
-    assert slow.forwards == 3 and found
+    variants = slow.vary(text, copies=5, probability=1.0)
+    words = [each.split() for each in variants]
+    assert slow.forwards == 3 and variants
     assert all(each[0] == "the" and each[3:5] == ["of", "the"] for each in words)
 
 
@@ -236,9 +236,9 @@ def test_general_laps_in_miniature(setup):
 
 
 def test_targets_are_compared():
-    found = meter.compared({"contestants": {"a": {"rate": 6.0}, "b": {"rate": 2.0}}}, {"a / b": 2.5, "b / a": 1.0, "a / c": 1})
-    assert found["ratios"]["a / b"] == {"ratio": 3.0, "target": 2.5, "reached": True}
-    assert not found["ratios"]["b / a"]["reached"] and "a / c" not in found["ratios"]
+    result = meter.compared({"contestants": {"a": {"rate": 6.0}, "b": {"rate": 2.0}}}, {"a / b": 2.5, "b / a": 1.0, "a / c": 1})
+    assert result["ratios"]["a / b"] == {"ratio": 3.0, "target": 2.5, "reached": True}
+    assert not result["ratios"]["b / a"]["reached"] and "a / c" not in result["ratios"]
 
 
 def test_the_command_line(monkeypatch, tmp_path, capsys):
@@ -253,13 +253,13 @@ def test_the_command_line(monkeypatch, tmp_path, capsys):
 def test_the_gpu_script_in_miniature_on_the_cpu(setup, monkeypatch):
     monkeypatch.setattr(general, "DOCUMENTS", 30)
     sizes = {"tokens": 64, "blocks": 8}
-    found = dict(gpu.measure(setup, "cpu", steps=4, names=list(gpu.ROWS), size=64, **sizes))
-    assert found["agreement"]["reached"]
-    assert sum(name.endswith("fp32") for name in found["agreement"]) == 4
+    results = dict(gpu.measure(setup, "cpu", steps=4, names=list(gpu.ROWS), size=64, **sizes))
+    assert results["agreement"]["reached"]
+    assert sum(name.endswith("fp32") for name in results["agreement"]) == 4
     for row in ("general", "intermediate", "augment"):
-        assert found[row]["mbert, bf16"]["rate"] > 0 and found[row]["mbert, bf16"]["share"] > 0
-        assert found[row]["mbert bf16 / plain, fp32"] > 0
-    assert found["run"]["extrapolated"] and found["run"]["augmented_rows"] > len(setup.train)
+        assert results[row]["mbert, bf16"]["rate"] > 0 and results[row]["mbert, bf16"]["share"] > 0
+        assert results[row]["mbert bf16 / plain, fp32"] > 0
+    assert results["run"]["extrapolated"] and results["run"]["augmented_rows"] > len(setup.train)
 
 
 def test_without_a_gpu_the_script_says_so(capsys):

@@ -34,12 +34,12 @@ def tokenizer() -> Any:
 def rows(count: int, segments: bool = True) -> list[dict[str, list[int]]]:
     """Rows of 3 to 40 tokens, as a tokenizer gives them: [CLS] a [SEP] b [SEP], not padded."""
     random = np.random.default_rng(3)
-    made = []
+    table = []
     for number in range(count):
         ids = [2, *random.integers(5, 200, 1 + number * 37 // count).tolist(), 3]
         row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
-        made.append(row | ({"token_type_ids": [int(place > len(ids) // 2) for place in range(len(ids))]} if segments else {}))
-    return made
+        table.append(row | ({"token_type_ids": [int(place > len(ids) // 2) for place in range(len(ids))]} if segments else {}))
+    return table
 
 
 def batch(rows: int, length: int, config: Any) -> dict[str, torch.Tensor]:

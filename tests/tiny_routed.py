@@ -26,11 +26,11 @@ def routed(
     from microbert_cli.models.capture import show_scores
     from microbert_cli.models.moe.bert import RoutedBertForSequenceClassification
 
-    made = RoutedBertForSequenceClassification.from_dense(
+    model = RoutedBertForSequenceClassification.from_dense(
         dense.model, tasks=tasks, moe_layers=moe_layers, experts=experts, seed=seed, **more
     )
-    show_scores(made)
-    return made
+    show_scores(model)
+    return model
 
 
 def apart(model: Any, scale: float = 0.1) -> Any:

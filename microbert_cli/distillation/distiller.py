@@ -38,6 +38,7 @@ from microbert_cli.reporter import Reporter
 from microbert_cli.training.budget import Budget
 from microbert_cli.training.checkpoint import BestWeights
 from microbert_cli.training.freeze import in_stages, parts_of
+from microbert_cli.training.heads.score_units import ScoreUnits
 from microbert_cli.training.loss_terms import (
     CLASSIFICATION_INPUTS,
     LossTerm,
@@ -47,7 +48,6 @@ from microbert_cli.training.loss_terms import (
 )
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases
-from microbert_cli.training.score_units import ScoreUnits
 
 IMPORTANCE_BATCH = 32
 

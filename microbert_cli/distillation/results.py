@@ -17,7 +17,7 @@ from microbert_cli.models.save import save_model
 from microbert_cli.reporter import Log, Reporter
 from microbert_cli.training import checkpoint
 from microbert_cli.training.checkpoint import BestWeights
-from microbert_cli.training.score_units import ScoreUnits
+from microbert_cli.training.heads.score_units import ScoreUnits
 
 if TYPE_CHECKING:
     from microbert_cli.distillation.taught_task import TaughtTask

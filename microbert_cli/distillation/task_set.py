@@ -24,7 +24,7 @@ from microbert_cli.recipe.phase_data import ANSWERS, AUGMENTED, SELECTED_BY, nee
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.values import PhaseSpec, TaskPhase
-from microbert_cli.training.head_bias import start_head_bias
+from microbert_cli.training.heads.bias import start_head_bias
 from microbert_cli.training.loss_terms import LossTerm, check_windows, without_teacher_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import rows_processed

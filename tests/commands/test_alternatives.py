@@ -179,7 +179,7 @@ def test_a_report_on_several_tasks_has_a_table_for_each() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "reason"),
     [
         (MbertError("M510", "the package onnx is not installed", where="", allowed="", fix=""), "[M510]"),
         (MbertError("M611", "it cannot be written as ONNX", where="", allowed="", fix=""), "[M611]"),
@@ -187,7 +187,7 @@ def test_a_report_on_several_tasks_has_a_table_for_each() -> None:
     ],
 )
 def test_without_an_int8_file_the_row_says_why(
-    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fails(*_: object, **__: object) -> None:
         raise error
@@ -196,9 +196,9 @@ def test_without_an_int8_file_the_row_says_why(
     shutil.rmtree("runs/two/report", ignore_errors=True)  # the models stay: only the report is made anew
     done = works("run", "two.toml", "-o", "runs/two", "--set", 'stages=["finetune", "task-distill", "report"]')
     row = next(row for row in read("runs/two/report")["table"] if row["kind"] == "teacher-int8")
-    assert said in row["note"] and row["score"] is row["latency_ms"] is None
-    assert said in " ".join(done.err.split())
-    assert said.strip("[]") in Path("runs/two/report/report.md").read_text(encoding="utf-8")
+    assert reason in row["note"] and row["score"] is row["latency_ms"] is None
+    assert reason in " ".join(done.err.split())
+    assert reason.strip("[]") in Path("runs/two/report/report.md").read_text(encoding="utf-8")
 
 
 # --- compare, bench, card ---------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_the_card_says_what_the_model_is_worth() -> None:
 # --- own data ---------------------------------------------------------------------------------------------------------------
 
 
-def own(name: str, rows: list[tuple[object, ...]], columns: tuple[str, ...] = ("text", "label")) -> str:
+def write_table(name: str, rows: list[tuple[object, ...]], columns: tuple[str, ...] = ("text", "label")) -> str:
     with Path(name).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *rows])
     return name
@@ -282,7 +282,7 @@ OWN = {
 @pytest.mark.slow
 def test_own_data_of_every_kind(kind: str) -> None:
     name = kind.replace(" ", "-")
-    train, dev = own(f"{name}.csv", OWN[kind]), own(f"{name}-dev.csv", OWN[kind][::3])
+    train, dev = write_table(f"{name}.csv", OWN[kind]), write_table(f"{name}-dev.csv", OWN[kind][::3])
     about = ("--train-file", train, "--dev-file", dev, "--text", "text", "--label", "label")
     quick = ("--set", "finetune.steps=4", "--set", "finetune.batch_size=8", "-q")
     works("finetune", "--model", "small", *about, *quick, "-o", f"{name}-model")
@@ -297,7 +297,7 @@ def test_own_data_of_every_kind(kind: str) -> None:
 @pytest.mark.slow
 def test_training_rows_that_are_gone_are_said_to_be() -> None:
     """Scored on a dev file alone: there is nothing to fit a linear model on, and nothing fails."""
-    train, dev = own("gone.csv", OWN["classes"]), own("gone-dev.csv", OWN["classes"][::2])
+    train, dev = write_table("gone.csv", OWN["classes"]), write_table("gone-dev.csv", OWN["classes"][::2])
     about = ("--train-file", train, "--dev-file", dev, "--text", "text", "--label", "label")
     works("finetune", "--model", "small", *about, "--set", "finetune.steps=2", "-q", "-o", "gone-model")
     words = ("bench", "gone-model", "--dev-file", dev, "--rows", 8, "--rounds", 1, "--passes", 1, "--json")

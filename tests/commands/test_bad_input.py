@@ -187,15 +187,15 @@ MEANINGS = {
 def test_wrong_words(case: str, tmp_path: Path) -> None:
     exit_code, code, words, named = WORDS[case]
     error = refused(exit_code, code, *words)
-    told = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
-    assert [name for name in named if name not in told] == [], told
+    message = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
+    assert [name for name in named if name not in message] == [], message
     follow(error, words, tmp_path, MEANINGS)
 
 
 def test_all_errors_of_a_recipe_come_at_once() -> None:
     wrong = ("--set", "finetune.epocs=1", "--set", "finetune.batch_size=0", "--set", "finetune.losses.hard_lable=1")
-    found = mbert("finetune", "--task", "sst3", *wrong, "--json").json["error"]
-    assert sorted(error["code"] for error in found["errors"]) == ["M002", "M003", "M005", "M005"]
+    errors = mbert("finetune", "--task", "sst3", *wrong, "--json").json["error"]["errors"]
+    assert sorted(error["code"] for error in errors) == ["M002", "M003", "M005", "M005"]
 
 
 def test_a_copy_overwrites_nothing() -> None:
@@ -248,15 +248,15 @@ def test_wrong_tables(case: str, tmp_path: Path) -> None:
     file = tmp_path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     error = refused(exit_code, code, "finetune", "--model", "base", "--train-file", str(file), *COLUMNS, "-o", "out")
-    told = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
-    assert [name for name in named if name not in told] == [], told
+    message = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
+    assert [name for name in named if name not in message] == [], message
     follow(error, ("finetune", "--model", "base", "--train-file", str(file), *COLUMNS), tmp_path, MEANINGS)
 
 
 def test_labels_and_files_that_do_not_belong(tmp_path: Path) -> None:
-    own = ("finetune", "--model", "base", "--train-file", "reviews.csv", *COLUMNS, "-o", "out")
-    assert '"bad"' in refused(5, "M351", *own, "--set", 'data.labels=["good", "poor"]')["what"]
-    assert '"reviews.csv"' in refused(4, "M252", *own, "--dev-file", "review.csv")["allowed"]
+    words = ("finetune", "--model", "base", "--train-file", "reviews.csv", *COLUMNS, "-o", "out")
+    assert '"bad"' in refused(5, "M351", *words, "--set", 'data.labels=["good", "poor"]')["what"]
+    assert '"reviews.csv"' in refused(4, "M252", *words, "--dev-file", "review.csv")["allowed"]
     assert "--train-file" in refused(4, "M256", "finetune", "--model", "base", "--dev-file", "reviews.csv", *COLUMNS)["fix"]
     glue = tmp_path / "SST-2"
     glue.mkdir()
@@ -294,8 +294,8 @@ def test_wrong_corpora(case: str, tmp_path: Path) -> None:
     exit_code, code, name, content, named = CORPORA[case]
     (tmp_path / name).write_bytes(content)
     error = refused(exit_code, code, *GENERAL, "--corpus", tmp_path / name)
-    told = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
-    assert [name for name in named if name not in told] == [], told
+    message = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
+    assert [name for name in named if name not in message] == [], message
     follow(error, (*GENERAL, "--corpus", str(tmp_path / name)), tmp_path, MEANINGS)
 
 
@@ -338,8 +338,8 @@ def test_students_that_do_not_fit(
     # A length that nobody typed would quietly be the shorter student's.
     words = (*distil("teacher", str(directory)), "--set", "data.max_length=64")
     error = refused(exit_code, code, *words)
-    told = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
-    assert [name for name in named if name not in told] == [], told
+    message = " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
+    assert [name for name in named if name not in message] == [], message
     follow(error, words, tmp_path, MEANINGS)
 
 
@@ -358,8 +358,8 @@ def test_a_number_of_labels_that_does_not_fit(tmp_path: Path) -> None:
     error = refused(5, "M320", *words)
     assert "3 outputs" in error["what"] and "negative, positive" in error["allowed"]
     assert follow(error, words, tmp_path, MEANINGS) == 1
-    own = ("--train-file", "reviews.csv", *COLUMNS)
-    error = refused(5, "M320", "evaluate", tmp_path / "three", *own, "-o", "out")
+    data = ("--train-file", "reviews.csv", *COLUMNS)
+    error = refused(5, "M320", "evaluate", tmp_path / "three", *data, "-o", "out")
     assert follow(error, ("evaluate",), tmp_path / "own", MEANINGS) == 1, "a command that trains on the user's own file"
 
 
@@ -575,8 +575,8 @@ def test_scores_below_what_is_wanted(tmp_path: Path) -> None:
     error = refused(1, "M620", *words, "--min-score", "accuracy=1.01")
     assert "1.01" in error["what"] and error["where"] == "--min-score"
     assert refused(2, "M104", *words, "--min-score", "acuracy=0.5")["allowed"].endswith('Did you mean "accuracy"?')
-    told: Done = mbert(*words, "--min-score", "accuracy=1.01", "--json")
-    assert {**told.json, "error": None} == {
+    done: Done = mbert(*words, "--min-score", "accuracy=1.01", "--json")
+    assert {**done.json, "error": None} == {
         "out": str(tmp_path / "scores"),
         **json.loads((tmp_path / "scores" / "metrics.json").read_text()),
         "error": None,

@@ -27,7 +27,7 @@ TEXTS = ("the lovely boat", "a gloomy day", "awful", "the baker sold the warm bo
 OUTER = ("small", "big")
 
 
-def told(directory: str) -> Any:
+def read(directory: str) -> Any:
     return json.loads((Path(directory) / "metrics.json").read_text())
 
 
@@ -47,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         tiny_bert("big", labels=["positive", "negative"], seed=2)
         works("cascade", "small", "big", *ROWS, "--threshold", "0.6", "-o", "both")
         # The temperature does not depend on the threshold: one that divides these texts can be set now.
-        sure = sorted(sureness_of(answer, told("both")["temperature"]["small"]) for answer in answers("both/small"))
+        sure = sorted(sureness_of(answer, read("both")["temperature"]["small"]) for answer in answers("both/small"))
         works("cascade", "small", "big", *ROWS, "--threshold", f"{(sure[2] + sure[3]) / 2:.5f}", "-o", "both", "--force")
         yield folder
 
@@ -58,7 +58,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_directory_holds_two_models_and_says_when_which_answers() -> None:
-    rule, metrics = json.loads(Path("both/cascade.json").read_text()), told("both")
+    rule, metrics = json.loads(Path("both/cascade.json").read_text()), read("both")
     assert rule["threshold"] == metrics["threshold"] and rule["columns"] == {"small": [0, 1], "big": [1, 0]}
     assert rule["temperature"] == metrics["temperature"] and rule["sent"] == metrics["checked"]["sent"]
     assert metrics["rows"] == {"choosing": 20, "checking": 30}
@@ -101,7 +101,7 @@ def softened(logits: dict[str, float], temperature: float) -> dict[str, float]:
 def test_evaluate_and_bench_take_it_like_a_model() -> None:
     metrics = works("evaluate", "both", "-o", "scored", "--json").json
     split = metrics["splits"]["dev"]
-    assert metrics["dev"] == told("both")["dev"] and 0 < split["sent"] < 1
+    assert metrics["dev"] == read("both")["dev"] and 0 < split["sent"] < 1
     assert 0 <= split["calibration_error"] <= 1
     alone = works("evaluate", "small", *ROWS, "-o", "scored-small", "--json").json["splits"]["dev"]
     assert "calibration_error" in alone and "sent" not in alone, "of every classifier"
@@ -112,7 +112,7 @@ def test_evaluate_and_bench_take_it_like_a_model() -> None:
     speeds = works("bench", "both", "both/small", "both/big", "--rounds", "3", "--passes", "1", "--json").json
     both, small, big = (speeds["models"][name] for name in ("both", "both/small (fp32)", "both/big (fp32)"))
     assert both["bytes"] == small["bytes"] + big["bytes"]
-    assert both["flops"] == pytest.approx(small["flops"] + told("both")["checked"]["sent"] * big["flops"], rel=1e-4)
+    assert both["flops"] == pytest.approx(small["flops"] + read("both")["checked"]["sent"] * big["flops"], rel=1e-4)
     assert both["latency_mean_ms"] > 0
     rows = {row["model"]: row for row in speeds["rows"]}
     assert rows["both"]["score"] == metrics["dev"]["accuracy"] and "both, int8" not in rows
@@ -120,15 +120,15 @@ def test_evaluate_and_bench_take_it_like_a_model() -> None:
 
 def test_own_rows_and_the_api() -> None:
     Path("own.csv").write_text("sentence,label\n" + "a lovely boat,positive\nan awful day,negative\n" * 4)
-    own = works("evaluate", "both", "--test-file", "own.csv", "-o", "own", "--json").json
-    assert own["splits"]["test"]["rows"] == 8
+    output = works("evaluate", "both", "--test-file", "own.csv", "-o", "own", "--json").json
+    assert output["splits"]["test"]["rows"] == 8
     assert api.predict("both", ["the lovely boat"])[0] == answers("both")[0]
 
 
 def test_a_shipped_cascade_answers_the_same_with_and_without_mbert() -> None:
     metrics = works("export", "both", "-o", "shipped", "--json").json
-    assert metrics["parity"]["max_difference"] == 0 and metrics["dev"] == told("both")["dev"]
-    assert metrics["checked"] == told("both")["checked"]
+    assert metrics["parity"]["max_difference"] == 0 and metrics["dev"] == read("both")["dev"]
+    assert metrics["checked"] == read("both")["checked"]
     for name in ("cascade.json", "config.json", "small/onnx/model.onnx", "big/onnx/model.onnx", "big/tokenizer.json"):
         assert (Path("both") / name).read_bytes() == (Path("shipped") / name).read_bytes()
     assert answers("shipped") == answers("both")
@@ -148,7 +148,7 @@ def test_the_threshold_is_chosen_by_some_rows_and_checked_by_others(monkeypatch:
     wish = ("--agreement", "0.6", "--confidence", "0.6")
     done = works("cascade", "small", "big", *ROWS, *wish, "-o", "chosen")
     assert "of 50 rows of dev 20 choose the threshold, 30 others check it" in done.err
-    metrics = told("chosen")
+    metrics = read("chosen")
     choosing, checking = split_rows(50, 0.4, 42)
     answered = answered_by_files(metrics)
     threshold = choose_threshold(answered.take(choosing), wish=0.6, confidence=0.6, rows=30)
@@ -161,7 +161,7 @@ def test_the_threshold_is_chosen_by_some_rows_and_checked_by_others(monkeypatch:
     assert works("evaluate", "chosen", "-o", "chosen-scored", "--json").json["dev"] == metrics["dev"]
     # Another seed splits dev otherwise, and the temperatures follow.
     works("cascade", "small", "big", *ROWS, *wish, "--seed", "7", "-o", "chosen", "--force")
-    assert told("chosen")["temperature"] != metrics["temperature"]
+    assert read("chosen")["temperature"] != metrics["temperature"]
 
 
 def answered_by_files(metrics: dict[str, Any]) -> Answered:
@@ -178,7 +178,7 @@ def answered_by_files(metrics: dict[str, Any]) -> Answered:
 def test_thresholds_at_the_ends_are_the_models_themselves() -> None:
     for threshold, part, sent in (("0", "small", 0.0), ("1", "big", 1.0)):
         works("cascade", "small", "big", *ROWS, "--threshold", threshold, "-o", f"only-{part}")
-        assert told(f"only-{part}")["checked"]["sent"] == sent
+        assert read(f"only-{part}")["checked"]["sent"] == sent
         labels = [answer["label"] for answer in answers(f"only-{part}")]
         assert labels == [answer["label"] for answer in answers(part)]
 
@@ -186,7 +186,7 @@ def test_thresholds_at_the_ends_are_the_models_themselves() -> None:
 def test_too_few_rows_for_a_wish_send_every_row() -> None:
     done = works("cascade", "small", "big", *ROWS, "-o", "never")
     assert "30 rows that all agree show 0.9049; 149 would be needed for 0.98" in done.err
-    assert told("never")["threshold"] == told("never")["checked"]["bound"] == 1.0
+    assert read("never")["threshold"] == read("never")["checked"]["bound"] == 1.0
 
 
 def test_exports_and_their_files_are_taken_as_they_are() -> None:
@@ -194,10 +194,10 @@ def test_exports_and_their_files_are_taken_as_they_are() -> None:
     works("cascade", "small", "exported/onnx/model_quantized.onnx", *ROWS, "--threshold", "0.6", "-o", "mixed")
     assert [path.name for path in Path("mixed/big").rglob("*.onnx")] == ["model_quantized.onnx"]
     assert Path("mixed/big/onnx/model_quantized.onnx").read_bytes() == Path("exported/onnx/model_quantized.onnx").read_bytes()
-    assert told("mixed")["files"] == {"small": "onnx/model.onnx", "big": "onnx/model_quantized.onnx"}
+    assert read("mixed")["files"] == {"small": "onnx/model.onnx", "big": "onnx/model_quantized.onnx"}
     assert len(answers("mixed")) == len(TEXTS)
     works("cascade", "small", "big", *ROWS, "--threshold", "0.6", "--set", "cascade.precision=int8", "-o", "int8")
-    assert set(told("int8")["files"].values()) == {"onnx/model_quantized.onnx"} and not list(Path("int8").rglob("model.onnx"))
+    assert set(read("int8")["files"].values()) == {"onnx/model_quantized.onnx"} and not list(Path("int8").rglob("model.onnx"))
 
 
 def test_a_recipe_runs_plans_and_checks_it() -> None:
@@ -213,7 +213,7 @@ def test_a_recipe_runs_plans_and_checks_it() -> None:
     assert works("doctor", "run.toml", "-o", "run").code == 0
     works("run", "run.toml", "-o", "run")
     assert manifest.read_verified(Path("run/cascade"))["stage"] == "cascade"
-    assert "sent" in told("run/evaluate")["splits"]["dev"]
+    assert "sent" in read("run/evaluate")["splits"]["dev"]
     again = works("plan", "run.toml", "-o", "run", "--set", 'evaluate.splits=["dev"]', "--json").json["stages"]
     assert "unknown" not in again[-1]
 
@@ -262,7 +262,7 @@ def test_a_score_that_cannot_be_shown_is_refused(tmp_path: Path) -> None:
     assert follow(error, words, tmp_path, {}) >= 1
     assert not Path("no.partial").exists(), "the same -o is free for a smaller wish"
     works("cascade", "small", "big", *ROWS, "--score", "0.2", "-o", "scored-wish")
-    checked = told("scored-wish")["checked"]
+    checked = read("scored-wish")["checked"]
     assert checked["what"] == "accuracy" and checked["bound"] >= 0.2
 
 
@@ -299,7 +299,7 @@ def test_a_changed_cascade_is_noticed() -> None:
     for name in ("log.jsonl", "recipe.resolved.toml"):
         (Path("changed") / name).unlink(missing_ok=True)
     assert "threshold is 1.5" in refused(5, "M348", "predict", "changed", "boat")["what"]
-    Path("changed/cascade.json").write_text(json.dumps(rule | {"threshold": told("both")["threshold"]}))
+    Path("changed/cascade.json").write_text(json.dumps(rule | {"threshold": read("both")["threshold"]}))
     assert answers("changed") == answers("both")
     config = json.loads(Path("changed/big/config.json").read_text())
     config["id2label"], config["label2id"] = {"0": "a", "1": "b", "2": "c"}, {"a": 0, "b": 1, "c": 2}

@@ -73,27 +73,27 @@ def test_a_dry_run_says_what_would_happen_and_touches_nothing(home: Path) -> Non
     assert all(" new " in line for line in lines)
     assert "None" not in done.out
     assert "teacher=runs/short/finetune" in lines[2] and "student=runs/short/general-distill" in lines[2]
-    told = works("run", "short.toml", "--dry-run", "--json").json["stages"]
-    assert told[3] == {
+    stages = works("run", "short.toml", "--dry-run", "--json").json["stages"]
+    assert stages[3] == {
         "stage": "labels-alone", "kind": "finetune", "out": "runs/short/labels-alone", "state": "new",
         "model": "bert-1x16", "tokenizer": "base",
     }  # fmt: skip
-    told = works("run", "short.toml", "--dry-run", "--json", "--set", 'reuse=["runs/a", "runs/b"]').json["stages"]
-    assert [one.get("reuse") for one in told] == [*["runs/a runs/b"] * 4, None]
+    stages = works("run", "short.toml", "--dry-run", "--json", "--set", 'reuse=["runs/a", "runs/b"]').json["stages"]
+    assert [stage.get("reuse") for stage in stages] == [*["runs/a runs/b"] * 4, None]
     assert files(home) == before
 
 
 def test_explain_config_says_where_every_value_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MBERT_SET_FINETUNE__WARMUP", "0.2")
     words = ("finetune", "short.toml", "--model", "base", "--seed", "7", "--set", "finetune.batch_size=4", "--explain-config")
-    told = works(*words, "--json").json
-    assert told["finetune.warmup"] == {"value": 0.2, "from": "MBERT_SET_FINETUNE__WARMUP"}
-    assert told["finetune.batch_size"] == {"value": 4, "from": "--set finetune.batch_size"}
-    assert told["finetune.epochs"] == {"value": 12.0, "from": "short.toml"}
-    assert told["finetune.model"] == {"value": "base", "from": "--model"}
-    assert told["seed"] == {"value": 7, "from": "--seed"}
-    assert told["phases.intermediate.losses.embedding.weight"] == {"value": 1.0, "from": "method tinybert"}
-    assert told["finetune.optimizer"] == {"value": "adamw", "from": "built-in default"}
+    values = works(*words, "--json").json
+    assert values["finetune.warmup"] == {"value": 0.2, "from": "MBERT_SET_FINETUNE__WARMUP"}
+    assert values["finetune.batch_size"] == {"value": 4, "from": "--set finetune.batch_size"}
+    assert values["finetune.epochs"] == {"value": 12.0, "from": "short.toml"}
+    assert values["finetune.model"] == {"value": "base", "from": "--model"}
+    assert values["seed"] == {"value": 7, "from": "--seed"}
+    assert values["phases.intermediate.losses.embedding.weight"] == {"value": 1.0, "from": "method tinybert"}
+    assert values["finetune.optimizer"] == {"value": "adamw", "from": "built-in default"}
     table = works(*words).out
     assert re.search(r"^finetune\.batch_size +4 +--set finetune\.batch_size$", table, re.MULTILINE)
 
@@ -118,9 +118,9 @@ def test_version_and_environment() -> None:
     from microbert_cli.version import __version__
 
     assert works("--version").out == f"mbert {__version__}\n"
-    told = works("env", "--json").json
-    assert told["mbert"] == __version__ and told["torch"] and told["MBERT_DATA"] == "glue"
-    assert told["precision"] == "auto is fp32" and told["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE"
+    output = works("env", "--json").json
+    assert output["mbert"] == __version__ and output["torch"] and output["MBERT_DATA"] == "glue"
+    assert output["precision"] == "auto is fp32" and output["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE"
     assert "torch" in works("env").out
     alone = mbert()
     assert alone.code == 2 and "Commands:" in alone.err
@@ -132,21 +132,21 @@ def test_version_and_environment() -> None:
 def test_a_recipe_runs_once_and_again_only_what_changed(home: Path) -> None:
     first = works("run", "short.toml")
     assert first.out == "runs/short\n" and "it/s]" not in first.err
-    made = {path.parent.name: path.read_bytes() for path in home.glob("runs/short/*/manifest.json")}
-    assert sorted(made) == ["evaluate", "finetune", "general-distill", "labels-alone", "task-distill"]
+    manifests = {path.parent.name: path.read_bytes() for path in home.glob("runs/short/*/manifest.json")}
+    assert sorted(manifests) == ["evaluate", "finetune", "general-distill", "labels-alone", "task-distill"]
     again = works("run", "short.toml")
     assert again.out == first.out and "everything up to date (5 stages)" in again.err
-    told = works("run", "short.toml", "--json").json
-    assert told["evaluate"]["primary"] == "accuracy"
-    assert told.pop("summary")["out"] == "runs/short"
-    assert {stage: values["out"] for stage, values in told.items()} == {stage: f"runs/short/{stage}" for stage in made}
+    results = works("run", "short.toml", "--json").json
+    assert results["evaluate"]["primary"] == "accuracy"
+    assert results.pop("summary")["out"] == "runs/short"
+    assert {stage: values["out"] for stage, values in results.items()} == {stage: f"runs/short/{stage}" for stage in manifests}
 
     changed = works("run", "short.toml", "--set", "phases.prediction.steps=4")
     assert "task-distill: made anew, because recipe.phases.prediction.steps: 3 -> 4" in changed.err
     after = {path.parent.name: path.read_bytes() for path in home.glob("runs/short/*/manifest.json")}
-    assert {name for name in made if made[name] != after[name]} <= {"task-distill", "evaluate"}
-    assert made["task-distill"] != after["task-distill"]
-    assert (home / "runs/short/task-distill.old-1/manifest.json").read_bytes() == made["task-distill"]
+    assert {name for name in manifests if manifests[name] != after[name]} <= {"task-distill", "evaluate"}
+    assert manifests["task-distill"] != after["task-distill"]
+    assert (home / "runs/short/task-distill.old-1/manifest.json").read_bytes() == manifests["task-distill"]
 
 
 def test_the_same_command_twice_makes_the_same_files(home: Path) -> None:
@@ -154,12 +154,12 @@ def test_the_same_command_twice_makes_the_same_files(home: Path) -> None:
     outs = [works(*words, "-o", f"same/{name}", "--json").json for name in ("one", "two")]
     assert [out.pop("out") for out in outs] == ["same/one", "same/two"]
     assert outs[0] == outs[1] and set(outs[0]["seeds"]) == {"1", "2"} and "accuracy" in outs[0]["spread"]
-    one, two = files(home / "same/one"), files(home / "same/two")
-    told = ("log.jsonl", "manifest.json")
-    assert {n: c for n, c in one.items() if not n.endswith(told)} == {n: c for n, c in two.items() if not n.endswith(told)}
+    first, second = files(home / "same/one"), files(home / "same/two")
+    skip = ("log.jsonl", "manifest.json")
+    assert {n: c for n, c in first.items() if not n.endswith(skip)} == {n: c for n, c in second.items() if not n.endswith(skip)}
     best = f"seed-{outs[0]['seed']}/model.safetensors"
-    assert one["model.safetensors"] == one[best]
-    manifests = [json.loads(found["manifest.json"]) for found in (one, two)]
+    assert first["model.safetensors"] == first[best]
+    manifests = [json.loads(contents["manifest.json"]) for contents in (first, second)]
     assert manifests[0]["outputs"]["model.safetensors"] == manifests[1]["outputs"]["model.safetensors"]
     assert manifests[0]["result"] == manifests[1]["result"]
 
@@ -205,13 +205,13 @@ def test_quiet_says_results_alone() -> None:
 
 def examples() -> list[str]:
     """Every line with `mbert` in an epilog, with the arguments of `app.command`."""
-    found = []
+    commands = []
     for path in sorted((ROOT / "microbert_cli/cli").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("Example"):
                 lines = [line.strip() for line in node.value.splitlines()]
-                found += [line.partition("Example: ")[2] or line for line in lines if "mbert " in line]
-    return found
+                commands += [line.partition("Example: ")[2] or line for line in lines if "mbert " in line]
+    return commands
 
 
 def test_examples_are_found() -> None:
@@ -323,14 +323,14 @@ def test_a_student_loads_with_transformers_alone(home: Path) -> None:
         [sys.executable, "-c", ALONE, str(home / "student"), *texts], capture_output=True, text=True, timeout=120, cwd="/"
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["labels"] == {"0": "negative", "1": "positive"}
+    output = json.loads(done.stdout)
+    assert output["labels"] == {"0": "negative", "1": "positive"}
     loaded = load_model(home / "student", "classifier", where="student")
     with torch.no_grad():
         logits = loaded.model.eval()(**loaded.tokenizer(texts, return_tensors="pt", padding=True)).logits
-    assert torch.tensor(found["logits"]) == pytest.approx(logits, abs=1e-6)
+    assert torch.tensor(output["logits"]) == pytest.approx(logits, abs=1e-6)
     answers = [json.loads(line) for line in works("predict", "student", *texts, "--json").out.splitlines()]
-    shares = torch.tensor(found["logits"]).softmax(-1)[:, 1].tolist()
+    shares = torch.tensor(output["logits"]).softmax(-1)[:, 1].tolist()
     assert [answer["probabilities"]["positive"] for answer in answers] == pytest.approx(shares, abs=1e-6)
 
 

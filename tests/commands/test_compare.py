@@ -94,12 +94,12 @@ def test_the_table_is_what_the_rows_came_to() -> None:
     teacher = read("runs/compare-two/finetune")["dev"]["accuracy"]
     assert section(metrics)["teacher"]["score"] == teacher > section(metrics)["majority"] == 0.5
     for name in ("distilled", "labels"):
-        row, own = row_of(metrics, name), read(f"runs/compare-two/{name}")
-        each = [own["seeds"][seed]["accuracy"] for seed in ("1", "2")]
+        row, result = row_of(metrics, name), read(f"runs/compare-two/{name}")
+        each = [result["seeds"][seed]["accuracy"] for seed in ("1", "2")]
         assert row["by_seed"] == {"1": each[0], "2": each[1]}
         assert row["score"] == pytest.approx(mean(each)) and row["spread"] == pytest.approx(stdev(each))
         assert row["retention"] == pytest.approx(row["score"] / teacher)
-        assert row["parameters"] == own["parameters"] and row["latency_ms"] > 0 and row["seconds"] > 0
+        assert row["parameters"] == result["parameters"] and row["latency_ms"] > 0 and row["seconds"] > 0
         assert row["seconds_in_all"] > row["seconds"] and row["steps_in_all"] == 2 * row["steps"]
     assert row_of(metrics, "distilled")["steps"] == 36 and row_of(metrics, "distilled")["rows_seen"] == 36 * 8
     assert row_of(metrics, "labels")["steps"] == 20 and row_of(metrics, "labels")["rows_seen"] == 160
@@ -110,25 +110,25 @@ def test_the_table_is_what_the_rows_came_to() -> None:
 
 def test_differences_are_those_of_the_seeds() -> None:
     metrics = read("runs/compare-two/comparison")
-    (told,) = section(metrics)["differences"]
-    one, two = row_of(metrics, "distilled"), row_of(metrics, "labels")
-    each = [two["by_seed"][seed] - one["by_seed"][seed] for seed in ("1", "2")]
-    assert told["row"] == "labels" and told["against"] == "distilled"
-    assert told["difference"] == pytest.approx(two["score"] - one["score"]) == pytest.approx(told["paired"]["mean"])
-    assert told["paired"]["spread"] == pytest.approx(stdev(each)) and told["paired"]["seeds"] == 2
+    (entry,) = section(metrics)["differences"]
+    first, second = row_of(metrics, "distilled"), row_of(metrics, "labels")
+    each = [second["by_seed"][seed] - first["by_seed"][seed] for seed in ("1", "2")]
+    assert entry["row"] == "labels" and entry["against"] == "distilled"
+    assert entry["difference"] == pytest.approx(second["score"] - first["score"]) == pytest.approx(entry["paired"]["mean"])
+    assert entry["paired"]["spread"] == pytest.approx(stdev(each)) and entry["paired"]["seeds"] == 2
 
 
 def test_what_is_unequal_is_said_and_what_is_equal_is_not() -> None:
-    told = "\n".join(section(read("runs/compare-two/comparison"))["remarks"])
-    assert "Budgets differ, optimiser steps of a seed: distilled 36; labels 20." in told
-    assert "Budgets differ, rows seen by a seed: distilled 288; labels 160." in told
-    assert "Fewer than 3 seeds (distilled, labels)" in told and "test rows were not read" in told
+    remarks = "\n".join(section(read("runs/compare-two/comparison"))["remarks"])
+    assert "Budgets differ, optimiser steps of a seed: distilled 36; labels 20." in remarks
+    assert "Budgets differ, rows seen by a seed: distilled 288; labels 160." in remarks
+    assert "Fewer than 3 seeds (distilled, labels)" in remarks and "test rows were not read" in remarks
     assert (
-        "Seeds differ" not in told
-        and "learnt nothing" not in told
-        and "rows differ" not in told
-        and "shapes differ" not in told
-        and "start" not in told
+        "Seeds differ" not in remarks
+        and "learnt nothing" not in remarks
+        and "rows differ" not in remarks
+        and "shapes differ" not in remarks
+        and "start" not in remarks
     )
 
 
@@ -143,9 +143,9 @@ def test_markdown_and_plot_show_every_row() -> None:
 
 def test_the_plan_is_shown_before_and_alone_with_dry_run(home: Path) -> None:
     before = sorted(home.rglob("*"))
-    told = works("compare", "two.toml", "microbert", "--ablate", "dis,hidn", "--dry-run", "--json").json["tasks"]["sst2"]
-    assert [one["stage"] for one in told["before"]] == ["finetune"]
-    rows = {row["row"]: row for row in told["rows"]}
+    plan = works("compare", "two.toml", "microbert", "--ablate", "dis,hidn", "--dry-run", "--json").json["tasks"]["sst2"]
+    assert [step["stage"] for step in plan["before"]] == ["finetune"]
+    rows = {row["row"]: row for row in plan["rows"]}
     assert list(rows) == ["distilled", "labels", "microbert", "microbert without dis", "microbert without hidn"]
     assert rows["labels"]["state"] == "exists" and rows["microbert"]["state"] == "new"
     assert rows["microbert without hidn"]["phases"] == ["all 3 epochs"], "the other phases are TinyBERT's or left out"
@@ -158,7 +158,7 @@ def test_the_plan_is_shown_before_and_alone_with_dry_run(home: Path) -> None:
 # --- kept, added, made anew, gone on ----------------------------------------------------------------------------------------
 
 
-def made(place: Path) -> dict[str, bytes]:
+def manifests_of(place: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in place.glob("*/manifest.json")}
 
 
@@ -175,26 +175,26 @@ def test_a_finished_comparison_has_nothing_to_do(home: Path) -> None:
 
 @pytest.mark.slow
 def test_an_added_row_runs_alone_and_a_changed_one_is_made_anew(copied: Path) -> None:
-    before = made(copied)
+    before = manifests_of(copied)
     steps = ("--set", "phases.prediction.steps=31")
     done = works("compare", "two.toml", "soft-targets", *steps)
-    after = made(copied)
+    after = manifests_of(copied)
     assert {name for name in before if before[name] != after[name]} == {"distilled", "comparison"}
     assert "distilled: made anew, because recipe.phases.prediction.steps: 30 -> 31" in done.err
     assert before["distilled"] == after["distilled.old-1"] and before["comparison"] == after["comparison.old-1"]
     metrics = read(copied / "comparison")
     assert [row["row"] for row in section(metrics)["rows"]] == ["distilled", "labels", "soft-targets"]
     assert row_of(metrics, "soft-targets")["steps"] == 31 and "intermediate" not in read(copied / "soft-targets")["phases"]
-    told = "\n".join(section(metrics)["remarks"])
-    assert "Seeds differ: distilled 1, 2; labels 1, 2; soft-targets 42." in told
-    assert "Fewer than 3 seeds (distilled, labels, soft-targets)" in told
-    assert "soft-targets: from the cache" in told
+    remarks = "\n".join(section(metrics)["remarks"])
+    assert "Seeds differ: distilled 1, 2; labels 1, 2; soft-targets 42." in remarks
+    assert "Fewer than 3 seeds (distilled, labels, soft-targets)" in remarks
+    assert "soft-targets: from the cache" in remarks
 
 
 @pytest.mark.slow
 def test_stopped_in_a_row_it_goes_on_there(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped at the second seed of the second row: the rest is trained, and equals what was never stopped."""
-    before = made(copied)
+    before = manifests_of(copied)
     kept = copied.with_name("kept")
     shutil.move(copied / "labels", kept)
     shutil.rmtree(copied / "comparison")
@@ -213,7 +213,7 @@ def test_stopped_in_a_row_it_goes_on_there(copied: Path, monkeypatch: pytest.Mon
         patch.setattr(phases, "train", lambda *given, **named: seen.append(named["seed"]) or real(*given, **named))
         works("compare", "two.toml")
     assert seen == [2], "neither the first row nor the first seed is trained again"
-    assert made(copied)["distilled"] == before["distilled"]
+    assert manifests_of(copied)["distilled"] == before["distilled"]
     for name in ("model.safetensors", "metrics.json", "seed-2/model.safetensors"):
         assert (copied / "labels" / name).read_bytes() == (kept / name).read_bytes()
     assert row_of(read(copied / "comparison"), "labels")["seconds"] > 0
@@ -228,11 +228,11 @@ def test_a_grid_is_chosen_on_dev_with_the_first_seed(copied: Path) -> None:
     works("compare", "two.toml", "--grid", f"{key}=1e-9,2e-2,1e30", "--grid", "phases.prediction.warmup=0.1", "-q")
     metrics = read(copied / "comparison")
     row = row_of(metrics, "distilled")
-    tried = {one["values"][key]: one for one in row["tried"]}
+    tried = {trial["values"][key]: trial for trial in row["tried"]}
     assert tried.keys() == {1e-9, 2e-2, 1e30} and tried[1e30]["dev"] is None
     for rate in (1e-9, 2e-2):
-        own = read(copied / "comparison" / tried[rate]["directory"])
-        assert tried[rate]["dev"] == own["dev"]["accuracy"] and "seeds" not in own and own["seed"] == 1
+        result = read(copied / "comparison" / tried[rate]["directory"])
+        assert tried[rate]["dev"] == result["dev"]["accuracy"] and "seeds" not in result and result["seed"] == 1
     assert tried[2e-2]["dev"] > tried[1e-9]["dev"]
     assert row["chosen"] == {key: 2e-2, "phases.prediction.warmup": 0.1} and set(row["by_seed"]) == {"1", "2"}
     assert read(copied / "distilled")["phases"]["prediction"]["learning_rate"] == 2e-2
@@ -247,7 +247,7 @@ def test_a_row_that_fails_does_not_keep_the_others_from_running(copied: Path) ->
     words = ("--grid", "phases.prediction.learning_rate=1e30,2e30")
     assert "diverged" in refused(3, "M067", "compare", "two.toml", *words)["what"]
     assert (copied / "labels" / "manifest.json").is_file(), "the row after it is done"
-    assert made(copied)["comparison"], "and the table of before is as it was"
+    assert manifests_of(copied)["comparison"], "and the table of before is as it was"
 
 
 @pytest.mark.slow
@@ -255,12 +255,12 @@ def test_an_ablation_is_a_row_of_its_method(copied: Path) -> None:
     steps = [f"--set=phases.{name}.steps=2" for name in ("alignment", "all")]
     words = ("compare", "microbert", "-r", "two.toml", "--ablate", "dis", "--seeds", "1,2,3", "-o", copied, *steps)
     metrics = works(*words, "--json").json
-    one, two = section(metrics)["rows"]
-    assert (one["row"], two["row"], two["of"], two["without"]) == ("microbert", "microbert without dis", "microbert", "dis")
+    full, part = section(metrics)["rows"]
+    assert (full["row"], part["row"], part["of"], part["without"]) == ("microbert", "microbert without dis", "microbert", "dis")
     losses = [read(copied / name)["phases"]["all"]["losses"] for name in ("microbert", "microbert-without-dis")]
     assert "discriminator" in losses[0] and "discriminator" not in losses[1]
-    told = "\n".join(section(metrics)["remarks"])
-    assert "Budgets differ" not in told and "Fewer than 3 seeds" not in told
+    remarks = "\n".join(section(metrics)["remarks"])
+    assert "Budgets differ" not in remarks and "Fewer than 3 seeds" not in remarks
     assert metrics.pop("out") == str(copied / "comparison")
     assert read(copied / "comparison") == metrics
 
@@ -273,11 +273,11 @@ def test_several_tasks_each_with_its_teacher(copied: Path) -> None:
     steps = ("--set", "phases.prediction.steps=4", "--set", "phases.labels.steps=4", "--data", "glue")
     metrics = works(*words, *steps, "--tasks", "sst2,mrpc", "-o", "both", "--set=teacher.allow_weak=true", "--json").json
     assert list(metrics["tasks"]) == ["sst2", "mrpc"]
-    for task, found in metrics["tasks"].items():
-        assert found["teacher"]["directory"] == f"../../teachers/{task}"
-        assert found["teacher"]["score"] == read(f"teachers/{task}")["dev"][found["primary"]]
+    for task, result in metrics["tasks"].items():
+        assert result["teacher"]["directory"] == f"../../teachers/{task}"
+        assert result["teacher"]["score"] == read(f"teachers/{task}")["dev"][result["primary"]]
     for average in metrics["average"]:
-        rows = [next(r for r in found["rows"] if r["row"] == average["row"]) for found in metrics["tasks"].values()]
+        rows = [next(r for r in result["rows"] if r["row"] == average["row"]) for result in metrics["tasks"].values()]
         assert average["score"] == pytest.approx(mean(row["score"] for row in rows))
         each = [mean(row["by_seed"][seed] for row in rows) for seed in ("1", "2")]
         assert average["spread"] == pytest.approx(stdev(each)) and average["tasks"] == 2
@@ -286,8 +286,8 @@ def test_several_tasks_each_with_its_teacher(copied: Path) -> None:
 
 def test_the_task_of_a_place_is_the_recipes(tmp_path: Path) -> None:
     flags = {"teacher.model": "runs/teacher-{task}", "init": "runs/general-{task}", "task": "mrpc"}
-    found = step("task-distill", resolve(catalog=Catalog(), environment={}, flags=flags), tmp_path, Catalog())
-    assert (found.inputs["teacher"], found.inputs["student"]) == ("runs/teacher-mrpc", "runs/general-mrpc")
+    planned = step("task-distill", resolve(catalog=Catalog(), environment={}, flags=flags), tmp_path, Catalog())
+    assert (planned.inputs["teacher"], planned.inputs["student"]) == ("runs/teacher-mrpc", "runs/general-mrpc")
 
 
 def test_without_matplotlib_the_table_is_whole(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,23 +322,23 @@ def compared(name: str, scores: list[float], of: str | None = None) -> dict:
 def test_a_difference_smaller_than_the_spread_is_told_as_none() -> None:
     rows = [compared("a", [0.5, 0.6, 0.7]), compared("b", [0.55, 0.65, 0.75]), compared("c", [0.9, 0.91, 0.92])]
     rows += [compared("b without x", [0.6, 0.7, 0.5], of="b"), compared("d", [0.9])]
-    found = {(one["row"], one["against"]): one for one in fairness.differences(rows)}
-    assert list(found) == [("b", "a"), ("c", "a"), ("b without x", "a"), ("d", "a"), ("b without x", "b")]
-    assert found["b", "a"]["paired"]["mean"] == pytest.approx(0.05) and found["b", "a"]["paired"]["spread"] < 1e-9
-    assert [found[pair]["beyond_spread"] for pair in found] == [False, True, False, None, False]
+    differences = {(difference["row"], difference["against"]): difference for difference in fairness.differences(rows)}
+    assert list(differences) == [("b", "a"), ("c", "a"), ("b without x", "a"), ("d", "a"), ("b without x", "b")]
+    assert differences["b", "a"]["paired"]["mean"] == pytest.approx(0.05) and differences["b", "a"]["paired"]["spread"] < 1e-9
+    assert [differences[pair]["beyond_spread"] for pair in differences] == [False, True, False, None, False]
     assert list(fairness._below_majority(rows, 0.6)) == [
         "No better than the commonest class: a, b without x. They learnt nothing; differences from them show nothing."
     ]
-    words = [line[-1] for line in table.differences_lines({"differences": list(found.values())})]
+    words = [line[-1] for line in table.differences_lines({"differences": list(differences.values())})]
     assert words[0] == "within the spread: no difference is shown" and words[1] == "larger than the spread"
     assert words[3] == "one seed: cannot be told from chance"
 
 
 @pytest.mark.parametrize("wanted", [[0.1] * 6, [0.95] * 6, [0.0, 0.5, 0.5, 0.5, 0.51, 1.0], [0.5]])
 def test_names_in_the_plot_do_not_overlap(wanted: list[float]) -> None:
-    found = plot._spread_out(wanted, 0.1, 0.05, 0.95)
-    assert all(right - left >= 0.0999 for left, right in zip(found[:-1], found[1:], strict=True))
-    assert all(0.0499 <= height <= 0.9501 for height in found)
+    heights = plot._spread_out(wanted, 0.1, 0.05, 0.95)
+    assert all(right - left >= 0.0999 for left, right in zip(heights[:-1], heights[1:], strict=True))
+    assert all(0.0499 <= height <= 0.9501 for height in heights)
 
 
 # --- wrong input --------------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def look(check, *sets, **options):
     return {finding.about: finding for finding in check(case(*sets, **options))}
 
 
-def own(place, train, dev):
+def write_recipe(place, train, dev):
     """A recipe about own rows, (text, label) each."""
     for name, rows in (("train", train), ("dev", dev)):
         lines = [f"{text},{label}" for text, label in rows]
@@ -97,31 +97,31 @@ DEV = [("a warm lamp", "high"), ("a bitter letter", "low")]
 
 def test_versions(monkeypatch):
     assert look(machine_checks.versions)[""].state == "pass"
-    names = [one.name for one in machine_checks.requirements()]
-    assert "torch" in names and "onnx" not in names and "onnx" in [one.name for one in machine_checks.requirements("onnx")]
+    names = [need.name for need in machine_checks.requirements()]
+    assert "torch" in names and "onnx" not in names and "onnx" in [need.name for need in machine_checks.requirements("onnx")]
     wanted = [Requirement("torch>=99"), Requirement("no-such-package>=1"), Requirement("numpy>=2")]
     monkeypatch.setattr(machine_checks, "requirements", lambda *_: wanted)
-    found = look(machine_checks.versions)[""]
-    assert found.state == "fail" and found.error.code == "M631"
-    assert "torch>=99" in found.what and "nothing is installed" in found.what and "numpy" not in found.what
+    finding = look(machine_checks.versions)[""]
+    assert finding.state == "fail" and finding.error.code == "M631"
+    assert "torch>=99" in finding.what and "nothing is installed" in finding.what and "numpy" not in finding.what
     monkeypatch.setattr(machine_checks, "requirements", lambda *_: [])
     assert look(machine_checks.versions)[""].state == "warn"
 
 
 def test_device():
     assert look(machine_checks.device, "device=cpu")["cpu"].state == "pass"
-    found = look(machine_checks.device, "device=cuda:77")["cuda:77"]
-    assert found.state == "fail" and found.error.code == "M109"
+    finding = look(machine_checks.device, "device=cuda:77")["cuda:77"]
+    assert finding.state == "fail" and finding.error.code == "M109"
 
 
 def test_inputs_are_here_or_will_be():
-    found = look(model_checks.inputs)
-    assert {about: finding.state for about, finding in found.items()} == {
+    findings = look(model_checks.inputs)
+    assert {about: finding.state for about, finding in findings.items()} == {
         "base": "pass", "text.txt": "pass", "bert-1x16": "pass", "rows of sst2": "pass", "runs/small/finetune": "later",
         "runs/small/general-distill": "later", "runs/small/augment": "later", "runs/small/task-distill": "later",
         "augment.sources": "pass",
     }  # fmt: skip
-    assert found["runs/small/finetune"].what == "later: made by finetune"
+    assert findings["runs/small/finetune"].what == "later: made by finetune"
 
 
 @pytest.mark.parametrize(
@@ -136,15 +136,15 @@ def test_inputs_are_here_or_will_be():
     ],
 )
 def test_inputs_that_are_nowhere(key, value, code):
-    found = look(model_checks.inputs, f"{key}={value}")
-    assert code in [finding.error.code for finding in found.values() if finding.state == "fail"]
+    findings = look(model_checks.inputs, f"{key}={value}")
+    assert code in [finding.error.code for finding in findings.values() if finding.state == "fail"]
 
 
 def test_what_the_hub_would_give_is_later_where_it_may_be_asked():
-    found = look(model_checks.inputs, "base=tiny/nowhere", "corpus.source=tiny/texts", offline=False)
-    assert found["tiny/nowhere"].state == found["tiny/texts"].state == "later"
-    assert "comes from the Hub" in found["tiny/nowhere"].what
-    assert not [finding for finding in found.values() if finding.state == "fail"]
+    findings = look(model_checks.inputs, "base=tiny/nowhere", "corpus.source=tiny/texts", offline=False)
+    assert findings["tiny/nowhere"].state == findings["tiny/texts"].state == "later"
+    assert "comes from the Hub" in findings["tiny/nowhere"].what
+    assert not [finding for finding in findings.values() if finding.state == "fail"]
 
 
 def test_a_hub_model_is_found_in_the_local_cache(home, monkeypatch, tmp_path):
@@ -157,14 +157,14 @@ def test_a_hub_model_is_found_in_the_local_cache(home, monkeypatch, tmp_path):
     assert look(model_checks.inputs, "base=tiny/teacher")["tiny/teacher"].state == "fail", "no weights"
     for file in (home / "base").iterdir():
         (copy / "snapshots" / "c0ffee" / file.name).write_bytes(file.read_bytes())
-    found = look(model_checks.inputs, "base=tiny/teacher")["tiny/teacher"]
-    assert (found.state, found.what) == ("pass", "in the Hub's local cache")
+    finding = look(model_checks.inputs, "base=tiny/teacher")["tiny/teacher"]
+    assert (finding.state, finding.what) == ("pass", "in the Hub's local cache")
     assert look(first_step, "base=tiny/teacher")["general-distill"].state == "pass"
 
 
 def test_tokenizers(home):
-    found = look(model_checks.tokenizers)
-    assert found["general-distill"].state == found["task-distill"].state == "pass"
+    findings = look(model_checks.tokenizers)
+    assert findings["general-distill"].state == findings["task-distill"].state == "pass"
     different = look(model_checks.tokenizers, "student=other-words", 'stages=["general-distill"]')["general-distill"]
     assert different.state == "fail" and different.error.code == "M312"
 
@@ -176,17 +176,17 @@ def test_tokenizers_of_one_vocabulary_and_other_rules(home):
     (cased / "tokenizer.json").write_text(json.dumps(config), encoding="utf-8")
     settings = json.loads((cased / "tokenizer_config.json").read_text(encoding="utf-8"))
     (cased / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}), encoding="utf-8")
-    found = look(model_checks.tokenizers, "student=cased", 'stages=["general-distill"]')["general-distill"]
-    assert found.state == "fail" and found.error.code == "M635" and "the baker" in found.what
+    finding = look(model_checks.tokenizers, "student=cased", 'stages=["general-distill"]')["general-distill"]
+    assert finding.state == "fail" and finding.error.code == "M635" and "the baker" in finding.what
 
 
 def test_labels(tmp_path):
-    found = look(data_checks.labels)[""]
-    assert found.state == "pass" and found.what == "negative 20, positive 20"
-    rare = look(data_checks.labels, recipe=own(tmp_path, labelled(bad=BAD[:2]), DEV))[""]
+    finding = look(data_checks.labels)[""]
+    assert finding.state == "pass" and finding.what == "negative 20, positive 20"
+    rare = look(data_checks.labels, recipe=write_recipe(tmp_path, labelled(bad=BAD[:2]), DEV))[""]
     assert rare.state == "warn" and "low 2" in rare.what
     many = [f"{text} {i}" for text in GOOD for i in range(20)]
-    assert "20 times" in look(data_checks.labels, recipe=own(tmp_path, labelled(many, BAD[:9]), DEV))[""].what
+    assert "20 times" in look(data_checks.labels, recipe=write_recipe(tmp_path, labelled(many, BAD[:9]), DEV))[""].what
     missing = look(data_checks.labels, "data.limit=1")[""]
     assert missing.state == "fail" and missing.error.code == "M358"
 
@@ -194,17 +194,17 @@ def test_labels(tmp_path):
 def test_scores(tmp_path):
     varied, constant = ([(text, score) for text, score in zip(GOOD, scores, strict=True)] for scores in (range(12), [1.5] * 12))
     varied = [(text, score / 2) for text, score in varied]
-    assert look(data_checks.labels, recipe=own(tmp_path, varied, varied[:2]))[""].what == "12 scores from 0 to 5.5"
-    found = look(data_checks.labels, "data.kind=score", recipe=own(tmp_path, constant, varied[:2]))[""]
-    assert found.state == "warn"
+    assert look(data_checks.labels, recipe=write_recipe(tmp_path, varied, varied[:2]))[""].what == "12 scores from 0 to 5.5"
+    finding = look(data_checks.labels, "data.kind=score", recipe=write_recipe(tmp_path, constant, varied[:2]))[""]
+    assert finding.state == "warn"
 
 
 def test_duplicates(tmp_path):
     assert look(data_checks.duplicates)[""].state == "pass"
     rows = labelled()
-    some = look(data_checks.duplicates, recipe=own(tmp_path, rows, [(rows[0][0].upper(), "high"), *DEV]))[""]
+    some = look(data_checks.duplicates, recipe=write_recipe(tmp_path, rows, [(rows[0][0].upper(), "high"), *DEV]))[""]
     assert some.state == "warn" and "1 of 3 dev rows" in some.what, "case makes no difference"
-    most = look(data_checks.duplicates, recipe=own(tmp_path, rows, [*rows[:5], *DEV]))[""]
+    most = look(data_checks.duplicates, recipe=write_recipe(tmp_path, rows, [*rows[:5], *DEV]))[""]
     assert most.state == "fail" and most.error.code == "M634"
 
 
@@ -222,48 +222,48 @@ def test_truncation():
 def test_two_sets_of_rows_are_told_apart(tmp_path):
     two = tmp_path / "two.toml"
     two.write_text(RECIPE + '[variant.short]\nstage = "finetune"\ndata = { max_length = 5 }\n', encoding="utf-8")
-    found = look(data_checks.labels, 'stages=["finetune", "short", "task-distill"]', recipe=two)
-    assert list(found) == ["finetune, task-distill", "short"]
+    findings = look(data_checks.labels, 'stages=["finetune", "short", "task-distill"]', recipe=two)
+    assert list(findings) == ["finetune, task-distill", "short"]
     cut = look(data_checks.truncation, 'stages=["finetune", "short", "task-distill"]', recipe=two)
     assert [finding.state for finding in cut.values()] == ["pass", "warn"], "equal rows and tokenizers are told once"
 
 
 def test_the_first_step_of_every_stage():
-    found = look(first_step)
-    assert list(found) == ["finetune", "general-distill", "task-distill"]
-    assert {finding.state for finding in found.values()} == {"pass"}
-    assert "intermediate" in found["task-distill"].what and "prediction" in found["task-distill"].what
+    findings = look(first_step)
+    assert list(findings) == ["finetune", "general-distill", "task-distill"]
+    assert {finding.state for finding in findings.values()} == {"pass"}
+    assert "intermediate" in findings["task-distill"].what and "prediction" in findings["task-distill"].what
 
 
 def test_the_first_step_of_pretraining_with_a_vocabulary_of_its_own():
     sets = ('stages=["pretrain", "finetune", "task-distill"]', "pretrain.model=bert-2x16", "vocabulary.size=80")
-    found = look(first_step, *sets)
-    assert {about: finding.state for about, finding in found.items()} == {
+    findings = look(first_step, *sets)
+    assert {about: finding.state for about, finding in findings.items()} == {
         "pretrain": "pass", "finetune": "pass", "task-distill": "pass",
     }  # fmt: skip
 
 
 def test_the_first_step_with_models_that_are_there():
     assert look(first_step, "teacher.model=taught", 'stages=["task-distill"]')["task-distill"].state == "pass"
-    found = look(first_step, "teacher.model=taught", "student=three-heads", 'stages=["task-distill"]')["task-distill"]
-    assert found.state == "fail" and found.error.code == "M013" and "three-heads" in found.error.where
+    finding = look(first_step, "teacher.model=taught", "student=three-heads", 'stages=["task-distill"]')["task-distill"]
+    assert finding.state == "fail" and finding.error.code == "M013" and "three-heads" in finding.error.where
 
 
 def test_a_damaged_model_is_a_cross_and_the_others_are_tried_all_the_same(home):
     damaged = tiny_bert("damaged", kind="encoder", layers=1)
     (damaged / "model.safetensors").write_bytes((damaged / "model.safetensors").read_bytes()[:100])
-    found = look(first_step, "student=damaged")
-    assert {about: finding.state for about, finding in found.items()} == {
+    findings = look(first_step, "student=damaged")
+    assert {about: finding.state for about, finding in findings.items()} == {
         "finetune": "pass", "general-distill": "fail", "task-distill": "fail",
     }  # fmt: skip
-    assert found["general-distill"].error.code == found["task-distill"].error.code == "M302"
+    assert findings["general-distill"].error.code == findings["task-distill"].error.code == "M302"
 
 
 def test_heads_are_compared_before_the_teacher_is_made():
     """The name in the error is the recipe's, not that of random weights in a temporary folder."""
     sets = ('stages=["finetune", "task-distill"]', "student=three-heads", "init=three-heads")
-    found = look(first_step, *sets)
-    assert found["finetune"].state == "pass" and found["task-distill"].error.code == "M013"
+    findings = look(first_step, *sets)
+    assert findings["finetune"].state == "pass" and findings["task-distill"].error.code == "M013"
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
@@ -279,16 +279,16 @@ def test_a_step_that_is_no_number_fails(broken, monkeypatch):
         return loss * float("nan") if broken == "loss" else loss + zero.abs().sum().sqrt()
 
     monkeypatch.setattr(hard_label, "hard_label", bad)
-    found = look(first_step, 'stages=["finetune"]', "finetune.optimizer=bertadam")["finetune"]
-    assert found.state == "fail" and found.error.code == {"loss": "M401", "gradient": "M636"}[broken]
+    finding = look(first_step, 'stages=["finetune"]', "finetune.optimizer=bertadam")["finetune"]
+    assert finding.state == "fail" and finding.error.code == {"loss": "M401", "gradient": "M636"}[broken]
 
 
 def test_a_checkpoint_comes_back(home, monkeypatch):
     assert look(machine_checks.saving)["runs/small"].state == "pass"
     original = checkpoint.load_state
     monkeypatch.setattr(checkpoint, "load_state", lambda folder: original(folder) | {"step": 8})
-    found = look(machine_checks.saving)["runs/small"]
-    assert found.state == "fail" and found.error.code == "M632"
+    finding = look(machine_checks.saving)["runs/small"]
+    assert finding.state == "fail" and finding.error.code == "M632"
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -299,15 +299,15 @@ def test_a_checkpoint_comes_back(home, monkeypatch):
 
 
 def test_equal_states():
-    one = {"a": torch.tensor([float("nan"), -0.0]), "b": [1, 2], "c": torch.tensor(3)}
-    assert machine_checks.is_same(one, {"a": torch.tensor([float("nan"), -0.0]), "b": [1, 2], "c": torch.tensor(3)})
-    assert not machine_checks.is_same(one, one | {"a": torch.tensor([float("nan"), 0.0])})
-    assert not machine_checks.is_same(one, one | {"c": torch.tensor(3.0)})
+    state = {"a": torch.tensor([float("nan"), -0.0]), "b": [1, 2], "c": torch.tensor(3)}
+    assert machine_checks.is_same(state, {"a": torch.tensor([float("nan"), -0.0]), "b": [1, 2], "c": torch.tensor(3)})
+    assert not machine_checks.is_same(state, state | {"a": torch.tensor([float("nan"), 0.0])})
+    assert not machine_checks.is_same(state, state | {"c": torch.tensor(3.0)})
 
 
 def test_disk(monkeypatch):
-    found = look(machine_checks.disk)
-    assert list(found) == ["runs/small"] and found["runs/small"].state == "pass" and "5 stages" in found["runs/small"].what
+    disks = look(machine_checks.disk)
+    assert list(disks) == ["runs/small"] and disks["runs/small"].state == "pass" and "5 stages" in disks["runs/small"].what
     monkeypatch.setattr(machine_checks, "TIGHT", 0.0)
     assert look(machine_checks.disk)["runs/small"].state == "warn"
     monkeypatch.setattr(machine_checks, "free_bytes", lambda _: 1_000)
@@ -326,7 +326,7 @@ def test_the_disk_is_counted_as_planning_counts_it(monkeypatch):
         stages.plan_steps(planned, catalog=catalog, here=Calibration(device="cpu", catalog=catalog, counts_only=only))
         for only in (False, True)
     )
-    assert [one.disk for one in timed] == [one.disk for one in counted]
+    assert [step.disk for step in timed] == [step.disk for step in counted]
     assert timed[0].seconds > counted[0].seconds
 
 
@@ -353,11 +353,11 @@ def test_an_error_is_told_once_and_the_other_checks_go_on():
     catalog = Catalog()
     resolved = resolve(catalog=catalog, recipe="small.toml", sets=["base=runs/gone"])
     root = Path("runs/small")
-    found = {one.name: one for one in examine(steps(resolved, root, catalog), root, catalog=catalog, offline=True)}
-    assert list(found) == list(CHECKS) and [one.number for one in found.values()] == list(range(1, 11))
-    assert [name for name, one in found.items() if one.state == "fail"] == ["inputs"]
-    assert found["labels"].state == found["checkpoint"].state == "pass"
-    assert {finding.what for finding in found["first step"].findings} == {"later: check 3 must pass first"}
+    checks = {check.name: check for check in examine(steps(resolved, root, catalog), root, catalog=catalog, offline=True)}
+    assert list(checks) == list(CHECKS) and [check.number for check in checks.values()] == list(range(1, 11))
+    assert [name for name, check in checks.items() if check.state == "fail"] == ["inputs"]
+    assert checks["labels"].state == checks["checkpoint"].state == "pass"
+    assert {finding.what for finding in checks["first step"].findings} == {"later: check 3 must pass first"}
 
 
 def test_the_network_is_forbidden_for_a_while(monkeypatch):
@@ -393,10 +393,10 @@ def test_a_cross_is_an_exit_code(home, tmp_path):
     done = mbert(*words)
     assert done.code == 1 and " 2 ✗ device      cuda:77: there is no device" in done.out
     assert "[M109]" in done.out and "[M630]" in done.err and "10 checks failed: device" in done.err
-    told = mbert(*words, "--json")
-    assert told.code == 1 and told.json["passed"] is False and told.json["error"]["code"] == "M630"
-    assert [check["name"] for check in told.json["checks"]] == list(CHECKS)
-    assert told.json["checks"][1]["findings"][0]["error"]["code"] == "M109"
+    output = mbert(*words, "--json")
+    assert output.code == 1 and output.json["passed"] is False and output.json["error"]["code"] == "M630"
+    assert [check["name"] for check in output.json["checks"]] == list(CHECKS)
+    assert output.json["checks"][1]["findings"][0]["error"]["code"] == "M109"
 
 
 def test_marks_are_coloured_where_there_are_colours(monkeypatch):
@@ -416,9 +416,9 @@ def test_marks_are_coloured_where_there_are_colours(monkeypatch):
 
 
 def test_json_of_a_healthy_recipe():
-    told = works("doctor", "small.toml", "--json").json
-    assert told["passed"] is True and told["recipe"] == "small" and "error" not in told
-    assert told["checks"][0] | {"findings": []} == {"number": 1, "name": "versions", "state": "pass", "findings": []}
+    report = works("doctor", "small.toml", "--json").json
+    assert report["passed"] is True and report["recipe"] == "small" and "error" not in report
+    assert report["checks"][0] | {"findings": []} == {"number": 1, "name": "versions", "state": "pass", "findings": []}
 
 
 def test_a_recipe_that_is_none_is_refused_as_ever():
@@ -442,11 +442,11 @@ def test_a_run_that_is_done_is_healthy(home):
     words = ("small.toml", "-o", "runs/done", *(word for text in sets for word in ("--set", text)))
     works("run", *words)
     before = sorted(home.rglob("*"))
-    told = works("doctor", *words, "--json").json
-    found = {check["name"]: check for check in told["checks"]}
-    assert {check["state"] for check in found.values()} == {"pass"} and sorted(home.rglob("*")) == before
-    inputs = {finding["about"]: finding["what"] for finding in found["inputs"]["findings"]}
+    report = works("doctor", *words, "--json").json
+    checks = {check["name"]: check for check in report["checks"]}
+    assert {check["state"] for check in checks.values()} == {"pass"} and sorted(home.rglob("*")) == before
+    inputs = {finding["about"]: finding["what"] for finding in checks["inputs"]["findings"]}
     assert inputs["runs/done/finetune"] == "here" and inputs["runs/done/augment"].endswith(" rows")
-    assert found["disk"]["findings"][0]["what"] == "everything is made already"
+    assert checks["disk"]["findings"][0]["what"] == "everything is made already"
     anew = works("doctor", *words, "--json", "--set", "augment.copies=2").json["checks"][9]["findings"]
     assert [finding["state"] for finding in anew] == ["pass"] and "3 stages" in anew[0]["what"]

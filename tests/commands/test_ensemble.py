@@ -139,9 +139,9 @@ def test_each_task_learns_from_its_own_ensemble(task: int, soft: float | None, t
 @pytest.mark.slow
 def test_one_recipe_trains_the_ensemble_and_what_it_teaches() -> None:
     done = works("run", "small.toml", "-o", "run", "--json")
-    tasks, made = ("sst2", "mrpc", "stsb"), done.json
+    tasks, results = ("sst2", "mrpc", "stsb"), done.json
     expected = ["ensemble", "labels", "task-distill", *(f"{kind}-{task}" for kind in ("evaluate", "export") for task in tasks)]
-    assert list(made) == [*expected, "report", "summary"]
+    assert list(results) == [*expected, "report", "summary"]
     assert "stsb has no teacher and is learnt from labels alone (hard_label)" in done.err
 
     # The two members of sst2 are the two seeds; the mean of their probabilities has the score that is recorded.
@@ -156,17 +156,17 @@ def test_one_recipe_trains_the_ensemble_and_what_it_teaches() -> None:
         loaded = load_model(f"run/ensemble/seed-{seed}", "classifier", where="test", task="sst2")
         answers.append(torch.as_tensor(predict_logits(data, "dev", loaded.model, loaded)).softmax(-1))
     mean = torch.stack(answers).mean(0)
-    told = made["task-distill"]["tasks"]
-    assert told["sst2"]["teacher"] == pytest.approx(score(data.task, mean.log().numpy(), data.rows["dev"]))
-    assert told["stsb"]["teacher"] is None and told["mrpc"]["teacher"]
+    by_task = results["task-distill"]["tasks"]
+    assert by_task["sst2"]["teacher"] == pytest.approx(score(data.task, mean.log().numpy(), data.rows["dev"]))
+    assert by_task["stsb"]["teacher"] is None and by_task["mrpc"]["teacher"]
 
     for task in tasks:
-        assert made[f"evaluate-{task}"]["dev"] == pytest.approx(told[task]["dev"], abs=1e-3 if task == "stsb" else 1e-6)
+        assert results[f"evaluate-{task}"]["dev"] == pytest.approx(by_task[task]["dev"], abs=1e-3 if task == "stsb" else 1e-6)
         assert (Path("run") / f"export-{task}" / "model.safetensors").is_file()
-        rows = {row["model"]: row for row in made["report"]["tasks"][task]["table"]}
+        rows = {row["model"]: row for row in results["report"]["tasks"][task]["table"]}
         assert {"ensemble", "labels", "task-distill"} <= rows.keys()
-        assert rows["ensemble"]["score"] == pytest.approx(np.mean([made["ensemble"]["seeds"][seed][
-            f"{task}.{told[task]['primary']}"] for seed in ("1", "2")]))  # fmt: skip
+        assert rows["ensemble"]["score"] == pytest.approx(np.mean([results["ensemble"]["seeds"][seed][
+            f"{task}.{by_task[task]['primary']}"] for seed in ("1", "2")]))  # fmt: skip
     inputs = json.loads(Path("run/task-distill/manifest.json").read_text())["inputs"]
     assert {"teacher sst2 1", "teacher sst2 2", "teacher mrpc 1", "teacher mrpc 2"} <= inputs.keys()
     assert inputs["teacher sst2 2"] == inputs["teacher mrpc 1"] != inputs["teacher sst2 1"]
@@ -204,19 +204,19 @@ def test_plan_and_doctor_know_each_seed_and_each_task() -> None:
 def test_the_order_of_members_does_not_matter() -> None:
     teachers = [["sst2-a", "sst2-b"], ["sst2-b", "sst2-a"], ["sst2-a", "sst2-c"]]
     # A new student begins as its first teacher's layers, which are another model's here.
-    made = [
+    results = [
         distil(f"order-{number}", task="sst2", teacher__models=members, initialise__by="random")
         for number, members in enumerate(teachers)
     ]
-    weights = [load_file(result.out / "model.safetensors") for result in made]
+    weights = [load_file(result.out / "model.safetensors") for result in results]
     same = [all(torch.equal(weights[0][name], other[name]) for name in weights[0]) for other in weights]
     assert same == [True, True, False]
 
 
 def test_an_ensemble_of_two_vocabularies() -> None:
     tiny_bert("sst2-words", labels=LABELS["sst2"], vocab=("lovely", "gloomy", "boat"), seed=8)
-    made = distil("two-vocabularies", task="sst2", teacher__models=["sst2-a", "sst2-words"])
-    assert 0 <= made.metrics["teacher"]["accuracy"] <= 1
+    result = distil("two-vocabularies", task="sst2", teacher__models=["sst2-a", "sst2-words"])
+    assert 0 <= result.metrics["teacher"]["accuracy"] <= 1
 
 
 def test_seeds_of_a_fine_tuned_teacher_are_an_ensemble_too() -> None:
@@ -227,8 +227,8 @@ def test_seeds_of_a_fine_tuned_teacher_are_an_ensemble_too() -> None:
         'phases.distillation.steps = 2\nvariant.task-distill.seeds = []\n'
     )  # fmt: skip
     Path("one-task.toml").write_text(text, encoding="utf-8")
-    made = works("run", "one-task.toml", "-o", "one-task", *words, "--json").json
-    assert made["task-distill"]["teacher"] and set(made["finetune"]["seeds"]) == {"3", "4"}
+    results = works("run", "one-task.toml", "-o", "one-task", *words, "--json").json
+    assert results["task-distill"]["teacher"] and set(results["finetune"]["seeds"]) == {"3", "4"}
 
 
 def test_augmented_rows_are_for_tasks_with_a_teacher() -> None:

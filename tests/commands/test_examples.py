@@ -87,9 +87,9 @@ def test_what_clients_are_named_after_is_what_an_export_has() -> None:
 def test_a_client_with_other_answers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = clients_table()
     monkeypatch.setattr(table, "predict", lambda model, text: {"a": 0.9, "b": 0.1})
-    said = {"same": {"a": 0.9, "b": 0.1}, "near": {"a": 0.91, "b": 0.09}, "far": {"a": 0.2, "b": 0.8}}
+    answers = {"same": {"a": 0.9, "b": 0.1}, "near": {"a": 0.91, "b": 0.09}, "far": {"a": 0.2, "b": 0.8}}
     results = {}
-    for name, answer in said.items():
+    for name, answer in answers.items():
         command = (sys.executable, "-c", f"import sys\nfor _ in sys.stdin: print('{json.dumps(answer)}')")
         for file in (table.FP32, table.INT8):
             results[name, file] = table.try_client(table.Client(name, command, file), tmp_path, False)["result"]

@@ -52,8 +52,8 @@ def test_every_file_of_the_page_is_found(home):
 def test_the_number_by_hand(home):
     similarity = Catalog(["mine"]).module("losses", "similarity").similarity
     student, teacher = torch.tensor([[[1.0, 0]], [[0, 1.0]]]), torch.tensor([[[1.0, 0, 0]], [[1.0, 0, 0]]])
-    (said,) = set(re.findall(r"and L = .* = ([\d.]+)\.$", PAGE, re.MULTILINE))
-    assert similarity(student, teacher).item() == pytest.approx(float(said), abs=1e-5)
+    (expected,) = set(re.findall(r"and L = .* = ([\d.]+)\.$", PAGE, re.MULTILINE))
+    assert similarity(student, teacher).item() == pytest.approx(float(expected), abs=1e-5)
     assert similarity(student, student).item() == 0
 
 

@@ -66,11 +66,11 @@ def dense(place: Path) -> LoadedModel:
 def test_the_plain_model_says_what_the_routed_one_says(
     dense: LoadedModel, more: dict[str, object], width: int, task: str
 ) -> None:
-    made = apart(routed(dense, **more))
+    model = apart(routed(dense, **more))
     batch = rows(list(TASKS).index(task))
-    plain = dense_model(made, task)
-    own = plain(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    assert (own - made(**batch).logits).abs().max() < 1e-6
+    plain = dense_model(model, task)
+    logits = plain(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert (logits - model(**batch).logits).abs().max() < 1e-6
     assert type(plain) is BertForSequenceClassification and plain.config.intermediate_size == width
     assert plain.config.num_labels == TASKS[task]["num_labels"]
 
@@ -78,43 +78,43 @@ def test_the_plain_model_says_what_the_routed_one_says(
 def test_the_published_size_is_left() -> None:
     """MicroBERT's 4 x 312: 14,350,248 parameters and the head, of 4 experts in two layers each."""
     config = BertConfig(num_hidden_layers=4, hidden_size=312, intermediate_size=1200, num_attention_heads=12, vocab_size=30522)
-    made = RoutedBertForSequenceClassification.from_dense(
+    model = RoutedBertForSequenceClassification.from_dense(
         BertForSequenceClassification(config), tasks=TASKS, moe_layers=[2, 4], experts=4
     )
-    plain = dense_model(made.eval(), "film")
+    plain = dense_model(model.eval(), "film")
     assert count_all_parameters(plain) == 14_350_248 + 312 * 2 + 2
     one_ffn = 2 * 312 * 1200 + 1200 + 312
     routers = 2 * 64 * 4 + 2 * 64
-    assert count_all_parameters(made) == 14_350_248 + 2 * 3 * one_ffn + routers + 312 * 3 + 3
+    assert count_all_parameters(model) == 14_350_248 + 2 * 3 * one_ffn + routers + 312 * 3 + 3
     ids_BT = torch.randint(5, 30_000, (2, 9), generator=torch.Generator().manual_seed(0))
-    assert (plain(ids_BT).logits - made(ids_BT, task=0).logits).abs().max() < 1e-6
+    assert (plain(ids_BT).logits - model(ids_BT, task=0).logits).abs().max() < 1e-6
 
 
 def test_every_task_comes_out_as_transformers_alone_reads_it() -> None:
     out = works("extract", "one", "--data", "glue", "-o", "all")
     assert out.out.strip() == "all" and sorted(path.name for path in Path("all").iterdir()) == ["sst2", "stsb"]
     whole = load_routed(Path("one"), read_config("one", where=""), where="").eval()
-    for task, own in GLUE.items():
+    for task, settings in GLUE.items():
         plain = AutoModelForSequenceClassification.from_pretrained(Path("all") / task)
-        told = json.loads((Path("all") / task / "metrics.json").read_text())
+        metrics = json.loads((Path("all") / task / "metrics.json").read_text())
         assert type(plain) is BertForSequenceClassification and (Path("all") / task / "tokenizer.json").is_file()
-        assert own["labels"] is None or list(plain.config.id2label.values()) == own["labels"]
+        assert settings["labels"] is None or list(plain.config.id2label.values()) == settings["labels"]
         batch = rows(whole.tasks.index(task))
         logits = plain(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         assert (logits - whole(**batch).logits).abs().max() < 1e-6
-        assert told["parity"]["max_difference"] < 1e-6 and told["parameters"]["after"] < told["parameters"]["before"]
-        assert told["experts"] == {str(layer): chosen for layer, chosen in whole.chosen_experts()[task].items()}
+        assert metrics["parity"]["max_difference"] < 1e-6 and metrics["parameters"]["after"] < metrics["parameters"]["before"]
+        assert metrics["experts"] == {str(layer): chosen for layer, chosen in whole.chosen_experts()[task].items()}
         alone = api.evaluate(out=f"alone-{task}", model=f"all/{task}", task=task, data__folder="glue")
         inside = api.evaluate(out=f"inside-{task}", model="one", task=task, data__folder="glue")
-        for one in (alone, inside):
-            assert one.metrics["dev"] == pytest.approx(told["dev"], abs=1e-4)
+        for result in (alone, inside):
+            assert result.metrics["dev"] == pytest.approx(metrics["dev"], abs=1e-4)
         assert manifest.read_verified(Path("all") / task)["stage"] == "extract"
     assert "up to date" in works("extract", "one", "--data", "glue", "-o", "all").err
 
 
 def test_the_data_is_where_training_found_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = works("evaluate", "teacher", "-o", "where", "--explain-config", "--json").json["data.folder"]
-    assert told == {"value": "glue", "from": "teacher/manifest.json"}
+    folder = works("evaluate", "teacher", "-o", "where", "--explain-config", "--json").json["data.folder"]
+    assert folder == {"value": "glue", "from": "teacher/manifest.json"}
     assert works("evaluate", "teacher", "--task", "sst2", "-o", "found", "--json").json["dev"]
     assert works("evaluate", "teacher", "--data", "else", "--explain-config", "--json").json["data.folder"]["value"] == "else"
     Path("says.toml").write_text('data.folder = "said"')
@@ -124,9 +124,9 @@ def test_the_data_is_where_training_found_it(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_two_experts_are_joined_into_one_network() -> None:
-    made = api.extract(out="joined", model="two", task="stsb", data__folder="glue")
-    assert made.out == Path("joined") and made.metrics["ffn_width"] == 64 and made.metrics["parity"]["max_difference"] < 1e-6
-    assert len(made.metrics["experts"]["2"]) == 2
+    done = api.extract(out="joined", model="two", task="stsb", data__folder="glue")
+    assert done.out == Path("joined") and done.metrics["ffn_width"] == 64 and done.metrics["parity"]["max_difference"] < 1e-6
+    assert len(done.metrics["experts"]["2"]) == 2
 
 
 def test_what_cannot_be_extracted_or_is_not_said() -> None:
@@ -163,7 +163,7 @@ def test_neurons_are_dealt_in_turn() -> None:
 def test_importance_is_the_sum_over_examples_of_the_absolute_value(dense: LoadedModel) -> None:
     """Against the definition: each example's own gradient of the weights themselves."""
     model, batch = dense.model.eval(), {**rows(), "labels": torch.tensor([0, 1, 1])}
-    found = importance(
+    actual = importance(
         model, [{name: value[:2] for name, value in batch.items()}, {k: v[2:] for k, v in batch.items()}], [2, 4]
     )
     layers = {number: model.bert.encoder.layer[number - 1] for number in (2, 4)}
@@ -176,17 +176,17 @@ def test_importance_is_the_sum_over_examples_of_the_absolute_value(dense: Loaded
             into, out = layer.intermediate.dense.weight, layer.output.dense.weight
             expected[number] += ((into * next(gradients)).sum(1) + (out * next(gradients)).sum(0)).detach().abs()
     for number in layers:
-        assert torch.allclose(found[number].float(), expected[number], rtol=1e-4, atol=1e-7)
+        assert torch.allclose(actual[number].float(), expected[number], rtol=1e-4, atol=1e-7)
 
 
 def test_experts_of_all_neurons_are_the_network(dense: LoadedModel) -> None:
     """One expert that gets everything, in the order of importance, is the layer as it was."""
     neurons = {layer: deal_neurons(torch.rand(32), experts=1, width=32, shared=0) for layer in (2, 4)}
     tasks = {"film": TASKS["film"]}
-    made = routed(dense, tasks=tasks, experts=1, neurons=neurons, heads={"film": dense.model.classifier}).eval()
+    model = routed(dense, tasks=tasks, experts=1, neurons=neurons, heads={"film": dense.model.classifier}).eval()
     batch = rows()
     plain = dense.model.eval()(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    assert torch.allclose(made(**batch).logits, plain, atol=1e-6)
+    assert torch.allclose(model(**batch).logits, plain, atol=1e-6)
 
 
 def test_widths_that_fit() -> None:
@@ -234,23 +234,23 @@ def test_more_experts_than_memory_holds_are_refused_before_they_are_made(
 
 
 def distil(out: str, **keys: object) -> dict[str, object]:
-    told = {"teacher": "teacher", "student": "bert-4x16", "task": "sst2", **ROWS, **QUICK, **keys}
-    return api.distill(out=out, **told).metrics
+    arguments = {"teacher": "teacher", "student": "bert-4x16", "task": "sst2", **ROWS, **QUICK, **keys}
+    return api.distill(out=out, **arguments).metrics
 
 
 @pytest.mark.parametrize("routing", ["task", "token"])
 def test_a_student_with_experts(routing: str) -> None:
-    told = distil(f"student-{routing}", moe__side="student", moe__routing=routing)
-    assert told["phases"]["prediction"]["losses"]["load_balance"] >= 1 - 1e-3
+    metrics = distil(f"student-{routing}", moe__side="student", moe__routing=routing)
+    assert metrics["phases"]["prediction"]["losses"]["load_balance"] >= 1 - 1e-3
     config = read_config(f"student-{routing}", where="")
     assert (config.moe_layers, config.experts, config.routing) == ([2, 4], 4, routing)
-    assert bool(told.get("experts")) == (routing == "task")
+    assert bool(metrics.get("experts")) == (routing == "task")
     if routing == "task":
         extracted = api.extract(out="student-alone", model="student-task", **{"data__folder": "glue", "task": "sst2"})
-        assert extracted.metrics["dev"] == told["dev"]
+        assert extracted.metrics["dev"] == metrics["dev"]
         again = distil("student-again", moe__side="student")
         first, second = (manifest.read(Path(name))["result"] for name in ("student-task", "student-again"))
-        assert first == second and again["dev"] == told["dev"]
+        assert first == second and again["dev"] == metrics["dev"]
 
 
 def test_without_experts_the_table_moe_says_nothing() -> None:
@@ -264,9 +264,9 @@ def test_without_experts_the_table_moe_says_nothing() -> None:
 def test_a_teacher_with_experts_and_both() -> None:
     short = ("moe.repair.steps=4", "moe.repair.batch_size=8", "data.max_length=24", "moe.teacher_experts=4")
     sets = [word for text in short for word in ("--set", text)]
-    made = works("expert-teacher", "--teacher", "teacher", "--task", "sst2", "--data", "glue", "-o", "experts", *sets)
+    done = works("expert-teacher", "--teacher", "teacher", "--task", "sst2", "--data", "glue", "-o", "experts", *sets)
     config = read_config("experts", where="")
-    assert made.out.strip() == "experts"
+    assert done.out.strip() == "experts"
     assert (config.moe_layers, config.experts, config.expert_width) == ([1, 2, 3, 4], 4, 8)
     parts = json.loads(Path("experts/metrics.json").read_text())["phases"]
     assert list(parts) == ["repair"] and set(parts["repair"]["losses"]) == {
@@ -298,7 +298,7 @@ def test_an_expert_teacher_is_made_of_one_task_as_a_stage_of_a_run() -> None:
         '[moe]\nside = "teacher"\n[data]\nfolder = "glue"\n'
     )
     planned = works("run", "run.toml", "-o", "run", "--dry-run", "--json").json["stages"]
-    assert [(one["stage"], one["kind"], one["teacher"]) for one in planned] == [
+    assert [(stage["stage"], stage["kind"], stage["teacher"]) for stage in planned] == [
         ("expert-teacher", "task-distill", "teacher"), ("task-distill", "task-distill", "run/expert-teacher"),
     ]  # fmt: skip
     Path("several.toml").write_text('tasks = ["sst2", "stsb"]\n')

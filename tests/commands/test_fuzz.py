@@ -116,26 +116,26 @@ def in_time() -> Iterator[None]:
 
 def whole(error: MbertError) -> None:
     """All four parts of an error say something, and can be written wherever it is shown."""
-    for one in [error, *getattr(error, "errors", [])]:
-        parts = [one.what, one.where, one.allowed, one.fix]
-        assert re.fullmatch(r"M\d{3}", one.code) and one.code[1] in FAMILIES
-        assert all(isinstance(part, str) and part.strip() for part in parts), (one.code, parts)
-        assert one.exit_code
+    for each in [error, *getattr(error, "errors", [])]:
+        parts = [each.what, each.where, each.allowed, each.fix]
+        assert re.fullmatch(r"M\d{3}", each.code) and each.code[1] in FAMILIES
+        assert all(isinstance(part, str) and part.strip() for part in parts), (each.code, parts)
+        assert each.exit_code
     json.dumps(error.as_dict(), ensure_ascii=False).encode()
     str(error).encode()
 
 
 def works_or_refuses(check: Callable[[Any], Any], value: Any) -> bool:
     """One input: in time, without a word on stdout, and without any exception but a whole MbertError; whether it worked."""
-    said, works = io.StringIO(), True
-    with in_time(), contextlib.redirect_stdout(said), warnings.catch_warnings():
+    output, works = io.StringIO(), True
+    with in_time(), contextlib.redirect_stdout(output), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             check(value)
         except MbertError as error:
             works = False
             whole(error)
-    assert said.getvalue() == ""
+    assert output.getvalue() == ""
     return works
 
 
@@ -150,13 +150,13 @@ def without_refusal() -> Iterator[None]:
 
 def drive(name: str, profile: str) -> None:
     """Shows a property its inputs."""
-    told = PROPERTIES[name]
+    tested = PROPERTIES[name]
 
-    @settings(settings.get_profile(profile), max_examples=getattr(told, profile))
-    @given(told.inputs)
+    @settings(settings.get_profile(profile), max_examples=getattr(tested, profile))
+    @given(tested.inputs)
     def run(value: Any) -> None:
         RAN[name, profile] += 1
-        REFUSED[name, profile] += not works_or_refuses(told.check, value)
+        REFUSED[name, profile] += not works_or_refuses(tested.check, value)
 
     run()
 
@@ -226,12 +226,12 @@ JSON = values("sst2", "accuracy", 16, 10**400, "9" * 5000)
 
 def resolved(**given: Any) -> None:
     """The recipe resolves, its stages find their inputs, and what is written of it reads back as it was."""
-    found = resolve(catalog=CATALOG, environment=given.pop("environment", {}), **given)
-    told = {key: value for key, value in found.recipe.model_dump(mode="json").items() if value is not None}
-    assert flatten(tomllib.loads(to_toml(told))) == {k: v for k, v in flatten(told).items() if v not in (None, {})}
-    assert found.origins.keys() and all(found.origins.values())
-    epoch_batches([3, 4], batch_size=1, seed=found.recipe.seed, epoch=0)
-    for step in steps(found, Path("runs"), CATALOG):
+    result = resolve(catalog=CATALOG, environment=given.pop("environment", {}), **given)
+    values = {key: value for key, value in result.recipe.model_dump(mode="json").items() if value is not None}
+    assert flatten(tomllib.loads(to_toml(values))) == {k: v for k, v in flatten(values).items() if v not in (None, {})}
+    assert result.origins.keys() and all(result.origins.values())
+    epoch_batches([3, 4], batch_size=1, seed=result.recipe.seed, epoch=0)
+    for step in steps(result, Path("runs"), CATALOG):
         manifest.digest(step.resolved.recipe.identity(*Recipe.model_fields))
 
 
@@ -518,8 +518,8 @@ VECTOR_FILES = st.one_of(
 @holds_for(VECTOR_FILES, torture=3_000)
 def word_tables(case: tuple[str, bytes]) -> None:
     table = load_word_table(put(*case))
-    found = table.neighbours([table.words[0], "\0", "no such"], 3)
-    assert len(found) == 3 and len(found[0]) <= 3 and set(found[0]) <= set(table.words)
+    neighbours = table.neighbours([table.words[0], "\0", "no such"], 3)
+    assert len(neighbours) == 3 and len(neighbours[0]) <= 3 and set(neighbours[0]) <= set(table.words)
 
 
 @holds_for(st.tuples(long(), st.booleans()), quick=1, torture=40)
@@ -552,11 +552,11 @@ def _table() -> Any:
 @holds_for(st.tuples(PAIRS, st.integers(3, 48)), torture=10_000)
 def encoded(case: tuple[list[tuple[str, ...]], int]) -> None:
     texts, length = case
-    found = tokenize_examples(Examples(texts), _loaded("classifier").tokenizer, length)
-    assert len(found) == len(texts) and len(found.ids) == found.offsets[-1] and found.types is not None
-    assert all(1 < n <= length for n in found.lengths) and 0 <= found.truncated <= len(texts)
-    batch = found.batch(range(len(texts)))
-    assert batch["input_ids"].shape == (len(texts), max(found.lengths, default=0))
+    tokenized = tokenize_examples(Examples(texts), _loaded("classifier").tokenizer, length)
+    assert len(tokenized) == len(texts) and len(tokenized.ids) == tokenized.offsets[-1] and tokenized.types is not None
+    assert all(1 < n <= length for n in tokenized.lengths) and 0 <= tokenized.truncated <= len(texts)
+    batch = tokenized.batch(range(len(texts)))
+    assert batch["input_ids"].shape == (len(texts), max(tokenized.lengths, default=0))
 
 
 @holds_for(TEXTS, torture=12_000)
@@ -600,13 +600,13 @@ def augmented_rows(case: tuple[list[str], str, Any]) -> None:
 def _varied(rows: Examples, task: Task, candidates: str, form: Any) -> None:
     loaded = _loaded("filler")
     tools = {"tokenizer": loaded.tokenizer, "masked_lm_model": loaded.model, "vectors": _table()}
-    made = DatasetAugmenter(rows, settings=AugmentSettings(copies=2, candidates=candidates), **tools).shard(0)
-    kept = [row for row, varied in zip(made.texts, made.augmented or (), strict=True) if not varied]
+    augmented = DatasetAugmenter(rows, settings=AugmentSettings(copies=2, candidates=candidates), **tools).shard(0)
+    kept = [row for row, varied in zip(augmented.texts, augmented.augmented or (), strict=True) if not varied]
     assert kept == rows.texts
-    assert made.source == sorted(made.source or ()) and len(made) <= 3 * len(rows)
+    assert augmented.source == sorted(augmented.source or ()) and len(augmented) <= 3 * len(rows)
     path = Path(f"made.{form}")
-    write_augmented(made, path, task, form)
-    assert load_augmented(path, task) == made
+    write_augmented(augmented, path, task, form)
+    assert load_augmented(path, task) == augmented
 
 
 @holds_for(st.tuples(TEXT_LISTS, st.sampled_from(("tsv", "parquet"))), quick=3, torture=200)
@@ -623,9 +623,9 @@ def _augmented(texts: list[str], task: Task, form: str) -> None:
     recipe = resolve(catalog=CATALOG, flags={**flags, "data.labels": ["bad", "good"]}, environment={}).recipe
     shutil.rmtree("augment", ignore_errors=True)
     result = augment.run(recipe, Path("augment"), catalog=CATALOG, masked_lm="filler", vectors="vectors.txt", force=False)
-    found = load_augmented(result.out, task)
-    assert [row for row, varied in zip(found.texts, found.augmented or (), strict=True) if not varied] == [(t,) for t in texts]
-    assert read_metrics(result.out)["rows_out"] == len(found)
+    rows = load_augmented(result.out, task)
+    assert [row for row, varied in zip(rows.texts, rows.augmented or (), strict=True) if not varied] == [(t,) for t in texts]
+    assert read_metrics(result.out)["rows_out"] == len(rows)
 
 
 @holds_for(TEXT_LISTS, quick=3, torture=300)
@@ -640,20 +640,20 @@ def _evaluated(texts: list[str]) -> None:
     recipe = resolve(catalog=CATALOG, flags={**flags, "data.labels": ["bad", "good"]}, environment={}).recipe
     shutil.rmtree("evaluate", ignore_errors=True)
     evaluate.run(recipe, Path("evaluate"), catalog=CATALOG, model="classifier")
-    told = pq.read_table("evaluate/predictions.parquet").to_pydict()
-    assert told["id"] == [str(i) for i in range(len(texts))] and set(told["prediction"]) <= {"bad", "good"}
+    predictions = pq.read_table("evaluate/predictions.parquet").to_pydict()
+    assert predictions["id"] == [str(i) for i in range(len(texts))] and set(predictions["prediction"]) <= {"bad", "good"}
     assert read_metrics(Path("evaluate"))["splits"]["dev"]["rows"] == len(texts)
 
 
 def predicted(texts: list[tuple[str, ...]], **options: Any) -> None:
     """One answer a text, in the order of the texts: backwards gives the same backwards."""
-    told = predict.run("classifier", texts, **options)
-    assert len(told) == len(predict.as_lines(told, as_json=True)) == len(texts)
-    lines = [json.loads(line) for line in predict.as_lines(told, as_json=True)]
+    answers = predict.run("classifier", texts, **options)
+    assert len(answers) == len(predict.as_lines(answers, as_json=True)) == len(texts)
+    lines = [json.loads(line) for line in predict.as_lines(answers, as_json=True)]
     again = predict.run("classifier", texts[::-1], **options)[::-1]
-    for one, other in zip(lines, again, strict=True):
-        assert one["label"] in ("bad", "good") and sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
+    for first, second in zip(lines, again, strict=True):
+        assert first["label"] in ("bad", "good") and sum(first["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert first["probabilities"] == pytest.approx(second["probabilities"], abs=1e-4)
 
 
 @holds_for(st.tuples(st.lists(ANY_TEXT, max_size=5), st.sampled_from((None, 4, 48, 49, 10**6))), torture=4_000)
@@ -730,10 +730,10 @@ FOREIGN = [
     torture=3_000,
 )
 def foreign_tables(case: tuple[str, bytes, dict[str, Any]]) -> None:
-    name, content, said = case
+    name, content, options = case
     path = put(name, _packed(name, content))
     task = complete(
-        load_task({"name": "own", "text": ["text"], "label": {"column": "label"}, "files": {"train": str(path), **said}})
+        load_task({"name": "own", "text": ["text"], "label": {"column": "label"}, "files": {"train": str(path), **options}})
     )
     for split in ("train", "dev"):
         well_formed(load_split(task, split), task)
@@ -766,8 +766,8 @@ def foreign_tables_come_back(case: tuple[list[tuple[str, str]], str, str, bool])
         "c.zip": (_zip("c.parquet", _parquet(text=[row[0] for row in rows], label=[row[1] for row in rows])), TableFormat()),
         "c.pq": (_parquet(text=[row[0] for row in rows], label=[row[1] for row in rows]), TableFormat()),
     }
-    for name, (content, said) in written.items():
-        table = read_table(put(name, content), said)
+    for name, (content, options) in written.items():
+        table = read_table(put(name, content), options)
         assert list(zip(table.column("text"), table.column("label"), strict=True)) == rows, name
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mbert_command import mbert, refused, works
+from recording import RecordingReporter
 from tiny_folder import tiny_folder
 
 from microbert_cli.errors import MbertError
-from microbert_cli.reporter import Reporter
 from microbert_cli.runs import atomic, cache, manifest
 from microbert_cli.runs.verify import verify_directory
 
@@ -44,14 +44,6 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN = ("run", "small.toml", "-o", "runs/small")
 
 
-class Heard(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def warn(self, text):
-        self.said.append(text)
-
-
 def flip(path: Path, position: int | None = None) -> None:
     """Alters one bit, in the middle unless told."""
     content = bytearray(path.read_bytes())
@@ -60,7 +52,7 @@ def flip(path: Path, position: int | None = None) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def finished_run(tmp_path_factory):
     """A run of a small recipe and its cache; tests work on copies."""
     place = tmp_path_factory.mktemp("made")
     with tiny_folder(place, RECIPE, dropout=0.1) as patch:
@@ -71,9 +63,9 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def here(made, tmp_path, monkeypatch):
+def here(finished_run, tmp_path, monkeypatch):
     place = tmp_path / "here"
-    shutil.copytree(made, place)
+    shutil.copytree(finished_run, place)
     monkeypatch.chdir(place)
     monkeypatch.setenv("MBERT_CACHE", str(place / "cache"))
     monkeypatch.setenv("MBERT_DATA", "glue")
@@ -92,7 +84,7 @@ def test_every_flipped_bit_of_a_sealed_text_is_found_or_harmless():
     values = {"name": "öl", "numbers": [1, 2.5, None, True], "inner": {"key": "value"}}
     sealed = atomic.dump_with_checksum(values).encode()
     assert atomic.load_with_checksum(sealed.decode()) == values
-    found = 0
+    detected = 0
     for position in range(len(sealed)):
         for bit in range(8):
             altered = bytearray(sealed)
@@ -100,8 +92,8 @@ def test_every_flipped_bit_of_a_sealed_text_is_found_or_harmless():
             try:
                 assert atomic.load_with_checksum(altered.decode()) == values
             except ValueError:
-                found += 1
-    assert found > 6 * len(sealed)
+                detected += 1
+    assert detected > 6 * len(sealed)
 
 
 def test_a_file_is_hashed_again_once_it_changed(tmp_path):
@@ -172,24 +164,24 @@ def test_every_damaged_file_of_the_cache_is_found_and_made_anew(here):
     for path in entries:
         flip(path)
     shutil.rmtree(here / "runs")
-    said = works(*RUN).err
-    assert said.count("this entry of the cache is made anew") >= 3
+    output = works(*RUN).err
+    assert output.count("this entry of the cache is made anew") >= 3
     assert results() == before
 
 
 def test_an_entry_without_its_last_bytes_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("MBERT_CACHE", str(tmp_path))
-    heard = Heard()
+    reporter = RecordingReporter()
     for expected in (False, True, False, True):
-        with cache.entry("kind", "key", reporter=heard) as (folder, ready):
+        with cache.entry("kind", "key", reporter=reporter) as (folder, ready):
             assert ready is expected
             if not ready:
                 (folder / "numbers.bin").write_bytes(np.arange(1000).tobytes())
-        if len(heard.said) == 0 and expected:
+        if len(reporter.warnings) == 0 and expected:
             content = (folder / "numbers.bin").read_bytes()
             (folder / "numbers.bin").write_bytes(content[:-8])
             assert cache.find("kind", "key") is None
-    assert len(heard.said) == 1 and "numbers.bin is damaged" in heard.said[0]
+    assert len(reporter.warnings) == 1 and "numbers.bin is damaged" in reporter.warnings[0]
 
 
 DELETED = {
@@ -257,8 +249,8 @@ def test_paths_that_the_system_refuses_are_named(here, monkeypatch, name):
 
 
 def test_verify_goes_through_the_whole_ancestry(here):
-    found = {(one.place, one.role.partition(" of ")[0]): one.state for one in verify_directory(Path("runs/small/evaluate"))}
-    assert found == {
+    states = {(d.place, d.role.partition(" of ")[0]): d.state for d in verify_directory(Path("runs/small/evaluate"))}
+    assert states == {
         ("runs/small/evaluate", "itself"): "whole",
         ("runs/small/task-distill", "model"): "whole",
         ("runs/small/finetune", "teacher"): "whole",
@@ -286,25 +278,25 @@ def test_verify_names_what_is_no_longer_what_it_was(here, place, state):
     flip(here / place)
     error = refused(5, "M307", "verify", "runs/small/evaluate")
     assert place.rpartition("/")[0] in error["where"] and state in error["what"]
-    told = mbert("verify", "runs/small/evaluate", "--json").json["directories"]
-    assert [one["state"] for one in told].count("whole") == len(told) - 1
+    directories = mbert("verify", "runs/small/evaluate", "--json").json["directories"]
+    assert [d["state"] for d in directories].count("whole") == len(directories) - 1
 
 
 def test_verify_of_a_moved_tree_and_of_one_whose_ancestors_stayed_behind(here, tmp_path):
     shutil.move(here, tmp_path / "there")
     assert len(verify_directory(tmp_path / "there/runs/small/evaluate")) == 7
     shutil.copytree(tmp_path / "there/runs/small/task-distill", tmp_path / "alone/task-distill")
-    found = verify_directory(tmp_path / "alone/task-distill")
-    assert [one.state for one in found] == ["whole", *["not here"] * (len(found) - 1)] and len(found) > 1
+    checked = verify_directory(tmp_path / "alone/task-distill")
+    assert [d.state for d in checked] == ["whole", *["not here"] * (len(checked) - 1)] and len(checked) > 1
 
 
 def test_verify_sees_what_was_added_and_what_was_replaced(here):
     (here / "runs/small/finetune/pytorch_model.bin").write_bytes(b"?")
-    (found, *_) = verify_directory(Path("runs/small/finetune"))
-    assert found.state == "whole" and found.notes == ["pytorch_model.bin was added"]
+    (directory, *_) = verify_directory(Path("runs/small/finetune"))
+    assert directory.state == "whole" and directory.notes == ["pytorch_model.bin was added"]
     works("finetune", "small.toml", "-o", "runs/small/finetune", "--force", "--set", "finetune.steps=2")
-    told = {one.place: one.state for one in verify_directory(Path("runs/small/task-distill"))}
-    assert told["runs/small/finetune"] == "changed"
+    states = {d.place: d.state for d in verify_directory(Path("runs/small/task-distill"))}
+    assert states["runs/small/finetune"] == "changed"
 
 
 def test_verify_where_there_is_nothing(here):
@@ -333,9 +325,9 @@ def test_a_signal_before_and_between_steps_of_training(here, number, code, wait)
         running.stderr.readline()
         time.sleep(wait)
         running.send_signal(number)
-        _, said = running.communicate(timeout=60)
-    assert running.returncode == code, said
-    assert "Traceback" not in said and "the same command goes on from here" in said
+        _, output = running.communicate(timeout=60)
+    assert running.returncode == code, output
+    assert "Traceback" not in output and "the same command goes on from here" in output
 
 
 def process(*words):

@@ -41,7 +41,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 def write_sum(path: Path, rows: int, outputs: int, *, speed: bool = False) -> None:
     """Writes a classifier whose logits are sums over tokens of a row of a table each, those of the second text doubled."""
     table = np.random.default_rng(outputs).normal(0, 0.4, (rows, outputs)).astype(np.float32)
-    one = numpy_helper.from_array(np.array([1], np.int64), "one")
+    unit = numpy_helper.from_array(np.array([1], np.int64), "one")
     last = numpy_helper.from_array(np.array([2], np.int64), "last")
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["values"]),
@@ -66,7 +66,7 @@ def write_sum(path: Path, rows: int, outputs: int, *, speed: bool = False) -> No
     if speed:
         takes.append(helper.make_tensor_value_info("speed", TensorProto.FLOAT, []))
         gives.append(helper.make_tensor_value_info("layers", TensorProto.INT64, ["batch"]))
-    graph = helper.make_graph(nodes, "sum", takes, gives, [numpy_helper.from_array(table, "table"), one, last])
+    graph = helper.make_graph(nodes, "sum", takes, gives, [numpy_helper.from_array(table, "table"), unit, last])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
     path.parent.mkdir(exist_ok=True)

@@ -84,7 +84,7 @@ class Evil:
 CODE = 'import pathlib\npathlib.Path("ran").mkdir(exist_ok=True)\n'
 
 
-def told(error: dict[str, Any]) -> str:
+def text_of(error: dict[str, Any]) -> str:
     return " ".join(str(error[part]) for part in ("what", "where", "allowed", "fix"))
 
 
@@ -244,9 +244,9 @@ def test_a_foreign_manifest_is_data(workshop: Path) -> None:
         Path("evil/manifest.json").write_text(text, encoding="utf-8")
         refused(5, "M301", "predict", "evil", "a text")
         refused(5, "M301", "evaluate", "evil", "-o", "out")
-    made: dict[str, Any] = {"schema": 1, "identity": {}, "identity_hash": "x", "result": "y", "outputs": {}, "argv": [5]}
-    made["recipe"] = {"phases": {"a": 1, "b": {"losses": [2]}}}
-    Path("evil/manifest.json").write_text(json.dumps(made), encoding="utf-8")
+    record: dict[str, Any] = {"schema": 1, "identity": {}, "identity_hash": "x", "result": "y", "outputs": {}, "argv": [5]}
+    record["recipe"] = {"phases": {"a": 1, "b": {"losses": [2]}}}
+    Path("evil/manifest.json").write_text(json.dumps(record), encoding="utf-8")
     works("export", "evil", "--task", "sst2", "-o", "out", "--set", "export.onnx=false")
     refused(2, "M120", "export", "evil", "--task", "sst2", "-o", "/")
 
@@ -303,12 +303,12 @@ def test_a_task_file_has_no_losses(workshop: Path) -> None:
 
 def test_what_is_included_stands_in_the_manifest(workshop: Path) -> None:
     Path("mine/losses").mkdir(parents=True)
-    own = Path("mine/losses/hard_label.py")
-    own.write_bytes(Catalog().path("losses", "hard_label", where="x").read_bytes())
+    loss_file = Path("mine/losses/hard_label.py")
+    loss_file.write_bytes(Catalog().path("losses", "hard_label", where="x").read_bytes())
     works(*FINETUNE, "--model", workshop / "base", "--include", "mine")
     identity = json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))["identity"]
-    assert identity["own_files"] == {str(own): hashlib.sha256(own.read_bytes()).hexdigest()}
-    own.write_bytes(own.read_bytes() + b"\n")
+    assert identity["own_files"] == {str(loss_file): hashlib.sha256(loss_file.read_bytes()).hexdigest()}
+    loss_file.write_bytes(loss_file.read_bytes() + b"\n")
     assert "own_files" in refused(2, "M110", *FINETUNE, "--model", workshop / "base", "--include", "mine")["what"]
 
 
@@ -441,7 +441,7 @@ def test_a_zip_whose_names_lead_out_is_refused(name: str, workshop: Path) -> Non
     archive("v.zip", {"good.txt": GLOVE, name: GLOVE})
     words = ("augment", "--masked-lm", workshop / "base", "--task", "sst2", "--vectors", "v.zip", "-o", "out")
     error = refused(5, "M372", *words)
-    assert "ran" in error["what"] and "\x1b" not in told(error)
+    assert "ran" in error["what"] and "\x1b" not in text_of(error)
     with pytest.raises(MbertError):
         load_word_table("v.zip/good.txt")
 
@@ -575,8 +575,8 @@ def test_a_model_card_says_only_what_it_says(evil: str) -> None:
     text, honest = card(evil), card("honest")
     text.encode()
     _, front, body = text.split("---\n", 2)
-    found = yaml.safe_load(front)
-    assert found["license"] == evil and found.keys() == yaml.safe_load(honest.split("---\n", 2)[1]).keys()
+    fields = yaml.safe_load(front)
+    assert fields["license"] == evil and fields.keys() == yaml.safe_load(honest.split("---\n", 2)[1]).keys()
     page, plain = rendered(body), rendered(honest.split("---\n", 2)[2])
     tags = [part.split(">")[0] for part in page.split("<")[1:]]
     assert tags == [part.split(">")[0] for part in plain.split("<")[1:]], page
@@ -599,10 +599,10 @@ def test_the_card_of_a_foreign_model_and_task(workshop: Path) -> None:
         encoding="utf-8",
     )
     works("finetune", "--model", workshop / "base", "--task", "evil.toml", "-o", "out", *QUICK)
-    made = json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))
-    made["argv"] = ["mbert", f"```\n{SCRIPT}\n```", TOKEN]
-    del made["checksum"]
-    Path("out/manifest.json").write_text(atomic.dump_with_checksum(made), encoding="utf-8")
+    record = json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))
+    record["argv"] = ["mbert", f"```\n{SCRIPT}\n```", TOKEN]
+    del record["checksum"]
+    Path("out/manifest.json").write_text(atomic.dump_with_checksum(record), encoding="utf-8")
     works("export", "out", "--task", "evil.toml", "-o", "runs/export", "--set", "export.onnx=false")
     text = Path("runs/export/README.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)
@@ -620,8 +620,8 @@ def test_secrets_are_nowhere(workshop: Path, monkeypatch: pytest.MonkeyPatch) ->
     leaky = ("--set", f"title={TOKEN} a-token-of-no-known-form https://me:pa55word@host/x?token=pa55word")
     words = (*FINETUNE, "--model", workshop / "base", *leaky)
     done = works(*words)
-    said = done.out + done.err + everything(Path("out"))
-    assert not [secret for secret in secrets if secret in said]
+    output = done.out + done.err + everything(Path("out"))
+    assert not [secret for secret in secrets if secret in output]
     assert "title=***" in Path("out/manifest.json").read_text(encoding="utf-8")
     data = ("--data", f"https://me:pa55word@host/{TOKEN}")
     for wrong in (data, ("--set", f"finetune.epochs={TOKEN}"), ("-v", "--seed", TOKEN)):
@@ -655,8 +655,8 @@ def test_secrets_are_not_in_tracebacks(workshop: Path, monkeypatch: pytest.Monke
 def test_secrets_are_not_in_the_environment_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://me:pa55word@mirror")
     for form in ((), ("--json",)):
-        said = works("env", *form).out
-        assert "pa55word" not in said and "mirror" in said
+        output = works("env", *form).out
+        assert "pa55word" not in output and "mirror" in output
 
 
 def test_what_is_no_secret_stays() -> None:

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from mbert_command import refused, works
 from safetensors.numpy import load_file
+from stopping import StopAt
 from tiny_models import tiny_bert
 
 from microbert_cli import api
 from microbert_cli.errors import MbertError
-from microbert_cli.reporter import Reporter
+from microbert_cli.signals import Halted
 
 pytestmark = pytest.mark.slow
 
@@ -32,13 +33,13 @@ TEXT = "the boat was lovely"
 def rows(count: int, seed: int) -> list[dict[str, Any]]:
     """Texts of ordinary words and some of NAMES, which are their labels; the first two are more frequent than the last."""
     random = Random(seed)
-    made = []
+    examples = []
     for _ in range(count):
         labels = [name for name, share in zip(NAMES, (0.5, 0.4, 0.15), strict=True) if random.random() < share]
         words = [*random.choices(OTHER, k=4), *labels]
         random.shuffle(words)
-        made.append({"text": " ".join(words), "topics": sorted(labels)})
-    return made
+        examples.append({"text": " ".join(words), "topics": sorted(labels)})
+    return examples
 
 
 def write(path: str, table: list[dict[str, Any]]) -> None:
@@ -125,8 +126,8 @@ def test_the_pipeline_of_transformers_gives_the_same_probabilities() -> None:
     classify = pipeline("text-classification", model="export", top_k=None, device="cpu")
     texts = [row["text"] for row in rows(20, 2)]
     Path("texts.txt").write_text("\n".join(texts), encoding="utf-8")
-    ours = [json.loads(line) for line in works("predict", "export", "--file", "texts.txt", "--json").out.splitlines()]
-    for answer, record in zip(classify(texts), ours, strict=True):
+    records = [json.loads(line) for line in works("predict", "export", "--file", "texts.txt", "--json").out.splitlines()]
+    for answer, record in zip(classify(texts), records, strict=True):
         for each in answer:
             assert each["score"] == pytest.approx(record["probabilities"][each["label"]], abs=1e-4)
 
@@ -223,18 +224,6 @@ def test_other_losses_other_teachers_and_a_table_teach_too(tmp_path: Path) -> No
     assert set(json.loads((tmp_path / "table" / "config.json").read_text())["label_thresholds"]) == {*NAMES}
 
 
-class Stopped(Exception):
-    """The end of a run in the middle."""
-
-
-class Stopping(Reporter):
-    """Ends a run after its seventh step."""
-
-    def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
-        if stage == "distillation" and step >= 7:
-            raise Stopped
-
-
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     steps = {"phases__distillation__steps": 12, "phases__distillation__min_steps": 1, "phases__distillation__batch_size": 8}
     about = {"data__train_file": "train.jsonl", "data__dev_file": "dev.jsonl", "data__text": "text", "data__label": "topics",
@@ -242,8 +231,8 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path) -
 
     given: dict[str, Any] = {"teacher": "teacher", "student": "bert-1x16", **about, **steps, "method": "kd"}
     api.distill(out=tmp_path / "whole", **given)
-    with pytest.raises(Stopped):
-        api.distill(out=tmp_path / "parts", reporter=Stopping(), **given)
+    with pytest.raises(Halted):
+        api.distill(out=tmp_path / "parts", reporter=StopAt(("distillation", 7), at_once=True), **given)
     api.distill(out=tmp_path / "parts", **given)
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(np.array_equal(whole[name], parts[name]) for name in whole)

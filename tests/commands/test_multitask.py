@@ -52,8 +52,8 @@ def test_shares_by_hand(by: str, cap: int, expected: list[float]) -> None:
 def test_turns_come_as_often_as_their_shares() -> None:
     drawn = Counter(islice(task_sequence([0.2, 0.5, 0.3], seed=3), 20_000))
     assert [drawn[task] / 20_000 for task in range(3)] == pytest.approx([0.2, 0.5, 0.3], abs=0.01)
-    one, other = (list(islice(task_sequence([0.5, 0.5], seed=seed), 64)) for seed in (1, 2))
-    assert one != other and one == list(islice(task_sequence([0.5, 0.5], seed=1), 64))
+    first, second = (list(islice(task_sequence([0.5, 0.5], seed=seed), 64)) for seed in (1, 2))
+    assert first != second and first == list(islice(task_sequence([0.5, 0.5], seed=1), 64))
 
 
 LENGTHS = np.random.default_rng(0).integers(3, 30, 70)
@@ -64,9 +64,9 @@ def test_every_batch_is_of_one_task_in_that_tasks_own_order() -> None:
     batches = list(islice(mixed_batches(LENGTHS, **MIXED), 40))
     of_task = [[batch for batch in batches if (batch[0] >= 20) == second] for second in (False, True)]
     assert all((batch < 20).all() or (batch >= 20).all() for batch in batches) and all(of_task)
-    for first, lengths, own in ((0, LENGTHS[:20], of_task[0]), (20, LENGTHS[20:], of_task[1])):
-        alone = islice(endless_batches(lengths, batch_size=8, seed=5), len(own))
-        assert all((batch == first + expected).all() for batch, expected in zip(own, alone, strict=True))
+    for first, lengths, mixed in ((0, LENGTHS[:20], of_task[0]), (20, LENGTHS[20:], of_task[1])):
+        alone = islice(endless_batches(lengths, batch_size=8, seed=5), len(mixed))
+        assert all((batch == first + expected).all() for batch, expected in zip(mixed, alone, strict=True))
 
 
 @pytest.mark.parametrize("skip", [1, 7, 1500])
@@ -76,9 +76,9 @@ def test_what_was_seen_is_passed_over(skip: int) -> None:
 
 
 def test_one_task_alone_goes_its_own_way() -> None:
-    one = islice(mixed_batches(LENGTHS, sizes=[70], shares=[1.0], seed=5, batch_size=8), 30)
-    other = islice(endless_batches(LENGTHS, seed=5, batch_size=8), 30)
-    assert all((mine == its).all() for mine, its in zip(one, other, strict=True))
+    mixed = islice(mixed_batches(LENGTHS, sizes=[70], shares=[1.0], seed=5, batch_size=8), 30)
+    alone = islice(endless_batches(LENGTHS, seed=5, batch_size=8), 30)
+    assert all((actual == expected).all() for actual, expected in zip(mixed, alone, strict=True))
 
 
 # --- who is asked ------------------------------------------------------------------------------------------------------------
@@ -88,8 +88,8 @@ def test_an_ensembles_answer_by_hand() -> None:
     first, second = (torch.tensor([p]).log() for p in ([0.9, 0.1], [0.6, 0.4]))
     assert average_logits([first, second + 3.0]).softmax(-1).tolist()[0] == pytest.approx([0.75, 0.25])
     assert average_logits([torch.tensor([[1.0]]), torch.tensor([[4.0]])]).tolist() == [[2.5]]
-    one = torch.randn(3, 2)
-    assert average_logits([one]) is one
+    logits = torch.randn(3, 2)
+    assert average_logits([logits]) is logits
 
 
 def answering(value: float) -> Any:
@@ -188,21 +188,21 @@ def test_three_tasks_through_the_command() -> None:
         "--set", "teacher.allow_weak=true", "--set", "phases.multi-task.steps=12", "--set", "phases.multi-task.batch_size=8",
         "--set", "phases.multi-task.learning_rate=1e-2", "--json",
     )  # fmt: skip
-    told = done.json
-    assert told["primary"] == "mean" and list(told["tasks"]) == list(TASKS)
-    primaries = {task: found["primary"] for task, found in told["tasks"].items()}
-    assert told["dev"]["mean"] == pytest.approx(np.mean([told["dev"][f"{t}.{m}"] for t, m in primaries.items()]))
-    assert set(told["seeds"]) == {"1", "2"} and {"mean", "sst2.accuracy", "stsb.pearson"} <= told["spread"].keys()
-    assert told["tasks"]["stsb"]["teacher"] is None and told["tasks"]["stsb"]["retention"] is None
-    sst2 = told["tasks"]["sst2"]
-    assert sst2["retention"] == pytest.approx(told["mean"]["sst2.accuracy"] / sst2["teacher"]["accuracy"])
-    for task, found in told["tasks"].items():
+    metrics = done.json
+    assert metrics["primary"] == "mean" and list(metrics["tasks"]) == list(TASKS)
+    primaries = {task: result["primary"] for task, result in metrics["tasks"].items()}
+    assert metrics["dev"]["mean"] == pytest.approx(np.mean([metrics["dev"][f"{t}.{m}"] for t, m in primaries.items()]))
+    assert set(metrics["seeds"]) == {"1", "2"} and {"mean", "sst2.accuracy", "stsb.pearson"} <= metrics["spread"].keys()
+    assert metrics["tasks"]["stsb"]["teacher"] is None and metrics["tasks"]["stsb"]["retention"] is None
+    sst2 = metrics["tasks"]["sst2"]
+    assert sst2["retention"] == pytest.approx(metrics["mean"]["sst2.accuracy"] / sst2["teacher"]["accuracy"])
+    for task, result in metrics["tasks"].items():
         history = [
             json.loads(line) for seed in (1, 2) for line in Path(f"three/seed-{seed}/log.jsonl").read_text().splitlines()
         ]
         every = [line["dev"][f"{task}.{primaries[task]}"] for line in history if "dev" in line]
-        assert found["best"]["dev"][primaries[task]] == max(every), task
-        assert (Path("three") / found["best"]["directory"] / "model.safetensors").is_file()
+        assert result["best"]["dev"][primaries[task]] == max(every), task
+        assert (Path("three") / result["best"]["directory"] / "model.safetensors").is_file()
     logged = [set(line) for line in history if "hard_label" in line]
     assert any("soft_target" in line for line in logged) and any("soft_target" not in line for line in logged)
     manifest = json.loads(Path("three/manifest.json").read_text())
@@ -218,12 +218,12 @@ EXPERTS = {"moe__side": "student", "moe__layers": "all", "moe__experts": 2}
 def test_each_task_alone_scores_as_inside(experts: dict[str, Any]) -> None:
     """The kept model and the best weights of each task, taken out as plain models and scored by the evaluator."""
     keys = {"teacher__model": "teacher-{task}", "phases__multi-task__evaluations": 6, **experts}
-    made = distil(f"best-{len(experts)}", tasks=["sst2", "stsb"], **keys)
-    assert ("experts" in made.metrics) is ("routing_failed" in made.metrics) is bool(experts)
+    result = distil(f"best-{len(experts)}", tasks=["sst2", "stsb"], **keys)
+    assert ("experts" in result.metrics) is ("routing_failed" in result.metrics) is bool(experts)
     for command in ("evaluate", "export", "bench"):
-        assert "mbert extract" in refused(4, "M265", command, made.out)["fix"]
-    for task, told in made.metrics["tasks"].items():
-        for source, dev in ((made.out, told["dev"]), (made.out / told["best"]["directory"], told["best"]["dev"])):
+        assert "mbert extract" in refused(4, "M265", command, result.out)["fix"]
+    for task, metrics in result.metrics["tasks"].items():
+        for source, dev in ((result.out, metrics["dev"]), (result.out / metrics["best"]["directory"], metrics["best"]["dev"])):
             out = f"{task}-of-{source.name}-{len(experts)}"
             works("extract", source, "--task", task, "-o", out)
             scored = api.evaluate(model=out, out=f"{out}-scores", task=task, **COMMON).metrics
@@ -245,15 +245,15 @@ def test_stopped_and_resumed_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_hidden_states_of_a_teacher_per_task() -> None:
     steps = {"phases__intermediate__steps": 4, "phases__prediction__steps": 4}
     about = {"tasks": ["mrpc", "sst2"], "teacher__model": "teacher-{task}", "teacher__allow_weak": True}
-    made = api.distill(out="inner", method="tinybert", student="bert-1x16", **about, **steps, **COMMON)
-    assert made.metrics["phases"]["intermediate"]["losses"].keys() >= {"embedding", "hidden_states", "attention_scores"}
+    result = api.distill(out="inner", method="tinybert", student="bert-1x16", **about, **steps, **COMMON)
+    assert result.metrics["phases"]["intermediate"]["losses"].keys() >= {"embedding", "hidden_states", "attention_scores"}
 
 
 def test_an_ensemble_for_one_task() -> None:
     ensemble = distil("ensemble", task="sst2", teacher__models=["teacher-sst2", "teacher-sst2-b"])
     alone = distil("alone", task="sst2", teacher__model="teacher-sst2")
     again = distil("again", task="sst2", teacher__models=["teacher-{task}"])
-    weights = [load_file(made.out / "model.safetensors") for made in (ensemble, alone, again)]
+    weights = [load_file(result.out / "model.safetensors") for result in (ensemble, alone, again)]
     same = [all(torch.equal(weights[1][name], other[name]) for name in weights[1]) for other in weights]
     assert same == [False, True, True]
 
@@ -263,19 +263,19 @@ def test_tasks_of_ones_own_files() -> None:
     Path("mine.toml").write_text(
         'text = ["text"]\nmetrics = ["accuracy"]\nlabel.column = "kind"\nfiles = { train = "mine.csv", dev = "mine.csv" }\n'
     )
-    made = distil("mine", tasks=["mine.toml", "sst2"], teachers={"sst2": "teacher-sst2"})
-    assert list(made.metrics["tasks"]) == ["mine", "sst2"] and made.metrics["tasks"]["mine"]["rows"] == 2
+    result = distil("mine", tasks=["mine.toml", "sst2"], teachers={"sst2": "teacher-sst2"})
+    assert list(result.metrics["tasks"]) == ["mine", "sst2"] and result.metrics["tasks"]["mine"]["rows"] == 2
 
 
 @pytest.mark.parametrize("name", ["glue-mt-dnn", "microbert-tasks"])
 def test_recipes_of_several_tasks(name: str, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    told = works("run", repo / "recipes" / f"{name}.toml", "--dry-run", "--json").json["stages"]
-    last = [stage for stage in told if any(key.startswith("teacher ") for key in stage)][-1]
+    stages = works("run", repo / "recipes" / f"{name}.toml", "--dry-run", "--json").json["stages"]
+    last = [stage for stage in stages if any(key.startswith("teacher ") for key in stage)][-1]
     taught = {key.split()[1] for key in last if key.startswith("teacher ")}
     assert taught == {"glue-mt-dnn": {"mnli", "qqp", "qnli", "rte"}, "microbert-tasks": {"sst2", "mrpc", "rte", "stsb"}}[name]
-    made = {one["out"] for one in told[: told.index(last)]}
-    assert all(value in made or str(Path(value).parent) in made for key, value in last.items() if key.startswith("teacher "))
+    outs = {stage["out"] for stage in stages[: stages.index(last)]}
+    assert all(value in outs or str(Path(value).parent) in outs for key, value in last.items() if key.startswith("teacher "))
 
 
 LOOKED_AT = """
@@ -297,8 +297,8 @@ def test_plan_and_doctor_look_at_every_task() -> None:
     assert 18 <= planned["steps"] <= 22 and planned["seconds"] > 0
     done = mbert("doctor", "looked-at.toml")
     assert done.code == 0, done.out + done.err
-    for said in ("task-distill sst2 2: finite losses", "task-distill stsb: finite losses", "task-distill stsb: 40 scores"):
-        assert said in done.out, done.out
+    for line in ("task-distill sst2 2: finite losses", "task-distill stsb: finite losses", "task-distill stsb: 40 scores"):
+        assert line in done.out, done.out
 
 
 # --- what is kept ------------------------------------------------------------------------------------------------------------
@@ -333,9 +333,9 @@ def test_the_experts_of_every_task_are_told(alike: bool) -> None:
         routed.bert.task_embedding.weight.copy_(torch.ones(2, 64) * torch.tensor([[1.0], [1.0 if alike else -1.0]]))
     save_model(routed, loaded.tokenizer, Path(f"routed-{alike}"))
     keys = {"teacher__model": "teacher-{task}", "phases__multi-task__learning_rate": 1e-9}
-    made = distil(f"experts-{alike}", student=f"routed-{alike}", tasks=["sst2", "mrpc"], **keys)
-    assert made.metrics["experts"] == {"mrpc": {"2": [0]}, "sst2": {"2": [0 if alike else 1]}}
-    assert made.metrics["routing_failed"] is alike
+    result = distil(f"experts-{alike}", student=f"routed-{alike}", tasks=["sst2", "mrpc"], **keys)
+    assert result.metrics["experts"] == {"mrpc": {"2": [0]}, "sst2": {"2": [0 if alike else 1]}}
+    assert result.metrics["routing_failed"] is alike
 
 
 # --- what is wrong -----------------------------------------------------------------------------------------------------------
@@ -391,8 +391,8 @@ def test_wrong_words_and_models() -> None:
         "--set",
         "method=tinybert",
     ]
-    told = refused(3, "M087", "task-distill", *words, "--set", 'teachers={ sst2 = "teacher-wide", mrpc = "teacher-mrpc" }')
-    assert "2 x 24" in told["what"] and "2 x 16" in told["what"]
+    error = refused(3, "M087", "task-distill", *words, "--set", 'teachers={ sst2 = "teacher-wide", mrpc = "teacher-mrpc" }')
+    assert "2 x 24" in error["what"] and "2 x 16" in error["what"]
 
 
 def test_two_files_of_one_name() -> None:
@@ -401,8 +401,8 @@ def test_two_files_of_one_name() -> None:
         Path(folder, "mine.toml").write_text('text = ["a"]\nlabel = { kind = "score" }\nfiles = { train = "a.csv" }\n')
     with pytest.raises(MbertError) as caught:
         resolve(catalog=CATALOG, flags={"tasks": ["one/mine.toml", "two/mine.toml", "sst 2"]}, environment={})
-    found = caught.value
-    assert isinstance(found, ManyErrors) and {error.code for error in found.errors} == {"M080", "M084", "M005"}
+    raised = caught.value
+    assert isinstance(raised, ManyErrors) and {error.code for error in raised.errors} == {"M080", "M084", "M005"}
 
 
 def test_a_model_of_other_tasks() -> None:

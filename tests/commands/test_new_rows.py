@@ -7,11 +7,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from mbert_command import mbert, refused, works
+from stopping import StopAt
 from tiny_glue import tiny_glue
 from tiny_models import tiny_bert
 
 from microbert_cli import api
 from microbert_cli.reporter import Reporter
+from microbert_cli.signals import Halted
 
 RECOMBINE = ("--set", 'augment.sources=["recombine"]', "--set", "augment.copies=3")
 PER_TASK = {"mrpc": "recombine", "sst2": "windows", "cola": "perturb"}
@@ -93,24 +95,13 @@ def test_a_loss_that_takes_every_label_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stopped(BaseException):
-        pass
-
-    class StopAt(Reporter):
-        steps = 0
-
-        def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
-            self.steps += stage == "augment"
-            if self.steps == 3:
-                raise Stopped
-
     def make(out: Path, reporter: Reporter) -> bytes:
         keys = {"augment__sources": ["recombine", "perturb"], "augment__copies": 2}
         return (api.augment(task="mrpc", out=out, reporter=reporter, **keys).out / "augmented.parquet").read_bytes()
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    with monkeypatch.context() as patch, pytest.raises(Halted):
         patch.setattr("microbert_cli.stages.augment.run.SAVE_SECONDS", 0.0)
-        make(tmp_path / "stopped", StopAt())
+        make(tmp_path / "stopped", StopAt(("augment", 24)))
     assert len(list(tmp_path.glob("stopped.partial/shards/*.parquet"))) == 2
     assert make(tmp_path / "stopped", Reporter()) == make(tmp_path / "whole", Reporter())
 

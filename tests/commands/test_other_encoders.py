@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from recording import RecordingReporter
 from tiny_models import tiny_bert, tiny_glue, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers import models as token_models
@@ -22,7 +23,7 @@ from microbert_cli.models.factory import build_model
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
-from microbert_cli.reporter import SILENT, Reporter
+from microbert_cli.reporter import SILENT
 from microbert_cli.training.loss_terms import make_terms
 
 SHAPE = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=72)
@@ -50,15 +51,15 @@ def byte_level(path: Path) -> transformers.PreTrainedTokenizerFast:
     """RoBERTa's kind of tokens: bytes, `<s>`, no segments."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = Tokenizer(token_models.BPE(vocab={one: n for n, one in enumerate([*special, *letters])}, merges=[]))
+    tokens = Tokenizer(token_models.BPE(vocab={token: n for n, token in enumerate([*special, *letters])}, merges=[]))
     tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokens.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     names = dict(bos_token="<s>", cls_token="<s>", sep_token="</s>", eos_token="</s>")
-    made = transformers.PreTrainedTokenizerFast(
+    tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokens, pad_token="<pad>", unk_token="<unk>", mask_token="<mask>", **names
     )
-    made.save_pretrained(path)
-    return made
+    tokenizer.save_pretrained(path)
+    return tokenizer
 
 
 def encoder(path: Path, name: str, *, own_tokens: bool = False, head: str = "ForSequenceClassification", **shape: int) -> str:
@@ -96,14 +97,6 @@ def here(place, tmp_path, monkeypatch):
     monkeypatch.setenv("MBERT_CACHE", str(tmp_path / "cache"))
 
 
-class Notes(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def note(self, text):
-        self.said.append(text)
-
-
 def task_stage(teacher, student, losses, out, *, steps=2, reporter=SILENT):
     only = {"method": "soft-targets", "phases__prediction__losses": {"soft_target": 0.0, **losses}}
     numbers = {f"phases__prediction__{key}": value for key, value in {**STEPS, "steps": steps}.items()}
@@ -120,7 +113,7 @@ def general_stage(teacher, student, losses, out):
     )  # fmt: skip
 
 
-def told(result, where="prediction"):
+def losses_of(result, where="prediction"):
     return result.metrics["phases"][where]["losses"]
 
 
@@ -128,21 +121,22 @@ def told(result, where="prediction"):
     "teacher", [*TAUGHT_BY, *(pytest.param(name, marks=pytest.mark.slow) for name in ["DistilBert", *SLOWLY])]
 )
 def test_every_loss_with_the_same_tokens(teacher, tmp_path):
-    losses = told(task_stage(teacher, "student", BY_TOKEN | BY_TEXT, tmp_path / "out"))
+    losses = losses_of(task_stage(teacher, "student", BY_TOKEN | BY_TEXT, tmp_path / "out"))
     assert set(BY_TOKEN | BY_TEXT) <= set(losses) and all(0 < losses[name] < 100 for name in BY_TOKEN | BY_TEXT)
 
 
 @pytest.mark.parametrize("teacher", TAUGHT_BY)
 def test_every_loss_of_stage_one(teacher, tmp_path):
-    found = general_stage(teacher, "student", BY_TOKEN | {"feature_alignment": 1.0}, tmp_path / "out").metrics["heldout"]
-    assert all(0 < found[name] < 100 for name in [*BY_TOKEN, "feature_alignment"])
+    losses = general_stage(teacher, "student", BY_TOKEN | {"feature_alignment": 1.0}, tmp_path / "out").metrics["heldout"]
+    assert all(0 < losses[name] < 100 for name in [*BY_TOKEN, "feature_alignment"])
 
 
 @pytest.mark.parametrize("teacher", TAUGHT_BY)
 def test_every_loss_of_whole_texts_with_other_tokens(teacher, tmp_path):
-    losses = told(task_stage(f"{teacher}-bytes", "student", BY_TEXT, tmp_path / "out", steps=9, reporter=(heard := Notes())))
+    reporter = RecordingReporter()
+    losses = losses_of(task_stage(f"{teacher}-bytes", "student", BY_TEXT, tmp_path / "out", steps=9, reporter=reporter))
     assert all(0 < losses[name] < 100 for name in BY_TEXT)
-    assert sum("another vocabulary" in note for note in heard.said) == 1
+    assert sum("another vocabulary" in note for note in reporter.notes) == 1
 
 
 STUDENTS = ["ModernBert", "DistilBert", *(pytest.param(name, marks=pytest.mark.slow) for name in ["Roberta", *SLOWLY])]
@@ -151,8 +145,8 @@ STUDENTS = ["ModernBert", "DistilBert", *(pytest.param(name, marks=pytest.mark.s
 @pytest.mark.parametrize("student", STUDENTS)
 def test_every_architecture_is_taught(student, tmp_path):
     losses = BY_TOKEN | BY_TEXT
-    found = told(task_stage("Bert", student, losses, tmp_path / "out", steps=1))
-    assert all(0 <= found[name] < 100 for name in losses)
+    values = losses_of(task_stage("Bert", student, losses, tmp_path / "out", steps=1))
+    assert all(0 <= values[name] < 100 for name in losses)
     assert read_config(tmp_path / "out", where="out").model_type == read_config(student, where="s").model_type
 
 
@@ -251,7 +245,7 @@ def test_the_table_of_columns_is_that_of_the_losses(repo):
     assert {*BY_TOKEN, *BY_TEXT} - {"hard_label"} <= rows.keys()
     for name, (tokens, heads, widths) in rows.items():
         (term,) = make_terms({name: (1.0, {})}, catalog)
-        assert (tokens, heads) == tuple("yes" if one in term.requires else "no" for one in ("tokens", "heads")), name
+        assert (tokens, heads) == tuple("yes" if need in term.requires else "no" for need in ("tokens", "heads")), name
         expected = "same" if "width" in term.requires else "mapped" if term.projects else "any"
         assert widths == (f"multiples of `{term.divides}`" if term.divides else expected), name
 
@@ -264,8 +258,8 @@ def test_a_masked_lm_head_by_itself(name, tmp_path):
     batch = {"input_ids": torch.randint(5, 60, (2, 7)), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
     with torch.no_grad():
         seen = forward_outputs(model, batch, OutputRequest(hidden=frozenset({2}), token_head=True))
-        found, whole = seen.token_head(seen.hidden[2].flatten(0, 1)), model(**batch).logits.flatten(0, 1)
-    assert torch.allclose(found, whole, atol=1e-5)
+        logits, whole = seen.token_head(seen.hidden[2].flatten(0, 1)), model(**batch).logits.flatten(0, 1)
+    assert torch.allclose(logits, whole, atol=1e-5)
 
 
 def test_positions_are_counted_from_behind_the_padding():

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from mbert_command import refused, works
+from recording import RecordingReporter
 from tiny_models import tiny_bert, tiny_glue
 
 from microbert_cli import api
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import resolve
-from microbert_cli.reporter import Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.output_dir import stage_output
 from microbert_cli.runs.stage_inputs import step, steps
@@ -71,16 +71,6 @@ phases.intermediate.losses = { embedding = 0, hidden_states = 0, attention_score
 STAGES = ["finetune", "general-distill", "augment", "alone", "task-distill", "evaluate"]
 
 
-class Notes(Reporter):
-    """What was said."""
-
-    def __init__(self):
-        self.said = []
-
-    def note(self, text):
-        self.said.append(text)
-
-
 def make_place(path):
     """A working folder: a base model, a GLUE folder, a corpus, a recipe."""
     path.mkdir()
@@ -100,17 +90,17 @@ class Inside:
         self.path = path
 
     def run(self, **keys):
-        before, notes = os.getcwd(), Notes()
+        before, reporter = os.getcwd(), RecordingReporter()
         os.chdir(self.path)
         try:
-            return api.run("small.toml", out="runs/small", reporter=notes, **keys), notes.said
+            return api.run("small.toml", out="runs/small", reporter=reporter, **keys), reporter.notes
         finally:
             os.chdir(before)
 
     def ran(self, **keys):
         """Names of the stages that were not up to date, and the reasons given."""
-        results, said = self.run(**keys)
-        return [result.out.name for result in results if not result.up_to_date], said
+        results, notes = self.run(**keys)
+        return [result.out.name for result in results if not result.up_to_date], notes
 
     def __truediv__(self, name):
         return self.path / "runs" / "small" / name
@@ -119,8 +109,8 @@ class Inside:
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory):
     """The same command in two folders."""
-    made = [Inside(make_place(tmp_path_factory.mktemp("pipeline") / name)) for name in ("one", "two")]
-    return [(place, place.run()) for place in made]
+    places = [Inside(make_place(tmp_path_factory.mktemp("pipeline") / name)) for name in ("one", "two")]
+    return [(place, place.run()) for place in places]
 
 
 @pytest.fixture(scope="module")
@@ -153,18 +143,18 @@ def test_finished_outputs_hold_no_training_state(place):
 
 
 def test_the_same_command_twice_gives_equal_files(twins):
-    (one, _), (two, _) = twins
-    told = 0
+    (first, _), (second, _) = twins
+    compared = 0
     for stage in STAGES:
-        ours, theirs = files(one / stage), files(two / stage)
-        assert ours.keys() == theirs.keys()
-        for name in ours:
+        actual, expected = files(first / stage), files(second / stage)
+        assert actual.keys() == expected.keys()
+        for name in actual:
             if name.endswith((".safetensors", ".parquet", "metrics.json", "config.json", "tokenizer.json", ".toml")):
-                assert ours[name].read_bytes() == theirs[name].read_bytes(), f"{stage}/{name}"
-                told += name.endswith((".safetensors", ".parquet"))
-        made = [manifest.read(place / stage) for place in (one, two)]
-        assert made[0]["identity"] == made[1]["identity"] and made[0]["result"] == made[1]["result"]
-    assert told >= 9
+                assert actual[name].read_bytes() == expected[name].read_bytes(), f"{stage}/{name}"
+                compared += name.endswith((".safetensors", ".parquet"))
+        manifests = [manifest.read(place / stage) for place in (first, second)]
+        assert manifests[0]["identity"] == manifests[1]["identity"] and manifests[0]["result"] == manifests[1]["result"]
+    assert compared >= 9
 
 
 def test_another_seed_gives_other_weights(place, tmp_path):
@@ -185,20 +175,20 @@ def test_variants_and_wires(place):
     metrics = {stage: json.loads((place / stage / "metrics.json").read_text()) for stage in STAGES}
     assert set(metrics["alone"]["seeds"]) == {"1", "2"} and "spread" in metrics["alone"]
     assert metrics["task-distill"]["phases"]["prediction"]["tried"].keys() == {"0.001", "0.0001"}
-    made = {stage: manifest.read(place / stage) for stage in STAGES}
-    assert made["task-distill"]["inputs"]["student"] == made["general-distill"]["result"]
-    assert made["task-distill"]["inputs"]["teacher"] == made["finetune"]["result"]
-    assert made["alone"]["inputs"]["augmented"] is None and made["task-distill"]["inputs"]["augmented"]
-    assert made["evaluate"]["inputs"]["model"] == made["task-distill"]["result"]
+    manifests = {stage: manifest.read(place / stage) for stage in STAGES}
+    assert manifests["task-distill"]["inputs"]["student"] == manifests["general-distill"]["result"]
+    assert manifests["task-distill"]["inputs"]["teacher"] == manifests["finetune"]["result"]
+    assert manifests["alone"]["inputs"]["augmented"] is None and manifests["task-distill"]["inputs"]["augmented"]
+    assert manifests["evaluate"]["inputs"]["model"] == manifests["task-distill"]["result"]
     # The scores that training saw are those that the evaluator finds in the saved model.
     assert metrics["evaluate"]["dev"]["accuracy"] == metrics["task-distill"]["dev"]["accuracy"]
     assert metrics["evaluate"]["splits"]["dev"]["teacher"]["teacher_accuracy"] == metrics["finetune"]["dev"]["accuracy"]
 
 
 def test_later_seeds_take_the_first_ones_learning_rate(place):
-    one, two = (json.loads((place / "alone" / f"seed-{seed}" / "seed.json").read_text())["scores"] for seed in (1, 2))
-    assert "tried" in one["phases"]["prediction"] and "tried" not in two["phases"]["prediction"]
-    assert one["phases"]["prediction"]["learning_rate"] == two["phases"]["prediction"]["learning_rate"]
+    first, second = (json.loads((place / "alone" / f"seed-{seed}" / "seed.json").read_text())["scores"] for seed in (1, 2))
+    assert "tried" in first["phases"]["prediction"] and "tried" not in second["phases"]["prediction"]
+    assert first["phases"]["prediction"]["learning_rate"] == second["phases"]["prediction"]["learning_rate"]
 
 
 CHANGES = [
@@ -216,11 +206,11 @@ CHANGES = [
 @pytest.mark.parametrize(("keys", "expected", "reason"), CHANGES)
 def test_a_changed_key_runs_just_what_it_concerns(twins, keys, expected, reason):
     place = twins[1][0]
-    ran, said = place.ran(**keys)
+    ran, notes = place.ran(**keys)
     assert ran == expected
-    assert any(text.startswith(reason) for text in said)
+    assert any(text.startswith(reason) for text in notes)
     if len(expected) > 1:
-        assert any(text.startswith("task-distill: made anew, because") for text in said)
+        assert any(text.startswith("task-distill: made anew, because") for text in notes)
     assert place.ran(**keys)[0] == []
     place.run()  # back to what the next case starts from
 
@@ -230,8 +220,8 @@ def test_a_changed_input_file_runs_what_reads_it(tmp_path):
     stages = ["finetune", "general-distill"]
     place.run(stages=stages)
     (place.path / "text.txt").write_text((place.path / "text.txt").read_text() + "\n\nThe boat is warm.")
-    ran, said = place.ran(stages=stages)
-    assert ran == ["general-distill"] and any("corpus: " in text for text in said)
+    ran, notes = place.ran(stages=stages)
+    assert ran == ["general-distill"] and any("corpus: " in text for text in notes)
     # A touched file of the same content is the same input.
     os.utime(place.path / "text.txt")
     assert place.ran(stages=stages)[0] == []
@@ -272,7 +262,7 @@ def planned(text, tmp_path, root, **flags):
     path = tmp_path / "r.toml"
     path.write_text(text)
     resolved = resolve(catalog=Catalog(), recipe=path, environment={}, flags=flags)
-    return {one.name: one for one in steps(resolved, root, Catalog())}
+    return {step.name: step for step in steps(resolved, root, Catalog())}
 
 
 def test_wires_are_static_and_all_gaps_are_named_at_once(tmp_path):
@@ -291,18 +281,18 @@ def test_what_feeds_what(tmp_path):
         stages = ["pretrain", "finetune", "general-distill", "augment", "task-distill", "evaluate", "export", "report"]
     """
     root = tmp_path / "runs"
-    found = planned(text.replace("        ", ""), tmp_path, root)
-    at = {name: str(root / name) for name in found}
-    assert found["pretrain"].inputs == {"model": "b", "source": "c.txt", "tokenizer": None}
-    assert found["finetune"].inputs["model"] == at["pretrain"]
-    assert found["general-distill"].inputs == {"teacher": "b", "student": "bert-1x8", "source": "c.txt"}
-    assert found["augment"].inputs == {"masked_lm": at["pretrain"], "vectors": at["pretrain"]}
-    assert found["task-distill"].inputs == {
+    stages = planned(text.replace("        ", ""), tmp_path, root)
+    at = {name: str(root / name) for name in stages}
+    assert stages["pretrain"].inputs == {"model": "b", "source": "c.txt", "tokenizer": None}
+    assert stages["finetune"].inputs["model"] == at["pretrain"]
+    assert stages["general-distill"].inputs == {"teacher": "b", "student": "bert-1x8", "source": "c.txt"}
+    assert stages["augment"].inputs == {"masked_lm": at["pretrain"], "vectors": at["pretrain"]}
+    assert stages["task-distill"].inputs == {
         "teacher": at["finetune"], "student": at["general-distill"], "augmented": at["augment"],
     }  # fmt: skip
-    assert found["evaluate"].inputs == {"model": at["task-distill"], "teacher": at["finetune"]}
-    assert found["export"].inputs["model"] == at["task-distill"]
-    assert set(found["report"].inputs["models"]) == {"finetune", "task-distill"}
+    assert stages["evaluate"].inputs == {"model": at["task-distill"], "teacher": at["finetune"]}
+    assert stages["export"].inputs["model"] == at["task-distill"]
+    assert set(stages["report"].inputs["models"]) == {"finetune", "task-distill"}
 
 
 def test_a_named_base_counts_before_an_older_runs_output(tmp_path, monkeypatch):
@@ -328,10 +318,10 @@ teacher = "big"
 stage = "finetune"
 finetune.epochs = 1
 """
-    found = planned(text, tmp_path, tmp_path / "runs")
-    assert found["big"].kind == "finetune" and found["big"].resolved.recipe.finetune.epochs == 1.0
-    assert found["task-distill"].inputs["teacher"] == str(tmp_path / "runs" / "big")
-    assert found["task-distill"].resolved.recipe.finetune.epochs == 3.0
+    stages = planned(text, tmp_path, tmp_path / "runs")
+    assert stages["big"].kind == "finetune" and stages["big"].resolved.recipe.finetune.epochs == 1.0
+    assert stages["task-distill"].inputs["teacher"] == str(tmp_path / "runs" / "big")
+    assert stages["task-distill"].resolved.recipe.finetune.epochs == 3.0
 
 
 def test_init_random_takes_the_description(tmp_path):
@@ -354,24 +344,24 @@ def test_one_stage_alone_finds_its_neighbours(tmp_path):
         with stage_output(tmp_path / name, stage=name, identity={}) as work:
             (work.path / "x").write_text("")
     resolved = resolve(catalog=Catalog(), environment={}, flags={"task": "sst2", "student": "bert-1x8"})
-    found = step("task-distill", resolved, tmp_path, Catalog())
-    assert found.inputs == {
+    stage = step("task-distill", resolved, tmp_path, Catalog())
+    assert stage.inputs == {
         "teacher": str(tmp_path / "finetune"), "student": "bert-1x8", "augmented": str(tmp_path / "augment"),
     }  # fmt: skip
-    assert found.out == tmp_path / "task-distill"
+    assert stage.out == tmp_path / "task-distill"
 
 
 def test_another_run_reuses_what_is_the_same(place, monkeypatch):
     """With another stage one, what does not depend on it is copied, and the rest is trained."""
     monkeypatch.chdir(place.path)
-    reporter = Notes()
+    reporter = RecordingReporter()
     results = api.run("small.toml", out="runs/other", reporter=reporter, general__steps=5, reuse=["runs/small"])
-    said = [note for note in reporter.said if "copied from" in note]
-    assert [note.partition(":")[0] for note in said] == ["finetune", "augment", "alone"]
+    notes = [note for note in reporter.notes if "copied from" in note]
+    assert [note.partition(":")[0] for note in notes] == ["finetune", "augment", "alone"]
     assert [result.out.name for result in results if result.up_to_date] == ["finetune", "augment", "alone"]
     for stage in ("finetune", "augment", "alone"):
         assert manifest.read_verified(place.path / "runs/other" / stage) == manifest.read_verified(place / stage)
-    assert all(one.state == "whole" for one in verify_directory(place.path / "runs/other") if "other" in one.place)
+    assert all(d.state == "whole" for d in verify_directory(place.path / "runs/other") if "other" in d.place)
 
 
 def test_word_vectors_alone_need_no_masked_lm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

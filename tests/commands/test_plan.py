@@ -98,7 +98,7 @@ def plan(*sets, root="runs/small", **options):
     resolved = resolve(catalog=catalog, recipe="small.toml", sets=sets)
     prices = Calibration(device="cpu", catalog=catalog)
     planned = stages.plan_steps(steps(resolved, Path(root), catalog), catalog=catalog, here=prices, **options)
-    return {one.name: one for one in planned}
+    return {stage.name: stage for stage in planned}
 
 
 # --- what is counted ------------------------------------------------------------------------------------------------------
@@ -106,11 +106,11 @@ def plan(*sets, root="runs/small", **options):
 
 def test_a_load_is_what_the_loop_draws():
     lengths = np.random.default_rng(0).integers(3, 40, size=101)
-    found = training_load(lengths, batches=40, batch_size=8, seed=3)
+    load = training_load(lengths, batches=40, batch_size=8, seed=3)
     drawn = [lengths[rows] for rows in itertools.islice(endless_batches(lengths, batch_size=8, seed=3), 40)]
-    assert found.batches == 40 and found.useful == sum(int(batch.sum()) for batch in drawn)
-    assert found.tokens == sum(len(batch) * int(batch.max()) for batch in drawn)
-    assert found.squares == sum(len(batch) * int(batch.max()) ** 2 for batch in drawn)
+    assert load.batches == 40 and load.useful == sum(int(batch.sum()) for batch in drawn)
+    assert load.tokens == sum(len(batch) * int(batch.max()) for batch in drawn)
+    assert load.squares == sum(len(batch) * int(batch.max()) ** 2 for batch in drawn)
     padded = training_load(lengths, batches=40, batch_size=8, seed=3, drop_last=True, pad_to=64)
     assert padded.shapes == {(8, 64): 40}
 
@@ -119,15 +119,15 @@ def test_long_training_takes_the_epochs_counted_for_the_others(monkeypatch):
     lengths = np.random.default_rng(0).integers(3, 40, size=1001)
     exact = training_load(lengths, batches=2000, batch_size=8, seed=3)
     monkeypatch.setattr(work, "EXACT", 3000)
-    told = training_load(lengths, batches=2000, batch_size=8, seed=3)
-    assert told.batches == pytest.approx(2000) and told.tokens == pytest.approx(exact.tokens, rel=0.01)
-    assert told != exact, "pools differ from epoch to epoch"
+    load = training_load(lengths, batches=2000, batch_size=8, seed=3)
+    assert load.batches == pytest.approx(2000) and load.tokens == pytest.approx(exact.tokens, rel=0.01)
+    assert load != exact, "pools differ from epoch to epoch"
 
 
 def test_evaluation_goes_through_all_rows_once():
-    found = answering_load([50, 90, 70, 20, 20], batch_size=8)  # 128 tokens a batch
-    assert found.shapes == {(1, 90): 1, (1, 70): 1, (2, 50): 1, (1, 20): 1} and found.rows == 5 and found.useful == 250
-    assert (found + found).tokens == found.times(2).tokens == 2 * (90 + 70 + 100 + 20)
+    load = answering_load([50, 90, 70, 20, 20], batch_size=8)  # 128 tokens a batch
+    assert load.shapes == {(1, 90): 1, (1, 70): 1, (2, 50): 1, (1, 20): 1} and load.rows == 5 and load.useful == 250
+    assert (load + load).tokens == load.times(2).tokens == 2 * (90 + 70 + 100 + 20)
 
 
 def test_flops_of_batches_are_those_of_their_rows():
@@ -163,14 +163,14 @@ def test_evaluations_are_counted_as_the_loop_makes_them():
 
 def test_every_stage_is_planned_and_nothing_is_touched(home, quick):
     before = sorted(path for path in home.rglob("*"))
-    found = plan()
-    assert list(found) == STAGES and sorted(home.rglob("*")) == before
-    assert all(one.state == "new" and one.seconds > 0 and one.memory > 0 and not one.unknown for one in found.values())
-    assert found["finetune"].steps == 2 * 7, "both learning rates"
-    assert found["general-distill"].steps == 3
-    assert found["task-distill"].steps == 2 * (4 + found["task-distill"].steps // 2 - 4)
-    assert all(one.flops > 0 for one in found.values())
-    assert all(0 < one.useful <= one.tokens for one in found.values() if one.steps)
+    stages = plan()
+    assert list(stages) == STAGES and sorted(home.rglob("*")) == before
+    assert all(each.state == "new" and each.seconds > 0 and each.memory > 0 and not each.unknown for each in stages.values())
+    assert stages["finetune"].steps == 2 * 7, "both learning rates"
+    assert stages["general-distill"].steps == 3
+    assert stages["task-distill"].steps == 2 * (4 + stages["task-distill"].steps // 2 - 4)
+    assert all(each.flops > 0 for each in stages.values())
+    assert all(0 < each.useful <= each.tokens for each in stages.values() if each.steps)
 
 
 def test_stages_of_a_phase_are_planned_one_by_one(quick):
@@ -217,7 +217,7 @@ def test_the_run_does_what_the_plan_says(quick, monkeypatch):
     from microbert_cli import api
     from microbert_cli.training.objective import Objective
 
-    found = plan()
+    stages = plan()
     seen = {"steps": 0, "tokens": 0}
     losses = Objective.losses
 
@@ -231,19 +231,19 @@ def test_the_run_does_what_the_plan_says(quick, monkeypatch):
     done = {}
     for result in api.run("small.toml", out="runs/small"):
         done[result.stage] = result
-    trained = [found[name] for name in STAGES if found[name].steps]
+    trained = [stages[name] for name in STAGES if stages[name].steps]
     again = plan()
-    assert [one.state for one in again.values()] == ["done"] * 5
+    assert [stage.state for stage in again.values()] == ["done"] * 5
     counted_rows = done["augment"].metrics["rows_out"]
     assert f"{counted_rows:,} rows out" in again["augment"].notes[0]
-    exact = [again[one.name] for one in trained]
-    assert seen["steps"] == sum(one.steps for one in exact)
-    before = found["finetune"].tokens + found["general-distill"].tokens
+    exact = [again[stage.name] for stage in trained]
+    assert seen["steps"] == sum(stage.steps for stage in exact)
+    before = stages["finetune"].tokens + stages["general-distill"].tokens
     assert before == again["finetune"].tokens + again["general-distill"].tokens, "their inputs were there before"
-    assert seen["tokens"] == pytest.approx(sum(one.tokens for one in exact), rel=0.05), "augmented rows differ in length"
+    assert seen["tokens"] == pytest.approx(sum(stage.tokens for stage in exact), rel=0.05), "augmented rows differ in length"
     assert plan("finetune.steps=8")["finetune"].state == "changed"
     other = plan('reuse=["runs/small"]', "general.steps=4", root="runs/other")
-    assert {name: one.state for name, one in other.items()} == dict.fromkeys(STAGES, "copied") | {
+    assert {name: stage.state for name, stage in other.items()} == dict.fromkeys(STAGES, "copied") | {
         "general-distill": "new", "task-distill": "new", "evaluate": "new"}  # fmt: skip
     assert "copied from runs/small/augment" in other["augment"].notes[0]
     assert plan('reuse=["runs/small"]', root="runs/third")["task-distill"].state == "copied"
@@ -263,11 +263,11 @@ def test_the_run_of_one_stage_has_exactly_the_tokens_planned(quick, monkeypatch)
 
 
 def test_a_stage_without_its_input_is_listed_with_the_reason(quick):
-    found = plan("corpus.source=gone.txt")
-    assert found["general-distill"].seconds is None and "gone.txt" in found["general-distill"].unknown
-    assert found["finetune"].seconds > 0 and found["augment"].seconds > 0
-    told = works("plan", "small.toml", "--set", "corpus.source=gone.txt", "--json").json
-    assert "general-distill" in told["totals"]["unknown"] and told["totals"]["seconds"] > 0
+    stages = plan("corpus.source=gone.txt")
+    assert stages["general-distill"].seconds is None and "gone.txt" in stages["general-distill"].unknown
+    assert stages["finetune"].seconds > 0 and stages["augment"].seconds > 0
+    report = works("plan", "small.toml", "--set", "corpus.source=gone.txt", "--json").json
+    assert "general-distill" in report["totals"]["unknown"] and report["totals"]["seconds"] > 0
     refused(4, "M203", "plan", "small.toml", "--set", "base=runs/gone", "--set", 'stages=["finetune"]')
 
 
@@ -331,14 +331,14 @@ def test_a_measurement_of_a_busy_machine_is_made_again_when_it_is_quiet(monkeypa
 
 
 def test_a_machine_on_paper(quick):
-    told = works("plan", "small.toml", "--on", "h200:8", "--json").json
-    assert "8 x NVIDIA H200" in told["basis"] and "assumed" in told["basis"] and not quick, "nothing is rehearsed"
-    assert [stage["name"] for stage in told["stages"]] == STAGES
+    report = works("plan", "small.toml", "--on", "h200:8", "--json").json
+    assert "8 x NVIDIA H200" in report["basis"] and "assumed" in report["basis"] and not quick, "nothing is rehearsed"
+    assert [stage["name"] for stage in report["stages"]] == STAGES
     config = read_config("base", where="base")
-    one, eight = (find_hardware(name, Catalog()) for name in ("h200", "h200:8"))
+    single, eight = (find_hardware(name, Catalog()) for name in ("h200", "h200:8"))
     job, large = Job("train", config, 32), Workload({(1_000_000, 512): 1}, 1)
     expected = job.flops(large) / (67e12 * 0.4)
-    assert one.seconds(job, large) == pytest.approx(expected) and eight.seconds(job, large) == pytest.approx(expected / 8)
+    assert single.seconds(job, large) == pytest.approx(expected) and eight.seconds(job, large) == pytest.approx(expected / 8)
     assert eight.seconds(job, large, precision="bf16") == pytest.approx(job.flops(large) / (989e12 * 0.4 * 8))
     assert eight.seconds(job, Workload({(1, 8): 1}, 1)) == pytest.approx((25 * 3 * 2 + 10) * 1e-5), "kernels bound small steps"
 
@@ -350,11 +350,11 @@ def test_wrong_machines():
 
 def test_a_machine_of_ones_own(tmp_path, quick):
     (tmp_path / "machines").mkdir()
-    own = tmp_path / "machines" / "mine.toml"
-    own.write_text(Catalog().path("machines", "l4", where="").read_text(encoding="utf-8"), encoding="utf-8")
+    path = tmp_path / "machines" / "mine.toml"
+    path.write_text(Catalog().path("machines", "l4", where="").read_text(encoding="utf-8"), encoding="utf-8")
     words = ("plan", "small.toml", "--include", str(tmp_path), "--on", "mine")
     assert "NVIDIA L4" in works(*words).out
-    own.write_text('title = "x"\n', encoding="utf-8")
+    path.write_text('title = "x"\n', encoding="utf-8")
     assert "utilisation" in refused(3, "M034", *words)["what"]
 
 
@@ -363,9 +363,9 @@ def test_the_table_and_its_numbers(quick):
     lines = done.out.splitlines()
     assert lines[0].split() == ["stage", "state", "steps", "tokens", "useful", "FLOPs", "memory", "disk", "time"]
     assert [line.split()[0] for line in lines[1:6]] == STAGES
-    told = works("plan", "small.toml", "--json").json
-    assert told["totals"]["steps"] == sum(stage["steps"] for stage in told["stages"])
-    assert told["totals"]["seconds"] == pytest.approx(sum(stage["seconds"] for stage in told["stages"]))
+    report = works("plan", "small.toml", "--json").json
+    assert report["totals"]["steps"] == sum(stage["steps"] for stage in report["stages"])
+    assert report["totals"]["seconds"] == pytest.approx(sum(stage["seconds"] for stage in report["stages"]))
     assert mbert("plan", "small.toml", "--set", "stages=[]").code == 3
 
 

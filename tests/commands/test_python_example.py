@@ -36,7 +36,7 @@ def test_python_example(page, workplace, monkeypatch, capsys):
     }.items():
         monkeypatch.setenv(f"MBERT_SET_{key.upper()}", str(value))
     exec(compile(example, "running.md", "exec"), {})
-    said = capsys.readouterr().out
-    assert "accuracy" in said and "agreement" in said and "probabilities" in said
+    output = capsys.readouterr().out
+    assert "accuracy" in output and "agreement" in output and "probabilities" in output
     for name in ("teacher", "student", "report"):
         assert (workplace / "runs" / "py" / name / "manifest.json").is_file()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stopping import Make, stopped_everywhere
+from stopping import Make, StopAt, stopped_everywhere
 from tiny_models import tiny_bert, tiny_glue, tiny_rows
 
 from microbert_cli import api
@@ -20,6 +20,7 @@ from microbert_cli.recipe.resolve import resolve
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.reporter import SILENT, Reporter
 from microbert_cli.runs.stage_result import StageResult
+from microbert_cli.signals import Halted
 
 METHODS = [name for name in Catalog().names("methods") if name != "c-mlm"]  # of texts: test_text_generation.py
 
@@ -76,21 +77,10 @@ def test_every_stage(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_augmentation_that_is_stopped_loses_seconds_not_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are saved by the clock, and where a run was stopped leaves no trace in the bytes of the result."""
 
-    class Stopped(BaseException):
-        pass
-
-    class StopAt(Reporter):
-        steps = 0
-
-        def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
-            self.steps += stage == "augment"
-            if self.steps == 3:
-                raise Stopped
-
     whole = STAGES["augment"](tmp_path / "whole", SILENT)
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    with monkeypatch.context() as patch, pytest.raises(Halted):
         patch.setattr("microbert_cli.stages.augment.run.SAVE_SECONDS", 0.0)
-        STAGES["augment"](tmp_path / "stopped", StopAt())
+        STAGES["augment"](tmp_path / "stopped", StopAt(("augment", 24)))
     saved = sorted(path.name[:19] for path in tmp_path.glob("stopped.partial/shards/*.parquet"))
     assert saved[0] == "000000000-000000008" and len(saved) == 2
     done = STAGES["augment"](tmp_path / "stopped", SILENT)

@@ -75,16 +75,16 @@ def spread_signals(count: int, seed: int) -> Counter[tuple[str, str]]:
     for number, seconds in enumerate(moments):
         words, sent = COMMANDS[number % len(COMMANDS)], (signal.SIGINT, signal.SIGTERM)[number // len(COMMANDS) % 2]
         code, text = signalled(words, sent, seconds)
-        told = f"mbert {' '.join(words)}, {sent.name} after {seconds:.3f} s: {code}\n{text}"
+        message = f"mbert {' '.join(words)}, {sent.name} after {seconds:.3f} s: {code}\n{text}"
         if "Traceback" in text or "KeyboardInterrupt" in text:
             # Python was still starting: the interpreter's own answer, before it reads a line of mbert.
-            assert sent == signal.SIGINT and "Error" not in text, told
-            assert not re.search(r"microbert_cli/(?!__(init|main)__\.py)", text), told
+            assert sent == signal.SIGINT and "Error" not in text, message
+            assert not re.search(r"microbert_cli/(?!__(init|main)__\.py)", text), message
             counts[sent.name, "before the first line of mbert"] += 1
             continue
-        assert code in (0, 128 + sent), told
+        assert code in (0, 128 + sent), message
         if "stopped by" in text:
-            assert f"stopped by {sent.name}; the same command goes on from here" in text and code == 128 + sent, told
+            assert f"stopped by {sent.name}; the same command goes on from here" in text and code == 128 + sent, message
         counts[sent.name, "done" if code == 0 else "said" if "stopped by" in text else "before the first line of mbert"] += 1
     return counts
 

@@ -53,21 +53,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         }
         for split, rows in splits.items():
             write(f"{split}.csv", ("text", "label"), rows)
-        own = {"train_file": "train.csv", "dev_file": "dev.csv", "text": "text", "label": "label"}
+        columns = {"train_file": "train.csv", "dev_file": "dev.csv", "text": "text", "label": "label"}
         api.finetune(
-            model="base", out="teacher", **{f"data__{key}": value for key, value in own.items()},
+            model="base", out="teacher", **{f"data__{key}": value for key, value in columns.items()},
             finetune__steps=60, finetune__learning_rate=3e-3, finetune__batch_size=8,
         )  # fmt: skip
         for split, rows in splits.items():
             answers = [
                 json.loads(line) for line in works("predict", "teacher", "--file", f"{split}.csv", "--json").out.splitlines()
             ]
-            said = [[answer["probabilities"][name] for name in names] for answer in answers]
-            both = [(*row, *p) for row, p in zip(rows, said, strict=True)]
+            probs = [[answer["probabilities"][name] for name in names] for answer in answers]
+            both = [(*row, *p) for row, p in zip(rows, probs, strict=True)]
             if split == "train":
                 write("labelled.csv", ("text", "label", "p_negative", "p_positive"), both)
                 write("unlabelled.csv", ("text", "p_negative", "p_positive"), [(row[0], *row[2:]) for row in both])
-                objects = [(row[0], json.dumps(dict(zip(names, p, strict=True)))) for row, p in zip(rows, said, strict=True)]
+                objects = [(row[0], json.dumps(dict(zip(names, p, strict=True)))) for row, p in zip(rows, probs, strict=True)]
                 write("objects.csv", ("text", "answer"), objects)
             else:
                 write("dev-answers.csv", ("text", "label", "p_negative", "p_positive"), both)

@@ -58,16 +58,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def told(directory: str) -> Any:
+def read(directory: str) -> Any:
     return json.loads((Path(directory) / "metrics.json").read_text())
 
 
 def test_a_run_trims_the_teacher_and_both_share_one_vocabulary() -> None:
-    metrics = told("out/trim")
+    metrics = read("out/trim")
     assert metrics["rows"]["after"] < metrics["rows"]["before"] == 162
     assert metrics["rows"]["after"] == sum(metrics["rows"]["kept_for"].values())
     assert metrics["texts"]["split_alike"] == metrics["texts"]["count"] > 40, "augmented rows count among the texts"
-    assert metrics["dev"] == metrics["dev_before"] == told("out/finetune")["dev"]
+    assert metrics["dev"] == metrics["dev_before"] == read("out/finetune")["dev"]
     assert metrics["parity"]["rows"] == 40 and metrics["parity"]["max_difference"] < 1e-6
     trimmed, student = (AutoTokenizer.from_pretrained(f"out/{stage}") for stage in ("trim", "task-distill"))
     assert trimmed.get_vocab() == student.get_vocab() and len(student) == metrics["rows"]["after"]
@@ -110,29 +110,29 @@ def test_a_finished_student_alone_remembers_its_task() -> None:
     answer = works("predict", "alone", "the lovely boat", "--json").out
     assert answer == works("predict", "out/task-distill", "the lovely boat", "--json").out
     works("trim", "out/task-distill", "-o", "alone", "--set", "vocabulary.keep=all", "--force")
-    assert told("alone")["rows"]["kept_for"] == {"all": told("out/trim")["rows"]["after"]}
+    assert read("alone")["rows"]["kept_for"] == {"all": read("out/trim")["rows"]["after"]}
 
 
 def test_own_texts_and_a_corpus_decide() -> None:
     Path("own.csv").write_text(
         "sentence,label\n" + "".join(f"the {w} boat {i},{i % 2}\n" for i, w in enumerate(["warm", "awful"] * 12))
     )
-    own = ("--train-file", "own.csv", "--label", "label")
-    without = works("trim", "out/finetune", *own, "-o", "own", "--json").json
+    data = ("--train-file", "own.csv", "--label", "label")
+    without = works("trim", "out/finetune", *data, "-o", "own", "--json").json
     words = set(AutoTokenizer.from_pretrained("own").get_vocab())
     assert {"warm", "awful", "boat"} <= words and "lovely" not in words and without["rows"]["kept_for"]["texts"] == 4
     corpus = ("--corpus", "text.txt", "--set", "vocabulary.keep_common=6")
-    more = works("trim", "out/finetune", *own, *corpus, "-o", "more", "--json").json
+    more = works("trim", "out/finetune", *data, *corpus, "-o", "more", "--json").json
     assert "lovely" in AutoTokenizer.from_pretrained("more").get_vocab() and 0 < more["rows"]["kept_for"]["corpus"] <= 6
     Path("texts.txt").write_text("a gloomy kettle\n")
-    works("trim", "out/finetune", *own, "--transfer-file", "texts.txt", "-o", "transfer")
+    works("trim", "out/finetune", *data, "--transfer-file", "texts.txt", "-o", "transfer")
     assert "gloomy" in AutoTokenizer.from_pretrained("transfer").get_vocab()
 
 
 def test_a_bare_encoder_needs_no_task() -> None:
     tiny_bert("encoder", kind="encoder")
     works("trim", "encoder", "--corpus", "text.txt", "-o", "encoder-small")
-    metrics = told("encoder-small")
+    metrics = read("encoder-small")
     assert metrics["kind"] == "encoder" and "dev" not in metrics and metrics["parity"]["max_difference"] < 1e-6
     before, after = AutoModel.from_pretrained("encoder").eval(), AutoModel.from_pretrained("encoder-small").eval()
     text = "the baker sold boat"
@@ -218,6 +218,6 @@ def test_the_card_of_a_trimmed_student_tells_where_it_comes_from() -> None:
     works("trim", "out/task-distill", "-o", "carded", "--set", "vocabulary.keep=all")
     works("export", "carded", "--teacher", "out/finetune", "--set", "export.onnx=false", "-o", "carded-export")
     card = Path("carded-export/README.md").read_text()
-    rows = told("carded")["rows"]
+    rows = read("carded")["rows"]
     assert "distilled for the task" in card and "phase prediction, learnt from: soft target" in card
     assert f"vocabulary trimmed from {rows['before']} to {rows['after']} tokens" in card

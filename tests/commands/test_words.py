@@ -63,11 +63,11 @@ def test_the_pipeline_of_transformers_gives_the_same_entities(place):
     from transformers import pipeline
 
     tag = pipeline("token-classification", model=str(place / "teacher"), aggregation_strategy="first")
-    theirs = [(e["entity_group"], e["start"], e["end"], float(e["score"])) for e in tag(TEXT)]
+    expected = [(e["entity_group"], e["start"], e["end"], float(e["score"])) for e in tag(TEXT)]
     (record,) = [json.loads(line) for line in works("predict", "teacher", TEXT, "--json").out.splitlines()]
-    ours = [(e["type"], e["start"], e["end"], e["score"]) for e in record["entities"]]
-    assert [entity[:3] for entity in ours] == [entity[:3] for entity in theirs] != []
-    assert [entity[3] for entity in ours] == pytest.approx([entity[3] for entity in theirs], abs=1e-5)
+    actual = [(e["type"], e["start"], e["end"], e["score"]) for e in record["entities"]]
+    assert [entity[:3] for entity in actual] == [entity[:3] for entity in expected] != []
+    assert [entity[3] for entity in actual] == pytest.approx([entity[3] for entity in expected], abs=1e-5)
     assert works("predict", "teacher", TEXT).out.split() == record["tags"]
 
 

@@ -224,10 +224,10 @@ def _import_all() -> None:
 
     import microbert_cli
 
-    for found in pkgutil.walk_packages(microbert_cli.__path__, "microbert_cli."):
-        if not found.name.endswith("__main__"):
+    for module in pkgutil.walk_packages(microbert_cli.__path__, "microbert_cli."):
+        if not module.name.endswith("__main__"):
             with contextlib.suppress(ImportError):
-                import_module(found.name)
+                import_module(module.name)
 
 
 def _import(listed: Path) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def main(folder: Path, steps: int) -> None:
         for number, rows in enumerate(endless_batches(lengths, batch_size=SIZE, seed=7, skip=skip), skip):
             if number % 100 == 0:
                 held.append((resident(), len(os.listdir("/proc/self/fd"))))
-            own = torch.tensor([lengths[row] for row in rows])
-            mask = (torch.arange(int(own.max()))[None, :] < own[:, None]).long()
+            row_lengths = torch.tensor([lengths[row] for row in rows])
+            mask = (torch.arange(int(row_lengths.max()))[None, :] < row_lengths[:, None]).long()
             chosen = ids[rows][:, : mask.shape[1]] * mask
             yield {"input_ids": chosen, "attention_mask": mask, "labels": ids[rows, 1] % 2}
 

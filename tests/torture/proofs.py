@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from fork_server import KILLS, Ended, Fault, Server
-from small_run import STAGES, STATE, TRAINED, Bench, Told, last_words, spread, tally, torn_lines, verdict
+from small_run import STAGES, STATE, TRAINED, Bench, Event, last_words, spread, tally, torn_lines, verdict
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 CATEGORIES = (
@@ -49,9 +49,9 @@ class Report:
             self.ended[ended] += 1
             self.where[where] += 1
 
-    def fail(self, told: str) -> None:
+    def fail(self, message: str) -> None:
         with self._lock:
-            self.failures.append(told)
+            self.failures.append(message)
 
     def largest(self, name: str, value: float) -> None:
         with self._lock:
@@ -77,7 +77,7 @@ class Crew:
             self.free.put(server)
 
     def do(self, work: Callable[[Any, Server], None], items: Iterable[Any]) -> None:
-        def one(item: Any) -> None:
+        def run_one(item: Any) -> None:
             server = self.free.get()
             try:
                 work(item, server)
@@ -85,7 +85,7 @@ class Crew:
                 self.free.put(server)
 
         with ThreadPoolExecutor(self.size) as pool:
-            for done in [pool.submit(one, item) for item in items]:
+            for done in [pool.submit(run_one, item) for item in items]:
                 done.result()
 
 
@@ -99,16 +99,16 @@ def _begin(bench: Bench, stage: str) -> Path:
 def _finish(bench: Bench, server: Server, place: Path, report: Report) -> list[str]:
     """The same command, undisturbed, to the end; what is wrong then."""
     ended = bench.run(place, server=server)
-    found = bench.problems(place) if ended.code == 0 else [f"the next run ended with {verdict(ended)}: {last_words(ended)}"]
+    problems = bench.problems(place) if ended.code == 0 else [f"the next run ended with {verdict(ended)}: {last_words(ended)}"]
     report.numbers["lines of logs that are torn"] = report.numbers.get("lines of logs that are torn", 0) + len(
         torn_lines(place)
     )
     shutil.rmtree(place)
-    return found
+    return problems
 
 
-def _index(bench: Bench, chosen: Callable[[Told], bool]) -> list[int]:
-    return [i for i, told in enumerate(bench.calls) if chosen(told)]
+def _index(bench: Bench, chosen: Callable[[Event], bool]) -> list[int]:
+    return [i for i, event in enumerate(bench.calls) if chosen(event)]
 
 
 # Killed, and gone on
@@ -126,10 +126,10 @@ def kills_in_time(bench: Bench, number: int, signal_number: int, seed: int | Non
     """Moments after the first step of every stage, as many in each, evenly apart or, with a seed, at random."""
     draw, kills = random.Random(seed), []
     for place, stage in enumerate(STAGES):
-        own = number // len(STAGES) + (place < number % len(STAGES))
+        share = number // len(STAGES) + (place < number % len(STAGES))
         start, seconds = bench.start(stage)
-        for i in range(own):
-            part = (i + 0.5) / own if seed is None else draw.random()
+        for i in range(share):
+            part = (i + 0.5) / share if seed is None else draw.random()
             kills.append(Kill(stage, replace(start, mode="timer", value=signal_number, microseconds=int(part * seconds * 1e6))))
     return kills
 
@@ -138,8 +138,8 @@ def kills_in_calls(bench: Bench, number: int) -> list[Kill]:
     """Inside writes, fsyncs and renames, a third each, spread over files; before, in the middle and after in turn."""
     kills = []
     for place, kind in enumerate("wfr"):
-        own = number // 3 + (place < number % 3)
-        chosen = spread(calls_to_fail(bench, 0, kind), own)
+        share = number // 3 + (place < number % 3)
+        chosen = spread(calls_to_fail(bench, 0, kind), share)
         modes = KILLS if kind == "w" else ("before", "after")
         kills += [Kill(bench.calls[i].stage, bench.fault_at(i, modes[n % len(modes)])) for n, i in enumerate(chosen)]
     return kills
@@ -153,11 +153,11 @@ def killed(bench: Bench, crew: Crew, kills: Sequence[Kill], *, inside: Sequence[
 
     def trial(chain: Sequence[Kill], server: Server) -> None:
         place = _begin(bench, chain[0].stage)
-        told: list[str] = []
+        faults: list[str] = []
         wrong: list[str] = []
         for kill in chain:
             ended = bench.run(place, fault=kill.fault, server=server)
-            told.append(f"{kill.stage}: {kill.fault}")
+            faults.append(f"{kill.stage}: {kill.fault}")
             timed = kill.fault.mode == "timer"
             if ended.code == -signal.SIGKILL:
                 call = ended.disturbed
@@ -170,7 +170,7 @@ def killed(bench: Bench, crew: Crew, kills: Sequence[Kill], *, inside: Sequence[
             wrong += bench.lies(place)
         wrong += _finish(bench, server, place, report)
         if wrong:
-            report.fail(f"{'; then '.join(told)} -> {'; '.join(wrong[:4])}")
+            report.fail(f"{'; then '.join(faults)} -> {'; '.join(wrong[:4])}")
 
     crew.do(trial, chains)
     return report
@@ -212,16 +212,16 @@ def _seconds_to_leave(ended: Ended, fault: Fault) -> float:
     return (ended.ended - start.nanoseconds) / 1e9 - fault.microseconds / 1e6 if start else 0.0
 
 
-def _is_state(told: Told) -> bool:
+def _is_state(event: Event) -> bool:
     """Whether a state of training took its name here."""
-    return told.call.kind == "r" and bool(STATE.search(told.call.path))
+    return event.call.kind == "r" and bool(STATE.search(event.call.path))
 
 
 def longest_step(bench: Bench) -> float:
     """Seconds between two saved states of the undisturbed run, at most: a step, perhaps an evaluation, and the save."""
     longest = 0.0
     for stage in TRAINED:
-        saved = [told.call.nanoseconds for told in bench.calls_of(stage) if _is_state(told)]
+        saved = [event.call.nanoseconds for event in bench.calls_of(stage) if _is_state(event)]
         longest = max([longest, *((later - sooner) / 1e9 for sooner, later in zip(saved, saved[1:], strict=False))])
     return longest
 
@@ -232,7 +232,7 @@ def longest_step(bench: Bench) -> float:
 def calls_to_fail(bench: Bench, sample: int, kinds: str = "wfr") -> list[int]:
     """The first and the last call of every kind and file name in every stage, and a sample of the others, evenly spread."""
     alike: dict[tuple[str, ...], list[int]] = {}
-    for i in _index(bench, lambda told: told.call.kind in kinds):
+    for i in _index(bench, lambda event: event.call.kind in kinds):
         alike.setdefault((bench.calls[i].stage, *bench.calls[i].shape), []).append(i)
     ends = {i for same in alike.values() for i in (same[0], same[-1])}
     others = [i for same in alike.values() for i in same if i not in ends]
@@ -247,9 +247,9 @@ def failing(bench: Bench, crew: Crew, indices: Sequence[int], modes: Sequence[st
         turn, index = item
         mode = modes[turn % len(modes)]
         value = errno.ENOSPC if mode != "fail" else ERRNOS[turn % len(ERRNOS)]
-        told = bench.calls[index]
+        event = bench.calls[index]
         fault = bench.fault_at(index, mode, value)
-        place = _begin(bench, told.stage)
+        place = _begin(bench, event.stage)
         ended = bench.run(place, fault=fault, server=server)
         how, wrong = verdict(ended), []
         if not ended.disturbed:
@@ -259,9 +259,9 @@ def failing(bench: Bench, crew: Crew, indices: Sequence[int], modes: Sequence[st
             wrong.append(f"ended with {how} {last_words(ended)}")
         wrong += bench.earlier_spoiled(place) + bench.lies(place)
         wrong += _finish(bench, server, place, report)
-        report.add(how, f"{errno.errorcode[value]} in {NAMES[told.call.kind]}")
+        report.add(how, f"{errno.errorcode[value]} in {NAMES[event.call.kind]}")
         if wrong:
-            report.fail(f"{told.stage}: {fault} -> {'; '.join(wrong[:4])}")
+            report.fail(f"{event.stage}: {fault} -> {'; '.join(wrong[:4])}")
 
     crew.do(trial, list(enumerate(indices)))
     return report
@@ -276,22 +276,22 @@ def unsynced(bench: Bench) -> list[str]:
     Logs and cards are not asked about, nor is the cache, which is checked when it is opened.
     """
     last: dict[str, str] = {}
-    found, old = [], ""
-    for call in (told.call for told in bench.calls):
+    files, old = [], ""
+    for call in (event.call for event in bench.calls):
         if call.kind == "o":
             old = call.path
         elif call.kind == "r":
             inside = {name: kind for name, kind in last.items() if name == old or name.startswith(f"{old}/")}
-            found += [f"{name} -> {call.path}" for name, kind in inside.items() if kind == "w"]
+            files += [f"{name} -> {call.path}" for name, kind in inside.items() if kind == "w"]
             for name in inside:
                 last[call.path + name.removeprefix(old)] = "f"  # told once
                 del last[name]
         elif call.kind in "wf":
             last[call.path] = call.kind
     loose = (".jsonl", ".md", "begun.json")
-    found = [text for text in found if text.startswith("run/") and not text.split(" ")[0].endswith(loose)]
+    files = [text for text in files if text.startswith("run/") and not text.split(" ")[0].endswith(loose)]
     # safetensors renames by system calls of its own, which no library comes between.
-    return sorted({text for text in found if "/.tmp" not in text})
+    return sorted({text for text in files if "/.tmp" not in text})
 
 
 # Files that rot
@@ -314,19 +314,19 @@ def scenes(
     shares: Sequence[float] = (0.3, 0.8),
 ) -> list[Scene]:
     """The run stopped after stages that a later one reads, and in the middle of stages that save what they have."""
-    made = [bench.place(f"scene-after-{stage}", STAGES[STAGES.index(stage) + 1]) for stage in after]
+    places = [bench.place(f"scene-after-{stage}", STAGES[STAGES.index(stage) + 1]) for stage in after]
     for stage in within:
         saved = [i for i in _index(bench, _is_saved) if bench.calls[i].stage == stage]
         for share in shares:
-            made.append(_stopped_at(bench, server, f"scene-in-{stage}-{share}", saved[int(share * len(saved))]))
-    filled = _index(bench, lambda told: told.call.kind == "f" and told.call.path.endswith("done.bin"))
-    made.append(_stopped_at(bench, server, "scene-in-teacher-cache", filled[0]))
-    return [Scene(place, _readable(place)) for place in made]
+            places.append(_stopped_at(bench, server, f"scene-in-{stage}-{share}", saved[int(share * len(saved))]))
+    filled = _index(bench, lambda event: event.call.kind == "f" and event.call.path.endswith("done.bin"))
+    places.append(_stopped_at(bench, server, "scene-in-teacher-cache", filled[0]))
+    return [Scene(place, _readable(place)) for place in places]
 
 
-def _is_saved(told: Told) -> bool:
+def _is_saved(event: Event) -> bool:
     """Whether a state of training, or a shard, took its name here."""
-    return _is_state(told) or (told.call.kind == "r" and "augment.partial/shards/" in told.call.path)
+    return _is_state(event) or (event.call.kind == "r" and "augment.partial/shards/" in event.call.path)
 
 
 def _stopped_at(bench: Bench, server: Server, name: str, index: int) -> Path:
@@ -338,13 +338,13 @@ def _stopped_at(bench: Bench, server: Server, name: str, index: int) -> Path:
 
 def _readable(place: Path) -> dict[str, list[str]]:
     """Files by category; outputs of the stage before last and older ones only where somebody still reads them."""
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for path in sorted(path for path in place.rglob("*") if path.is_file() and path.stat().st_size):
         name = path.relative_to(place).as_posix()
         category = _category(name)
         if category and _still_read(name, place):
-            found.setdefault(category, []).append(name)
-    return found
+            files.setdefault(category, []).append(name)
+    return files
 
 
 READERS = {
@@ -409,12 +409,12 @@ class Damage:
         return f"{self.file}, byte {position} of {size}: {before:#04x} -> {before ^ self.bits:#04x}"
 
 
-def damages(found: Sequence[Scene], flips: int, cuts: int, seed: int = 1) -> list[Damage]:
+def damages(stopped: Sequence[Scene], flips: int, cuts: int, seed: int = 1) -> list[Damage]:
     """Places drawn at random, as many in each category that there is."""
     draw, chosen = random.Random(seed), []
     for turn in range(flips + cuts):
         category = CATEGORIES[turn % len(CATEGORIES)]
-        scene = draw.choice([scene for scene in found if scene.files.get(category)])
+        scene = draw.choice([scene for scene in stopped if scene.files.get(category)])
         file = draw.choice(scene.files[category])
         chosen.append(Damage(scene, category, file, draw.random(), 0 if turn >= flips else draw.randint(1, 255)))
     return chosen
@@ -430,19 +430,19 @@ def damaged(bench: Bench, crew: Crew, chosen: Sequence[Damage]) -> Report:
         ended = bench.run(place, server=server)
         how = verdict(ended)
         if how == "done":
-            found = [text for text in bench.problems(place) if not text.startswith("looks complete: cache")]
+            problems = [text for text in bench.problems(place) if not text.startswith("looks complete: cache")]
             # A file that is no result, such as recipe.resolved.toml, spoils nothing but itself.
             itself = damage.file.removeprefix("run/")
-            found = [text for text in found if damage.category != "recipe.resolved.toml" or itself not in text]
-            how = "silent and wrong" if found else "harmless, bit-equal"
+            problems = [text for text in problems if damage.category != "recipe.resolved.toml" or itself not in text]
+            how = "silent and wrong" if problems else "harmless, bit-equal"
         else:
-            found = [] if how.endswith("(exit 5)") else [f"{how}: {last_words(ended)}"]
-            how = "found out" if not found else how
+            problems = [] if how.endswith("(exit 5)") else [f"{how}: {last_words(ended)}"]
+            how = "found out" if not problems else how
         shutil.rmtree(place)
         kind = "cut" if damage.bits == 0 else "flip"
         report.add(how, f"{damage.category} {kind}: {how}")
-        if found:
-            report.fail(f"{damage.scene.place.name}: {done} -> {how}: {'; '.join(found[:3])}")
+        if problems:
+            report.fail(f"{damage.scene.place.name}: {done} -> {how}: {'; '.join(problems[:3])}")
 
     crew.do(trial, chosen)
     return report

@@ -102,7 +102,7 @@ def make_inputs(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Told:
+class Event:
     """A call of the undisturbed run, and the stage that made it."""
 
     stage: str
@@ -135,7 +135,7 @@ class Bench:
         self.undisturbed = self.run(self.reference, fault=Fault())
         assert self.undisturbed.code == 0, self.undisturbed.err
         self.calls = self._by_stage(self.undisturbed.calls)
-        self.first = {name: next(i for i, told in enumerate(self.calls) if told.stage == name) for name in STAGES}
+        self.first = {name: next(i for i, event in enumerate(self.calls) if event.stage == name) for name in STAGES}
         assert not self.problems(warm), f"two undisturbed runs differ: {self.problems(warm)}"
         shutil.rmtree(warm)
 
@@ -161,59 +161,59 @@ class Bench:
         """The same folder again, links and all."""
         return Path(shutil.copytree(place, self.folder / name, symlinks=True))
 
-    def calls_of(self, stage: str) -> list[Told]:
+    def calls_of(self, stage: str) -> list[Event]:
         """What the undisturbed run did to files in this stage."""
-        return [told for told in self.calls if told.stage == stage]
+        return [event for event in self.calls if event.stage == stage]
 
     def number(self, index: int) -> int:
         """Which of the calls of its kind and pattern the reference's call `index` is, counted from its stage on."""
-        told = self.calls[index]
-        same = (other for other in self.calls[self.first[told.stage] : index + 1])
-        return sum(other.call.kind == told.call.kind and other.pattern == told.pattern for other in same)
+        event = self.calls[index]
+        same = (other for other in self.calls[self.first[event.stage] : index + 1])
+        return sum(other.call.kind == event.call.kind and other.pattern == event.pattern for other in same)
 
     def fault_at(self, index: int, mode: str, value: int = 0) -> Fault:
         """The fault that disturbs the reference's call `index` in a folder where the stages before are done."""
-        told = self.calls[index]
-        return Fault(told.pattern, told.call.kind, self.number(index), mode, value)
+        event = self.calls[index]
+        return Fault(event.pattern, event.call.kind, self.number(index), mode, value)
 
     def start(self, stage: str) -> tuple[Fault, float]:
         """The call from which moments of a stage are counted, its first step or else its first file; the seconds from there."""
         calls = self.calls_of(stage)
         log = f"run/{stage}.partial/*log.jsonl"
-        lines = [told for told in calls if told.call.kind == "w" and told.call.path.endswith("log.jsonl")]
+        lines = [event for event in calls if event.call.kind == "w" and event.call.path.endswith("log.jsonl")]
         fault = Fault(log, "w", 1) if lines else Fault(f"run/{stage}.partial/*", "", 1)
         return fault, (calls[-1].call.nanoseconds - (lines or calls)[0].call.nanoseconds) / 1e9
 
     def problems(self, place: Path) -> list[str]:
         """What a finished run in `place` has otherwise than the undisturbed one; nothing is left out but measured times."""
-        found = [f"{name}: missing" for name in STAGES if not (place / "run" / name).is_dir()]
-        known = {*STAGES, "run.json"}
+        problems = [f"{name}: missing" for name in STAGES if not (place / "run" / name).is_dir()]
+        expected = {*STAGES, "run.json"}
         for path in sorted((place / "run").iterdir()) if (place / "run").is_dir() else ():
-            if path.name not in known and ".old-" not in path.name:
-                found.append(f"{path.name}: left behind")
+            if path.name not in expected and ".old-" not in path.name:
+                problems.append(f"{path.name}: left behind")
         for name in STAGES:
             if (place / "run" / name).is_dir():
-                found += self._unlike(place / "run" / name, self.reference / "run" / name)
-        return found + self.lies(place)
+                problems += self._unlike(place / "run" / name, self.reference / "run" / name)
+        return problems + self.lies(place)
 
     def lies(self, place: Path) -> list[str]:
         """Directories that say they are whole and differ from the undisturbed run's, and damaged entries of the cache."""
-        found = []
-        for made in sorted((place / "run").rglob("manifest.json")) if (place / "run").is_dir() else ():
-            folder = made.parent
+        problems = []
+        for path in sorted((place / "run").rglob("manifest.json")) if (place / "run").is_dir() else ():
+            folder = path.parent
             name = folder.name.removesuffix(".partial")
             if ".old-" not in folder.name and name in STAGES:
-                found += [f"looks complete: {text}" for text in self._unlike(folder, self.reference / "run" / name)]
+                problems += [f"looks complete: {text}" for text in self._unlike(folder, self.reference / "run" / name)]
         for mark in sorted((place / "cache").glob("*/*/complete")):
-            theirs = self.reference / mark.parent.relative_to(place)
-            if not theirs.is_dir():
-                found.append(f"looks complete: {mark.parent.relative_to(place)}: not made by an undisturbed run")
+            reference = self.reference / mark.parent.relative_to(place)
+            if not reference.is_dir():
+                problems.append(f"looks complete: {mark.parent.relative_to(place)}: not made by an undisturbed run")
                 continue
-            for name in sorted(name for name in _names(theirs) if name != "complete" and not name.endswith(".json")):
-                ours = mark.parent / name
-                if not ours.is_file() or ours.read_bytes() != (theirs / name).read_bytes():
-                    found.append(f"looks complete: {ours.relative_to(place)} differs")
-        return found
+            for name in sorted(name for name in _names(reference) if name != "complete" and not name.endswith(".json")):
+                file = mark.parent / name
+                if not file.is_file() or file.read_bytes() != (reference / name).read_bytes():
+                    problems.append(f"looks complete: {file.relative_to(place)} differs")
+        return problems
 
     def earlier_spoiled(self, place: Path) -> list[str]:
         """Finished outputs that are not what they were."""
@@ -222,45 +222,45 @@ class Bench:
             text for folder in folders if folder.is_dir() for text in self._unlike(folder, self.reference / "run" / folder.name)
         ]
 
-    def _unlike(self, ours: Path, theirs: Path) -> list[str]:
-        names, expected = _names(ours), _names(theirs)
-        if ours.name.endswith(".partial"):
+    def _unlike(self, out: Path, reference: Path) -> list[str]:
+        names, expected = _names(out), _names(reference)
+        if out.name.endswith(".partial"):
             names -= {name for name in names - expected if name.startswith((".", "begun.json"))}
-        found = [f"{ours.name}/{name}: missing" for name in sorted(expected - names)]
-        found += [f"{ours.name}/{name}: left behind" for name in sorted(names - expected)]
-        return found + [
-            f"{ours.name}/{name}: differs" for name in sorted(names & expected) if not same_file(ours / name, theirs / name)
+        problems = [f"{out.name}/{name}: missing" for name in sorted(expected - names)]
+        problems += [f"{out.name}/{name}: left behind" for name in sorted(names - expected)]
+        return problems + [
+            f"{out.name}/{name}: differs" for name in sorted(names & expected) if not same_file(out / name, reference / name)
         ]
 
-    def _by_stage(self, calls: list[Call]) -> list[Told]:
-        stage, told = STAGES[0], []
+    def _by_stage(self, calls: list[Call]) -> list[Event]:
+        stage, events = STAGES[0], []
         for call in calls:
             begun = next((name for name in STAGES if call.path.startswith((f"run/{name}.partial", f"run/.{name}.lock"))), stage)
             stage = begun if STAGES.index(begun) > STAGES.index(stage) else stage
-            told.append(Told(stage, call))
-        return told
+            events.append(Event(stage, call))
+        return events
 
     def _entries_before(self, stage: str) -> list[str]:
-        made: dict[str, str] = {}
-        for told in self.calls:
-            parts = told.call.path.split("/")
+        stages: dict[str, str] = {}
+        for event in self.calls:
+            parts = event.call.path.split("/")
             if parts[0] == "cache" and len(parts) > 3:
-                made.setdefault("/".join(parts[1:3]), told.stage)
-        return [entry for entry, when in made.items() if STAGES.index(when) < STAGES.index(stage)]
+                stages.setdefault("/".join(parts[1:3]), event.stage)
+        return [entry for entry, when in stages.items() if STAGES.index(when) < STAGES.index(stage)]
 
 
-def same_file(ours: Path, theirs: Path) -> bool:
+def same_file(file: Path, reference: Path) -> bool:
     """Equal bytes; of manifests and scores, equal but for times and measured speeds; logs and cards are not compared."""
-    if ours.name.endswith(TELLS):
+    if file.name.endswith(TELLS):
         return True
     try:
-        if ours.name == "metrics.json":
-            return _unmeasured(json.loads(ours.read_text())) == _unmeasured(json.loads(theirs.read_text()))
-        if ours.name == "manifest.json":
-            return _said(ours) == _said(theirs)
+        if file.name == "metrics.json":
+            return _unmeasured(json.loads(file.read_text())) == _unmeasured(json.loads(reference.read_text()))
+        if file.name == "manifest.json":
+            return _comparable(file) == _comparable(reference)
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
-    return ours.read_bytes() == theirs.read_bytes()
+    return file.read_bytes() == reference.read_bytes()
 
 
 def torn_lines(place: Path) -> list[str]:
@@ -283,10 +283,10 @@ def verdict(ended: Ended) -> str:
         return f"signal {-ended.code}"
     if ended.code == 0:
         return "done"
-    found = re.search(r"^\[(M\d\d\d)\]", ended.err, re.MULTILINE)
-    if not found or not FOUR_PARTS.search(ended.err):
+    match = re.search(r"^\[(M\d\d\d)\]", ended.err, re.MULTILINE)
+    if not match or not FOUR_PARTS.search(ended.err):
         return f"exit {ended.code} without four parts"
-    return f"{found[1]} (exit {ended.code})"
+    return f"{match[1]} (exit {ended.code})"
 
 
 def last_words(ended: Ended) -> str:
@@ -302,8 +302,8 @@ def spread(items: list[Any], count: int) -> list[Any]:
     return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
 
 
-def tally(found: Counter[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in found.most_common())
+def tally(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
 def _names(folder: Path) -> set[str]:
@@ -316,11 +316,11 @@ def _unmeasured(value: Any) -> Any:
     return [_unmeasured(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _said(path: Path) -> dict[str, Any]:
+def _comparable(path: Path) -> dict[str, Any]:
     """What a manifest says of keys, inputs and outputs. Whatever comes after measured speeds has another hash every time."""
-    made = json.loads(path.read_text())
-    outputs = {name: value for name, value in made["outputs"].items() if not name.endswith((*TELLS, "metrics.json"))}
-    said = {"outputs": outputs, "stage": made["stage"]}
-    if made["stage"] != "report":
-        said |= {"identity": made["identity"], "identity_hash": made["identity_hash"]}
-    return said if made["stage"] in ("export", "report") else said | {"result": made["result"]}
+    record = json.loads(path.read_text())
+    outputs = {name: value for name, value in record["outputs"].items() if not name.endswith((*TELLS, "metrics.json"))}
+    content = {"outputs": outputs, "stage": record["stage"]}
+    if record["stage"] != "report":
+        content |= {"identity": record["identity"], "identity_hash": record["identity_hash"]}
+    return content if record["stage"] in ("export", "report") else content | {"result": record["result"]}

@@ -58,13 +58,13 @@ def test_faults(bench, crew, tell, kinds):
     indices = calls_to_fail(bench, 150 if kinds == "wfr" else 0, kinds)
     indices = spread(indices, number("FAULTS", len(indices)))
     report = failing(bench, crew, indices, modes=("fail", "fail", "fail", "half, then fail") if kinds == "wfr" else ("fail",))
-    report.title += f" ({len(indices)} of the {sum(told.call.kind in kinds for told in bench.calls)} of kinds {kinds} in a run)"
+    report.title += f" ({len(indices)} of the {sum(e.call.kind in kinds for e in bench.calls)} of kinds {kinds} in a run)"
     tell(report)
 
 
 def test_damage(bench, crew, tell):
-    found = scenes(bench, bench.server)
-    tell(damaged(bench, crew, damages(found, number("FLIPS", 500), number("CUTS", 100))))
+    stopped = scenes(bench, bench.server)
+    tell(damaged(bench, crew, damages(stopped, number("FLIPS", 500), number("CUTS", 100))))
 
 
 def test_memory(tmp_path, capfd):

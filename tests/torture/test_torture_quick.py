@@ -23,7 +23,7 @@ WRITERS = {
 @pytest.mark.slow
 def test_two_undisturbed_runs_are_equal(bench):
     """The Bench itself compares them; and every stage was seen at work."""
-    assert {told.stage for told in bench.calls} == set(STAGES)
+    assert {event.stage for event in bench.calls} == set(STAGES)
     assert bench.problems(bench.reference) == []
     assert bench.undisturbed.seconds < 60
 
@@ -32,7 +32,7 @@ def test_two_undisturbed_runs_are_equal(bench):
 @pytest.mark.parametrize("writer", WRITERS)
 def test_the_library_sees_what_is_written(bench, writer):
     """By Python, C++, Rust and Arrow, all of it: the bytes of a file are those that were counted."""
-    seen = [told.call for told in bench.calls if told.call.kind == "w" and re.fullmatch(WRITERS[writer], told.call.path)]
+    seen = [event.call for event in bench.calls if event.call.kind == "w" and re.fullmatch(WRITERS[writer], event.call.path)]
     size = sum(call.bytes for call in seen)
     finished = {
         "Python": "finetune/log.jsonl",
@@ -93,8 +93,8 @@ def test_calls_that_fail(bench, alone):
 @pytest.mark.torture  # the long proofs beside; tests/commands/test_integrity.py is quicker
 def test_damaged_files(bench, alone):
     """One in each category, in folders with little left to do."""
-    found = scenes(bench, bench.server, after=("augment",), within=("general-distill", "task-distill"), shares=(0.7,))
-    report = damaged(bench, alone, damages(found, 6, 2))
+    stopped = scenes(bench, bench.server, after=("augment",), within=("general-distill", "task-distill"), shares=(0.7,))
+    report = damaged(bench, alone, damages(stopped, 6, 2))
     print(report)
     assert not report.failures, report
 

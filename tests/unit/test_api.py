@@ -8,12 +8,12 @@ import sys
 import threading
 
 import pytest
+from recording import RecordingReporter
 from tiny_models import tiny_bert, tiny_glue, tiny_rows
 
 import microbert_cli
 from microbert_cli import api
 from microbert_cli.errors import MbertError
-from microbert_cli.reporter import Reporter
 from microbert_cli.runs.stage_result import StageResult
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -78,7 +78,7 @@ def test_a_teacher(place, teacher, capsys):
 
 
 def test_pretrain_trains_a_vocabulary_and_a_model(place):
-    made = api.pretrain(
+    result = api.pretrain(
         model="bert-1x16",
         corpus=place / "text.txt",
         vocabulary=120,
@@ -86,15 +86,15 @@ def test_pretrain_trains_a_vocabulary_and_a_model(place):
         out=place / "pre",
         **keys("pretrain"),
     )
-    assert made.metrics["vocabulary"] <= 120 and made.metrics["steps"] == 3
-    assert 0 < made.metrics["heldout"]["loss"] and made.metrics["heldout"]["perplexity"] == pytest.approx(
-        math.exp(made.metrics["heldout"]["loss"])
+    assert result.metrics["vocabulary"] <= 120 and result.metrics["steps"] == 3
+    assert 0 < result.metrics["heldout"]["loss"] and result.metrics["heldout"]["perplexity"] == pytest.approx(
+        math.exp(result.metrics["heldout"]["loss"])
     )
-    assert not (made.out / "resume").exists()
+    assert not (result.out / "resume").exists()
     gone_on = api.pretrain(
-        model=made.out, corpus=place / "text.txt", corpus__max_length=24, out=place / "pre2", **keys("pretrain")
+        model=result.out, corpus=place / "text.txt", corpus__max_length=24, out=place / "pre2", **keys("pretrain")
     )
-    assert gone_on.metrics["vocabulary"] == made.metrics["vocabulary"]
+    assert gone_on.metrics["vocabulary"] == result.metrics["vocabulary"]
 
 
 def test_general_and_task_distillation(place, teacher):
@@ -120,13 +120,13 @@ def test_general_and_task_distillation(place, teacher):
         out=place / "scores",
     )
     assert scored.metrics["dev"] == student.metrics["dev"]
-    told = scored.metrics["splits"]["dev"]["teacher"]
-    assert 0 <= told["agreement"] <= 1 and told["kl"] >= 0
+    teacher_scores = scored.metrics["splits"]["dev"]["teacher"]
+    assert 0 <= teacher_scores["agreement"] <= 1 and teacher_scores["kl"] >= 0
 
 
 def test_general_distillation_with_the_released_arithmetic(place):
     """Padding counts there: every batch is as long as the corpus allows, and whole."""
-    made = api.general_distill(
+    done = api.general_distill(
         teacher=place / "base", student="bert-1x8", corpus=place / "text.txt", corpus__max_length=64, out=place / "released",
         method="tinybert-reference", **keys("general", batch_size=4),
     )  # fmt: skip
@@ -134,14 +134,14 @@ def test_general_distillation_with_the_released_arithmetic(place):
         teacher=place / "base", student="bert-1x8", corpus=place / "text.txt", corpus__max_length=64, out=place / "masked",
         **keys("general", batch_size=4),
     )  # fmt: skip
-    assert made.metrics["heldout_before"]["embedding"] != pytest.approx(plain.metrics["heldout_before"]["embedding"], rel=1e-3)
+    assert done.metrics["heldout_before"]["embedding"] != pytest.approx(plain.metrics["heldout_before"]["embedding"], rel=1e-3)
 
 
 def test_augmentation(place):
-    made = api.augment(
+    result = api.augment(
         task="sst2", masked_lm=place / "base", data__folder=place / "glue", out=place / "more", augment__copies=1
     )
-    assert made.metrics["rows_in"] == 80 < made.metrics["rows_out"]
+    assert result.metrics["rows_in"] == 80 < result.metrics["rows_out"]
 
 
 def test_prediction(place, teacher):
@@ -154,11 +154,11 @@ def test_prediction(place, teacher):
 
 
 def test_regression(place):
-    made = api.finetune(
+    result = api.finetune(
         model=place / "base", task="stsb", data__folder=place / "glue", out=place / "stsb", data__max_length=40,
         seeds=[1, 2], **keys("finetune"),
     )  # fmt: skip
-    assert set(made.metrics["seeds"]) == {"1", "2"} and "pearson" in made.metrics["mean"]
+    assert set(result.metrics["seeds"]) == {"1", "2"} and "pearson" in result.metrics["mean"]
 
 
 def test_what_is_missing_is_an_error_that_helps(place):
@@ -179,34 +179,19 @@ def test_another_recipe_in_the_same_place(place, teacher):
 
 
 def test_a_talk_hears_everything(place):
-    class Heard(Reporter):
-        def __init__(self):
-            self.notes, self.steps = [], []
-
-        def note(self, text):
-            self.notes.append(text)
-
-        def progress(self, stage, step, total, **numbers):
-            self.steps.append((stage, step, total))
-
-    heard = Heard()
+    reporter = RecordingReporter()
     api.finetune(
-        model=place / "base", **sst2(place), out=place / "heard", reporter=heard,
+        model=place / "base", **sst2(place), out=place / "heard", reporter=reporter,
         **keys("finetune"),
     )  # fmt: skip
-    assert ("finetune", 3, 3) in heard.steps and any(note.startswith("seed 42: accuracy") for note in heard.notes)
+    assert ("finetune", 3, 3) in reporter.steps and any(note.startswith("seed 42: accuracy") for note in reporter.notes)
 
 
 @pytest.mark.parametrize("name", ["reporter", "talk"])
 def test_talk_is_the_earlier_name_of_reporter(place, name):
-    notes = []
-
-    class Listener(Reporter):
-        def note(self, text):
-            notes.append(text)
-
-    api.finetune(model=place / "base", **sst2(place), out=place / f"told-{name}", **{name: Listener()}, **keys("finetune"))
-    assert notes[0].startswith("finetune: model ")
+    reporter = RecordingReporter()
+    api.finetune(model=place / "base", **sst2(place), out=place / f"told-{name}", **{name: reporter}, **keys("finetune"))
+    assert reporter.notes[0].startswith("finetune: model ")
 
 
 def test_files_of_ones_own_through_include(place, teacher, tmp_path):
@@ -216,35 +201,30 @@ def test_files_of_ones_own_through_include(place, teacher, tmp_path):
         "def mine(student_BC, teacher_BC, *, power=2.0):\n"
         "    return (student_BC - teacher_BC).abs().pow(power).mean()\n"
     )
-    made = api.distill(
+    result = api.distill(
         teacher=teacher.out, student="bert-1x8", **sst2(place),
         out=tmp_path / "mine", include=[tmp_path], phases__prediction__losses={"mine": {"power": 1.0}},
         method="tinybert", **keys("phases__intermediate"), **keys("phases__prediction"),
     )  # fmt: skip
-    assert "mine" in made.metrics["phases"]["prediction"]["losses"]
+    assert "mine" in result.metrics["phases"]["prediction"]["losses"]
 
 
 def test_stages_run_in_a_thread(place):
-    found = []
+    results = []
     arguments = dict(model=place / "base", **sst2(place), out=place / "threaded")
-    thread = threading.Thread(target=lambda: found.append(api.finetune(**arguments, **keys("finetune"))))
+    thread = threading.Thread(target=lambda: results.append(api.finetune(**arguments, **keys("finetune"))))
     thread.start()
     thread.join(60)
-    assert found and found[0].metrics["phases"]["finetune"]["steps"] == 3
+    assert results and results[0].metrics["phases"]["finetune"]["steps"] == 3
 
 
 @pytest.mark.slow
 def test_a_phase_that_reads_logits_alone_may_ask_in_int8(place, teacher):
     pytest.importorskip("onnxscript")
-    heard = []
-
-    class Heard(Reporter):
-        def note(self, text):
-            heard.append(text)
-
-    made = api.distill(
-        teacher=teacher.out, student="bert-1x8", **sst2(place), teacher__precision="int8", reporter=Heard(),
+    reporter = RecordingReporter()
+    result = api.distill(
+        teacher=teacher.out, student="bert-1x8", **sst2(place), teacher__precision="int8", reporter=reporter,
         out=place / "int8", method="tinybert", **keys("phases__intermediate"), **keys("phases__prediction"),
     )  # fmt: skip
-    assert made.metrics["phases"]["prediction"]["steps"] == 3
-    assert any("int8 copy" in text for text in heard) and any("float32 here" in text for text in heard)
+    assert result.metrics["phases"]["prediction"]["steps"] == 3
+    assert any("int8 copy" in text for text in reporter.notes) and any("float32 here" in text for text in reporter.notes)

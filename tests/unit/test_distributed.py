@@ -82,7 +82,7 @@ def whole_batch():
 
 
 def rows_of(value, rows):
-    return tuple(one[rows] for one in value) if isinstance(value, tuple) else value[rows]
+    return tuple(part[rows] for part in value) if isinstance(value, tuple) else value[rows]
 
 
 VALUES = {
@@ -122,12 +122,12 @@ def test_no_original_row_anywhere_gives_0():
 
 @pytest.mark.parametrize("size", [1, 7, 1000, 99_991])
 def test_alone_means_are_those_of_torch_bit_by_bit(size):
-    one = torch.randn(size, generator=torch.Generator().manual_seed(size), requires_grad=True)
-    other = one.detach().clone().requires_grad_()
-    ours, theirs = reduce.mean_over_rows(one.square()), other.square().mean()
-    ours.backward()
-    theirs.backward()
-    assert torch.equal(ours, theirs) and torch.equal(one.grad, other.grad)
+    values = torch.randn(size, generator=torch.Generator().manual_seed(size), requires_grad=True)
+    copied = values.detach().clone().requires_grad_()
+    actual, expected = reduce.mean_over_rows(values.square()), copied.square().mean()
+    actual.backward()
+    expected.backward()
+    assert torch.equal(actual, expected) and torch.equal(values.grad, copied.grad)
 
 
 # Dealing out
@@ -138,7 +138,7 @@ def test_rows_are_dealt_out_once_each(monkeypatch):
     rows, got = np.arange(10, 18), []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        batch = distributed.rank_batch(lambda own: {"ids": torch.from_numpy(own)}, rows)
+        batch = distributed.rank_batch(lambda indices: {"ids": torch.from_numpy(indices)}, rows)
         assert "idle" not in batch
         got += batch["ids"].tolist()
     assert sorted(got) == rows.tolist()
@@ -147,7 +147,7 @@ def test_rows_are_dealt_out_once_each(monkeypatch):
 def test_a_process_without_rows_idles_on_one(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")
-    batch = distributed.rank_batch(lambda own: {"ids": torch.from_numpy(own)}, np.array([4, 9]))
+    batch = distributed.rank_batch(lambda indices: {"ids": torch.from_numpy(indices)}, np.array([4, 9]))
     assert batch["ids"].tolist() == [4] and "idle" in batch
 
 
@@ -211,16 +211,16 @@ def two(folder):
     return torch.load(folder / "2.pt")
 
 
-def assert_same(found, expected, *, losses=1e-5, weights=1e-6):
+def assert_same(actual, expected, *, losses=1e-5, weights=1e-6):
     """Losses relative, weights absolute. The gradient of a key's bias is 0 but for rounding, and AdamW scales that up."""
-    assert found["apart"] == 0
-    assert len(found["log"]) == len(expected["log"])
-    for ours, theirs in zip(found["log"], expected["log"], strict=True):
-        assert ours.keys() == theirs.keys() and ours["step"] == theirs["step"]
-        for name in ours.keys() - {"phase", "seconds"}:
-            assert math.isclose(ours[name], theirs[name], rel_tol=losses, abs_tol=1e-9), (ours["step"], name)
+    assert actual["apart"] == 0
+    assert len(actual["log"]) == len(expected["log"])
+    for line, reference in zip(actual["log"], expected["log"], strict=True):
+        assert line.keys() == reference.keys() and line["step"] == reference["step"]
+        for name in line.keys() - {"phase", "seconds"}:
+            assert math.isclose(line[name], reference[name], rel_tol=losses, abs_tol=1e-9), (line["step"], name)
     for name in expected["weights"].keys() - {name for name in expected["weights"] if "key.bias" in name}:
-        torch.testing.assert_close(found["weights"][name], expected["weights"][name], rtol=0, atol=weights, msg=name)
+        torch.testing.assert_close(actual["weights"][name], expected["weights"][name], rtol=0, atol=weights, msg=name)
 
 
 @pytest.mark.slow
@@ -241,8 +241,8 @@ def test_bfloat16_is_near_float32_and_not_the_same(alone, folder):
     from several_processes import distil
 
     exact = distil(folder, "float32", batch_size=8)
-    for ours, theirs in zip(alone["bfloat16"]["log"], exact["log"], strict=True):
-        assert ours["loss"] != theirs["loss"] and math.isclose(ours["loss"], theirs["loss"], rel_tol=2e-2)
+    for line, reference in zip(alone["bfloat16"]["log"], exact["log"], strict=True):
+        assert line["loss"] != reference["loss"] and math.isclose(line["loss"], reference["loss"], rel_tol=2e-2)
     assert all(value.dtype in (torch.float32, torch.int64) for value in alone["bfloat16"]["weights"].values())
 
 
@@ -360,10 +360,10 @@ def test_a_teacher_that_is_trained_too(place, monkeypatch):
     words += tuple(word for key, value in numbers.items() for word in ("--set", f"{key}={value}"))
     works(*words, "-o", "dual-one")
     mbert_together(2, *words, "-o", "dual-two", cwd=place)
-    for ours, theirs in zip(log_of(place / "dual-two"), log_of(place / "dual-one"), strict=True):
-        ours, theirs = ({**record.pop("dev", {}), **record} for record in (ours, theirs))
-        for name in ours.keys() - {"phase", "seconds"}:
-            assert math.isclose(ours[name], theirs[name], rel_tol=1e-4, abs_tol=1e-8), (ours["step"], name)
+    for line, reference in zip(log_of(place / "dual-two"), log_of(place / "dual-one"), strict=True):
+        line, reference = ({**record.pop("dev", {}), **record} for record in (line, reference))
+        for name in line.keys() - {"phase", "seconds"}:
+            assert math.isclose(line[name], reference[name], rel_tol=1e-4, abs_tol=1e-8), (line["step"], name)
 
 
 @pytest.mark.slow
@@ -373,11 +373,11 @@ def test_a_whole_recipe(place, monkeypatch):
     done = mbert_together(2, "run", "small.toml", "-o", "two", cwd=place)
     assert done.stdout == "two\n" and done.stderr.count("accuracy on dev") == 1, "who spoke?"
     for stage in ("pretrain", "finetune", "general-distill", "task-distill"):
-        for ours, theirs in zip(log_of(place / "two" / stage), log_of(place / "one" / stage), strict=True):
-            ours, theirs = ({**record.pop("dev", {}), **record} for record in (ours, theirs))
-            for name in ours.keys() - {"phase", "seconds"}:
+        for line, reference in zip(log_of(place / "two" / stage), log_of(place / "one" / stage), strict=True):
+            line, reference = ({**record.pop("dev", {}), **record} for record in (line, reference))
+            for name in line.keys() - {"phase", "seconds"}:
                 # a stage starts from weights that differ by 1e-6, and AdamW makes more of a gradient that is rounding alone
-                assert math.isclose(ours[name], theirs[name], rel_tol=1e-4, abs_tol=1e-8), (stage, ours["step"], name)
+                assert math.isclose(line[name], reference[name], rel_tol=1e-4, abs_tol=1e-8), (stage, line["step"], name)
     assert json.loads((place / "two/finetune/manifest.json").read_text())["processes"] == 2
     assert not list((place / "two").glob("*.partial")) and not list((place / "two").glob(".*"))
     again = mbert_together(2, "run", "small.toml", "-o", "two", cwd=place)
@@ -409,8 +409,8 @@ def test_stopped_together_and_gone_on_bit_by_bit(place):
         while running.poll() is None and not (log.is_file() and log.stat().st_size > 2000):
             time.sleep(0.05)
         running.send_signal(signal.SIGTERM)
-        _, said = running.communicate(timeout=60)
-    assert said.count("stopped by SIGTERM; the same command goes on from here") == 1
+        _, output = running.communicate(timeout=60)
+    assert output.count("stopped by SIGTERM; the same command goes on from here") == 1
     state = checkpoint.load_state(place / "parts.partial" / "resume" / "phases" / "finetune")
     assert state is not None
     assert 0 < state["step"] < 1500 and len(log_of(place / "parts.partial")) >= state["step"]

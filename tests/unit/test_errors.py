@@ -38,13 +38,13 @@ def calls() -> list[tuple[str, str, str]]:
 
 
 def test_a_code_stands_for_one_message() -> None:
-    found = defaultdict(set)
+    texts = defaultdict(set)
     places = defaultdict(list)
     for code, place, what in calls():
-        found[code].add(what)
+        texts[code].add(what)
         places[code].append(place)
-    assert len(found) > 60, "the calls are not found any more"
-    assert {code: places[code] for code, messages in found.items() if len(messages) > 1} == {}
+    assert len(texts) > 60, "the calls are not found any more"
+    assert {code: places[code] for code, messages in texts.items() if len(messages) > 1} == {}
 
 
 def test_every_code_belongs_to_a_family() -> None:
@@ -60,11 +60,11 @@ def test_every_error_hands_its_code_on_as_a_literal() -> None:
 
 def test_codes_in_texts_exist() -> None:
     """What a docstring promises is raised somewhere."""
-    known = {code for code, _, _ in calls()}
+    codes = {code for code, _, _ in calls()}
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.name != "errors.py":
             text = path.read_text(encoding="utf-8")
-            assert set(re.findall(r"\bM\d{3}\b", text)) <= known, path.name
+            assert set(re.findall(r"\bM\d{3}\b", text)) <= codes, path.name
 
 
 def test_the_parts_of_every_error_are_there() -> None:

@@ -104,10 +104,10 @@ def test_model_tokenizer_and_data_come_from_the_hub_once(tmp_path: Path, hub: Hu
 
     hub.add_dataset("tiny/corpus", {"text.txt": b"one\ntwo\nthree\nfour\n"})
 
-    found, more = child(LOAD + MORE, hub.env(**NO_COUNTING))
-    assert found == expected(directory, rows=12)
+    output, more = child(LOAD + MORE, hub.env(**NO_COUNTING))
+    assert output == expected(directory, rows=12)
     assert more["streamed"] == ["one", "two", "three"] and more["errors"] == ERRORS
-    logits = pytest.approx(sum(found["logits"], []), abs=1e-6)
+    logits = pytest.approx(sum(output["logits"], []), abs=1e-6)
     assert more["mbert"][0] == ["negative", "positive"] and sum(more["mbert"][1], []) == logits
     assert more["mbert"][2] == ["the", "lovely", "boat"]
     fetched = hub.downloads()
@@ -116,7 +116,7 @@ def test_model_tokenizer_and_data_come_from_the_hub_once(tmp_path: Path, hub: Hu
     assert not [file for file in fetched if "/rte/" in file]
 
     hub.requests.clear()
-    assert child(LOAD, hub.env(HF_HUB_OFFLINE="1")) == found
+    assert child(LOAD, hub.env(HF_HUB_OFFLINE="1")) == output
     corpus = "from microbert_cli.data.corpus.documents import read_documents\nresult = list(read_documents('tiny/corpus'))"
     child("from datasets import load_dataset\nload_dataset('tiny/corpus')\nresult = 0", hub.env(**NO_COUNTING))
     hub.requests.clear()
@@ -254,7 +254,7 @@ def says(call, *args):
         return str(error)
 result = [says(urllib.request.urlopen, "http://example.org/"), says(socket.create_connection, ("192.0.2.1", 80))]
 """
-    assert all("only loopback is allowed" in said for said in child(code, hub.env()))
+    assert all("only loopback is allowed" in message for message in child(code, hub.env()))
     assert hub.outside() == ["example.org", "192.0.2.1"]
 
 
@@ -274,8 +274,8 @@ def test_files_are_served_whole_and_in_part(hub: HubStandIn) -> None:
     assert (status, headers["X-Repo-Commit"], body) == (200, second, b"two and more")
     assert ask(f"{hub.endpoint}/gpt0/resolve/{first}/a.txt")[2] == b"one"
     assert ask(f"{hub.endpoint}/gpt0/resolve/main/sub%20dir/b.txt")[2] == b""
-    status, said, body = ask(f"{hub.endpoint}/gpt0/resolve/main/a.txt", "HEAD")
-    assert (status, said["Content-Length"], said["ETag"], body) == (200, "12", headers["ETag"], b"")
+    status, received, body = ask(f"{hub.endpoint}/gpt0/resolve/main/a.txt", "HEAD")
+    assert (status, received["Content-Length"], received["ETag"], body) == (200, "12", headers["ETag"], b"")
     status, headers, body = ask(f"{hub.endpoint}/gpt0/resolve/main/a.txt", Range="bytes=4-6")
     assert (status, headers["Content-Range"], body) == (206, "bytes 4-6/12", b"and")
     assert ask(f"{hub.endpoint}/gpt0/resolve/main/a.txt", Range="bytes=12-")[0] == 416
@@ -313,6 +313,6 @@ def test_trees_list_files_and_folders(hub: HubStandIn) -> None:
 )
 def test_what_is_not_there_is_named(hub: HubStandIn, path: str, status: int, code: str | None) -> None:
     hub.add_model("a/b", {"y": b""})
-    found, headers, _ = ask(hub.endpoint + path)
-    assert (found, headers["X-Error-Code"]) == (status, code)
+    actual, headers, _ = ask(hub.endpoint + path)
+    assert (actual, headers["X-Error-Code"]) == (status, code)
     assert hub.requests[-1].path == path and hub.requests[-1].status == status and hub.downloads() == []

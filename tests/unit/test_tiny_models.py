@@ -17,12 +17,12 @@ def cells(path: Path) -> list[list[str]]:
 
 
 def test_the_same_arguments_give_the_same_files(tmp_path: Path, glue: Path) -> None:
-    for one, other in (
+    for first, second in (
         (tiny_bert(tmp_path / "a"), tiny_bert(tmp_path / "b")),
         (glue, tiny_glue(tmp_path / "g", rows=12)),
     ):
-        files = {str(path.relative_to(one)): path.read_bytes() for path in one.rglob("*") if path.is_file()}
-        assert files == {str(path.relative_to(other)): path.read_bytes() for path in other.rglob("*") if path.is_file()}
+        files = {str(path.relative_to(first)): path.read_bytes() for path in first.rglob("*") if path.is_file()}
+        assert files == {str(path.relative_to(second)): path.read_bytes() for path in second.rglob("*") if path.is_file()}
     weights = (tiny_bert(tmp_path / "c", seed=1) / "model.safetensors").read_bytes()
     assert weights != (tmp_path / "a" / "model.safetensors").read_bytes()
 

@@ -61,7 +61,7 @@ class DoctorContext:
         """Returns a model's directory; of a Hub id its copy in the Hub's cache. Raises Later, and what `find_model` raises."""
         return self._once(("directory", name), lambda: self._directory(name, where))
 
-    def known(self, name: str, *, where: str, tokenizer: str | None = None, like: Any = None) -> ModelInfo:
+    def info(self, name: str, *, where: str, tokenizer: str | None = None, like: Any = None) -> ModelInfo:
         """Returns configuration and tokenizer of a model, a description, or what a stage will have made."""
         if name in self.to_come:
             return self.output(self.to_come[name])
@@ -69,7 +69,7 @@ class DoctorContext:
             return self._once(("known", name), lambda: self.seen.model(str(self.directory(name, where)), where=where))
         if tokenizer is None:
             raise factory.missing_vocabulary(name, where)
-        source = self.known(tokenizer, where="tokenizer")
+        source = self.info(tokenizer, where="tokenizer")
         return self.seen.described(name, source.tokenizer, like=like or source.config, where=where)
 
     def output(self, step: Step) -> ModelInfo:
@@ -134,7 +134,7 @@ class DoctorContext:
         if factory.is_description(name, self.catalog):
             yield name
             return
-        model = self.known(name, where=where)
+        model = self.info(name, where=where)
         if model.directory is None and task is not None:
             model = model.classifying(task)
         with standing_in(model, head) as directory:
@@ -168,19 +168,19 @@ class DoctorContext:
         recipe, inputs = step.resolved.recipe, step.inputs
         if step.distils:
             source = str(step.vocabulary)
-            teacher = self.known(source, where=step.stage.input_keys["teacher"][0])
+            teacher = self.info(source, where=step.stage.input_keys["teacher"][0])
             if trains_vocabulary(step) and factory.is_description(inputs["student"], self.catalog):
                 self.find_corpus(step)
                 tokenizer, _ = own_vocabulary(self.seen, recipe, inputs["source"], teacher)
                 return self.seen.described(inputs["student"], tokenizer, like=teacher.config, where="student")
-            model = self.known(inputs["student"], where="student", tokenizer=source, like=teacher.config)
+            model = self.info(inputs["student"], where="student", tokenizer=source, like=teacher.config)
         elif trains_vocabulary(step) and factory.is_description(inputs["model"], self.catalog):
             self.find_corpus(step)
             tokenizer, _ = self.seen.vocabulary(recipe, inputs["source"])
             model = self.seen.described(inputs["model"], tokenizer, like=None, where="pretrain.model")
         else:
             role = "small" if step.kind == CASCADE else "model"  # of a cascade the labels and tokens that it reads
-            model = self.known(inputs[role], where=f"{step.kind}.{role}", tokenizer=inputs.get("tokenizer"))
+            model = self.info(inputs[role], where=f"{step.kind}.{role}", tokenizer=inputs.get("tokenizer"))
         return ModelInfo(model.config, model.tokenizer)
 
     def _rows(self, step: Step, splits: tuple[str, ...]) -> TaskData:

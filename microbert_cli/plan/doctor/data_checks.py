@@ -148,7 +148,7 @@ def _positions(context: DoctorContext) -> Iterator[int]:
     for step in context.task_steps:
         makers = {name: context.to_come.get(name) for name in inputs_of(step).values()}
         models = [name for name, maker in makers.items() if maker is None or maker.stage.makes_model]
-        for get_model in (partial(context.output, step), *(partial(context.known, name, where=step.name) for name in models)):
+        for get_model in (partial(context.output, step), *(partial(context.info, name, where=step.name) for name in models)):
             with contextlib.suppress(MbertError, Later):  # not every input is a model
                 if positions := positions_of(get_model().config):
                     yield positions

@@ -47,7 +47,7 @@ class _Enough(Exception):
     """One step was made."""
 
 
-class _Heard(Reporter):
+class _LossMeter(Reporter):
     """Remembers the loss that the loop tells."""
 
     loss = float("nan")
@@ -72,7 +72,7 @@ def _first_step(case: "DoctorContext", step: Step) -> Finding:
 
 def take_step(trial: StepTrial) -> float:
     """The loss of one step. Raises M401 where loss or gradients are no numbers, M636 where weights are none after it."""
-    spec, heard = trial.training, _Heard()
+    spec, meter = trial.training, _LossMeter()
 
     def batches(skip: int) -> Iterator[Batch]:
         yield trial.batch
@@ -84,19 +84,19 @@ def take_step(trial: StepTrial) -> float:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         try:
-            train(trial.objective, batches, plan, directory=Path(folder), seed=0, reporter=heard)
+            train(trial.objective, batches, plan, directory=Path(folder), seed=0, reporter=meter)
         except _Enough:
             pass
     weights = [*trial.objective.student.named_parameters(), *trial.objective.named_parameters()]
     if broken := [name for name, weight in weights if not torch.isfinite(weight).all()]:
         raise MbertError(
             "M636",
-            f"after one step {len(broken)} tensors hold what is no number, {broken[0]} for one; the loss was {heard.loss:.4g}",
+            f"after one step {len(broken)} tensors hold what is no number, {broken[0]} for one; the loss was {meter.loss:.4g}",
             where=trial.name,
             allowed="Weights that stay finite.",
             fix="Look at the losses and their parameters: --explain-config; and at the weights that the model begins with.",
         )
-    return heard.loss
+    return meter.loss
 
 
 def without_traces(recipe: Recipe) -> Recipe:

@@ -110,7 +110,7 @@ def tokenizers(context: DoctorContext) -> Iterator[Finding]:
 
 def _tokenizers(context: DoctorContext, step: Step) -> Finding:
     task = step.stage.learns_task
-    teacher = context.known(str(step.vocabulary), where=step.stage.input_keys["teacher"][0]).tokenizer
+    teacher = context.info(str(step.vocabulary), where=step.stage.input_keys["teacher"][0]).tokenizer
     student = context.output(step).tokenizer
     where = f"student {step.inputs['student']}" if task else "student"
     if student is teacher:

@@ -107,7 +107,7 @@ def _layers(context: DoctorContext, step: Step) -> None:
     terms = [make_terms(losses_of(phase.losses), context.catalog) for phase in step.stage.phases(recipe).values()]
     is_layerwise = any(term.over in LAYERWISE for phase_terms in terms for term in phase_terms)
     if is_layerwise or not step.stage.learns_task:
-        teacher = context.known(str(step.vocabulary), where=step.stage.input_keys["teacher"][0])
+        teacher = context.info(str(step.vocabulary), where=step.stage.input_keys["teacher"][0])
         layers = model_shape(context.output(step).config).layers
         layer_map(recipe.layer_map, teacher_layers=model_shape(teacher.config).layers, student_layers=layers)
 

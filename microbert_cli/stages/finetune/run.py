@@ -18,11 +18,11 @@ from microbert_cli.runs.stage_result import StageResult, up_to_date, write_resul
 from microbert_cli.stages.finetune import STAGE
 from microbert_cli.stages.finetune.generation import facts_of_texts, text_trainer
 from microbert_cli.training.freeze import in_stages, parts_of
-from microbert_cli.training.head_bias import start_head_bias
+from microbert_cli.training.heads.bias import start_head_bias
+from microbert_cli.training.heads.score_units import ScoreUnits
 from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, check_windows, make_terms
 from microbert_cli.training.objective import Objective
 from microbert_cli.training.phases import ChosenLearningRates, Phase, run_phases, train_over_seeds
-from microbert_cli.training.score_units import ScoreUnits
 
 
 def run(

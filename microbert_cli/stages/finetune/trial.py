@@ -16,7 +16,7 @@ from microbert_cli.reporter import SILENT
 from microbert_cli.runs.stage_inputs import Step
 from microbert_cli.stages.finetune.generation import text_trainer
 from microbert_cli.training.freeze import frozen_by_stage, parts_of
-from microbert_cli.training.head_bias import start_head_bias
+from microbert_cli.training.heads.bias import start_head_bias
 from microbert_cli.training.loss_terms import CLASSIFICATION_INPUTS, make_terms
 from microbert_cli.training.objective import Objective
 

@@ -48,7 +48,7 @@ def _trial_of_texts(case: DoctorContext, step: Step) -> Iterator[StepTrial]:
         teacher = stack.enter_context(case.standing(inputs["teacher"], "masked-lm", where="teacher.model"))
         student = stack.enter_context(case.standing(inputs["student"], "seq2seq", where="student"))
         if inputs["teacher"] in case.to_come:
-            info = case.known(inputs["teacher"], where="teacher.model")
+            info = case.info(inputs["teacher"], where="teacher.model")
             target = vocabulary_of_texts(info.tokenizer, info.config, texts_of_training(data), where="teacher.model")
             target.save_pretrained(Path(teacher) / FOLDER)
         taught = TaughtText(recipe, case.catalog, data, teacher, student, {}, None, SILENT)

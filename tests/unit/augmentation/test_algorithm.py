@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recording import RecordingReporter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,
@@ -27,7 +28,6 @@ from microbert_cli.data.examples import Examples
 from microbert_cli.errors import Exit, MbertError
 from microbert_cli.models.capture import ModelOutputs, OutputRequest
 from microbert_cli.recipe.registry import Catalog
-from microbert_cli.reporter import Reporter
 
 SPECIAL = "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
 PROSE = "film plot actor scene story good bad fine great dull long short funny slow".split()
@@ -77,18 +77,6 @@ def vectors() -> WordTable:
     return WordTable([*PROSE, *LONG], random.normal(size=(len(PROSE) + 2, 8)).astype(np.float32))
 
 
-class Heard(Reporter):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.steps: list[tuple[str, int, int]] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def progress(self, stage: str, step: int, total: int, **numbers: float) -> None:
-        self.steps.append((stage, step, total))
-
-
 def rows_of(*texts: str | tuple[str, ...], labels: list[int] | None = None) -> Examples:
     pairs = [(text,) if isinstance(text, str) else text for text in texts]
     return Examples(pairs, labels, [f"r{i}" for i in range(len(pairs))])
@@ -113,7 +101,7 @@ Make = Callable[..., Examples]
 def make(tokenizer: Any, vectors: WordTable) -> Make:
     """`augment` with a stub model, and settings as keywords."""
 
-    def made(rows: Examples, *, model: Any = None, keep_original: bool = True, **settings: Any) -> Examples:
+    def run(rows: Examples, *, model: Any = None, keep_original: bool = True, **settings: Any) -> Examples:
         return augment(
             rows,
             keep_original=keep_original,
@@ -123,14 +111,14 @@ def make(tokenizer: Any, vectors: WordTable) -> Make:
             settings=AugmentSettings(**{"candidates_per_word": 3, **settings}),
         )
 
-    return made
+    return run
 
 
 def test_stop_words_digits_and_punctuation_never_change(make: Make) -> None:
     text = "The film was not 7 , 19 ! and the dull a ?"
-    made = make(rows_of(text), replace_probability=1.0, copies=40)
-    assert made.texts[0] == (text,) and len(made.texts) > 3
-    for (copy,) in made.texts[1:]:
+    result = make(rows_of(text), replace_probability=1.0, copies=40)
+    assert result.texts[0] == (text,) and len(result.texts) > 3
+    for (copy,) in result.texts[1:]:
         words = copy.split()
         assert words[:1] + words[2:10] + words[11:] == "the was not 7 , 19 ! and the a ?".split()
         assert {words[1], words[10]} <= {"good", "plot"}, "'##ter' continues a word and is dropped"
@@ -139,8 +127,8 @@ def test_stop_words_digits_and_punctuation_never_change(make: Make) -> None:
 def test_words_of_several_pieces_use_the_table(make: Make, vectors: WordTable, tokenizer: Any) -> None:
     model = StubLM(tokenizer, ["good"])
     near = set(vectors.neighbours(["blockbuster"], 3)[0])
-    made = make(rows_of("blockbuster film"), model=model, replace_probability=1.0, copies=30)
-    copies = [copy.split() for (copy,) in made.texts[1:]]
+    result = make(rows_of("blockbuster film"), model=model, replace_probability=1.0, copies=30)
+    copies = [copy.split() for (copy,) in result.texts[1:]]
     assert {first for first, _ in copies} == near and "blockbuster" not in near
     assert {text.count("[MASK]") for text in model.asked} == {1}
     assert all("block ##bus ##ter [MASK]" in text for text in model.asked)
@@ -148,20 +136,20 @@ def test_words_of_several_pieces_use_the_table(make: Make, vectors: WordTable, t
 
 def test_the_table_may_serve_alone(tokenizer: Any, vectors: WordTable) -> None:
     settings = AugmentSettings(sources=("word_vectors",), replace_probability=1.0)
-    made = augment(rows_of("good film unheard"), tokenizer=tokenizer, vectors=vectors, settings=settings)
-    assert len(made.texts) > 3 and all(copy.endswith("unheard") for (copy,) in made.texts[1:])
+    result = augment(rows_of("good film unheard"), tokenizer=tokenizer, vectors=vectors, settings=settings)
+    assert len(result.texts) > 3 and all(copy.endswith("unheard") for (copy,) in result.texts[1:])
 
 
 def test_rows_labels_sources_and_ids(make: Make) -> None:
     rows = rows_of("good film", "the", "bad plot", labels=[1, 0, 1])
-    made = make(rows, copies=5, replace_probability=1.0)
-    assert made.augmented is not None and made.source is not None and made.labels is not None
-    assert [made.texts[i] for i, new in enumerate(made.augmented) if not new] == rows.texts
-    assert made.labels == [rows.labels[i] for i in made.source]  # type: ignore[index]
-    assert made.ids[:2] == ["r0", "r0-a1"] and len(set(made.ids)) == len(made.ids)
-    assert made.source == sorted(made.source) and made.source.count(1) == 1, "a stop word alone has no copies"
+    result = make(rows, copies=5, replace_probability=1.0)
+    assert result.augmented is not None and result.source is not None and result.labels is not None
+    assert [result.texts[i] for i, new in enumerate(result.augmented) if not new] == rows.texts
+    assert result.labels == [rows.labels[i] for i in result.source]  # type: ignore[index]
+    assert result.ids[:2] == ["r0", "r0-a1"] and len(set(result.ids)) == len(result.ids)
+    assert result.source == sorted(result.source) and result.source.count(1) == 1, "a stop word alone has no copies"
     without = make(rows, copies=5, replace_probability=1.0, keep_original=False)
-    assert by_id(without).items() == {k: v for k, v in by_id(made).items() if "-a" in k}.items()
+    assert by_id(without).items() == {k: v for k, v in by_id(result).items() if "-a" in k}.items()
     assert without.augmented is not None and all(without.augmented)
 
 
@@ -173,15 +161,15 @@ def test_no_more_rows_than_allowed_and_none_twice(make: Make) -> None:
         pairs = make(made_up(40, sides=2), copies=copies)
         assert pairs.source is not None
         assert max(map(pairs.source.count, range(40))) <= 2 * (copies + 1)
-        for made in (single, pairs):
-            assert len(set(zip(made.source or [], made.texts, strict=True))) == len(made.texts)
+        for result in (single, pairs):
+            assert len(set(zip(result.source or [], result.texts, strict=True))) == len(result.texts)
 
 
 def test_each_sentence_of_a_pair_varies_beside_the_original_other(make: Make) -> None:
     first, second = "The GOOD film was dull .", "A bad plot ?"
-    made = make(rows_of((first, second)), copies=10, replace_probability=0.9)
-    assert made.texts[0] == (first, second)
-    kinds = [(a == first, b == second) for a, b in made.texts[1:]]
+    result = make(rows_of((first, second)), copies=10, replace_probability=0.9)
+    assert result.texts[0] == (first, second)
+    kinds = [(a == first, b == second) for a, b in result.texts[1:]]
     assert set(kinds) == {(False, True), (True, False)}
     assert kinds == sorted(kinds), "first the one, then the other"
 
@@ -193,8 +181,8 @@ def test_nothing_is_replaced_at_probability_zero(make: Make) -> None:
 
 def test_the_share_of_replaced_words(make: Make, tokenizer: Any) -> None:
     text = " ".join(["film"] * 40)
-    made = make(rows_of(text), model=StubLM(tokenizer, ["good"]), candidates_per_word=1, copies=200)
-    changed = [copy.split().count("good") / 40 for (copy,) in made.texts[1:]]
+    result = make(rows_of(text), model=StubLM(tokenizer, ["good"]), candidates_per_word=1, copies=200)
+    changed = [copy.split().count("good") / 40 for (copy,) in result.texts[1:]]
     assert abs(sum(changed) / len(changed) - 0.4) < 0.02
 
 
@@ -210,18 +198,18 @@ def test_a_plain_reading_of_the_released_code_gives_the_same(make: Make, bert: A
             for i, word in enumerate(words)
             if word.isalpha() and word not in stop
         }
-        found = [text]
+        variants = [text]
         for _ in range(settings.copies):
             new = list(words)
             for i, candidates in choices.items():
                 candidate = random.choice(candidates)
                 if random.random() < 0.4:
                     new[i] = candidate
-            if " ".join(new) not in found:
-                found.append(" ".join(new))
-        expected += found
-    made = make(rows, model=bert, copies=6, candidates_per_word=4)
-    assert [text for (text,) in made.texts] == expected
+            if " ".join(new) not in variants:
+                variants.append(" ".join(new))
+        expected += variants
+    result = make(rows, model=bert, copies=6, candidates_per_word=4)
+    assert [text for (text,) in result.texts] == expected
 
 
 def test_a_plain_reading_of_the_paper_gives_the_same(make: Make, bert: Any, tokenizer: Any, vectors: WordTable) -> None:
@@ -229,19 +217,19 @@ def test_a_plain_reading_of_the_paper_gives_the_same(make: Make, bert: Any, toke
     rows, stop = made_up(20), set("the a was is and not".split())
     expected = []
     for identity, (text,) in zip(rows.ids, rows.texts, strict=True):
-        words, found = text.split(), [text]
+        words, variants = text.split(), [text]
         for copy in range(4):
             new, random = list(words), seeded_random(f"42\0{identity}\0" + f"0\0{copy}")
             for i, word in enumerate(words):
                 if word.isalpha() and word not in stop and random.random() < 0.4:
                     new[i] = random.choice(candidates_of(new, [], i, bert, tokenizer, vectors))
-            if " ".join(new) not in found:
-                found.append(" ".join(new))
-        expected += found
+            if " ".join(new) not in variants:
+                variants.append(" ".join(new))
+        expected += variants
     settings = {"copies": 4, "candidates_per_word": 4, "candidates": "sequential", "query": "alone"}
-    made = make(rows, model=bert, **settings)
-    assert [text for (text,) in made.texts] == expected
-    assert make(rows, model=bert, **settings | {"candidates": "once"}).texts != made.texts
+    result = make(rows, model=bert, **settings)
+    assert [text for (text,) in result.texts] == expected
+    assert make(rows, model=bert, **settings | {"candidates": "once"}).texts != result.texts
 
 
 def candidates_of(words: list[str], beside: list[str], i: int, model: Any, tokenizer: Any, vectors: WordTable) -> list[str]:
@@ -287,8 +275,8 @@ def test_only_seed_and_row_decide(tokenizer: Any, bert: Any, vectors: WordTable,
 def test_sequential_asks_about_the_altered_sentence(make: Make, tokenizer: Any) -> None:
     settings = {"replace_probability": 1.0, "copies": 1, "query": "alone", "candidates_per_word": 1}
     once, sequential = StubLM(tokenizer, ["good"]), StubLM(tokenizer, ["good"])
-    made = make(rows_of("film plot scene"), model=once, **settings)
-    assert made == make(rows_of("film plot scene"), model=sequential, candidates="sequential", **settings)
+    result = make(rows_of("film plot scene"), model=once, **settings)
+    assert result == make(rows_of("film plot scene"), model=sequential, candidates="sequential", **settings)
     assert "[CLS] film plot [MASK] [SEP]" in once.asked
     assert sequential.asked == [
         f"[CLS] {text} [SEP]" for text in ("[MASK] plot scene", "good [MASK] scene", "good good [MASK]")
@@ -296,8 +284,8 @@ def test_sequential_asks_about_the_altered_sentence(make: Make, tokenizer: Any) 
 
 
 def test_unlabelled_and_empty_rows(make: Make) -> None:
-    made = make(rows_of("good film", "", " . "))
-    assert made.labels is None and made.texts[-2:] == [("",), (" . ",)]
+    result = make(rows_of("good film", "", " . "))
+    assert result.labels is None and result.texts[-2:] == [("",), (" . ",)]
     assert make(Examples([], [], [])).texts == []
 
 
@@ -305,8 +293,8 @@ def test_copies_for_byte_level_tokenizers_keep_white_space(byte_level: Any) -> N
     """And so for SentencePiece, whose tokens hold the white space too."""
     model = StubLM(byte_level, ["Ġbad"])
     settings = AugmentSettings(copies=8, candidates_per_word=1, replace_probability=1.0)
-    made = augment(rows_of("the film, it's good!"), tokenizer=byte_level, masked_lm_model=model, settings=settings)
-    copies = [text for (text,), new in zip(made.texts, made.augmented or [], strict=True) if new]
+    result = augment(rows_of("the film, it's good!"), tokenizer=byte_level, masked_lm_model=model, settings=settings)
+    copies = [text for (text,), new in zip(result.texts, result.augmented or [], strict=True) if new]
     assert copies and all(re.fullmatch(r"the \w+, it's \w+!", text) for text in copies)
 
 
@@ -316,8 +304,8 @@ def test_a_cased_tokenizer_keeps_case(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     model = StubLM(tokenizer, ["Été"])
     settings = AugmentSettings(candidates_per_word=1, copies=30)
-    made = augment(rows_of("Bon film"), tokenizer=tokenizer, masked_lm_model=model, settings=settings)
-    assert {text for (text,) in made.texts} == {"Bon film", "Été film", "Bon Été", "Été Été"}
+    result = augment(rows_of("Bon film"), tokenizer=tokenizer, masked_lm_model=model, settings=settings)
+    assert {text for (text,) in result.texts} == {"Bon film", "Été film", "Bon Été", "Été Été"}
 
 
 def test_byte_level_tokenizers_and_their_models(byte_level: Any) -> None:
@@ -327,11 +315,11 @@ def test_byte_level_tokenizers_and_their_models(byte_level: Any) -> None:
     torch.manual_seed(0)
     settings = AugmentSettings(copies=6, candidates_per_word=200)
     rows = rows_of("The good film, was dull.", "the film " * 50)
-    made = augment(rows, tokenizer=byte_level, masked_lm_model=RobertaForMaskedLM(config), settings=settings)
-    assert sum(made.augmented or []) > 6
+    result = augment(rows, tokenizer=byte_level, masked_lm_model=RobertaForMaskedLM(config), settings=settings)
+    assert sum(result.augmented or []) > 6
     whole = {word for word in Spelling(byte_level).words if word}
     assert {"film", "blockbuster"} <= whole and not {"<s>", "<mask>"} & whole
-    for (text,), new in zip(made.texts, made.augmented or [], strict=True):
+    for (text,), new in zip(result.texts, result.augmented or [], strict=True):
         assert not new or set(Splitter(False, False).split(text)) <= whole | {",", ".", "The"}
 
 
@@ -350,11 +338,11 @@ def byte_level() -> Any:
 
 
 def test_few_eligible_words_are_said_aloud(tokenizer: Any, vectors: WordTable) -> None:
-    heard = Heard()
+    reporter = RecordingReporter()
     common = {"tokenizer": tokenizer, "vectors": vectors, "settings": AugmentSettings(sources=("word_vectors",))}
-    DatasetAugmenter(rows_of("the 7 and 19 was not a 7 the film ."), reporter=heard, **common)
-    assert len(heard.warnings) == 1 and "only 10%" in heard.warnings[0]
-    quiet = Heard()
+    DatasetAugmenter(rows_of("the 7 and 19 was not a 7 the film ."), reporter=reporter, **common)
+    assert len(reporter.warnings) == 1 and "only 10%" in reporter.warnings[0]
+    quiet = RecordingReporter()
     work = DatasetAugmenter(rows_of("the film , a plot ."), reporter=quiet, **common)
     assert not quiet.warnings and work.eligible_share == 0.5
 
@@ -362,24 +350,24 @@ def test_few_eligible_words_are_said_aloud(tokenizer: Any, vectors: WordTable) -
 def test_words_of_other_scripts_are_varied(tokenizer: Any) -> None:
     table = WordTable(["фильм", "кино", "गाना", "गाने"], np.eye(4, dtype=np.float32) + 0.1)
     settings = AugmentSettings(sources=("word_vectors",), replace_probability=1.0)
-    made = augment(rows_of("фильм 7", "गाना"), tokenizer=tokenizer, vectors=table, settings=settings)
-    assert sum(made.augmented or []) >= 3
-    assert all(text.endswith(" 7") for (text,), i in zip(made.texts, made.source or [], strict=True) if i == 0)
+    result = augment(rows_of("фильм 7", "गाना"), tokenizer=tokenizer, vectors=table, settings=settings)
+    assert sum(result.augmented or []) >= 3
+    assert all(text.endswith(" 7") for (text,), i in zip(result.texts, result.source or [], strict=True) if i == 0)
 
 
 def test_progress_is_told(tokenizer: Any, vectors: WordTable) -> None:
-    heard = Heard()
+    reporter = RecordingReporter()
     settings = AugmentSettings(sources=("word_vectors",), copies=1)
-    augment(made_up(600), tokenizer=tokenizer, vectors=vectors, settings=settings, reporter=heard)
-    assert heard.steps == [("augment", step, 600) for step in (256, 512, 600)]
+    augment(made_up(600), tokenizer=tokenizer, vectors=vectors, settings=settings, reporter=reporter)
+    assert reporter.steps == [("augment", step, 600) for step in (256, 512, 600)]
 
 
 def test_a_source_without_its_tool_is_left_out_aloud(tokenizer: Any) -> None:
-    heard = Heard()
+    reporter = RecordingReporter()
     model = StubLM(tokenizer, ["good"])
-    made = augment(rows_of("blockbuster film"), tokenizer=tokenizer, masked_lm_model=model, reporter=heard)
-    assert len(made.texts) > 1 and all(text.startswith("blockbuster ") for (text,) in made.texts)
-    assert len(heard.warnings) == 1 and "word_vectors" in heard.warnings[0]
+    result = augment(rows_of("blockbuster film"), tokenizer=tokenizer, masked_lm_model=model, reporter=reporter)
+    assert len(result.texts) > 1 and all(text.startswith("blockbuster ") for (text,) in result.texts)
+    assert len(reporter.warnings) == 1 and "word_vectors" in reporter.warnings[0]
     with pytest.raises(MbertError) as caught:
         augment(rows_of("film"), tokenizer=tokenizer)
     assert caught.value.code == "M244" and caught.value.exit_code == Exit.INPUT
@@ -416,8 +404,8 @@ def test_one_file_adds_a_way_to_vary(tmp_path: Path, tokenizer: Any, vectors: Wo
         sources=("shout", "word_vectors", "cut"), replace_probability=1.0, options={"shout": {"mark": "?"}}
     )
     common = {"tokenizer": tokenizer, "vectors": vectors, "settings": settings, "catalog": Catalog([tmp_path])}
-    made = augment(rows_of("film plot story"), **common)
-    copies = [text.split() for (text,) in made.texts[1:]]
+    result = augment(rows_of("film plot story"), **common)
+    copies = [text.split() for (text,) in result.texts[1:]]
     assert {copy[0] for copy in copies} == {"FILM?"} and {len(copy) for copy in copies} == {1, 2}
 
 
@@ -433,15 +421,15 @@ def test_real_words(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "masked_lm_model": BertForMaskedLM.from_pretrained(folder, dtype=torch.float32),
         "vectors": load_word_table(next((shared / "data" / "vectors").glob("*.txt"))),
     }
-    made = augment(rows, settings=AugmentSettings(), **parts)
-    assert made == augment(rows, settings=AugmentSettings(batch_size=1), **parts)
-    assert 200 < len(made.texts) <= 20 * 21
+    result = augment(rows, settings=AugmentSettings(), **parts)
+    assert result == augment(rows, settings=AugmentSettings(batch_size=1), **parts)
+    assert 200 < len(result.texts) <= 20 * 21
     split = Splitter().split
-    for (text,), i in zip(made.texts, made.source or [], strict=True):
+    for (text,), i in zip(result.texts, result.source or [], strict=True):
         assert abs(len(split(text)) - len(split(rows.texts[i][0]))) <= 2, (
             "a candidate is a word, now and then with a mark in it"
         )
-    assert len(set(made.texts)) > 0.95 * len(made.texts)
+    assert len(set(result.texts)) > 0.95 * len(result.texts)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def pairs_of(rows: list[tuple[str, ...]], labels: list[Any] | None = None) -> Ex
     return Examples(rows, labels, [f"r{i}" for i in range(len(rows))])
 
 
-def made(rows: Examples, *sources: str, dev: Examples | None = None, **settings: Any) -> Examples:
+def varied(rows: Examples, *sources: str, dev: Examples | None = None, **settings: Any) -> Examples:
     return augment(rows, tokenizer=None, dev=dev, settings=AugmentSettings(sources=sources, **settings))
 
 
@@ -94,7 +94,7 @@ def test_neighbours_are_those_of_tf_idf_by_hand() -> None:
 
 def test_similar_pairs_of_a_tiny_set() -> None:
     """With one neighbour each row can become two pairs, whichever text is kept: both come, and nothing else."""
-    made_rows = made(pairs_of(PAIRS), "recombine", copies=2, options={"recombine": {"similar": 1.0, "neighbours": 1}})
+    made_rows = varied(pairs_of(PAIRS), "recombine", copies=2, options={"recombine": {"similar": 1.0, "neighbours": 1}})
     new = [texts for texts, flag in zip(made_rows.texts, made_rows.augmented or [], strict=True) if flag]
     # "a" and "red" are in three texts each, and the second text has "a" twice: 1 + log 2 against 1.
     of_the_car = {("the red car stopped", "an old car burned"), ("a dog barked loudly", "a red car came to a halt")}
@@ -149,7 +149,7 @@ def test_a_pool_bounds_the_search() -> None:
 
 def test_windows_of_a_long_text_and_joins_of_short_ones() -> None:
     rows = [("one two three four five",), ("six seven",), ("eight",)]
-    made_rows = made(pairs_of(rows), "windows", dev=Examples([("a b c",)]), copies=8)
+    made_rows = varied(pairs_of(rows), "windows", dev=Examples([("a b c",)]), copies=8)
     by_row: dict[int, set[str]] = {0: set(), 1: set(), 2: set()}
     for (text,), flag, source in zip(made_rows.texts, made_rows.augmented or [], made_rows.source or [], strict=True):
         if flag:
@@ -165,7 +165,7 @@ def test_lengths_are_those_of_dev() -> None:
     rng = Random(0)
     rows = [(" ".join(rng.choices(WORDS, k=rng.randint(1, 10))),) for _ in range(400)]
     dev = Examples([(" ".join(rng.choices(WORDS, k=rng.randint(15, 35))),) for _ in range(500)])
-    made_rows = made(pairs_of(rows), "windows", dev=dev, copies=5)
+    made_rows = varied(pairs_of(rows), "windows", dev=dev, copies=5)
     lengths = [len(text.split()) for (text,), flag in zip(made_rows.texts, made_rows.augmented or [], strict=True) if flag]
     assert len(lengths) == 2000
     wanted = lengths_of(dev)
@@ -177,13 +177,13 @@ def test_lengths_are_those_of_dev() -> None:
 def test_of_dev_nothing_but_lengths_is_seen() -> None:
     rows = pairs_of([("one two three four five",), ("six seven",)])
     answers = [
-        made(rows, "windows", dev=Examples([(text,)], [label]), copies=4) for text, label in (("a b c", 0), ("x y z", 1))
+        varied(rows, "windows", dev=Examples([(text,)], [label]), copies=4) for text, label in (("a b c", 0), ("x y z", 1))
     ]
     assert answers[0] == answers[1]
 
 
 def test_rows_without_words_end() -> None:
-    made_rows = made(pairs_of([("",), ("",)]), "windows", dev=Examples([("a b",)]), copies=2)
+    made_rows = varied(pairs_of([("",), ("",)]), "windows", dev=Examples([("a b",)]), copies=2)
     assert len(made_rows) == 2
 
 
@@ -238,11 +238,11 @@ def test_the_other_text_of_a_pair_stays() -> None:
 
 
 def test_rows_have_sources_ids_flags_and_no_label() -> None:
-    rows = made(pairs_of(PAIRS, [0, 1, 0, 1, 1]), "recombine", copies=2)
+    rows = varied(pairs_of(PAIRS, [0, 1, 0, 1, 1]), "recombine", copies=2)
     assert rows.ids[:3] == ["r0", "r0-a1", "r0-a2"] and rows.source[:3] == [0, 0, 0]
     for label, flag, source in zip(rows.labels or [], rows.augmented or [], rows.source or [], strict=True):
         assert label == (None if flag else [0, 1, 0, 1, 1][source])
-    assert made(pairs_of(PAIRS), "recombine").labels is None
+    assert varied(pairs_of(PAIRS), "recombine").labels is None
 
 
 def test_seed_and_row_decide_and_nothing_else() -> None:
@@ -272,10 +272,10 @@ def test_new_rows_stand_behind_the_copies_of_algorithm_1() -> None:
 def test_the_number_of_texts_must_fit() -> None:
     for source, rows in (("recombine", [("a",)]), ("windows", PAIRS)):
         with pytest.raises(MbertError) as caught:
-            made(pairs_of(rows), source, dev=Examples([("a",)]))
+            varied(pairs_of(rows), source, dev=Examples([("a",)]))
         assert caught.value.code == "M246" and source in caught.value.what
     with pytest.raises(MbertError) as caught:
-        made(pairs_of([("a",)]), "windows")
+        varied(pairs_of([("a",)]), "windows")
     assert caught.value.code == "M244" and "dev" in caught.value.what
 
 
@@ -285,7 +285,7 @@ def test_files_keep_what_has_no_label(tmp_path: Path, format: Any, kind: str) ->
     label = {"names": ["no", "yes"]} if kind == "classes" else {"kind": "score"}
     task = load_task({"name": "pairs", "builtin": "none", "text": ["a", "b"], "label": label})
     labels: list[Any] = [0, 1, 0, 1, 1] if kind == "classes" else [0.5, 1.0, 0.0, 2.0, -1.0]
-    rows = made(pairs_of(PAIRS, labels), "recombine", copies=2)
+    rows = varied(pairs_of(PAIRS, labels), "recombine", copies=2)
     write_augmented(rows, tmp_path / f"augmented.{format}", task, format)
     assert load_augmented(tmp_path, task) == rows
     missing = Examples(rows.texts, [None, *(rows.labels or [])[1:]], rows.ids, rows.augmented, rows.source)
@@ -313,7 +313,7 @@ def test_hard_labels_leave_new_rows_out(kind: str) -> None:
     """The loss of a batch with new rows is that of its original rows, and its gradient at new rows is 0."""
     label = {"names": ["no", "yes"]} if kind == "classes" else {"kind": "score"}
     task: Task = load_task({"name": "pairs", "builtin": "none", "text": ["a", "b"], "label": label})
-    rows = made(pairs_of(PAIRS, [0, 1, 0, 1, 1] if kind == "classes" else [0.5, 1.0, 0.0, 2.0, -1.0]), "recombine", copies=1)
+    rows = varied(pairs_of(PAIRS, [0, 1, 0, 1, 1] if kind == "classes" else [0.5, 1.0, 0.0, 2.0, -1.0]), "recombine", copies=1)
     batch = tokenize_examples(rows, Letters(), 99, task.kind).batch(range(len(rows)))
     logits = torch.randn(len(rows), 2 if kind == "classes" else 1, requires_grad=True)
     loss = hard_label(logits, batch["labels"], batch["augmented"])

@@ -180,7 +180,7 @@ def test_neighbours_do_not_depend_on_company() -> None:
     table = WordTable([f"w{i}" for i in range(700)], random.normal(size=(700, 24)).astype(np.float32).round(1))
     together = table.neighbours(table.words, 15)
     assert [table.neighbours([word], 15)[0] for word in table.words] == together
-    assert all(word not in found and len(found) == 15 for word, found in zip(table.words, together, strict=True))
+    assert all(word not in neighbours and len(neighbours) == 15 for word, neighbours in zip(table.words, together, strict=True))
 
 
 def test_every_packing_gives_the_same_table(tmp_path: Path) -> None:
@@ -261,8 +261,8 @@ def test_the_embeddings_of_a_bert_serve(bert: Path) -> None:
     assert "film" in table and "block" in table
     assert not {"##bus", "[CLS]", "1", ".", "'s"} & set(table.words)
     assert len(table.neighbours(["film"], 4)[0]) == 4
-    (found,) = table.neighbours(["blockbuster"], 3)
-    assert len(found) == 3 and "blockbuster" not in found
+    (neighbours,) = table.neighbours(["blockbuster"], 3)
+    assert len(neighbours) == 3 and "blockbuster" not in neighbours
     assert table.neighbours(["xyzzy"], 3) == [[]]
 
 
@@ -294,15 +294,15 @@ def test_candidates_are_the_top_k_of_the_whole_model(tokenizer: Any, model: Any)
             output = model(torch.tensor([asked.ids]), token_type_ids=torch.tensor([asked.segments]))
         best = output.logits[0, asked.mask].topk(9).indices.tolist()
         expected = {word for word in tokenizer.convert_ids_to_tokens(best) if word not in SPECIAL and word[:2] != "##"}
-        (found,) = augmenter.candidates([slot("the film was good .", 3)])
-        assert set(found) == expected and len(found) == len(expected)
+        (candidates,) = augmenter.candidates([slot("the film was good .", 3)])
+        assert set(candidates) == expected and len(candidates) == len(expected)
         assert len(expected) < 9, "the case where K is taken before pieces are dropped"
 
 
 def sentences(count: int, seed: int = 0) -> list[Slot]:
     random = Random(seed)
-    made = [tuple(random.choices([*WORDS, "blockbuster"], k=random.randint(1, 20))) for _ in range(count)]
-    return [Slot(words, i, words) for words in made for i in range(len(words)) if words[i] != "blockbuster"]
+    texts = [tuple(random.choices([*WORDS, "blockbuster"], k=random.randint(1, 20))) for _ in range(count)]
+    return [Slot(words, i, words) for words in texts for i in range(len(words)) if words[i] != "blockbuster"]
 
 
 @pytest.mark.parametrize("query", ["with-original", "alone"])

@@ -30,11 +30,11 @@ def logit(probability):
 
 
 def test_both_losses_by_hand():
-    theirs, ours = logit(0.8), logit(0.3)
-    assert module.discriminator_loss(theirs, ours, smoothing=1.0).item() == pytest.approx(0.57982, abs=1e-5)
-    assert module.generator_loss(ours).item() == pytest.approx(1.20397, abs=1e-5)
+    teacher, student = logit(0.8), logit(0.3)
+    assert module.discriminator_loss(teacher, student, smoothing=1.0).item() == pytest.approx(0.57982, abs=1e-5)
+    assert module.generator_loss(student).item() == pytest.approx(1.20397, abs=1e-5)
     smoothed = -0.9 * log(0.8) - 0.1 * log(0.2) - log(0.7)
-    assert module.discriminator_loss(theirs, ours, smoothing=0.9).item() == pytest.approx(smoothed, abs=1e-5)
+    assert module.discriminator_loss(teacher, student, smoothing=0.9).item() == pytest.approx(smoothed, abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +81,9 @@ def test_each_term_reaches_its_own_side_alone(places, input):
     assert reached(objective.student.parameters()) and not reached(judge.parameters())
     objective.zero_grad()
     objective.student.zero_grad()
-    group, loss, told = next(yielded)
+    group, loss, reported = next(yielded)
     loss.backward()
-    assert group == "discriminator" and told.keys() == {"discriminator_loss", "discriminator_accuracy"}
+    assert group == "discriminator" and reported.keys() == {"discriminator_loss", "discriminator_accuracy"}
     assert reached(judge.parameters()) and not reached(objective.student.parameters())
     assert objective.projection is None or objective.projection.weight.grad is None
     assert not reached(objective._ask_teacher.__self__.model.parameters())
@@ -99,8 +99,8 @@ def test_what_it_looks_at(places):
 def test_a_student_that_is_the_teacher_is_right_half_of_the_time(places):
     objective = make(places, student="teacher", input="both")
     objective.student.eval()
-    told = [parts for group, _, parts in objective.losses(batch()) if group == "discriminator"][0]
-    assert told["discriminator_accuracy"].item() == 0.5
+    logged = [parts for group, _, parts in objective.losses(batch()) if group == "discriminator"][0]
+    assert logged["discriminator_accuracy"].item() == 0.5
 
 
 def test_padding_changes_nothing(places):
@@ -177,8 +177,8 @@ def test_gradient_norms_are_logged_and_change_nothing(places, tmp_path):
     plain, _ = run(places, tmp_path / "plain")
     weights, log_lines = run(places, tmp_path / "norms", gradient_norms=4)
     assert all(torch.equal(plain[name], weights[name]) for name in plain)
-    told = [line for line in log_lines if "soft_target_gradient" in line]
-    assert [line["step"] for line in told] == [4, 8] and all(line["discriminator_gradient"] > 0 for line in told)
+    logged = [line for line in log_lines if "soft_target_gradient" in line]
+    assert [line["step"] for line in logged] == [4, 8] and all(line["discriminator_gradient"] > 0 for line in logged)
 
 
 def test_the_norm_of_a_single_term_is_the_norm_of_all(places, tmp_path):

@@ -50,8 +50,8 @@ def test_temperature_squared():
 
 
 def test_tinybert_by_hand():
-    one = torch.ones(1, 1)
-    assert hidden_states(tensor([[1.0, 2.0]]), tensor([[1.0, 0.0]]), one).item() == pytest.approx(2.0)
+    mask = torch.ones(1, 1)
+    assert hidden_states(tensor([[1.0, 2.0]]), tensor([[1.0, 0.0]]), mask).item() == pytest.approx(2.0)
     student, teacher = tensor([[[1.0, -10001.0]]]), tensor([[[2.0, -9998.0]]])
     loss = attention_scores(student[None], teacher[None], torch.ones(1, 2), normalisation="reference")
     assert loss.item() == pytest.approx(0.5)

@@ -45,7 +45,7 @@ def batch():
 
 def objective(places, losses, *, student="student", rule="top"):
     taught, pupil = (load_model(places / name, "classifier", where=name) for name in ("teacher", student))
-    layers = [one.model.config.num_hidden_layers for one in (taught, pupil)]
+    layers = [loaded.model.config.num_hidden_layers for loaded in (taught, pupil)]
     return Objective(
         make_terms({name: (1.0, parameters) for name, parameters in losses.items()}, CATALOG),
         pupil.model.eval(),
@@ -84,30 +84,30 @@ def test_the_attention_distribution_by_hand():
 def test_relation_heads_cut_the_width_anew():
     """Two attention heads of two features as four relation heads of one: x_q x_k of every feature, over sqrt(1)."""
     vectors = torch.arange(8.0).reshape(1, 2, 2, 2)  # [B, A, T, h]: token 0 is (0, 1 | 4, 5), token 1 (2, 3 | 6, 7)
-    found = relation_scores(vectors, 4)
-    assert found[0, :, 0, 1].tolist() == [0.0, 3.0, 24.0, 35.0]
+    scores = relation_scores(vectors, 4)
+    assert scores[0, :, 0, 1].tolist() == [0.0, 3.0, 24.0, 35.0]
     assert relation_scores(vectors, 2)[0, 1, 0, 1].item() == pytest.approx((24 + 35) / 2**0.5)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(name, places, batch):
-    own = objective(places, {name: ALL[name]}, student="teacher")
-    loss = own(batch)
+    criterion = objective(places, {name: ALL[name]}, student="teacher")
+    loss = criterion(batch)
     loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
-    largest = max(float(p.grad.abs().max()) for p in own.student.parameters() if p.grad is not None)
+    largest = max(float(p.grad.abs().max()) for p in criterion.student.parameters() if p.grad is not None)
     assert largest < 1e-5
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_padding_counts_nowhere(name, places, batch):
-    own = objective(places, {name: ALL[name]})
+    criterion = objective(places, {name: ALL[name]})
     wider = {key: torch.nn.functional.pad(value, (0, 5)) for key, value in batch.items()}
-    assert own(wider).item() == pytest.approx(own(batch).item(), rel=1e-5)
+    assert criterion(wider).item() == pytest.approx(criterion(batch).item(), rel=1e-5)
     alone = [{key: value[i : i + 1, : int(batch["attention_mask"][i].sum())] for key, value in batch.items()} for i in range(3)]
-    tokens = [int(one["attention_mask"].sum()) for one in alone]
-    mean = sum(own(one).item() * count for one, count in zip(alone, tokens, strict=True)) / sum(tokens)
-    assert own(batch).item() == pytest.approx(mean, rel=1e-4)
+    tokens = [int(row["attention_mask"].sum()) for row in alone]
+    mean = sum(criterion(row).item() * count for row, count in zip(alone, tokens, strict=True)) / sum(tokens)
+    assert criterion(batch).item() == pytest.approx(mean, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -115,25 +115,25 @@ def test_padding_counts_nowhere(name, places, batch):
     [("attention_distribution", {"query", "key"}), ("value_relation", {"value"}), ("relations", {"query", "key", "value"})],
 )
 def test_gradients_reach_what_is_compared_and_nothing_above_it(name, reached, places, batch):
-    own = objective(places, {name: ALL[name]})
-    own(batch).backward()
+    criterion = objective(places, {name: ALL[name]})
+    criterion(batch).backward()
     top = {
-        key.split(".")[-2] for key, value in own.student.bert.encoder.layer[-1].named_parameters()
+        key.split(".")[-2] for key, value in criterion.student.bert.encoder.layer[-1].named_parameters()
         if value.grad is not None and key.endswith("weight") and value.grad.abs().sum() > 0
     }  # fmt: skip
     assert top == reached
-    assert own.student.bert.embeddings.word_embeddings.weight.grad.abs().sum() > 0
-    assert own.projection is None and own.student.classifier.weight.grad is None
+    assert criterion.student.bert.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+    assert criterion.projection is None and criterion.student.classifier.weight.grad is None
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_it_can_be_learned(name, places, batch):
-    own = objective(places, {name: ALL[name]})
-    optimiser = torch.optim.Adam(own.student.parameters(), lr=1e-2)
+    criterion = objective(places, {name: ALL[name]})
+    optimiser = torch.optim.Adam(criterion.student.parameters(), lr=1e-2)
     values = []
     for _ in range(12):
         optimiser.zero_grad()
-        loss = own(batch)
+        loss = criterion(batch)
         loss.backward()
         optimiser.step()
         values.append(loss.item())
@@ -141,8 +141,8 @@ def test_it_can_be_learned(name, places, batch):
 
 
 def test_only_the_top_pair_is_asked(places):
-    own = objective(places, ALL, rule=2)
-    assert (own.student_request, own.teacher_request) == (
+    criterion = objective(places, ALL, rule=2)
+    assert (criterion.student_request, criterion.teacher_request) == (
         OutputRequest(scores=frozenset({3}), qkv=frozenset({3})),
         OutputRequest(scores=frozenset({2}), qkv=frozenset({2})),
     )
@@ -173,8 +173,8 @@ def test_a_large_batch_is_asked_piece_by_piece(places, batch, monkeypatch):
     loaded = load_model(places / "teacher", "classifier", where="teacher")
     want = OutputRequest(qkv=frozenset({2}))
     whole, pieces = forward_outputs(loaded.model, batch, want), Teacher(loaded).ask(batch, want)
-    for one, other in zip(whole.qkv[2], pieces.qkv[2], strict=True):
-        torch.testing.assert_close(one, other)
+    for expected, actual in zip(whole.qkv[2], pieces.qkv[2], strict=True):
+        torch.testing.assert_close(expected, actual)
 
 
 def refused(**keys):
@@ -204,8 +204,8 @@ def test_relation_heads_that_do_not_divide_are_refused_and_others_named():
             "method": "minilmv2", "student": "tinybert-4l-312", "general.losses.relations.heads": heads,
             "stages": ["general-distill"],
         })  # fmt: skip
-    ours = dict(method="minilmv2", student="demo-2l-64", stages=["pretrain", "general-distill"], pretrain__model="demo-4l-128")
-    assert refused(**ours).fix == "--set general.losses.relations.heads=32"
+    flags = dict(method="minilmv2", student="demo-2l-64", stages=["pretrain", "general-distill"], pretrain__model="demo-4l-128")
+    assert refused(**flags).fix == "--set general.losses.relations.heads=32"
     for heads, code in {0: "M095", -2: "M095", 1.5: "M017", True: "M017", "many": "M017"}.items():
         assert refused(method="minilmv2", student="bert-6x384", general__losses__relations__heads=heads).code == code
 
@@ -226,10 +226,10 @@ def test_an_assistant_stands_between():
     """The teacher teaches the assistant, the assistant the student; the student is what goes on to the task."""
     resolved = resolve(catalog=CATALOG, environment={}, recipe="minilm-quickstart")
     root = Path("runs/x")
-    of = {one.name: one.inputs for one in steps(resolved, root, CATALOG)}
+    of = {step.name: step.inputs for step in steps(resolved, root, CATALOG)}
     assert of["assistant"]["teacher"] == str(root / "pretrain") and of["assistant"]["student"] == "demo-4l-64"
     assert of["general-distill"]["teacher"] == str(root / "assistant") and of["general-distill"]["student"] == "demo-2l-64"
     assert of["task-distill"]["student"] == str(root / "general-distill")
     direct = {"stages": ["pretrain", "finetune", "direct", "task-distill"], "init": "direct"}
-    of = {one.name: one.inputs for one in steps(overlay(resolved, direct, "test", CATALOG), root, CATALOG)}
+    of = {step.name: step.inputs for step in steps(overlay(resolved, direct, "test", CATALOG), root, CATALOG)}
     assert of["direct"]["teacher"] == str(root / "pretrain") and of["task-distill"]["student"] == str(root / "direct")

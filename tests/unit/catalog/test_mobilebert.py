@@ -67,13 +67,13 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def nets(tokenizer):
     """Teacher and student, masked-LMs."""
-    made = [
+    models = [
         build_model(fields, kind="masked-lm", tokenizer=tokenizer, seed=seed) for seed, fields in ((1, TEACHER), (2, STUDENT))
     ]
-    made[0].eval()
+    models[0].eval()
     with torch.no_grad():
-        made[0].base_model.embeddings.LayerNorm.weight.fill_(2.0)
-    return [LoadedModel(model, tokenizer, name, []) for name, model in zip(("teacher", "student"), made, strict=True)]
+        models[0].base_model.embeddings.LayerNorm.weight.fill_(2.0)
+    return [LoadedModel(model, tokenizer, name, []) for name, model in zip(("teacher", "student"), models, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def objective(teacher, student, losses, *, progressive=None):
     )  # fmt: skip
 
 
-def own(nets):
+def new_student(nets):
     return copy.deepcopy(nets[1].model)
 
 
@@ -143,12 +143,12 @@ def test_attention_by_hand():
 def test_both_divergences_have_one_gradient():
     generator = torch.Generator().manual_seed(0)
     teacher, start = (torch.randn(2, 2, 5, 5, generator=generator) for _ in range(2))
-    mask, found = torch.ones(2, 5), []
+    mask, gradients = torch.ones(2, 5), []
     for divergence in ("kl", "cross-entropy"):
         student = start.clone().requires_grad_()
         attention_transfer(student, teacher, mask, mapped_layers=3, divergence=divergence).backward()
-        found.append(student.grad)
-    torch.testing.assert_close(*found)
+        gradients.append(student.grad)
+    torch.testing.assert_close(*gradients)
 
 
 def test_mixed_targets_by_hand():
@@ -171,8 +171,8 @@ def test_published_shapes(name):
     config = config_of(name)
     kinds = ("AutoModelForMaskedLM", "AutoModel", "AutoModelForSequenceClassification")
     with torch.device("meta"):
-        made = [getattr(transformers, kind).from_config(config) for kind in kinds]
-    assert tuple(count_parameters(model).total for model in made) == PARAMETERS[name]
+        models = [getattr(transformers, kind).from_config(config) for kind in kinds]
+    assert tuple(count_parameters(model).total for model in models) == PARAMETERS[name]
 
 
 def test_what_a_layer_of_mobilebert_weighs():
@@ -254,23 +254,23 @@ def touched(model):
 
 
 def test_gradients_reach_what_they_should(nets, batch):
-    found = {}
+    reached = {}
     for name in (*TRANSFER, "token_mixed_target"):
-        one = objective(nets[0], own(nets).eval(), {name: TRANSFER.get(name, {})})
-        one(batch).backward()
-        found[name] = touched(one.student)
+        criterion = objective(nets[0], new_student(nets).eval(), {name: TRANSFER.get(name, {})})
+        criterion(batch).backward()
+        reached[name] = touched(criterion.student)
         assert all(p.grad is None for p in nets[0].model.parameters())
-    assert found["feature_maps"] == found["feature_statistics"] == found["attention_transfer"] == {"embeddings", 1, 2, 3}
-    assert found["token_mixed_target"] == {"embeddings", 1, 2, 3, "predictions"}
+    assert reached["feature_maps"] == reached["feature_statistics"] == reached["attention_transfer"] == {"embeddings", 1, 2, 3}
+    assert reached["token_mixed_target"] == {"embeddings", 1, 2, 3, "predictions"}
 
 
 @pytest.mark.parametrize("name", [*TRANSFER, "token_mixed_target"])
 def test_padding_counts_nowhere(name, nets, batch):
-    one = objective(nets[0], own(nets).eval(), {name: TRANSFER.get(name, {})})
+    criterion = objective(nets[0], new_student(nets).eval(), {name: TRANSFER.get(name, {})})
     wider = {key: nn.functional.pad(value, (0, 5)) if value.dim() == 2 else value for key, value in batch.items()}
     rows, columns = batch["token_positions"] // 7, batch["token_positions"] % 7
     wider["token_positions"] = rows * 12 + columns
-    assert one(wider).item() == pytest.approx(one(batch).item(), rel=1e-5)
+    assert criterion(wider).item() == pytest.approx(criterion(batch).item(), rel=1e-5)
 
 
 def test_turns():
@@ -290,40 +290,40 @@ def test_turns():
 
 def test_the_rate_of_a_layers_part():
     """Up within a tenth of the steps, then 0.9 + 0.1 sqrt(1 - x)."""
-    found = [schedule_factor("sqrt", step, 100, 0.1) for step in (0, 5, 10, 19, 75, 100)]
-    assert found == pytest.approx([0.0, 0.5, 0.9 + 0.1 * 0.9**0.5, 0.99, 0.95, 0.9])
+    factors = [schedule_factor("sqrt", step, 100, 0.1) for step in (0, 5, 10, 19, 75, 100)]
+    assert factors == pytest.approx([0.0, 0.5, 0.9 + 0.1 * 0.9**0.5, 0.99, 0.95, 0.9])
     assert schedule_factor("sqrt", 0, 100, 0.0) == 1.0
 
 
 def test_rates_of_the_groups(nets):
     plan = TrainingPlan("x", steps=30, learning_rate=1e-2, schedule="constant")
     turns = Progressive(3)
-    student, beside = own(nets), nn.Linear(2, 2)
-    made = make_optimiser("adamw", [student, beside], learning_rate=1.0, weight_decay=0.1, max_grad_norm=1.0, progressive=turns)
-    set_rates(made, plan, 15, turns)
-    rates = {group["layer"]: group["lr"] for group in made.param_groups}
+    student, beside = new_student(nets), nn.Linear(2, 2)
+    opt = make_optimiser("adamw", [student, beside], learning_rate=1.0, weight_decay=0.1, max_grad_norm=1.0, progressive=turns)
+    set_rates(opt, plan, 15, turns)
+    rates = {group["layer"]: group["lr"] for group in opt.param_groups}
     assert rates == pytest.approx({0: 0.0, 1: 3e-3, 2: 3e-2, 3: 0.0, None: 3e-2})
-    counted = sum(p.numel() for group in made.param_groups for p in group["params"])
+    counted = sum(p.numel() for group in opt.param_groups for p in group["params"])
     assert counted == count_parameters(student).total + 6
-    assert {group["weight_decay"] for group in made.param_groups[::2]} == {0.1}
-    assert {group["weight_decay"] for group in made.param_groups[1::2]} == {0.0}
+    assert {group["weight_decay"] for group in opt.param_groups[::2]} == {0.1}
+    assert {group["weight_decay"] for group in opt.param_groups[1::2]} == {0.0}
 
 
 def test_layer_by_layer_only_the_layer_whose_turn_it_is_learns(nets, batch, tmp_path):
     """Of 6 steps for 3 layers the third is layer 2's: layer 1 moves a little, layer 2 ten times as much, nothing else does."""
-    student = own(nets)
-    one = objective(nets[0], student, TRANSFER, progressive=Progressive(3))
+    student = new_student(nets)
+    losses = objective(nets[0], student, TRANSFER, progressive=Progressive(3))
     wanted, states = [], []
 
     def batches(skip):
         while True:
             student.train()
-            wanted.append((one.student_request.hidden, one.student_request.scores, one.teacher_request.hidden))
+            wanted.append((losses.student_request.hidden, losses.student_request.scores, losses.teacher_request.hidden))
             states.append({name: value.clone() for name, value in student.state_dict().items()})
             yield batch
 
     plan = TrainingPlan("x", steps=6, learning_rate=1e-3, optimizer="adamw", schedule="constant", weight_decay=0.0)
-    train(one, batches, plan, directory=tmp_path, seed=0)
+    train(losses, batches, plan, directory=tmp_path, seed=0)
     states.append(student.state_dict())
     for step, (before, after) in enumerate(zip(states, states[1:], strict=False)):
         moved = {}
@@ -334,11 +334,11 @@ def test_layer_by_layer_only_the_layer_whose_turn_it_is_learns(nets, batch, tmp_
         assert {layer for layer, much in moved.items() if much} == set(range(1, turn + 1)), step
     assert wanted[5] == tuple(frozenset({3}) for _ in range(3)) and wanted[3][0] == frozenset({2})
     student.eval()
-    assert one.student_request.hidden == frozenset({1, 2, 3})  # judged by all
+    assert losses.student_request.hidden == frozenset({1, 2, 3})  # judged by all
 
 
 def test_layer_by_layer_refuses(nets):
-    student = own(nets)
+    student = new_student(nets)
     fine = [("general.losses.feature_maps", "layers")]
     check_layers(student, fine, layers=3)
     check_step_count(3, 3)
@@ -359,61 +359,61 @@ def test_layer_by_layer_refuses(nets):
 def test_lamb_by_hand():
     """p = (3, 4), g = (1, -1): m = .1 g, v = .001, u = m / (sqrt v + 1e-6) + .1 p, made as long as p: 5."""
     weight, bias = (nn.Parameter(tensor(3.0, 4.0)) for _ in range(2))
-    made = Lamb([{"params": [weight]}, {"params": [bias], "adapt": False, "weight_decay": 0.0}], lr=0.01, weight_decay=0.1)
+    optimiser = Lamb([{"params": [weight]}, {"params": [bias], "adapt": False, "weight_decay": 0.0}], lr=0.01, weight_decay=0.1)
     weight.grad, bias.grad = tensor(1.0, -1.0), tensor(1.0, -1.0)
-    made.step()
+    optimiser.step()
     step = 0.1 / (0.001**0.5 + 1e-6)
     update = (step + 0.3, -step + 0.4)
     ratio = 5 / (update[0] ** 2 + update[1] ** 2) ** 0.5
     assert weight.tolist() == pytest.approx([3 - 0.01 * ratio * update[0], 4 - 0.01 * ratio * update[1]], rel=1e-6)
     assert bias.tolist() == pytest.approx([3 - 0.01 * step, 4 + 0.01 * step], rel=1e-6)
     nought = nn.Parameter(torch.zeros(2))
-    made = Lamb([nought], lr=0.01)
+    optimiser = Lamb([nought], lr=0.01)
     nought.grad = tensor(1.0, -1.0)
-    made.step()  # no length to take over
+    optimiser.step()  # no length to take over
     assert nought.tolist() == pytest.approx([-0.01 * step, 0.01 * step], rel=1e-6)
 
 
 def begun(nets, student=STUDENT, kind="masked-lm", **keys):
-    made = build_model(student, kind=kind, tokenizer=nets[0].tokenizer, seed=5, **keys)
-    start = initial_weights("teacher-ends", "uniform", nets[0], None, student=lambda: made.config, reporter=SILENT)
-    return made, start
+    model = build_model(student, kind=kind, tokenizer=nets[0].tokenizer, seed=5, **keys)
+    start = initial_weights("teacher-ends", "uniform", nets[0], None, student=lambda: model.config, reporter=SILENT)
+    return model, start
 
 
 def test_the_student_begins_as_the_teachers_ends(nets):
-    made, start = begun(nets)
-    before = {name: value.clone() for name, value in made.state_dict().items()}
-    assert start(made) is None
-    theirs = nets[0].model.state_dict()
-    same = {name for name, value in made.state_dict().items() if name in theirs and value.equal(theirs[name])}
+    model, start = begun(nets)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert start(model) is None
+    teacher_state = nets[0].model.state_dict()
+    same = {name for name, value in model.state_dict().items() if name in teacher_state and value.equal(teacher_state[name])}
     rest = {name for name in before if "layer." not in name} - same
     assert rest == {"mobilebert.embeddings.LayerNorm.weight"}  # a NoNorm's stays 1
     assert {"mobilebert.embeddings.embedding_transformation.weight", "cls.predictions.dense.weight"} <= same
-    assert all(value.equal(before[name]) for name, value in made.state_dict().items() if "encoder.layer." in name)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items() if "encoder.layer." in name)
     assert start.record == {"by": "teacher-ends", "of": "teacher"}
 
 
 def test_ends_that_do_not_fit(nets, tmp_path):
-    made, start = begun(nets, {**STUDENT, "hidden_size": 32})
+    model, start = begun(nets, {**STUDENT, "hidden_size": 32})
     with pytest.raises(MbertError) as caught:
-        start(made)
+        start(model)
     assert caught.value.code == "M045" and "embeddings" in caught.value.what
-    made, start = begun(nets, {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2})
+    model, start = begun(nets, {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2})
     with pytest.raises(MbertError) as caught:
-        start(made)
+        start(model)
     assert caught.value.code == "M099"
 
 
 def test_a_bert_takes_a_berts_ends(tmp_path):
     taught = load_model(tiny_bert(tmp_path / "base", kind="masked-lm"), "masked-lm", where="base")
-    made = build_model(
+    model = build_model(
         {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 8},
         kind="masked-lm", tokenizer=taught.tokenizer, seed=5, like=taught.model.config,
     )  # fmt: skip
-    initial_weights("teacher-ends", "uniform", taught, None, student=lambda: made.config, reporter=SILENT)(made)
+    initial_weights("teacher-ends", "uniform", taught, None, student=lambda: model.config, reporter=SILENT)(model)
     for part in (lambda m: m.bert.embeddings, lambda m: m.cls):
-        for one, other in zip(part(made).parameters(), part(taught.model).parameters(), strict=True):
-            assert one.equal(other)
+        for actual, expected in zip(part(model).parameters(), part(taught.model).parameters(), strict=True):
+            assert actual.equal(expected)
 
 
 def test_the_page_of_transfer_makes_what_it_says(nets, tmp_path):
@@ -426,8 +426,8 @@ def test_the_page_of_transfer_makes_what_it_says(nets, tmp_path):
     pupil = make_student(recipe, CATALOG, nets[0], str(folder))
     assert {m.p for m in pupil.model.modules() if isinstance(m, nn.Dropout)} == {0.0}
     assert pupil.model.config.attention_probs_dropout_prob == 0.5
-    made = make_objective(recipe, CATALOG, Teacher(nets[0]), nets[0], pupil)
-    assert made.progressive == Progressive(3, 3.0, 0.3)
+    criterion = make_objective(recipe, CATALOG, Teacher(nets[0]), nets[0], pupil)
+    assert criterion.progressive == Progressive(3, 3.0, 0.3)
     joint = resolve(
         catalog=CATALOG, environment={},
         flags={"method": "mobilebert-transfer", "student": str(folder), "ablate": ["layer_by_layer"]},
@@ -459,7 +459,7 @@ def test_dropout_is_taken_out_wherever_it_is(tokenizer):
 
 def wired(**flags):
     resolved = resolve(catalog=CATALOG, environment={}, recipe="mobilebert-quickstart", flags=flags)
-    return {one.name: one for one in steps(resolved, Path("runs/x"), CATALOG)}
+    return {step.name: step for step in steps(resolved, Path("runs/x"), CATALOG)}
 
 
 def weighted(general):
@@ -496,7 +496,7 @@ def test_a_student_that_no_stage_makes_is_unknown():
 def test_a_plan_rehearses_it(nets):
     """A step of all losses with random weights; each net's head runs at hidden words alone."""
     recipe = resolve(catalog=CATALOG, environment={}, flags={"method": "mobilebert-auxiliary"}).recipe
-    teacher, student = (ModelInfo(one.model.config, one.tokenizer) for one in nets)
+    teacher, student = (ModelInfo(loaded.model.config, loaded.tokenizer) for loaded in nets)
     job, ask = distil_jobs(recipe, recipe.general, CATALOG, teacher, student, "encoder")
     assert ask.want == OutputRequest(hidden=frozenset({1, 2, 3}), scores=frozenset({1, 2, 3}), token_head=True)
     job = replace(job, head="masked-lm", logits=True, predicted=0.15)
@@ -508,7 +508,7 @@ def test_a_tiny_one_reads_nothing_but_its_bottleneck(nets, batch):
     fields = {**STUDENT, "use_bottleneck_attention": True, "key_query_shared_bottleneck": False}
     model = build_model(fields, kind="encoder", tokenizer=nets[0].tokenizer, seed=0).eval()
     layer = model.encoder.layer[0]
-    own = layer.attention.self
-    assert [part.in_features for part in (own.query, own.key, own.value)] == [8, 8, 8]
+    attention = layer.attention.self
+    assert [part.in_features for part in (attention.query, attention.key, attention.value)] == [8, 8, 8]
     assert not [name for name, _ in layer.named_parameters() if name.startswith("bottleneck.attention")]  # nothing unused
     assert forward_outputs(model, batch, OutputRequest(scores=frozenset({3}))).scores[3].shape == (3, 2, 7, 7)

@@ -66,23 +66,23 @@ def test_lambda_is_five_and_labels_count_once():
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(dense):
     """One expert that has every neuron, in any order, with its own LayerNorm is the layer as it was."""
     neurons = {layer: deal_neurons(torch.rand(32), experts=1, width=32, shared=0) for layer in range(1, 5)}
-    made = routed(
+    student = routed(
         dense, tasks=FILM, moe_layers=(1, 2, 3, 4), experts=1, neurons=neurons, routing="hash", norm="expert",
         heads={"film": dense.model.classifier},
     ).eval()  # fmt: skip
     teacher = Teacher(dense)
     objective = Objective(
-        terms({"embedding", "hidden_states", "soft_target"}), made, ask_teacher=teacher.ask,
+        terms({"embedding", "hidden_states", "soft_target"}), student, ask_teacher=teacher.ask,
         map_layers=range(5), student_width=16, teacher_width=16,
     )  # fmt: skip
     batch = {**rows(), "task": torch.zeros(3, dtype=torch.long)}
     batch = {**batch, "labels": torch.zeros(3, dtype=torch.long)}
     _, total, parts = next(objective.losses({name: value for name, value in batch.items() if name != "token_type_ids"}))
     assert total.item() == pytest.approx(0, abs=1e-9) and set(parts) == {"embedding", "hidden_states", "soft_target"}
-    made.bert.expert_layers[2].experts[0].down.bias.data[0] += 1
+    student.bert.expert_layers[2].experts[0].down.bias.data[0] += 1
     objective(batch).backward()
     assert objective(batch).item() > 0.01 and all(parameter.grad is None for parameter in teacher.model.parameters())
-    assert all(parameter.grad is not None for parameter in made.parameters())
+    assert all(parameter.grad is not None for parameter in student.parameters())
 
 
 def test_an_expert_of_its_own_norm_by_hand():
@@ -113,9 +113,9 @@ def test_the_table_says_where_a_token_goes():
 
 
 def test_tables_follow_from_seed_and_layer():
-    one, same, layer, seed = (HashRouter(400, 4, seed=s, layer=n).table for s, n in ((1, 2), (1, 2), (1, 3), (2, 2)))
-    assert torch.equal(one, same) and not torch.equal(one, layer) and not torch.equal(one, seed)
-    assert one.bincount().tolist() == pytest.approx([100] * 4, abs=35)
+    table, same, layer, seed = (HashRouter(400, 4, seed=s, layer=n).table for s, n in ((1, 2), (1, 2), (1, 3), (2, 2)))
+    assert torch.equal(table, same) and not torch.equal(table, layer) and not torch.equal(table, seed)
+    assert table.bincount().tolist() == pytest.approx([100] * 4, abs=35)
 
 
 @pytest.mark.parametrize("gate", ["share", "probability"])
@@ -143,15 +143,15 @@ def test_a_gate_of_p_weighs_a_tokens_expert():
 
 @pytest.mark.parametrize("routing", ["hash", "token", "sentence"])
 def test_a_saved_model_comes_back_bit_by_bit(dense, tmp_path, routing):
-    made = apart(routed(dense, tasks=FILM, routing=routing, norm="expert", gate="probability"))
-    made.save_pretrained(tmp_path)
+    model = apart(routed(dense, tasks=FILM, routing=routing, norm="expert", gate="probability"))
+    model.save_pretrained(tmp_path)
     back = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     show_scores(back)
-    assert all(torch.equal(value, back.state_dict()[name]) for name, value in made.state_dict().items())
+    assert all(torch.equal(value, back.state_dict()[name]) for name, value in model.state_dict().items())
     tables = [name for name, _ in back.named_buffers() if name.endswith("router.table")]
     assert len(tables) == (2 if routing == "hash" else 0)
     batch = rows()
-    assert torch.equal(made(**batch).logits, back(**batch).logits)
+    assert torch.equal(model(**batch).logits, back(**batch).logits)
     whole = forward_outputs(back, batch, OutputRequest(logits=True, hidden=frozenset({2})))
     assert torch.allclose(
         forward_outputs(back, batch, OutputRequest(hidden=frozenset({2}))).hidden[2], whole.hidden[2], atol=1e-6
@@ -220,29 +220,29 @@ def place(tmp_path_factory):
 
 def distil(out, **keys):
     rates = {"steps": 1, "batch_size": 4, "evaluations": 0, "learning_rate": 1e-9}
-    told = {f"phases__distillation__{key}": value for key, value in rates.items()}
+    steps = {f"phases__distillation__{key}": value for key, value in rates.items()}
     task = {"task": "sst2", "data__folder": "glue", "data__max_length": 16, "teacher__allow_weak": True}
-    return api.distill(out=out, method="moebert", teacher="teacher", **task, **told, **keys)
+    return api.distill(out=out, method="moebert", teacher="teacher", **task, **steps, **keys)
 
 
 def test_the_student_begins_as_its_teacher(place, monkeypatch):
     """Outputs in the task's order, though the teacher's are not; experts of a quarter, two thirds of that shared."""
     monkeypatch.chdir(place)
-    made = distil("run")
-    config = read_config(made.out, where="")
+    result = distil("run")
+    config = read_config(result.out, where="")
     assert (config.moe_layers, config.experts, config.expert_width, config.routing) == ([1, 2, 3, 4], 4, 8, "hash")
     assert (config.expert_norm, config.top_k, config.tasks["sst2"]["labels"]) == ("expert", 1, ["negative", "positive"])
-    student = load_model(made.out, "classifier", where="", task="sst2").model
+    student = load_model(result.out, "classifier", where="", task="sst2").model
     teacher = load_model("teacher", "classifier", where="").model
     assert torch.allclose(student.heads["sst2"].weight, teacher.classifier.weight[[1, 0]], atol=1e-6)
     ups = [expert.up.weight for expert in student.bert.expert_layers[1].experts]
     assert all(torch.allclose(up[:5], ups[0][:5], atol=1e-6) for up in ups) and not torch.allclose(
         ups[0][5:], ups[1][5:], atol=1e-3
     )
-    assert "load_balance" not in str(made.metrics["phases"])
-    assert manifest.read(made.out)["recipe"]["moe"]["routing"] == "hash"
-    told = api.evaluate(model=made.out, task="sst2", data__folder="glue", out="evaluated", data__max_length=16)
-    assert told.metrics["dev"] == made.metrics["dev"]
+    assert "load_balance" not in str(result.metrics["phases"])
+    assert manifest.read(result.out)["recipe"]["moe"]["routing"] == "hash"
+    evaluated = api.evaluate(model=result.out, task="sst2", data__folder="glue", out="evaluated", data__max_length=16)
+    assert evaluated.metrics["dev"] == result.metrics["dev"]
     for command in (["export", "run", "--task", "sst2", "--data", "glue"], ["extract", "run", "--data", "glue"]):
         refused(2, "M127", *command, "-o", "nothing")
 
@@ -250,12 +250,12 @@ def test_the_student_begins_as_its_teacher(place, monkeypatch):
 def test_a_shallower_student_takes_layers_and_their_neurons(place, monkeypatch):
     monkeypatch.chdir(place)
     new = {"init": "new", "student": "bert-2x16x32", "initialise": "teacher-layers", "initialise__layers": [0, 2]}
-    made = distil("shallow", **new)
-    student = load_model(made.out, "classifier", where="", task="sst2").model
+    result = distil("shallow", **new)
+    student = load_model(result.out, "classifier", where="", task="sst2").model
     teacher = load_model("teacher", "classifier", where="").model
-    for own, theirs in ((1, 0), (2, 2)):
-        network = teacher.bert.encoder.layer[theirs].intermediate.dense.weight
-        for row in student.bert.expert_layers[own].experts[3].up.weight:
+    for layer, source in ((1, 0), (2, 2)):
+        network = teacher.bert.encoder.layer[source].intermediate.dense.weight
+        for row in student.bert.expert_layers[layer].experts[3].up.weight:
             assert (network - row).abs().amax(1).min() < 1e-6, "every neuron of an expert is one of that layer"
     with pytest.raises(MbertError) as caught:
         distil("nothing", init="new", student="bert-2x16x32", initialise="random")

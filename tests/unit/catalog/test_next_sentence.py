@@ -88,9 +88,9 @@ def test_stage_one_of_mobilebert_has_it_and_its_student_does_not(place):
     held = result.metrics["heldout"]
     assert held["loss"] == pytest.approx(held["token_mixed_target"] + held["next_sentence"], rel=1e-5)
     assert held["next_sentence"] == pytest.approx(log(2), abs=0.1)
-    made = load_model(result.out, "masked-lm", where="out")
-    assert made.model.config.architectures == ["BertForMaskedLM"]
-    assert not [name for name, _ in made.model.named_parameters() if "next" in name or "seq_relationship" in name]
+    loaded = load_model(result.out, "masked-lm", where="out")
+    assert loaded.model.config.architectures == ["BertForMaskedLM"]
+    assert not [name for name, _ in loaded.model.named_parameters() if "next" in name or "seq_relationship" in name]
 
 
 def test_without_pairs_it_is_refused_before_any_work(place):

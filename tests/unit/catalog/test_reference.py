@@ -153,16 +153,16 @@ def test_gradients(reference, file, terms):
     objective = make_objective(reference, terms)
     objective(batch_of(reference)).backward()
     expected = load_file(reference[0] / f"{file}.safetensors")
-    found = {name: p.grad for name, p in objective.student.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in objective.student.named_parameters() if p.grad is not None}
     if objective.projection is not None:
-        found |= {f"fit_dense.{name}": p.grad for name, p in objective.projection.named_parameters()}
+        gradients |= {f"fit_dense.{name}": p.grad for name, p in objective.projection.named_parameters()}
     largest = max(value.norm().item() for value in expected.values())
     for name, gradient in expected.items():
         norm = gradient.norm().item()
         if norm < 1e-6 * largest:  # softmax does not feel a key's bias: rounding alone
-            assert name not in found or found[name].norm().item() < 1e-6 * largest, name
+            assert name not in gradients or gradients[name].norm().item() < 1e-6 * largest, name
         else:
-            assert (found[name] - gradient).norm().item() / norm < 1e-4, name
+            assert (gradients[name] - gradient).norm().item() / norm < 1e-4, name
 
 
 @pytest.mark.parametrize(("name", "schedule"), [("bertadam_none", "constant"), ("bertadam_warmup_linear", "linear")])
@@ -206,8 +206,8 @@ def test_textbrewer_pkd_is_patience_summed_over_features(textbrewer):
     """Its mask has no part in it; ours as a mean is that over the width."""
     for name, student, teacher in pairs_of(textbrewer):
         expected = textbrewer[0][f"pkd_loss_{name}_mask"]
-        found = patience(student, teacher, project=lambda vectors: vectors, mapped_layers=1, reduction="sum")
-        assert found.item() == pytest.approx(expected, **CLOSE) == textbrewer[0][f"pkd_loss_{name}_nomask"]
+        loss = patience(student, teacher, project=lambda vectors: vectors, mapped_layers=1, reduction="sum")
+        assert loss.item() == pytest.approx(expected, **CLOSE) == textbrewer[0][f"pkd_loss_{name}_nomask"]
         mean = patience(student, teacher, project=lambda vectors: vectors, mapped_layers=1)
         assert mean.item() == pytest.approx(expected / 48, **CLOSE)
 
@@ -223,13 +223,13 @@ def test_textbrewer_cos_is_cosine(textbrewer):
 def test_textbrewer_hid_mse_is_hidden_states(textbrewer):
     mask = textbrewer[1]["attention_mask"]
     for name, student, teacher in pairs_of(textbrewer):
-        for how, said in (("masked", "mask"), ("reference", "nomask")):
-            found = hidden_states(student, teacher, mask, normalisation=how)
-            assert found.item() == pytest.approx(textbrewer[0][f"hid_mse_loss_{name}_{said}"], **CLOSE)
+        for how, suffix in (("masked", "mask"), ("reference", "nomask")):
+            loss = hidden_states(student, teacher, mask, normalisation=how)
+            assert loss.item() == pytest.approx(textbrewer[0][f"hid_mse_loss_{name}_{suffix}"], **CLOSE)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 8.0])
 def test_textbrewer_kd_ce_is_soft_target(textbrewer, temperature):
     """A cross-entropy without T^2, summed over classes. Its kd_mse, an error of logits, has no like here."""
-    found = soft_target(textbrewer[1]["student_logits"], textbrewer[1]["teacher_logits"], temperature=temperature)
-    assert found.item() == pytest.approx(textbrewer[0][f"kd_ce_loss_T{temperature:g}"], **CLOSE)
+    loss = soft_target(textbrewer[1]["student_logits"], textbrewer[1]["teacher_logits"], temperature=temperature)
+    assert loss.item() == pytest.approx(textbrewer[0][f"kd_ce_loss_T{temperature:g}"], **CLOSE)

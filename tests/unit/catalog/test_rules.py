@@ -116,9 +116,9 @@ def test_a_rows_result_does_not_depend_on_company_or_order() -> None:
 @pytest.mark.usefixtures("tagged")
 def test_new_rows_have_no_label_and_none_is_of_the_training_set() -> None:
     settings = AugmentSettings(sources=("rules",), copies=9, options={"rules": {"ngram": 0.0}})
-    made = augment(Examples(ROWS, [0, 1, 0], ["a", "b", "c"]), tokenizer=None, settings=settings)
+    rows = augment(Examples(ROWS, [0, 1, 0], ["a", "b", "c"]), tokenizer=None, settings=settings)
     new = [
-        (texts, label) for texts, label, flag in zip(made.texts, made.labels or [], made.augmented or [], strict=True) if flag
+        (texts, label) for texts, label, flag in zip(rows.texts, rows.labels or [], rows.augmented or [], strict=True) if flag
     ]
     assert len(new) > 5 and {label for _, label in new} == {None}
     assert not {texts for texts, _ in new} & set(ROWS) and len({texts for texts, _ in new}) == len(new)

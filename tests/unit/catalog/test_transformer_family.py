@@ -88,16 +88,16 @@ def make(places, terms, *, student="student", rule="uniform", kind="classifier")
         load_model(places / name, kind, where=name, new_head=True, head=TWO_CLASSES if kind == "classifier" else None)
         for name in ("teacher", student)
     )
-    theirs, ours = taught.model.config, pupil.model.config
+    of_teacher, of_student = taught.model.config, pupil.model.config
     asked = Asked(taught)
     torch.manual_seed(3)
     objective = Objective(
         make_terms(terms, CATALOG),
         pupil.model.eval(),
         ask_teacher=asked,
-        map_layers=layer_map(rule, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers),
-        student_width=ours.hidden_size,
-        teacher_width=theirs.hidden_size,
+        map_layers=layer_map(rule, teacher_layers=of_teacher.num_hidden_layers, student_layers=of_student.num_hidden_layers),
+        student_width=of_student.hidden_size,
+        teacher_width=of_teacher.hidden_size,
     )
     return objective, asked
 
@@ -239,15 +239,15 @@ DISTILBERT = {"token_soft_target": (5.0, {}), "masked_lm": (2.0, {}), "cosine": 
 
 def test_words_in_pieces_are_the_same_words(places, batch, monkeypatch):
     """Loss and gradients of a few positions at a time are those of all at once."""
-    found = []
+    results = []
     for at_once in (512, 5):
         monkeypatch.setattr("microbert_cli.catalog.losses.token_soft_target.CHUNK_POSITIONS", at_once)
         objective, _ = make(places, DISTILBERT, rule="last", kind="masked-lm")
         loss = objective(batch)
         loss.backward()
-        found.append((loss.item(), {name: weight.grad for name, weight in objective.student.named_parameters()}))
-    (one, gradients), (other, same_gradients) = found
-    assert other == pytest.approx(one, rel=1e-6)
+        results.append((loss.item(), {name: weight.grad for name, weight in objective.student.named_parameters()}))
+    (whole, gradients), (in_pieces, same_gradients) = results
+    assert in_pieces == pytest.approx(whole, rel=1e-6)
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, same_gradients[name], rtol=1e-4, atol=1e-7), name
 
@@ -289,9 +289,9 @@ def test_a_distilbert_has_the_published_size_and_learns_from_a_bert(places, batc
 def test_rare_words_are_hidden_oftener():
     """Chances count^-0.7: of words seen 10,000 times and never, the second is hidden about 631 times as often."""
     corpus = np.array([7] * 10_000 + [8] * 100, dtype=np.uint16)
-    found = token_weights(corpus, 12, 0.7)
-    assert found[7].item() == pytest.approx(10_000**-0.7, rel=1e-5) and found[9] == found[11] == 1.0
-    assert found[8].item() == pytest.approx(100**-0.7, rel=1e-5)
+    weights = token_weights(corpus, 12, 0.7)
+    assert weights[7].item() == pytest.approx(10_000**-0.7, rel=1e-5) and weights[9] == weights[11] == 1.0
+    assert weights[8].item() == pytest.approx(100**-0.7, rel=1e-5)
 
 
 class Words:
@@ -338,8 +338,8 @@ def test_what_hides_no_words_is_what_it_was():
     plain = resolve(catalog=CATALOG, flags={"method": "tinybert"}).recipe.identity("general", "pretrain")
     assert not {"masked", "smoothing"} & plain["general"].keys() and "smoothing" not in plain["pretrain"]
     assert plain["pretrain"]["masked"] == 0.15
-    said = resolve(catalog=CATALOG, flags={"method": "distilbert"}).recipe.identity("general")
-    assert (said["general"]["masked"], said["general"]["smoothing"]) == (0.15, 0.7)
+    identity = resolve(catalog=CATALOG, flags={"method": "distilbert"}).recipe.identity("general")
+    assert (identity["general"]["masked"], identity["general"]["smoothing"]) == (0.15, 0.7)
 
 
 def test_stage_one_of_distilbert(tmp_path, monkeypatch):
@@ -351,9 +351,9 @@ def test_stage_one_of_distilbert(tmp_path, monkeypatch):
     flags = {"method": "distilbert", "initialise": initialise}
     taught = load_model(tmp_path / "teacher", "masked-lm", where="teacher")
     pupil = make_student(resolve(catalog=CATALOG, flags=flags).recipe, CATALOG, taught, "distilbert-3x16").model
-    theirs = taught.model.cls.predictions
-    assert torch.equal(pupil.vocab_transform.weight, theirs.transform.dense.weight)
-    assert torch.equal(pupil.vocab_projector.bias, theirs.bias)
+    head = taught.model.cls.predictions
+    assert torch.equal(pupil.vocab_transform.weight, head.transform.dense.weight)
+    assert torch.equal(pupil.vocab_projector.bias, head.bias)
     third = taught.model.bert.encoder.layer[5]
     assert torch.equal(pupil.distilbert.transformer.layer[2].ffn.lin1.weight, third.intermediate.dense.weight)
     result = api.general_distill(

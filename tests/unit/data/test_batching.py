@@ -51,12 +51,12 @@ def test_batches_come_in_random_order_of_length():
 
 
 def test_seed_and_epoch_decide():
-    def told(**which):
+    def rows_of(**which):
         return [batch.tolist() for batch in epoch_batches(LENGTHS, batch_size=8, **which)]
 
-    assert told(seed=1, epoch=0) == told(seed=1, epoch=0)
-    assert told(seed=1, epoch=0) != told(seed=1, epoch=1)
-    assert told(seed=1, epoch=0) != told(seed=2, epoch=0)
+    assert rows_of(seed=1, epoch=0) == rows_of(seed=1, epoch=0)
+    assert rows_of(seed=1, epoch=0) != rows_of(seed=1, epoch=1)
+    assert rows_of(seed=1, epoch=0) != rows_of(seed=2, epoch=0)
 
 
 def test_the_company_of_a_row_changes():
@@ -75,9 +75,9 @@ def test_skipping_is_the_same_as_running_through(skip):
 
 def test_in_order_is_every_row_longest_first():
     batches = batches_by_length(LENGTHS, batch_size=50)
-    told = LENGTHS[np.concatenate(batches)]
+    lengths = LENGTHS[np.concatenate(batches)]
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(LENGTHS)))
-    assert (np.diff(told) <= 0).all()
+    assert (np.diff(lengths) <= 0).all()
 
 
 def test_pools_hold_whole_batches():

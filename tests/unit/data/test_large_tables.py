@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recording import RecordingReporter
 from tiny_glue import WORDS
 from tiny_models import tiny_tokenizer
 
@@ -22,7 +23,6 @@ from microbert_cli.data.tables import arrow, read_table, streamed
 from microbert_cli.data.tables.stored import RowNumbers, StoredColumn, StoredRows, store
 from microbert_cli.data.tokenized import TokenizedExamples, tokenize_examples
 from microbert_cli.errors import MbertError
-from microbert_cli.reporter import Reporter
 from microbert_cli.runs import cache
 from microbert_cli.table_format import TableFormat
 
@@ -31,17 +31,6 @@ PIECES = [
     '"x"', '"a,b"', "sep=;\n", "\ufeff",
 ]  # fmt: skip
 CELLS = ["a", "é", "日本", '"x"', '"a,b"', " ", '""', "12", "a b"]
-
-
-class Heard(Reporter):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-    def warn(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +48,13 @@ def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def outcome(path: Path, form: TableFormat, skip: int) -> tuple[Any, ...]:
     """All that a user sees of a table: names, lines, columns, notes; or the error."""
-    heard = Heard()
+    reporter = RecordingReporter()
     try:
-        table = read_table(path, form, skip_broken_rows=skip, reporter=heard)
+        table = read_table(path, form, skip_broken_rows=skip, reporter=reporter)
         columns = [list(table.read(name)) for name in table.names]
     except MbertError as error:
-        return error.code, error.what, error.where, error.allowed, error.fix, heard.lines
-    return table.place, table.names, list(map(int, table.lines)), columns, table.header_line, table.where(0), heard.lines
+        return error.code, error.what, error.where, error.allowed, error.fix, reporter.messages
+    return table.place, table.names, list(map(int, table.lines)), columns, table.header_line, table.where(0), reporter.messages
 
 
 def check_both_ways(path: Path, form: TableFormat, skip: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,10 +227,10 @@ def test_dev_of_a_large_table_is_capped(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(whole) == 70
     monkeypatch.setattr(held_out, "MOST_HELD_OUT", 60)
     monkeypatch.setattr(own_files, "MOST_HELD_OUT", 60)
-    heard = Heard()
-    train, dev = load_split(own_task(path), "train", reporter=heard), load_split(own_task(path), "dev")
+    reporter = RecordingReporter()
+    train, dev = load_split(own_task(path), "train", reporter=reporter), load_split(own_task(path), "dev")
     assert len(dev) == 60 and set(dev.texts) < whole and len(train) == 640
-    assert any("60 rows instead of a tenth: 640 rows remain" in line for line in heard.lines)
+    assert any("60 rows instead of a tenth: 640 rows remain" in line for line in reporter.messages)
 
 
 @pytest.mark.parametrize("pairs", [False, True])

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recording import RecordingReporter
 from tiny_glue import TASKS as TINY
 from tiny_glue import tiny_glue, tiny_glue_hub, tiny_rows
 
@@ -21,22 +22,9 @@ from microbert_cli.data.load import BUILT_IN_TASKS, load_split, own_task
 from microbert_cli.data.own_files import complete
 from microbert_cli.errors import MbertError
 from microbert_cli.recipe.task import Task, load_task
-from microbert_cli.reporter import Reporter
 
 TASKS = Path(__file__).resolve().parents[3] / "microbert_cli" / "catalog" / "tasks"
 TINY_SPLITS = {"dev": "dev_matched", "test": "test_matched"}
-
-
-class Heard(Reporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def builtin(name: str) -> Task:
@@ -101,7 +89,7 @@ def write_tsv(folder: Path, name: str, *lines: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "said"),
+    ("line", "code", "message"),
     [
         ("fine\t2", "M351", "2"),
         ("fine\tpositve", "M351", 'Did you mean "positive"?'),
@@ -112,19 +100,19 @@ def write_tsv(folder: Path, name: str, *lines: str) -> Path:
         ("fine", "M350", "too few"),
     ],
 )
-def test_bad_rows_name_their_line(tmp_path: Path, line: str, code: str, said: str) -> None:
+def test_bad_rows_name_their_line(tmp_path: Path, line: str, code: str, message: str) -> None:
     write_tsv(tmp_path, "dev.tsv", "sentence\tlabel", "good\t1", line, "bad\t0")
     error = refused(code, 5, load_split, builtin("sst2"), "dev", data_dir=tmp_path)
-    assert error.where.endswith("dev.tsv, line 3") and said in str(error)
+    assert error.where.endswith("dev.tsv, line 3") and message in str(error)
 
 
 def test_a_row_without_text_is_kept_where_the_official_files_have_some(tmp_path: Path) -> None:
-    heard = Heard()
+    reporter = RecordingReporter()
     write_tsv(tmp_path, "dev.tsv", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "0\t1\t2\tWhy?\t\t0", "x\ty")
-    rows = load_split(builtin("qqp"), "dev", data_dir=tmp_path, reporter=heard)
+    rows = load_split(builtin("qqp"), "dev", data_dir=tmp_path, reporter=reporter)
     assert rows.texts == [("Why?", "")] and rows.labels == [0]
-    assert any("1 empty" in warning for warning in heard.warnings)
-    assert any("1 rows with a wrong number" in warning for warning in heard.warnings)
+    assert any("1 empty" in warning for warning in reporter.warnings)
+    assert any("1 rows with a wrong number" in warning for warning in reporter.warnings)
 
 
 @pytest.mark.parametrize("score", ["5.1", "-0.5", "nan", "inf", "high"])
@@ -198,12 +186,12 @@ def test_the_hub_gives_the_same_rows(tmp_path: Path, glue: Path, name: str, monk
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("microbert_cli.data.load.ask_hub", lambda *args: None)
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    task, heard = builtin(name), Heard()
+    task, reporter = builtin(name), RecordingReporter()
     for split in task.splits:
-        rows = load_split(task, split, reporter=heard)
+        rows = load_split(task, split, reporter=reporter)
         assert (rows.texts, rows.labels) == expected(name, split)
         assert rows.fingerprint == load_split(task, split, data_dir=glue).fingerprint
-    assert len(heard.notes) == len(task.splits) == len(asked) and all("Hub" in note for note in heard.notes)
+    assert len(reporter.notes) == len(task.splits) == len(asked) and all("Hub" in note for note in reporter.notes)
     assert asked[0][:2] == ("nyu-mll/glue", name)
 
 
@@ -322,16 +310,16 @@ FORMATS = [".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.gz"]
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_own_classes(tmp_path: Path, suffix: str) -> None:
-    heard = Heard()
+    reporter = RecordingReporter()
     path = write_own(tmp_path, reviews(), suffix)
-    task = own_task(path, text=("text",), label="stars", reporter=heard)
+    task = own_task(path, text=("text",), label="stars", reporter=reporter)
     assert task.label.names == ("bad", "good", "Ünsure") and task.name == tmp_path.name
     assert task.metrics == ("accuracy", "macro_f1", "matthews") and task.primary == "accuracy"
-    assert "bad, good, Ünsure" in heard.notes[0]
-    train, dev = load_split(task, "train", reporter=heard), load_split(task, "dev")
+    assert "bad, good, Ünsure" in reporter.notes[0]
+    train, dev = load_split(task, "train", reporter=reporter), load_split(task, "dev")
     assert len(train) + len(dev) == 200 and len(dev) == 50
     assert not {*train.texts} & {*dev.texts}
-    assert any("held out" in note for note in heard.notes)
+    assert any("held out" in note for note in reporter.notes)
     assert train.texts[0][0].endswith("told\nin two lines")
 
 
@@ -402,7 +390,7 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "code", "said"),
+    ("values", "code", "message"),
     [
         (["a"] * 9, "M358", '"a"'),
         ([3] * 9, "M358", '"3"'),
@@ -410,8 +398,8 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
         ([f"text {i}" for i in range(99)], "M363", "99 different"),
     ],
 )
-def test_labels_that_make_no_task(tmp_path: Path, values: list[Any], code: str, said: str) -> None:
-    assert said in str(refused(code, 5, inferred, tmp_path, values))
+def test_labels_that_make_no_task(tmp_path: Path, values: list[Any], code: str, message: str) -> None:
+    assert message in str(refused(code, 5, inferred, tmp_path, values))
 
 
 def test_a_class_that_no_row_has(tmp_path: Path) -> None:
@@ -536,9 +524,9 @@ SAMPLES = {"mnli": {"train": 8999, "dev": 9815}, "qnli": {"train": 8999, "dev": 
 def test_real_files_are_read_whole(shared: Path, name: str) -> None:
     task = builtin(name)
     for split, count in REAL[name].items():
-        heard = Heard()
-        rows = load_split(task, split, data_dir=shared / "data/glue", reporter=heard)
-        assert len(rows) == count and heard.warnings == []
+        reporter = RecordingReporter()
+        rows = load_split(task, split, data_dir=shared / "data/glue", reporter=reporter)
+        assert len(rows) == count and reporter.warnings == []
         assert len(set(rows.ids or ())) == count
         assert (rows.labels is None) == (split == "test")
 

@@ -107,13 +107,13 @@ def test_the_whole_chain(case: Case, described: str, place: Path) -> None:
     scores = works("evaluate", *flags, "--json").json
     assert scores["dev"] == pytest.approx(student["dev"], abs=1e-4) and scores["model"] == "../task-distill"
     assert scores["splits"]["dev"].get("labels") == case.classes
-    known = works("evaluate", out / "task-distill", "-o", out / "again", "--json").json
-    assert known["dev"] == scores["dev"], "the model's manifest says what it was made for"
+    repeated = works("evaluate", out / "task-distill", "-o", out / "again", "--json").json
+    assert repeated["dev"] == scores["dev"], "the model's manifest says what it was made for"
 
     answers = works("predict", out / "finetune", *case.asked, "--json").json
     assert set(answers.get("probabilities", {})) == set(case.classes or [])
-    told = works("predict", out / "finetune", *case.asked).out.strip()
-    assert told == (answers["label"] if case.classes else f"{answers['score']:.4f}")
+    output = works("predict", out / "finetune", *case.asked).out.strip()
+    assert output == (answers["label"] if case.classes else f"{answers['score']:.4f}")
 
     without_onnx = ("--set", "export.onnx=false", "--set", "export.int8=false")
     assert works("export", *flags, *without_onnx).out == f"{out}/export\n"
@@ -150,9 +150,9 @@ def test_a_test_file_alone_is_scored_by_what_the_model_remembers(place: Path, tm
     one_class = [row for row in rows[1:] if row.endswith("awful")][:5]
     (tmp_path / "t.csv").write_text("\n".join([rows[0], *one_class, ""]), encoding="utf-8")
     words = ("evaluate", "runs/reviews/finetune", "--test-file", tmp_path / "t.csv", "-o", tmp_path / "scores")
-    told = works(*words, "--min-score", "accuracy=0.5", "--json").json
-    assert list(told["splits"]) == ["test"] and told["splits"]["test"]["rows"] == 5 and "dev" not in told
-    assert told["test"] == told["splits"]["test"]["metrics"] and told["out"] == str(tmp_path / "scores")
+    output = works(*words, "--min-score", "accuracy=0.5", "--json").json
+    assert list(output["splits"]) == ["test"] and output["splits"]["test"]["rows"] == 5 and "dev" not in output
+    assert output["test"] == output["splits"]["test"]["metrics"] and output["out"] == str(tmp_path / "scores")
     works(*words, "--min-score", "test.accuracy=0.5", "--baseline", tmp_path / "scores/metrics.json")
     assert "test accuracy" in refused(1, "M620", *words, "--min-score", "test.accuracy=1.01")["what"]
     dev = (*words[:-1], tmp_path / "dev")
@@ -170,11 +170,11 @@ def test_a_minimum_names_its_split_where_several_are_scored(place: Path, tmp_pat
     words = ("evaluate", "runs/reviews/finetune", *REVIEWS.flags, "--test-file", "reviews.csv", "-o", tmp_path / "scores")
     error = refused(2, "M104", *words, "--min-score", "accuracy=0.5")
     assert "several splits" in error["what"] and "dev.accuracy=" in error["fix"] and not (tmp_path / "scores").exists()
-    told = works(*words, "--min-score", "test.accuracy=0.5", "--json").json
-    assert told["dev"] == told["splits"]["dev"]["metrics"] and told["test"] == told["splits"]["test"]["metrics"]
+    output = works(*words, "--min-score", "test.accuracy=0.5", "--json").json
+    assert output["dev"] == output["splits"]["dev"]["metrics"] and output["test"] == output["splits"]["test"]["metrics"]
     only = (*words[:-1], tmp_path / "only", "--set", 'evaluate.splits=["test"]')
-    told = works(*only, "--min-score", "accuracy=0.5", "--json").json
-    assert "dev" not in told and told["test"]["accuracy"] > 0.5
+    output = works(*only, "--min-score", "accuracy=0.5", "--json").json
+    assert "dev" not in output and output["test"]["accuracy"] > 0.5
 
 
 def test_the_same_data_elsewhere_is_the_same_data(place: Path) -> None:

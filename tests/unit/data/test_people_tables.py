@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from recording import RecordingReporter
 
 from microbert_cli.data.held_out import held_out
 from microbert_cli.data.labels import score_or_classes
@@ -27,17 +28,6 @@ from microbert_cli.reporter import Reporter
 from microbert_cli.table_format import TableFormat, name_of_files
 
 ROWS = [(f"the soup was warm, café {i}", ("bad", "good")[i % 2]) for i in range(12)]
-
-
-class Heard(Reporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
-
-    def warn(self, text: str) -> None:
-        self.said.append(text)
 
 
 def write(folder: Path, name: str, content: str | bytes, encoding: str = "utf-8") -> Path:
@@ -71,13 +61,13 @@ def refused(code: str, call: Any, *args: Any, **options: Any) -> MbertError:
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "A.CSV", "a.csv.gz"])
 def test_the_delimiter_is_that_of_the_header_and_said(tmp_path: Path, delimiter: str, name: str) -> None:
-    heard = Heard()
+    reporter = RecordingReporter()
     content = delimited(delimiter).encode()
     path = write(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
-    assert texts(path, reporter=heard) == ROWS
+    assert texts(path, reporter=reporter) == ROWS
     usual = delimiter == ("\t" if "tsv" in name else ",")
     shown = "a tab" if delimiter == "\t" else f'"{delimiter}"'
-    assert heard.said == [] if usual else shown in heard.said[0] and "data.delimiter=" in heard.said[0]
+    assert reporter.messages == [] if usual else shown in reporter.messages[0] and "data.delimiter=" in reporter.messages[0]
 
 
 def test_a_delimiter_that_is_said_rules(tmp_path: Path) -> None:
@@ -118,11 +108,11 @@ def test_the_line_that_excel_writes_before_the_header(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("header", [True, False])
 def test_quotes_of_a_tsv_are_characters_where_one_is_not_closed(tmp_path: Path, lines: list[str], header: bool) -> None:
-    heard = Heard()
+    reporter = RecordingReporter()
     path = write(tmp_path, "a.tsv", "\n".join([*(["label\ttext"] if header else []), *lines, ""]))
-    table = read_table(path, TableFormat(header=header), reporter=heard)
+    table = read_table(path, TableFormat(header=header), reporter=reporter)
     assert table.column("text" if header else "1") == [line.split("\t")[1] for line in lines]
-    assert "quotation marks" in heard.said[0] and "data.quoting=true" in heard.said[0]
+    assert "quotation marks" in reporter.messages[0] and "data.quoting=true" in reporter.messages[0]
     assert len(read_table(path, TableFormat(header=header, quoting=False))) == 2
 
 
@@ -143,12 +133,12 @@ def test_the_error_about_quotes_says_how_they_are_read_as_characters(tmp_path: P
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.tsv"])
 def test_an_encoding_with_a_mark_is_read_and_said(tmp_path: Path, encoding: str, name: str) -> None:
-    heard = Heard()
+    reporter = RecordingReporter()
     content = delimited("\t" if "tsv" in name else ",")
     if "json" in name:
         content = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in ROWS)
-    assert texts(write(tmp_path, name, content, encoding), reporter=heard) == ROWS
-    assert encoding.upper() in heard.said[0]
+    assert texts(write(tmp_path, name, content, encoding), reporter=reporter) == ROWS
+    assert encoding.upper() in reporter.messages[0]
 
 
 @pytest.mark.parametrize(
@@ -171,8 +161,8 @@ def test_an_encoding_that_cannot_be_told_is_not_guessed(tmp_path: Path) -> None:
     broken = write(tmp_path, "b.csv", delimited(",").encode() + b"caf\xe9,good\n")
     error = refused("M353", read_table, broken)
     assert "damaged" in error.what and error.where.endswith(f"line {len(ROWS) + 2}")
-    said = refused("M353", read_table, broken, TableFormat(encoding="ascii"))
-    assert "ascii" in said.what and said.where.endswith("line 2")
+    refusal = refused("M353", read_table, broken, TableFormat(encoding="ascii"))
+    assert "ascii" in refusal.what and refusal.where.endswith("line 2")
     for wrong in ("no-such", "base64", "rot13", "../x", "\0"):
         with pytest.raises(ValueError, match="encoding of text"):
             TableFormat(encoding=wrong)
@@ -210,7 +200,7 @@ def test_json_lines_and_arrays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "advice"),
     [
         ({"data": [{"text": "a", "label": "b"}]}, '"data"'),
         ({"text": {"0": "a"}, "label": {"0": "b"}}, "pandas"),
@@ -218,9 +208,9 @@ def test_json_lines_and_arrays(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("indent", [None, 1])
-def test_one_object_is_not_taken_for_a_row(tmp_path: Path, value: Any, said: str, indent: int | None) -> None:
+def test_one_object_is_not_taken_for_a_row(tmp_path: Path, value: Any, advice: str, indent: int | None) -> None:
     path = write(tmp_path, "a.json", json.dumps(value, indent=indent))
-    assert said in refused("M355", read_table, path).fix
+    assert advice in refused("M355", read_table, path).fix
 
 
 def test_a_broken_array_names_its_line(tmp_path: Path) -> None:
@@ -309,9 +299,9 @@ def test_a_saved_data_set_and_its_class_names(tmp_path: Path) -> None:
     data.to_parquet(tmp_path / "ds.parquet")
     datasets.DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "both")
     for path in (tmp_path / "ds", tmp_path / "ds.parquet", tmp_path / "both" / "train"):
-        heard = Heard()
-        task = own_task(path, path, reporter=heard)
-        assert task.label.names == ("pos", "neg") and "named by the file" in heard.said[0]
+        reporter = RecordingReporter()
+        task = own_task(path, path, reporter=reporter)
+        assert task.label.names == ("pos", "neg") and "named by the file" in reporter.messages[0]
         assert load_split(task, "train").labels == rows["label"]
         assert read_table(path).column("label")[:2] == ["pos", "neg"]
     error = refused("M268", read_table, tmp_path / "both")
@@ -412,11 +402,11 @@ def test_bad_rows_are_named_together(tmp_path: Path) -> None:
 def test_empty_rows_are_passed_over_where_that_is_said(tmp_path: Path) -> None:
     rows = [("warm", "good"), ("", "good"), ("  ", "bad"), ("cold", "bad"), ("tepid", ""), ("hot", "good")]
     path = write(tmp_path, "a.csv", delimited(",", rows))
-    heard = Heard()
-    task = own_task(path, path, form=TableFormat(skip_empty=True), reporter=heard)
+    reporter = RecordingReporter()
+    task = own_task(path, path, form=TableFormat(skip_empty=True), reporter=reporter)
     for _ in range(2):
-        assert [row[0] for row in load_split(task, "train", reporter=heard).texts] == ["warm", "cold", "hot"]
-    assert [said for said in heard.said if "3 of 6 rows" in said and "passed over" in said] == heard.said[:1]
+        assert [row[0] for row in load_split(task, "train", reporter=reporter).texts] == ["warm", "cold", "hot"]
+    assert [note for note in reporter.messages if "3 of 6 rows" in note and "passed over" in note] == reporter.messages[:1]
     lines = "".join(json.dumps(row) + "\n" for row in ({"text": "a", "label": 1}, {"label": 2}, {"text": "b", "label": 2}))
     path = write(tmp_path, "b.jsonl", lines)
     refused("M355", own_task, path, path)
@@ -469,9 +459,9 @@ def test_a_class_in_brackets_is_a_class(tmp_path: Path) -> None:
 def test_a_dev_part_of_one_class_is_said(tmp_path: Path) -> None:
     train = write(tmp_path, "train.csv", delimited(","))
     dev = write(tmp_path, "dev.csv", delimited(",", [("x", "good"), ("y", "good")]))
-    heard = Heard()
-    load_split(own_task(train, dev), "dev", reporter=heard)
-    assert "all 2 rows of dev have the label good" in heard.said[-1]
+    reporter = RecordingReporter()
+    load_split(own_task(train, dev), "dev", reporter=reporter)
+    assert "all 2 rows of dev have the label good" in reporter.messages[-1]
 
 
 # --- classes or a score -----------------------------------------------------------------------------------------------------
@@ -494,8 +484,8 @@ def test_a_dev_part_of_one_class_is_said(tmp_path: Path) -> None:
 )
 def test_what_numbers_are(values: list[float], kind: str) -> None:
     counts = Counter(str(value) for value in values)
-    found, hint = score_or_classes(counts)
-    assert found == kind
+    guess, hint = score_or_classes(counts)
+    assert guess == kind
     assert bool(hint) == all(isinstance(value, int) for value in values) and (not hint or "data.kind=" in hint)
 
 
@@ -539,10 +529,10 @@ def test_classes_of_one_text_each_cannot_be_held_out(tmp_path: Path) -> None:
     rows = [(f"row {i}", f"c{i // 2}") for i in range(4)]
     path = write(tmp_path, "a.csv", delimited(",", [("same", "a"), ("same", "a"), ("other", "b"), ("other", "b")]))
     refused("M366", load_split, own_task(path), "train")
-    heard = Heard()
+    reporter = RecordingReporter()
     path = write(tmp_path, "b.csv", delimited(",", rows))
     task = own_task(path)
-    train, dev = load_split(task, "train", reporter=heard), load_split(task, "dev")
+    train, dev = load_split(task, "train", reporter=reporter), load_split(task, "dev")
     assert set(train.labels or ()) == {0, 1} and len(train) + len(dev) == 4
 
 

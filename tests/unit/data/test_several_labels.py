@@ -88,7 +88,7 @@ def test_lists_need_the_kind_to_be_named(tmp_path: Path) -> None:
 
 
 def test_wrong_cells_are_named_with_their_rows(tmp_path: Path) -> None:
-    known = {"kind": "labels", "labels": ["food", "price", "service"]}
+    options = {"kind": "labels", "labels": ["food", "price", "service"]}
     cases: list[tuple[Any, str, str]] = [
         (["food", "drink"], "M351", '"drink"'),
         ('["food", "price"', "M442", "JSON"),
@@ -96,7 +96,7 @@ def test_wrong_cells_are_named_with_their_rows(tmp_path: Path) -> None:
         ({"food": 1}, "M442", "object"),
     ]
     for cell, code, what in cases:
-        error = refused(code, json_lines(tmp_path / "a.jsonl", [*LABELS[:4], cell, *LABELS[5:]]), **known)
+        error = refused(code, json_lines(tmp_path / "a.jsonl", [*LABELS[:4], cell, *LABELS[5:]]), **options)
         assert what in error.what and error.where.endswith("line 5")
         if code == "M442":
             refused(code, tmp_path / "a.jsonl", kind="labels")
@@ -107,7 +107,7 @@ def test_wrong_cells_are_named_with_their_rows(tmp_path: Path) -> None:
     assert 'no value in column "price"' in error.what
     assert "drinks" in refused("M253", tmp_path / "a.csv", columns=["food", "drinks"]).what
     never = [row[:1] for row in LABELS]
-    assert "price" in refused("M358", json_lines(tmp_path / "b.jsonl", never), **known).what
+    assert "price" in refused("M358", json_lines(tmp_path / "b.jsonl", never), **options).what
     refused("M358", json_lines(tmp_path / "b.jsonl", [["food"]] * 9), kind="labels")
 
 

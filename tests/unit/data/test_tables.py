@@ -7,19 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recording import RecordingReporter
 
 from microbert_cli.data.tables import Table, read_table
 from microbert_cli.errors import MbertError
-from microbert_cli.reporter import Reporter
 from microbert_cli.table_format import TableFormat
-
-
-class Heard(Reporter):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -109,20 +101,20 @@ def test_unbalanced_quotes_name_the_line_they_open_in(tmp_path: Path, text: str,
     assert error.where.endswith(f"line {line}"), error
 
 
-@pytest.mark.parametrize(("row", "said"), [("only", "too few columns: 1, not 2"), ("a\tb\tc", "too many columns: 3")])
+@pytest.mark.parametrize(("row", "message"), [("only", "too few columns: 1, not 2"), ("a\tb\tc", "too many columns: 3")])
 @pytest.mark.parametrize("quoting", [True, False])
-def test_rows_of_another_width_are_refused(tmp_path: Path, row: str, said: str, quoting: bool) -> None:
+def test_rows_of_another_width_are_refused(tmp_path: Path, row: str, message: str, quoting: bool) -> None:
     path = write(tmp_path, "a.tsv", f"text\tlabel\nx\t1\n{row}\ny\t0\n")
     error = refused(path, "M350", quoting=quoting)
-    assert error.where.endswith("line 3") and said in error.what
+    assert error.where.endswith("line 3") and message in error.what
 
 
 def test_some_broken_rows_may_be_passed_over(tmp_path: Path) -> None:
     path = write(tmp_path, "a.tsv", "text\tlabel\nx\t1\nbroken\n\ny\t0\n\n")
-    heard = Heard()
-    table = read_table(path, TableFormat(quoting=False), skip_broken_rows=2, reporter=heard)
+    reporter = RecordingReporter()
+    table = read_table(path, TableFormat(quoting=False), skip_broken_rows=2, reporter=reporter)
     assert table.column("text") == ["x", "y"] and list(table.lines) == [2, 5]
-    assert len(heard.warnings) == 1 and "2 rows" in heard.warnings[0] and "line 3" in heard.warnings[0]
+    assert len(reporter.warnings) == 1 and "2 rows" in reporter.warnings[0] and "line 3" in reporter.warnings[0]
     with pytest.raises(MbertError):
         read_table(path, TableFormat(quoting=False), skip_broken_rows=1)
 
@@ -144,11 +136,11 @@ def test_jsonl(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"), [("{'a': 1}", "not JSON"), ("[1]", "no object"), ('{"b": 1}', 'no key "a"'), ('{"a": 1', "JSON")]
+    ("line", "message"), [("{'a': 1}", "not JSON"), ("[1]", "no object"), ('{"b": 1}', 'no key "a"'), ('{"a": 1', "JSON")]
 )
-def test_bad_jsonl(tmp_path: Path, line: str, said: str) -> None:
+def test_bad_jsonl(tmp_path: Path, line: str, message: str) -> None:
     error = refused(write(tmp_path, "a.jsonl", f'{{"a": 1}}\n{line}\n'), "M355")
-    assert error.where.endswith("line 2") and said in error.what
+    assert error.where.endswith("line 2") and message in error.what
 
 
 def test_parquet(tmp_path: Path) -> None:

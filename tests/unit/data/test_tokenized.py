@@ -78,9 +78,9 @@ def test_pairs_are_cut_as_in_the_released_code(tokenizer: Any, max_length: int) 
     encoded = tokenize_examples(TWO, tokenizer, max_length)
     wholes = [sum(len(text.split()) for text in row) for row in TWO.texts]
     assert encoded.truncated == sum(whole > max_length - 3 for whole in wholes)
-    for row, found in zip(TWO.texts, ids(encoded), strict=True):
+    for row, row_ids in zip(TWO.texts, ids(encoded), strict=True):
         first, second = cut_one_by_one(*(text.split() for text in row), max_length - 3)
-        assert tokenizer.convert_ids_to_tokens(found) == ["[CLS]", *first, "[SEP]", *second, "[SEP]"]
+        assert tokenizer.convert_ids_to_tokens(row_ids) == ["[CLS]", *first, "[SEP]", *second, "[SEP]"]
 
 
 def test_single_texts_lose_their_end(tokenizer: Any) -> None:

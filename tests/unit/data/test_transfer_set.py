@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from mbert_command import refused, works
+from recording import RecordingReporter
 from tiny_models import WORDS, tiny_bert, tiny_glue, tiny_rows
 
 from microbert_cli import api
@@ -24,7 +25,6 @@ from microbert_cli.recipe.phase_data import choose_split, phase_split, trained_s
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.resolve import Resolved, resolve
 from microbert_cli.recipe.task import Task, load_task
-from microbert_cli.reporter import Reporter
 from microbert_cli.runs import manifest
 from microbert_cli.runs.run_record import _data_paths
 from microbert_cli.runs.stage_inputs import steps
@@ -76,7 +76,7 @@ def here(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def write_pairs(path: Path, **more: Any) -> None:
-    rows = [{"sentence1": one, "sentence2": other, **more} for one, other in PAIRS]
+    rows = [{"sentence1": first, "sentence2": second, **more} for first, second in PAIRS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -93,8 +93,8 @@ def distil(out: Path, *, phase: str = "transfer", **keys: Any) -> Any:
 def planned(resolved: Resolved) -> Any:
     """The plan of a recipe of one stage, without prices."""
     here = Calibration(device="cpu", catalog=CATALOG, counts_only=True)
-    (found,) = stages.plan_steps(steps(resolved, Path("runs"), CATALOG), catalog=CATALOG, here=here)
-    return found
+    (plan,) = stages.plan_steps(steps(resolved, Path("runs"), CATALOG), catalog=CATALOG, here=here)
+    return plan
 
 
 def look(check: Any, *sets: str) -> dict[str, Any]:
@@ -111,21 +111,11 @@ def task(name: str) -> Task:
     return load_task(CATALOG.path("tasks", name, where="task"))
 
 
-class Heard(Reporter):
-    """What was said aloud."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
 # --- the rule -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("said", "needs_labels", "there", "expected"),
+    ("setting", "needs_labels", "there", "expected"),
     [
         ("auto", False, "train transfer", "transfer"),
         ("auto", False, "train augmented transfer", "transfer"),
@@ -139,8 +129,8 @@ class Heard(Reporter):
         ("original", False, "train augmented transfer", "train"),
     ],
 )
-def test_which_rows_a_phase_trains_on(said: str, needs_labels: bool, there: str, expected: str) -> None:
-    assert choose_split(said, needs_labels=needs_labels, available=there.split()) == expected
+def test_which_rows_a_phase_trains_on(setting: str, needs_labels: bool, there: str, expected: str) -> None:
+    assert choose_split(setting, needs_labels=needs_labels, available=there.split()) == expected
 
 
 def test_which_losses_need_labels(tmp_path: Path) -> None:
@@ -159,8 +149,8 @@ def test_phases_of_methods() -> None:
     """PD's first phase takes it and its second does not; nothing of soft and hard labels together does."""
     taken = {"data__transfer_file": "texts.txt", "task": "sst2"}
     recipe = recipe_of(method="pd", phases__labels__leave_out=False, **taken).recipe
-    found = [phase_split(phase, CATALOG, trained_splits(recipe, CATALOG)) for phase in recipe.run_phases.values()]
-    assert found == ["transfer", "train"] and unused_transfer_note(recipe, CATALOG) is None
+    splits = [phase_split(phase, CATALOG, trained_splits(recipe, CATALOG)) for phase in recipe.run_phases.values()]
+    assert splits == ["transfer", "train"] and unused_transfer_note(recipe, CATALOG) is None
     kd = recipe_of(method="kd", **taken).recipe
     assert trained_splits(kd, CATALOG) == ("train", "dev") and "texts.txt" in str(unused_transfer_note(kd, CATALOG))
     without = [name for name in kd.phases["distillation"].losses if name == "hard_label"]
@@ -181,8 +171,8 @@ def test_what_a_phase_cannot_have_is_said_as_the_recipe_is_read() -> None:
 
 def test_one_stage_alone_is_refused_with_the_command_that_mends_it() -> None:
     words = ("task-distill", "--task", "sst2", "--teacher", "taught", "--student", "bert-1x16", "--set", "method=pd")
-    told = refused(2, "M140", *words, "--set", "phases.transfer.data=transfer", "--dry-run")
-    assert "--transfer-file" in told["fix"]
+    error = refused(2, "M140", *words, "--set", "phases.transfer.data=transfer", "--dry-run")
+    assert "--transfer-file" in error["fix"]
     works(*words, "--set", "phases.transfer.data=transfer", "--transfer-file", "texts.txt", "--dry-run")
 
 
@@ -241,7 +231,7 @@ def test_what_is_no_transfer_set(name: str, content: str | None, about: str, cod
 
 def test_the_run_does_what_the_plan_says_and_records_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two seeds, two learning rates, then a phase with labels: steps and tokens as planned, labels seen in that one alone."""
-    told = planned(resolve(catalog=CATALOG, recipe="small.toml", environment={}))
+    plan = planned(resolve(catalog=CATALOG, recipe="small.toml", environment={}))
     seen: list[tuple[int, bool]] = []
     losses = Objective.losses
 
@@ -252,14 +242,14 @@ def test_the_run_does_what_the_plan_says_and_records_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(Objective, "losses", counted)
     (result,) = api.run("small.toml", out="runs")
     transfer, labels = 4 * -(-len(LINES) // 8), 32 // 8
-    assert (len(seen), sum(tokens for tokens, _ in seen)) == (told.steps, told.tokens)
+    assert (len(seen), sum(tokens for tokens, _ in seen)) == (plan.steps, plan.tokens)
     assert len(seen) == 3 * transfer + 2 * labels and sum(labelled for _, labelled in seen) == 2 * labels
-    phases, made = result.metrics["phases"], manifest.read(result.out)
+    phases, record = result.metrics["phases"], manifest.read(result.out)
     assert {name: phase["split"] for name, phase in phases.items()} == {"transfer": "transfer", "labels": "train"}
-    assert made["data"]["transfer"]["rows"] == len(LINES)
+    assert record["data"]["transfer"]["rows"] == len(LINES)
     asked = [json.loads(line) for line in (result.out / "teacher.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["phase"], line["rows"]) for line in asked] == [("transfer", len(LINES))] and asked[0]["kept"]
-    assert costs(result.out, made, phases, [1, 2])["rows_seen"] == 4 * len(LINES) + 32
+    assert costs(result.out, record, phases, [1, 2])["rows_seen"] == 4 * len(LINES) + 32
 
 
 def test_labels_of_a_transfer_set_change_nothing(tmp_path: Path) -> None:
@@ -268,27 +258,27 @@ def test_labels_of_a_transfer_set_change_nothing(tmp_path: Path) -> None:
     write_pairs(tmp_path / "labelled.jsonl", label="of another task", Quality=1)
     labelled = distil(tmp_path / "labelled", **{**pairs, "data__transfer_file": str(tmp_path / "labelled.jsonl")})
     without = distil(tmp_path / "without", **{**pairs, "data__transfer_file": None})
-    weights = [(one.out / "model.safetensors").read_bytes() for one in (plain, labelled, without)]
+    weights = [(result.out / "model.safetensors").read_bytes() for result in (plain, labelled, without)]
     assert weights[0] == weights[1] != weights[2]
-    told = json.loads((labelled.out / "teacher.jsonl").read_text(encoding="utf-8"))
-    assert (told["rows"], told["asked"]) == (len(PAIRS), 0), "the same texts: the teacher was asked before"
+    record = json.loads((labelled.out / "teacher.jsonl").read_text(encoding="utf-8"))
+    assert (record["rows"], record["asked"]) == (len(PAIRS), 0), "the same texts: the teacher was asked before"
     assert f"transfer set: {len(PAIRS)} texts without labels" in _lineage(manifest.read(plain.out), None)
 
 
 def test_a_teacher_of_other_words_reads_it_in_its_own(tmp_path: Path) -> None:
     tiny_bert(tmp_path / "small", kind="encoder", layers=1, vocab=WORDS[:20])
-    made = distil(tmp_path / "out", student=str(tmp_path / "small"), data__transfer_file="texts.txt")
-    told = json.loads((made.out / "teacher.jsonl").read_text(encoding="utf-8"))
-    assert (told["rows"], told["asked"]) == (len(LINES), len(LINES))
+    result = distil(tmp_path / "out", student=str(tmp_path / "small"), data__transfer_file="texts.txt")
+    record = json.loads((result.out / "teacher.jsonl").read_text(encoding="utf-8"))
+    assert (record["rows"], record["asked"]) == (len(LINES), len(LINES))
 
 
 def test_a_changed_transfer_set_is_another_run_and_limit_does_not_cut_it(tmp_path: Path) -> None:
-    own = tmp_path / "texts.txt"
-    own.write_text("\n".join(LINES), encoding="utf-8")
-    keys = {"data__transfer_file": str(own), "data__limit": 16}
-    made = manifest.read(distil(tmp_path / "out", **keys).out)
-    assert {split: made["data"][split]["rows"] for split in ("train", "transfer")} == {"train": 16, "transfer": len(LINES)}
-    moved = own.rename(tmp_path / "moved.txt")
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(LINES), encoding="utf-8")
+    keys = {"data__transfer_file": str(path), "data__limit": 16}
+    record = manifest.read(distil(tmp_path / "out", **keys).out)
+    assert {split: record["data"][split]["rows"] for split in ("train", "transfer")} == {"train": 16, "transfer": len(LINES)}
+    moved = path.rename(tmp_path / "moved.txt")
     assert distil(tmp_path / "out", **{**keys, "data__transfer_file": str(moved)}).up_to_date, "the same texts elsewhere"
     moved.write_text("\n".join(LINES[1:]), encoding="utf-8")
     with pytest.raises(MbertError) as error:
@@ -298,9 +288,9 @@ def test_a_changed_transfer_set_is_another_run_and_limit_does_not_cut_it(tmp_pat
 
 
 def test_a_transfer_set_that_no_phase_takes_is_said_aloud_and_not_read(tmp_path: Path) -> None:
-    heard = Heard()
-    made = distil(tmp_path / "out", method="kd", phase="distillation", data__transfer_file="gone.txt", reporter=heard)
-    assert "gone.txt" in heard.warnings[0] and "transfer" not in manifest.read(made.out)["data"]
+    reporter = RecordingReporter()
+    result = distil(tmp_path / "out", method="kd", phase="distillation", data__transfer_file="gone.txt", reporter=reporter)
+    assert "gone.txt" in reporter.warnings[0] and "transfer" not in manifest.read(result.out)["data"]
 
 
 def test_each_of_several_tasks_has_its_own(tmp_path: Path) -> None:
@@ -311,12 +301,12 @@ def test_each_of_several_tasks_has_its_own(tmp_path: Path) -> None:
     several: dict[str, Any] = {"tasks": ["sst2", "mrpc"], "teachers": {"sst2": "taught", "mrpc": "taught-mrpc"}}
     keys = {"stages": ["task-distill"], "data__transfer_file": str(tmp_path / "{task}.jsonl"), **several}
     epochs = {"phases__transfer__steps": None, "phases__transfer__epochs": 2, "phases__transfer__batch_size": 8}
-    made = distil(tmp_path / "out", task=None, teacher=None, **keys, **epochs)
-    told = planned(recipe_of(method="pd", student="bert-1x16", data__folder="glue", **keys, **epochs))
-    found = manifest.read(made.out)["data"]
-    assert (found["sst2 transfer"]["rows"], found["mrpc transfer"]["rows"]) == (len(LINES), len(PAIRS))
-    assert made.metrics["phases"]["transfer"]["split"] == "transfer"
-    assert made.metrics["phases"]["transfer"]["steps"] == told.steps == 2 * 5, "40 rows by 8"
+    result = distil(tmp_path / "out", task=None, teacher=None, **keys, **epochs)
+    plan = planned(recipe_of(method="pd", student="bert-1x16", data__folder="glue", **keys, **epochs))
+    data = manifest.read(result.out)["data"]
+    assert (data["sst2 transfer"]["rows"], data["mrpc transfer"]["rows"]) == (len(LINES), len(PAIRS))
+    assert result.metrics["phases"]["transfer"]["split"] == "transfer"
+    assert result.metrics["phases"]["transfer"]["steps"] == plan.steps == 2 * 5, "40 rows by 8"
     named = {str(tmp_path / f"{task}.jsonl") for task in several["tasks"]}
     assert named <= {*_data_paths(recipe_of(**keys).recipe)}, "they count for whether a run is up to date"
 
@@ -326,7 +316,7 @@ def test_a_comparison_says_which_rows_had_one(tmp_path: Path) -> None:
     words = ("compare", "pd", "kd", "--teacher", "taught", "--student", "bert-1x16", "--task", "sst2", "--data", "glue")
     sets = ["data.transfer_file=texts.txt", "teacher.allow_weak=true", "phases.transfer.learning_rates=[]"]
     sets += [f"phases.{phase}.{key}" for phase in ("transfer", "distillation") for key in ("steps=3", "batch_size=8")]
-    (section,) = works(*words, *(f"--set={one}" for one in sets), "--json", "-o", tmp_path / "out").json["tasks"].values()
+    (section,) = works(*words, *(f"--set={word}" for word in sets), "--json", "-o", tmp_path / "out").json["tasks"].values()
     assert f"Transfer sets differ: pd ({len(LINES)} texts); kd (none)." in section["remarks"]
     assert [row["rows_seen"] for row in section["rows"]] == [3 * len(LINES) / 3, 3 * 8]
 
@@ -337,16 +327,16 @@ def test_a_comparison_says_which_rows_had_one(tmp_path: Path) -> None:
 def test_the_doctor_looks_at_it() -> None:
     assert look(model_checks.inputs)["rows of sst2"].what == f"train 32; dev 16; transfer {len(LINES)}"
     assert {finding.state for finding in look(first_step).values()} == {"pass"}
-    (found,) = [one for one in data_checks.truncation(_case("data.max_length=4")) if "transfer set" in one.what]
-    assert found.state == "warn" and f"{len(LINES)} of {len(LINES)}" in found.what
+    (warning,) = [each for each in data_checks.truncation(_case("data.max_length=4")) if "transfer set" in each.what]
+    assert warning.state == "warn" and f"{len(LINES)} of {len(LINES)}" in warning.what
 
 
 def test_the_doctor_sees_dev_in_it_and_one_that_is_not_used(tmp_path: Path) -> None:
     dev = [texts[0] for texts, _ in tiny_rows("sst2", 32)["dev"]]
     (tmp_path / "dev.txt").write_text("\n".join(text.upper() for text in dev), encoding="utf-8")
     assert look(data_checks.duplicates)["task-distill"].state == "pass"
-    found = look(data_checks.duplicates, f"data.transfer_file={tmp_path}/dev.txt")["task-distill"]
-    assert found.state == "warn" and f"{len(dev)} of {len(dev)} dev rows" in found.what
+    finding = look(data_checks.duplicates, f"data.transfer_file={tmp_path}/dev.txt")["task-distill"]
+    assert finding.state == "warn" and f"{len(dev)} of {len(dev)} dev rows" in finding.what
     assert look(model_checks.inputs, "phases.transfer.data=original")["task-distill"].state == "warn"
     gone = look(model_checks.inputs, "data.transfer_file=gone.txt")["rows of sst2"]
     assert gone.state == "fail" and gone.error.code == "M252"

@@ -199,5 +199,5 @@ def test_keys_of_windows_that_nobody_sets_leave_identities_alone() -> None:
 
     unsaid = Recipe().identity("data")["data"]
     assert not {"windows", "stride", "transfer_windows"} & unsaid.keys()
-    said = Recipe.model_validate({"data": {"windows": "mean"}}).identity("data")["data"]
-    assert said == {**unsaid, "windows": "mean"}
+    identity = Recipe.model_validate({"data": {"windows": "mean"}}).identity("data")["data"]
+    assert identity == {**unsaid, "windows": "mean"}

@@ -27,7 +27,7 @@ KIND = "token_classification"
 ROWS = [(["EU", "rejects", "calls"], ["B-ORG", "O", "O"]), (["Anna", "Smith"], ["B-PER", "I-PER"])]
 
 
-def own(path: Path, **options: Any) -> Task:
+def word_task(path: Path, **options: Any) -> Task:
     return own_task(path, path, kind=KIND, text=("tokens",), label="ner_tags", **options)
 
 
@@ -43,7 +43,7 @@ def refusal(code: str, act: Callable[[], Any]) -> MbertError:
 def test_conll_and_jsonl_are_the_same_rows(tmp_path):
     rows = tiny_sentences(20)
     files = [write_jsonl(tmp_path / "a.jsonl", rows), write_conll(tmp_path / "a.conll", rows)]
-    tasks = [own(path) for path in files]
+    tasks = [word_task(path) for path in files]
     loaded = [load_split(task, "train") for task in tasks]
     assert loaded[0].texts == loaded[1].texts == [(" ".join(words),) for words, _ in rows]
     assert loaded[0].labels == loaded[1].labels == [tuple(TAGS.index(tag) for tag in tags) for _, tags in rows]
@@ -68,7 +68,7 @@ def test_class_labels_in_lists_are_named_by_the_file(tmp_path, typed):
     feature = {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "Sequence" if typed == "datasets" else "List"}
     features = {"info": {"features": {"ner_tags": feature}}}
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
-    task = own(path)
+    task = word_task(path)
     assert task.kind.names == ("O", "B-ORG", "I-ORG")
     assert load_split(task, "train").labels == [(1, 0), (0,)]
 
@@ -76,18 +76,18 @@ def test_class_labels_in_lists_are_named_by_the_file(tmp_path, typed):
 def test_words_in_a_csv_are_texts_or_lists(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('words,tags\nEU rejects,B-ORG O\n"[""a b"", ""c""]","[""O"", ""O""]"\n', encoding="utf-8")
-    error = refusal("M431", lambda: own(path))
+    error = refusal("M431", lambda: word_task(path))
     assert "line 3" in error.where and "'a b'" in error.what
     path.write_text('words,tags\nEU rejects,B-ORG O\n"[""a"", ""c""]","[""O"", ""O""]"\n', encoding="utf-8")
-    assert load_split(own(path), "train").texts == [("EU rejects",), ("a c",)]
+    assert load_split(word_task(path), "train").texts == [("EU rejects",), ("a c",)]
 
 
 def broken(rows: Sequence[tuple[Any, Any]], tmp_path: Path) -> Callable[[], Any]:
-    return lambda: own(write_jsonl(tmp_path / "a.jsonl", [*ROWS, *rows]))
+    return lambda: word_task(write_jsonl(tmp_path / "a.jsonl", [*ROWS, *rows]))
 
 
 @pytest.mark.parametrize(
-    ("row", "code", "said"),
+    ("row", "code", "message"),
     [
         ((["a", "b"], ["O", "I-PER"]), "M434", "word 2 ('b')"),
         ((["a", "b"], ["B-ORG", "I-PER"]), "M434", "follows B-ORG"),
@@ -102,9 +102,9 @@ def broken(rows: Sequence[tuple[Any, Any]], tmp_path: Path) -> Callable[[], Any]
         ((None, ["O"]), "M431", "no words in column"),
     ],
 )
-def test_bad_rows_are_refused_with_row_and_word(tmp_path, row, code, said):
+def test_bad_rows_are_refused_with_row_and_word(tmp_path, row, code, message):
     error = refusal(code, broken([row], tmp_path))
-    assert said in error.what and "line 3" in error.where
+    assert message in error.what and "line 3" in error.where
 
 
 def test_an_unknown_tag_is_refused_with_row_and_word(tmp_path):
@@ -117,25 +117,25 @@ def test_an_unknown_tag_is_refused_with_row_and_word(tmp_path):
 
 def test_broken_tags_are_mended_where_that_is_asked_for(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [*ROWS, (["a", "b", "c"], ["I-PER", "B-PER", "O"])])
-    task = own(path, form=TableFormat(repair_tags=True))
+    task = word_task(path, form=TableFormat(repair_tags=True))
     tags = [task.kind.label_text(label) for label in load_split(task, "train").labels or []]
     assert tags[2] == "B-PER B-PER O"
 
 
 def test_empty_rows_are_passed_over_where_that_is_asked_for(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [*ROWS, ([], [])])
-    assert len(load_split(own(path, form=TableFormat(skip_empty=True)), "train")) == 2
+    assert len(load_split(word_task(path, form=TableFormat(skip_empty=True)), "train")) == 2
 
 
 def test_a_line_of_other_columns_is_refused(tmp_path):
     path = tmp_path / "a.conll"
     path.write_text("EU B-ORG\nrejects O O\n", encoding="utf-8")
-    assert "line 2" in refusal("M430", lambda: own(path)).where
+    assert "line 2" in refusal("M430", lambda: word_task(path)).where
 
 
 def test_the_first_piece_of_a_word_has_its_label(tmp_path):
     tokenizer = tiny_tokenizer(tmp_path / "t", vocab=("anna", "in"))
-    task = own(write_jsonl(tmp_path / "a.jsonl", ROWS))
+    task = word_task(write_jsonl(tmp_path / "a.jsonl", ROWS))
     rows = Examples([("anna zq in",), ("in \ufeff anna",)], [(1, 2, 0), (0, 0, 1)])
     encoded = tokenize_examples(rows, tokenizer, 32, task.kind)
     batch = encoded.arrays([0, 1])
@@ -157,13 +157,13 @@ def test_weights_of_tags_by_their_words():
 
 
 def test_a_task_of_words_names_its_metrics(tmp_path):
-    entities = own(write_jsonl(tmp_path / "a.jsonl", tiny_sentences(20)))
+    entities = word_task(write_jsonl(tmp_path / "a.jsonl", tiny_sentences(20)))
     assert entities.selected_by("macro_f1").primary == "macro_f1"
     assert refusal("M444", lambda: entities.selected_by("matthews")).fix == "--set data.primary=entity_f1"
 
 
 def test_long_texts_of_words_have_no_windows(tmp_path):
-    task = own(write_jsonl(tmp_path / "a.jsonl", tiny_sentences(20)))
+    task = word_task(write_jsonl(tmp_path / "a.jsonl", tiny_sentences(20)))
     for keys in ({"windows": "mean"}, {"transfer_windows": True}):
         error = refusal("M482", lambda keys=keys: WindowChoice.of(Recipe.model_validate({"data": keys}), task))
         assert "tags words" in error.what and "data.windows=none" in error.fix
@@ -182,6 +182,6 @@ def test_a_head_is_of_exactly_one_kind():
 
 def test_words_behind_the_cut_have_no_token(tmp_path):
     tokenizer = tiny_tokenizer(tmp_path / "t", vocab=("anna", "in"))
-    kind = own(write_jsonl(tmp_path / "a.jsonl", ROWS)).kind
+    kind = word_task(write_jsonl(tmp_path / "a.jsonl", ROWS)).kind
     encoded = tokenize_examples(Examples([("anna in anna in",)], [(1, 0, 1, 0)]), tokenizer, 4, kind)
     assert encoded.truncated == 1 and encoded.arrays([0])["words"].tolist() == [[-1, 0, 1, -1]]

@@ -203,9 +203,9 @@ def test_a_cache_gives_what_the_teacher_says_and_asks_it_once(
         settings = CacheSettings(precision=precision)
         ask = cached_top(teacher, pairs, TOP, identity={"weights": "w"}, settings=settings)
         assert ask != teacher.ask and teacher.rows_asked == 4
-        kept, said = ask(batch, TOP).top, teacher.ask(batch, TOP).top
-        assert kept is not None and said is not None
-        assert torch.equal(kept[1], said[1]) and torch.allclose(kept[0], said[0], atol=near or 1e-6)
+        kept, expected = ask(batch, TOP).top, teacher.ask(batch, TOP).top
+        assert kept is not None and expected is not None
+        assert torch.equal(kept[1], expected[1]) and torch.allclose(kept[0], expected[0], atol=near or 1e-6)
         again = FillingTeacher(filler, task.filled("train", filler))
         cached_top(again, pairs, TOP, identity={"weights": "w"}, settings=settings)
         assert again.rows_asked == 0

@@ -56,10 +56,10 @@ def shown(model):
 
 @pytest.mark.parametrize("by", ["teacher-layers", "teacher-slice"])
 def test_all_layers_are_the_teacher_bit_by_bit(teacher, by):
-    made = student("bert-4x16x32", teacher, by)
-    theirs = teacher.model.state_dict()
-    assert all(torch.equal(value, theirs[name]) for name, value in made.model.state_dict().items())
-    assert torch.equal(shown(made.model).logits, shown(teacher.model).logits) and made.projection is None
+    loaded = student("bert-4x16x32", teacher, by)
+    teacher_state = teacher.model.state_dict()
+    assert all(torch.equal(value, teacher_state[name]) for name, value in loaded.model.state_dict().items())
+    assert torch.equal(shown(loaded.model).logits, shown(teacher.model).logits) and loaded.projection is None
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def test_all_layers_are_the_teacher_bit_by_bit(teacher, by):
 )
 def test_the_layers_that_are_taken(teacher, rule, taken):
     assert layers_of(rule, 4, 2) == taken
-    made = student("bert-2x16x32", teacher, "teacher-layers", rule)
-    theirs = teacher.model.bert.encoder.layer
-    for own, number in zip(made.model.bert.encoder.layer, taken, strict=True):
-        assert all(torch.equal(value, theirs[number].state_dict()[name]) for name, value in own.state_dict().items())
+    loaded = student("bert-2x16x32", teacher, "teacher-layers", rule)
+    teacher_layers = teacher.model.bert.encoder.layer
+    for layer, number in zip(loaded.model.bert.encoder.layer, taken, strict=True):
+        assert all(torch.equal(value, teacher_layers[number].state_dict()[name]) for name, value in layer.state_dict().items())
     if rule == "first":
-        assert torch.equal(shown(made.model).hidden[2], shown(teacher.model).hidden[2])
+        assert torch.equal(shown(loaded.model).hidden[2], shown(teacher.model).hidden[2])
 
 
 def test_published_lists_count_from_0():
@@ -81,8 +81,8 @@ def test_published_lists_count_from_0():
 
 
 def test_the_head_follows_the_tasks_order(teacher):
-    made = student("bert-4x16x32", teacher, "teacher-layers", labels=[1, 0])
-    assert torch.equal(shown(made.model).logits, shown(teacher.model).logits[:, [1, 0]])
+    loaded = student("bert-4x16x32", teacher, "teacher-layers", labels=[1, 0])
+    assert torch.equal(shown(loaded.model).logits, shown(teacher.model).logits[:, [1, 0]])
 
 
 def test_the_largest_are_kept_in_their_order():
@@ -92,18 +92,18 @@ def test_the_largest_are_kept_in_their_order():
 
 def by_hand():
     """One layer of width 2, 2 heads of 1, 3 neurons, of which all is 0 but what is set."""
-    own = "encoder.layer.0."
+    prefix = "encoder.layer.0."
     shapes = {
         "attention.self.query": (2, 2), "attention.self.key": (2, 2), "attention.self.value": (2, 2),
         "attention.output.dense": (2, 2), "intermediate.dense": (3, 2), "output.dense": (2, 3),
     }  # fmt: skip
-    state = {f"{own}{name}.weight": torch.zeros(shape) for name, shape in shapes.items()}
-    for name in ("embeddings", f"{own}attention.output"):
+    state = {f"{prefix}{name}.weight": torch.zeros(shape) for name, shape in shapes.items()}
+    for name in ("embeddings", f"{prefix}attention.output"):
         state |= {f"{name}.LayerNorm.weight": torch.tensor([1.0, 2.0]), f"{name}.LayerNorm.bias": torch.tensor([0.0, 1.0])}
-    state[f"{own}attention.self.query.weight"] = torch.tensor([[1.0, 2.0], [0.0, 2.0]])
-    state[f"{own}attention.self.key.weight"] = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
-    state[f"{own}intermediate.dense.weight"] = torch.tensor([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0]])
-    state[f"{own}output.dense.weight"] = torch.tensor([[1.0, 3.0, 0.0], [0.0, 4.0, 1.0]])
+    state[f"{prefix}attention.self.query.weight"] = torch.tensor([[1.0, 2.0], [0.0, 2.0]])
+    state[f"{prefix}attention.self.key.weight"] = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    state[f"{prefix}intermediate.dense.weight"] = torch.tensor([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0]])
+    state[f"{prefix}output.dense.weight"] = torch.tensor([[1.0, 3.0, 0.0], [0.0, 4.0, 1.0]])
     return state
 
 
@@ -117,26 +117,26 @@ def test_importance_by_hand():
 
 
 def test_a_slice_keeps_what_matters_most(teacher):
-    made = student("bert-2x8x12", teacher, "teacher-slice", [1, 3])
-    source, own = bert_parameters(teacher.model), bert_parameters(made.model)
+    loaded = student("bert-2x8x12", teacher, "teacher-slice", [1, 3])
+    source, new = bert_parameters(teacher.model), bert_parameters(loaded.model)
     kept = set(column_importance(source, [1, 3]).argsort(descending=True)[:8].tolist())
-    assert {int(c) for c in made.projection["weight"].argmax(0)} == kept and made.projection["weight"].sum() == 8
+    assert {int(c) for c in loaded.projection["weight"].argmax(0)} == kept and loaded.projection["weight"].sum() == 8
     cols = sorted(kept)
-    assert torch.equal(own["embeddings.word_embeddings.weight"], source["embeddings.word_embeddings.weight"][:, cols])
-    assert torch.equal(own["classifier.weight"], source["classifier.weight"][:, cols])
-    for mine, theirs in ((0, 1), (1, 3)):
-        rows = sorted(neuron_importance(source, theirs).argsort(descending=True)[:12].tolist())
-        expected = source[f"encoder.layer.{theirs}.intermediate.dense.weight"][rows][:, cols]
-        assert torch.equal(own[f"encoder.layer.{mine}.intermediate.dense.weight"], expected)
-        expected = source[f"encoder.layer.{theirs}.output.dense.weight"][:, rows][cols]
-        assert torch.equal(own[f"encoder.layer.{mine}.output.dense.weight"], expected)
-        scores, values = head_rows(source, theirs, ModelShape(16, inner=32, heads=2), ModelShape(8, inner=12, heads=2))
+    assert torch.equal(new["embeddings.word_embeddings.weight"], source["embeddings.word_embeddings.weight"][:, cols])
+    assert torch.equal(new["classifier.weight"], source["classifier.weight"][:, cols])
+    for layer, taken in ((0, 1), (1, 3)):
+        rows = sorted(neuron_importance(source, taken).argsort(descending=True)[:12].tolist())
+        expected = source[f"encoder.layer.{taken}.intermediate.dense.weight"][rows][:, cols]
+        assert torch.equal(new[f"encoder.layer.{layer}.intermediate.dense.weight"], expected)
+        expected = source[f"encoder.layer.{taken}.output.dense.weight"][:, rows][cols]
+        assert torch.equal(new[f"encoder.layer.{layer}.output.dense.weight"], expected)
+        scores, values = head_rows(source, taken, ModelShape(16, inner=32, heads=2), ModelShape(8, inner=12, heads=2))
         assert [int(row) // 8 for row in scores] == [0] * 4 + [1] * 4, "each head is cut, none is left out"
         query, out = "attention.self.query.bias", "attention.output.dense.weight"
-        assert torch.equal(own[f"encoder.layer.{mine}.{query}"], source[f"encoder.layer.{theirs}.{query}"][scores])
-        assert torch.equal(own[f"encoder.layer.{mine}.{out}"], source[f"encoder.layer.{theirs}.{out}"][cols][:, values])
+        assert torch.equal(new[f"encoder.layer.{layer}.{query}"], source[f"encoder.layer.{taken}.{query}"][scores])
+        assert torch.equal(new[f"encoder.layer.{layer}.{out}"], source[f"encoder.layer.{taken}.{out}"][cols][:, values])
     assert torch.equal(
-        student("bert-2x8x12", teacher, "teacher-slice", [1, 3]).model.classifier.weight, own["classifier.weight"]
+        student("bert-2x8x12", teacher, "teacher-slice", [1, 3]).model.classifier.weight, new["classifier.weight"]
     )
 
 
@@ -150,14 +150,14 @@ def test_svd_by_hand():
 
 
 def test_embeddings_by_svd(teacher):
-    made, plain = (student("bert-2x8x12", teacher, by) for by in ("svd-embed", "random"))
+    loaded, plain = (student("bert-2x8x12", teacher, by) for by in ("svd-embed", "random"))
     table = teacher.model.bert.embeddings.word_embeddings.weight.detach()
-    own, back = made.model.bert.embeddings.word_embeddings.weight.detach(), made.projection["weight"]
+    embeddings, back = loaded.model.bert.embeddings.word_embeddings.weight.detach(), loaded.projection["weight"]
     left_out = torch.linalg.svdvals(table.double())[8:].square().sum()
-    assert (table - own @ back.T).square().sum().item() == pytest.approx(left_out.item(), rel=1e-4)
+    assert (table - embeddings @ back.T).square().sum().item() == pytest.approx(left_out.item(), rel=1e-4)
     same = bert_parameters(plain.model)
     assert all(
-        torch.equal(value, same[name]) for name, value in bert_parameters(made.model).items() if name.startswith("encoder")
+        torch.equal(value, same[name]) for name, value in bert_parameters(loaded.model).items() if name.startswith("encoder")
     )
 
 
@@ -167,17 +167,17 @@ def test_distilbert_takes_berts_layers(tmp_path):
     config = DistilBertConfig(
         vocab_size=taught.model.config.vocab_size, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=128
     )
-    made = DistilBertForMaskedLM(config)
-    InitialWeights("teacher-layers", [0, 3], taught, 16)(made)
-    source, own = bert_parameters(taught.model), bert_parameters(made)
-    assert all(torch.equal(value, source[name.replace("layer.1", "layer.3")]) for name, value in own.items())
-    assert "cls.predictions.transform.dense.weight" in own and len(own) == 2 * 16 + 4 + 5
+    model = DistilBertForMaskedLM(config)
+    InitialWeights("teacher-layers", [0, 3], taught, 16)(model)
+    source, weights = bert_parameters(taught.model), bert_parameters(model)
+    assert all(torch.equal(value, source[name.replace("layer.1", "layer.3")]) for name, value in weights.items())
+    assert "cls.predictions.transform.dense.weight" in weights and len(weights) == 2 * 16 + 4 + 5
     taught.model.bert.embeddings.token_type_embeddings.weight.data.zero_()
-    InitialWeights("teacher-layers", [0, 1], taught, 16)(made)
+    InitialWeights("teacher-layers", [0, 1], taught, 16)(model)
     with torch.no_grad():
-        theirs = taught.model.eval().bert(**BATCH, output_hidden_states=True).hidden_states[2]
-        ours = made.eval().distilbert(**BATCH).last_hidden_state
-    assert torch.allclose(theirs[0], ours[0], atol=1e-6)
+        expected = taught.model.eval().bert(**BATCH, output_hidden_states=True).hidden_states[2]
+        actual = model.eval().distilbert(**BATCH).last_hidden_state
+    assert torch.allclose(expected[0], actual[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +216,13 @@ ROBERTA = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_att
 
 
 def test_another_family_is_refused_and_its_own_is_taken(teacher):
-    one, other = (RobertaForSequenceClassification(RobertaConfig(**ROBERTA)) for _ in range(2))
+    source, model = (RobertaForSequenceClassification(RobertaConfig(**ROBERTA)) for _ in range(2))
     with pytest.raises(MbertError) as caught:
-        InitialWeights("teacher-layers", "first", teacher, 16)(other)
+        InitialWeights("teacher-layers", "first", teacher, 16)(model)
     assert caught.value.code == "M046"
-    InitialWeights("teacher-layers", "first", LoadedModel(one, teacher.tokenizer, "roberta", []), 16, labels=[1, 0])(other)
-    turned = {name: value[[1, 0]] if "out_proj" in name else value for name, value in one.state_dict().items()}
-    assert all(torch.equal(value, turned[name]) for name, value in other.state_dict().items())
+    InitialWeights("teacher-layers", "first", LoadedModel(source, teacher.tokenizer, "roberta", []), 16, labels=[1, 0])(model)
+    turned = {name: value[[1, 0]] if "out_proj" in name else value for name, value in source.state_dict().items()}
+    assert all(torch.equal(value, turned[name]) for name, value in model.state_dict().items())
     electra = ElectraModel(ElectraConfig(**ROBERTA, embedding_size=8))
     with pytest.raises(MbertError) as caught:
         InitialWeights("teacher-layers", "first", LoadedModel(electra, teacher.tokenizer, "electra", []), 16)(electra)
@@ -248,16 +248,16 @@ FAST = {"steps": 1, "batch_size": 4, "evaluations": 0, "learning_rate": 1e-9, "w
 def test_both_stages_begin_so(place, monkeypatch):
     monkeypatch.chdir(place)
     keys = {f"general__{key}": value for key, value in FAST.items()}
-    made = api.general_distill(
+    stage_one = api.general_distill(
         teacher="base", student="bert-2x16x32", corpus="text.txt", out="run/general-distill", corpus__max_length=16,
         initialise="teacher-layers", initialise__layers=[0, 3], **keys,
     )  # fmt: skip
-    own, theirs = (load_model(path, "encoder", where="x", new_head=True).model.state_dict() for path in (made.out, "base"))
+    new, taken = (load_model(path, "encoder", where="x", new_head=True).model.state_dict() for path in (stage_one.out, "base"))
     pairs = {"encoder.layer.0.output.dense.weight": "encoder.layer.0", "encoder.layer.1.output.dense.weight": "encoder.layer.3"}
     for name, layer in pairs.items():
-        assert (own[name] - theirs[f"{layer}.output.dense.weight"]).abs().max() < 1e-6
-    told = manifest.read(made.out)["recipe"]["initialise"]
-    assert told == {"by": "teacher-layers", "layers": [0, 3], "model": None, "neurons": "sensitivity", "rows": 1024}
+        assert (new[name] - taken[f"{layer}.output.dense.weight"]).abs().max() < 1e-6
+    settings = manifest.read(stage_one.out)["recipe"]["initialise"]
+    assert settings == {"by": "teacher-layers", "layers": [0, 3], "model": None, "neurons": "sensitivity", "rows": 1024}
 
     keys = {f"phases__prediction__{key}": value for key, value in FAST.items()}
     task = {
@@ -271,10 +271,10 @@ def test_both_stages_begin_so(place, monkeypatch):
     of_teacher = api.distill(teacher="teacher", out="run/of-teacher", **task, **first, **keys)
     of_base = api.distill(teacher="teacher", out="run/of-base", initialise__model="base", base="base", **task, **first, **keys)
     for result, source in ((of_teacher, "teacher"), (of_base, "base")):
-        own = load_model(result.out, "classifier", where="x").model.bert.state_dict()
-        theirs = load_model(source, "encoder", where="x", new_head=True).model.state_dict()
+        new = load_model(result.out, "classifier", where="x").model.bert.state_dict()
+        taken = load_model(source, "encoder", where="x", new_head=True).model.state_dict()
         name = "encoder.layer.1.attention.self.query.weight"
-        assert (own[name] - theirs[name]).abs().max() < 1e-6
+        assert (new[name] - taken[name]).abs().max() < 1e-6
     assert of_base.metrics["start"] == {"by": "teacher-layers", "of": "base", "layers": "first"}
     assert "initial" in manifest.read(of_base.out)["inputs"] and "initial" not in manifest.read(of_teacher.out)["inputs"]
 
@@ -290,8 +290,8 @@ def test_what_a_student_begins_as_is_said_by_init(tmp_path):
     (tmp_path / "general-distill").mkdir()
     (tmp_path / "general-distill" / "manifest.json").write_text(json.dumps({}))
     general = str(tmp_path / "general-distill")
-    for init, found in (("auto", general), ("new", "bert-2x16x32"), ("random", "bert-2x16x32"), ("teacher", "teacher")):
-        assert planned(tmp_path, init=init)["student"] == found
+    for init, student in (("auto", general), ("new", "bert-2x16x32"), ("random", "bert-2x16x32"), ("teacher", "teacher")):
+        assert planned(tmp_path, init=init)["student"] == student
     assert planned(tmp_path, **{"initialise": "teacher-slice", "initialise.model": "base", "base": "x/y"})["initial"] == "x/y"
     assert "initial" not in planned(tmp_path, **{"initialise": "random", "initialise.model": "x/y"}), (
         "random weights are nobody's"
@@ -329,9 +329,9 @@ def test_auto_is_layers_where_shapes_are_equal_and_random_where_none_fits(teache
 
 def test_measured_neurons_are_kept(teacher):
     values = {layer: torch.arange(32.0) if layer == 2 else -torch.arange(32.0) for layer in (2, 4)}
-    made = student("bert-2x16x8", teacher, "teacher-slice", measure=lambda layers: {layer: values[layer] for layer in layers})
-    theirs = bert_parameters(teacher.model)
-    kept = bert_parameters(made.model)
+    loaded = student("bert-2x16x8", teacher, "teacher-slice", measure=lambda layers: {layer: values[layer] for layer in layers})
+    teacher_weights = bert_parameters(teacher.model)
+    kept = bert_parameters(loaded.model)
     for number, (layer, rows) in enumerate(((1, slice(24, 32)), (3, slice(0, 8)))):
-        of_teacher = theirs[f"encoder.layer.{layer}.intermediate.dense.weight"][rows]
+        of_teacher = teacher_weights[f"encoder.layer.{layer}.intermediate.dense.weight"][rows]
         assert torch.equal(kept[f"encoder.layer.{number}.intermediate.dense.weight"], of_teacher)

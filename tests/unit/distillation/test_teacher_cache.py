@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from recording import RecordingReporter
 from tiny_models import tiny_bert, tiny_glue
 
 from microbert_cli import api
@@ -13,7 +14,6 @@ from microbert_cli.distillation.teacher import Teacher
 from microbert_cli.distillation.teacher_cache import CacheSettings, cached_ask
 from microbert_cli.models.capture import TOKENS_AT_ONCE, OutputRequest
 from microbert_cli.models.load import load_model
-from microbert_cli.reporter import Reporter
 from microbert_cli.runs import cache
 from microbert_cli.text import parse_size
 
@@ -30,14 +30,6 @@ class Counted(Teacher):
     def ask(self, batch, want):
         self.rows += len(batch["input_ids"])
         return super().ask(batch, want)
-
-
-class Notes(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def note(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture(autouse=True)
@@ -159,20 +151,20 @@ def test_a_teacher_with_dropout_is_never_kept(loaded, encoded):
 
 
 def test_the_budget_rules_over_hidden_states_and_never_over_logits(loaded, encoded):
-    teacher, notes, small = Teacher(loaded), Notes(), CacheSettings(budget="1kB")
-    assert asking(teacher, encoded, settings=small, reporter=notes) == teacher.ask
-    assert "more than" in notes.said[0] and "cache.budget" in notes.said[0]
+    teacher, reporter, small = Teacher(loaded), RecordingReporter(), CacheSettings(budget="1kB")
+    assert asking(teacher, encoded, settings=small, reporter=reporter) == teacher.ask
+    assert "more than" in reporter.notes[0] and "cache.budget" in reporter.notes[0]
     assert asking(teacher, encoded, OutputRequest(logits=True), settings=small) != teacher.ask
 
 
 def test_without_a_place_or_room_the_teacher_is_asked_every_time(loaded, encoded, monkeypatch):
-    teacher, notes = Teacher(loaded), Notes()
+    teacher, reporter = Teacher(loaded), RecordingReporter()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "is_writable", lambda: False)
-        assert asking(teacher, encoded, reporter=notes) == teacher.ask
+        assert asking(teacher, encoded, reporter=reporter) == teacher.ask
     monkeypatch.setattr(cache, "free_bytes", lambda: 100)
-    assert asking(teacher, encoded, settings=CacheSettings(budget="8GB"), reporter=notes) == teacher.ask
-    assert "MBERT_CACHE" in notes.said[0] and "do not fit" in notes.said[1]
+    assert asking(teacher, encoded, settings=CacheSettings(budget="8GB"), reporter=reporter) == teacher.ask
+    assert "MBERT_CACHE" in reporter.notes[0] and "do not fit" in reporter.notes[1]
 
 
 def test_the_least_recently_used_entry_makes_room(loaded, encoded):
@@ -189,9 +181,9 @@ def test_the_least_recently_used_entry_makes_room(loaded, encoded):
     assert teacher.rows > before
 
 
-@pytest.mark.parametrize(("told", "size"), [("8GB", 8e9), ("500 mb", 5e8), ("12", 12), ("1.5k", 1500)])
-def test_sizes(told, size):
-    assert parse_size(told) == size
+@pytest.mark.parametrize(("text", "size"), [("8GB", 8e9), ("500 mb", 5e8), ("12", 12), ("1.5k", 1500)])
+def test_sizes(text, size):
+    assert parse_size(text) == size
 
 
 @pytest.fixture(scope="module")
@@ -205,11 +197,11 @@ def place(tmp_path_factory):
 
 def weights_of(place, out, **keys):
     """A student of two phases, each seeing every row three times."""
-    made = api.distill(
+    result = api.distill(
         out=out, teacher=place / "teacher", student=place / "student", task="sst2", data__folder=place / "glue",
         teacher__allow_weak=True, method="tinybert", phases__intermediate__epochs=3, phases__prediction__epochs=3, **keys,
     )  # fmt: skip
-    return load_model(made.out, "classifier", where="student").model.state_dict()
+    return load_model(result.out, "classifier", where="student").model.state_dict()
 
 
 def test_a_cached_run_gives_the_weights_of_one_without(place, tmp_path):

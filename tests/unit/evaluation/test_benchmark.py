@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recording import RecordingReporter
 
 from microbert_cli.evaluation import benchmark
 from microbert_cli.evaluation.benchmark import TimedModel, _speed, in_turn, time_interleaved
-from microbert_cli.reporter import Reporter
 
 
 class Clock:
@@ -41,9 +41,9 @@ def worker(clock: Clock, seconds: float, diary: list[str], name: str) -> Callabl
 def test_everyone_has_a_turn_in_every_round() -> None:
     diary: list[str] = []
     calls = {name: (lambda name=name: diary.append(name)) for name in "ABC"}
-    found = in_turn(calls, rounds=2, warmup=1)
+    turns = in_turn(calls, rounds=2, warmup=1)
     assert "".join(diary) == "ABCABCABC"
-    assert {name: len(seconds) for name, seconds in found.items()} == {"A": 2, "B": 2, "C": 2}
+    assert {name: len(seconds) for name, seconds in turns.items()} == {"A": 2, "B": 2, "C": 2}
 
 
 def test_warm_up_does_not_count() -> None:
@@ -62,12 +62,12 @@ def test_race_numbers() -> None:
         name: TimedModel(worker(clock, cost, diary, name), single=[rows(1)], batches=[rows(4), rows(3)])
         for name, cost in {"slow": 0.010, "fast": 0.002}.items()
     }
-    found = time_interleaved(contestants, rounds=5, passes=3, warmup=2, clock=clock)
-    slow, fast = found.speeds["slow"], found.speeds["fast"]
+    result = time_interleaved(contestants, rounds=5, passes=3, warmup=2, clock=clock)
+    slow, fast = result.speeds["slow"], result.speeds["fast"]
     assert slow.latency_ms == pytest.approx(10) and fast.latency_ms == pytest.approx(2)
     assert slow.throughput == pytest.approx(100) and fast.throughput == pytest.approx(500)
     assert fast.throughput_low == pytest.approx(fast.throughput_high)
-    assert (found.rows, found.batch_size, found.rounds, found.passes) == (7, 4, 5, 3)
+    assert (result.rows, result.batch_size, result.rounds, result.passes) == (7, 4, 5, 3)
     assert diary == ["slow", "slow", "fast", "fast"] * 4 + ["slow", "fast"] * 7
 
 
@@ -104,21 +104,16 @@ def test_nothing_to_run_is_refused() -> None:
 
 
 def test_a_busy_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-
-    class Ear(Reporter):
-        def warn(self, text: str) -> None:
-            said.append(text)
-
+    reporter = RecordingReporter()
     monkeypatch.setattr(benchmark, "cores", lambda: 2)
     contestants = {"A": TimedModel(lambda batch: None, [rows(1)], [rows(1)])}
     # A load of this process's own training is none when the measurement begins; where it cannot be told, it is said.
     for load, others, warnings in ((0.2, 1.0, 0), (3.5, 1.0, 1), (3.5, 0.1, 1), (3.5, None, 2)):
         monkeypatch.setattr(benchmark, "load_average", lambda load=load: load)
         monkeypatch.setattr(benchmark, "threads_of_others", lambda others=others: others)
-        assert time_interleaved(contestants, rounds=1, passes=1, reporter=Ear()).load_before == load
-        assert len(said) == warnings
-    assert "load 3.5 on 2 cores" in said[0]
+        assert time_interleaved(contestants, rounds=1, passes=1, reporter=reporter).load_before == load
+        assert len(reporter.warnings) == warnings
+    assert "load 3.5 on 2 cores" in reporter.warnings[0]
 
 
 @pytest.mark.skipif(not Path("/proc/loadavg").is_file(), reason="the system does not say what runs")

@@ -2,25 +2,15 @@
 
 import numpy as np
 import pytest
+from recording import RecordingReporter
 
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.label_order import best_assignment, check_order
 from microbert_cli.recipe.task import load_task
-from microbert_cli.reporter import Reporter
 
 CLASSES = 12
 NAMES = [f"class {i}" for i in range(CLASSES)]
 TASK = load_task({"name": "mine", "files": {"train": "a.csv"}, "text": ["text"], "label": {"column": "label", "names": NAMES}})
-
-
-class Heard(Reporter):
-    """Keeps the warnings."""
-
-    def __init__(self):
-        self.warnings = []
-
-    def warn(self, message):
-        self.warnings.append(message)
 
 
 def labels_and_logits(rows, right, order, seed=0):
@@ -71,9 +61,9 @@ def test_a_model_that_guesses_is_not_taken_for_one_in_another_order(seed):
 
 def test_few_rows_are_said_and_not_judged():
     two = load_task({"name": "two", "files": {"train": "a.csv"}, "text": ["text"], "label": {"names": ["a", "b"]}})
-    heard = Heard()
-    check_order(two, np.eye(2)[[1, 0, 1]], [0, 1, 0], columns=None, where="evaluate.model m", reporter=heard)
-    assert len(heard.warnings) == 1 and "too few rows" in heard.warnings[0]
-    heard = Heard()
-    check_order(two, np.eye(2)[[0, 0, 0]], [0, 1, 0], columns=None, where="evaluate.model m", reporter=heard)
-    assert heard.warnings == [], "one class for every row is as good in any order"
+    reporter = RecordingReporter()
+    check_order(two, np.eye(2)[[1, 0, 1]], [0, 1, 0], columns=None, where="evaluate.model m", reporter=reporter)
+    assert len(reporter.warnings) == 1 and "too few rows" in reporter.warnings[0]
+    reporter = RecordingReporter()
+    check_order(two, np.eye(2)[[0, 0, 0]], [0, 1, 0], columns=None, where="evaluate.model m", reporter=reporter)
+    assert reporter.warnings == [], "one class for every row is as good in any order"

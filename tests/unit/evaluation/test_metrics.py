@@ -2,23 +2,15 @@
 
 import numpy as np
 import pytest
+from recording import RecordingReporter
 from scipy import stats
 from sklearn import metrics as reference
 
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation import metrics
 from microbert_cli.recipe.task_kinds import kind_class
-from microbert_cli.reporter import Reporter
 
 SEEDS = range(20)
-
-
-class Heard(Reporter):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -28,12 +20,12 @@ def test_class_metrics_are_scikit_learns(seed: int, classes: int) -> None:
     labels = random.integers(0, classes, 41)
     answers = np.where(random.random(41) < 0.6, labels, random.integers(0, classes, 41))
     names = ["accuracy", "macro_f1", "matthews"] + (["f1"] if classes == 2 else [])
-    found = metrics.compute(names, answers, labels.tolist())
-    assert found["accuracy"] == pytest.approx(reference.accuracy_score(labels, answers), abs=1e-12)
-    assert found["macro_f1"] == pytest.approx(reference.f1_score(labels, answers, average="macro"), abs=1e-12)
-    assert found["matthews"] == pytest.approx(reference.matthews_corrcoef(labels, answers), abs=1e-12)
+    scores = metrics.compute(names, answers, labels.tolist())
+    assert scores["accuracy"] == pytest.approx(reference.accuracy_score(labels, answers), abs=1e-12)
+    assert scores["macro_f1"] == pytest.approx(reference.f1_score(labels, answers, average="macro"), abs=1e-12)
+    assert scores["matthews"] == pytest.approx(reference.matthews_corrcoef(labels, answers), abs=1e-12)
     if classes == 2:
-        assert found["f1"] == pytest.approx(reference.f1_score(labels, answers), abs=1e-12)
+        assert scores["f1"] == pytest.approx(reference.f1_score(labels, answers), abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -43,36 +35,36 @@ def test_correlations_are_scipys(seed: int) -> None:
     answers = (labels + random.normal(0, 1, 37)).astype(np.float32)
     if seed % 2:
         answers = np.round(answers)
-    found = metrics.compute(["pearson", "spearman", "mean"], answers, labels)
-    assert found["pearson"] == pytest.approx(stats.pearsonr(answers, labels).statistic, abs=1e-6)
-    assert found["spearman"] == pytest.approx(stats.spearmanr(answers, labels).statistic, abs=1e-9)
-    assert found["mean"] == pytest.approx((found["pearson"] + found["spearman"]) / 2)
+    scores = metrics.compute(["pearson", "spearman", "mean"], answers, labels)
+    assert scores["pearson"] == pytest.approx(stats.pearsonr(answers, labels).statistic, abs=1e-6)
+    assert scores["spearman"] == pytest.approx(stats.spearmanr(answers, labels).statistic, abs=1e-9)
+    assert scores["mean"] == pytest.approx((scores["pearson"] + scores["spearman"]) / 2)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_report_is_scikit_learns(seed: int) -> None:
     random = np.random.default_rng(seed)
     labels, answers = random.integers(0, 3, 30), random.integers(0, 3, 30)
-    found = kind_class("classes")(("a", "b", "c")).report(answers, labels.tolist())
-    assert found["confusion"] == reference.confusion_matrix(labels, answers, labels=[0, 1, 2]).tolist()
+    report = kind_class("classes")(("a", "b", "c")).report(answers, labels.tolist())
+    assert report["confusion"] == reference.confusion_matrix(labels, answers, labels=[0, 1, 2]).tolist()
     expected = reference.precision_recall_fscore_support(labels, answers, labels=[0, 1, 2], zero_division=0)
     for i, name in enumerate("abc"):
-        assert list(found["classes"][name].values()) == pytest.approx([column[i] for column in expected])
+        assert list(report["classes"][name].values()) == pytest.approx([column[i] for column in expected])
 
 
 def test_constant_answers_score_zero_and_are_spoken_of() -> None:
-    heard = Heard()
-    assert metrics.compute(["matthews", "f1"], [0] * 4, [0, 1, 0, 1], reporter=heard) == {"matthews": 0.0, "f1": 0.0}
-    assert heard.warnings == []
-    found = metrics.compute(["pearson", "spearman"], [2.5] * 4, [0.0, 1.0, 2.0, 3.0], reporter=heard)
-    assert found == {"pearson": 0.0, "spearman": 0.0}
-    assert len(heard.warnings) == 1 and "undefined" in heard.warnings[0]
+    reporter = RecordingReporter()
+    assert metrics.compute(["matthews", "f1"], [0] * 4, [0, 1, 0, 1], reporter=reporter) == {"matthews": 0.0, "f1": 0.0}
+    assert reporter.warnings == []
+    scores = metrics.compute(["pearson", "spearman"], [2.5] * 4, [0.0, 1.0, 2.0, 3.0], reporter=reporter)
+    assert scores == {"pearson": 0.0, "spearman": 0.0}
+    assert len(reporter.warnings) == 1 and "undefined" in reporter.warnings[0]
 
 
 def test_the_mean_is_that_of_the_other_two() -> None:
-    found = metrics.compute(["accuracy", "f1", "mean"], [1, 1, 0, 0], [1, 0, 0, 0])
-    assert found == {"accuracy": 0.75, "f1": pytest.approx(2 / 3), "mean": pytest.approx((0.75 + 2 / 3) / 2)}
-    assert list(found) == ["accuracy", "f1", "mean"]
+    scores = metrics.compute(["accuracy", "f1", "mean"], [1, 1, 0, 0], [1, 0, 0, 0])
+    assert scores == {"accuracy": 0.75, "f1": pytest.approx(2 / 3), "mean": pytest.approx((0.75 + 2 / 3) / 2)}
+    assert list(scores) == ["accuracy", "f1", "mean"]
 
 
 @pytest.mark.parametrize("labels", [None, [-1, -1, -1]])

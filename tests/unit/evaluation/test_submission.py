@@ -5,12 +5,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from recording import RecordingReporter
 
 from microbert_cli.errors import MbertError
 from microbert_cli.evaluation.scoring import hidden_labels
 from microbert_cli.evaluation.submission import TASKS, assemble_zip, file_name, format_predictions, write_submission
 from microbert_cli.recipe.task import Task, load_task
-from microbert_cli.reporter import Reporter
 
 OFFICIAL = {
     "CoLA.tsv": 1063,
@@ -27,14 +27,6 @@ OFFICIAL = {
 }
 
 
-class Heard(Reporter):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
 def task(name: str) -> Task:
     return load_task(TASKS / f"{name}.toml")
 
@@ -46,21 +38,21 @@ def cells(text: str) -> list[list[str]]:
 def test_the_zip_has_all_files_with_the_official_number_of_rows(tmp_path: Path) -> None:
     rte = tmp_path / "RTE.tsv"
     write_submission(task("rte"), "test", [str(i) for i in range(3000)], [i % 2 for i in range(3000)], rte)
-    heard = Heard()
-    missing = assemble_zip({"RTE.tsv": rte}, tmp_path / "glue.zip", reporter=heard)
+    reporter = RecordingReporter()
+    missing = assemble_zip({"RTE.tsv": rte}, tmp_path / "glue.zip", reporter=reporter)
     assert missing == [name for name in OFFICIAL if name != "RTE.tsv"]
-    assert len(heard.warnings) == 10 and all("missing" in warning for warning in heard.warnings)
+    assert len(reporter.warnings) == 10 and all("missing" in warning for warning in reporter.warnings)
     with zipfile.ZipFile(tmp_path / "glue.zip") as bundle:
-        found = {name: cells(bundle.read(name).decode()) for name in bundle.namelist()}
-    assert list(found) == list(OFFICIAL)
-    for name, rows in found.items():
+        files = {name: cells(bundle.read(name).decode()) for name in bundle.namelist()}
+    assert list(files) == list(OFFICIAL)
+    for name, rows in files.items():
         assert rows[0] == ["index", "prediction"]
         assert [row[0] for row in rows[1:]] == [str(i) for i in range(OFFICIAL[name])]
-    assert found["RTE.tsv"][1:4] == [["0", "entailment"], ["1", "not_entailment"], ["2", "entailment"]]
-    assert {row[1] for row in found["STS-B.tsv"][1:]} == {"2.500"}
-    assert {row[1] for row in found["WNLI.tsv"][1:]} == {"0"}
+    assert files["RTE.tsv"][1:4] == [["0", "entailment"], ["1", "not_entailment"], ["2", "entailment"]]
+    assert {row[1] for row in files["STS-B.tsv"][1:]} == {"2.500"}
+    assert {row[1] for row in files["WNLI.tsv"][1:]} == {"0"}
     for name in ("MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv", "QNLI.tsv"):
-        assert {row[1] for row in found[name][1:]} == {"entailment"}
+        assert {row[1] for row in files[name][1:]} == {"entailment"}
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
@@ -105,12 +97,12 @@ def test_mnli_has_a_file_for_each_half() -> None:
 
 
 def test_a_file_of_another_length_is_spoken_of(tmp_path: Path) -> None:
-    heard = Heard()
-    write_submission(task("wnli"), "test", ["0", "1"], [0, 1], tmp_path / "WNLI.tsv", reporter=heard)
-    assert "2 rows" in heard.warnings[0] and "146" in heard.warnings[0]
-    heard = Heard()
-    assemble_zip({"WNLI.tsv": tmp_path / "WNLI.tsv"}, tmp_path / "z.zip", tasks=[task("wnli")], reporter=heard)
-    assert "146" in heard.warnings[0]
+    reporter = RecordingReporter()
+    write_submission(task("wnli"), "test", ["0", "1"], [0, 1], tmp_path / "WNLI.tsv", reporter=reporter)
+    assert "2 rows" in reporter.warnings[0] and "146" in reporter.warnings[0]
+    reporter = RecordingReporter()
+    assemble_zip({"WNLI.tsv": tmp_path / "WNLI.tsv"}, tmp_path / "z.zip", tasks=[task("wnli")], reporter=reporter)
+    assert "146" in reporter.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -127,9 +119,9 @@ def test_bad_files_leave_no_zip(tmp_path: Path, files: dict[str, str], code: str
 
 
 def test_own_tasks_are_not_submitted(tmp_path: Path) -> None:
-    own = load_task({"name": "own", "text": ["t"], "label": {"names": ["a", "b"]}, "files": {"train": "x.csv"}})
+    custom = load_task({"name": "own", "text": ["t"], "label": {"names": ["a", "b"]}, "files": {"train": "x.csv"}})
     with pytest.raises(MbertError) as caught:
-        write_submission(own, "test", [], [], tmp_path / "x.tsv")
+        write_submission(custom, "test", [], [], tmp_path / "x.tsv")
     assert caught.value.code == "M130"
 
 

@@ -15,21 +15,21 @@ BESIDE = {"teacher": TEACHER, "teacher_int8": TEACHER_INT8, "linear": LINEAR, "f
 
 
 def test_a_student_above_everything_is_worth_it() -> None:
-    told = verdict(GOOD, int8=Figures(0.8819, latency_ms=1.1), **BESIDE)
-    assert told["worth_it"] is True and told["reasons"] == []
-    assert told["retention"] == pytest.approx(0.8853 / 0.90) and told["speedup"] == pytest.approx(13)
-    assert told["int8_speedup"] == pytest.approx(3.11 / 1.1)
-    assert told["above_floor"] == pytest.approx((0.8853 - 0.5092) / (0.90 - 0.5092))
-    assert told["sentence"] == (
+    result = verdict(GOOD, int8=Figures(0.8819, latency_ms=1.1), **BESIDE)
+    assert result["worth_it"] is True and result["reasons"] == []
+    assert result["retention"] == pytest.approx(0.8853 / 0.90) and result["speedup"] == pytest.approx(13)
+    assert result["int8_speedup"] == pytest.approx(3.11 / 1.1)
+    assert result["above_floor"] == pytest.approx((0.8853 - 0.5092) / (0.90 - 0.5092))
+    assert result["sentence"] == (
         "98.4 % of the teacher at 13 times its speed, 2.8 times that of the teacher's int8 file; a linear TF-IDF model has "
         "0.8280 on dev, the student 0.8853 ± 0.0020."
     )
 
 
 def test_worse_than_the_linear_model() -> None:
-    told = verdict(Figures(0.8268, latency_ms=1.0), **BESIDE)
-    assert told["worth_it"] is False and told["reasons"] == ["linear"]
-    assert told["sentence"] == "Not worth it here: a linear TF-IDF model has 0.8280 on dev, the student 0.8268."
+    result = verdict(Figures(0.8268, latency_ms=1.0), **BESIDE)
+    assert result["worth_it"] is False and result["reasons"] == ["linear"]
+    assert result["sentence"] == "Not worth it here: a linear TF-IDF model has 0.8280 on dev, the student 0.8268."
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_worse_than_the_linear_model() -> None:
     ],
 )
 def test_a_difference_counts_beyond_the_spread(score: float, spread: float | None, reasons: list[str]) -> None:
-    told = verdict(Figures(score, spread=spread, latency_ms=1.0), **BESIDE)
-    assert told["reasons"] == reasons and told["worth_it"] is (not reasons)
+    result = verdict(Figures(score, spread=spread, latency_ms=1.0), **BESIDE)
+    assert result["reasons"] == reasons and result["worth_it"] is (not reasons)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_a_difference_counts_beyond_the_spread(score: float, spread: float | Non
     ],
 )
 def test_an_int8_teacher_that_is_as_fast(score: float, latency: float | None, flagged: bool) -> None:
-    told = verdict(Figures(score, latency_ms=latency), **BESIDE)
-    assert ("int8-teacher" in told["reasons"]) is flagged and told["worth_it"] is not flagged
+    result = verdict(Figures(score, latency_ms=latency), **BESIDE)
+    assert ("int8-teacher" in result["reasons"]) is flagged and result["worth_it"] is not flagged
 
 
 def test_the_students_fastest_file_is_compared() -> None:
@@ -80,15 +80,15 @@ def test_the_students_fastest_file_is_compared() -> None:
 
 
 def test_all_reasons_are_given() -> None:
-    told = verdict(Figures(0.5, latency_ms=5.0), **BESIDE)
-    assert told["reasons"] == ["majority", "linear", "int8-teacher"]
-    assert told["sentence"].count("the student 0.5000") == 1 and "0.5092" in told["sentence"]
+    result = verdict(Figures(0.5, latency_ms=5.0), **BESIDE)
+    assert result["reasons"] == ["majority", "linear", "int8-teacher"]
+    assert result["sentence"].count("the student 0.5000") == 1 and "0.5092" in result["sentence"]
 
 
 @pytest.mark.parametrize("score", [None, math.nan, math.inf])
 def test_a_student_without_a_score_is_not_worth_it(score: float | None) -> None:
-    told = verdict(Figures(score), **BESIDE)
-    assert told["worth_it"] is False and told["reasons"] == ["no-score"] and told["retention"] is None
+    result = verdict(Figures(score), **BESIDE)
+    assert result["worth_it"] is False and result["reasons"] == ["no-score"] and result["retention"] is None
 
 
 def test_missing_rows_are_left_out() -> None:
@@ -107,8 +107,8 @@ def test_shares_mean_nothing_of_a_teacher_that_is_not_above_the_floor() -> None:
     assert retention(0.3, 0.0) is None and retention(0.3, -0.1) is None and retention(0.3, 0.6) == 0.5
     assert above_floor(0.7, 0.5, 0.5) is None and above_floor(0.7, 0.4, 0.5) is None
     assert above_floor(0.3, 0.6, 0.0) == 0.5 and above_floor(0.4, 0.9, 0.5) == pytest.approx(-0.25)
-    told = verdict(Figures(0.1, latency_ms=1.0), teacher=Figures(-0.2, latency_ms=5.0), linear=Figures(0.05), floor=0.0)
-    assert told["retention"] is None and told["sentence"].startswith("0.1000 on dev, 5.0 times the teacher's speed")
+    result = verdict(Figures(0.1, latency_ms=1.0), teacher=Figures(-0.2, latency_ms=5.0), linear=Figures(0.05), floor=0.0)
+    assert result["retention"] is None and result["sentence"].startswith("0.1000 on dev, 5.0 times the teacher's speed")
 
 
 def test_speeds_of_a_busy_machine_are_said_to_be_so() -> None:

@@ -45,16 +45,16 @@ def card(**changes: Any) -> Card:
 
 def matter(text: str) -> dict[str, Any]:
     _, front, _ = text.split("---\n", 2)
-    found: dict[str, Any] = yaml.safe_load(front)
-    return found
+    fields: dict[str, Any] = yaml.safe_load(front)
+    return fields
 
 
 def test_front_matter() -> None:
-    found = matter(model_card(card()))
-    assert found["base_model"] == ["google-bert/bert-base-uncased"]
-    assert found["datasets"] == ["nyu-mll/glue"]
-    assert found["metrics"] == ["accuracy", "f1"]
-    index = found["model-index"]
+    fields = matter(model_card(card()))
+    assert fields["base_model"] == ["google-bert/bert-base-uncased"]
+    assert fields["datasets"] == ["nyu-mll/glue"]
+    assert fields["metrics"] == ["accuracy", "f1"]
+    index = fields["model-index"]
     assert index[0]["name"] == "tiny: sst2 #1"
     assert [result["metrics"] for result in index[0]["results"]] == [
         [{"type": "accuracy", "value": 0.9}, {"type": "f1", "value": 0.8765}],
@@ -132,8 +132,8 @@ def test_base_models_are_those_of_the_hub_that_manifests_lead_to(tmp_path: Path)
 def test_what_is_not_known_is_not_said() -> None:
     bare = Card("x", "prices", None, scores=[], command="mbert export m")
     text = model_card(bare)
-    found = matter(text)
-    assert not {"base_model", "datasets", "metrics", "model-index", "language", "license"} & found.keys()
+    fields = matter(text)
+    assert not {"base_model", "datasets", "metrics", "model-index", "language", "license"} & fields.keys()
     assert "Answers with a number." in text and "mbert export m" in text
     assert "None" not in text and "teacher" not in text
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Use", "## Made by"]

@@ -82,9 +82,9 @@ def test_softmax_of_the_scores_is_the_attention(name, batch):
     seen = forward_outputs(model, batch, EVERY)
     hidden = ~batch["attention_mask"].bool()[:, None, None, :]
     for layer, probabilities in enumerate(expected, 1):
-        ours = seen.scores[layer].masked_fill(hidden, float("-inf")).softmax(-1)
+        softmax = seen.scores[layer].masked_fill(hidden, float("-inf")).softmax(-1)
         rows = batch["attention_mask"].bool()
-        assert torch.allclose(ours.transpose(1, 2)[rows], probabilities.transpose(1, 2)[rows], atol=1e-5)
+        assert torch.allclose(softmax.transpose(1, 2)[rows], probabilities.transpose(1, 2)[rows], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -102,8 +102,8 @@ def test_values_by_hand(batch):
     model = build("Bert")
     show_scores(model)
     seen = forward_outputs(model, batch, OutputRequest(hidden=frozenset({1}), qkv=frozenset({2})))
-    own = model.bert.encoder.layer[1].attention.self.value
-    assert torch.allclose(seen.qkv[2][2], heads(linear(seen.hidden[1], own.weight, own.bias), 2), atol=1e-6)
+    layer = model.bert.encoder.layer[1].attention.self.value
+    assert torch.allclose(seen.qkv[2][2], heads(linear(seen.hidden[1], layer.weight, layer.bias), 2), atol=1e-6)
 
 
 def heads(values, count):
@@ -112,8 +112,8 @@ def heads(values, count):
 
 def by_hand(hidden_BTd, layer, count):
     """Q K^T / sqrt(d / heads) from the weights."""
-    own = layer.attention.self
-    query, key = (heads(linear(hidden_BTd, part.weight, part.bias), count) for part in (own.query, own.key))
+    attention = layer.attention.self
+    query, key = (heads(linear(hidden_BTd, part.weight, part.bias), count) for part in (attention.query, attention.key))
     return query @ key.transpose(-1, -2) / (query.shape[-1] ** 0.5)
 
 
@@ -132,8 +132,8 @@ def test_scores_of_distilbert_by_hand(batch):
     show_scores(model)
     seen = forward_outputs(model, batch, EVERY)
     for number, layer in enumerate(model.distilbert.transformer.layer, 1):
-        own = layer.attention
-        query, key = (heads(linear(seen.hidden[number - 1], p.weight, p.bias), 2) for p in (own.q_lin, own.k_lin))
+        attention = layer.attention
+        query, key = (heads(linear(seen.hidden[number - 1], p.weight, p.bias), 2) for p in (attention.q_lin, attention.k_lin))
         assert torch.allclose(seen.scores[number], query @ key.transpose(-1, -2) / 8**0.5, atol=1e-6)
 
 
@@ -158,12 +158,12 @@ def test_only_what_was_asked_is_kept(batch):
 
 def test_two_passes_do_not_mix(batch):
     """What one model showed stays what it was when another is looked at."""
-    one, other = build("Bert"), build("DistilBert")
-    show_scores(one)
-    show_scores(other)
-    first = forward_outputs(one, batch, EVERY)
+    bert, distilbert = build("Bert"), build("DistilBert")
+    show_scores(bert)
+    show_scores(distilbert)
+    first = forward_outputs(bert, batch, EVERY)
     kept = {layer: scores.clone() for layer, scores in first.scores.items()}
-    forward_outputs(other, batch, EVERY)
+    forward_outputs(distilbert, batch, EVERY)
     assert all(torch.equal(first.scores[layer], kept[layer]) for layer in kept)
 
 
@@ -189,10 +189,10 @@ def test_gradients_are_those_of_eager_attention(name, batch):
         seen.logits.square().sum().backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
-    ours, theirs = gradients(ATTENTION), gradients("eager")
-    assert ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        assert torch.allclose(value, theirs[key], atol=1e-5), key
+    actual, expected = gradients(ATTENTION), gradients("eager")
+    assert actual.keys() == expected.keys()
+    for key, value in actual.items():
+        assert torch.allclose(value, expected[key], atol=1e-5), key
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *CLOSED])
@@ -296,9 +296,9 @@ def test_logits_alone_are_the_same_with_less_work_at_the_top(name, batch):
     some = forward_outputs(model, batch, OutputRequest(logits=True)).logits
     some.square().sum().backward()
     assert torch.allclose(some, whole, atol=1e-5)
-    found = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
-    assert found.keys() == expected.keys()
-    assert all(torch.allclose(found[key], expected[key], atol=1e-4) for key in expected)
+    actual = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
+    assert actual.keys() == expected.keys()
+    assert all(torch.allclose(actual[key], expected[key], atol=1e-4) for key in expected)
 
 
 @pytest.mark.parametrize(("name", "width"), [("Bert", 1), ("Roberta", 1), ("Electra", 1), ("DistilBert", 9)])
@@ -318,8 +318,8 @@ def test_how_many_tokens_the_top_layer_computes(name, width, batch):
 def test_dropout_is_at_work_in_the_first_token(batch):
     model = build("Bert").train()
     show_scores(model)
-    one, other = (forward_outputs(model, batch, OutputRequest(logits=True)).logits for _ in range(2))
-    assert not torch.equal(one, other)
+    first, second = (forward_outputs(model, batch, OutputRequest(logits=True)).logits for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", ["Bert", "DistilBert", "Electra"])

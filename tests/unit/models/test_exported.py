@@ -148,8 +148,8 @@ def test_the_same_ids_as_of_transformers_tokenizer(tokens: Path, texts: list[str
 def test_the_same_interface_as_of_transformers_tokenizer(tokens: Path) -> None:
     exported, loaded = both(tokens)
     for texts in (["a"], ["a", "a"]):
-        ours, theirs = exported(*texts), loaded(*texts, return_token_type_ids=True, return_special_tokens_mask=True)
-        assert all(ours[name] == theirs[name] for name in ("input_ids", "token_type_ids", "special_tokens_mask"))
+        actual, expected = exported(*texts), loaded(*texts, return_token_type_ids=True, return_special_tokens_mask=True)
+        assert all(actual[name] == expected[name] for name in ("input_ids", "token_type_ids", "special_tokens_mask"))
     assert exported.get_vocab() == loaded.get_vocab()
     for name in ("pad_token_id", "padding_side", "model_input_names"):
         assert getattr(exported, name) == getattr(loaded, name)

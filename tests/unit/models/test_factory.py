@@ -174,6 +174,6 @@ def test_the_seed_decides_the_weights(tmp_path):
         torch.rand(7)  # whatever was drawn before does not matter
         return build_model(description, kind="encoder", tokenizer=tokens, seed=seed).state_dict()
 
-    one, same, other = weights(1), weights(1), weights(2)
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["embeddings.word_embeddings.weight"], other["embeddings.word_embeddings.weight"])
+    first, same, other = weights(1), weights(1), weights(2)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["embeddings.word_embeddings.weight"], other["embeddings.word_embeddings.weight"])

@@ -59,19 +59,19 @@ def change(path, alter):
 def released(tmp_path_factory):
     """As the TinyBERT authors publish a general checkpoint: no model_type, a pickle, vocab.txt alone, extra weights."""
     folder = tmp_path_factory.mktemp("released")
-    made = tiny_bert(folder / "made", kind="encoder", hidden=12, seed=3)
-    config = json.loads((made / "config.json").read_text())
+    source = tiny_bert(folder / "made", kind="encoder", hidden=12, seed=3)
+    config = json.loads((source / "config.json").read_text())
     kept = ("attention_probs_dropout_prob", "hidden_act", "hidden_dropout_prob", "hidden_size", "initializer_range",
             "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers", "type_vocab_size",
             "vocab_size")  # fmt: skip
     old = {key: config[key] for key in kept} | {"cell": {}, "pre_trained": "", "structure": [], "training": ""}
-    weights = {f"bert.{name}": value for name, value in load_file(made / "model.safetensors").items()}
+    weights = {f"bert.{name}": value for name, value in load_file(source / "model.safetensors").items()}
     weights |= {"fit_dense.weight": torch.randn(20, 12), "fit_dense.bias": torch.randn(20)}
     weights |= {"cls.predictions.bias": torch.zeros(len(weights)), "cls.seq_relationship.weight": torch.zeros(2, 12)}
     path = folder / "General_TinyBERT"
     path.mkdir()
     (path / "config.json").write_text(json.dumps(old))
-    (path / "vocab.txt").write_text((made / "vocab.txt").read_text())
+    (path / "vocab.txt").write_text((source / "vocab.txt").read_text())
     torch.save(weights, path / "pytorch_model.bin")
     return path, weights
 
@@ -203,12 +203,12 @@ def test_a_lost_vocabulary_is_refused(copied):
 
 
 def test_vocabularies_are_compared_token_by_token(tmp_path):
-    one, same = (tiny_tokenizer(tmp_path / name) for name in "ab")
-    same_vocabulary(one, same, where="student", keys=["x"])
+    tokenizer, same = (tiny_tokenizer(tmp_path / name) for name in "ab")
+    same_vocabulary(tokenizer, same, where="student", keys=["x"])
     other = tiny_tokenizer(tmp_path / "c", vocab=[*WORDS[1:], WORDS[0]])
-    assert len(other) == len(one)
+    assert len(other) == len(tokenizer)
     with pytest.raises(MbertError) as caught:
-        same_vocabulary(one, other, where="student", keys=["x"])
+        same_vocabulary(tokenizer, other, where="student", keys=["x"])
     assert caught.value.code == "M312"
 
 
@@ -261,9 +261,9 @@ def test_heads_must_match_and_scores_must_show(tmp_path):
     closed = load_model(other_model("DebertaV2", tmp_path / "deberta"), "encoder", where="m")
     terms = {"general": make_terms({"attention_scores": (1.0, {})}, Catalog())[0]}
     check_pair(terms, bert, bert, where="student")
-    for one, other, code in ((bert, four, "M013"), (closed, bert, "M014"), (bert, closed, "M014")):
+    for teacher, student, code in ((bert, four, "M013"), (closed, bert, "M014"), (bert, closed, "M014")):
         with pytest.raises(MbertError) as caught:
-            check_pair(terms, one, other, where="student")
+            check_pair(terms, teacher, student, where="student")
         assert caught.value.code == code
     assert bert.model.config._attn_implementation == ATTENTION
 
@@ -298,5 +298,5 @@ def test_a_new_student_needs_a_vocabulary(tmp_path):
     with pytest.raises(MbertError) as caught:
         classifier("bert-1x8", Catalog(), task=task, seed=0, tokenizer=None, where="finetune.model")
     assert caught.value.code == "M021"
-    made = classifier("bert-1x8", Catalog(), task=task, seed=0, tokenizer=str(tiny_bert(tmp_path / "t")), where="x")
-    assert made.label_names == ["negative", "positive"] and made.model.config.num_attention_heads == 2
+    student = classifier("bert-1x8", Catalog(), task=task, seed=0, tokenizer=str(tiny_bert(tmp_path / "t")), where="x")
+    assert student.label_names == ["negative", "positive"] and student.model.config.num_attention_heads == 2

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from recording import RecordingReporter
 from tiny_classifiers import BERT, FAMILIES, POSITIONS, batch, rows, tiny, tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -31,25 +32,10 @@ from microbert_cli.models.onnx import (
     torch_logits,
     write_onnx,
 )
-from microbert_cli.reporter import Reporter
 
 FORMS = ("fp32", "int8", "fp32-optimized", "int8-optimized")  # what an export has where nobody says which
 FILES = [ONNX_FILES[form] for form in FORMS]
 OPTIMIZED = ONNX_FILES["fp32-optimized"]
-
-
-class Notes(Reporter):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @dataclass
@@ -62,22 +48,22 @@ class Exported:
 class Done:
     path: Path
     model: Any
-    found: dict[str, Any]
-    reporter: Notes
+    metrics: dict[str, Any]
+    reporter: RecordingReporter
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """A whole export of a BERT with named labels; the score is a stand-in: the mean answer."""
-    path, reporter = tmp_path_factory.mktemp("export") / "out", Notes()
+    path, reporter = tmp_path_factory.mktemp("export") / "out", RecordingReporter()
     model = tiny("bert", id2label={0: "no", 1: "maybe", 2: "yes"}, label2id={"no": 0, "maybe": 1, "yes": 2})
     dev = list(parity_batches(rows(20), 0, longest=POSITIONS))
 
     def score(logits: LogitsFunction) -> Mapping[str, float]:
         return {"accuracy": float(np.mean([logits(each).argmax(-1).mean() for each in dev]))}
 
-    found = export_model(model, tokenizer(), path, rows(20), score=score, primary="accuracy", reporter=reporter)
-    return Done(path, model, found, reporter)
+    metrics = export_model(model, tokenizer(), path, rows(20), score=score, primary="accuracy", reporter=reporter)
+    return Done(path, model, metrics, reporter)
 
 
 @pytest.fixture(
@@ -254,10 +240,10 @@ def test_without_the_extra(package: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_architecture_that_decides_by_value(tmp_path: Path) -> None:
     class EarlyExit(transformers.BertForSequenceClassification):
         def forward(self, input_ids: torch.Tensor, **rest: Any) -> Any:
-            found = super().forward(input_ids, **rest)
-            if found.logits.max() > 0.5:
-                found.logits = found.logits * 2
-            return found
+            output = super().forward(input_ids, **rest)
+            if output.logits.max() > 0.5:
+                output.logits = output.logits * 2
+            return output
 
     torch.manual_seed(0)
     model = EarlyExit(tiny("bert", num_hidden_layers=1).config)
@@ -275,7 +261,7 @@ def test_too_large_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_export_measures_all_forms(done: Done) -> None:
-    files = done.found["files"]
+    files = done.metrics["files"]
     assert list(files) == ["safetensors", "fp32", "int8", "fp32-optimized", "int8-optimized"]
     assert files["fp32-optimized"]["max_difference"] <= 1e-4 and files["fp32-optimized"]["agreement"] == 1.0
     assert files["safetensors"]["graph"] is None and files["int8"]["graph"]["loaded"]["fused"]["LayerNormalization"] > 0
@@ -286,13 +272,13 @@ def test_export_measures_all_forms(done: Done) -> None:
         assert each["bytes"] == (done.path / each["file"]).stat().st_size
         assert set(each["scores"]) == {"accuracy"}
     assert files["fp32"]["scores"] == files["safetensors"]["scores"]
-    assert done.found["parity"]["shapes"][:3] == [[1, 8], [3, 17], [8, 64]] and done.found["parity"]["rows"] == 44
+    assert done.metrics["parity"]["shapes"][:3] == [[1, 8], [3, 17], [8, 64]] and done.metrics["parity"]["rows"] == 44
     assert (
         len(done.reporter.notes) == 5
         and "onnx/model_quantized.onnx" in done.reporter.notes[2]
         and "1 QAttention" in done.reporter.notes[4]
     )
-    json.dumps(done.found)
+    json.dumps(done.metrics)
 
 
 def test_export_directory_holds_all_it_needs(done: Done) -> None:
@@ -330,12 +316,12 @@ def test_transformers_alone_reads_it(done: Done, tmp_path: Path) -> None:
         [sys.executable, "-I", "-c", ALONE, str(done.path)], capture_output=True, text=True, cwd=tmp_path, timeout=120
     )
     assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
+    output = json.loads(ran.stdout)
     inputs = tokenizer()(["w1 w2 w3", "w4"], ["w5", "w6 w7 w8 w9"], padding=True, return_tensors="pt")
-    assert found["ids"] == inputs["input_ids"].tolist() and found["ids"][0][-1] == 0
-    assert np.abs(np.array(found["logits"]) - torch_logits(done.model)(inputs)).max() <= 1e-6
-    assert found["labels"] == {"0": "no", "1": "maybe", "2": "yes"}
-    assert (found["class"], found["attention"]) == ("BertForSequenceClassification", "sdpa")
+    assert output["ids"] == inputs["input_ids"].tolist() and output["ids"][0][-1] == 0
+    assert np.abs(np.array(output["logits"]) - torch_logits(done.model)(inputs)).max() <= 1e-6
+    assert output["labels"] == {"0": "no", "1": "maybe", "2": "yes"}
+    assert (output["class"], output["attention"]) == ("BertForSequenceClassification", "sdpa")
 
 
 def test_a_file_that_answers_differently_is_refused(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,8 +360,8 @@ def test_parts_that_are_left_out(tmp_path: Path) -> None:
     assert export_forms(optimize=False) == ("fp32", "int8")
     assert export_forms(int8=False) == ("fp32", "fp32-optimized")
     assert export_forms(onnx=False) == ()
-    found = export_model(tiny("bert"), tokenizer(), tmp_path, rows(4), int8=False, optimize=False)
-    assert list(found["files"]) == ["safetensors", "fp32"]
+    metrics = export_model(tiny("bert"), tokenizer(), tmp_path, rows(4), int8=False, optimize=False)
+    assert list(metrics["files"]) == ["safetensors", "fp32"]
     assert precisions(tmp_path) == ("fp32",)
 
 
@@ -390,13 +376,13 @@ def test_nan_is_refused(tmp_path: Path) -> None:
 def test_safetensors_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without ONNX none of its packages is needed."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    found = export_model(tiny("distilbert"), tokenizer(), tmp_path, rows(4, segments=False), onnx=False)
-    assert list(found["files"]) == ["safetensors"] and found["files"]["safetensors"]["agreement"] is None
+    metrics = export_model(tiny("distilbert"), tokenizer(), tmp_path, rows(4, segments=False), onnx=False)
+    assert list(metrics["files"]) == ["safetensors"] and metrics["files"]["safetensors"]["agreement"] is None
     assert not is_export(tmp_path)
 
 
 def test_a_drop_by_int8_is_said() -> None:
-    reporter = Notes()
+    reporter = RecordingReporter()
     for small in (0.89, 0.80):
         scores = {"fp32": {"scores": {"f1": 0.9}}, "int8": {"scores": {"f1": small}}}
         _warn_of_drop(scores, "int8", "f1", reporter)
@@ -405,12 +391,12 @@ def test_a_drop_by_int8_is_said() -> None:
 
 @pytest.mark.parametrize("count", [1, 5, 200])
 def test_parity_batches_are_padded_and_of_several_shapes(count: int) -> None:
-    made = list(parity_batches(rows(count), 9, longest=30))
-    assert [tuple(each["input_ids"].shape)[0] for each in made] == [1, 3, 8, 32]
-    assert all(each["input_ids"].shape[1] <= 30 for each in made)
-    for each in made[1:]:
+    batches = list(parity_batches(rows(count), 9, longest=30))
+    assert [tuple(each["input_ids"].shape)[0] for each in batches] == [1, 3, 8, 32]
+    assert all(each["input_ids"].shape[1] <= 30 for each in batches)
+    for each in batches[1:]:
         assert (each["attention_mask"] == 0).any()
-    for each in made:
+    for each in batches:
         assert (each["input_ids"][each["attention_mask"] == 0] == 9).all()
         assert (each["attention_mask"].sum(1) >= 1).all()
     with pytest.raises(ValueError):
@@ -422,6 +408,6 @@ def test_a_real_shape(tmp_path: Path) -> None:
     """4 x 312 with the whole vocabulary: four times smaller as int8."""
     shape = {"hidden_size": 312, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1200}
     model = tiny("bert", **shape, vocab_size=30522, max_position_embeddings=512, initializer_range=0.05)
-    found = export_model(model, tokenizer(), tmp_path, rows(50))["files"]
-    assert found["fp32"]["max_difference"] <= 1e-4
-    assert found["fp32"]["bytes"] > 3.8 * found["int8"]["bytes"]
+    files = export_model(model, tokenizer(), tmp_path, rows(50))["files"]
+    assert files["fp32"]["max_difference"] <= 1e-4
+    assert files["fp32"]["bytes"] > 3.8 * files["int8"]["bytes"]

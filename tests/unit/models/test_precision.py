@@ -1,18 +1,18 @@
 """What `precision = "auto"` is on a machine, and that an output keeps the one it was begun with."""
 
 import json
-import os
-import signal
 
 import pytest
 import torch
+from recording import RecordingReporter
 from safetensors.torch import load_file
+from stopping import StopAt
 from tiny_models import tiny_bert, tiny_glue
 
 from microbert_cli import api
 from microbert_cli.models import device
 from microbert_cli.models.device import Precision, bfloat16_by, choose_precision
-from microbert_cli.reporter import Reporter
+from microbert_cli.reporter import SILENT
 from microbert_cli.runs import atomic, manifest
 from microbert_cli.runs.output_dir import BEGUN
 from microbert_cli.signals import Interrupted
@@ -79,24 +79,9 @@ def test_auto_is_float32_on_devices_that_nobody_asked():
 # An output keeps the precision it was begun with
 
 
-class Told(Reporter):
-    """Notes what was said, and stops a training at a step."""
-
-    def __init__(self, stop=0):
-        self.said, self.stop = [], stop
-
-    def note(self, text):
-        self.said.append(text)
-
-    def progress(self, stage, step, total, **numbers):
-        if step == self.stop:
-            self.stop = 0
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    @property
-    def precision(self):
-        (line,) = [text for text in self.said if text.startswith("precision: ")]
-        return line.removeprefix("precision: ")
+def precision_of(reporter):
+    (line,) = [text for text in reporter.notes if text.startswith("precision: ")]
+    return line.removeprefix("precision: ")
 
 
 @pytest.fixture(scope="module")
@@ -121,39 +106,39 @@ def machine(place, monkeypatch):
     return put
 
 
-def finetune(out, told, **changed):
+def finetune(out, reporter=SILENT, **changed):
     table = {"finetune__steps": 6, "finetune__batch_size": 8, "finetune__evaluations": 2}
-    return api.finetune(model="base", out=out, task="sst2", data__folder="glue", reporter=told, **table, **changed)
+    return api.finetune(model="base", out=out, task="sst2", data__folder="glue", reporter=reporter, **table, **changed)
 
 
 def weights(out):
     return load_file(out / "model.safetensors")
 
 
-def equal(one, other):
-    return all(torch.equal(weights(one)[name], weights(other)[name]) for name in weights(one))
+def equal(first, second):
+    return all(torch.equal(weights(first)[name], weights(second)[name]) for name in weights(first))
 
 
 def stopped(out, has, machine):
     machine(has)
     with pytest.raises(Interrupted):
-        finetune(out, Told(stop=3))
+        finetune(out, StopAt(("finetune", 3)))
 
 
 @pytest.mark.parametrize(("begun", "later"), [(True, False), (False, True)])
 def test_another_machine_goes_on_in_the_precision_of_the_first(machine, tmp_path, begun, later):
     machine(begun)
-    whole = Told()
+    whole = RecordingReporter()
     finetune(tmp_path / "whole", whole)
     stopped(tmp_path / "parts", begun, machine)
     machine(later)
-    resumed = Told()
+    resumed = RecordingReporter()
     finetune(tmp_path / "parts", resumed)
     assert equal(tmp_path / "whole", tmp_path / "parts")
     title, other = ("bfloat16", "float32") if begun else ("float32", "bfloat16")
-    assert resumed.precision == f"{title}, as this was begun, where a new run would take {other}"
+    assert precision_of(resumed) == f"{title}, as this was begun, where a new run would take {other}"
     expected = "which this GPU multiplies in" if begun else "since nothing here multiplies in bfloat16"
-    assert whole.precision == f"{title}, {expected}"
+    assert precision_of(whole) == f"{title}, {expected}"
     for name in ("whole", "parts"):
         record = manifest.read(tmp_path / name)
         assert record["precision"] == ("bf16" if begun else "fp32")
@@ -162,13 +147,13 @@ def test_another_machine_goes_on_in_the_precision_of_the_first(machine, tmp_path
 
 def test_both_precisions_train_other_weights_and_a_finished_output_stays(machine, tmp_path):
     machine(True)
-    finetune(tmp_path / "bfloat16", Told())
+    finetune(tmp_path / "bfloat16")
     machine(False)
-    finetune(tmp_path / "float32", Told())
+    finetune(tmp_path / "float32")
     assert not equal(tmp_path / "bfloat16", tmp_path / "float32")
-    again = Told()
+    again = RecordingReporter()
     assert finetune(tmp_path / "bfloat16", again).up_to_date
-    assert not [text for text in again.said if text.startswith("precision")]
+    assert not [text for text in again.notes if text.startswith("precision")]
 
 
 def test_work_of_a_version_that_recorded_nothing_is_float32(machine, tmp_path):
@@ -178,26 +163,26 @@ def test_work_of_a_version_that_recorded_nothing_is_float32(machine, tmp_path):
     assert start.pop("facts") == {"precision": "fp32"}
     begun.write_text(atomic.dump_with_checksum(start))
     machine(True)
-    told = Told()
-    finetune(tmp_path / "old", told)
-    assert told.precision.startswith("float32, as this was begun")
+    reporter = RecordingReporter()
+    finetune(tmp_path / "old", reporter)
+    assert precision_of(reporter).startswith("float32, as this was begun")
     assert manifest.read(tmp_path / "old")["precision"] == "fp32"
 
 
 def test_a_processor_that_multiplies_in_bfloat16_is_named(processor, place, monkeypatch, tmp_path):
     monkeypatch.chdir(place)
     processor(avx512_bf16=True)
-    told = Told()
-    finetune(tmp_path / "out", told)
-    assert told.precision == "bfloat16, which this processor (AVX-512 BF16) multiplies in"
+    reporter = RecordingReporter()
+    finetune(tmp_path / "out", reporter)
+    assert precision_of(reporter) == "bfloat16, which this processor (AVX-512 BF16) multiplies in"
     assert manifest.read(tmp_path / "out")["precision"] == "bf16"
 
 
 def test_a_recipe_that_says_it(machine, tmp_path):
     machine(False)
-    told = Told()
-    finetune(tmp_path / "out", told, precision="bf16")
-    assert told.precision == "bfloat16, as the recipe says"
+    reporter = RecordingReporter()
+    finetune(tmp_path / "out", reporter, precision="bf16")
+    assert precision_of(reporter) == "bfloat16, as the recipe says"
     record = manifest.read(tmp_path / "out")
     assert (record["precision"], record["identity"]["recipe"]["precision"]) == ("bf16", "bf16")
     assert "precision" not in json.loads((tmp_path / "out" / "metrics.json").read_text())

@@ -67,12 +67,12 @@ def test_flops_of_an_architecture_that_does_not_run_are_not_guessed() -> None:
 
 def test_parameters_by_hand() -> None:
     d, f, layers = 24, 56, 3
-    found = count_parameters(tiny("bert", max_position_embeddings=40))
+    count = count_parameters(tiny("bert", max_position_embeddings=40))
     embedding = (50 + 40 + 2) * d
     layer = 4 * (d * d + d) + d * f + f + f * d + d + 4 * d
-    assert found.embedding == embedding
-    assert found.total == embedding + 2 * d + layers * layer + d * d + d + 3 * d + 3
-    assert found.rest == found.total - embedding
+    assert count.embedding == embedding
+    assert count.total == embedding + 2 * d + layers * layer + d * d + d + 3 * d + 3
+    assert count.rest == count.total - embedding
 
 
 def test_shared_weights_count_once() -> None:

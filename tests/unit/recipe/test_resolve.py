@@ -34,8 +34,8 @@ def of(*sets, catalog=CATALOG, **more):
 def errors_of(*sets, **more):
     with pytest.raises(MbertError) as caught:
         of(*sets, **more)
-    found = caught.value
-    return found.errors if isinstance(found, ManyErrors) else [found]
+    error = caught.value
+    return error.errors if isinstance(error, ManyErrors) else [error]
 
 
 def write(path, text):
@@ -48,7 +48,7 @@ def test_every_combination_of_places(present, tmp_path):
     given = [place for place, there in zip(PLACES, present, strict=True) if there]
     text = 'method = "tinybert"\n' + ('task = "cola"\n' if "method for the task" in given else "")
     text += "[phases.intermediate]\nepochs = 2\n" if "recipe" in given else ""
-    found = resolve(
+    resolved = resolve(
         catalog=CATALOG,
         recipe=write(tmp_path / "mine.toml", text),
         environment={"MBERT_SET_PHASES__INTERMEDIATE__EPOCHS": "3", "OTHER": "1"} if "environment" in given else {},
@@ -56,9 +56,9 @@ def test_every_combination_of_places(present, tmp_path):
         flags={KEY: 5.0, "student": None} if "flag" in given else {"student": None},
     )
     _, value, origin = PLACES[given[-1]] if given else ("", 20.0, "method tinybert")
-    assert found.recipe.phases["intermediate"].epochs == value
-    assert found.origins[KEY].endswith(origin)
-    assert "student" not in found.origins
+    assert resolved.recipe.phases["intermediate"].epochs == value
+    assert resolved.origins[KEY].endswith(origin)
+    assert "student" not in resolved.origins
 
 
 def test_the_built_in_default_lies_below_the_method():
@@ -126,7 +126,7 @@ def test_tables_merge_and_lists_are_replaced():
 
 
 def test_all_errors_at_once():
-    found = errors_of(
+    errors = errors_of(
         "stages=['nope']",
         "finetune.epoch=1",
         "general.losses.atention_scores=1",
@@ -137,14 +137,14 @@ def test_all_errors_at_once():
         "corpus.format='pear'",
         "seed='x'",
     )
-    assert sorted(error.code for error in found) == sorted(
+    assert sorted(error.code for error in errors) == sorted(
         ["M004", "M002", "M005", "M006", "M005", "M005", "M005", "M003", "M003"]
     )
-    text = str(ManyErrors(found))
+    text = str(ManyErrors(errors))
     for hint in ("epochs", "attention_scores", "temperature", "sst2", "masked_lm"):
         assert f'Did you mean "{hint}"?' in text
-    assert {int(error.exit_code) for error in found} == {3}
-    for error in found:
+    assert {int(error.exit_code) for error in errors} == {3}
+    for error in errors:
         assert error.where.startswith("--set "), error.where
 
 
@@ -344,8 +344,8 @@ def test_of_thousands_of_mistakes_the_first_are_explained(text, tmp_path, monkey
 
 
 def test_few_mistakes_are_all_explained():
-    found = errors_of(*(f"unknown{i}=1" for i in range(20)))
-    assert len(found) == 20 and "There are more" not in str(ManyErrors(found))
+    errors = errors_of(*(f"unknown{i}=1" for i in range(20)))
+    assert len(errors) == 20 and "There are more" not in str(ManyErrors(errors))
 
 
 def test_names_of_any_length_and_number_are_compared_in_no_time():

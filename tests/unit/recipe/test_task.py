@@ -80,7 +80,7 @@ def test_a_misspelt_key_names_its_neighbour() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"text": []}, "at least 1"),
         ({"text": ["a", "b", "c"]}, "at most 2"),
@@ -102,8 +102,8 @@ def test_a_misspelt_key_names_its_neighbour() -> None:
         ({"max_length": 0}, "greater than"),
     ],
 )
-def test_what_makes_no_task_is_refused(change: dict[str, Any], said: str) -> None:
-    assert said in str(refused({**OWN, **change}))
+def test_what_makes_no_task_is_refused(change: dict[str, Any], message: str) -> None:
+    assert message in str(refused({**OWN, **change}))
 
 
 def test_all_errors_are_said_at_once() -> None:

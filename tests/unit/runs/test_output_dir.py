@@ -8,26 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from recording import RecordingReporter
 
 from microbert_cli.errors import MbertError
 from microbert_cli.models.find import find_model
-from microbert_cli.reporter import Reporter
 from microbert_cli.runs import atomic, manifest, reuse
 from microbert_cli.runs.output_dir import differences, is_up_to_date, stage_output
 from microbert_cli.runs.stage_registry import all_stages
 from microbert_cli.training import checkpoint
 
 IDENTITY = {"recipe": {"seed": 1, "finetune": {"epochs": 3.0}}, "model": "abc"}
-
-
-class Notes(Reporter):
-    """What was said."""
-
-    def __init__(self):
-        self.said = []
-
-    def note(self, text):
-        self.said.append(text)
 
 
 def make(out, identity=IDENTITY, text="result", **options):
@@ -79,10 +69,10 @@ def test_a_new_output_is_whole(tmp_path):
     assert make(tmp_path / "out")
     assert litter(tmp_path) == ["out"]
     assert litter(tmp_path / "out") == ["file.txt", "manifest.json"]
-    found = manifest.read(tmp_path / "out")
-    assert found["status"] == "complete" and found["stage"] == "test" and found["identity"] == IDENTITY
-    assert found["outputs"] == {"file.txt": atomic.file_digest(tmp_path / "out" / "file.txt")}
-    assert {"argv", "versions", "started", "finished", "schema", "result", "git"} <= found.keys()
+    record = manifest.read(tmp_path / "out")
+    assert record["status"] == "complete" and record["stage"] == "test" and record["identity"] == IDENTITY
+    assert record["outputs"] == {"file.txt": atomic.file_digest(tmp_path / "out" / "file.txt")}
+    assert {"argv", "versions", "started", "finished", "schema", "result", "git"} <= record.keys()
 
 
 def test_an_empty_directory_is_as_good_as_none(tmp_path):
@@ -118,12 +108,12 @@ def test_another_recipe_is_refused_with_the_differing_keys(tmp_path):
 
 
 def test_renew_moves_the_old_one_aside_and_says_why(tmp_path):
-    out, notes = tmp_path / "out", Notes()
+    out, reporter = tmp_path / "out", RecordingReporter()
     make(out)
-    assert make(out, {**IDENTITY, "model": "xyz"}, "second", renew=True, reporter=notes)
+    assert make(out, {**IDENTITY, "model": "xyz"}, "second", renew=True, reporter=reporter)
     assert (out / "file.txt").read_text() == "second"
     assert (tmp_path / "out.old-1" / "file.txt").read_text() == "result"
-    assert any("model: abc -> xyz" in text for text in notes.said)
+    assert any("model: abc -> xyz" in text for text in reporter.notes)
 
 
 def test_force_never_deletes(tmp_path):
@@ -145,13 +135,13 @@ def test_what_something_else_made_is_refused_unless_forced(tmp_path):
 
 
 def test_begun_work_is_found_again(tmp_path):
-    out, notes = tmp_path / "out", Notes()
+    out, reporter = tmp_path / "out", RecordingReporter()
     stop(out)
     assert litter(tmp_path) == ["out.partial"]
-    with stage_output(out, stage="test", identity=IDENTITY, reporter=notes) as work:
+    with stage_output(out, stage="test", identity=IDENTITY, reporter=reporter) as work:
         assert work.resumed and (work.path / "half.txt").read_text() == "half"
     assert "begun.json" not in litter(out)
-    assert notes.said
+    assert reporter.notes
 
 
 def test_begun_work_of_another_kind_is_refused(tmp_path):
@@ -284,11 +274,11 @@ def test_a_damaged_manifest(tmp_path, text):
 
 
 def test_identity_of_an_output_is_its_result_not_its_talk(tmp_path):
-    for name, said in (("a", "x"), ("b", "y")):
+    for name, text in (("a", "x"), ("b", "y")):
         with stage_output(tmp_path / name, stage="test", identity={"from": name}) as work:
             (work.path / "file.txt").write_text("same")
-            (work.path / "log.jsonl").write_text(said)
-            (work.path / "README.md").write_text(said)
+            (work.path / "log.jsonl").write_text(text)
+            (work.path / "README.md").write_text(text)
     make(tmp_path / "c", text="other")
     a, b, c = (manifest.identify(tmp_path / name) for name in "abc")
     assert a == b != c
@@ -365,10 +355,10 @@ def test_what_killed_writers_left_is_swept_and_a_living_one_keeps_its_own(tmp_pa
 
 def copied(out, *runs, identity=IDENTITY, **options):
     """Whether the output was taken from one of these runs instead of made here."""
-    reporter = Notes()
-    made = make(out, identity, text="made here", reuse=[str(run) for run in runs], reporter=reporter, **options)
-    taken = any("copied from" in said for said in reporter.said)
-    assert taken != made
+    reporter = RecordingReporter()
+    was_run = make(out, identity, text="made here", reuse=[str(run) for run in runs], reporter=reporter, **options)
+    taken = any("copied from" in note for note in reporter.notes)
+    assert taken != was_run
     return taken
 
 

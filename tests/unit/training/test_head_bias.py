@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoMod
 
 from microbert_cli.catalog.losses.hard_label import hard_label
 from microbert_cli.recipe.task_kinds import kind_class
-from microbert_cli.training.head_bias import start_head_bias
+from microbert_cli.training.heads.bias import start_head_bias
 
 NAMES = ("a", "b", "c")
 SEVERAL = kind_class("labels")(NAMES)

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from recording import RecordingReporter
 from safetensors.torch import load_file
 from tiny_models import tiny_bert
 
@@ -21,7 +22,6 @@ from microbert_cli.models.load import load_model
 from microbert_cli.plan.stage_cost import evaluations as evaluations_planned
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.schema import Finetune
-from microbert_cli.reporter import Reporter
 from microbert_cli.signals import Halted
 from microbert_cli.training import checkpoint, loop
 from microbert_cli.training.loop import Interrupted, train
@@ -95,8 +95,8 @@ def weights_of(objective):
     return {**objective.student.state_dict(), **objective.state_dict()}
 
 
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def stop_at(step, number=signal.SIGTERM):
@@ -113,8 +113,8 @@ def test_resumed_is_uninterrupted_bit_by_bit(places, tmp_path, stopped, optimize
         run(places, tmp_path / "parts", plan=plan, score=Scores(0.5, 0.7, 0.6), source=stop_at(stopped))
     done = stopped // 4  # a stop comes before the score of its step, which the resumed run makes up for
     rest = Scores(*[0.5, 0.7, 0.6][done:], 0.0)
-    resumed, found = run(places, tmp_path / "parts", plan=plan, score=rest)
-    assert equal(found, expected)
+    resumed, weights = run(places, tmp_path / "parts", plan=plan, score=rest)
+    assert equal(weights, expected)
     assert resumed == whole
     assert whole.best == {"accuracy": 0.7} and whole.best_step == 8
 
@@ -143,13 +143,13 @@ def test_a_finished_phase_is_not_run_again(places, tmp_path):
         raise AssertionError("nothing is left to be trained")
         yield
 
-    again, found = run(places, tmp_path / "a", source=lambda skip: iter(fail(skip)), score=fail)
-    assert again == first and equal(found, expected)
+    again, weights = run(places, tmp_path / "a", source=lambda skip: iter(fail(skip)), score=fail)
+    assert again == first and equal(weights, expected)
 
 
 def test_the_seed_decides(places, tmp_path):
-    one, two = (run(places, tmp_path / name)[1] for name in "ab")
-    assert equal(one, two)
+    first, second = (run(places, tmp_path / name)[1] for name in "ab")
+    assert equal(first, second)
 
 
 def test_dropout_is_at_work(places, tmp_path):
@@ -205,8 +205,8 @@ def test_accumulation_resumes_at_the_right_batch(places, tmp_path):
     with pytest.raises(Interrupted):
         run(places, tmp_path / "parts", plan=plan, source=stop_at(5))
     seen = []
-    _, found = run(places, tmp_path / "parts", plan=plan, source=lambda skip: seen.append(skip) or batches(skip))
-    assert seen == [6] and equal(found, expected)
+    _, weights = run(places, tmp_path / "parts", plan=plan, source=lambda skip: seen.append(skip) or batches(skip))
+    assert seen == [6] and equal(weights, expected)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -290,22 +290,14 @@ def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path)
         checkpoint.save_state({"step": step, "weights": torch.arange(500.0)}, tmp_path)
     kept = sorted(tmp_path.glob("step-*.pt"))
     assert [path.name[:13] for path in kept] == ["step-00000002", "step-00000003"]
-    heard = Heard()
+    reporter = RecordingReporter()
     for path, left in ((kept[1], 2), (kept[0], None)):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-        state = checkpoint.load_state(tmp_path, heard)
+        state = checkpoint.load_state(tmp_path, reporter)
         assert (state and state["step"]) == left
-        assert path.with_suffix(".damaged").is_file() and str(path) in heard.said[-1]
-
-
-class Heard(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def warn(self, text):
-        self.said.append(text)
+        assert path.with_suffix(".damaged").is_file() and str(path) in reporter.warnings[-1]
 
 
 def test_a_run_whose_last_state_is_damaged_ends_as_an_uninterrupted_one(places, tmp_path):
@@ -335,21 +327,21 @@ class Scarce:
 
 def scarce_run(places, directory, most, plan=None, source=batches):
     directory.mkdir(exist_ok=True)
-    objective, heard = objective_of(places, "student", TERMS), Heard()
+    objective, reporter = objective_of(places, "student", TERMS), RecordingReporter()
     objective.losses = scarce = Scarce(objective, most)
-    trained = train(objective, source, plan or plan_of(), directory=directory, seed=11, reporter=heard)
-    return trained, weights_of(objective), scarce.rows, heard.said
+    trained = train(objective, source, plan or plan_of(), directory=directory, seed=11, reporter=reporter)
+    return trained, weights_of(objective), scarce.rows, reporter.warnings
 
 
 def test_where_memory_runs_out_batches_are_halved_and_a_resume_does_the_same(places, tmp_path):
     rows = len(next(batches(0))["input_ids"])
-    trained, expected, seen, said = scarce_run(places, tmp_path / "whole", most=rows - 1)
-    assert trained.halved_after == 3 and "memory ran out at step 4" in said[0]
+    trained, expected, seen, warnings = scarce_run(places, tmp_path / "whole", most=rows - 1)
+    assert trained.halved_after == 3 and "memory ran out at step 4" in warnings[0]
     assert seen == [rows] * 3 + [(rows + 1) // 2, rows // 2] * 9
     with pytest.raises(Interrupted):
         scarce_run(places, tmp_path / "parts", most=rows - 1, source=stop_at(6))
-    resumed, found, seen, _ = scarce_run(places, tmp_path / "parts", most=rows)
-    assert equal(found, expected) and resumed.halved_after == 3 and max(seen) < rows
+    resumed, weights, seen, _ = scarce_run(places, tmp_path / "parts", most=rows)
+    assert equal(weights, expected) and resumed.halved_after == 3 and max(seen) < rows
 
 
 def test_memory_that_runs_out_again_is_an_error_that_helps(places, tmp_path):
@@ -402,13 +394,13 @@ def test_training_runs_outside_the_main_thread(places, tmp_path):
 def test_only_the_loop_trains():
     """`backward()` is called in one file of the package."""
     package = os.path.dirname(loop.__file__)
-    found = {
+    callers = {
         os.path.relpath(os.path.join(folder, file), package)
         for folder, _, files in os.walk(package)
         for file in files
         if file.endswith(".py") and ".backward(" in open(os.path.join(folder, file), encoding="utf-8").read()
     }
-    assert found == {"loop.py"}
+    assert callers == {"loop.py"}
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class Asked:
 
 def make(places, weights, *, student="student", rule="uniform", normalisation="masked", **more):
     taught, pupil = load(places, "teacher"), load(places, student)
-    theirs, ours = taught.model.config, pupil.model.config
+    of_teacher, of_student = taught.model.config, pupil.model.config
     asked = Asked(taught)
     terms = {name: (w, {}) if isinstance(w, float) else w for name, w in weights.items()}
     torch.manual_seed(3)
@@ -51,9 +51,9 @@ def make(places, weights, *, student="student", rule="uniform", normalisation="m
         make_terms(terms, CATALOG),
         pupil.model,
         ask_teacher=asked,
-        map_layers=layer_map(rule, teacher_layers=theirs.num_hidden_layers, student_layers=ours.num_hidden_layers),
-        student_width=ours.hidden_size,
-        teacher_width=theirs.hidden_size,
+        map_layers=layer_map(rule, teacher_layers=of_teacher.num_hidden_layers, student_layers=of_student.num_hidden_layers),
+        student_width=of_student.hidden_size,
+        teacher_width=of_teacher.hidden_size,
         normalisation=normalisation,
         **more,
     )
@@ -79,7 +79,7 @@ def longer(batch, length=32):
     return {name: torch.nn.functional.pad(v, (0, length - v.shape[1])) if v.dim() == 2 else v for name, v in batch.items()}
 
 
-def told(objective, batch):
+def losses_of(objective, batch):
     group, total, parts = next(objective.losses(batch))
     assert group == "student"
     return total.item(), {name: value.item() for name, value in parts.items()}
@@ -88,24 +88,22 @@ def told(objective, batch):
 def test_the_total_is_the_weighted_sum(places, batch):
     weights = dict(zip(EVERYTHING, [0.5, 2.0, 3.0, 1.5, 0.25, 4.0], strict=True))
     objective, _, _ = make(places, weights)
-    total, parts = told(objective, batch)
+    total, parts = losses_of(objective, batch)
     assert parts.keys() == weights.keys() and all(value > 0 for value in parts.values())
     assert total == pytest.approx(sum(weights[name] * value for name, value in parts.items()), rel=1e-6)
-    plain, same_parts = told(make(places, EVERYTHING)[0], batch)
+    plain, same_parts = losses_of(make(places, EVERYTHING)[0], batch)
     assert same_parts == parts and plain == pytest.approx(sum(parts.values()), rel=1e-6)
 
 
 @pytest.mark.parametrize(("rule", "taught_by"), [("uniform", [2, 4]), ("first", [1, 2]), ("last", [3, 4]), ([1, 4], [1, 4])])
 def test_each_student_layer_learns_from_the_mapped_one(places, batch, rule, taught_by):
     objective, asked, student = make(places, {"attention_scores": 1.0}, rule=rule)
-    total, _ = told(objective, batch)
-    theirs = asked.teacher.ask(batch, OutputRequest(scores=frozenset(range(1, 5)))).scores
-    ours = forward_outputs(student, batch, OutputRequest(scores=frozenset({1, 2}))).scores
+    total, _ = losses_of(objective, batch)
+    t = asked.teacher.ask(batch, OutputRequest(scores=frozenset(range(1, 5)))).scores
+    s = forward_outputs(student, batch, OutputRequest(scores=frozenset({1, 2}))).scores
     mask = batch["attention_mask"].float()
     pairs = mask[:, None, :, None] * mask[:, None, None, :]
-    by_hand = sum(
-        ((ours[m] - theirs[g]).square() * pairs).sum() / (2 * pairs.sum()) for m, g in zip((1, 2), taught_by, strict=True)
-    )
+    by_hand = sum(((s[m] - t[g]).square() * pairs).sum() / (2 * pairs.sum()) for m, g in zip((1, 2), taught_by, strict=True))
     assert total == pytest.approx(by_hand.item(), rel=1e-5)
 
 
@@ -128,7 +126,7 @@ def test_each_student_layer_learns_from_the_mapped_one(places, batch, rule, taug
 )
 def test_only_what_is_needed_is_asked(places, batch, weights, teacher, student):
     objective, asked, _ = make(places, weights)
-    told(objective, batch)
+    losses_of(objective, batch)
     assert asked.wants == ([teacher] if teacher else []) and objective.student_request == student
 
 
@@ -168,16 +166,16 @@ def test_equal_widths_need_no_projection_unless_asked(places):
 @pytest.mark.parametrize("normalisation", ["masked", "reference"])
 def test_a_student_that_is_the_teacher_has_nothing_to_learn(places, batch, normalisation):
     objective, _, _ = make(places, INTERMEDIATE, student="teacher", normalisation=normalisation)
-    _, parts = told(objective, batch)
+    _, parts = losses_of(objective, batch)
     assert parts == dict.fromkeys(INTERMEDIATE, 0.0)
     aligned = {"feature_alignment": (1.0, {"distance": "mse+cosine"})}
-    assert told(make(places, aligned, student="teacher")[0], batch)[0] == pytest.approx(0.0, abs=1e-6)
+    assert losses_of(make(places, aligned, student="teacher")[0], batch)[0] == pytest.approx(0.0, abs=1e-6)
     kl = {"soft_target": (1.0, {"divergence": "kl"})}
-    assert told(make(places, kl, student="teacher")[0], batch)[0] == pytest.approx(0.0, abs=1e-7)
+    assert losses_of(make(places, kl, student="teacher")[0], batch)[0] == pytest.approx(0.0, abs=1e-7)
 
 
 def test_padding_from_16_to_32_changes_nothing(places, batch):
-    short, long = (told(make(places, EVERYTHING)[0], rows) for rows in (batch, longer(batch)))
+    short, long = (losses_of(make(places, EVERYTHING)[0], rows) for rows in (batch, longer(batch)))
     assert long[0] == pytest.approx(short[0], rel=1e-6)
     for name in EVERYTHING:
         assert long[1][name] == pytest.approx(short[1][name], rel=1e-6), name
@@ -185,7 +183,7 @@ def test_padding_from_16_to_32_changes_nothing(places, batch):
 
 def test_padding_changes_the_released_arithmetic(places, batch):
     """As it does in the released code; this is why `masked` is the default."""
-    short, long = (told(make(places, INTERMEDIATE, normalisation="reference")[0], rows) for rows in (batch, longer(batch)))
+    short, long = (losses_of(make(places, INTERMEDIATE, normalisation="reference")[0], rows) for rows in (batch, longer(batch)))
     assert abs(long[0] - short[0]) > 1e-3 * short[0]
 
 
@@ -198,8 +196,8 @@ def test_the_teacher_is_frozen_and_calm(places, batch):
     assert not teacher.training and all(p.grad is None for p in teacher.parameters())
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
-    one, two = (asked.teacher.logits(batch) for _ in range(2))
-    assert (one == two).all()
+    first, second = (asked.teacher.logits(batch) for _ in range(2))
+    assert (first == second).all()
 
 
 def test_a_loss_of_ones_own_gets_what_its_parameters_name(places, batch, tmp_path):
@@ -210,7 +208,7 @@ def test_a_loss_of_ones_own_gets_what_its_parameters_name(places, batch, tmp_pat
         "    return scale * (student_BC.shape[-1] + labels_B.sum()).float()\n"
     )
     terms = make_terms({"mine": (2.0, {"scale": 3.0})}, Catalog([tmp_path]))
-    assert told(Objective(terms, load(places, "student").model), batch)[0] == 2 * 3 * (3 + 4)
+    assert losses_of(Objective(terms, load(places, "student").model), batch)[0] == 2 * 3 * (3 + 4)
 
 
 def test_permuted_columns_of_the_teacher_are_put_in_order(places, batch):
@@ -240,8 +238,8 @@ def test_feature_alignment_maps_sentence_vectors_and_averages_layers(places, bat
     assert objective.projection.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in asked.teacher.model.parameters())
     seen = forward_outputs(student, batch, OutputRequest(hidden=frozenset({1, 2})))
-    theirs = asked.teacher.ask(batch, OutputRequest(hidden=frozenset({2, 4})))
-    by_hand = [(objective.projection(seen.hidden[m][:, 0]) - theirs.hidden[2 * m][:, 0]).square().mean() for m in (1, 2)]
+    answer = asked.teacher.ask(batch, OutputRequest(hidden=frozenset({2, 4})))
+    by_hand = [(objective.projection(seen.hidden[m][:, 0]) - answer.hidden[2 * m][:, 0]).square().mean() for m in (1, 2)]
     assert value.item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)
 
 

@@ -11,9 +11,9 @@ from microbert_cli.models.capture import ModelOutputs, OutputRequest, forward_ou
 from microbert_cli.models.load import load_model
 from microbert_cli.recipe.registry import Catalog
 from microbert_cli.recipe.task_kinds import Standardisation
+from microbert_cli.training.heads.score_units import ScoreUnits, output_layer
 from microbert_cli.training.loss_terms import make_terms
 from microbert_cli.training.objective import Objective
-from microbert_cli.training.score_units import ScoreUnits, output_layer
 
 SCALE = Standardisation(mean=50.0, std=20.0)
 BATCH = {"input_ids": torch.tensor([[2, 7, 8, 3]] * 3), "attention_mask": torch.ones(3, 4, dtype=torch.long)}

@@ -58,8 +58,8 @@ def plan_of(**changed):
     return TrainingPlan(**{"name": "phase", "steps": 12, "learning_rate": 1e-3, "evaluate_every": 4, **changed})
 
 
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def run(places, directory, *, ids=OCCUR, source=batches, score=None, **plan):

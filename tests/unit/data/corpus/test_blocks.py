@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recording import RecordingReporter
 from tiny_models import WORDS, tiny_tokenizer
 
 from microbert_cli.data.corpus.blocks import MAX_HELDOUT, BlockSettings, heldout_groups, heldout_sample, make_blocks
 from microbert_cli.data.corpus.documents import identify_corpus, read_documents, split_sentences
 from microbert_cli.errors import MbertError
-from microbert_cli.reporter import Reporter
 
 DOCUMENTS = 120
 
@@ -36,14 +36,14 @@ def sentence(number, words):
 @pytest.fixture(scope="module")
 def text():
     """Documents of one to a dozen sentences."""
-    draw, number, made = random.Random(0), 10_000, []
+    draw, number, documents = random.Random(0), 10_000, []
     for _ in range(DOCUMENTS):
         document = []
         for _ in range(draw.randint(1, 12)):
             number += 1
             document.append(sentence(number, draw.choices(WORDS, k=draw.randint(1, 14))))
-        made.append(document)
-    return made
+        documents.append(document)
+    return documents
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def settings(**changed):
 
 def ids_of(text, tokenizer):
     """Token ids of each document, sentence by sentence."""
-    return [[tokenizer(one, add_special_tokens=False)["input_ids"] for one in document] for document in text]
+    return [[tokenizer(sentence, add_special_tokens=False)["input_ids"] for sentence in document] for document in text]
 
 
 class Ranges:
@@ -67,8 +67,8 @@ class Ranges:
 
     def __init__(self, text, tokenizer):
         ids = ids_of(text, tokenizer)
-        self.tokens = [token for document in ids for one in document for token in one]
-        lengths = [[len(one) for one in document] for document in ids]
+        self.tokens = [token for document in ids for sentence in document for token in sentence]
+        lengths = [[len(sentence) for sentence in document] for document in ids]
         self.ends = np.cumsum([sum(document) for document in lengths])
         self.sentences = {0, *np.cumsum([n for document in lengths for n in document]).tolist()}
 
@@ -198,9 +198,9 @@ def test_ranges_give_back_the_text(source, text, tokenizer, format):
 def test_pairs_say_whether_they_belong_together(source, text, tokenizer):
     where = Ranges(text, tokenizer)
     for part in make_blocks(source, tokenizer, settings()):
-        told = part.batch(np.arange(len(part)))["unrelated"].tolist()
-        for said, (a, a_end, b, b_end) in zip(told, part.ranges.tolist(), strict=True):
-            assert said == (int(where.document(a, a_end) != where.document(b, b_end)) if b_end > b else -100)
+        labels = part.batch(np.arange(len(part)))["unrelated"].tolist()
+        for label, (a, a_end, b, b_end) in zip(labels, part.ranges.tolist(), strict=True):
+            assert label == (int(where.document(a, a_end) != where.document(b, b_end)) if b_end > b else -100)
     train, _ = make_blocks(source, tokenizer, settings())
     assert {0, 1} <= set(train.batch(np.arange(len(train)))["unrelated"].tolist())
     packed, _ = make_blocks(source, tokenizer, settings(format="packed"))
@@ -277,10 +277,10 @@ def test_random_segments_come_from_other_documents_of_the_same_part(source, text
     assert not of_part[0] & of_part[1] and of_part[0] | of_part[1] == set(range(DOCUMENTS))
     assert 0.1 < len(of_part[1]) / DOCUMENTS < 0.3
     strangers = 0
-    for part, own in zip((train, held), of_part, strict=True):
+    for part, documents in zip((train, held), of_part, strict=True):
         for a, a_end, b, b_end in part.ranges.tolist():
             if b_end > b:
-                assert where.document(b, b_end) in own
+                assert where.document(b, b_end) in documents
                 strangers += where.document(b, b_end) != where.document(a, a_end)
                 same = where.document(b, b_end) == where.document(a, a_end)
                 assert not same or b >= a_end, "a replaced segment is of another document"
@@ -338,8 +338,8 @@ def test_another_case_rule_makes_other_blocks(source, tmp_path):
 
     lower = tiny_tokenizer(tmp_path / "lower")
     cased = BertTokenizerFast(vocab=lower.get_vocab(), do_lower_case=False)
-    one, other = (make_blocks(source, tokens, settings())[0] for tokens in (lower, cased))
-    assert np.asarray(one.tokens).tolist() != np.asarray(other.tokens).tolist()
+    lower_blocks, cased_blocks = (make_blocks(source, tokens, settings())[0] for tokens in (lower, cased))
+    assert np.asarray(lower_blocks.tokens).tolist() != np.asarray(cased_blocks.tokens).tolist()
 
 
 def test_tokens_and_blocks_stay_on_disk(source, tokenizer):
@@ -384,18 +384,13 @@ def test_two_documents_are_enough(tmp_path, tokenizer):
 
 
 def test_a_large_held_out_part_is_looked_at_in_a_sample_that_is_told(source, tokenizer, monkeypatch):
-    class Heard(Reporter):
-        notes: list[str] = []
-
-        def note(self, text):
-            self.notes.append(text)
-
+    reporter = RecordingReporter()
     assert heldout_sample(MAX_HELDOUT).tolist() == list(range(MAX_HELDOUT)), "small parts are looked at whole"
     sample = heldout_sample(54_321)
     assert len(set(sample.tolist())) == MAX_HELDOUT and sample[0] == 0 and sample[-1] == 54_320
     _, held = make_blocks(source, tokenizer, BlockSettings(max_length=32, heldout=0.5))
-    whole = heldout_groups(held, 4, Heard())
-    assert sorted(np.concatenate(whole).tolist()) == list(range(len(held))) and not Heard.notes
+    whole = heldout_groups(held, 4, reporter)
+    assert sorted(np.concatenate(whole).tolist()) == list(range(len(held))) and not reporter.notes
     monkeypatch.setattr("microbert_cli.data.corpus.blocks.MAX_HELDOUT", 5)
-    assert sum(map(len, heldout_groups(held, 4, Heard()))) == 5
-    assert f"5 of {len(held):,} blocks" in Heard.notes[0]
+    assert sum(map(len, heldout_groups(held, 4, reporter))) == 5
+    assert f"5 of {len(held):,} blocks" in reporter.notes[0]

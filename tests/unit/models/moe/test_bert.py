@@ -44,14 +44,14 @@ def test_the_gates_of_several_experts_are_their_shares():
 
 def test_the_balance_by_hand():
     """E sum f P: 1 where either is uniform, E where one expert has everything."""
-    uniform, one = torch.full((1, 4), 0.25), torch.tensor([[1.0, 0, 0, 0]])
+    uniform, one_hot = torch.full((1, 4), 0.25), torch.tensor([[1.0, 0, 0, 0]])
     some = torch.tensor([[0.7, 0.1, 0.1, 0.1]])
     assert load_balance(uniform, some).item() == pytest.approx(1)
     assert load_balance(some, uniform).item() == pytest.approx(1)
-    assert load_balance(one, one).item() == pytest.approx(4)
+    assert load_balance(one_hot, one_hot).item() == pytest.approx(4)
     assert load_balance(some, some).item() == pytest.approx(4 * 0.52)
     assert load_balance(some, some, scale="mean").item() == pytest.approx(0.52 / 4)
-    assert load_balance(torch.cat([one, some]), torch.cat([one, uniform])).item() == pytest.approx(2.5)
+    assert load_balance(torch.cat([one_hot, some]), torch.cat([one_hot, uniform])).item() == pytest.approx(2.5)
 
 
 def test_the_router_of_tokens_leaves_padding_out():
@@ -114,136 +114,136 @@ def test_noise_explores_and_follows_from_what_is_saved():
         context = RoutingContext(vector=torch.zeros(64))
         return [router(torch.zeros(1, 2, 4), context)[0][0] for _ in range(40)]
 
-    one = TaskRouter(1, 4, 1, seed=5, layer=2).train()
-    first = draws(one)
+    task_router = TaskRouter(1, 4, 1, seed=5, layer=2).train()
+    first = draws(task_router)
     assert set(first) == {0, 1, 2, 3}
-    saved = {name: value.clone() for name, value in one.state_dict().items()}
+    saved = {name: value.clone() for name, value in task_router.state_dict().items()}
     torch.manual_seed(99)
     again = TaskRouter(1, 4, 1, seed=5, layer=2).train()
     again.load_state_dict(saved)
-    assert draws(one) == draws(again)
+    assert draws(task_router) == draws(again)
     other = TaskRouter(1, 4, 1, seed=6, layer=2).train()
     other.load_state_dict({**saved, "draws": torch.tensor(0)})
     assert draws(other) != first
-    assert len(set(draws(one.eval()))) == 1, "no noise where nothing is trained"
+    assert len(set(draws(task_router.eval()))) == 1, "no noise where nothing is trained"
 
 
 def test_every_expert_begins_as_the_layers_own_network(dense):
-    made, source = routed(dense), dense.model.bert.encoder.layer[1]
-    layer = made.bert.expert_layers[2]
+    moe, source = routed(dense), dense.model.bert.encoder.layer[1]
+    layer = moe.bert.expert_layers[2]
     kept = [expert.up.weight for expert in layer.experts]
     assert all(0 < (weight - source.intermediate.dense.weight).std() < 1.2e-3 for weight in kept)
     assert not torch.equal(kept[0], kept[1])
     assert torch.equal(layer.experts[0].down.bias, source.output.dense.bias)
     assert torch.equal(
-        made.bert.encoder.layer[0].intermediate.dense.weight, dense.model.bert.encoder.layer[0].intermediate.dense.weight
+        moe.bert.encoder.layer[0].intermediate.dense.weight, dense.model.bert.encoder.layer[0].intermediate.dense.weight
     )
     batch = {name: value for name, value in rows().items() if name not in ("task", "labels")}
-    theirs, ours = (
+    expected, actual = (
         model.eval().bert(**batch).last_hidden_state for model in (dense.model, routed(dense, tasks={"film": TASKS["film"]}))
     )
-    assert (theirs - ours).abs().max() < 0.05
+    assert (expected - actual).abs().max() < 0.05
 
 
 def test_without_experts_it_is_the_shared_encoder(dense):
-    made = routed(dense, moe_layers=()).eval()
+    model = routed(dense, moe_layers=()).eval()
     batch = rows()
-    seen = made(**{name: batch[name] for name in ("input_ids", "attention_mask", "task")}, output_hidden_states=True)
+    seen = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "task")}, output_hidden_states=True)
     plain = dense.model.eval()(batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
-    assert all(torch.equal(one, other) for one, other in zip(seen.hidden_states, plain.hidden_states, strict=True))
-    assert seen.routing is None and set(made.state_dict()) - set(dense.model.state_dict()) == {
+    assert all(torch.equal(actual, expected) for actual, expected in zip(seen.hidden_states, plain.hidden_states, strict=True))
+    assert seen.routing is None and set(model.state_dict()) - set(dense.model.state_dict()) == {
         "heads.film.weight", "heads.film.bias", "heads.score.weight", "heads.score.bias",
     }  # fmt: skip
 
 
 def test_a_batch_is_of_one_task(dense):
-    made = routed(dense)
+    model = routed(dense)
     batch = rows()
     with pytest.raises(ValueError, match=r"of one task; this one is of \[0, 1\]"):
-        made(**{**batch, "task": torch.tensor([0, 1, 0])})
+        model(**{**batch, "task": torch.tensor([0, 1, 0])})
     with pytest.raises(ValueError, match="which of the 2 tasks"):
-        made(batch["input_ids"])
+        model(batch["input_ids"])
     with pytest.raises(ValueError, match="there is no task 2"):
-        made(batch["input_ids"], task=torch.tensor([2, 2, 2]))
-    with made.answering("score"):
-        assert made(batch["input_ids"]).logits.shape == (3, 1)
+        model(batch["input_ids"], task=torch.tensor([2, 2, 2]))
+    with model.answering("score"):
+        assert model(batch["input_ids"]).logits.shape == (3, 1)
     assert routed(dense, tasks={"film": TASKS["film"]})(batch["input_ids"]).logits.shape == (3, 2)
 
 
 def test_a_gradient_reaches_the_chosen_expert_alone(dense):
-    made = routed(dense).train()
-    made.progress(0.5)
-    chosen = made.chosen_experts()
-    made(**rows(task=1)).logits.sum().backward()
-    for number, layer in made.bert.expert_layers.items():
+    model = routed(dense).train()
+    model.progress(0.5)
+    chosen = model.chosen_experts()
+    model(**rows(task=1)).logits.sum().backward()
+    for number, layer in model.bert.expert_layers.items():
         reached = [e for e, expert in enumerate(layer.experts) if expert.up.weight.grad is not None]
         assert reached == chosen["score"][number]
         assert layer.router.gate.weight.grad.abs().sum() > 0
-    assert made.heads["film"].weight.grad is None and made.heads["score"].weight.grad is not None
+    assert model.heads["film"].weight.grad is None and model.heads["score"].weight.grad is not None
 
 
 @pytest.mark.parametrize(("routing", "top_k"), [("task", 1), ("task", 2), ("token", 2)])
 def test_a_saved_model_comes_back_bit_by_bit(dense, tmp_path, routing, top_k):
-    made = apart(routed(dense, routing=routing, top_k=top_k))
-    made.train()
-    made.progress(0.2)
+    model = apart(routed(dense, routing=routing, top_k=top_k))
+    model.train()
+    model.progress(0.2)
     for _ in range(3):
-        made(**rows(task=1))
-    made.progress(0.7)
-    made.eval().save_pretrained(tmp_path)
+        model(**rows(task=1))
+    model.progress(0.7)
+    model.eval().save_pretrained(tmp_path)
     back = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert type(back) is RoutedBertForSequenceClassification and isinstance(back.config, RoutedBertConfig)
-    assert all(torch.equal(value, back.state_dict()[name]) for name, value in made.state_dict().items())
+    assert all(torch.equal(value, back.state_dict()[name]) for name, value in model.state_dict().items())
     if routing == "task":
         assert {"table", "recent", "draws", "noise"} <= {name.rpartition(".")[2] for name in back.state_dict()}
         assert all(layer.router.is_frozen for layer in back.bert.expert_layers.values())
     show_scores(back)
     for task in (0, 1):
-        assert torch.equal(made(**rows(task)).logits, back(**rows(task)).logits)
+        assert torch.equal(model(**rows(task)).logits, back(**rows(task)).logits)
 
 
 @pytest.mark.parametrize("routing", ["task", "token"])
 def test_it_shows_what_a_plain_bert_shows(dense, routing):
     """Hidden states and attention scores of the asked layers, logits, and the routing, each alone and together."""
-    made = apart(routed(dense, routing=routing))
+    model = apart(routed(dense, routing=routing))
     batch = rows(task=1)
     whole = forward_outputs(
-        made, batch, OutputRequest(True, hidden=frozenset({0, 2, 4}), scores=frozenset({1, 4}), routing=True)
+        model, batch, OutputRequest(True, hidden=frozenset({0, 2, 4}), scores=frozenset({1, 4}), routing=True)
     )
     assert whole.logits.shape == (3, 1) and whole.scores[4].shape == (3, 2, 7, 7) and whole.routing[0].shape == (2, 4)
-    assert torch.allclose(whole.logits, forward_outputs(made, batch, OutputRequest(logits=True)).logits, atol=1e-6)
-    low = forward_outputs(made, batch, OutputRequest(hidden=frozenset({2})))
+    assert torch.allclose(whole.logits, forward_outputs(model, batch, OutputRequest(logits=True)).logits, atol=1e-6)
+    low = forward_outputs(model, batch, OutputRequest(hidden=frozenset({2})))
     assert torch.allclose(low.hidden[2], whole.hidden[2], atol=1e-6) and low.routing is None
-    routing_LE = forward_outputs(made, batch, OutputRequest(hidden=frozenset({2}), routing=True)).routing[1]
+    routing_LE = forward_outputs(model, batch, OutputRequest(hidden=frozenset({2}), routing=True)).routing[1]
     assert torch.allclose(routing_LE, whole.routing[1], atol=1e-6), "every layer routes, though nobody reads the upper ones"
 
 
 def test_padding_counts_nowhere(dense):
-    made = apart(routed(dense, routing="token", top_k=2)).train()
-    for module in made.modules():
+    model = apart(routed(dense, routing="token", top_k=2)).train()
+    for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     batch = rows()
     other = {**batch, "input_ids": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 59)}
-    one, two = (forward_outputs(made, each, OutputRequest(logits=True, routing=True)) for each in (batch, other))
-    assert torch.allclose(one.logits, two.logits, atol=1e-6)
-    assert all(torch.allclose(mine, theirs, atol=1e-6) for mine, theirs in zip(one.routing, two.routing, strict=True))
+    first, second = (forward_outputs(model, each, OutputRequest(logits=True, routing=True)) for each in (batch, other))
+    assert torch.allclose(first.logits, second.logits, atol=1e-6)
+    assert all(torch.allclose(left, right, atol=1e-6) for left, right in zip(first.routing, second.routing, strict=True))
 
 
 def test_the_objective_balances_the_student_and_tells_it_how_far_it_is(dense):
-    made = routed(dense, experts=2).train()
+    model = routed(dense, experts=2).train()
     terms = make_terms({"hard_label": (1.0, {}), "load_balance": (0.01, {})}, Catalog())
-    objective = Objective(terms, made)
+    objective = Objective(terms, model)
     assert objective.student_request.routing and not objective.teacher_request.routing
     objective.progress(1, 4)
-    assert made.bert.expert_layers[2].router.noise.item() == pytest.approx(0.55)
+    assert model.bert.expert_layers[2].router.noise.item() == pytest.approx(0.55)
     _, total, parts = next(objective.losses(rows()))
     assert total.item() == pytest.approx(parts["hard_label"].item() + 0.01 * parts["load_balance"].item())
     parts["load_balance"].backward()
-    gate = made.bert.expert_layers[4].router.gate.weight.grad
+    gate = model.bert.expert_layers[4].router.gate.weight.grad
     assert gate is not None and gate.abs().sum() > 0
     objective.progress(2, 4)
-    assert made.bert.expert_layers[4].router.is_frozen
+    assert model.bert.expert_layers[4].router.is_frozen
 
 
 @pytest.mark.parametrize(
@@ -251,8 +251,8 @@ def test_the_objective_balances_the_student_and_tells_it_how_far_it_is(dense):
     [{"moe_layers": [5]}, {"moe_layers": [2, 2]}, {"top_k": 5}, {"routing": "both"}, {"tasks": {}}, {"tasks": {"film": 3}}],
 )
 def test_a_configuration_that_routes_to_nothing_is_refused(dense, tmp_path, wrong):
-    made = routed(dense)
-    made.save_pretrained(tmp_path)
+    model = routed(dense)
+    model.save_pretrained(tmp_path)
     dense.tokenizer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | wrong))
@@ -273,9 +273,9 @@ def test_an_encoder_is_wanted_and_this_is_none(dense, tmp_path):
 
 
 def test_tasks_are_numbered_by_name_since_a_saved_configuration_sorts_them(dense, tmp_path):
-    made = apart(routed(dense, tasks={"score": TASKS["score"], "film": TASKS["film"]}))
-    assert made.tasks == ["film", "score"]
-    made.save_pretrained(tmp_path)
+    model = apart(routed(dense, tasks={"score": TASKS["score"], "film": TASKS["film"]}))
+    assert model.tasks == ["film", "score"]
+    model.save_pretrained(tmp_path)
     back = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     show_scores(back)
-    assert back.tasks == made.tasks and torch.equal(made(**rows(1)).logits, back(**rows(1)).logits)
+    assert back.tasks == model.tasks and torch.equal(model(**rows(1)).logits, back(**rows(1)).logits)

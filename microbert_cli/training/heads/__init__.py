@@ -1,0 +1,1 @@
+"""Heads of classifiers in training: what new ones start with, and the units that scores are learnt in."""
