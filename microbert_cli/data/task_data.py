@@ -125,7 +125,8 @@ class TaskData:
     def label_form(self) -> LabelForm:
         """What losses must know of the task's labels; weights by those of its training rows. Raises M440, M441."""
         labels = self.rows["train"].labels if "train" in self.rows else None
-        return LabelForm(self.task.kind.independent, self.task.kind.class_weights(labels or (), self.class_weights))
+        kind = self.task.kind
+        return LabelForm(kind.independent, kind.of_words, kind.class_weights(labels or (), self.class_weights))
 
     @property
     def head_bias(self) -> tuple[float, ...] | None:

@@ -22,7 +22,7 @@ from typing import Any
 from microbert_cli.errors import MbertError, combine_errors, key_location, key_of_location, nearest
 from microbert_cli.recipe.layers import table_at
 from microbert_cli.recipe.phase_data import check_soft_labels, check_transfer
-from microbert_cli.recipe.registry import Catalog
+from microbert_cli.recipe.registry import Catalog, TypeOrWords
 from microbert_cli.recipe.schema import Recipe
 from microbert_cli.recipe.student_shapes import StudentShape, shape_of
 from microbert_cli.recipe.toml import read_toml
@@ -289,23 +289,21 @@ def _top_layer_only(where: str, rule: str | int) -> MbertError:
 
 
 def _type_error(entry: str, key: str, value: Any, kind: Any, where: str) -> MbertError | None:
-    fix = f"Read what it means: mbert show {entry}"
+    place, fix = f"{where}.{key}", f"Read what it means: mbert show {entry}"
+    kind, words = (kind.type, kind.words) if isinstance(kind, TypeOrWords) else (kind, ())
     if isinstance(kind, tuple):
         if value in kind and type(value) in {type(word) for word in kind}:
             return None
-        words = [str(word) for word in kind]
-        return MbertError(
-            "M018", f"{value!r} is none of them", where=f"{where}.{key}", allowed=nearest(str(value), words), fix=fix
-        )
+        allowed = nearest(str(value), map(str, kind))
+        return MbertError("M018", f"{value!r} is none of them", where=place, allowed=allowed, fix=fix)
     # True and False are whole numbers to Python.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {"float": is_number, "int": is_number and int(value) == value if _finite(value) else False}
-    fits["bool"] = isinstance(value, bool)
-    if fits.get(kind, True):
+    whole = is_number and int(value) == value if _finite(value) else False
+    if {"float": is_number, "int": whole, "bool": isinstance(value, bool)}.get(kind, True) or value in words:
         return None
     noun = {"float": "number", "int": "whole number", "bool": "truth value"}[kind]
-    allowed = "true or false." if kind == "bool" else f"A {noun}."
-    return MbertError("M017", f"{value!r} is no {noun}", where=f"{where}.{key}", allowed=allowed, fix=fix)
+    allowed = ", or ".join(["true or false" if kind == "bool" else f"A {noun}", *words])
+    return MbertError("M017", f"{value!r} is no {noun}", where=place, allowed=f"{allowed}.", fix=fix)
 
 
 def _bounds_error(key: str, value: Any, bounds: Any, default: Any, where: str) -> MbertError | None:

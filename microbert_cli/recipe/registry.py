@@ -14,6 +14,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +41,17 @@ SUFFIXES = {
     "machines": (".toml",),
     "trackers": (".py",),
 }
+
+
+@dataclass(frozen=True)
+class TypeOrWords:
+    """The annotation of a parameter that takes values of a type and some words: `float | Literal["auto"]`."""
+
+    type: str
+    words: tuple[str, ...]
+
+
+Annotation = str | tuple[Any, ...] | TypeOrWords | None  # a type's name, the words of a Literal, both, or any other
 
 
 class Catalog:
@@ -144,10 +156,10 @@ class Catalog:
             if path.suffix == ".py" and f'MODEL_TYPE = "{model_type}"' in path.read_text(encoding="utf-8"):
                 self.module("students", name)
 
-    def loss_parameters(self, name: str) -> dict[str, str | tuple[Any, ...] | None]:
+    def loss_parameters(self, name: str) -> dict[str, Annotation]:
         """Returns the keyword parameters of a loss, which are its recipe keys; `normalisation` may be set for one term, too.
 
-        With each stands its annotation: a type's name, the words of a Literal, or None for any other.
+        With each stands its annotation: a type's name, the words of a Literal, both, or None for any other.
         """
         arguments = [argument for node in self._functions(name, name) for argument in node.args.kwonlyargs]
         aliases = {
@@ -190,7 +202,7 @@ class Catalog:
         values = _assigned_literals(self._augmenter(name))
         return {fact: values[fact] for fact in ("makes", "texts", "bounds") if fact in values}
 
-    def augmenter_options(self, name: str) -> dict[str, tuple[str | tuple[Any, ...] | None, Any]]:
+    def augmenter_options(self, name: str) -> dict[str, tuple[Annotation, Any]]:
         """Returns the keyword parameters of an augmenter's class, each with its type, as for losses, and its default."""
         classes = (node for node in self._augmenter(name).body if isinstance(node, ast.ClassDef) and node.name == "Augmenter")
         functions = (node for cls in classes for node in cls.body if isinstance(node, ast.FunctionDef))
@@ -264,7 +276,10 @@ def _literal(value: ast.expr) -> Any:
         return None
 
 
-def _annotation(node: ast.expr | None, aliases: Mapping[str, ast.expr]) -> str | tuple[Any, ...] | None:
+def _annotation(node: ast.expr | None, aliases: Mapping[str, ast.expr]) -> Annotation:
+    if isinstance(node, ast.BinOp):  # float | Literal["auto"]
+        kind, words = _annotation(node.left, aliases), _annotation(node.right, aliases)
+        return TypeOrWords(kind, words) if isinstance(kind, str) and isinstance(words, tuple) else None
     if isinstance(node, ast.Name):
         return _annotation(aliases[node.id], {}) if node.id in aliases else node.id
     if isinstance(node, ast.Subscript) and ast.unparse(node.value).rpartition(".")[2] == "Literal":

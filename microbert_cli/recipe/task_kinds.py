@@ -52,10 +52,12 @@ class LabelForm:
     """What losses must know of a task's labels beside their values.
 
     independent  each output is a yes or no of its own: sigmoids in the place of one softmax
+    of_words     every word of a text has a label
     weights      of the classes, or of the yes of each label; None = all alike
     """
 
     independent: bool = False
+    of_words: bool = False
     weights: tuple[float, ...] | None = None
 
 

@@ -157,17 +157,17 @@ def parameter_names(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
 
 
-def form_of_batch(forms: Sequence[LabelForm], batch: Mapping[str, Tensor]) -> tuple[bool, Tensor | None]:
-    """Returns whether the outputs of a batch's task are independent, and the weights [C] of its classes, None = all alike.
+def form_of_batch(forms: Sequence[LabelForm], batch: Mapping[str, Tensor]) -> tuple[LabelForm, Tensor | None]:
+    """Returns the form of the labels of a batch's task, and the weights [C] of its classes, None = all alike.
 
     A batch of no rows counts as the first task's.
     """
     if not forms:
-        return False, None
+        return LabelForm(), None
     form = forms[int(batch["task"][0]) if "task" in batch and len(batch["task"]) else 0]
     if form.weights is None:
-        return form.independent, None
-    return form.independent, torch.tensor(form.weights, device=batch["attention_mask"].device)
+        return form, None
+    return form, torch.tensor(form.weights, device=batch["attention_mask"].device)
 
 
 def output_request(

@@ -239,7 +239,7 @@ class Objective(nn.Module):
     ) -> Any:
         """Calls a function of the term; its parameters are filled in by name, without the shape suffix."""
         names = parameter_names(function)
-        independent, weights = form_of_batch(self.forms, batch)
+        form, weights = form_of_batch(self.forms, batch)
         student_value, teacher_value = self._pair(term, student, teacher, layer)
         inputs = {
             "student": student_value,
@@ -274,7 +274,7 @@ class Objective(nn.Module):
             "teacher_tokens": teacher.top and teacher.top[1],
         }
         named = {name: inputs[short] for name in names if (short := name.rpartition("_")[0]) in inputs}
-        named |= {"independent": independent} if "independent" in names else {}
+        named |= {name: getattr(form, name) for name in ("independent", "of_words") if name in names}
         return function(**named, **{name: value for name, value in self._keywords(term, layer).items() if name in names})
 
     def _keywords(self, term: LossTerm, layer: int) -> dict[str, Any]:

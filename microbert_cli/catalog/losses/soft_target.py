@@ -14,6 +14,9 @@ Several labels a row: p = sigmoid(z_T / T), q = sigmoid(z_S / T), each label a d
     L = T^2 mean over rows and labels c of  D(p_c, q_c) + D(1 - p_c, 1 - q_c),   D one of the three above without its sum
 whatever `reduction` and `squared_temperature` say: as in hard_label a mean over labels, and T^2 keeps its gradient's size.
 
+temperature "auto" is 4 where a text has an answer, and 1 where every word has one: at 4 a student spends its steps on all the
+logits of the many words that are surely O (docs/word-labels.md).
+
 Regression (C = 1, no classes): mean (z_S - z_T)^2. normalisation = "reference" repeats the released rule for STS-B, which
 ignores the teacher: mean (z_S - y)^2 with the gold score y, augmented rows included; of a row without a gold score y = z_T.
 
@@ -30,6 +33,7 @@ from microbert_cli.reduce import mean_over_elements, mean_over_rows
 needs = {"logits", "labels"}
 over = "batch"
 bounds = {"temperature": (1e-3, 1e3)}
+OF_TEXTS, OF_WORDS = 4.0, 1.0  # temperature "auto"
 
 
 def soft_target(
@@ -37,8 +41,9 @@ def soft_target(
     teacher_BC: Tensor,
     labels_B: Tensor | None = None,
     independent: bool = False,
+    of_words: bool = False,
     *,
-    temperature: float = 1.0,
+    temperature: float | Literal["auto"] = 1.0,
     divergence: Literal["cross-entropy", "kl", "symmetric-kl"] = "cross-entropy",
     reduction: Literal["auto", "batch", "elements"] = "auto",
     squared_temperature: bool = False,
@@ -46,6 +51,8 @@ def soft_target(
 ) -> Tensor:
     """Returns the batch's term; see the module's formulas."""
     student_BC, teacher_BC = student_BC.float(), teacher_BC.float()
+    if temperature == "auto":
+        temperature = OF_WORDS if of_words else OF_TEXTS
     if student_BC.shape[-1] == 1:
         target_B = teacher_BC[:, 0]
         if normalisation == "reference" and labels_B is not None:

@@ -236,3 +236,11 @@ def test_squared_error_of_logits_is_twice_the_limit_of_soft_targets():
     student, teacher = torch.randn(2, 8, 5, dtype=torch.float64).unbind()
     soft = soft_target(student, teacher, temperature=1000.0, divergence="kl", squared_temperature=True)
     assert 2 * soft.item() == pytest.approx(logit_mse(student, teacher).item(), rel=1e-2)
+
+
+@pytest.mark.parametrize(("of_words", "temperature"), [(False, 4.0), (True, 1.0)])
+def test_the_temperature_that_suits_texts_or_words(of_words, temperature):
+    student, teacher = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(1)).unbind()
+    chosen = soft_target(student, teacher, of_words=of_words, temperature="auto", divergence="kl", squared_temperature=True)
+    expected = soft_target(student, teacher, temperature=temperature, divergence="kl", squared_temperature=True)
+    assert torch.equal(chosen, expected)

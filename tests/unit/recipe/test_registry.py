@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 
 from microbert_cli.errors import MbertError
-from microbert_cli.recipe.registry import KINDS, Catalog
+from microbert_cli.recipe.registry import KINDS, Catalog, TypeOrWords
 
 BUILT_IN = {
     "losses": [
@@ -87,7 +87,7 @@ def test_the_nearest_name_is_offered():
 
 def test_parameters_of_a_loss_are_read_without_importing_it():
     assert CATALOG.loss_parameters("soft_target") == {
-        "temperature": "float",
+        "temperature": TypeOrWords("float", ("auto",)),
         "divergence": ("cross-entropy", "kl", "symmetric-kl"), "reduction": ("auto", "batch", "elements"),
         "squared_temperature": "bool", "normalisation": "str",
     }  # fmt: skip

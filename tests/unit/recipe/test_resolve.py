@@ -191,6 +191,7 @@ LOSS = "phases.prediction.losses.soft_target"
     ("M019", f"{LOSS}.temperature", "1e30", ""),
     ("M019", f"{LOSS}.temperature", "nan", ""),
     ("M017", f"{LOSS}.temperature", "true", ""),
+    ("M017", f"{LOSS}.temperature", "warm", ""),
     ("M017", f"{LOSS}.squared_temperature", "maybe", ""),
     ("M018", f"{LOSS}.divergence", "k1", ""),
     ("M019", "finetune.losses.hard_label.label_smoothing", "1.5", ""),
