@@ -274,7 +274,8 @@ class Objective(nn.Module):
             "teacher_tokens": teacher.top and teacher.top[1],
         }
         named = {name: inputs[short] for name in names if (short := name.rpartition("_")[0]) in inputs}
-        named |= {name: getattr(form, name) for name in ("independent", "of_words") if name in names}
+        facts = {"independent": form.independent, "of_words": form.of_words}
+        named |= {name: fact for name, fact in facts.items() if name in names}
         return function(**named, **{name: value for name, value in self._keywords(term, layer).items() if name in names})
 
     def _keywords(self, term: LossTerm, layer: int) -> dict[str, Any]:
