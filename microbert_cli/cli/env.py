@@ -26,9 +26,13 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="One JSON object on
     from microbert_cli.models.device import LIMITS, auto_precision, bfloat16_by, pick_device
 
     device = pick_device("auto")
-    by = f", by {bfloat16_by(device)}" if bfloat16_by(device) else ""
+    by = bfloat16_by(device)
     facts = {"mbert": __version__, "python": platform.python_version(), "system": platform.platform()}
-    facts |= {"cores": str(os.cpu_count()), "device": device, "precision": f"auto is {auto_precision(device)}{by}"}
+    facts |= {
+        "cores": str(os.cpu_count()),
+        "device": device,
+        "precision": f"auto is {auto_precision(device)}" + (f", by {by}" if by else ""),
+    }
     facts |= {name: _version(name) for name in PACKAGES}
     facts |= {name: without_secrets(os.environ[name]) for name in (*SETTINGS, *LIMITS) if name in os.environ}
     if as_json:

@@ -124,15 +124,19 @@ class TaskData:
     @property
     def label_form(self) -> LabelForm:
         """What losses must know of the task's labels; weights by those of its training rows. Raises M440, M441."""
-        labels = self.rows["train"].labels if "train" in self.rows else None
         kind = self.task.kind
-        return LabelForm(kind.independent, kind.of_words, kind.class_weights(labels or (), self.class_weights))
+        return LabelForm(kind.independent, kind.of_words, kind.class_weights(self._train_labels, self.class_weights))
 
     @property
     def head_bias(self) -> tuple[float, ...] | None:
         """What the bias of a new head starts with, by the labels of the training rows; None = 0."""
-        labels = self.rows["train"].labels if "train" in self.rows else None
+        labels = self._train_labels
         return self.task.kind.head_bias(labels, self.label_form.weights) if labels else None
+
+    @property
+    def _train_labels(self) -> Sequence[Any]:
+        """The labels of the training rows; empty where there are no such rows, or none with labels."""
+        return (self.rows["train"].labels if "train" in self.rows else None) or ()
 
     def check_class_weights(self) -> None:
         """Raises M440 and M441 where the recipe weighs classes that the task has not."""

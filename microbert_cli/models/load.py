@@ -31,6 +31,7 @@ from microbert_cli.models.architectures import (
 from microbert_cli.models.capture import show_scores
 from microbert_cli.models.config import NO_CODE, read_config
 from microbert_cli.models.find import find_model, missing_head, writes_no_classes
+from microbert_cli.models.heads.layers import reorder_head
 from microbert_cli.models.labels import check_one_score, match_names, output_names
 from microbert_cli.models.moe import bert  # noqa: F401 - registers its model type with transformers' Auto classes
 from microbert_cli.models.moe.extract import check_routing, dense_for_task, is_routed
@@ -136,22 +137,6 @@ def _head_order(config: Any, head: TaskKind, label_order: Sequence[str] | None) 
         return None
     columns = match_names(head.names, label_order or [str(config.id2label[i]) for i in range(config.num_labels)])
     return None if columns == sorted(columns or ()) else columns
-
-
-def reorder_head(model: Any, columns: list[int]) -> None:
-    """Puts the rows of a classifier's last layer into another order, in place."""
-    if branches := getattr(model, "output_layers", None):  # of a model with exits
-        reorder_head(model.backbone, columns)
-    encoder = f"{model.base_model_prefix}."
-    layers = branches or [
-        layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear) and layer.out_features == len(columns) and not name.startswith(encoder)
-    ]
-    with torch.no_grad():
-        for layer in layers if branches else layers[-1:]:
-            for weights in layer.parameters():
-                weights.copy_(weights[columns].clone())
 
 
 def _routed(path: Path, kind: str, config: Any, task: str | None, source: str, where: str) -> LoadedModel:

@@ -188,6 +188,7 @@ def _call(job: Job, model: Any, catalog: Catalog, device: str, numerics: Precisi
 
 
 def _objective(job: Job, model: Any, catalog: Catalog, ask: Any, numerics: Precision) -> Objective:
+    kind = kind_of_model(job.config)
     return Objective(
         make_terms(job.losses, catalog),
         model,
@@ -197,7 +198,7 @@ def _objective(job: Job, model: Any, catalog: Catalog, ask: Any, numerics: Preci
         teacher_width=model_shape(job.teacher).width if job.teacher is not None else 0,
         teacher_layers=model_shape(job.teacher).layers if job.teacher is not None else 0,
         classes=job.config.num_labels,
-        forms=[LabelForm(kind_of_model(job.config).independent)],
+        forms=[LabelForm(kind.independent, kind.of_words)],
         normalisation=job.normalisation,
         numerics=numerics,
     )

@@ -125,14 +125,15 @@ class Kind(NamedKind):
         """Returns the weight of each tag; "balanced" is n / (C n_c), of n words with a label, n_c of them with tag c of C."""
         if wanted is None or not isinstance(wanted, str):
             return None if wanted is None else weights_by_name(self.names, wanted)
-        counts = Counter(i for label in labels for i in label or ())
+        counts = _counts(labels)
         return tuple(counts.total() / (len(self.names) * counts[i]) if counts[i] else 1.0 for i in range(len(self.names)))
 
     def head_bias(self, labels: Sequence[Any], weights: Sequence[float] | None) -> tuple[float, ...] | None:
         """Returns the log share of each tag, log w_c (n_c + 1/2) / sum of these, n_c words with tag c: most words are O."""
-        counts = Counter(i for label in labels for i in label or ())
+        counts = _counts(labels)
         shares = [weight * (counts[i] + 0.5) for i, weight in enumerate(weights or [1.0] * len(self.names))]
-        return tuple(math.log(share / sum(shares)) for share in shares)
+        total = sum(shares)
+        return tuple(math.log(share / total) for share in shares)
 
     def random_labels(self, generator: Any, count: int) -> Any:
         return generator.integers(self.num_outputs, size=count)
@@ -152,7 +153,7 @@ class Kind(NamedKind):
 
     def constant(self, labels: Sequence[Any]) -> Any:
         """Returns the commonest tag, which `constant_predictions` gives to every word."""
-        return Counter(i for label in labels for i in label).most_common(1)[0][0]
+        return _counts(labels).most_common(1)[0][0]
 
     def constant_predictions(self, labels: Sequence[Any]) -> Any:
         commonest = self.constant(labels)
@@ -267,3 +268,8 @@ def _probabilities(logits: "np.ndarray") -> "np.ndarray":
     from microbert_cli.models.predictor import probabilities  # loads numpy, which a task's TOML is read without
 
     return probabilities(logits)
+
+
+def _counts(labels: Sequence[Any]) -> Counter[int]:
+    """Returns how many words have each tag, by its number; None is a row that nobody labelled."""
+    return Counter(i for label in labels for i in label or ())

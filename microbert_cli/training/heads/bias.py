@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+
+from microbert_cli.models.heads.layers import last_linear
 
 
 @torch.no_grad()
@@ -13,20 +14,6 @@ def start_head_bias(model: Any, bias_C: Sequence[float] | None) -> None:
 
     None, or a head that does not end in a linear layer with so many outputs and a bias: the head stays as it is.
     """
-    layer = None if bias_C is None else _output_layer(model, len(bias_C))
-    if layer is not None and not layer.bias.any():
+    layer = None if bias_C is None else last_linear(model, len(bias_C))
+    if layer is not None and layer.bias is not None and not layer.bias.any():
         layer.bias.copy_(torch.tensor(bias_C))
-
-
-def _output_layer(model: Any, outputs: int) -> nn.Linear | None:
-    """Returns the last linear layer outside the encoder that has so many outputs and a bias."""
-    encoder = f"{model.base_model_prefix}."
-    layers = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and module.out_features == outputs
-        and module.bias is not None
-        and not name.startswith(encoder)
-    ]
-    return layers[-1] if layers else None

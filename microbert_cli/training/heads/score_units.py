@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from microbert_cli.errors import MbertError
 from microbert_cli.models.exits.build import has_exits
+from microbert_cli.models.heads.layers import last_linear
 from microbert_cli.models.moe.extract import is_routed
 from microbert_cli.recipe.task_kinds import Standardisation
 
@@ -84,15 +85,10 @@ def output_layer(model: nn.Module, task: str) -> nn.Linear:
         heads: Any = model.heads
         layer: nn.Linear = heads[task] if task in heads else next(iter(heads.values()))  # one task, under another name
         return layer
-    encoder = f"{getattr(model, 'base_model_prefix', '')}."
-    layers = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == 1 and not name.startswith(encoder)
-    ]
-    if not layers or layers[-1].bias is None:
+    last = last_linear(model, outputs=1)
+    if last is None or last.bias is None:
         raise _no_linear_head(type(model).__name__)
-    return layers[-1]
+    return last
 
 
 def _weights(head: nn.Linear) -> _Weights:

@@ -16,7 +16,8 @@ from microbert_cli.models.capture import OutputRequest, forward_outputs, removab
 from microbert_cli.models.exits.answers import ExitLogits, answer_early, chosen_speed, parse_speeds, uncertainty
 from microbert_cli.models.exits.build import ExitSettings, add_exits
 from microbert_cli.models.exits.flops import exit_flops, exit_summary
-from microbert_cli.models.load import LoadedModel, load_model, reorder_head
+from microbert_cli.models.heads.layers import reorder_head
+from microbert_cli.models.load import LoadedModel, load_model
 from microbert_cli.models.save import save_model
 from microbert_cli.models.size import forward_flops
 from microbert_cli.recipe.registry import Catalog

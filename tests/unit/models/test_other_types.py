@@ -17,7 +17,8 @@ from microbert_cli.errors import MbertError
 from microbert_cli.exporting.directory import exported_tokenizer
 from microbert_cli.models.architectures import input_names, positions_of, wasted_positions
 from microbert_cli.models.capture import OutputRequest, forward_outputs
-from microbert_cli.models.load import LoadedModel, check_forward, load_model, reorder_head
+from microbert_cli.models.heads.layers import reorder_head
+from microbert_cli.models.load import LoadedModel, check_forward, load_model
 from microbert_cli.models.onnx import _reason, inputs_of_export
 from microbert_cli.models.tokenizers import load_tokenizer, pad_right
 
